@@ -1,0 +1,42 @@
+"""plmjax trains encoder language models in JAX and hands them to Hugging Face."""
+
+import enum
+
+__version__ = "0.1.0"
+
+
+class Exit(enum.IntEnum):
+    """What the process's exit code says to scripts and schedulers."""
+
+    OK = 0
+    USAGE = 2
+    DATA = 3
+    MODEL = 4
+    DISK = 5
+    NUMERIC = 6
+    INTERNAL = 70
+    RESUMABLE = 75
+
+
+class PlmjaxError(ValueError):
+    """Something a user can mend: what was wrong, how to mend it, and the exit code.
+
+    Anything else that reaches the top is a bug of ours.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", code: Exit = Exit.USAGE):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def __reduce__(self):
+        # Keyword-only arguments are lost by the default; worker processes send errors.
+        return (_rebuild, (type(self), self.message, self.hint, self.code))
+
+
+def _rebuild(kind, message, hint, code):
+    return kind(message, hint=hint, code=code)

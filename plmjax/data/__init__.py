@@ -1,0 +1,1 @@
+"""Text in, batches out: sources, the prepared store, rows and the loader."""

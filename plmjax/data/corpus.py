@@ -1,0 +1,204 @@
+"""What every source of documents shares: its config, its files, its cleaning."""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from plmjax import Exit, PlmjaxError
+
+CLEANING = 1  # raise it when clean() changes: it is part of every fingerprint
+ERRORS = ("strict", "replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where documents come from."""
+
+    kind: str = "docstrings"  # docstrings | text | jsonl | parquet | hf | tfds
+    paths: str | None = None  # files and globs (** too), comma between
+    document: str | None = None  # text: line | blank | file; None: chosen from the text
+    field: str = "text"  # jsonl, parquet, hf, tfds: which field holds the text
+    split: str = "train"  # hf, tfds
+    max_document_bytes: int = 1_000_000  # longer ones are cut at white space
+    dataset: str | None = None  # tfds: its name; paths is then the data_dir
+
+
+@dataclasses.dataclass
+class Tally:
+    """What one pass over the documents met; filled while the pass goes on."""
+
+    documents: int = 0
+    bytes: int = 0
+    empty_files: int = 0
+    cut_documents: int = 0
+    replaced_characters: int = 0  # invalid UTF-8 that became U+FFFD
+    control_characters: int = 0  # removed by clean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A corpus: documents() starts anew each time, in the same order.
+
+    fingerprint is a SHA-256 of all that shapes the documents; description is JSON-able
+    and its "counts" are those of the latest pass.
+    """
+
+    documents: Callable[[], Iterator[str]]
+    fingerprint: str
+    description: dict[str, Any]
+
+
+def make_source(
+    config: SourceConfig,
+    read: Callable[[Tally], Iterator[str]],
+    content: Any,
+    description: dict[str, Any],
+) -> Source:
+    """A source of the cleaned documents of read(tally).
+
+    content is any JSON value that changes when the documents may.
+    """
+    description = {"kind": config.kind, **description, "counts": {}}
+
+    def documents() -> Iterator[str]:
+        tally = Tally()
+        try:
+            for raw in read(tally):
+                yield from _finish(raw, config.max_document_bytes, tally)
+        finally:
+            description["counts"] = dataclasses.asdict(tally)
+        if not tally.documents:
+            raise PlmjaxError(
+                f"The corpus (data.source.kind={config.kind}, "
+                f"paths={config.paths}) is empty or only white space.",
+                hint="Give files that hold text.",
+                code=Exit.DATA,
+            )
+
+    shape = [config.kind, CLEANING, config.max_document_bytes, content]
+    fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+    return Source(documents, fingerprint, description)
+
+
+def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
+    pieces = list(cut(raw, limit))
+    tally.cut_documents += len(pieces) > 1
+    for piece in pieces:
+        text, removed = clean(piece)
+        tally.control_characters += removed
+        if text:
+            tally.documents += 1
+            tally.bytes += len(text.encode())
+            yield text
+
+
+# All control characters but tab and newline, as BERT's cleaner removes them.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")  # one line ends and another begins
+
+
+def clean(text: str) -> tuple[str, int]:
+    """The declared rule: breaks become newlines, other control characters vanish.
+
+    Returns the text without white space around it, and how many characters vanished.
+    """
+    if text.isprintable():  # nearly every line: nothing to look for
+        return text.strip(), 0
+    text, removed = _CONTROLS.subn("", _BREAKS.sub("\n", text))
+    return text.strip(), removed
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """The text in pieces of at most limit bytes, cut at white space if there is any."""
+    while len(text) * 4 > limit:  # a character has at most 4 bytes
+        raw = text[:limit].encode(errors="surrogatepass")
+        if len(raw) <= limit and len(text) <= limit:
+            break
+        head = raw[:limit].decode(errors="ignore")
+        blank = max(head.rfind(" "), head.rfind("\n"))
+        # No white space: cut anywhere, but move on by at least one character.
+        place = blank + 1 if blank > 0 else max(len(head), 1)
+        yield text[:place]
+        text = text[place:]
+    yield text
+
+
+def find_files(paths: str | None) -> list[Path]:
+    """The files that match, in the order of their names; PlmjaxError if none does."""
+    patterns = [p.strip() for p in (paths or "").split(",") if p.strip()]
+    if not patterns:
+        raise PlmjaxError(
+            "data.source.paths is empty.",
+            hint="Set --config.data.source.paths='texts/*.txt'.",
+        )
+    found: dict[Path, None] = {}
+    for pattern in map(os.path.expanduser, patterns):
+        if os.path.isdir(pattern):
+            raise PlmjaxError(
+                f"data.source.paths: {pattern!r} is a directory.",
+                hint=f"Name its files: {os.path.join(pattern, '**', '*.txt')!r}.",
+            )
+        if os.path.exists(pattern):
+            matches = [pattern]
+        else:
+            matches = glob.glob(pattern, recursive=True)
+        files = [Path(match) for match in sorted(matches) if os.path.isfile(match)]
+        if not files:
+            raise PlmjaxError(
+                f"data.source.paths: {pattern!r} matches no file (in {Path.cwd()}).",
+                hint="Check the spelling, or give an absolute path.",
+            )
+        found |= dict.fromkeys(files)
+    names = relative_names(list(found))
+    return [path for _, path in sorted(zip(names, found, strict=True))]
+
+
+def relative_names(files: Sequence[Path]) -> list[str]:
+    """Names from the deepest common folder on, so that a corpus may be moved."""
+    root = os.path.commonpath([path.absolute().parent for path in files])
+    return [path.absolute().relative_to(root).as_posix() for path in files]
+
+
+def file_digests(files: Sequence[Path]) -> list[list[Any]]:
+    """[name, bytes, SHA-256] of each file."""
+    rows = []
+    for name, path in zip(relative_names(files), files, strict=True):
+        try:
+            with open(path, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                rows.append([name, stream.tell(), digest])
+        except OSError as error:
+            raise unreadable(path, error) from None
+    return rows
+
+
+def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
+    """What the log and the model card say of the files: the first few by name."""
+    return {
+        "files": len(digests),
+        "bytes": sum(size for _, size, _ in digests),
+        "names": [name for name, _, _ in digests[:20]],
+    }
+
+
+def unreadable(path: Path, error: Exception) -> PlmjaxError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return PlmjaxError(
+        f"{path} cannot be read: {reason}.",
+        hint="Mend the file or its permissions, or leave it out.",
+        code=Exit.DATA,
+    )
+
+
+def not_utf8(where: str) -> PlmjaxError:
+    return PlmjaxError(
+        f"{where} is not UTF-8.",
+        hint="Convert the file, or go on with --config.data.errors=replace.",
+        code=Exit.DATA,
+    )

@@ -1,0 +1,245 @@
+"""The corpus that is already there: docstrings of the installed Python packages.
+
+What is kept is prose: paragraphs of English sentences, without code, lists of
+parameters and tables. A document is one docstring; a paragraph is kept once.
+"""
+
+import ast
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import itertools
+import json
+import platform
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from plmjax.data.corpus import Source, SourceConfig, Tally, make_source
+from plmjax.data.parallel import cores, ordered_map
+
+HARVEST = 1  # raise it when the harvest changes: it is part of the fingerprint
+
+# Parsing costs 0.4 s a megabyte of source, so the files with the largest share of
+# docstring are parsed, until they hold this much: about half of it is prose.
+DOCSTRING_BYTES = 26_000_000
+FILE_BYTES = 1_000_000  # larger files are tables and generated code
+# With less source than this in the packages, the standard library is added.
+SOURCE_BYTES = 40_000_000
+
+_LEFT_OUT = re.compile(
+    r"(^|/)(tests?|testing|site-packages|_?vendor(ed)?)/|_pb2|^\.\.|^plmjax/"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """What holds Python files: an installed distribution or the standard library."""
+
+    name: str
+    version: str
+    licence: str
+    digest: str  # of the names and contents of its files
+    files: dict[str, Path]  # name in the package -> where it is
+    size: int  # bytes
+
+
+class Docstrings(NamedTuple):
+    texts: list[str]
+    invalid: bool  # the file is no valid Python
+
+
+def open_docstrings(config: SourceConfig, errors: str) -> Source:
+    """The source of kind docstrings; errors and paths do not apply."""
+    packages = installed_packages()
+    if sum(package.size for package in packages) < SOURCE_BYTES:
+        packages.append(standard_library())
+    licences = [
+        {"name": p.name, "version": p.version, "licence": p.licence} for p in packages
+    ]
+    harvested: list[str] = []
+
+    def read(tally: Tally) -> Iterator[str]:
+        if not harvested:
+            texts, counts = harvest(packages)
+            harvested.extend(texts)
+            source.description.update(counts)
+        yield from harvested
+
+    source = make_source(
+        config,
+        read,
+        content=[HARVEST, [[p.name, p.version, p.digest] for p in packages]],
+        description={"document": "one docstring", "packages": licences},
+    )
+    return source
+
+
+def installed_packages() -> list[Package]:
+    """Every distribution that lists its files (in RECORD, as pip writes it)."""
+    packages: dict[str, Package] = {}
+    for distribution in importlib.metadata.distributions():
+        name, record = distribution.name, distribution.read_text("RECORD")
+        if not name or not record or name in packages or name == "plmjax":
+            continue
+        rows = sorted(
+            row
+            for row in csv.reader(record.splitlines())
+            if len(row) == 3 and row[0].endswith(".py") and not _LEFT_OUT.search(row[0])
+        )
+        packages[name] = Package(
+            name,
+            distribution.version,
+            licence(distribution.metadata),
+            _digest(rows),
+            {row[0]: Path(str(distribution.locate_file(row[0]))) for row in rows},
+            sum(int(row[2] or 0) for row in rows),
+        )
+    return sorted(packages.values(), key=lambda package: package.name.lower())
+
+
+def licence(metadata) -> str:
+    """What a distribution says of its licence, in one line."""
+    for key in ("License-Expression", "License"):
+        said = (metadata[key] or "").strip()
+        if said and len(said) < 100 and "\n" not in said:
+            return said
+    kinds = [c for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
+    return "; ".join(kind.split(" :: ")[-1] for kind in kinds) or "not stated"
+
+
+def standard_library() -> Package:
+    """Python's own modules; their version stands for their contents."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    files = {name: root / name for name in names if not _LEFT_OUT.search(name)}
+    size = sum(path.stat().st_size for path in files.values())
+    version = platform.python_version()
+    return Package("Python", version, "PSF-2.0", _digest(list(files)), files, size)
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def harvest(packages: list[Package]) -> tuple[list[str], dict[str, int]]:
+    """The prose of the packages, in the order of their names, and what was counted."""
+    names = {
+        f"{package.name}/{name}": path
+        for package in packages
+        for name, path in package.files.items()
+    }
+    workers = cores() if len(names) > 200 else 1
+    groups = _groups(list(names.values()), 200)
+    weights = itertools.chain.from_iterable(ordered_map(_weigh, groups, workers))
+    chosen = _choose(list(names), list(weights))
+
+    groups = _groups([names[name] for name in chosen], 25)
+    results = itertools.chain.from_iterable(ordered_map(_parse, groups, workers))
+    seen: set[bytes] = set()
+    documents, invalid = [], 0
+    for texts, is_invalid in results:
+        invalid += is_invalid
+        documents += filter(None, (_prose(text, seen) for text in texts))
+    return documents, {"files": len(chosen), "skipped_files": invalid}
+
+
+def _groups(items: list, size: int) -> list[list]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _weigh(paths: list[Path]) -> list[tuple[int, int]]:
+    """(bytes, bytes between triple quotes) of each file; (0, 0) where it is left out.
+
+    The quotes need not be docstrings: this only says which files are worth parsing.
+    """
+    weights = []
+    for path in paths:
+        try:
+            raw = path.read_bytes() if path.stat().st_size <= FILE_BYTES else b""
+        except OSError:
+            raw = b""
+        weights.append((len(raw), sum(map(len, raw.split(b'"""')[1::2]))))
+    return weights
+
+
+def _choose(names: list[str], weights: list[tuple[int, int]]) -> list[str]:
+    """The files with the largest share of docstring, in the order of names."""
+    shares = [
+        (quoted / size, name, quoted)
+        for name, (size, quoted) in zip(names, weights, strict=True)
+        if quoted
+    ]
+    chosen, total = [], 0
+    for _, name, quoted in sorted(shares, reverse=True):
+        if total >= DOCSTRING_BYTES:
+            break
+        chosen.append(name)
+        total += quoted
+    return sorted(chosen)
+
+
+def _parse(paths: list[Path]) -> list[Docstrings]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes
+        return [docstrings(path) for path in paths]
+
+
+def docstrings(path: Path) -> Docstrings:
+    """The docstrings of a file from top to bottom; none if it is no valid Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return Docstrings([], invalid=True)
+    return Docstrings(list(_docstrings(tree)), invalid=False)
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
+    text = ast.get_docstring(node, clean=False)
+    if text:
+        # A lone surrogate ("\ud800") is valid Python and no text.
+        yield inspect.cleandoc(text).encode(errors="replace").decode()
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child)  # type: ignore[arg-type]
+
+
+_WORD = re.compile(r"[A-Za-z]+")
+_COMMON = frozenset(
+    "a an and are as at be by can for from has if in is it its not of on or that the "
+    "this to was when which will with you".split()
+)
+# A line of code, markup, a table, or numpydoc's "name : type"; or nothing at all.
+_BREAK = re.compile(
+    r"^(?:\s*(?:>>>|\.\.|[:@|+=#*$`~<{\[-]|[\w, *]+ : |\w+:$).*|\s*)$", re.MULTILINE
+)
+
+
+def _prose(docstring: str, seen: set[bytes]) -> str:
+    """The docstring's paragraphs of prose that are not in seen; "" for too little."""
+    kept = []
+    for paragraph in _BREAK.split(docstring):
+        if not _is_prose(paragraph):
+            continue
+        text = "\n".join(line.strip() for line in paragraph.strip().splitlines())
+        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if key not in seen:
+            seen.add(key)
+            kept.append(text)
+    text = "\n\n".join(kept)
+    return text if len(text) >= 80 else ""
+
+
+def _is_prose(paragraph: str) -> bool:
+    """At least six words, mostly letters, a fair share of them the commonest words."""
+    words = _WORD.findall(paragraph)
+    letters = sum(map(len, words)) + sum(map(paragraph.count, " \n"))
+    common = sum(word.lower() in _COMMON for word in words)
+    return (
+        len(words) >= 6 and letters >= 0.85 * len(paragraph) and common >= len(words) / 6
+    )

@@ -1,0 +1,146 @@
+"""Batches as a pure function of (seed, step, store): there is no iterator state.
+
+Resuming, another number of processes and replaying a step are the same call.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.data.prepare import Split
+from plmjax.data.rows import Plan, gather
+from plmjax.tokenizers import Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training: `steps` batches of `batch` rows of the plan's length."""
+
+    steps: int
+    batch: int
+    plan: Plan
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Returns where each index < size goes under the permutation that `key` names.
+
+    A Feistel network of four rounds over the next power of four; indices that fall
+    outside are sent through again. Nothing is stored, whatever the size.
+    """
+    half = max((size - 1).bit_length() + 1, 2) // 2
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    words = np.random.SeedSequence(key).generate_state(4, np.uint64)
+    value = np.asarray(index, np.uint64)
+    outside = np.ones(value.shape, bool)
+    while outside.any():
+        left, right = value[outside] >> shift, value[outside] & mask
+        for word in words:
+            left, right = right, left ^ (_mix(right ^ word) & mask)
+        value[outside] = (left << shift) | right
+        outside = value >= np.uint64(size)
+    return value.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scrambles uint64 words (the finaliser of splitmix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class Loader:
+    """Training batches of a split, phase after phase, shuffled anew each epoch.
+
+    `process` of `processes` gets its slice of each global batch. `copies` is the
+    number of static masks a row, cycled through by epochs.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        phases: list[Phase],
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        copies: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        for phase in phases:
+            if phase.batch % processes:
+                raise PlmjaxError(
+                    f"a batch of {phase.batch} rows does not divide over "
+                    f"{processes} processes."
+                )
+        self.split, self.phases, self.tokenizer = split, phases, tokenizer
+        self.seed, self.copies = seed, copies
+        self.process, self.processes = process, processes
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def rows(self, step: int) -> tuple[Phase, np.ndarray, np.ndarray]:
+        """Returns the phase of a step and (row, epoch) of its global batch."""
+        done = 0
+        for number, phase in enumerate(self.phases):
+            if step < done + phase.steps:
+                break
+            done += phase.steps
+        else:
+            raise IndexError(f"step {step} of {done}")
+        index = (step - done) * phase.batch + np.arange(phase.batch)
+        epoch, place = np.divmod(index, phase.plan.rows)
+        row = np.empty_like(place)
+        for e in np.unique(epoch):
+            # A batch that crosses into the next epoch draws from two permutations.
+            here = epoch == e
+            key = (self.seed << 64) | (number << 32) | int(e)
+            row[here] = permute(place[here], phase.plan.rows, key)
+        return phase, row, epoch
+
+    def batch(self, step: int) -> Batch:
+        """Returns this process's rows of the global batch of a step, as numpy."""
+        phase, row, epoch = self.rows(step)
+        share = phase.batch // self.processes
+        mine = slice(self.process * share, (self.process + 1) * share)
+        arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer)
+        return arrays | {"copy": (epoch[mine] % self.copies).astype(np.int32)}
+
+
+def held_out_batches(
+    split: Split,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    batch: int,
+    max_rows: int | None = None,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yields every row once, in order; the last batch is filled with empty rows."""
+    rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
+    share = batch // processes
+    for begin in range(0, rows, batch):
+        row = begin + process * share + np.arange(share)
+        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer)
+        yield arrays | {"copy": np.zeros(share, np.int32)}
+
+
+def _gather(split: Split, plan: Plan, rows: np.ndarray, tokenizer: Tokenizer) -> Batch:
+    ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    arrays = gather(split, plan, rows, *ids)
+    return arrays | {"row": np.maximum(rows, 0).astype(np.int32)}
+
+
+def read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Yields batch(start) .. batch(stop - 1), made ahead of time in threads."""
+    import grain
+
+    data = grain.MapDataset.range(start, stop).map(batch)
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2)))

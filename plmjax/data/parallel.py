@@ -1,0 +1,51 @@
+"""Work spread over processes, with its order kept and its memory bounded."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    start: Callable[..., None] | None = None,
+    start_arguments: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """function of each item, in order; start(*start_arguments) runs once a process.
+
+    With one worker all happens in this process. At most two items a worker are under
+    way, so an endless iterator of items is fine.
+    """
+    if workers == 1:
+        if start is not None:
+            start(*start_arguments)
+        yield from map(function, items)
+        return
+    # Spawned, not forked: jax and the tokenizers library have threads by now.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), start, start_arguments
+    )
+    try:
+        under_way: deque = deque()
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,315 @@
+"""Tokenise once: documents to a store on disk, keyed by everything that shaped it."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.corpus import Source
+from plmjax.data.parallel import cores, ordered_map
+from plmjax.data.store import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    UNIGRAM,
+    Split,
+    Store,
+    offsets_file,
+    open_store,
+    sha256,
+    starts_file,
+    tokens_file,
+)
+from plmjax.tokenizers import Tokenizer
+
+__all__ = ["Split", "Store", "open_store", "prepare", "store_key"]
+
+BATCH_BYTES = 1_000_000  # of text, what a worker gets at once
+# A worker takes 2 s to start; the cache encodes 20 MB in that time.
+PARALLEL_BYTES = 20 * BATCH_BYTES
+SHARD_TOKENS = 1 << 25  # what is held in memory before it is written: 100 MB
+
+
+class Batch(NamedTuple):
+    """Tokenised documents end to end, with where each goes."""
+
+    tokens: np.ndarray  # [n] as stored
+    starts: np.ndarray  # [n] bool
+    lengths: np.ndarray  # [documents] int64
+    held_out: np.ndarray  # [documents] bool
+
+
+def store_key(source: Source, tokenizer: Tokenizer, held_out_percent: float) -> str:
+    """A name for the store that differs when anything that shapes it does."""
+    shape = [FORMAT, source.fingerprint, tokenizer.digest, float(held_out_percent)]
+    return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:24]
+
+
+def prepare(
+    source: Source,
+    tokenizer: Tokenizer,
+    directory: str | Path,
+    held_out_percent: float,
+    workers: int | None = None,
+    log: Callable[[str], Any] = print,
+) -> Store:
+    """The store of source in directory/KEY, made now unless it is there.
+
+    Its files are the same for every number of workers (default: a core each where the
+    text is large). Raises PlmjaxError: code 3 for the data, 5 for the disk.
+    """
+    if not 0 < held_out_percent < 100:
+        raise PlmjaxError(
+            f"data.held_out_percent={held_out_percent} is not between 0 and 100.",
+            hint="Give for example --config.data.held_out_percent=2.",
+        )
+    directory = Path(directory)
+    key = store_key(source, tokenizer, held_out_percent)
+    final = directory / key
+    if final.exists():
+        store = open_store(final, verify=True)
+        log(f"Prepared data found in {final}.")
+        return store
+    part = directory / f".{key}.tmp-{os.getpid()}"
+    try:
+        _remove_leftovers(directory)
+        part.mkdir(parents=True)
+        facts = _write(source, tokenizer, part, held_out_percent, workers)
+        manifest = {
+            "format": FORMAT,
+            "key": key,
+            "held_out_percent": held_out_percent,
+            "tokenizer": tokenizer.digest,
+            "vocab_size": tokenizer.vocab_size,
+            "source": {"fingerprint": source.fingerprint, **source.description},
+            **facts,
+        }
+        _write_manifest(part, manifest)
+        _publish(part, final)
+    except OSError as error:
+        raise _disk_error(error, directory) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    counts = {name: manifest["splits"][name] for name in SPLITS}
+    log(
+        f"Prepared data written to {final}: "
+        + ", ".join(
+            f"{name} {c['documents']:,} documents, {c['tokens']:,} tokens"
+            for name, c in counts.items()
+        )
+        + "."
+    )
+    return open_store(final)
+
+
+def _write(
+    source: Source,
+    tokenizer: Tokenizer,
+    part: Path,
+    held_out_percent: float,
+    workers: int | None,
+) -> dict[str, Any]:
+    writers = {name: _Writer(part, name) for name in SPLITS}
+    unigram = np.zeros(tokenizer.vocab_size, np.int64)
+    empty = 0
+    for batch in _tokenise(source, tokenizer, held_out_percent, workers):
+        empty += int(np.count_nonzero(batch.lengths == 0))
+        held_out_token = np.repeat(batch.held_out, batch.lengths)
+        for name, writer in writers.items():
+            held_out = name == "held_out"
+            lengths = batch.lengths[batch.held_out == held_out]
+            here = held_out_token == held_out
+            writer.add(batch.tokens[here], batch.starts[here], lengths[lengths > 0])
+        unigram += np.bincount(batch.tokens[~held_out_token], minlength=len(unigram))
+    np.save(part / UNIGRAM, unigram)
+    splits = {name: writer.finish() for name, writer in writers.items()}
+    _check_splits(splits, held_out_percent)
+    return {"splits": splits, "empty_documents": empty}
+
+
+def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) -> None:
+    documents = sum(facts["documents"] for facts in splits.values())
+    for name, facts in splits.items():
+        if not facts["documents"]:
+            raise PlmjaxError(
+                f"The {name} split is empty: all {documents:,} documents went to the "
+                f"other one (data.held_out_percent={held_out_percent}).",
+                hint="Give more documents, or change --config.data.held_out_percent; "
+                "--config.data.source.document=line makes more of a text file.",
+                code=Exit.DATA,
+            )
+
+
+# --- documents to batches, in this process or in others
+
+
+def _tokenise(
+    source: Source, tokenizer: Tokenizer, held_out_percent: float, workers: int | None
+) -> Iterator[Batch]:
+    groups = _groups(source.documents(), BATCH_BYTES)
+    first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
+    if workers is None:
+        workers = cores() if len(first) == PARALLEL_BYTES // BATCH_BYTES else 1
+    yield from ordered_map(
+        _tokenise_group,
+        itertools.chain(first, groups),
+        workers,
+        _start_worker,
+        (tokenizer, held_out_percent, workers > 1),
+    )
+
+
+def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[str]]:
+    group, size = [], 0
+    for document in documents:
+        group.append(document)
+        size += len(document)
+        if size >= limit_characters:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _start_worker(tokenizer: Tokenizer, held_out_percent: float, alone: bool) -> None:
+    """Set what _tokenise_group needs; it cannot be sent along with each group."""
+    global _worker
+    _worker = (tokenizer, held_out_percent)
+    if alone:  # one thread a process: the processes are the parallelism
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+_worker: tuple[Tokenizer, float]
+
+
+def _tokenise_group(texts: list[str]) -> Batch:
+    tokenizer, held_out_percent = _worker
+    encoded = tokenizer.encode_batch(texts)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    return Batch(
+        encoded.tokens.astype(dtype),
+        encoded.word_start,
+        encoded.lengths,
+        np.array([is_held_out(text, held_out_percent) for text in texts]),
+    )
+
+
+def is_held_out(text: str, percent: float) -> bool:
+    """By the text alone: a document stays on its side however the corpus changes."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < percent / 100 * (1 << 64)
+
+
+# --- batches to files
+
+
+class _Writer:
+    """Collects one split's tokens and writes them in shards of SHARD_TOKENS."""
+
+    def __init__(self, directory: Path, split: str):
+        self._directory = directory
+        self._split = split
+        self._tokens: list[np.ndarray] = []
+        self._starts: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._pending = 0
+        self._shards = 0
+
+    def add(self, tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        self._tokens.append(tokens)
+        self._starts.append(starts)
+        self._lengths.append(lengths)
+        self._pending += len(tokens)
+        while self._pending >= SHARD_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        tokens, starts = np.concatenate(self._tokens), np.concatenate(self._starts)
+        size = min(SHARD_TOKENS, len(tokens))
+        np.save(self._directory / tokens_file(self._split, self._shards), tokens[:size])
+        np.save(self._directory / starts_file(self._split, self._shards), starts[:size])
+        self._tokens, self._starts = [tokens[size:]], [starts[size:]]
+        self._pending = len(tokens) - size
+        self._shards += 1
+
+    def finish(self) -> dict[str, Any]:
+        if self._pending:
+            self._flush()
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        offsets = np.cumsum(lengths)
+        np.save(self._directory / offsets_file(self._split), offsets)
+        return {
+            "documents": len(offsets) - 1,
+            "tokens": int(offsets[-1]),
+            "shards": self._shards,
+            "shard_tokens": SHARD_TOKENS,
+        }
+
+
+def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
+    """Written last, when every other file is on the disk."""
+    files = sorted(part.iterdir())
+    for path in files:
+        _sync(path)
+    manifest["files"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
+    text = json.dumps(manifest, indent=2) + "\n"
+    (part / MANIFEST).write_text(text, encoding="utf-8")
+    _sync(part / MANIFEST)
+    _sync(part)
+
+
+def _publish(part: Path, final: Path) -> None:
+    try:
+        part.rename(final)
+    except OSError as error:
+        # Another run has made the same store meanwhile: theirs is as good.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what runs that are dead have left half-written."""
+    for part in directory.glob(".*.tmp-*"):
+        pid = part.name.rpartition("-")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _disk_error(error: OSError, directory: Path) -> PlmjaxError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return PlmjaxError(
+        f"The prepared data cannot be written to {directory}: "
+        f"{error.strerror or error}.",
+        hint="Free some space there." if full else "Check that it can be written to.",
+        code=Exit.DISK,
+    )

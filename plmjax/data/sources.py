@@ -1,0 +1,41 @@
+"""Where documents come from: one function a kind, and one interface."""
+
+from plmjax import PlmjaxError
+from plmjax.data.corpus import ERRORS, Source, SourceConfig
+from plmjax.data.docstrings import open_docstrings
+from plmjax.data.tables import open_hf, open_jsonl, open_parquet, open_tfds
+from plmjax.data.text import open_text
+
+__all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
+
+SOURCES = {
+    "docstrings": open_docstrings,
+    "text": open_text,
+    "jsonl": open_jsonl,
+    "parquet": open_parquet,
+    "hf": open_hf,
+    "tfds": open_tfds,
+}
+
+
+def open_source(config: SourceConfig, errors: str = "strict") -> Source:
+    """The corpus that config names; errors says what invalid UTF-8 does.
+
+    Raises PlmjaxError: code 2 where the config is wrong, 3 where the data are.
+    """
+    if config.kind not in SOURCES:
+        raise PlmjaxError(
+            f"data.source.kind={config.kind!r} is not known.",
+            hint=f"Known kinds: {', '.join(SOURCES)}.",
+        )
+    if errors not in ERRORS:
+        raise PlmjaxError(
+            f"data.errors={errors!r} is not known.",
+            hint=f"Choose one of {', '.join(ERRORS)}.",
+        )
+    if config.max_document_bytes < 4:
+        raise PlmjaxError(
+            f"data.source.max_document_bytes={config.max_document_bytes} is too small.",
+            hint="Give at least 4; the default is 1,000,000.",
+        )
+    return SOURCES[config.kind](config, errors)

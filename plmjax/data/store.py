@@ -1,0 +1,129 @@
+"""The prepared store on disk: what prepare wrote, opened for reading.
+
+    KEY/manifest.json           counts, dtypes, and bytes and SHA-256 of each file
+    KEY/unigram.npy             [V] int64, counts over the train split
+    KEY/SPLIT.offsets.npy       [documents + 1] int64, into the split's token stream
+    KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, the last one fewer
+    KEY/SPLIT.0000.starts.npy   bool: this token begins a word
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+
+FORMAT = 1
+SPLITS = ("train", "held_out")
+MANIFEST = "manifest.json"
+UNIGRAM = "unigram.npy"
+
+
+def offsets_file(split: str) -> str:
+    return f"{split}.offsets.npy"
+
+
+def tokens_file(split: str, shard: int) -> str:
+    return f"{split}.{shard:04d}.tokens.npy"
+
+
+def starts_file(split: str, shard: int) -> str:
+    return f"{split}.{shard:04d}.starts.npy"
+
+
+class Split:
+    """One split's stream of tokens, in memory-mapped shards."""
+
+    def __init__(self, directory: Path, name: str, facts: dict[str, Any]):
+        self._recipe = (directory, name, facts)
+        self._shard_tokens = facts["shard_tokens"]
+        self.documents: int = facts["documents"]
+        self.tokens: int = facts["tokens"]
+        self.offsets = _open_array(directory / offsets_file(name))
+        shards = range(facts["shards"])
+        self._tokens = [_open_array(directory / tokens_file(name, i)) for i in shards]
+        self._starts = [_open_array(directory / starts_file(name, i)) for i in shards]
+
+    def __reduce__(self):
+        return Split, self._recipe  # a mapped array would be pickled with its content
+
+    def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32, word_start bool) at stream positions of any shape, int64."""
+        if len(self._tokens) == 1:
+            return self._tokens[0][index].astype(np.int32), self._starts[0][index]
+        tokens = np.empty(np.shape(index), np.int32)
+        starts = np.empty(np.shape(index), bool)
+        shards, places = np.divmod(index, self._shard_tokens)
+        for shard in np.unique(shards):
+            here = shards == shard
+            tokens[here] = self._tokens[shard][places[here]]
+            starts[here] = self._starts[shard][places[here]]
+        return tokens, starts
+
+
+class Store:
+    """A prepared corpus, read-only; open it with open_store."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]):
+        self.directory = directory
+        self.manifest = manifest
+        self.key: str = manifest["key"]
+
+    def __reduce__(self):
+        return Store, (self.directory, self.manifest)
+
+    @functools.cached_property
+    def unigram(self) -> np.ndarray:
+        """[V] int64: how often each token stands in the train split."""
+        return np.load(self.directory / UNIGRAM)
+
+    @functools.cache  # noqa: B019
+    def split(self, name: str) -> Split:
+        """The split train or held_out."""
+        return Split(self.directory, name, self.manifest["splits"][name])
+
+
+def open_store(directory: str | Path, verify: bool = False) -> Store:
+    """The store in directory; verify reads every byte and compares its SHA-256.
+
+    Raises PlmjaxError (code 3) naming the first file that is not as it was written.
+    """
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        files, found = manifest["files"], manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _damaged(directory, MANIFEST, "missing or no manifest") from None
+    if found != FORMAT:
+        raise _damaged(directory, MANIFEST, f"of format {found}, not {FORMAT}")
+    for name, facts in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise _damaged(directory, name, "missing")
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            raise _damaged(directory, name, f"{size:,} bytes, not {facts['bytes']:,}")
+        if verify and sha256(path) != facts["sha256"]:
+            raise _damaged(directory, name, "not as it was written (SHA-256 differs)")
+    return Store(directory, manifest)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _open_array(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _damaged(directory: Path, name: str, reason: str) -> PlmjaxError:
+    return PlmjaxError(
+        f"The prepared data are damaged: {directory / name} is {reason}.",
+        hint=f"Delete {directory}; the next run prepares it anew.",
+        code=Exit.DATA,
+    )

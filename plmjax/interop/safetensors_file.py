@@ -1,0 +1,249 @@
+"""Safetensors files, read with suspicion: every claim is checked before it is used.
+
+The library refuses most lies by itself (overlaps, holes, overflow), but takes duplicate
+names, names like "../x" and very long blank headers; those are refused here. Nothing
+is allocated before the header has proven itself against the size of the file.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from plmjax import Exit, PlmjaxError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# 391 tensors of a bert-large take 45 kB; the library would take 100 MB.
+_MAX_HEADER_BYTES = 10_000_000
+_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+_INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DAMAGED = "Copy or download the file again."
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies: its file, type, shape and first byte."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def refusal(message: str, hint: str) -> PlmjaxError:
+    """Returns the error for a model file that cannot be used."""
+    return PlmjaxError(message, hint=hint, code=Exit.MODEL)
+
+
+def load_json(path: Path, data: bytes) -> dict:
+    """Returns the object that `data`, of the file `path`, spells in JSON.
+
+    Raises:
+      PlmjaxError: not UTF-8, not JSON, nested too deeply, a key twice, or no object.
+    """
+
+    def once(pairs):
+        keys = dict(pairs)
+        if len(keys) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"it holds the name {twice[:80]!r} twice")
+        return keys
+
+    def no_constant(text):
+        raise ValueError(f"{text} is no JSON number")
+
+    try:
+        found = json.loads(data, object_pairs_hook=once, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise refusal(f"{path}: broken JSON ({error}).", _DAMAGED) from error
+    if not isinstance(found, dict):
+        raise refusal(f"{path}: the JSON is no object.", _DAMAGED)
+    return found
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors that a safetensors file holds, without reading them.
+
+    Raises:
+      PlmjaxError: the file is no safetensors, truncated, or its header lies.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise refusal(
+                f"{path} is a renamed pickle, which can run code when it is read.",
+                "Ask for real safetensors.",
+            )
+        length = int.from_bytes(head, "little")
+        if size >= 8 and length > _MAX_HEADER_BYTES:
+            raise refusal(
+                f"{path}: its first bytes promise a header of {length:,} bytes; "
+                f"more than {_MAX_HEADER_BYTES:,} is no model's.",
+                _DAMAGED,
+            )
+        if size < 8 + length:
+            raise _truncated(path, 8 + length, size)
+        header = load_json(path, file.read(length))
+    header.pop("__metadata__", None)
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=_by_offset):
+        tensors[name] = _tensor(path, name, entry, 8 + length, end)
+        end = entry["data_offsets"][1]
+    if size < 8 + length + end:
+        raise _truncated(path, 8 + length + end, size)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise refusal(f"{path}: {error}.", _DAMAGED) from error
+    return tensors
+
+
+def _truncated(path: Path, promised: int, size: int) -> PlmjaxError:
+    return refusal(
+        f"{path} is truncated: its header says {promised:,} bytes, the file has "
+        f"{size:,}.",
+        _DAMAGED,
+    )
+
+
+def _by_offset(item) -> Any:
+    try:
+        start, end = item[1]["data_offsets"]
+        return int(start), int(end)
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return -1, -1  # _tensor refuses it, by name
+
+
+def _tensor(path: Path, name: str, entry: Any, base: int, end: int) -> Tensor:
+    """Returns one checked entry of a header, which must begin at `end`."""
+    if len(name) > 200 or not _NAME.fullmatch(name):
+        raise refusal(
+            f"{path} holds a tensor called {name[:80]!r}, which is no parameter's name.",
+            "Do not use this file.",
+        )
+
+    def are_sizes(found):
+        return isinstance(found, list) and all(
+            type(n) is int and 0 <= n < 2**63 for n in found
+        )
+
+    fits = (
+        isinstance(entry, dict)
+        and set(entry) == {"dtype", "shape", "data_offsets"}
+        and are_sizes(entry["shape"])
+        and len(entry["shape"]) <= 8
+        and are_sizes(entry["data_offsets"])
+        and len(entry["data_offsets"]) == 2
+    )
+    if not fits:
+        raise refusal(f"{path}: the header's entry of {name} is broken.", _DAMAGED)
+    item = (_ITEM_BYTES | _INTEGERS).get(str(entry["dtype"]))
+    if item is None:
+        raise refusal(
+            f"{path}: {name} has the type {str(entry['dtype'])[:20]!r}; weights are "
+            f"{', '.join(_ITEM_BYTES)}.",
+            "Save the model without quantisation.",
+        )
+    shape = tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if start != end or stop - start != math.prod(shape) * item:
+        raise refusal(
+            f"{path}: the header lies about {name}: {list(shape)} of {entry['dtype']} "
+            f"from byte {end:,}, not bytes {start:,} to {stop:,}.",
+            _DAMAGED,
+        )
+    return Tensor(path, entry["dtype"], shape, base + start)
+
+
+def find_tensors(folder: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a folder's model.safetensors, whole or in shards.
+
+    Raises:
+      PlmjaxError: there are none, only pickles, or the shards belie their index.
+    """
+    if (folder / WEIGHTS).is_file():
+        return read_header(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _sharded(folder, folder / INDEX)
+    pickles = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".bin", ".pkl", ".pt", ".pth", ".ckpt")
+    ]
+    if pickles:
+        raise refusal(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any "
+            "code when it is read.",
+            "If you trust its author, convert it where transformers is installed: "
+            "AutoModelForMaskedLM.from_pretrained(FOLDER).save_pretrained(NEW).",
+        )
+    raise refusal(f"{folder} has no {WEIGHTS}.", "Give a folder that holds one.")
+
+
+def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
+    places = load_json(index, index.read_bytes()).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise refusal(f"{index} has no weight_map.", _DAMAGED)
+    for shard in places.values():
+        safe = isinstance(shard, str) and re.fullmatch(
+            r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.safetensors", shard
+        )
+        if not safe:
+            raise refusal(
+                f"{index} points to the shard {str(shard)[:80]!r}, which is no "
+                "safetensors file of this folder.",
+                "Do not use this folder.",
+            )
+    tensors = {}
+    for shard in sorted(set(places.values())):
+        if not (folder / shard).is_file():
+            raise refusal(f"{folder} lacks the shard {shard}.", "Download it, too.")
+        held = read_header(folder / shard)
+        listed = {name for name, place in places.items() if place == shard}
+        if odd := sorted(listed ^ held.keys()):
+            raise refusal(
+                f"{folder / shard} and {index.name} disagree about {odd[0][:80]} "
+                f"({len(odd)} tensors in all).",
+                "Download the folder again.",
+            )
+        tensors |= held
+    return tensors
+
+
+def read_tensor(name: str, tensor: Tensor) -> np.ndarray:
+    """Returns the tensor as float32.
+
+    Raises:
+      PlmjaxError: it holds integers, or a value that is not finite.
+    """
+    if tensor.dtype in _INTEGERS:
+        raise refusal(
+            f"{tensor.file}: {name} holds {tensor.dtype}, not floating-point weights.",
+            "Save the model without quantisation.",
+        )
+    stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}[tensor.dtype]
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        flat = np.fromfile(file, dtype=stored, count=math.prod(tensor.shape))
+    if tensor.dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        array = flat.reshape(tensor.shape).astype(np.float32)
+    if not np.isfinite(array).all():
+        bad = int(np.argmin(np.isfinite(array).ravel()))
+        raise refusal(
+            f"{tensor.file}: {name} holds {array.ravel()[bad]} at index {bad:,} of "
+            f"{array.size:,}.",
+            "Use an earlier checkpoint; this training had diverged.",
+        )
+    return array

@@ -1,0 +1,156 @@
+"""The whole family of encoders: one module, whose variants are values of its config.
+
+Legend: B rows, L tokens a row, T = B * L, E embedding width, H width, N heads, D head
+width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plmjax.models.attention import ATTENTION
+from plmjax.models.config import EncoderConfig
+from plmjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
+from plmjax.models.noise import Noise
+from plmjax.models.positions import POSITIONS
+
+
+def dense(config: EncoderConfig, features: int, name: str) -> Dense:
+    """A Dense layer with the config's dtype, initial spread and bias."""
+    return Dense(features, config.dtype, config.init_std, config.bias, name=name)
+
+
+def norm(config: EncoderConfig, name: str) -> LayerNorm:
+    """A LayerNorm with the config's epsilon, dtype and bias."""
+    return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
+
+
+class Embeddings(nn.Module):
+    """Token, position and type vectors, summed; [B, L] ids -> [T, H]."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, tokens_BL, positions_BL, types_BL, noise: Noise | None):
+        config = self.config
+        init = nn.initializers.normal(config.init_std)
+        shape = (config.vocab_size, config.input_width)
+        x_BLE = jnp.take(self.param("token", init, shape), tokens_BL, axis=0)
+        x_BLE = POSITIONS[config.positions](self, config, x_BLE, positions_BL)
+        if config.token_types:
+            shape = (config.token_types, config.input_width)
+            table = self.param("type", init, shape)
+            x_BLE = x_BLE + jnp.take(table, types_BL, axis=0)
+        x_TE = x_BLE.reshape(-1, config.input_width)
+        if config.norm_place == "post":
+            x_TE = norm(config, "norm")(x_TE)
+        x_TE = dropout(x_TE.astype(config.dtype), config.dropout, noise, "embeddings")
+        if config.input_width != config.width:
+            return dense(config, config.width, "projection")(x_TE)
+        return x_TE
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within segments; [T, H] -> [T, H]."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_TH, segments_BL, noise: Noise | None, site: str):
+        config = self.config
+
+        def heads(name):
+            y_TH = dense(config, config.width, name)(x_TH)
+            split = (*segments_BL.shape, config.heads, config.head_width)
+            return y_TH.reshape(split).transpose(0, 2, 1, 3)
+
+        y_BNLD = ATTENTION[config.attention](
+            heads("query"),
+            heads("key"),
+            heads("value"),
+            segments_BL,
+            config.causal,
+            config.attention_dropout,
+            noise,
+            f"{site}/weights",
+        )
+        y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
+        return dense(config, config.width, "output")(y_TH)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with an activation, gated if the config says so."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_TH):
+        config = self.config
+        activation = ACTIVATIONS[config.activation]
+        y_TF = activation(dense(config, config.ffn_width, "up")(x_TH))
+        if config.gated:
+            y_TF = y_TF * dense(config, config.ffn_width, "gate")(x_TH)
+        return dense(config, config.width, "down")(y_TF)
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward; separate methods, so that ALBERT can share each."""
+
+    config: EncoderConfig
+
+    def setup(self):
+        self.attention = Attention(self.config)
+        self.attention_norm = norm(self.config, None)
+        self.ffn = FeedForward(self.config)
+        self.ffn_norm = norm(self.config, None)
+
+    def attend(self, site: str, x_TH, segments_BL, noise: Noise | None):
+        site = f"{site}/attention"
+        return self._around(
+            x_TH,
+            lambda x: self.attention(x, segments_BL, noise, site),
+            self.attention_norm,
+            noise,
+            site,
+        )
+
+    def feed(self, site: str, x_TH, noise: Noise | None):
+        return self._around(x_TH, self.ffn, self.ffn_norm, noise, f"{site}/ffn")
+
+    def _around(self, x_TH, inner, norm, noise, site):
+        """Residual, dropout and norm around a block, the norm where the config says."""
+        pre = self.config.norm_place == "pre"
+        y_TH = inner(norm(x_TH) if pre else x_TH)
+        y_TH = x_TH + dropout(y_TH, self.config.dropout, noise, site)
+        return y_TH if pre else norm(y_TH)
+
+
+class Encoder(nn.Module):
+    """Turns [B, L] tokens, segments, positions and types into hidden states [B, L, H].
+
+    `noise` switches dropout on; without it the encoder is deterministic. Segment 0 is
+    padding; tokens attend within their own segment only.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens_BL, segments_BL, positions_BL, types_BL, noise: Noise | None = None
+    ) -> jax.Array:
+        config = self.config
+        embeddings = Embeddings(config, name="embeddings")
+        x_TH = embeddings(tokens_BL, positions_BL, types_BL, noise)
+        layer_type = Layer
+        if config.remat:
+            # The site (argument 1, after self) is a Python string.
+            layer_type = nn.remat(Layer, static_argnums=1, methods=["attend", "feed"])
+        layers = [layer_type(config, name=f"layer_{i}") for i in range(config.layers)]
+        for i in range(config.layers):
+            attends = layers[0 if config.sharing in ("attention", "all") else i]
+            feeds = layers[0 if config.sharing in ("ffn", "all") else i]
+            x_TH = attends.attend(f"layer_{i}", x_TH, segments_BL, noise)
+            x_TH = feeds.feed(f"layer_{i}", x_TH, noise)
+        if config.norm_place == "pre":
+            x_TH = norm(config, "final_norm")(x_TH)
+        return x_TH.reshape(*tokens_BL.shape, config.width)

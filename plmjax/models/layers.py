@@ -1,0 +1,225 @@
+"""Dense, norm, dropout, GELU: the one place that knows what makes XLA fast.
+
+Legend of shape suffixes: T tokens (B rows x L), I inputs, O outputs, H width, N heads,
+V vocabulary. Activations are two-dimensional, [T, H]: with three dimensions XLA:CPU
+computes weight gradients four times slower. Figures are in docs/performance.md.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from plmjax.models.noise import Noise, keep
+
+
+def _product(a, b, contract_a: int, contract_b: int):
+    """A matrix product that accumulates in float32, whatever its operands are.
+
+    bf16 x bf16 -> bf16 misses the CPU's matrix unit: it is 4 to 8 times slower.
+    """
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((contract_a,), (contract_b,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x_TI, kernel_IO, bias_O, dtype):
+    """Returns float32 x @ kernel + bias, [T, O], with products of `dtype` operands.
+
+    The bias is added before any rounding to bf16. Reverse mode only: custom_vjp
+    forbids jvp.
+    """
+    y_TO = _product(x_TI.astype(dtype), kernel_IO.astype(dtype), 1, 0)
+    return y_TO if bias_O is None else y_TO + bias_O[None, :]
+
+
+def _affine_forward(x_TI, kernel_IO, bias_O, dtype):
+    return affine(x_TI, kernel_IO, bias_O, dtype), (x_TI, kernel_IO, bias_O)
+
+
+def _affine_backward(dtype, saved, g_TO):
+    x_TI, kernel_IO, bias_O = saved
+    dbias_O = None if bias_O is None else jnp.sum(g_TO, axis=0, dtype=jnp.float32)
+    g_TO = g_TO.astype(dtype)
+    dx_TI = _product(g_TO, kernel_IO.astype(dtype), 1, 1).astype(x_TI.dtype)
+    if _wants_row_major(dtype):
+        # A contraction over rows misses the matrix unit; one copy of x buys it back.
+        xt_IT = with_layout_constraint(x_TI.astype(dtype).T, Layout((0, 1)))
+        # The barrier keeps XLA from swapping the operands back under a transpose.
+        dkernel_IO = jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0))
+        return dx_TI, dkernel_IO, dbias_O
+    return dx_TI, _product(x_TI.astype(dtype), g_TO, 0, 0), dbias_O
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+def _wants_row_major(dtype) -> bool:
+    # The copy is not partitioned: on several devices it becomes an all-gather.
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return one_cpu and jnp.dtype(dtype) == jnp.bfloat16
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(spec: str, a, b):
+    """Returns the float32 einsum of two operands that share a dtype.
+
+    The gradient is rounded to that dtype before its own products, as autodiff would
+    not: mixed products are slow on every device. Reverse mode only.
+    """
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_forward(spec, a, b):
+    return einsum(spec, a, b), (a, b)
+
+
+def _einsum_backward(spec, saved, g):
+    a, b = saved
+    inputs, out = spec.split("->")
+    of_a, of_b = inputs.split(",")
+    g = g.astype(a.dtype)
+    da = _einsum(f"{out},{of_b}->{of_a}", g, b)
+    db = _einsum(f"{out},{of_a}->{of_b}", g, a)
+    return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _einsum(spec: str, a, b):
+    """Accumulates in float32; XLA:CPU has no bf16 product over a's other dimensions."""
+    left, _ = spec.split(",")
+    if left[-1] in spec.split("->")[1] and jax.default_backend() == "cpu":
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+class Dense(nn.Module):
+    """x [T, I] -> [T, features]; parameters float32, kernel [I, features]."""
+
+    features: int
+    dtype: str
+    init_std: float
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_TI):
+        shape = (x_TI.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape)
+        bias = None
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return affine(x_TI, kernel, bias, self.dtype).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis in float32, then rounds to `dtype`."""
+
+    eps: float
+    dtype: str
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_TH):
+        width = x_TH.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        x_TH = x_TH.astype(jnp.float32)
+        centred = x_TH - jnp.mean(x_TH, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        y_TH = centred * jax.lax.rsqrt(variance + self.eps) * scale[None, :]
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (width,))
+            y_TH = y_TH + bias[None, :]
+        return y_TH.astype(self.dtype)
+
+
+def dropout(x, rate: float, noise: Noise | None, site: str):
+    """Zeroes a share `rate` of x and scales the rest; nothing without noise.
+
+    x's elements are those of B = len(noise.rows) rows, in order, whatever its shape.
+    """
+    if noise is None or rate == 0:
+        return x
+    rows = noise.rows.shape[0]
+    mask = keep(noise, site, x.size // rows, rate).reshape(x.shape)
+    return jnp.where(mask, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros_like(x))
+
+
+# Abramowitz and Stegun 7.1.26: erf within 1.5e-7. XLA:CPU's erf costs three times more.
+_ERF_P = 0.3275911
+_ERF_A = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _normal_cdf_pdf(x):
+    """Returns the standard normal's distribution and density at float32 x."""
+    decay = jnp.exp(-0.5 * x * x)
+    t = 1 / (1 + (_ERF_P * 2**-0.5) * jnp.abs(x))
+    series = jnp.zeros_like(t)
+    for coefficient in reversed(_ERF_A):
+        series = (series + coefficient) * t
+    tail = 0.5 * series * decay
+    return jnp.where(x >= 0, 1 - tail, tail), decay * (2 * jnp.pi) ** -0.5
+
+
+@jax.custom_vjp
+def gelu(x):
+    """x times the normal distribution at x, in float32, rounded to x's dtype."""
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf_pdf(wide)[0]).astype(x.dtype)
+
+
+def _gelu_backward(x, g):
+    wide = x.astype(jnp.float32)
+    cdf, pdf = _normal_cdf_pdf(wide)
+    return ((g.astype(jnp.float32) * (cdf + wide * pdf)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def gelu_tanh(x):
+    """The tanh approximation of GELU, as GPT-2 and ALBERT use it."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+@jax.custom_vjp
+def negative_log_likelihood(logits_TV, labels_T):
+    """Returns float32 [T], -log softmax(logits)[label]; logits float32."""
+    return _nll(logits_TV, labels_T)[0]
+
+
+def _nll(logits_TV, labels_T):
+    lse_T = jax.nn.logsumexp(logits_TV, axis=-1)
+    # A comparison fuses; a gather's gradient would fill a second [T, V] with zeros.
+    chosen = jnp.where(_is_label(logits_TV, labels_T), logits_TV, 0)
+    return lse_T - jnp.sum(chosen, axis=-1), lse_T
+
+
+def _is_label(logits_TV, labels_T):
+    vocabulary = jax.lax.broadcasted_iota(labels_T.dtype, logits_TV.shape, 1)
+    return vocabulary == labels_T[:, None]
+
+
+def _nll_forward(logits_TV, labels_T):
+    nll_T, lse_T = _nll(logits_TV, labels_T)
+    return nll_T, (logits_TV, labels_T, lse_T)
+
+
+def _nll_backward(saved, g_T):
+    logits_TV, labels_T, lse_T = saved
+    probability_TV = jnp.exp(logits_TV - lse_T[:, None])
+    hit_TV = _is_label(logits_TV, labels_T).astype(jnp.float32)
+    return (probability_TV - hit_TV) * g_T[:, None], None
+
+
+negative_log_likelihood.defvjp(_nll_forward, _nll_backward)

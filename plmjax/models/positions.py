@@ -1,0 +1,22 @@
+"""Position kinds: functions of one signature, chosen by EncoderConfig.positions.
+
+Each adds to the summed embeddings [B, L, E] what the positions [B, L] say.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from plmjax.models.config import EncoderConfig
+
+
+def learned(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
+    """One trained vector a position, as in BERT."""
+    table = module.param(
+        "position",
+        nn.initializers.normal(config.init_std),
+        (config.max_positions, config.input_width),
+    )
+    return x_BLE + jnp.take(table, positions_BL + config.position_offset, axis=0)
+
+
+POSITIONS = {"learned": learned}

@@ -1,0 +1,264 @@
+"""Vocabularies on disk: the layouts of Hugging Face, in and out."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers.backends import (
+    BERT,
+    ROBERTA,
+    Specials,
+    bpe_backend,
+    finish,
+    wordpiece_backend,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+ROLES = [field.name for field in dataclasses.fields(Specials)]
+
+
+def read(
+    path: Path, lowercase: bool, strip_accents: bool | None
+) -> "tuple[tokenizers.Tokenizer, Specials]":
+    """The tokenizer in a folder, a tokenizer.json or a vocab.txt."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        names = ["tokenizer.json", "vocab.txt", "vocab.json"]
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if not found:
+            raise _bad(f"{path} holds none of {', '.join(names)}.")
+        path = found[0]
+    elif not path.is_file():
+        raise PlmjaxError(
+            f"tokenizer.path={str(path)!r} does not exist (in {Path.cwd()}).",
+            hint="Give a folder, a tokenizer.json or a vocab.txt.",
+        )
+    settings = _settings(folder)
+    if path.suffix == ".txt":
+        vocab = _vocab_txt(path)
+        specials = _specials(vocab, settings, BERT, path)
+        options = {
+            "do_lower_case": lowercase,
+            "strip_accents": strip_accents,
+            "tokenize_chinese_chars": True,
+        } | {key: value for key, value in settings.items() if value is not None}
+        backend = wordpiece_backend(
+            vocab,
+            specials,
+            lowercase=options["do_lower_case"],
+            strip_accents=options["strip_accents"],
+            chinese_characters=options["tokenize_chinese_chars"],
+        )
+        return backend, specials
+    if path.name == "vocab.json":
+        vocab = _json(path)
+        specials = _specials(vocab, settings, ROBERTA, path)
+        return bpe_backend(
+            vocab, _merges_txt(folder / "merges.txt"), specials
+        ), specials
+    return _read_tokenizer_json(path, settings)
+
+
+def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    text = _text(path)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise _bad(f"{path} is not a tokenizer.json: {error}.") from None
+    model = backend.model
+    if isinstance(model, models.WordPiece):
+        standard = BERT
+    elif isinstance(model, models.BPE) and isinstance(
+        backend.decoder, decoders.ByteLevel
+    ):
+        standard = ROBERTA
+    else:
+        raise PlmjaxError(
+            f"{path} holds a {type(model).__name__} model that is neither WordPiece nor "
+            "byte-level BPE.",
+            hint="Other kinds are not supported yet; train one of these two instead.",
+            code=Exit.MODEL,
+        )
+    if isinstance(model, models.BPE) and model.dropout:
+        raise _bad(f"{path} has BPE dropout: the same text would differ each time.")
+    vocab = backend.get_vocab(with_added_tokens=True)
+    _check_ids(vocab, path)
+    specials = _specials(vocab, settings, standard, path)
+    # Rows are cut and filled by plmjax; a length baked in here would drop text.
+    backend.no_truncation()
+    backend.no_padding()
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.PreTokenizer | None):
+        finish(backend, specials)
+    return backend, specials
+
+
+def write(
+    backend: "tokenizers.Tokenizer",
+    specials: Specials,
+    directory: Path,
+    max_length: int,
+) -> None:
+    """Write tokenizer.json, its settings and the vocabulary in its older form."""
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / "tokenizer.json"), pretty=True)
+    backend.model.save(str(directory))
+    added = backend.get_added_tokens_decoder()
+    tokens = {f"{role}_token": getattr(specials, role) for role in ROLES}
+    tokens = {key: token for key, token in tokens.items() if token is not None}
+    settings = {
+        **_class_settings(backend, specials),
+        **tokens,
+        "added_tokens_decoder": {
+            str(number): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for number, token in sorted(added.items())
+        },
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+    }
+    _write_json(directory / "tokenizer_config.json", settings)
+    _write_json(directory / "special_tokens_map.json", tokens)
+
+
+def _class_settings(backend, specials: Specials) -> dict[str, Any]:
+    """The transformers class that rebuilds just this tokenizer, and its arguments.
+
+    BertTokenizer and RobertaTokenizer take the vocabulary from tokenizer.json and build
+    the rest anew, so anything they do not know goes by the class that reads all of it.
+    """
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    if (
+        isinstance(backend.model, models.WordPiece)
+        and backend.model.max_input_chars_per_word == 100
+        and isinstance(normalizer, normalizers.BertNormalizer)
+        and normalizer.clean_text
+        and isinstance(pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+    ):
+        return {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+        }
+    if (
+        isinstance(backend.model, models.BPE)
+        and normalizer is None
+        and isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        and pre_tokenizer.use_regex
+    ):
+        return {
+            "tokenizer_class": "RobertaTokenizer",
+            "add_prefix_space": pre_tokenizer.add_prefix_space,
+            "bos_token": specials.cls,
+            "eos_token": specials.sep,
+        }
+    return {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says, and special_tokens_map.json where it is silent."""
+    names = ["special_tokens_map.json", "tokenizer_config.json"]
+    settings: dict[str, Any] = {}
+    for path in (folder / name for name in names):
+        if path.is_file():
+            settings |= _json(path)
+    return settings
+
+
+def _specials(
+    vocab: dict[str, int], settings: dict[str, Any], standard: Specials, path: Path
+) -> Specials:
+    """The special tokens by the settings' names, else by their usual spelling."""
+    named: dict[str, str | None] = {}
+    for role in ROLES:
+        given = settings[key] if (key := f"{role}_token") in settings else None
+        if isinstance(given, dict) and "content" in given:
+            given = given["content"]
+        named[role] = given if isinstance(given, str) else getattr(standard, role)
+    if standard is ROBERTA and named["unk"] not in vocab:
+        named["unk"] = None  # bytes are never unknown
+    missing = [f"{t} ({role})" for role, t in named.items() if t and t not in vocab]
+    if missing:
+        raise _bad(f"{path} lacks the special token {', '.join(missing)}.")
+    return Specials(**named)  # type: ignore[arg-type]
+
+
+def _vocab_txt(path: Path) -> dict[str, int]:
+    vocab: dict[str, int] = {}
+    # Not splitlines(): a vocabulary may hold U+2028 and the like as pieces.
+    lines = _text(path).removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        piece = line.removesuffix("\r")
+        if not piece.strip():
+            raise _bad(f"{path}:{number}: the line is empty.")
+        if piece in vocab:
+            raise _bad(
+                f"{path}:{number}: {piece!r} is there already, in line "
+                f"{vocab[piece] + 1}."
+            )
+        vocab[piece] = number - 1
+    return vocab
+
+
+def _merges_txt(path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise _bad(f"{path}:{number}: {line!r} is not a pair of pieces.")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _check_ids(vocab: dict[str, int], path: Path) -> None:
+    piece_of: dict[int, str] = {}
+    for piece, number in vocab.items():
+        if number in piece_of:
+            raise _bad(f"{path}: {piece!r} and {piece_of[number]!r} share id {number}.")
+        piece_of[number] = piece
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _bad(f"{path}: byte {error.start} is not UTF-8.") from None
+    except OSError as error:
+        raise _bad(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise _bad(f"{path}:{error.lineno}: no JSON: {error.msg}.") from None
+    if not isinstance(value, dict):
+        raise _bad(f"{path} holds no JSON object.")
+    return value
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _bad(message: str) -> PlmjaxError:
+    hint = "Mend the file, or leave tokenizer.path empty to train a vocabulary."
+    return PlmjaxError(message, hint=hint, code=Exit.MODEL)

@@ -1,0 +1,163 @@
+"""Train a vocabulary: the same documents give the same one, byte for byte."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers.backends import (
+    BERT,
+    BPE_ORDER,
+    ROBERTA,
+    WORDPIECE_ORDER,
+    bpe_backend,
+    wordpiece_backend,
+)
+from plmjax.tokenizers.tokenizer import Tokenizer
+
+# Text beyond this is sampled. The trainer sees some 5 MB/s a core and keeps the sample
+# in memory; a piece that 64 MB do not show twice does not belong in 50k pieces.
+SAMPLE_BYTES = 64_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Which vocabulary: trained on the corpus, or read from path."""
+
+    kind: str = "wordpiece"  # wordpiece | bpe (byte-level)
+    vocab_size: int = 8192
+    min_frequency: int = 2
+    lowercase: bool = True
+    strip_accents: bool | None = None  # None: as lowercase, which is BERT's rule
+    path: str | None = None  # a folder, tokenizer.json or vocab.txt
+
+
+def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    """The tokenizer at config.path if there is one, otherwise trained on documents."""
+    if config.path is not None:
+        return Tokenizer.load(config.path, config.lowercase, config.strip_accents)
+    return train_tokenizer(config, documents)
+
+
+def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
+    """Train on documents, or on a sample of SAMPLE_BYTES of them.
+
+    Raises PlmjaxError where there is no text, or too little for config.vocab_size.
+    """
+    if config.kind not in KINDS:
+        raise PlmjaxError(
+            f"tokenizer.kind={config.kind!r} is not known.",
+            hint=f"Known kinds: {', '.join(KINDS)}.",
+        )
+    sample = sample_documents(documents)
+    if not any(text and not text.isspace() for text in sample):
+        raise PlmjaxError(
+            "There is no text to train a vocabulary on.",
+            hint="Check --config.data.source.paths.",
+            code=Exit.DATA,
+        )
+    return KINDS[config.kind](config, sample)
+
+
+def sample_documents(
+    documents: Iterable[str], limit_bytes: int = SAMPLE_BYTES
+) -> list[str]:
+    """The documents whose hash is lowest, about limit_bytes of them, in order.
+
+    The same set whatever the order of the documents, in one pass and bounded memory.
+    """
+    kept: list[tuple[int, int, str]] = []
+    ceiling, total = 1 << 64, 0
+    for text in documents:
+        raw = text.encode()
+        rank = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
+        if rank >= ceiling:
+            continue
+        kept.append((rank, len(raw), text))
+        total += len(raw)
+        while total > limit_bytes and len(kept) > 1:
+            ceiling //= 2
+            kept = [item for item in kept if item[0] < ceiling]
+            total = sum(size for _, size, _ in kept)
+    return [text for _, _, text in kept]
+
+
+def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
+    """WordPiece by BPE's merges, as the tokenizers library has it."""
+    options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
+    # The trainer numbers the letters inside words ("##a") in the order of a hash table
+    # that differs from run to run, and ties between merges go by number. So a first
+    # pass, without merges, finds the letters, and the second is given them in order.
+    letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, sample)
+    alphabet = sorted(letters.keys() - set(WORDPIECE_ORDER))
+    pieces = WORDPIECE_ORDER + alphabet
+    if len(pieces) > config.vocab_size:
+        raise PlmjaxError(
+            f"The text has {len(alphabet)} letters (those inside words counted too), "
+            f"more than tokenizer.vocab_size={config.vocab_size} can hold.",
+            hint=f"Set --config.tokenizer.vocab_size above {len(pieces)}.",
+            code=Exit.DATA,
+        )
+    vocab = _learn_wordpiece(pieces, config.vocab_size, config, options, sample)
+    _check_size(config, len(vocab))
+    return Tokenizer(wordpiece_backend(vocab, **options), BERT)
+
+
+def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
+    from tokenizers import trainers
+
+    backend = wordpiece_backend(
+        {t: i for i, t in enumerate(WORDPIECE_ORDER)}, **options
+    )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=first_pieces,  # they get the first ids
+        show_progress=False,
+    )
+    backend.train_from_iterator(sample, trainer)
+    return backend.get_vocab(with_added_tokens=False)
+
+
+def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
+    """Byte-level BPE; its alphabet of 256 bytes is fixed, so ties are too."""
+    import json
+
+    from tokenizers import pre_tokenizers, trainers
+
+    options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
+    floor = len(BPE_ORDER) + 256
+    if config.vocab_size < floor:
+        raise PlmjaxError(
+            f"tokenizer.vocab_size={config.vocab_size} is too small: the bytes and "
+            f"special tokens alone are {floor}.",
+            hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
+        )
+    backend = bpe_backend({t: i for i, t in enumerate(BPE_ORDER)}, [], **options)
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=BPE_ORDER,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(sample, trainer)
+    model = json.loads(backend.to_str())["model"]
+    _check_size(config, len(model["vocab"]))
+    merges = [tuple(merge) for merge in model["merges"]]
+    return Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+
+
+def _check_size(config: TokenizerConfig, found: int) -> None:
+    if found < config.vocab_size:
+        raise PlmjaxError(
+            f"The text gives only {found} pieces that occur "
+            f"{config.min_frequency} times, fewer than "
+            f"tokenizer.vocab_size={config.vocab_size}.",
+            hint=f"Set --config.tokenizer.vocab_size={found} or less, lower "
+            "--config.tokenizer.min_frequency, or give more text.",
+            code=Exit.DATA,
+        )
+
+
+KINDS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe}

@@ -1,0 +1,226 @@
+"""The exact word cache: each distinct word goes through the library once.
+
+A tokenizer that works word by word gives a word the same pieces wherever it stands,
+so it is enough to cut the text into words as the library would, and to look them up.
+Cutting need not be as fine as the library's: a unit that holds several words, or a
+whole text that we cannot cut, is looked up just as well. It must only never cut where
+the library's result would differ; what each pattern below relies on is said there.
+"""
+
+import functools
+import itertools
+import re
+import string
+import sys
+import unicodedata
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# About 200 MB at most: a kept word costs some 150 bytes and its text.
+KEPT_WORDS = 1_000_000
+KEPT_CHARACTERS = 256  # longer units are rarely seen twice
+BLOCK_CHARACTERS = 4_000_000  # texts are encoded in blocks, to bound the lists
+
+Split = Callable[[str], list[str]]
+
+
+class Encoded(NamedTuple):
+    """Texts end to end: tokens [n] int32, word_start [n] bool, lengths [texts] int64."""
+
+    tokens: np.ndarray
+    word_start: np.ndarray
+    lengths: np.ndarray
+
+
+class WordCache:
+    """Encodes with a tokenizers.Tokenizer whose words `split` finds."""
+
+    def __init__(self, backend: "tokenizers.Tokenizer", split: Split):
+        self._backend = backend
+        self._split = split
+        self._forget()
+
+    def _forget(self):
+        self._number: dict[str, int] = {}  # unit -> place in _begin
+        self._ids = array("i")
+        self._starts = array("b")
+        self._begin = array("q", [0])
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        sizes = np.cumsum([0, *map(len, texts)])
+        blocks = np.searchsorted(
+            sizes, np.arange(0, sizes[-1] + BLOCK_CHARACTERS, BLOCK_CHARACTERS)
+        )
+        blocks[-1] = len(texts)
+        parts = [
+            self._encode_block(texts[begin:end])
+            for begin, end in itertools.pairwise([0, *blocks.tolist()])
+            if end > begin
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Encoded(
+            np.concatenate([np.empty(0, np.int32), *(p.tokens for p in parts)]),
+            np.concatenate([np.empty(0, bool), *(p.word_start for p in parts)]),
+            np.concatenate([np.empty(0, np.int64), *(p.lengths for p in parts)]),
+        )
+
+    def _encode_block(self, texts: Sequence[str]) -> Encoded:
+        units_of_text = [self._split(text) for text in texts]
+        units = list(itertools.chain.from_iterable(units_of_text))
+        kept = self._learn(units)
+
+        numbers = np.fromiter(map(self._number.__getitem__, units), np.int64)
+        begin = np.frombuffer(self._begin, np.int64)
+        counts = np.diff(begin)[numbers]
+        ends = np.cumsum(counts)
+        # Token j of the unit that begins at b here comes from place begin + j there.
+        shift = begin[numbers] - (ends - counts)
+        places = np.repeat(shift, counts) + np.arange(counts.sum())
+        unit_ends = np.cumsum([0, *map(len, units_of_text)])
+        encoded = Encoded(
+            np.frombuffer(self._ids, np.int32)[places],
+            np.frombuffer(self._starts, bool)[places],
+            np.diff(np.concatenate([[0], ends])[unit_ends]),
+        )
+        del begin  # an array cannot be resized while numpy looks at it
+        self._drop_after(kept)
+        return encoded
+
+    def _learn(self, units: list[str]) -> int:
+        """Add the units that are new; returns how many units shall be kept."""
+        new = set(units) - self._number.keys()
+        if len(self._number) + len(new) > KEPT_WORDS:
+            self._forget()
+            new = set(units)
+        # The long ones come last, where they are easily dropped again.
+        ordered = sorted(new, key=len)
+        encodings = self._backend.encode_batch(ordered, add_special_tokens=False)
+        for unit, encoding in zip(ordered, encodings, strict=True):
+            words = encoding.word_ids
+            self._number[unit] = len(self._begin) - 1
+            self._ids.extend(encoding.ids)
+            self._starts.extend(
+                # A word of None is an added token: each is a word by itself.
+                word is None or word != before
+                for word, before in zip(words, [None, *words], strict=False)
+            )
+            self._begin.append(len(self._ids))
+        long = sum(len(unit) > KEPT_CHARACTERS for unit in ordered)
+        return min(len(self._number) - long, KEPT_WORDS)
+
+    def _drop_after(self, kept: int):
+        while len(self._number) > kept:
+            self._number.popitem()
+        del self._begin[kept + 1 :]
+        del self._ids[self._begin[-1] :]
+        del self._starts[self._begin[-1] :]
+
+
+def splitter(backend: "tokenizers.Tokenizer") -> Split:
+    """How to cut texts for this tokenizer; one that we do not know is left whole."""
+    from tokenizers import models, normalizers, pre_tokenizers
+
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    if any(not t.special for t in backend.get_added_tokens_decoder().values()):
+        return _whole  # these are found in the text before it is cut into words
+    if isinstance(backend.model, models.WordPiece):
+        if (
+            isinstance(normalizer, normalizers.BertNormalizer)
+            and normalizer.clean_text
+            and isinstance(pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        ):
+            return _bert_pattern().findall
+    elif (
+        isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        and pre_tokenizer.use_regex
+        and not pre_tokenizer.add_prefix_space
+        and backend.model.dropout is None
+    ):
+        if normalizer is None:
+            return functools.partial(_gpt2_words, *_gpt2_patterns())
+        if _keeps_ascii(normalizer):
+            return functools.partial(_gpt2_words, *_gpt2_patterns(only_ascii=True))
+    return _whole
+
+
+def _whole(text: str) -> list[str]:
+    return [text]
+
+
+# Beside ASCII: general punctuation and guillemets, frequent in books. All are category
+# P and their own decomposition, so BERT makes each a word by itself in any context.
+_BOOK_PUNCTUATION = "¡¿«»" + "".join(map(chr, range(0x2010, 0x2028)))
+
+
+@functools.cache
+def _bert_pattern() -> re.Pattern:
+    """Cuts at the blanks that BERT's cleaner keeps, and around plain punctuation.
+
+    Neither takes part in anything BERT's normaliser does to its neighbours: cleaning
+    and lower-casing see one character, and decomposition never crosses a starter.
+    Other characters (controls, accents, Chinese) stay in their unit for the library.
+    """
+    marks = re.escape(string.punctuation + _BOOK_PUNCTUATION)
+    return re.compile(f"[^ \t\n\r{marks}]+|[{marks}]")
+
+
+@functools.cache
+def _gpt2_patterns(only_ascii: bool = False) -> tuple[re.Pattern, re.Pattern]:
+    """GPT-2's words by Python's re, and what marks a text that it may misjudge.
+
+    Unassigned characters and those beyond the basic plane are left to the library, as
+    its Unicode tables may be newer than Python's. With only_ascii (for tokenizers that
+    change letters) the same holds for all but ASCII and plain punctuation.
+    """
+    letters, numbers, unknown = [], [], [(0x10000, sys.maxunicode)]
+    for code in range(0x10000):
+        category = unicodedata.category(chr(code))
+        if only_ascii and code > 127 and chr(code) not in _BOOK_PUNCTUATION:
+            unknown.append((code, code))
+        elif category in ("Cn", "Cs", "Co"):
+            unknown.append((code, code))
+        elif category[0] == "L":
+            letters.append((code, code))
+        elif category[0] == "N":
+            numbers.append((code, code))
+    blank = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+    letter, number = _ranges(letters), _ranges(numbers)
+    clitics = "[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD]"
+    if not only_ascii:  # nothing will be lower-cased
+        clitics = "s|t|re|ve|m|ll|d"
+    words = (
+        f"'(?:{clitics})| ?[{letter}]+| ?[{number}]+| ?[^{blank}{letter}{number}]+"
+        f"|[{blank}]+(?![^{blank}])|[{blank}]+"
+    )
+    return re.compile(words), re.compile(f"[{_ranges(unknown)}]")
+
+
+def _ranges(spans: list[tuple[int, int]]) -> str:
+    """Code point spans as the inside of a character class, neighbours joined."""
+    joined: list[list[int]] = []
+    for first, last in sorted(spans):
+        if joined and first == joined[-1][1] + 1:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in joined)
+
+
+def _gpt2_words(words: re.Pattern, unknown: re.Pattern, text: str) -> list[str]:
+    return [text] if unknown.search(text) else words.findall(text)
+
+
+def _keeps_ascii(normalizer) -> bool:
+    """Whether it does nothing to ASCII but lower-case it, and nothing across words."""
+    from tokenizers import normalizers as n
+
+    if isinstance(normalizer, n.Sequence):
+        return all(_keeps_ascii(part) for part in normalizer)  # pyright: ignore
+    return isinstance(normalizer, n.Lowercase | n.StripAccents | n.NFC | n.NFD)

@@ -1,0 +1,159 @@
+"""The blocks of a config that training reads: optimizer, schedule, mesh, intervals."""
+
+import dataclasses
+from typing import Literal
+
+from plmjax import PlmjaxError
+
+
+def _require(condition: bool, message: str, hint: str = "") -> None:
+    if not condition:
+        raise PlmjaxError(message, hint=hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv:1711.05101) or LAMB (arXiv:1904.00962)."""
+
+    kind: Literal["adamw", "lamb"] = "adamw"
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    # Leaves whose name matches are not decayed (and not rescaled by LAMB).
+    no_decay: str = r".*/(bias|scale)"
+    # Gradients longer than this are scaled down to it; none: no clipping.
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        rate = self.learning_rate
+        _require(rate > 0, f"train.optimizer.learning_rate is {rate}; it must be > 0.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(
+                0 <= value < 1,
+                f"train.optimizer.{name} is {value}; it must be in [0, 1).",
+            )
+        clip = self.clip_norm
+        _require(
+            clip is None or clip > 0,
+            f"train.optimizer.clip_norm is {clip}; it must be > 0, or none.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then a decay to `final_percent` of the peak rate.
+
+    `wsd` holds the peak and decays over the last `decay_percent` of the steps.
+    """
+
+    kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    warmup_percent: float = 5.0
+    # Takes the place of warmup_percent when given.
+    warmup_steps: int | None = None
+    decay_percent: float = 20.0
+    final_percent: float = 0.0
+
+    def __post_init__(self):
+        for name in ("warmup_percent", "decay_percent", "final_percent"):
+            value = getattr(self, name)
+            _require(
+                0 <= value <= 100,
+                f"train.schedule.{name} is {value}; it is a percentage, 0 to 100.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what portions, and how often something happens."""
+
+    # One of the two says how long to train.
+    steps: int | None = None
+    epochs: float | None = None
+    # Rows a step over all devices; `accumulation` micro-batches share one update.
+    batch: int = 16
+    accumulation: int = 1
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    # Keeps an exponential moving average of the weights, which then is evaluated and
+    # exported; none: no average.
+    ema_decay: float | None = None
+    log_every_steps: int = 10
+    evaluate_every_steps: int = 250
+    checkpoint_every_steps: int = 250
+    # Newest checkpoints kept, besides the best one.
+    keep_checkpoints: int = 2
+    # Updates in a row that may be skipped for a non-finite loss or gradient.
+    max_bad_steps: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        _require(
+            (self.steps is None) != (self.epochs is None),
+            f"train.steps={self.steps} and train.epochs={self.epochs}: exactly one "
+            "says how long to train.",
+            "Set the other one to none.",
+        )
+        for name in (
+            "batch",
+            "accumulation",
+            "log_every_steps",
+            "evaluate_every_steps",
+            "checkpoint_every_steps",
+            "max_bad_steps",
+        ):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
+        _require(
+            self.steps is None or self.steps >= 1,
+            f"train.steps is {self.steps}; it must be at least 1.",
+        )
+        _require(
+            self.epochs is None or self.epochs > 0,
+            f"train.epochs is {self.epochs}; it must be > 0.",
+        )
+        _require(
+            self.keep_checkpoints >= 2,
+            f"train.keep_checkpoints is {self.keep_checkpoints}; it must be at least "
+            "2, so that a damaged newest checkpoint has one before it.",
+        )
+        _require(
+            self.batch % self.accumulation == 0,
+            f"train.batch={self.batch} does not divide into "
+            f"train.accumulation={self.accumulation} micro-batches.",
+        )
+        _require(
+            0 <= self.seed < 2**32,
+            f"train.seed is {self.seed}; it must be between 0 and 2**32 - 1.",
+        )
+        decay = self.ema_decay
+        _require(
+            decay is None or 0 < decay < 1,
+            f"train.ema_decay is {decay}; it must lie between 0 and 1, or be none.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices hold copies of the data, shards of each layer, parts of it.
+
+    "auto" for one axis takes the devices that the others leave.
+    """
+
+    data: int | Literal["auto"] = "auto"
+    fsdp: int | Literal["auto"] = 1
+    tensor: int | Literal["auto"] = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        _require(
+            sizes.count("auto") <= 1,
+            f"mesh sizes {sizes}: only one axis can be 'auto'.",
+        )
+        _require(
+            all(size == "auto" or size >= 1 for size in sizes),
+            f"mesh sizes {sizes}: each must be at least 1, or 'auto'.",
+        )

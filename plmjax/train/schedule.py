@@ -1,0 +1,48 @@
+"""The learning rate as a function of the step."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.train.config import ScheduleConfig
+
+
+def warmup_steps(config: ScheduleConfig, steps: int) -> int:
+    """Returns the number of steps in which the rate rises."""
+    if config.warmup_steps is not None:
+        if not 0 <= config.warmup_steps < steps:
+            raise PlmjaxError(
+                f"train.schedule.warmup_steps={config.warmup_steps} does not fit into "
+                f"{steps} training steps.",
+                hint="Train longer or warm up for fewer steps.",
+            )
+        return config.warmup_steps
+    return min(round(config.warmup_percent / 100 * steps), steps - 1)
+
+
+def make_schedule(config: ScheduleConfig, peak: float, steps: int) -> Callable:
+    """Returns step -> float32 rate; the first of w warm-up steps has peak / w.
+
+    Steps count from 0; the rate reaches its final value at `steps`, which is never
+    taken, so no step is wasted at a rate of 0.
+    """
+    warm = warmup_steps(config, steps)
+    low = config.final_percent / 100
+    start = warm
+    if config.kind == "wsd":
+        start = max(warm, steps - round(config.decay_percent / 100 * steps))
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum((step + 1) / max(warm, 1), 1.0)
+        done = jnp.clip((step - start) / max(steps - start, 1), 0.0, 1.0)
+        if config.kind == "constant":
+            fall = jnp.float32(1.0)
+        elif config.kind == "cosine":
+            fall = low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        else:
+            fall = low + (1 - low) * (1 - done)
+        return jnp.float32(peak) * jnp.where(step < warm, rise, fall)
+
+    return rate

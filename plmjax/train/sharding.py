@@ -1,0 +1,119 @@
+"""Where arrays live: one mesh of three axes, and rules over names.
+
+Axes: data (copies of the model, each its share of the rows), fsdp (rows too, and each
+layer's weights split), tensor (the computation of a layer split).
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from plmjax import PlmjaxError, tree
+from plmjax.train.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))
+
+# Kernels are [inputs, outputs]; the token table is [vocabulary, width]. Position and
+# type tables stay whole: sharded on width, they would be rematerialised whole.
+RULES = (
+    (r".*/embeddings/token", P("tensor", "fsdp")),
+    (r".*/attention/(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r".*/attention/(query|key|value)/bias", P("tensor")),
+    (r".*/attention/output/kernel", P("tensor", "fsdp")),
+    (r".*/ffn/(up|gate)/kernel", P("fsdp", "tensor")),
+    (r".*/ffn/(up|gate)/bias", P("tensor")),
+    (r".*/ffn/down/kernel", P("tensor", "fsdp")),
+    (r".*/kernel", P("fsdp", None)),
+    (r"head/bias", P("tensor")),
+    (r".*", P()),
+)
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+    """Returns the mesh ('data', 'fsdp', 'tensor') over all devices.
+
+    Raises:
+      PlmjaxError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != "auto"]))
+    if "auto" in sizes and len(devices) % known == 0:
+        sizes[sizes.index("auto")] = len(devices) // known
+    if "auto" in sizes or int(np.prod(sizes)) != len(devices):
+        axes = ", ".join(
+            f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True)
+        )
+        raise PlmjaxError(
+            f"{axes} do not multiply to the {len(devices)} devices that are here.",
+            hint="Change the sizes, or set one of them to 'auto'.",
+        )
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def check_batch(mesh: Mesh, batch: int, accumulation: int) -> None:
+    """Raises PlmjaxError unless every device gets whole rows of each micro-batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shards * accumulation
+    if batch % unit:
+        nearest = max(unit, round(batch / unit) * unit)
+        raise PlmjaxError(
+            f"train.batch={batch} does not divide over {shards} data shards x "
+            f"{accumulation} accumulation steps.",
+            hint=f"The nearest batch that does is {nearest}.",
+        )
+
+
+def is_data_parallel(mesh: Mesh) -> bool:
+    """Says whether every device holds a whole copy of the model."""
+    return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+
+
+def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
+    """Returns the sharding of a parameter; an axis that does not divide is left out."""
+    wanted = tree.match(RULES, name)
+    return P(
+        *(
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(wanted, shape, strict=False)
+        )
+    )
+
+
+def shardings(mesh: Mesh, state):
+    """Returns the NamedSharding of each leaf of a pytree of arrays or shapes.
+
+    A leaf inherits the rule of the parameter whose name its own name ends with, so
+    optimizer moments and averages live where their parameter does.
+    """
+
+    def place(name, leaf):
+        for root in ("encoder/", "head/"):
+            if f"/{root}" in f"/{name}":
+                name = root + f"/{name}".split(f"/{root}", 1)[1]
+                return NamedSharding(mesh, spec(mesh, name, leaf.shape))
+        return NamedSharding(mesh, P())
+
+    return tree.map_named(place, state)
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows over data and fsdp."""
+    return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows of the global batch on its devices."""
+    sharding = rows(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

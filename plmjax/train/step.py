@@ -1,0 +1,145 @@
+"""One training step: corrupt, differentiate, update; jitted and sharded.
+
+Legend: A micro-batches (accumulation), B rows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from plmjax.objectives import Key, Objective
+from plmjax.train import sharding
+
+# Evaluation draws the same masks for a row at every step and in every run.
+EVALUATION_SEED = 0x5EED
+
+
+class State(NamedTuple):
+    """Everything a run must remember; a pytree."""
+
+    step: jax.Array  # int32: batches seen, skipped ones included
+    params: dict
+    moments: Any  # the optimizer's state
+    average: dict | None  # exponential moving average of params
+    bad_steps: jax.Array  # int32: updates skipped in a row
+
+
+def init_state(
+    objective: Objective, optimizer, seed: int, batch, ema: bool
+) -> tuple[State, dict]:
+    """Returns the state before the first step, and the objective's frozen arrays."""
+    params, frozen = objective.init(jax.random.key(seed), batch)
+    # A copy: one buffer cannot be donated twice.
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    zero = jnp.int32(0)
+    return State(zero, params, optimizer.init(params), average, jnp.copy(zero)), frozen
+
+
+def micro_batch(batch, index, count: int):
+    """Returns rows index::count, which keeps each row on its device."""
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(
+            x.reshape(x.shape[0] // count, count, *x.shape[1:]), index, 1, False
+        ),
+        batch,
+    )
+
+
+def gradients(objective: Objective, accumulation: int) -> Callable:
+    """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over A."""
+
+    def one(params, frozen, batch, key):
+        f = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, metrics), grads = f(params, frozen, batch, key, True)
+        return loss, metrics, grads
+
+    def accumulated(params, frozen, batch, key):
+        if accumulation == 1:
+            return one(params, frozen, batch, key)
+
+        def add(i, total):
+            new = one(params, frozen, micro_batch(batch, i, accumulation), key)
+            return jax.tree.map(jnp.add, total, new)
+
+        first = one(params, frozen, micro_batch(batch, 0, accumulation), key)
+        return jax.lax.fori_loop(1, accumulation, add, first)
+
+    return accumulated
+
+
+def data_parallel(f: Callable, mesh: Mesh) -> Callable:
+    """Runs f on each device's rows and sums what it returns: one reduction, at the end.
+
+    Left to itself, the compiler puts an all-reduce into the accumulation loop.
+    """
+    key = Key(P(), P())
+    return jax.shard_map(
+        lambda *args: jax.lax.psum(f(*args), "data"),
+        mesh=mesh,
+        in_specs=(P(), P(), P("data"), key),
+        out_specs=P(),
+        check_vma=False,
+    )
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable,
+    mesh: Mesh,
+    *,
+    seed: int,
+    steps: int,
+    accumulation: int = 1,
+    ema_decay: float | None = None,
+) -> Callable:
+    """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
+
+    An update whose loss or gradient is not finite is skipped and counted.
+    """
+    loss_and_gradients = gradients(objective, accumulation)
+    if sharding.is_data_parallel(mesh) and mesh.size > 1:
+        loss_and_gradients = data_parallel(loss_and_gradients, mesh)
+
+    def step(state: State, frozen, batch) -> tuple[State, dict]:
+        key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))
+        batch = objective.corrupt(batch, key, state.step / steps)
+        loss, metrics, grads = loss_and_gradients(state.params, frozen, batch, key)
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate = schedule(state.step)
+
+        direction, moments = optimizer.update(grads, state.moments, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        average = state.average
+        if ema_decay is not None:
+            average = optax.incremental_update(params, average, 1 - ema_decay)
+        old = (state.params, state.moments, state.average)
+        new = (params, moments, average)
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        bad_steps = jnp.where(good, 0, state.bad_steps + 1)
+        metrics |= {
+            "objective": (loss, jnp.float32(1)),
+            "gradient_norm": (norm, jnp.float32(1)),
+            "learning_rate": (rate, jnp.float32(1)),
+            "bad_steps": (bad_steps.astype(jnp.float32), jnp.float32(1)),
+        }
+        return State(state.step + 1, *new, bad_steps), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluation(objective: Objective) -> Callable:
+    """Returns the jitted (params, frozen, batch) -> metrics, with masks fixed by row."""
+
+    def evaluate(params, frozen, batch):
+        key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+        batch = objective.corrupt(batch, key, jnp.float32(1))
+        return objective.loss(params, frozen, batch, key, False)[1]
+
+    return jax.jit(evaluate)
