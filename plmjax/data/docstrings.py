@@ -240,6 +240,5 @@ def _is_prose(paragraph: str) -> bool:
     words = _WORD.findall(paragraph)
     letters = sum(map(len, words)) + sum(map(paragraph.count, " \n"))
     common = sum(word.lower() in _COMMON for word in words)
-    return (
-        len(words) >= 6 and letters >= 0.85 * len(paragraph) and common >= len(words) / 6
-    )
+    mostly_letters = letters >= 0.85 * len(paragraph)
+    return len(words) >= 6 and mostly_letters and common >= len(words) / 6

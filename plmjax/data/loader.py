@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.data.prepare import Split
+from plmjax.data.store import Split
 from plmjax.data.rows import Plan, gather
 from plmjax.tokenizers import Tokenizer
 

@@ -1,10 +1,12 @@
 """Tokenise once: documents to a store on disk, keyed by everything that shaped it."""
 
 import errno
+import glob
 import hashlib
 import itertools
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -78,9 +80,10 @@ def prepare(
         store = open_store(final, verify=True)
         log(f"Prepared data found in {final}.")
         return store
-    part = directory / f".{key}.tmp-{os.getpid()}"
+    part = directory / f".{key}.tmp-{this_run()}"
     try:
         _remove_leftovers(directory)
+        shutil.rmtree(part, ignore_errors=True)  # of a dead run with our number
         part.mkdir(parents=True)
         facts = _write(source, tokenizer, part, held_out_percent, workers)
         manifest = {
@@ -288,11 +291,17 @@ def _sync(path: Path) -> None:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove what runs that are dead have left half-written."""
-    for part in directory.glob(".*.tmp-*"):
+    """Remove what dead runs have left half-written; only this host's can be judged."""
+    host = this_run().rpartition("-")[0]
+    for part in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
         pid = part.name.rpartition("-")[2]
         if pid.isdecimal() and not _is_alive(int(pid)):
             shutil.rmtree(part, ignore_errors=True)
+
+
+def this_run() -> str:
+    """Host and process, as a name."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 def _is_alive(pid: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.data.prepare import Split
+from plmjax.data.store import Split
 
 # Part of the name of a saved plan: raise it when the packing changes.
 _VERSION = 1

@@ -1,10 +1,10 @@
 """The prepared store on disk: what prepare wrote, opened for reading.
 
-    KEY/manifest.json           counts, dtypes, and bytes and SHA-256 of each file
-    KEY/unigram.npy             [V] int64, counts over the train split
-    KEY/SPLIT.offsets.npy       [documents + 1] int64, into the split's token stream
-    KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, the last one fewer
-    KEY/SPLIT.0000.starts.npy   bool: this token begins a word
+KEY/manifest.json           counts, dtypes, and bytes and SHA-256 of each file
+KEY/unigram.npy             [V] int64, counts over the train split
+KEY/SPLIT.offsets.npy       [documents + 1] int64, into the split's token stream
+KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, the last one fewer
+KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 """
 
 import functools
@@ -40,6 +40,7 @@ class Split:
 
     def __init__(self, directory: Path, name: str, facts: dict[str, Any]):
         self._recipe = (directory, name, facts)
+        self.name = name
         self._shard_tokens = facts["shard_tokens"]
         self.documents: int = facts["documents"]
         self.tokens: int = facts["tokens"]

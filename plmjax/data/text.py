@@ -96,7 +96,8 @@ def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             byte = place - kept + error.start
-            raise not_utf8(f"{path}: byte {byte:,} (0x{error.object[error.start]:02x})")
+            wrong = f"byte {byte:,} (0x{error.object[error.start]:02x})"
+            raise not_utf8(f"{path}: {wrong}") from None
         if errors == "replace":
             there = raw.count("\ufffd".encode())
             tally.replaced_characters += max(0, text.count("\ufffd") - there)

@@ -162,10 +162,11 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     for key, values in _FIXED.items():
         if key in body and body[key] not in values:
             raise refusal(
-                f"{where}: {key} is {_short(body[key])}; plmjax has only {values[0]!r}.",
+                f"{where}: {key} is {_short(body[key])}; "
+                f"plmjax has only {values[0]!r}.",
                 "Use another model.",
             )
-    fields, notes = _sizes(body, where), []
+    fields, notes = {"family": kind, **_sizes(body, where)}, []
     for key, (field, default) in _OPTIONAL.items():
         if key not in body:
             notes.append(f"{where} has no {key}: {default}, transformers' default.")
@@ -175,11 +176,13 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     pad = body.get("pad_token_id", _PAD[kind])
     if kind == "roberta":
         # Its table of positions begins with pad + 1 rows that no token uses.
-        _check_padding(pad, min(fields["vocab_size"], fields["max_positions"] - 1), where)
+        _check_padding(
+            pad, min(fields["vocab_size"], fields["max_positions"] - 1), where
+        )
         fields["position_offset"] = pad + 1
     elif pad is not None:
         _check_padding(pad, fields["vocab_size"], where)
-    return EncoderConfig(family=kind, **fields), pad, notes
+    return EncoderConfig(**fields), pad, notes
 
 
 def _sizes(body: dict, where: str) -> dict[str, Any]:

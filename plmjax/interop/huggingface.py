@@ -149,7 +149,7 @@ def _read_folder(folder: Path) -> Imported:
     return Imported(config, params, tokenizer, notes)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Returns {our name: shape} of a model, of which only layer 0 is named."""
     # One layer stands for all: the cost does not depend on what a file claims.
@@ -277,7 +277,8 @@ def _choose(
         modern = modern_name(family, name, tensors.keys())
         if modern in found:
             raise refusal(
-                f"{tensor.file} holds {modern} twice, as {found[modern][0]} and {name}.",
+                f"{tensor.file} holds {modern} twice, as {found[modern][0]} and "
+                f"{name}.",
                 "Do not use this file.",
             )
         found[modern] = (name, tensor)

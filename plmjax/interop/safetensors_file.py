@@ -77,13 +77,13 @@ def read_header(path: Path) -> dict[str, Tensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
-        if head[:2] == b"PK" or head[:1] == b"\x80":
-            raise refusal(
-                f"{path} is a renamed pickle, which can run code when it is read.",
-                "Ask for real safetensors.",
-            )
         length = int.from_bytes(head, "little")
         if size >= 8 and length > _MAX_HEADER_BYTES:
+            if head[:2] == b"PK" or head[:1] == b"\x80":
+                raise refusal(
+                    f"{path} is a renamed pickle, which can run code when it is read.",
+                    "Ask for real safetensors.",
+                )
             raise refusal(
                 f"{path}: its first bytes promise a header of {length:,} bytes; "
                 f"more than {_MAX_HEADER_BYTES:,} is no model's.",
@@ -127,7 +127,8 @@ def _tensor(path: Path, name: str, entry: Any, base: int, end: int) -> Tensor:
     """Returns one checked entry of a header, which must begin at `end`."""
     if len(name) > 200 or not _NAME.fullmatch(name):
         raise refusal(
-            f"{path} holds a tensor called {name[:80]!r}, which is no parameter's name.",
+            f"{path} holds a tensor called {name[:80]!r}, which no parameter "
+            "is called.",
             "Do not use this file.",
         )
 

@@ -105,3 +105,41 @@ PRESETS: dict[str, EncoderConfig] = {
     "roberta-base": _roberta(12, 768),
     "roberta-large": _roberta(24, 1024),
 }
+
+
+def _model_block() -> type:
+    """A config block: a preset, and any field of EncoderConfig in its place."""
+    fields = dataclasses.fields(EncoderConfig)
+    own = [("preset", str, "bert-tiny")]
+    taken = [(field.name, field.type | None, None) for field in fields]
+    return dataclasses.make_dataclass("ModelConfig", own + taken, frozen=True)
+
+
+# vocab_size and position_offset follow from the tokenizer where they are not given.
+ModelConfig = _model_block()
+
+
+def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
+    """Returns the encoder that a model block names, for a tokenizer.
+
+    Raises:
+      PlmjaxError: an unknown preset, or values that do not fit together.
+    """
+    given = {name: value for name, value in vars(block).items() if value is not None}
+    preset = given.pop("preset")
+    if preset not in PRESETS:
+        raise PlmjaxError(
+            f"model.preset cannot be {preset!r}.",
+            hint=f"Known: {', '.join(PRESETS)}.",
+        )
+    if given.get("vocab_size", vocab_size) < vocab_size:
+        raise PlmjaxError(
+            f"model.vocab_size={given['vocab_size']} is smaller than the tokenizer's "
+            f"{vocab_size} pieces.",
+            hint="Leave it out, and it follows the tokenizer.",
+        )
+    derived: dict = {"vocab_size": vocab_size}
+    if PRESETS[preset].position_offset:
+        # RoBERTa's rule: padding has position padding_idx, text begins after it.
+        derived["position_offset"] = pad_id + 1
+    return dataclasses.replace(PRESETS[preset], **(derived | given))

@@ -6,6 +6,7 @@ computes weight gradients four times slower. Figures are in docs/performance.md.
 """
 
 import functools
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,17 +16,37 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from plmjax.models.noise import Noise, keep
 
 
+@functools.cache
+def _multiplies_bf16() -> bool:
+    """Says whether XLA takes bf16 x bf16 -> float32 on this backend as it stands."""
+    if jax.default_backend() != "cpu":
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _operands(a, b, contracts_last: bool):
+    """Returns a and b as XLA can multiply them; widening bf16 changes no digit.
+
+    XLA:CPU knows bf16 products only on some processors, and only over a's last axis.
+    """
+    cpu = jax.default_backend() == "cpu"
+    if _multiplies_bf16() and (contracts_last or not cpu):
+        return a, b
+    return a.astype(jnp.float32), b.astype(jnp.float32)
+
+
 def _product(a, b, contract_a: int, contract_b: int):
     """A matrix product that accumulates in float32, whatever its operands are.
 
     bf16 x bf16 -> bf16 misses the CPU's matrix unit: it is 4 to 8 times slower.
     """
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((contract_a,), (contract_b,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    a, b = _operands(a, b, contract_a == a.ndim - 1)
+    dimensions = (((contract_a,), (contract_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -63,7 +84,7 @@ affine.defvjp(_affine_forward, _affine_backward)
 def _wants_row_major(dtype) -> bool:
     # The copy is not partitioned: on several devices it becomes an all-gather.
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return one_cpu and jnp.dtype(dtype) == jnp.bfloat16
+    return one_cpu and jnp.dtype(dtype) == jnp.bfloat16 and _multiplies_bf16()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -73,7 +94,7 @@ def einsum(spec: str, a, b):
     The gradient is rounded to that dtype before its own products, as autodiff would
     not: mixed products are slow on every device. Reverse mode only.
     """
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    return _einsum(spec, a, b)
 
 
 def _einsum_forward(spec, a, b):
@@ -90,15 +111,13 @@ def _einsum_backward(spec, saved, g):
     return da.astype(a.dtype), db.astype(b.dtype)
 
 
-def _einsum(spec: str, a, b):
-    """Accumulates in float32; XLA:CPU has no bf16 product over a's other dimensions."""
-    left, _ = spec.split(",")
-    if left[-1] in spec.split("->")[1] and jax.default_backend() == "cpu":
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-
-
 einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+def _einsum(spec: str, a, b):
+    left, _ = spec.split(",")
+    a, b = _operands(a, b, left[-1] not in spec.split("->")[1])
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
 class Dense(nn.Module):

@@ -67,9 +67,7 @@ def _fill_with_words(score_BL, maskable_BL, word_start_BL, n_B):
     sizes_BL = jnp.zeros(score_BL.shape, jnp.int32).at[rows, first_BL]
     sizes_BL = sizes_BL.add(maskable_BL.astype(jnp.int32))
     # Sorting by the first token's score, stably, lays words out whole, in random order.
-    key_BL = jnp.where(
-        maskable_BL, score_BL[rows, first_BL], jnp.uint32(0xFFFFFFFF)
-    )
+    key_BL = jnp.where(maskable_BL, score_BL[rows, first_BL], jnp.uint32(0xFFFFFFFF))
     order_BL = _argsort(key_BL)
     first_BL, alive_BL = first_BL[rows, order_BL], maskable_BL[rows, order_BL]
     size_BL = sizes_BL[rows, first_BL]

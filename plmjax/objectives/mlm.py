@@ -25,6 +25,7 @@ from plmjax.objectives.base import Batch, Key, Objective
 class MLMConfig:
     """How tokens are chosen, what replaces them, and when the choice changes."""
 
+    kind: Literal["mlm"] = "mlm"
     probability: float = 0.15
     # Of the chosen tokens: replaced by [MASK], by a random piece; the rest are kept.
     mask_share: float = 0.8

@@ -1,4 +1,4 @@
-"""The two kinds of vocabulary, put together from the parts of the tokenizers library."""
+"""The two kinds of vocabulary, put together from the tokenizers library."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -94,7 +94,8 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
         ]
     )
     if backend.post_processor is None:
-        cls, sep = ((t, backend.token_to_id(t)) for t in (specials.cls, specials.sep))
+        number = backend.get_vocab(with_added_tokens=True)
+        cls, sep = ((token, number[token]) for token in (specials.cls, specials.sep))
         backend.post_processor = (
             processors.RobertaProcessing(sep, cls, add_prefix_space=False)
             if bpe

@@ -65,7 +65,7 @@ def read(
 
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
+    from tokenizers import decoders, models
 
     text = _text(path)
     try:
@@ -81,7 +81,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
         standard = ROBERTA
     else:
         raise PlmjaxError(
-            f"{path} holds a {type(model).__name__} model that is neither WordPiece nor "
+            f"{path} holds a {type(model).__name__} model, neither WordPiece nor "
             "byte-level BPE.",
             hint="Other kinds are not supported yet; train one of these two instead.",
             code=Exit.MODEL,
@@ -94,9 +94,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
     # Rows are cut and filled by plmjax; a length baked in here would drop text.
     backend.no_truncation()
     backend.no_padding()
-    if isinstance(backend.pre_tokenizer, pre_tokenizers.PreTokenizer | None):
-        finish(backend, specials)
-    return backend, specials
+    return finish(backend, specials), specials
 
 
 def write(
@@ -171,7 +169,7 @@ def _class_settings(backend, specials: Specials) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says, and special_tokens_map.json where it is silent."""
+    """tokenizer_config.json, and special_tokens_map.json where it is silent."""
     names = ["special_tokens_map.json", "tokenizer_config.json"]
     settings: dict[str, Any] = {}
     for path in (folder / name for name in names):

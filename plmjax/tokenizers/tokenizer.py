@@ -12,7 +12,7 @@ import numpy as np
 
 from plmjax.tokenizers import files
 from plmjax.tokenizers.backends import Specials, byte_of_character
-from plmjax.tokenizers.words import Encoded, WordCache, splitter
+from plmjax.tokenizers.words import Encoded, WordCache, cutter
 
 if TYPE_CHECKING:
     import tokenizers
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _cache(self) -> WordCache:
-        return WordCache(self.backend, splitter(self.backend))
+        return WordCache(self.backend, cutter(self.backend))
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """The texts' ids end to end, without [CLS] and [SEP]."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import itertools
+import json
 from collections.abc import Iterable
 
 from plmjax import Exit, PlmjaxError
@@ -14,6 +16,7 @@ from plmjax.tokenizers.backends import (
     wordpiece_backend,
 )
 from plmjax.tokenizers.tokenizer import Tokenizer
+from plmjax.tokenizers.words import cutter
 
 # Text beyond this is sampled. The trainer sees some 5 MB/s a core and keeps the sample
 # in memory; a piece that 64 MB do not show twice does not belong in 50k pieces.
@@ -87,8 +90,11 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
     # The trainer numbers the letters inside words ("##a") in the order of a hash table
     # that differs from run to run, and ties between merges go by number. So a first
-    # pass, without merges, finds the letters, and the second is given them in order.
-    letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, sample)
+    # pass, over the distinct words and without merges, finds the letters, and the
+    # second is given them in order.
+    split = cutter(wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)).split
+    words = set(itertools.chain.from_iterable(map(split, sample)))
+    letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, words)
     alphabet = sorted(letters.keys() - set(WORDPIECE_ORDER))
     pieces = WORDPIECE_ORDER + alphabet
     if len(pieces) > config.vocab_size:
@@ -121,8 +127,6 @@ def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
 
 def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """Byte-level BPE; its alphabet of 256 bytes is fixed, so ties are too."""
-    import json
-
     from tokenizers import pre_tokenizers, trainers
 
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
@@ -133,7 +137,7 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
             f"special tokens alone are {floor}.",
             hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
         )
-    backend = bpe_backend({t: i for i, t in enumerate(BPE_ORDER)}, [], **options)
+    backend = bpe_backend(_numbered(BPE_ORDER), [], **options)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
@@ -146,6 +150,10 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     _check_size(config, len(model["vocab"]))
     merges = [tuple(merge) for merge in model["merges"]]
     return Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+
+
+def _numbered(pieces: list[str]) -> dict[str, int]:
+    return {piece: number for number, piece in enumerate(pieces)}
 
 
 def _check_size(config: TokenizerConfig, found: int) -> None:

@@ -11,6 +11,10 @@ def _require(condition: bool, message: str, hint: str = "") -> None:
         raise PlmjaxError(message, hint=hint)
 
 
+def _replaces(other: str) -> dict:
+    return {"replaces": other}
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (arXiv:1711.05101) or LAMB (arXiv:1904.00962)."""
@@ -69,13 +73,15 @@ class ScheduleConfig:
 class TrainConfig:
     """How long, in what portions, and how often something happens."""
 
-    # One of the two says how long to train.
-    steps: int | None = None
-    epochs: float | None = None
+    # One of the two says how long to train; setting one clears the other.
+    steps: int | None = dataclasses.field(default=1500, metadata=_replaces("epochs"))
+    epochs: float | None = dataclasses.field(default=None, metadata=_replaces("steps"))
     # Rows a step over all devices; `accumulation` micro-batches share one update.
     batch: int = 16
     accumulation: int = 1
     seed: int = 0
+    # A Hugging Face folder (in the workdir, or anywhere) whose weights are the start.
+    init_from: str | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     # Keeps an exponential moving average of the weights, which then is evaluated and

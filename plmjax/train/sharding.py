@@ -43,9 +43,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     if "auto" in sizes and len(devices) % known == 0:
         sizes[sizes.index("auto")] = len(devices) // known
     if "auto" in sizes or int(np.prod(sizes)) != len(devices):
-        axes = ", ".join(
-            f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True)
-        )
+        axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
         raise PlmjaxError(
             f"{axes} do not multiply to the {len(devices)} devices that are here.",
             hint="Change the sizes, or set one of them to 'auto'.",
@@ -99,6 +97,18 @@ def shardings(mesh: Mesh, state):
         return NamedSharding(mesh, P())
 
     return tree.map_named(place, state)
+
+
+def bytes_per_device(mesh: Mesh, state) -> int:
+    """Returns the bytes of a pytree of arrays or shapes that one device holds."""
+    return sum(
+        int(np.prod(place.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+        for leaf, place in zip(
+            jax.tree.leaves(state),
+            jax.tree.leaves(shardings(mesh, state)),
+            strict=True,
+        )
+    )
 
 
 def rows(mesh: Mesh) -> NamedSharding:

@@ -48,8 +48,10 @@ def make_model(family: str, sizes: dict, seed: int):
     random = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Biases and norms too, or a swap of two of them would not show.
-            values = random.normal(0, 0.3, parameter.shape)
+            # Biases and norms too, or a swap of two of them would not show. With larger
+            # kernels PyTorch's own float32 leaves its float64 by more than 1e-5.
+            spread = 0.5 * sizes["hidden_size"] ** -0.5 if parameter.ndim == 2 else 0.1
+            values = random.normal(0, spread, parameter.shape)
             values += name.endswith(("LayerNorm.weight", "layer_norm.weight"))
             parameter.copy_(torch.from_numpy(values))
     return model

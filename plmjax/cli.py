@@ -1,0 +1,318 @@
+"""The command line: verbs in the order in which people use them.
+
+Nothing heavy is imported before a verb needs it, so that --help is quick.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError, __version__
+
+_CONFIG_HELP = """\
+  --config=FILE.py[:argument]   a config file (Python: it is executed) or config.json
+  --config.KEY=VALUE            any value in its place, e.g. --config.train.steps=2000
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
+    argv = sys.argv[1:] if argv is None else argv
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    rest = [a for a in argv if not a.startswith("--config.")]
+    parser = _parser()
+    try:
+        args = parser.parse_args(rest)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    args.overrides = overrides
+    if args.verb is None:
+        parser.print_help()
+        return Exit.USAGE
+    if overrides and not hasattr(args, "config"):
+        return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+    _prepare_process(argv, args.debug)
+    # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return args.run(args)
+    except PlmjaxError as error:
+        if args.debug:
+            traceback.print_exc()
+        return _fail(error.message, error.hint, error.code)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return Exit.RESUMABLE
+    except BrokenPipeError:
+        # The reader of our output left (| head); say nothing more to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return _fail(f"{error}.", "Free some space and run again.", Exit.DISK)
+        return _fail(
+            f"a bug in plmjax: {type(error).__name__}: {error}",
+            "Please report it with what --debug prints.",
+            Exit.INTERNAL,
+        )
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _fail(message: str, hint: str, code: Exit) -> int:
+    print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    return int(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plmjax",
+        description="Train encoder language models: raw text in, a model of your own "
+        "in the Hugging Face format out.",
+        epilog="`plmjax VERB --help` has an example for each verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"plmjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    def verb(name: str, run, help: str, example: str, config: bool = False):
+        added = verbs.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=(_CONFIG_HELP if config else "") + f"\nexample:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run)
+        added.add_argument(
+            "--debug", action="store_true", help="show tracebacks and what is tuned"
+        )
+        if config:
+            added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+        return added
+
+    added = verb(
+        "pretrain",
+        _pretrain,
+        "train a model from text, or go on with a run; without a config, on the "
+        "documentation of the installed Python packages",
+        "plmjax pretrain --config=configs/pretrain/bert_mini.py "
+        "--config.data.source.paths='texts/*.txt' --workdir=runs/mine",
+        config=True,
+    )
+    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    added.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="build everything, print sizes, memory, steps and the first row; stop",
+    )
+    added.add_argument(
+        "--show_config",
+        action="store_true",
+        help="print every key with its type and value, and stop",
+    )
+
+    added = verb(
+        "evaluate",
+        _evaluate,
+        "score a run on its held-out text: loss, accuracy, perplexity, bits per byte",
+        "plmjax evaluate --workdir=runs/docstrings --batch=64",
+    )
+    added.add_argument("--workdir", required=True)
+    added.add_argument("--batch", type=int, default=32, help="rows at once")
+    added.add_argument("--rows", type=int, help="the first so many rows only")
+    _checkpoint(added)
+    added.add_argument("--json", action="store_true", help="print JSON")
+
+    added = verb(
+        "fill",
+        _fill,
+        "guess the masked words of a text",
+        'plmjax fill "The [MASK] of a matrix" --model=runs/docstrings',
+    )
+    added.add_argument("text", help="text with one or more [MASK]")
+    added.add_argument(
+        "--model", required=True, help="a run's workdir or a Hugging Face folder"
+    )
+    added.add_argument("--top", type=int, default=5, help="guesses for each mask")
+    _checkpoint(added)
+
+    added = verb(
+        "export",
+        _export,
+        "write a run as a folder that Hugging Face transformers loads",
+        "plmjax export --workdir=runs/docstrings --to=my-bert",
+    )
+    added.add_argument("--workdir", required=True)
+    added.add_argument("--to", required=True, metavar="DIR")
+    _checkpoint(added)
+
+    added = verb(
+        "import",
+        _import,
+        "take a Hugging Face folder as the start of a run",
+        "plmjax import --from=bert-base-uncased --workdir=runs/continued",
+    )
+    added.add_argument("--from", dest="source", required=True, metavar="DIR")
+    added.add_argument("--workdir", required=True)
+
+    return parser
+
+
+def _checkpoint(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--checkpoint", default="newest", help="newest (default), best, or a step"
+    )
+
+
+def _prepare_process(argv: list[str], debug: bool) -> None:
+    """Sets what must be set before jax is imported or before the process starts."""
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if devices.isdigit() and int(devices) > 1:
+        # Collectives between virtual devices block a thread each; with fewer threads
+        # than that they wait for each other for ever.
+        threads = max(os.cpu_count() or 1, 4 * int(devices))
+        os.environ.setdefault("NPROC", str(threads))
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    if (
+        sys.platform != "linux"
+        or tunables is not None
+        or os.environ.get("PLMJAX_HUGE_PAGES") == "0"
+        or any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/accel0", "/dev/vfio"))
+    ):
+        return
+    # On a CPU, page faults cost a fifth of a training step; malloc reads this at start.
+    if debug:
+        print("Restarting with huge pages (PLMJAX_HUGE_PAGES=0 turns this off).")
+    sys.stdout.flush()
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, "-m", "plmjax", *argv], environment)
+
+
+def _start_jax(workdir: Path | None = None) -> None:
+    """Quietens the libraries, and keeps compiled programs in the workdir."""
+    import logging
+
+    import jax
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    if workdir is not None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _load_config(args, workdir: Path | None):
+    from plmjax import config as config_lib
+    from plmjax.pretrain import EMBEDDED
+    from plmjax.train.workdir import RunConfig, Workdir
+    from plmjax.transfer import imported_layer
+
+    base = imported_layer(Workdir(workdir)) if workdir else {}
+    if args.config is None and not base:
+        base = EMBEDDED
+    return config_lib.load(RunConfig, args.config, args.overrides, base)
+
+
+def _pretrain(args) -> int:
+    from plmjax import config as config_lib
+
+    workdir = Path(args.workdir) if args.workdir else None
+    config = _load_config(args, workdir)
+    if args.show_config:
+        from plmjax.train.workdir import RunConfig
+
+        values = config_lib.flatten(config.to_dict())
+        for key, kind in config_lib.fields(RunConfig):
+            print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
+        return Exit.OK
+    workdir = workdir or Path("runs") / config.name
+    print(f"Run directory: {workdir}", flush=True)
+    _start_jax(workdir)
+    from plmjax import pretrain
+
+    if args.dry_run:
+        pretrain.dry_run(config, workdir)
+        return Exit.OK
+    result = pretrain.pretrain(config, workdir)
+    if "stopped" in result:
+        print(
+            f"Stopped by {result['stopped']}; step {result['step']:,} is saved. "
+            "The same command goes on from there."
+        )
+        return Exit.RESUMABLE
+    return Exit.OK
+
+
+def _evaluate(args) -> int:
+    import json
+
+    _start_jax()
+    from plmjax.evaluate.held_out import score_run
+    from plmjax.evaluate.model import open_model
+    from plmjax.train.workdir import Workdir
+
+    _at_least_one(args, "batch", "rows")
+    workdir = Workdir(args.workdir)
+    workdir.config()
+    model = open_model(args.workdir, args.checkpoint)
+    found = score_run(model, workdir, args.batch, args.rows)
+    if args.json:
+        print(json.dumps({"step": model.step} | found))
+        return Exit.OK
+    print(f"{args.workdir}, step {model.step:,}, {found['rows']:,} held-out rows")
+    print(f"loss           {found['loss']:.4f} nats a masked token")
+    print(f"unigram loss   {found['unigram_loss']:.4f}")
+    print(f"accuracy       {found['accuracy']:.2%}")
+    print(f"perplexity     {found['perplexity']:.2f}")
+    print(f"bits per byte  {found['bits_per_byte']:.4f} of masked text")
+    return Exit.OK
+
+
+def _at_least_one(args, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise PlmjaxError(f"--{name}={value} must be at least 1.")
+
+
+def _fill(args) -> int:
+    _start_jax()
+    from plmjax.evaluate.fill import fill
+    from plmjax.evaluate.model import open_model
+
+    _at_least_one(args, "top")
+    model = open_model(args.model, args.checkpoint)
+    found = fill(model, args.text, args.top)
+    for number, guesses in enumerate(found, 1):
+        if len(found) > 1:
+            print(f"[MASK] {number}")
+        for guess in guesses:
+            print(f"{guess.probability:7.2%}  {guess.text}")
+    return Exit.OK
+
+
+def _export(args) -> int:
+    _start_jax()
+    from plmjax.train.workdir import Workdir
+    from plmjax.transfer import export
+
+    export(Workdir(args.workdir), Path(args.to), print, args.checkpoint)
+    return Exit.OK
+
+
+def _import(args) -> int:
+    _start_jax()
+    from plmjax.train.workdir import Workdir
+    from plmjax.transfer import import_folder
+
+    import_folder(Path(args.source), Workdir(args.workdir), print)
+    return Exit.OK

@@ -1,0 +1,263 @@
+"""The border between ml_collections configs and frozen dataclasses.
+
+A schema is a dataclass of dataclasses. Its defaults are the default config; a config
+file says what differs; `--config.a.b=value` says what differs from the file. Below
+this border everything is a frozen dataclass: no key is looked up by name.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ml_collections import ConfigDict
+
+from plmjax import PlmjaxError
+
+T = TypeVar("T")
+
+
+def to_dict(schema) -> dict:
+    """Returns a dataclass of dataclasses as nested dicts, tuples as they are."""
+    return {
+        field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for field in dataclasses.fields(schema)
+        for value in [getattr(schema, field.name)]
+    }
+
+
+def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, type) of every value in a schema."""
+    types_of = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        kind = types_of[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from fields(typing.cast(type, kind), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", kind
+
+
+def describe(kind: Any) -> str:
+    """Returns how a person would name the values of a type."""
+    if typing.get_origin(kind) is Literal:
+        return " | ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " | ".join(describe(arm) for arm in typing.get_args(kind))
+    if kind is type(None):
+        return "none"
+    return getattr(kind, "__name__", str(kind))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns a hint that names the closest known keys, and all where they are few."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    # A key is often remembered without its block: train.lr for learning_rate.
+    last = name.rsplit(".", 1)[-1]
+    close += [key for key in known if key.rsplit(".", 1)[-1] == last]
+    found = ", ".join(dict.fromkeys(close))
+    if found:
+        return f"Did you mean {found}?"
+    return f"Known: {', '.join(known)}."
+
+
+def _check(value: Any, kind: Any, key: str) -> Any:
+    """Returns the value as its type has it, or raises PlmjaxError."""
+    arms = (
+        typing.get_args(kind)
+        if typing.get_origin(kind) in (typing.Union, types.UnionType)
+        else (kind,)
+    )
+    for arm in arms:
+        if typing.get_origin(arm) is Literal:
+            if value in typing.get_args(arm):
+                return value
+        elif arm is type(None):
+            if value is None:
+                return None
+        elif arm is float and isinstance(value, int | float):
+            if not isinstance(value, bool):
+                return float(value)
+        elif arm is tuple and isinstance(value, list | tuple):
+            # JSON knows lists only.
+            return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        elif arm is int and isinstance(value, bool):
+            continue
+        elif isinstance(value, arm):
+            return value
+    if typing.get_origin(kind) is Literal:
+        choices = [str(choice) for choice in typing.get_args(kind)]
+        raise PlmjaxError(
+            f"{key} cannot be {value!r}.", hint=nearest(str(value), choices)
+        )
+    raise PlmjaxError(f"{key} is {value!r}; it must be: {describe(kind)}.")
+
+
+def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
+    """Turns nested values into the frozen dataclass, every key and type checked.
+
+    Raises:
+      PlmjaxError: an unknown key, with the nearest known ones; a value of another type.
+    """
+    types_of = typing.get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(typing.cast(Any, schema))]
+    for name in values:
+        if name not in known:
+            raise PlmjaxError(
+                f"config has no key {prefix}{name}.", hint=nearest(str(name), known)
+            )
+    arguments = {}
+    for name, value in values.items():
+        kind, key = types_of[name], f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise PlmjaxError(f"{key} is {value!r}; it must be a block of keys.")
+            block = typing.cast(type, kind)
+            arguments[name] = build(block, value, f"{key}.")
+        else:
+            arguments[name] = _check(value, kind, key)
+    return schema(**arguments)
+
+
+def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
+    """Lays one layer of values over another.
+
+    A field's metadata may name a field that it {"replaces"}: of two ways to say the
+    same thing, the later layer's is meant.
+    """
+    types_of = typing.get_type_hints(schema)
+    known = {field.name: field for field in dataclasses.fields(schema)}
+    for name, value in layer.items():
+        if name not in known:
+            raise PlmjaxError(
+                f"config has no key {prefix}{name}.", hint=nearest(name, list(known))
+            )
+        other = known[name].metadata.get("replaces")
+        if other is not None and value is not None and layer.get(other) is None:
+            base[other] = None
+    for name, value in layer.items():
+        kind, key = types_of[name], f"{prefix}{name}"
+        if not dataclasses.is_dataclass(kind):
+            base[name] = value
+        elif isinstance(value, Mapping):
+            _merge(base[name], value, typing.cast(type, kind), f"{key}.")
+        else:
+            raise PlmjaxError(f"{key} is {value!r}; it must be a block of keys.")
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """Reads an override's value; a string needs no quotes."""
+    if text.lower() == "none" or text == "":
+        return None
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    # A name that looks like a number stays what its key wants.
+    wants_text = kind is str or str in typing.get_args(kind)
+    return text if wants_text and not isinstance(value, str) else value
+
+
+def load_file(path: str) -> dict:
+    """Returns what a config file says: FILE.py[:argument] or a run's config.json.
+
+    A .py file is code and is executed; its get_config([argument]) returns a ConfigDict
+    or a dict. A .json file is only read.
+
+    Raises:
+      PlmjaxError: no such file, an error inside it, or no get_config.
+    """
+    name, _, argument = path.partition(":")
+    file = Path(name)
+    if not file.is_file():
+        here = file.parent if file.parent.is_dir() else Path("configs")
+        found = [str(p) for p in sorted(here.rglob("*.py"))]
+        close = difflib.get_close_matches(name, found, n=3, cutoff=0.3)
+        raise PlmjaxError(
+            f"there is no config file {name}.",
+            hint=f"Did you mean {', '.join(close)}?" if close else "",
+        )
+    if file.suffix == ".json":
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise PlmjaxError(f"{name} is no JSON: {error}.") from error
+    spec = importlib.util.spec_from_file_location("plmjax_config", file)
+    if spec is None or spec.loader is None:
+        raise PlmjaxError(f"{name} is neither a .py nor a .json file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        values = module.get_config(argument) if argument else module.get_config()
+    except PlmjaxError:
+        raise
+    except Exception as error:
+        # Whatever the user's file raises is theirs to mend; --debug shows where.
+        raise PlmjaxError(f"{name}: {type(error).__name__}: {error}") from error
+    return values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+
+
+def _nested(overrides: Sequence[str], known: Mapping[str, Any]) -> dict:
+    """Returns "a.b=value" overrides as nested dicts, values read by key's type."""
+    layer: dict = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise PlmjaxError(
+                f"--config.{override} has no value.", hint=f"Write --config.{key}=..."
+            )
+        if key not in known:
+            raise PlmjaxError(f"config has no key {key}.", hint=nearest(key, [*known]))
+        *parents, last = key.split(".")
+        node = layer
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = _parse(text, known[key])
+    return layer
+
+
+def load(
+    schema: type[T],
+    path: str | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping | None = None,
+) -> ConfigDict:
+    """Returns the locked config: defaults, `base`, the file, "a.b=value" overrides.
+
+    Each lies over the one before; every key and type has been checked.
+    """
+    values = to_dict(schema())
+    _merge(values, base or {}, schema)
+    if path is not None:
+        _merge(values, load_file(path), schema)
+    _merge(values, _nested(overrides, dict(fields(schema))), schema)
+    build(schema, values)
+    return ConfigDict(values).lock()
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns {dotted key: value}."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Returns {dotted key: (old, new)} of values that differ."""
+    a, b = flatten(old), flatten(new)
+    return {
+        key: (a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    }

@@ -1,0 +1,89 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Seconds between plain lines where there is no terminal.
+_EVERY_SECONDS = 10.0
+
+
+def console() -> Console:
+    """Returns the console for results: width follows the terminal, 100 in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Returns 75 as "1:15" and 3725 as "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TrainingDisplay:
+    """Shows loss, learning rate, tokens/s and time left of one training; process 0.
+
+    Use it as a context manager.
+    """
+
+    def __init__(self, steps: int, start: int):
+        self.steps = steps
+        self._start, self._began = start, time.monotonic()
+        self._shown = 0.0
+        self._active = jax.process_index() == 0
+        self._progress = None
+        if self._active and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("step {task.completed:,}/{task.total:,}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=console(),
+            )
+            self._task = self._progress.add_task("", total=steps, completed=start)
+
+    def __enter__(self):
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._progress:
+            self._progress.stop()
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Takes the metrics of a step."""
+        if not self._active:
+            return
+        parts = [
+            f"loss {values['loss']:.3f}",
+            f"lr {values['learning_rate']:.1e}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+        ]
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.1%}")
+        if self._progress:
+            self._progress.update(
+                self._task, completed=step, description="  ".join(parts)
+            )
+            return
+        now = time.monotonic()
+        if now - self._shown < _EVERY_SECONDS and step < self.steps:
+            return
+        self._shown = now
+        rate = (now - self._began) / max(step - self._start, 1)
+        left = duration(rate * (self.steps - step))
+        line = f"step {step:,}/{self.steps:,}  {'  '.join(parts)}  {left} left"
+        print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        """Prints a line without tearing the bar."""
+        if not self._active:
+            return
+        if self._progress:
+            self._progress.console.print(message, markup=False)
+        else:
+            print(message, flush=True)

@@ -1,0 +1,87 @@
+"""Scores on held-out text: the same number every time."""
+
+import math
+
+import jax
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.data.loader import held_out_batches
+from plmjax.data.rows import load_plan
+from plmjax.data.store import Store, open_store
+from plmjax.evaluate.model import Model
+from plmjax.tokenizers import Tokenizer
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+from plmjax.train.loop import evaluate
+from plmjax.train.step import make_evaluation
+from plmjax.train.workdir import Workdir
+
+
+def scores(values: dict[str, float]) -> dict[str, float]:
+    """Returns what a person compares: loss, accuracy, perplexity, bits per byte."""
+    return {
+        "loss": values["loss"],
+        "accuracy": values["accuracy"],
+        "perplexity": math.exp(min(values["loss"], 700.0)),
+        "bits_per_byte": values["nats_per_byte"] / math.log(2),
+    }
+
+
+def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
+    """Returns the nats a held-out token costs if words had no context.
+
+    Counts of the training text, plus one each; special pieces left out as they are
+    never masked.
+    """
+    counts = store.unigram.astype(np.float64) + 1
+    counts[list(tokenizer.special_ids)] = 0
+    split = store.split("held_out")
+    found = np.zeros(len(counts))
+    block = 1 << 24
+    for begin in range(0, split.tokens, block):
+        index = np.arange(begin, min(begin + block, split.tokens))
+        found += np.bincount(split.take(index)[0], minlength=len(counts))
+    found[list(tokenizer.special_ids)] = 0
+    seen = found > 0
+    nats = -np.log(counts[seen] / counts.sum())
+    return float((found[seen] * nats).sum() / found[seen].sum())
+
+
+def score_run(
+    model: Model, workdir: Workdir, batch: int, max_rows: int | None = None
+) -> dict[str, float]:
+    """Returns the scores of a model on its run's held-out rows, and how many there are.
+
+    Masks depend on the row alone, so neither the batch size nor the device matters.
+
+    Raises:
+      PlmjaxError: the run's token store is gone.
+    """
+    config, run = workdir.config(), workdir.read("run.json")
+    if run is None:
+        raise PlmjaxError(
+            f"{workdir.path} has no run.json, which names its token store.",
+            hint="Start `plmjax pretrain` on it again.",
+        )
+    store = open_store(workdir / "data" / run["store"])
+    split = store.split("held_out")
+    length = config.data.phases[-1][1] if config.data.phases else config.data.length
+    packed = config.data.rows == "packed"
+    plan = load_plan(split, length, packed, store.directory)
+    mesh = sharding.make_mesh(MeshConfig())
+    sharding.check_batch(mesh, batch, 1)
+    batches = held_out_batches(
+        split,
+        plan,
+        model.tokenizer,
+        batch,
+        max_rows,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    evaluation = make_evaluation(model.objective)
+    params = jax.device_put(model.params, sharding.replicated(mesh))
+    values = scores(evaluate(evaluation, params, {}, mesh, batches))
+    rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
+    return values | {"rows": rows, "unigram_loss": unigram_loss(store, model.tokenizer)}

@@ -1,0 +1,148 @@
+"""What a person is shown of a run: masked examples, a row as the model sees it, sizes.
+
+Legend: B rows, K slots a row, L tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.table import Table
+
+from plmjax import tree
+from plmjax.evaluate.fill import guesses
+from plmjax.evaluate.model import Model
+from plmjax.models import EncoderConfig
+from plmjax.objectives import Key, Objective
+from plmjax.tokenizers import Tokenizer
+from plmjax.train.step import EVALUATION_SEED
+
+# Tokens shown on either side of a mask.
+_CONTEXT = 14
+
+
+def masked(objective: Objective, batch: dict) -> dict:
+    """Returns a numpy batch with the masks that evaluation gives it."""
+    key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+    corrupt = jax.jit(objective.corrupt)
+    return jax.device_get(corrupt(batch, key, jnp.float32(1)))
+
+
+class Examples:
+    """A few masked words of held-out rows, guessed before and after training."""
+
+    def __init__(self, model: Model, batch: dict, count: int = 5, top: int = 3):
+        """Chooses one masked word in each of the first `count` rows of `batch`."""
+        self.model, self.top = model, top
+        self.batch = masked(model.objective, batch)
+        hidden_BK = (self.batch["weights"] > 0) & (
+            np.take_along_axis(self.batch["tokens"], self.batch["mask_positions"], 1)
+            == model.tokenizer.mask_id
+        )
+        places = [np.flatnonzero(row) for row in hidden_BK]
+        # The middle one: context on both sides.
+        self.places = [
+            (row, int(slots[len(slots) // 2]))
+            for row, slots in enumerate(places)
+            if len(slots)
+        ][:count]
+
+    def guess(self, params) -> list[str]:
+        """Returns what a model would say, a line an example."""
+        found = guesses(self.model, params, self.batch, self.top)
+        return [
+            ", ".join(f"{g.text} {g.probability:.0%}" for g in found[row][slot])
+            for row, slot in self.places
+        ]
+
+    def texts(self) -> list[tuple[str, str]]:
+        """Returns (context with its masks, the right word) of each example."""
+        decode = self.model.tokenizer.decode
+        shown = []
+        for row, slot in self.places:
+            at = int(self.batch["mask_positions"][row, slot])
+            segments = self.batch["segments"][row]
+            inside = np.flatnonzero(segments == segments[at])
+            begin = max(at - _CONTEXT, int(inside[0]) + 1)
+            end = min(at + _CONTEXT + 1, int(inside[-1]))
+            tokens = self.batch["tokens"][row]
+            before = decode(tokens[begin:at].tolist()).strip()
+            after = decode(tokens[at + 1 : end].tolist()).strip()
+            truth = decode([int(self.batch["labels"][row, slot])]).strip()
+            shown.append((f"{before} [ ? ] {after}", truth))
+        return shown
+
+    def table(self, before: list[str], after: list[str]) -> Table:
+        """Returns the examples with both guesses, ready to print."""
+        table = Table(title="Held-out text, masked", show_lines=True, title_style="")
+        for name in ("text", "was", "guesses before", "guesses after"):
+            table.add_column(name, overflow="fold")
+        for (text, truth), old, new in zip(self.texts(), before, after, strict=True):
+            table.add_row(_plain(text), _plain(truth), _plain(old), _plain(new))
+        return table
+
+
+def _plain(text: str):
+    from rich.text import Text
+
+    return Text(text)  # "[MASK]" is text here, not rich's markup.
+
+
+def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
+    """Returns the first row of a batch as the model sees it, decoded, masks shown.
+
+    A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
+    [=word].
+    """
+    row = {name: array[0] for name, array in masked(objective, batch).items()}
+    chosen = {
+        int(position): int(label)
+        for position, label, weight in zip(
+            row["mask_positions"], row["labels"], row["weights"], strict=True
+        )
+        if weight > 0
+    }
+    words: list[str] = []
+    for at in np.flatnonzero(row["segments"] > 0).tolist():
+        token = int(row["tokens"][at])
+        piece = tokenizer.backend.id_to_token(token)
+        if at in chosen:
+            truth = tokenizer.backend.id_to_token(chosen[at])
+            new = "MASK" if token == tokenizer.mask_id else piece
+            piece = f"[{'' if new == truth else new}={truth}]"
+        words.append(piece)
+    return " ".join(words)
+
+
+def parameter_table(params) -> Table:
+    """Returns the parameters of each block: the first two parts of their names."""
+    blocks: dict[str, list] = {}
+    for name, leaf in tree.flatten(params).items():
+        blocks.setdefault("/".join(name.split("/")[:2]), []).append(leaf)
+    table = Table(title="Parameters", title_style="")
+    table.add_column("block")
+    table.add_column("parameters", justify="right")
+    table.add_column("MB", justify="right")
+    for block, leaves in blocks.items():
+        table.add_row(
+            block, f"{tree.count(leaves):,}", f"{tree.size_in_bytes(leaves) / 1e6:,.1f}"
+        )
+    table.add_section()
+    table.add_row(
+        "all", f"{tree.count(params):,}", f"{tree.size_in_bytes(params) / 1e6:,.1f}"
+    )
+    return table
+
+
+def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:
+    """Estimates what the forward pass keeps for the backward pass of `rows` rows.
+
+    Counts the arrays that our layers save: about 10 of the model's width and 3 of the
+    inner width a token and layer, attention weights twice, float32 logits twice.
+    """
+    size = np.dtype(jnp.dtype(config.dtype)).itemsize
+    per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
+    layers = 1 if config.remat else config.layers
+    kept = config.layers * config.width if config.remat else 0
+    tokens = rows * length
+    logits = 2 * 4 * rows * slots * config.vocab_size
+    return int(tokens * size * (layers * per_token + kept) + logits)

@@ -1,0 +1,112 @@
+"""What a run writes down: metrics.jsonl always, TensorBoard files if asked."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plmjax.models import EncoderConfig
+
+# Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "Tesla V100": 125e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Returns the peak of one of this machine's devices, or None where not known."""
+    kind = jax.devices()[0].device_kind
+    matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
+    return matches[0] if matches else None
+
+
+def flops_per_token(config: EncoderConfig, length: int, head_share: float) -> float:
+    """Returns the matrix FLOPs of training on one token: forward times three.
+
+    `head_share` is the share of positions that pass the vocabulary head. Attention
+    counts the whole row, packed or not, since that is what is computed.
+    """
+    width, inner, narrow = config.width, config.ffn_width, config.input_width
+    layer = 2 * (4 * width**2 + (3 if config.gated else 2) * width * inner)
+    layer += 4 * length * width
+    head = 2 * (width * narrow + narrow * config.vocab_size)
+    projection = 2 * narrow * width if narrow != width else 0
+    return 3 * (config.layers * layer + projection + head_share * head)
+
+
+def means(metrics) -> dict[str, float]:
+    """Returns {name: sum / count} of (sum, count) pairs, fetched from the device."""
+    fetched = jax.device_get(metrics)
+    return {
+        name: float(np.float64(total) / max(float(count), 1.0))
+        for name, (total, count) in fetched.items()
+    }
+
+
+class MetricWriter:
+    """Appends one JSON line a record to metrics.jsonl; only process 0 writes.
+
+    A record is {"kind": "train" | "evaluation", "step", "tokens", "seconds", ...}:
+    tokens that were not padding and seconds of training since the first step,
+    restarts counted in.
+    """
+
+    def __init__(self, directory: Path, tensorboard: bool):
+        self.path = Path(directory) / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        self._board = None
+        if self._active and tensorboard:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
+
+    def rewind(self, step: int) -> dict | None:
+        """Drops what was written after `step`, which will be done again.
+
+        Returns the last record that stays. A line cut short by a crash goes as well.
+        """
+        kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+        if self._active and self.path.exists():
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+            os.replace(temporary, self.path)
+        return kept[-1] if kept else None
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Writes one record, whole, and its values for TensorBoard."""
+        if not self._active:
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """Returns the records of a metrics.jsonl; a last line cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number != len(lines) - 1:
+                raise
+    return records

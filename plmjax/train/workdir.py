@@ -1,0 +1,223 @@
+"""A run's directory: its config, its lock, and what stands where.
+
+workdir/
+  config.json  environment.json  run.json  metrics.jsonl
+  tokenizer/  data/  checkpoints/  tensorboard/  plots/  export/
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from plmjax import Exit, PlmjaxError, __version__
+from plmjax import config as config_lib
+from plmjax.data.config import DataConfig
+from plmjax.models.config import EncoderConfig, ModelConfig, resolve
+from plmjax.objectives import OBJECTIVES, MLMConfig, Objective
+from plmjax.objectives.mlm import Pieces
+from plmjax.tokenizers import Tokenizer, TokenizerConfig
+from plmjax.train.checkpoint import write_json
+from plmjax.train.config import MeshConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything a pretraining run is told."""
+
+    # Without --workdir the run goes to runs/NAME.
+    name: str = "pretrain"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # type: ignore
+    objective: MLMConfig = dataclasses.field(default_factory=MLMConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+# What may change between two starts of one run: it steers how long and how watched
+# training is, not what the steps done so far were.
+MAY_CHANGE = (
+    "train.steps",
+    "train.epochs",
+    "train.log_every_steps",
+    "train.evaluate_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.max_bad_steps",
+    "train.tensorboard",
+    "data.workers",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+
+
+class Workdir:
+    """The paths of a run, and what is written there."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+          PlmjaxError: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise PlmjaxError(
+                f"--workdir={self.path} cannot be written: {error.strerror}.",
+                hint="Choose another directory, or change its permissions.",
+                code=Exit.DISK,
+            ) from error
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for this process; the system frees it when we die.
+
+        Raises:
+          PlmjaxError: another run holds it.
+        """
+        with open(self.path / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise PlmjaxError(
+                    f"{self.path} is in use by {holder}.",
+                    hint="Wait for it, stop it, or choose another --workdir.",
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def read(self, name: str) -> dict | None:
+        """Returns a JSON file of the directory, or None where there is none."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise PlmjaxError(
+                f"{path} is no JSON: {error}.", hint="Restore it from a copy."
+            ) from error
+
+    def config(self) -> RunConfig:
+        """Returns the config that the run was started with.
+
+        Raises:
+          PlmjaxError: the directory holds no run.
+        """
+        saved = self.read("config.json")
+        if saved is None:
+            raise PlmjaxError(
+                f"{self.path} holds no run: it has no config.json.",
+                hint="Give the --workdir of `plmjax pretrain`.",
+            )
+        return config_lib.build(RunConfig, saved)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.path / "tokenizer")
+
+    def agree(self, config: Mapping[str, Any]) -> tuple[dict, bool]:
+        """Compares a config with the one the run was started with.
+
+        Returns ({key: (old, new)} of permitted changes, whether there was a run).
+
+        Raises:
+          PlmjaxError: something else changed, with the difference.
+        """
+        saved = self.read("config.json")
+        if saved is None:
+            return {}, False
+        new = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        changed = config_lib.changes(saved, new)
+        refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+        if refused:
+            lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
+            raise PlmjaxError(
+                f"{self.path} holds a run with another config:\n" + "\n".join(lines),
+                hint="\nChoose another --workdir, or go on with the config it has.",
+            )
+        return changed, True
+
+    def write_environment(self) -> None:
+        """Writes what the run stands on: versions, devices, host, git commit."""
+        import jax
+
+        names = (
+            "jax",
+            "jaxlib",
+            "flax",
+            "optax",
+            "orbax-checkpoint",
+            "numpy",
+            "tokenizers",
+            "grain",
+        )
+        write_json(
+            self.path / "environment.json",
+            {
+                "plmjax": __version__,
+                "commit": _commit(),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "host": socket.gethostname(),
+                "cores": os.cpu_count(),
+                "devices": [device.device_kind for device in jax.devices()],
+                "processes": jax.process_count(),
+                "packages": {name: metadata.version(name) for name in names},
+            },
+        )
+
+
+def _commit() -> str | None:
+    """Returns the git commit of plmjax's own checkout, if it runs from one."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:
+    """Returns the encoder of a run."""
+    return resolve(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+
+
+def make_objective(
+    config: RunConfig, encoder: EncoderConfig, tokenizer: Tokenizer
+) -> Objective:
+    """Returns the objective of a run."""
+    pieces = Pieces(
+        tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
+    )
+    return OBJECTIVES[config.objective.kind](config.objective, encoder, pieces)

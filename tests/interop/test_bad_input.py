@@ -1,0 +1,269 @@
+"""Folders that must not be read: one line that says what and how to mend, code 4."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from plmjax import Exit, PlmjaxError
+from plmjax.interop import read_folder
+from plmjax.interop.safetensors_file import read_header
+
+TOKEN = "bert.embeddings.word_embeddings.weight"
+BIAS = "cls.predictions.bias"
+
+
+def refused(path, message, read=read_folder):
+    with pytest.raises(PlmjaxError, match=message) as caught:
+        read(path)
+    assert caught.value.code == Exit.MODEL
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    return tiny().export(tmp_path / "model")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "t5"}, "model_type is 't5'; plmjax reads bert and roberta"),
+        ({"model_type": None}, "model_type is None"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
+        ({"rope_theta": 1.0}, "keys that plmjax does not know: 'rope_theta'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must"),
+        ({"num_hidden_layers": 10**7}, "10,000,000, but the weights are 58 tensors"),
+        ({"num_hidden_layers": 2}, "unexpected bert.encoder.layer.2"),
+        ({"num_hidden_layers": 4}, "missing bert.encoder.layer.3"),
+        ({"hidden_size": -10}, "hidden_size is -10"),
+        ({"hidden_size": 10.0}, "hidden_size is 10.0"),
+        ({"hidden_size": 10**400}, "hidden_size is 1000"),
+        ({"hidden_size": 10**7}, r"is \[60, 10\], not \[60, 10000000\]"),
+        ({"num_attention_heads": 3}, "3 does not divide hidden_size 10"),
+        ({"vocab_size": 10**7}, "not \\[10000000, 10\\]"),
+        ({"vocab_size": 50}, "not \\[50, 10\\]"),
+        ({"type_vocab_size": True}, "type_vocab_size is True"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is"),
+        ({"pad_token_id": 60}, "pad_token_id is 60"),
+        ({"is_decoder": True}, "is_decoder is True; plmjax has only False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    ],
+    ids=str,
+)
+def test_config(folder, changes, message):
+    change_config(folder, **changes)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "broken JSON"),
+        ("[1]", "no object"),
+        ('{"a": 1, "a": 2}', "'a' twice"),
+        ('{"layer_norm_eps": NaN}', "NaN is no JSON number"),
+        ("[" * 100_000, "broken JSON"),
+        ('{"a": %s}' % ("1" * 5000), "broken JSON"),
+        ("{}", "model_type is None"),
+        ('{"model_type": "bert"}', "has no vocab_size"),
+    ],
+    ids=range(8),
+)
+def test_config_text(folder, text, message):
+    (folder / "config.json").write_text(text)
+    refused(folder, message)
+
+
+def test_roberta_counts_positions_from_its_padding(tiny, tmp_path):
+    folder = tiny("roberta").export(tmp_path / "model")
+    change_config(folder, hidden_act="gelu_new")
+    refused(folder, "hidden_act is 'gelu_new'")
+    change_config(folder, hidden_act="gelu", pad_token_id=0)
+    refused(folder, "pad_token_id is 0 in config.json, but 1 in the tokenizer")
+    change_config(folder, pad_token_id=None)
+    refused(folder, "pad_token_id is None")
+
+
+def test_transformers_defaults_are_said(folder):
+    body = json.loads((folder / "config.json").read_text())
+    del body["layer_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(body))
+    imported = read_folder(folder)
+    assert imported.config.norm_eps == 1e-12
+    assert "has no layer_norm_eps: 1e-12" in imported.notes[0]
+
+
+def test_missing_files(folder, tmp_path):
+    refused(tmp_path / "bert-base-uncased", "is no folder.*hf download")
+    (folder / "vocab.txt").unlink()
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "holds none of tokenizer.json")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "as a pickle .pytorch_model.bin.*save_pretrained")
+    (folder / "pytorch_model.bin").unlink()
+    refused(folder, "has no model.safetensors")
+    (folder / "config.json").unlink()
+    refused(folder, "has no config.json")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(BIAS), f"missing {BIAS}"),
+        (lambda t: t.update(extra=t[BIAS]), "unexpected extra"),
+        (lambda t: t.update({BIAS: np.zeros(7, np.float32)}), r"is \[7\], not \[60\]"),
+        (lambda t: t.update({BIAS: np.zeros(60, np.int64)}), "holds I64"),
+        (lambda t: t.update({BIAS: t[BIAS] * np.float32(np.nan)}), "nan at index 0"),
+        (
+            lambda t: t.update({BIAS: t[BIAS].astype(np.float64) + 1e300}),
+            "holds inf at index 0 of 60",
+        ),
+        (
+            lambda t: t.update({"cls.predictions.decoder.weight": t[TOKEN] + 1}),
+            "decoder.weight differs from bert.embeddings",
+        ),
+        (
+            lambda t: t.update(
+                {"cls.predictions.transform.LayerNorm.gamma": np.ones(10, np.float32)}
+            ),
+            "LayerNorm.weight twice",
+        ),
+    ],
+    ids=range(8),
+)
+def test_tensors(folder, change, message):
+    change_tensors(folder, change)
+    refused(folder, message)
+
+
+def test_another_model_is_guessed(folder):
+    def become_gpt2(tensors):
+        tensors.clear()
+        for i in range(3):
+            tensors[f"h.{i}.attn.c_attn.weight"] = np.zeros((10, 30), np.float32)
+        for i in range(9):
+            tensors[f"h.{i}.ln_1.bias"] = np.zeros(10, np.float32)
+
+    change_tensors(folder, become_gpt2)
+    refused(folder, r"missing.*\(\d+ in all\).*look like GPT-2")
+
+
+def test_a_tokenizer_of_another_model(tiny, folder, tmp_path):
+    tiny("roberta").tokenizer.save(folder)
+    (folder / "vocab.txt").unlink()
+    refused(folder, r"tokenizer has 2\d\d pieces, the embeddings have 60")
+
+
+def safetensors(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(start=0, end=8, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "truncated: its header says 8 bytes, the file has 0"),
+        (b"\x00\x01", "truncated"),
+        (safetensors({"a": entry()}, b"1234"), "says 77 bytes, the file has 73"),
+        (safetensors(b"{}", length=500), "truncated: its header says 508 bytes"),
+        (safetensors(b"{}", length=2**62), "promise a header"),
+        (b"PK\x03\x04" + b"1" * 60, "renamed pickle"),
+        (b"\x80\x02\x8a\x0a" + b"1" * 60, "renamed pickle"),
+        (safetensors(b"not json"), "broken JSON"),
+        (safetensors(b'{"a":' * 50_000), "broken JSON"),
+        (safetensors([1]), "no object"),
+        (
+            safetensors(
+                b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+                b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+                b"1234",
+            ),
+            "'a' twice",
+        ),
+        (
+            safetensors({"../../etc/x": entry()}, b"12345678"),
+            "which no parameter is called",
+        ),
+        (safetensors({"a..b": entry()}, b"12345678"), "which no parameter is called"),
+        (
+            safetensors({"a" * 300: entry()}, b"12345678"),
+            "which no parameter is called",
+        ),
+        (safetensors({"a": entry(shape=(3,))}, b"12345678"), "lies about a"),
+        (safetensors({"a": entry(shape=(2**62, 2**62))}, b"1" * 8), "lies about a"),
+        (safetensors({"a": entry(1, 9)}, b"123456789"), "lies about a"),
+        (
+            safetensors({"a": entry(), "b": entry(4, 12)}, b"1" * 12),
+            "lies about b",
+        ),
+        (safetensors({"a": entry(), "b": entry(9, 17)}, b"1" * 17), "lies about b"),
+        (safetensors({"a": entry(8, 0)}, b"12345678"), "lies about a"),
+        (safetensors({"a": entry(shape=(-2,))}, b"12345678"), "entry of a is broken"),
+        (safetensors({"a": entry(end=True)}, b"12345678"), "entry of a is broken"),
+        (safetensors({"a": 5}), "entry of a is broken"),
+        (
+            safetensors(
+                b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,1e999]}}', b"1234"
+            ),
+            "entry of a is broken",
+        ),
+        (safetensors({"a": entry(dtype="F4")}, b"12345678"), "the type 'F4'"),
+        (safetensors({"a": entry()}, b"12345678trailing"), "model.safetensors: "),
+    ],
+    ids=range(26),
+)
+def test_safetensors_that_lie(folder, content, message):
+    path = folder / "model.safetensors"
+    path.write_bytes(content)
+    refused(path, message, read=read_header)
+    refused(folder, message)
+
+
+def test_random_damage_never_ends_in_a_traceback(folder):
+    path, random = folder / "model.safetensors", np.random.default_rng(0)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in random.integers(0, header, random.integers(1, 4)):
+            damaged[place] = random.integers(0, 256)
+        path.write_bytes(damaged[: random.integers(header, len(whole) + 1)])
+        with pytest.raises(PlmjaxError) as caught:
+            read_folder(folder)
+            raise PlmjaxError("harmless", code=Exit.MODEL)
+        assert caught.value.code == Exit.MODEL
+    text = (folder / "config.json").read_bytes()
+    path.write_bytes(whole)
+    for _ in range(300):
+        damaged = bytearray(text)
+        damaged[random.integers(len(text))] = random.integers(0, 256)
+        (folder / "config.json").write_bytes(damaged)
+        with pytest.raises(PlmjaxError) as caught:
+            read_folder(folder)
+            raise PlmjaxError("harmless", code=Exit.MODEL)
+        assert caught.value.code == Exit.MODEL

@@ -1,0 +1,336 @@
+import pickle
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from plmjax import PlmjaxError
+from plmjax.tokenizers import (
+    Tokenizer,
+    TokenizerConfig,
+    get_tokenizer,
+    train_tokenizer,
+)
+from plmjax.tokenizers.train import sample_documents
+
+SENTENCES = [
+    "The café’s owner—an old sailor—told us about the sea and the ships.",
+    "The ships sailed; the sailors told old tales of the sea, didn't they?",
+    "A matrix is a table of numbers. The rank of a matrix isn't its size.",
+    "In 1914 the old ship sailed 300 miles in 12 days: what a tale!",
+    "Ärger über Größe: naïve façade, 東京 and Москва.",
+]
+KINDS = [
+    TokenizerConfig(vocab_size=160),
+    TokenizerConfig(vocab_size=160, lowercase=False),
+    TokenizerConfig(vocab_size=160, lowercase=True, strip_accents=False),
+    TokenizerConfig(kind="bpe", vocab_size=330, lowercase=False),
+    TokenizerConfig(kind="bpe", vocab_size=330, lowercase=True),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def tokenizer(request):
+    return train_tokenizer(request.param, SENTENCES * 3)
+
+
+def reference(tokenizer, texts):
+    """The library's own answer, text by text."""
+    tokens, starts, lengths = [], [], []
+    for encoding in tokenizer.backend.encode_batch(texts, add_special_tokens=False):
+        words = encoding.word_ids
+        tokens += encoding.ids
+        starts += [a != b for a, b in zip(words, [None, *words], strict=False)]
+        lengths.append(len(encoding.ids))
+    return tokens, starts, lengths
+
+
+def assert_exact(tokenizer, texts):
+    encoded = tokenizer.encode_batch(texts)
+    assert (encoded.tokens.dtype, encoded.word_start.dtype) == (np.int32, bool)
+    found = [array.tolist() for array in encoded]
+    if found != list(reference(tokenizer, texts)):
+        for text in texts:  # name the text
+            one = [array.tolist() for array in tokenizer.encode_batch([text])]
+            assert one == list(reference(tokenizer, [text])), repr(text)
+    assert found == list(reference(tokenizer, texts))
+
+
+def test_special_ids_are_those_of_the_published_models():
+    bert = train_tokenizer(KINDS[0], SENTENCES * 3)
+    assert [bert.pad_id, bert.unk_id, bert.cls_id, bert.sep_id, bert.mask_id] == [
+        *range(5)
+    ]
+    roberta = train_tokenizer(KINDS[3], SENTENCES * 3)
+    ids = [roberta.cls_id, roberta.pad_id, roberta.sep_id, roberta.unk_id]
+    assert [*ids, roberta.mask_id] == [*range(5)]
+    assert bert.special_ids == roberta.special_ids == (0, 1, 2, 3, 4)
+    assert (bert.vocab_size, roberta.vocab_size) == (160, 330)
+
+
+def test_word_starts(tokenizer):
+    text = "The sailors didn't sail, café"
+    ids, starts, _ = tokenizer.encode_batch([text])
+    words, word = [], []
+    for number, start in zip(ids, starts, strict=True):
+        if start and word:
+            words.append(tokenizer.decode(word).strip())
+            word = []
+        word.append(number)
+    words.append(tokenizer.decode(word).strip())
+    expected = (
+        ["the", "sailors", "didn", "'", "t", "sail", ",", "cafe"]
+        if tokenizer.kind == "wordpiece"
+        else ["the", "sailors", "didn", "'t", "sail", ",", "cafe"]
+    )
+    plain = [w.removeprefix("##").lower().replace("é", "e") for w in words]
+    assert plain == expected
+
+
+def test_cache_is_exact_on_every_character(tokenizer):
+    characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    texts = [f"a{character}b {character} 1" for character in characters[:0x3400:3]]
+    texts += [f"x{c}'s{c}" for c in characters[:0x500]]
+    texts += ["".join(characters[i : i + 50]) for i in range(0, len(characters), 50)]
+    assert_exact(tokenizer, texts)
+
+
+def test_cache_is_exact_on_random_texts(tokenizer):
+    chance = random.Random(0)
+    alphabets = [
+        "ab \t\n\r",
+        "aB1.,'-[] \x00\x0b\x0c\x1c\x7f\x85\xa0",
+        "aé\u0301\u0327ß İIıΣς’“—…\u2028\u200b\ufeff 中の한",
+        "'sSdDlLrRtTvVeEmM K\u017f",
+    ]
+    texts = [
+        "".join(chance.choices(chance.choice(alphabets), k=chance.randrange(30)))
+        for _ in range(3000)
+    ]
+    assert_exact(tokenizer, texts)
+    assert_exact(tokenizer, texts)  # now from the cache
+
+
+def test_cache_is_exact_on_long_words_and_empty_texts(tokenizer):
+    texts = ["", " ", "a" * 99, "b" * 100, "c" * 101, "d" * 5000 + " e", "é" * 400, ""]
+    assert_exact(tokenizer, texts)
+    assert tokenizer.encode_batch([]).tokens.shape == (0,)
+    assert tokenizer.encode_batch([]).lengths.shape == (0,)
+
+
+def test_cache_forgets_and_stays_exact(tokenizer, monkeypatch):
+    from plmjax.tokenizers import words
+
+    monkeypatch.setattr(words, "KEPT_WORDS", 20)
+    monkeypatch.setattr(words, "BLOCK_CHARACTERS", 100)
+    fresh = pickle.loads(pickle.dumps(tokenizer))
+    assert_exact(fresh, SENTENCES * 2 + ["", "x" * 1000])
+    assert len(fresh._cache._number) < 200
+    assert all(len(unit) <= words.KEPT_CHARACTERS for unit in fresh._cache._number)
+
+
+def test_specials_spelt_in_a_text_stay_text(tokenizer):
+    texts = [f"about {token} here" for token in tokenizer.specials.tokens()]
+    encoded = tokenizer.encode_batch(texts)
+    assert not set(encoded.tokens.tolist()) & {
+        tokenizer.mask_id,
+        tokenizer.cls_id,
+        tokenizer.sep_id,
+        tokenizer.pad_id,
+    }
+    assert_exact(tokenizer, texts)
+
+
+def test_prompt_and_decode(tokenizer):
+    ids = tokenizer.encode_prompt("The [MASK] of a <mask>.")
+    assert ids.count(tokenizer.mask_id) == 2
+    shown = tokenizer.decode([*ids, tokenizer.pad_id])
+    assert shown.count(tokenizer.specials.mask) == 2
+    assert tokenizer.specials.pad not in shown
+    plain = tokenizer.encode_batch(["The"]).tokens.tolist()
+    assert ids[: len(plain) + 1] == [*plain, tokenizer.mask_id]
+    assert tokenizer.encode_prompt("The sea") == (
+        tokenizer.encode_batch(["The sea"]).tokens.tolist()
+    )
+
+
+def test_token_bytes_sum_to_the_text(tokenizer):
+    text = "the old ships sailed 300 miles , tales of the sea"
+    ids = tokenizer.encode_batch([text]).tokens
+    assert tokenizer.token_bytes[ids].sum() == len(text.replace(" ", ""))
+    assert not tokenizer.token_bytes[list(tokenizer.special_ids)].any()
+    assert tokenizer.token_bytes.dtype == np.int32
+    assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
+
+
+def test_save_load_and_pickle(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for other in (
+        Tokenizer.load(tmp_path),
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert other.digest == tokenizer.digest
+        assert other.kind == tokenizer.kind
+        assert other.special_ids == tokenizer.special_ids
+        assert_exact(other, SENTENCES)
+    config = TokenizerConfig(path=str(tmp_path))
+    assert get_tokenizer(config, []).digest == tokenizer.digest
+
+
+def test_loads_the_older_files(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    if tokenizer.backend.normalizer is None or tokenizer.kind == "wordpiece":
+        assert Tokenizer.load(tmp_path).digest == tokenizer.digest
+
+
+def test_bakes_in_no_truncation(tmp_path):
+    tokenizer = train_tokenizer(KINDS[0], SENTENCES * 3)
+    tokenizer.backend.enable_truncation(4)
+    tokenizer.backend.enable_padding(length=4)
+    tokenizer.save(tmp_path)
+    assert len(Tokenizer.load(tmp_path).encode_batch(SENTENCES[:1]).tokens) > 4
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_same_documents_same_vocabulary_in_every_process(kind):
+    # Ties abound in this text; hash tables differ from process to process.
+    program = (
+        "from plmjax.tokenizers import *; import random\n"
+        "r = random.Random(1); letters = 'abcdefghijklmnopqrst'\n"
+        "texts = [' '.join(''.join(r.choices(letters, k=5)) for _ in range(50))"
+        " for _ in range(40)]\n"
+        f"config = TokenizerConfig(kind={kind!r}, vocab_size=500)\n"
+        "print(train_tokenizer(config, texts).digest)"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(3)
+    }
+    assert len(digests) == 1
+
+
+def test_sample_is_bounded_and_independent_of_order():
+    documents = [f"document {number} " + "x" * (number % 50) for number in range(500)]
+    sample = sample_documents(documents, limit_bytes=5000)
+    assert 1000 < sum(map(len, sample)) <= 5000
+    assert sorted(sample) == sorted(sample_documents(documents[::-1], 5000))
+    assert sample_documents(documents, 10**6) == documents
+
+
+# --- bad input
+
+
+def fails(code, *words):
+    class Check:
+        def __enter__(self):
+            self.raises = pytest.raises(PlmjaxError)
+            self.info = self.raises.__enter__()
+
+        def __exit__(self, *error):
+            self.raises.__exit__(*error)
+            assert self.info.value.code == code
+            assert self.info.value.hint
+            assert "\n" not in str(self.info.value)
+            for word in words:
+                assert word in str(self.info.value)
+            return True
+
+    return Check()
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_vocabulary_larger_than_the_text_gives(kind):
+    config = TokenizerConfig(kind=kind, vocab_size=5000)
+    with fails(3, "gives only", "vocab_size=5000", "min_frequency"):
+        train_tokenizer(config, SENTENCES)
+
+
+def test_bad_training():
+    with fails(3, "no text"):
+        train_tokenizer(TokenizerConfig(), ["", "  \n"])
+    with fails(2, "wordpeice", "wordpiece, bpe"):
+        train_tokenizer(TokenizerConfig(kind="wordpeice"), SENTENCES)
+    with fails(3, "letters", "vocab_size=20"):
+        train_tokenizer(TokenizerConfig(vocab_size=20), SENTENCES)
+    with fails(2, "261"):
+        train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=100), SENTENCES)
+
+
+SPECIALS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (SPECIALS + "a\nb\na\n", ["vocab.txt:8", "'a'", "line 6"]),
+        (SPECIALS + "a\n\nb\n", ["vocab.txt:7", "empty"]),
+        ("[PAD]\n[UNK]\n[SEP]\n[MASK]\na\n", ["[CLS]"]),
+        ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", ["[MASK]"]),
+    ],
+)
+def test_bad_vocab_txt(tmp_path, content, words):
+    (tmp_path / "vocab.txt").write_text(content)
+    with fails(4, *words):
+        Tokenizer.load(tmp_path / "vocab.txt")
+
+
+def test_bad_files(tmp_path):
+    with fails(2, "does not exist"):
+        Tokenizer.load(tmp_path / "nothing")
+    with fails(4, "holds none of"):
+        Tokenizer.load(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with fails(4, "not a tokenizer.json"):
+        Tokenizer.load(path)
+    path.write_bytes(b"\xff")
+    with fails(4, "byte 0 is not UTF-8"):
+        Tokenizer.load(tmp_path)
+
+
+def test_refuses_other_models(tmp_path):
+    import tokenizers
+
+    model = tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    with fails(4, "Unigram", "byte-level BPE"):
+        Tokenizer.load(tmp_path)
+
+
+def test_vocab_txt_follows_its_arguments_or_its_config(tmp_path):
+    words = "The the ships é e"
+    (tmp_path / "vocab.txt").write_text(SPECIALS + words.replace(" ", "\r\n"))
+    vocab = tmp_path / "vocab.txt"
+    text = ["The é"]
+    assert Tokenizer.load(vocab).encode_batch(text).tokens.tolist() == [6, 9]
+    cased = Tokenizer.load(vocab, lowercase=False)
+    assert cased.encode_batch(text).tokens.tolist() == [5, 8]
+    accents = Tokenizer.load(vocab, strip_accents=False)
+    assert accents.encode_batch(text).tokens.tolist() == [6, 8]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert Tokenizer.load(vocab).encode_batch(text).tokens.tolist() == [5, 8]
+
+
+def test_added_tokens_and_unknown_normalizers_go_through_the_library(tmp_path):
+    from tokenizers import normalizers
+
+    for number, change in enumerate(
+        [
+            lambda backend: backend.add_tokens(["the sea"]),
+            lambda backend: setattr(backend, "normalizer", normalizers.NFKC()),
+        ]
+    ):
+        tokenizer = train_tokenizer(KINDS[3], SENTENCES * 3)
+        change(tokenizer.backend)
+        tokenizer.save(tmp_path / str(number))
+        assert_exact(Tokenizer.load(tmp_path / str(number)), SENTENCES)
