@@ -101,6 +101,7 @@ def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
 # All control characters but tab and newline, as BERT's cleaner removes them.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")  # one line ends and another begins
+_SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # either of them
 
 
 def clean(text: str) -> tuple[str, int]:
@@ -108,7 +109,7 @@ def clean(text: str) -> tuple[str, int]:
 
     Returns the text without white space around it, and how many characters vanished.
     """
-    if text.isprintable():  # nearly every line: nothing to look for
+    if not _SUSPECT.search(text):  # nearly every document
         return text.strip(), 0
     text, removed = _CONTROLS.subn("", _BREAKS.sub("\n", text))
     return text.strip(), removed

@@ -45,6 +45,13 @@ def choose(
     return order_BL[:, :slots], used_BK
 
 
+def put(x_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> jax.Array:
+    """Returns x with values at the positions of each row; vmap keeps rows sharded."""
+    return jax.vmap(lambda x, at, values: x.at[at].set(values))(
+        x_BL, positions_BK, values_BK
+    )
+
+
 def _argsort(key_BL: jax.Array) -> jax.Array:
     # top_k over data-sharded rows would add an all-gather.
     return jnp.argsort(key_BL, axis=1, stable=True).astype(jnp.int32)
@@ -57,25 +64,26 @@ def _fill_with_words(score_BL, maskable_BL, word_start_BL, n_B):
     does not fit and rules out those longer than what is left; four rounds leave next to
     nothing that would still fit.
     """
-    rows = jnp.arange(score_BL.shape[0])[:, None]
     before = jnp.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
     start_BL = maskable_BL & (word_start_BL | ~before)
     # A token's word is named by the position of its first token.
-    length = score_BL.shape[1]
-    index_L = jnp.arange(length)[None, :]
+    index_L = jnp.arange(score_BL.shape[1], dtype=jnp.int32)[None, :]
     first_BL = jax.lax.cummax(jnp.where(start_BL, index_L, 0), axis=1)
-    sizes_BL = jnp.zeros(score_BL.shape, jnp.int32).at[rows, first_BL]
-    sizes_BL = sizes_BL.add(maskable_BL.astype(jnp.int32))
+    size_BL = jax.vmap(lambda first, n: jnp.zeros_like(first).at[first].add(n))(
+        first_BL, maskable_BL.astype(jnp.int32)
+    )
     # Sorting by the first token's score, stably, lays words out whole, in random order.
-    key_BL = jnp.where(maskable_BL, score_BL[rows, first_BL], jnp.uint32(0xFFFFFFFF))
-    order_BL = _argsort(key_BL)
-    first_BL, alive_BL = first_BL[rows, order_BL], maskable_BL[rows, order_BL]
-    size_BL = sizes_BL[rows, first_BL]
+    key_BL = jnp.take_along_axis(score_BL, first_BL, axis=1)
+    order_BL = _argsort(jnp.where(maskable_BL, key_BL, jnp.uint32(0xFFFFFFFF)))
+    first_BL = jnp.take_along_axis(first_BL, order_BL, axis=1)
+    alive_BL = jnp.take_along_axis(maskable_BL, order_BL, axis=1)
+    size_BL = jnp.take_along_axis(size_BL, first_BL, axis=1)
     place_BL = order_BL - first_BL
     taken_BL = jnp.zeros_like(alive_BL)
     for _ in range(4):
+        # Where in the row's budget the last token of each word would stand.
         end_BL = jnp.cumsum(alive_BL, axis=1) - place_BL + size_BL - 1
         taken_BL = alive_BL & (end_BL <= n_B[:, None])
         left_B = n_B - jnp.sum(taken_BL, axis=1)
         alive_BL = taken_BL | (alive_BL & (size_BL <= left_B[:, None]))
-    return jnp.zeros_like(maskable_BL).at[rows, order_BL].set(taken_BL)
+    return put(jnp.zeros_like(maskable_BL), order_BL, taken_BL)

@@ -114,10 +114,9 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
             ),
         )
         replaced_BK = jnp.where(used_BK, replaced_BK, labels_BK)
-        rows = jnp.arange(tokens_BL.shape[0])[:, None]
         used = used_BK.astype(jnp.float32)
         return batch | {
-            "tokens": tokens_BL.at[rows, positions_BK].set(replaced_BK),
+            "tokens": masking.put(tokens_BL, positions_BK, replaced_BK),
             "mask_positions": positions_BK,
             "labels": labels_BK,
             "weights": used / jnp.maximum(jnp.sum(used), 1),

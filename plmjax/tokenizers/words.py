@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # About 200 MB at most: a kept word costs some 150 bytes and its text.
 KEPT_WORDS = 1_000_000
 KEPT_CHARACTERS = 256  # longer units are rarely seen twice
+NEW = -1  # the number of a unit that the cache does not hold
 BLOCK_CHARACTERS = 4_000_000  # texts are encoded in blocks, to bound the lists
 
 
@@ -83,9 +84,15 @@ class WordCache:
     def _encode_block(self, texts: Sequence[str]) -> Encoded:
         units_of_text = [self._cutter.split(text) for text in texts]
         units = list(itertools.chain.from_iterable(units_of_text))
-        kept = self._learn(units)
+        numbers = self._look_up(units)
+        if len(self._number) + np.count_nonzero(numbers == NEW) > KEPT_WORDS:
+            self._forget()
+            numbers[:] = NEW
+        missing = np.flatnonzero(numbers == NEW)
+        new = [units[place] for place in missing.tolist()]
+        kept = self._learn(set(new))
+        numbers[missing] = self._look_up(new)
 
-        numbers = np.fromiter(map(self._number.__getitem__, units), np.int64)
         begin = np.frombuffer(self._begin, np.int64)
         counts = np.diff(begin)[numbers]
         ends = np.cumsum(counts)
@@ -102,12 +109,12 @@ class WordCache:
         self._drop_after(kept)
         return encoded
 
-    def _learn(self, units: list[str]) -> int:
-        """Add the units that are new; returns how many units shall be kept."""
-        new = set(units).difference(self._number)
-        if len(self._number) + len(new) > KEPT_WORDS:
-            self._forget()
-            new = set(units)
+    def _look_up(self, units: list[str]) -> np.ndarray:
+        numbers = map(self._number.get, units, itertools.repeat(NEW))
+        return np.fromiter(numbers, np.int64, len(units))
+
+    def _learn(self, new: set[str]) -> int:
+        """Add new units; returns how many of all units shall be kept."""
         words, others = [], []
         for unit in new:
             short = len(unit) <= KEPT_CHARACTERS

@@ -1,0 +1,160 @@
+"""Hugging Face's side of the comparison: transformers on PyTorch, as its Trainer runs.
+
+DataLoader with DataCollatorForLanguageModeling in the main process (the Trainer's
+default), autocast for bf16, clipping, fused AdamW, a linear schedule, dropout as the
+checkpoint says, the attention that transformers chooses.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+
+from plmjax.bench import machine
+from plmjax.bench.worker import Spec
+from plmjax.train.config import OptimizerConfig, ScheduleConfig
+from plmjax.train.schedule import warmup_steps
+
+
+class Side:
+    """Trains the case with Hugging Face; peer.py calls its methods."""
+
+    def __init__(self, spec: Spec):
+        torch.set_num_threads(machine.cores())
+        self.spec = spec
+        folder = Path(spec.folder)
+        self.weights = folder / "weights"
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.weights)
+        self.collator = transformers.DataCollatorForLanguageModeling(self.tokenizer)
+        self.dataset = datasets.load_from_disk(str(folder / spec.padding))
+        self.row_tokens = np.load(folder / f"{spec.padding}.npy")
+        with np.load(folder / "held_out.npz") as saved:
+            self.held_out = _as_peer_batches(dict(saved))
+        model = transformers.AutoModelForMaskedLM.from_pretrained(self.weights)
+        self.model = model.train()
+        self.called = torch.compile(model) if spec.compile else model
+        self.initial = copy.deepcopy(model.state_dict())
+        self.reset()
+
+    def reset(self) -> None:
+        """Goes back to the initial weights and the first batch."""
+        torch.manual_seed(self.spec.seed)
+        # Into the parameters that are there: what was compiled stays compiled.
+        self.model.load_state_dict(self.initial)
+        self.optimizer = _optimizer(self.model)
+        total = self.spec.steps
+        warm = warmup_steps(ScheduleConfig(), total)
+        self.schedule = transformers.get_scheduler(
+            "linear", self.optimizer, num_warmup_steps=warm, num_training_steps=total
+        )
+        self.order: list[int] = []
+        self.batches = self._batches()
+        self.done = 0
+
+    def _batches(self) -> Iterator[dict]:
+        rng = np.random.default_rng(self.spec.seed)
+        while True:
+            order = rng.permutation(len(self.dataset)).tolist()
+            # The order is ours, so that tokens are counted outside of the timing.
+            order = order[: len(order) // self.spec.batch * self.spec.batch]
+            self.order += order
+            yield from torch.utils.data.DataLoader(
+                self.dataset,  # type: ignore
+                batch_size=self.spec.batch,
+                sampler=order,
+                collate_fn=self.collator,
+            )
+
+    def _autocast(self):
+        if self.spec.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def loss(self) -> float:
+        """Returns the loss of the first held-out batch, computed in float32."""
+        return self._mean(self.held_out[:1])
+
+    def evaluate(self) -> float:
+        """Returns the mean loss of all held-out batches, in the run's precision."""
+        with self._autocast():
+            return self._mean(self.held_out)
+
+    def _mean(self, batches: list[dict]) -> float:
+        self.model.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in batches:
+                masked = int((batch["labels"] != -100).sum())
+                total += float(self.model(**batch).loss) * masked
+                count += masked
+        self.model.train()
+        return total / count
+
+    def train(self, steps: int) -> dict:
+        """Takes steps; returns wall and CPU seconds and the documents' tokens."""
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        total = torch.zeros(())
+        for _ in range(steps):
+            batch = next(self.batches)
+            with self._autocast():
+                loss = self.called(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            total += loss.detach()
+        assert torch.isfinite(total)
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+        size = self.spec.batch
+        rows = self.order[self.done * size : (self.done + steps) * size]
+        self.done += steps
+        tokens = int(self.row_tokens[rows].sum())
+        return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
+
+    def memory(self) -> int:
+        """Returns the peak resident bytes of this process."""
+        return machine.peak_rss_bytes()
+
+
+def _optimizer(model) -> torch.optim.Optimizer:
+    """Returns the Trainer's default, fused AdamW, with plmjax's default constants."""
+    config = OptimizerConfig()
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        kept = name.endswith("bias") or "norm" in name.lower()
+        (plain if kept else decayed).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.b1, config.b2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    """Returns plmjax's masked batches with the labels where transformers wants them."""
+    batches = []
+    for i in range(len(arrays["tokens"])):
+        one = {name: array[i] for name, array in arrays.items()}
+        labels = np.full(one["tokens"].shape, -100, np.int64)
+        row, slot = np.nonzero(one["weights"])
+        labels[row, one["mask_positions"][row, slot]] = one["labels"][row, slot]
+        batches.append(
+            {
+                "input_ids": torch.from_numpy(one["tokens"].astype(np.int64)),
+                "attention_mask": torch.from_numpy((one["segments"] > 0).astype(int)),
+                "labels": torch.from_numpy(labels),
+            }
+        )
+    return batches

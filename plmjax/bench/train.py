@@ -1,0 +1,204 @@
+"""How fast the training step of a config is, its data read as `pretrain` reads them."""
+
+import dataclasses
+import functools
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from plmjax import PlmjaxError
+from plmjax import config as config_lib
+from plmjax.bench import machine
+from plmjax.data.loader import Phase, read_ahead
+from plmjax.objectives import masking
+from plmjax.pretrain import Run, check, fresh_state, make_run
+from plmjax.train import sharding
+from plmjax.train.metrics import flops_per_token, peak_flops
+from plmjax.train.optimizer import make_optimizer
+from plmjax.train.schedule import make_schedule
+from plmjax.train.step import State, make_step
+from plmjax.train.workdir import RunConfig, Workdir
+
+# Steps that may be on their way before one is waited for, as in training.
+_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass
+class Timed:
+    """Seconds from one finished step to the next, and how many the loader took."""
+
+    steps_s: list[float]
+    loader_s: float
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.steps_s)
+
+
+def run_steps(
+    step: Callable,
+    state: State,
+    frozen,
+    batches: Iterator[dict],
+    mesh: jax.sharding.Mesh,
+    steps: int,
+) -> tuple[State, Timed]:
+    """Takes `steps` steps as `fit` does: metrics are fetched two steps later."""
+    arrived, waiting, loader_s = [time.perf_counter()], deque(), 0.0
+    for _ in range(steps):
+        begin = time.perf_counter()
+        arrays = sharding.put_rows(mesh, next(batches))
+        loader_s += time.perf_counter() - begin
+        state, metrics = step(state, frozen, arrays)
+        waiting.append(metrics)
+        if len(waiting) > _IN_FLIGHT:
+            jax.device_get(waiting.popleft())
+            arrived.append(time.perf_counter())
+    while waiting:
+        jax.device_get(waiting.popleft())
+        arrived.append(time.perf_counter())
+    intervals = [b - a for a, b in zip(arrived, arrived[1:], strict=False)]
+    return state, Timed(intervals, loader_s)
+
+
+def step_of(run: Run, steps: int) -> Callable:
+    """Returns the jitted step of a run whose schedule has `steps` steps."""
+    train = run.config.train
+    return make_step(
+        run.objective,
+        make_optimizer(train.optimizer),
+        make_schedule(train.schedule, train.optimizer.learning_rate, steps),
+        run.mesh,
+        seed=train.seed,
+        steps=steps,
+        accumulation=train.accumulation,
+        ema_decay=train.ema_decay,
+    )
+
+
+def bench_train(
+    config: ConfigDict,
+    steps: int = 20,
+    workdir: Path | None = None,
+    log: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """Times `steps` steps of each phase of a config, after compiling and two more.
+
+    The data are prepared in a temporary directory, or those of the run in `workdir`
+    are read. Times are seconds unless their name says ms; tokens are those that are
+    not padding, over all devices.
+
+    Raises:
+      PlmjaxError: whatever the user can mend.
+    """
+    if steps < 1:
+        raise PlmjaxError(f"--steps={steps} must be at least 1.")
+    built = config_lib.build(RunConfig, config.to_dict())
+    mesh = sharding.make_mesh(built.mesh)
+    check(built, mesh)
+    before = machine.load_average()
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+        run = make_run(built, Workdir(workdir or folder), mesh, log)
+        step, phases = step_of(run, run.steps), []
+        for number in range(len(run.loader.phases)):
+            phases.append(_time_phase(run, step, number, steps))
+    devices = jax.devices()
+    return {
+        "machine": machine.machine(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "load": [before, machine.load_average()],
+        "model": {
+            "layers": run.encoder.layers,
+            "width": run.encoder.width,
+            "vocab_size": run.encoder.vocab_size,
+            "dtype": run.encoder.dtype,
+        },
+        "phases": phases,
+    }
+
+
+def _time_phase(run: Run, step: Callable, number: int, steps: int) -> dict[str, Any]:
+    phase = run.loader.phases[number]
+    start = sum(earlier.steps for earlier in run.loader.phases[:number])
+
+    def batch(index: int) -> dict:
+        # A phase shorter than the benchmark begins again.
+        return run.loader.batch(start + index % phase.steps)
+
+    state, frozen = fresh_state(run)
+    first = sharding.put_rows(run.mesh, batch(0))
+    begin = time.perf_counter()
+    compiled = step.lower(state, frozen, first).compile()
+    compile_s = time.perf_counter() - begin
+    take = functools.partial(run_steps, compiled, frozen=frozen, mesh=run.mesh)
+    batches = read_ahead(batch, 0, steps + 2)
+    state, _ = take(state=state, batches=batches, steps=2)
+    _, timed = take(state=state, batches=batches, steps=steps)
+    return _figures(run, phase, timed) | {
+        "compile_s": compile_s,
+        "peak_memory_mb": _peak_memory_bytes() / 1e6,
+    }
+
+
+def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
+    median, best = statistics.median(timed.steps_s), min(timed.steps_s)
+    length = phase.plan.length
+    positions = phase.batch * length
+    tokens = positions * phase.plan.fill
+    head_share = masking.slots(run.config.objective.probability, length) / length
+    speed = flops_per_token(run.encoder, length, head_share) * positions / median
+    peak = peak_flops()
+    return {
+        "length": length,
+        "batch": phase.batch,
+        "fill": phase.plan.fill,
+        "steps": len(timed.steps_s),
+        "median_ms": median * 1e3,
+        "best_ms": best * 1e3,
+        "tokens_per_s": tokens / median,
+        "best_tokens_per_s": tokens / best,
+        "mfu": None if peak is None else speed / (peak * run.mesh.size),
+        "tflops_per_s": speed / 1e12,
+        "loader_share": timed.loader_s / timed.total_s,
+    }
+
+
+def _peak_memory_bytes() -> int:
+    """Returns the fullest device's peak; on a CPU, which has none, the process's."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(found.get("peak_bytes_in_use", 0) for found in stats)
+    return peak or machine.peak_rss_bytes()
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Returns the result as lines for a person."""
+    model, (before, after) = result["model"], result["load"]
+    lines = [
+        machine.as_text(result["machine"]),
+        f"{result['devices']}; load average {before} before, {after} after",
+        f"{model['layers']} layers x {model['width']}, {model['vocab_size']:,} pieces, "
+        f"{model['dtype']}",
+    ]
+    for phase in result["phases"]:
+        mfu = phase["mfu"]
+        lines += [
+            f"\n{phase['batch']} rows x {phase['length']} tokens, {phase['fill']:.1%} "
+            f"full, {phase['steps']} steps:",
+            f"  compile          {phase['compile_s']:,.1f} s",
+            f"  step             {phase['median_ms']:,.1f} ms median, "
+            f"{phase['best_ms']:,.1f} best",
+            f"  useful tokens/s  {phase['tokens_per_s']:,.0f} median, "
+            f"{phase['best_tokens_per_s']:,.0f} best",
+            f"  matrix products  {phase['tflops_per_s']:,.3f} TFLOP/s"
+            + ("" if mfu is None else f", MFU {mfu:.1%}"),
+            f"  loader           {phase['loader_share']:.1%} of the time",
+            f"  peak memory      {phase['peak_memory_mb']:,.0f} MB",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,250 @@
+"""The step: accumulation and meshes agree, one reduction, bad updates skipped."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig
+from plmjax.objectives import Key, MLMConfig, mlm
+from plmjax.objectives.mlm import Pieces
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from plmjax.train.optimizer import make_optimizer
+from plmjax.train.schedule import make_schedule
+from plmjax.train.step import init_state, make_evaluation, make_step
+
+ENCODER = EncoderConfig(
+    vocab_size=96, layers=1, width=32, heads=4, ffn_width=64, max_positions=32
+)
+
+
+def pieces(vocab_size: int) -> Pieces:
+    return Pieces(4, (0, 1, 2, 3, 4), (3,) * vocab_size)
+
+
+def make_batch(rows: int = 32, length: int = 32, step: int = 0, vocabulary: int = 96):
+    """Random rows of two documents each, the last quarter padding."""
+    random = np.random.default_rng(step)
+    tokens = random.integers(5, vocabulary, (rows, length)).astype(np.int32)
+    half, end = length // 2, length * 3 // 4
+    segments = np.zeros((rows, length), np.int32)
+    segments[:, :half], segments[:, half:end] = 1, 2
+    tokens[:, [0, half]], tokens[:, [half - 1, end - 1]] = 2, 3
+    tokens[:, end:] = 0
+    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    positions[:, half:] -= half
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": np.where(segments > 0, positions, 0).astype(np.int32),
+        "types": np.zeros_like(tokens),
+        "word_start": random.random((rows, length)) < 0.6,
+        "row": random.permutation(1000)[:rows].astype(np.int32),
+        "copy": np.zeros(rows, np.int32),
+    }
+
+
+def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **more):
+    """Trains a few steps on a mesh; returns losses, gradient norms, parameters."""
+    count = int(np.prod(mesh_sizes))
+    mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
+    encoder = dataclasses.replace(ENCODER, dtype=dtype)
+    objective = mlm(MLMConfig(unit=unit), encoder, pieces(96))
+    optimizer = make_optimizer(OptimizerConfig())
+    schedule = make_schedule(ScheduleConfig(warmup_percent=0), 1e-3, 100)
+
+    def initialise(batch):
+        return init_state(objective, optimizer, 0, batch, more.get("ema") is not None)
+
+    batch = make_batch()
+    with jax.set_mesh(mesh):
+        places = sharding.shardings(mesh, jax.eval_shape(initialise, batch))
+        state, frozen = jax.jit(initialise, out_shardings=places)(batch)
+        step = make_step(
+            objective,
+            optimizer,
+            schedule,
+            mesh,
+            seed=0,
+            steps=100,
+            accumulation=accumulation,
+            ema_decay=more.get("ema"),
+        )
+        losses, norms = [], []
+        for i in range(steps):
+            placed = sharding.put_rows(mesh, make_batch(step=i))
+            state, metrics = step(state, frozen, placed)
+            losses.append(float(metrics["objective"][0]))
+            norms.append(float(metrics["gradient_norm"][0]))
+    return np.array(losses), np.array(norms), jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def references():
+    """What one device gives without accumulation, by dtype."""
+    return {dtype: run((1, 1, 1), dtype=dtype) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.mark.parametrize(
+    "dtype, mesh, accumulation",
+    [
+        ("float32", (1, 1, 1), 2),
+        ("float32", (8, 1, 1), 1),
+        ("float32", (8, 1, 1), 4),
+        ("float32", (2, 2, 2), 2),
+        ("float32", (1, 8, 1), 1),
+        ("bfloat16", (1, 1, 1), 4),
+        ("bfloat16", (8, 1, 1), 1),
+        ("bfloat16", (2, 2, 2), 1),
+    ],
+)
+@pytest.mark.timeout(120)
+def test_meshes_and_accumulation_give_the_same_training(
+    references, dtype, mesh, accumulation
+):
+    losses, norms, _ = references[dtype]
+    tolerance = 1e-5 if dtype == "float32" else 5e-5
+    others = run(mesh, accumulation, dtype)
+    np.testing.assert_allclose(others[0], losses, rtol=tolerance)
+    np.testing.assert_allclose(others[1], norms, rtol=tolerance)
+
+
+def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
+    count = int(np.prod(mesh_sizes))
+    mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
+    objective = mlm(MLMConfig(unit=unit), ENCODER, pieces(96))
+    optimizer = make_optimizer(OptimizerConfig())
+    step = make_step(
+        objective,
+        optimizer,
+        make_schedule(ScheduleConfig(), 1e-3, 100),
+        mesh,
+        seed=0,
+        steps=100,
+        accumulation=accumulation,
+    )
+    batch = make_batch()
+    state, frozen = jax.eval_shape(
+        lambda b: init_state(objective, optimizer, 0, b, False), batch
+    )
+    places = sharding.shardings(mesh, (state, frozen))
+    state, frozen = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        (state, frozen),
+        places,
+    )
+    rows = {
+        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
+        for k, v in batch.items()
+    }
+    return step.lower(state, frozen, rows).compile().as_text()
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_the_data_mesh_reduces_once_after_the_accumulation_loop(unit):
+    text = lowered((8, 1, 1), 4, unit)
+    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {other}(" not in text
+    # Computations are separated by blank lines; the entry is not the loop's body.
+    entry = next(b for b in text.split("\n\n") if b.startswith("ENTRY "))
+    reductions = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    assert reductions == re.findall(r"= (.*) all-reduce(?:-start)?\(", entry)
+    before, after = entry[: entry.index(" while(")], entry[entry.index(" while(") :]
+    # Before the loop, the number of masked tokens: one scalar. After it, all gradients.
+    assert re.findall(r"= (\S+) all-reduce", before) == ["f32[]"]
+    assert len(re.findall(r" all-reduce(?:-start)?\(", after)) == 1
+
+
+def test_resharding_of_words_and_tokens_masks_the_same():
+    a, b = run((1, 1, 1), unit="word", steps=2), run((8, 1, 1), unit="word", steps=2)
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-5)
+
+
+def test_the_step_depends_on_the_row_not_on_its_place():
+    """Dropout and masks follow a row when the batch is shuffled."""
+    objective = mlm(MLMConfig(), ENCODER, pieces(96))
+    batch = make_batch()
+    order = np.random.default_rng(1).permutation(32)
+    key = Key(jnp.uint32(3), jnp.uint32(7))
+    params, _ = objective.init(jax.random.key(0), batch)
+
+    @jax.jit
+    def loss(batch):
+        batch = objective.corrupt(batch, key, 0.0)
+        return objective.loss(params, {}, batch, key, True)[0], batch["tokens"]
+
+    a, tokens = loss(batch)
+    b, shuffled = loss({k: v[order] for k, v in batch.items()})
+    np.testing.assert_array_equal(tokens[order], shuffled)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_bad_update_is_skipped_and_counted():
+    mesh = sharding.make_mesh(MeshConfig(1), jax.devices()[:1])
+    real = mlm(MLMConfig(), ENCODER, pieces(96))
+
+    def loss(params, frozen, batch, key, train):
+        value, metrics = real.loss(params, frozen, batch, key, train)
+        return jnp.where(key.step == 1, jnp.nan, value), metrics
+
+    optimizer = make_optimizer(OptimizerConfig())
+    schedule = make_schedule(ScheduleConfig(), 1e-3, 10)
+    objective = real._replace(loss=loss)
+    state, frozen = init_state(objective, optimizer, 0, make_batch(), True)
+    step = make_step(
+        objective, optimizer, schedule, mesh, seed=0, steps=10, ema_decay=0.9
+    )
+    states = [jax.device_get(state)]
+    for i in range(3):
+        state, metrics = step(state, frozen, make_batch(step=i))
+        states.append(jax.device_get(state))
+    assert [int(s.bad_steps) for s in states] == [0, 0, 1, 0]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3]
+    for field in ("params", "moments", "average"):
+        kept = jax.tree.map(
+            np.array_equal, getattr(states[1], field), getattr(states[2], field)
+        )
+        assert all(jax.tree.leaves(kept))
+    moved = jax.tree.map(np.array_equal, states[2].params, states[3].params)
+    assert not all(jax.tree.leaves(moved))
+
+
+def test_the_average_follows_the_weights():
+    _, _, start = run((1, 1, 1), steps=0, ema=0.5)
+    _, _, end = run((1, 1, 1), steps=1, ema=0.5)
+    for a, b, mean in zip(
+        jax.tree.leaves(start.params),
+        jax.tree.leaves(end.params),
+        jax.tree.leaves(end.average),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    objective = mlm(MLMConfig(), ENCODER, pieces(96))
+    evaluation = make_evaluation(objective)
+    batch = make_batch()
+    params, _ = objective.init(jax.random.key(0), batch)
+    whole = evaluation(params, {}, batch)
+    parts = [
+        evaluation(params, {}, {k: v[i : i + 8] for k, v in batch.items()})
+        for i in range(0, 32, 8)
+    ]
+    for name, (total, count) in whole.items():
+        assert count == sum(part[name][1] for part in parts)
+        sums = sum(float(part[name][0]) for part in parts)
+        np.testing.assert_allclose(sums, total, rtol=1e-5)
+
+
+def test_batches_that_do_not_divide_name_the_nearest_that_does():
+    mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
+    with pytest.raises(PlmjaxError, match="nearest batch that does is 16"):
+        sharding.check_batch(mesh, 20, 2)
+    with pytest.raises(PlmjaxError, match="do not multiply to the 8 devices"):
+        sharding.make_mesh(MeshConfig(3, 2, 2))
