@@ -265,9 +265,9 @@ def _start_jax(workdir: Path | None = None) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    if workdir is not None:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _load_config(args, workdir: Path | None):
@@ -401,17 +401,17 @@ def _bench_peer(args) -> int:
     # One device a side, whatever the machine has.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     _start_jax()
-    from plmjax.bench import peer
+    from plmjax.bench import case, peer
 
-    config = peer.PeerConfig(
+    config = case.PeerConfig(
         paths=args.paths,
         vocab=args.vocab,
         vocab_size=args.vocab_size,
         preset=args.preset,
         length=args.length,
         batch=args.batch,
-        dtypes=peer.DTYPES if args.dtype == "both" else (args.dtype,),
-        paddings=peer.PADDINGS if args.padding == "both" else (args.padding,),
+        dtypes=case.DTYPES if args.dtype == "both" else (args.dtype,),
+        paddings=case.PADDINGS if args.padding == "both" else (args.padding,),
         compile=args.compile,
         rounds=args.rounds,
         steps=args.steps,

@@ -254,7 +254,7 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
     check(built, mesh)
     workdir.create()
     with workdir.locked(), jax.set_mesh(mesh):
-        say = functools.partial(out.print, markup=False)
+        say = functools.partial(out.print, markup=False, soft_wrap=True)
         log = say if jax.process_index() == 0 else (lambda _: None)
         changed, again = workdir.agree(values)
         for key, (old, new) in changed.items():
@@ -284,7 +284,7 @@ def dry_run(config: ConfigDict, path: Path) -> None:
     workdir.create()
     with workdir.locked(), jax.set_mesh(mesh):
         workdir.agree(values)
-        run = make_run(built, workdir, mesh, functools.partial(out.print, markup=False))
+        run = make_run(built, workdir, mesh, functools.partial(out.print, markup=False, soft_wrap=True))
         state, _ = abstract_state(run)
         out.print(show.parameter_table(state.params))
         out.print(_plan_table(run, state))

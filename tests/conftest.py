@@ -10,13 +10,21 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PLMJAX_HUGE_PAGES"] = "0"
 
+import atexit
 import contextlib
-import subprocess
-import sys
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
+from tests_common import sentences
+
+# What one command line compiled, the next one in this session need not.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="plmjax-xla-")
+atexit.register(
+    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+)
 
 
 @pytest.fixture
@@ -28,63 +36,9 @@ def strict():
         yield
 
 
-WORDS = """the model learns a word from its context and every row of the matrix holds
-one vector for each token in the list while the function returns an array of values that
-were computed over all axes when the user gives no other shape or type""".split()
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """Returns made-up sentences whose words follow each other with some regularity."""
-    state, lines = seed + 1, []
-    for _ in range(count):
-        words, at = [], 0
-        for _ in range(12):
-            state = (state * 1103515245 + 12345) % 2**31
-            # Three followers a word, so that context helps.
-            at = (at * 3 + 1 + state // 65536 % 3) % len(WORDS)
-            words.append(WORDS[at])
-        lines.append(" ".join(words) + ".")
-    return lines
-
-
 @pytest.fixture
 def corpus(tmp_path) -> Path:
     """A text file of 400 short documents, one a line."""
     path = tmp_path / "corpus.txt"
     path.write_text("\n".join(sentences(400)) + "\n")
     return path
-
-
-TINY = (
-    "--config.data.source.kind=text",
-    "--config.data.source.document=line",
-    "--config.data.length=32",
-    "--config.data.held_out_percent=10",
-    "--config.tokenizer.vocab_size=120",
-    "--config.model.width=32",
-    "--config.model.heads=2",
-    "--config.model.ffn_width=64",
-    "--config.model.dropout=0.1",
-    "--config.train.batch=8",
-    "--config.train.steps=10",
-    "--config.train.log_every_steps=1",
-    "--config.train.evaluate_every_steps=5",
-    "--config.train.checkpoint_every_steps=5",
-    "--config.train.tensorboard=False",
-)
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Returns a child's environment: one device, unless asked for more."""
-    return os.environ | {"JAX_NUM_CPU_DEVICES": "1", "TERM": "dumb"} | more
-
-
-def run_cli(*arguments: str, timeout: float = 240, **more: str):
-    """Runs `python -m plmjax` with the arguments; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, "-m", "plmjax", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment(**more),
-    )

@@ -14,64 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from plmjax import Exit, PlmjaxError
-from plmjax import config as config_lib
-from plmjax.bench import machine, ours
+from plmjax.bench import machine
+from plmjax.bench.case import PeerConfig, make_case
 from plmjax.bench.worker import Spec, Worker
-from plmjax.data.loader import held_out_batches
-from plmjax.data.prepare import prepare
-from plmjax.data.rows import Plan, gather, load_plan
-from plmjax.data.sources import Source, open_source
-from plmjax.data.store import Split, Store
-from plmjax.interop.huggingface import export_folder
-from plmjax.pretrain import fresh_state
-from plmjax.show import masked
-from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
-from plmjax.train.checkpoint import write_json
-from plmjax.train.workdir import RunConfig, Workdir
 
-PADDINGS = ("group_texts", "line_by_line")
-DTYPES = ("float32", "bfloat16")
-BERT_VOCABULARY = 30522
 # The loss of both sides on one batch, from the same weights, in float32.
 SAME_LOSS = 1e-3
-_HELD_OUT_BATCHES = 8
 _WARM_UP_STEPS = 3
-# Where no steps are asked for, the schedule's length does not matter.
+# Where there is no race, the schedule's length does not matter.
 _SCHEDULE_STEPS = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class PeerConfig:
-    """What is compared, and for how long."""
-
-    # Files and globs; none: the docstrings of the installed packages.
-    paths: str | None = None
-    # A tokenizer to use; none: WordPiece of vocab_size pieces, from the text.
-    vocab: str | None = None
-    vocab_size: int | None = None
-    preset: str = "bert-mini"
-    length: int = 128
-    batch: int = 16
-    dtypes: tuple[str, ...] = DTYPES
-    paddings: tuple[str, ...] = PADDINGS[:1]
-    # Measures torch.compile besides eager mode.
-    compile: bool = False
-    rounds: int = 5
-    # Steps in one window of one side.
-    steps: int = 10
-    # Steps of the race to a held-out loss; 0: no race.
-    to_loss: int = 0
-
-    def __post_init__(self):
-        for name in ("rounds", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise PlmjaxError(f"--{name}={getattr(self, name)} must be at least 1.")
-        if self.to_loss < 0:
-            raise PlmjaxError(f"--to_loss={self.to_loss} must not be negative.")
 
 
 def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[str, Any]:
@@ -102,158 +54,6 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
         "case": case,
         "results": list(itertools.chain.from_iterable(compared)),
     }
-
-
-# --- what both sides read
-
-
-def make_case(
-    config: PeerConfig, folder: Path, log: Callable[[str], Any]
-) -> dict[str, Any]:
-    """Writes tokens, initial weights and masked held-out rows; returns their facts."""
-    source = {"kind": "docstrings"}
-    if config.paths is not None:
-        source = {"kind": "text", "paths": config.paths}
-    wanted = config.vocab_size or (None if config.vocab else BERT_VOCABULARY)
-    values: dict[str, Any] = {
-        "name": "bench",
-        "data": {"source": source, "length": config.length},
-        "model": {"preset": config.preset, "vocab_size": wanted},
-        "train": {"batch": config.batch},
-    }
-    values = config_lib.load(RunConfig, base=values).to_dict()
-    built, workdir = config_lib.build(RunConfig, values), Workdir(folder)
-    opened = open_source(built.data.source)
-    tokenizer = _vocabulary(config, opened, wanted, log)
-    tokenizer.save(folder / "tokenizer")
-    percent = built.data.held_out_percent
-    store = prepare(opened, tokenizer, folder / "data", percent, log=log)
-    write_json(folder / "run.json", {"store": store.key})
-    write_json(folder / "config.json", values)
-    run = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
-    with jax.set_mesh(run.mesh):
-        params = jax.device_get(fresh_state(run)[0].params)
-    card = "# Initial weights of a benchmark\n"
-    export_folder(
-        folder / "weights", run.encoder, params, tokenizer, card, config.length
-    )
-    # From here on, both sides read the weights of that folder.
-    values["train"]["init_from"] = str(folder / "weights")
-    write_json(workdir / "config.json", values)
-    _write_held_out(run, config, folder)
-    fill = {"plmjax": round(run.loader.phases[0].plan.fill, 4)}
-    for padding in config.paddings:
-        fill[padding] = round(_write_rows(store, tokenizer, config, padding, folder), 4)
-    return {
-        "source": "docstrings of the installed packages"
-        if config.paths is None
-        else config.paths,
-        "documents": store.split("train").documents,
-        "tokens": store.split("train").tokens,
-        "pieces": tokenizer.vocab_size,
-        "vocab_size": run.encoder.vocab_size,
-        "preset": config.preset,
-        "dropout": run.encoder.dropout,
-        "activation": "GELU by erf on both sides (ours within 1.5e-7 of it)",
-        "length": config.length,
-        "batch": config.batch,
-        "full": fill,
-    }
-
-
-def _vocabulary(
-    config: PeerConfig, source: Source, wanted: int | None, log: Callable[[str], Any]
-) -> Tokenizer:
-    """Returns the vocabulary, of as many pieces as the text gives if it gives fewer.
-
-    The model's table keeps the size that was asked for: its products set the speed.
-    """
-    if config.vocab is not None:
-        return get_tokenizer(TokenizerConfig(path=config.vocab), ())
-    texts, size = list(source.documents()), wanted or BERT_VOCABULARY
-    while True:
-        try:
-            # Pieces seen once serve a benchmark as well.
-            made = get_tokenizer(TokenizerConfig("wordpiece", size, 1), texts)
-        except PlmjaxError as error:
-            if error.code != Exit.DATA or size < 128:
-                raise
-            size //= 2
-            continue
-        if made.vocab_size != wanted:
-            log(
-                f"The text gives no {wanted:,} pieces; it is cut into "
-                f"{made.vocab_size:,}. The model's table keeps {wanted:,} rows."
-            )
-        return made
-
-
-def _write_held_out(run, config: PeerConfig, folder: Path) -> None:
-    """Writes a few batches of one document a row, masked, for both sides."""
-    split = run.store.split("held_out")
-    plan = load_plan(split, config.length, False, run.store.directory)
-    rows = min(plan.rows, _HELD_OUT_BATCHES * config.batch)
-    batches = held_out_batches(split, plan, run.tokenizer, config.batch, rows)
-    done = [masked(run.objective, batch) for batch in batches]
-    stacked = {name: np.stack([batch[name] for batch in done]) for name in done[0]}
-    np.savez(folder / "held_out.npz", **stacked)
-
-
-def _write_rows(
-    store: Store, tokenizer: Tokenizer, config: PeerConfig, padding: str, folder: Path
-) -> float:
-    """Writes the peer's rows as `datasets` keeps them; returns their fill rate.
-
-    The columns are those of run_mlm.py. `bench prepare` proves that its pipeline and
-    ours give the same ids; here only the result is needed.
-    """
-    import datasets
-
-    make = {"group_texts": _group_texts, "line_by_line": _line_by_line}[padding]
-    tokens, real = make(store.split("train"), tokenizer, config.length)
-    special = ~real | np.isin(tokens, [tokenizer.cls_id, tokenizer.sep_id])
-    columns = {
-        "input_ids": tokens.astype(np.int32),
-        "token_type_ids": np.zeros(tokens.shape, np.int8),
-        "attention_mask": real.astype(np.int8),
-        "special_tokens_mask": special.astype(np.int8),
-    }
-    kinds = {
-        name: datasets.List(datasets.Value(array.dtype.name))
-        for name, array in columns.items()
-    }
-    datasets.disable_progress_bars()
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-    table.save_to_disk(str(folder / padding))
-    np.save(folder / f"{padding}.npy", (~special).sum(axis=1))
-    return float(real.mean())
-
-
-def _group_texts(split: Split, tokenizer: Tokenizer, length: int):
-    """All documents end to end, each in its [CLS] and [SEP], cut: no padding."""
-    offsets = np.asarray(split.offsets)
-    documents = np.arange(len(offsets) - 1)
-    stream = np.empty(offsets[-1] + 2 * len(documents), np.int32)
-    shift = np.repeat(2 * documents + 1, np.diff(offsets))
-    index = np.arange(offsets[-1])
-    stream[index + shift] = split.take(index)[0]
-    stream[offsets[:-1] + 2 * documents] = tokenizer.cls_id
-    stream[offsets[1:] + 2 * documents + 1] = tokenizer.sep_id
-    rows = stream[: len(stream) // length * length].reshape(-1, length)
-    return rows, np.ones(rows.shape, bool)
-
-
-def _line_by_line(split: Split, tokenizer: Tokenizer, length: int):
-    """A document a row, cut or padded to the length."""
-    offsets = np.asarray(split.offsets)
-    size = np.minimum(np.diff(offsets), length - 2).astype(np.int32)
-    plan = Plan(length, np.arange(len(size) + 1), offsets[:-1], size)
-    ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    arrays = gather(split, plan, np.arange(plan.rows), *ids)
-    return arrays["tokens"], arrays["segments"] > 0
-
-
-# --- the comparison
 
 
 def _compare(
@@ -399,7 +199,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"{after} after",
         f"{case['preset']}, {case['vocab_size']:,} pieces, {case['batch']} rows x "
         f"{case['length']} tokens, dropout {case['dropout']}; {case['activation']}",
-        f"{case['documents']:,} documents, {case['tokens']:,} tokens; rows full: {full}",
+        f"{case['documents']:,} documents, {case['tokens']:,} tokens; full: {full}",
         "\nUseful tokens/s, median (best):",
     ]
     for row in result["results"]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.data.store import Split
 from plmjax.data.rows import Plan, gather
+from plmjax.data.store import Split
 from plmjax.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]

@@ -1,0 +1,138 @@
+"""The benchmarks run and say what they promise; no test here asks for a speed."""
+
+import json
+
+import numpy as np
+import pytest
+from tests_common import TINY, run_cli
+
+from plmjax import PlmjaxError
+from plmjax.bench import machine, peer
+from plmjax.bench.case import PeerConfig
+from plmjax.bench.worker import Spec, Worker
+from plmjax.config import load, to_dict
+from plmjax.train.workdir import RunConfig
+
+
+def test_train_times_the_users_own_config(corpus):
+    done = run_cli(
+        "bench",
+        "train",
+        *TINY,
+        f"--config.data.source.paths={corpus}",
+        "--steps=3",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    (phase,) = result["phases"]
+    assert (phase["length"], phase["batch"], phase["steps"]) == (32, 8, 3)
+    assert 0 < phase["best_ms"] <= phase["median_ms"]
+    assert 0 < phase["fill"] <= 1
+    assert 0 <= phase["loader_share"] <= 1
+    assert phase["compile_s"] > 0 and phase["peak_memory_mb"] > 50
+    assert phase["mfu"] is None  # No CPU's peak is known.
+    assert result["machine"]["versions"]["jax"]
+    assert len(result["load"]) == 2
+
+
+def test_bench_needs_a_kind_and_steps(corpus):
+    assert run_cli("bench").returncode == 2
+    paths = f"--config.data.source.paths={corpus}"
+    done = run_cli("bench", "train", *TINY, paths, "--steps=0")
+    assert done.returncode == 2 and "--steps=0" in done.stderr
+
+
+def test_each_phase_is_timed(corpus):
+    from plmjax.bench.train import as_text, bench_train
+
+    overrides = [a.removeprefix("--config.") for a in TINY]
+    overrides += [
+        f"data.source.paths={corpus}",
+        "data.phases=((1, 32, 8), (2, 64, 8))",
+    ]
+    config = load(RunConfig, None, overrides, to_dict(RunConfig()))
+    result = bench_train(config, steps=2, log=lambda _: None)
+    assert [phase["length"] for phase in result["phases"]] == [32, 64]
+    assert "8 rows x 64 tokens" in as_text(result)
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = machine.peak_rss_bytes()
+    held = np.ones(30_000_000)
+    assert machine.peak_rss_bytes() >= before
+    assert machine.peak_rss_bytes() > held.nbytes
+
+
+def test_peer_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(peer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PlmjaxError, match=r'pip install -e "\.\[peer\]"'):
+        peer.bench_peer(PeerConfig())
+
+
+def test_peer_refuses_another_start():
+    peer._check_loss(10.0, 10.0009)
+    for there in (10.002, float("nan")):
+        with pytest.raises(PlmjaxError, match="not the same model"):
+            peer._check_loss(10.0, there)
+
+
+def test_ratios_compare_a_window_with_its_neighbours():
+    def window(seconds):
+        return {"seconds": seconds, "cpu_seconds": 2 * seconds, "tokens": 120}
+
+    found = peer._figures([(window(1.0), window(4.0), window(1.5))] * 3)
+    assert found["ratio"]["median"] == pytest.approx((120 + 80) / 2 / 30)
+    assert found["plmjax_against_itself"]["median"] == pytest.approx(1 / 1.5)
+
+
+def test_time_to_a_loss_is_read_between_evaluations():
+    ours = [(0.0, 10.0), (1.0, 8.0), (2.0, 5.0)]
+    theirs = [(0.0, 10.0), (4.0, 7.0), (8.0, 6.0)]
+    found = peer._to_loss(ours, theirs)["to_loss"]
+    assert found["loss"] == 6.0
+    assert found["seconds"]["plmjax"] == pytest.approx(1 + 2 / 3)
+    assert found["seconds"]["peer"] == 8.0
+
+
+def test_a_dead_worker_shows_its_last_words(tmp_path):
+    spec = Spec(str(tmp_path), "float32", 2, 32, 1)
+    with Worker("plmjax.bench.no_such_side", spec) as worker:
+        with pytest.raises(RuntimeError, match="No module named"):
+            worker.call("loss")
+
+
+@pytest.mark.peer
+def test_peer_compares_the_same_model(corpus):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    done = run_cli(
+        "bench",
+        "peer",
+        f"--paths={corpus}",
+        "--preset=bert-tiny",
+        "--vocab_size=512",
+        "--length=32",
+        "--batch=4",
+        "--dtype=both",
+        "--padding=both",
+        "--rounds=1",
+        "--steps=2",
+        "--to_loss=2",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["case"]["vocab_size"] == 512
+    assert result["case"]["pieces"] < 512  # The text gives fewer; the table is kept.
+    assert result["case"]["full"]["group_texts"] == 1.0
+    assert result["case"]["full"]["line_by_line"] < 1.0
+    rows = {(row["dtype"], row["padding"]): row for row in result["results"]}
+    assert len(rows) == len(result["results"]) == 4
+    for row in rows.values():
+        assert row["peer"] == "eager"
+        assert abs(row["initial_loss"] - np.log(512)) < 0.5
+        assert row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
+        assert row["peak_memory_mb"].keys() == {"plmjax", "peer"}
+        assert row["to_loss"]["seconds"].keys() == {"plmjax", "peer"}
+        assert row["to_loss"]["final"]["peer"] < 10
