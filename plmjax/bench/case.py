@@ -148,7 +148,8 @@ def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
     rows = min(plan.rows, _HELD_OUT_BATCHES * config.batch)
     batches = held_out_batches(split, plan, run.tokenizer, config.batch, rows)
     done = [masked(run.objective, batch) for batch in batches]
-    stacked = {name: np.stack([batch[name] for batch in done]) for name in done[0]}
+    names = done[0]
+    stacked: Any = {name: np.stack([batch[name] for batch in done]) for name in names}
     np.savez(folder / "held_out.npz", **stacked)
 
 

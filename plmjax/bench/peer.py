@@ -92,7 +92,7 @@ def _compare(
             curves = _race([we, *they], config.to_loss)
             races = [_to_loss(curves[0], curve) for curve in curves[1:]]
         memory = [side.call("memory") for side in (we, *they)]
-    return [
+    rows = [
         {
             "dtype": dtype,
             "peer": "torch.compile" if way.compile else "eager",
@@ -110,6 +110,9 @@ def _compare(
             zip(ways, windows, races, strict=True), 1
         )
     ]
+    for row in rows:
+        log(f"{_title(row)}: ratio {_range(row['ratio'])}.")
+    return rows
 
 
 def _check_loss(here: float, there: float) -> None:
@@ -211,7 +214,7 @@ def as_text(result: dict[str, Any]) -> str:
             for name in ("cpu_ratio", "plmjax_against_itself", "peak_memory_mb")
         )
         lines += [
-            f"\n{row['dtype']}, {row['padding']}, Hugging Face {row['peer']}:",
+            f"\n{_title(row)}:",
             f"  plmjax        {we['median']:8,.0f} ({we['best']:,.0f}), "
             f"{memory['plmjax']:,.0f} MB at most",
             f"  Hugging Face  {they['median']:8,.0f} ({they['best']:,.0f}), "
@@ -226,6 +229,10 @@ def as_text(result: dict[str, Any]) -> str:
                 f"Hugging Face {seconds['peer']:,.1f} s, ratio {race['ratio']:.2f}"
             )
     return "\n".join(lines)
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['dtype']}, {row['padding']}, Hugging Face {row['peer']}"
 
 
 def _range(found: dict[str, float]) -> str:

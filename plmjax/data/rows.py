@@ -108,7 +108,8 @@ def load_plan(split: Split, length: int, packed: bool, directory: Path) -> Plan:
     path = directory / f"{name}.npz"
     if path.exists():
         try:
-            with np.load(path) as saved:
+            # Opened here: numpy leaves a file that it cannot read open.
+            with open(path, "rb") as file, np.load(file) as saved:
                 return Plan(length, saved["first"], saved["start"], saved["size"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise PlmjaxError(

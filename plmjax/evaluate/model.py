@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -106,35 +105,17 @@ def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
 def load_params(
     config: RunConfig, objective: Objective, checkpoints: Checkpoints, step: int
 ) -> dict:
-    """Returns the weights of a checkpoint, without its optimizer; their average if kept."""
-    from orbax.checkpoint import v1 as ocp
-
-    shapes = {name: jax.ShapeDtypeStruct((1, 8), "int32") for name in _INPUTS}
+    """Returns a checkpoint's weights, without its optimizer; their average if kept."""
+    ids = jax.ShapeDtypeStruct((1, 8), "int32")
+    batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)
     ema = config.train.ema_decay is not None
-
-    def init(batch):
-        return init_state(objective, optimizer, 0, batch, ema)[0]
-
-    state: Any = jax.eval_shape(init, shapes)
+    state, _ = jax.eval_shape(
+        lambda batch: init_state(objective, optimizer, 0, batch, ema), batch
+    )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    skipped = state._replace(
-        **{
-            name: jax.tree.map(lambda _: ocp.PLACEHOLDER, getattr(state, name))
-            for name in state._fields
-            if name != ("average" if ema else "params")
-        }
-    )
     abstract = jax.tree.map(
-        lambda x: (
-            x
-            if x is ocp.PLACEHOLDER
-            else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-        ),
-        skipped,
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state
     )
-    loaded = checkpoints.load(step, abstract)
-    return loaded.average if ema else loaded.params
-
-
-_INPUTS = ("tokens", "segments", "positions", "types")
+    field = "average" if ema else "params"
+    return getattr(checkpoints.load(step, abstract, only=field), field)

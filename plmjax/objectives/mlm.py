@@ -141,7 +141,7 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
         used_T = (weights_T > 0).astype(jnp.float32)
         total, count = jnp.sum(nll_T * used_T), jnp.sum(used_T)
         best_T = jnp.argmax(jax.lax.stop_gradient(logits_TV), axis=-1)
-        hits = jnp.sum((best_T == labels_T) * used_T)
+        hits = jnp.sum(jnp.where(best_T == labels_T, used_T, 0))
         bytes_T = jnp.asarray(bytes_V)[labels_T]
         return jnp.sum(nll_T * weights_T), {
             "loss": (total, count),

@@ -256,29 +256,35 @@ class Checkpoints:
             code=Exit.MODEL,
         )
 
-    def load(self, step: int, abstract):
+    def load(self, step: int, abstract, only: str | None = None):
         """Returns the state of a step, on the shardings of `abstract`.
 
-        Leaves of `abstract` that are orbax's PLACEHOLDER are not read.
+        With `only`, just that field of the state is read; the others hold nothing.
 
         Raises:
           PlmjaxError: the checkpoint holds another model.
         """
         from orbax.checkpoint import v1 as ocp
 
-        wanted = [leaf for leaf in jax.tree.leaves(abstract) if leaf is ocp.PLACEHOLDER]
-        if not wanted:
-            ours, theirs = _leaves(abstract), self.meta(step)["leaves"]
-            differing = [
-                f"{name} is {theirs.get(name, 'missing')}, not {ours.get(name, 'known')}"
-                for name in sorted(ours.keys() | theirs.keys())
-                if ours.get(name) != theirs.get(name)
-            ]
-            if differing:
-                raise PlmjaxError(
-                    f"the checkpoint of step {step} in {self.directory} is of another "
-                    f"model: {len(differing)} leaves differ, first {differing[0]}.",
-                    hint="Use the config it was trained with.",
-                    code=Exit.MODEL,
-                )
+        ours, theirs = _leaves(abstract), self.meta(step)["leaves"]
+        differing = [
+            f"{name} is {theirs.get(name, 'missing')}, not {ours.get(name, 'known')}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        if differing:
+            raise PlmjaxError(
+                f"the checkpoint of step {step} in {self.directory} is of another "
+                f"model: {len(differing)} leaves differ, first {differing[0]}.",
+                hint="Use the config it was trained with.",
+                code=Exit.MODEL,
+            )
+        if only is not None:
+            abstract = abstract._replace(
+                **{
+                    field: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
+                    for field, value in abstract._asdict().items()
+                    if field != only
+                }
+            )
         return ocp.load(self.path(step) / "state", abstract)

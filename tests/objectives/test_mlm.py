@@ -1,0 +1,221 @@
+"""Masking statistics, whole words, static masks, and that the objective can be learnt."""
+
+import dataclasses
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig
+from plmjax.objectives import Key, MLMConfig, masking, mlm
+from plmjax.objectives.mlm import Pieces
+
+SPECIAL = (0, 1, 2, 3, 4)
+MASK = 4
+ENCODER = EncoderConfig(
+    vocab_size=1000, layers=1, width=32, heads=2, ffn_width=64, max_positions=128
+)
+
+
+def key(step: int = 0, seed: int = 0) -> Key:
+    return Key(jnp.uint32(seed), jnp.uint32(step))
+
+
+def make_batch(rows: int = 512, length: int = 128, seed: int = 0):
+    """Rows of one or two documents, some padding, words of one to four pieces."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(5, 1000, (rows, length)).astype(np.int32)
+    segments = np.ones((rows, length), np.int32)
+    end = random.integers(length // 2, length + 1, rows)
+    index = np.arange(length)
+    segments[index[None] >= end[:, None]] = 0
+    segments[(index[None] >= 40) & (segments > 0)] = 2
+    tokens[:, 0], tokens[:, 39], tokens[:, 40] = 2, 3, 2
+    tokens[np.arange(rows), end - 1] = 3
+    tokens[segments == 0] = 0
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": np.tile(index.astype(np.int32), (rows, 1)),
+        "types": np.zeros_like(tokens),
+        "word_start": random.random((rows, length)) < 0.5,
+        "row": np.arange(rows, dtype=np.int32),
+        "copy": np.zeros(rows, np.int32),
+    }
+
+
+@functools.cache
+def corruption(config: MLMConfig):
+    objective = mlm(config, ENCODER, Pieces(MASK, SPECIAL, (1,) * 1000))
+    return jax.jit(objective.corrupt)
+
+
+def corrupted(config: MLMConfig, batch, at: Key):
+    return jax.device_get(corruption(config)(batch, at, 0.0))
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("probability", [0.15, 0.3])
+def test_masking_statistics(unit, probability):
+    batch = make_batch()
+    maskable = (batch["segments"] > 0) & ~np.isin(batch["tokens"], SPECIAL)
+    config = MLMConfig(probability=probability, unit=unit)
+    chosen = masks = random_pieces = kept = 0
+    for step in range(20):
+        out = corrupted(config, batch, key(step))
+        used = out["weights"] > 0
+        np.testing.assert_allclose(out["weights"].sum(), 1, rtol=1e-5)
+        at = out["mask_positions"]
+        rows = np.arange(len(at))[:, None]
+        # Never a special piece or padding, never a position twice.
+        assert maskable[rows, at][used].all()
+        for row in range(0, len(at), 37):
+            places = at[row][used[row]]
+            assert len(set(places)) == len(places) <= at.shape[1]
+        np.testing.assert_array_equal(out["labels"], batch["tokens"][rows, at])
+        new, old = out["tokens"][rows, at][used], out["labels"][used]
+        chosen += used.sum()
+        masks += (new == MASK).sum()
+        kept += (new == old).sum()
+        random_pieces += ((new != MASK) & (new != old)).sum()
+        assert not np.isin(new[new != MASK], SPECIAL).any()
+        untouched = np.ones_like(maskable)
+        untouched[np.broadcast_to(rows, at.shape)[used], at[used]] = False
+        np.testing.assert_array_equal(
+            out["tokens"][untouched], batch["tokens"][untouched]
+        )
+    share = chosen / (20 * maskable.sum())
+    assert abs(share / probability - 1) < 0.01
+    for found, expected in ((masks, 0.8), (random_pieces, 0.1), (kept, 0.1)):
+        deviation = np.sqrt(expected * (1 - expected) / chosen)
+        # A random piece is the old one once in 995 times.
+        assert abs(found / chosen - expected) < 4 * deviation + 2e-4
+
+
+def test_every_position_is_chosen_equally_often():
+    batch = make_batch(256)
+    batch["segments"] = np.ones_like(batch["segments"])
+    batch["tokens"] = np.where(batch["tokens"] < 5, 7, batch["tokens"])
+    counts = np.zeros(128)
+    for step in range(40):
+        out = corrupted(MLMConfig(), batch, key(step))
+        counts += np.bincount(out["mask_positions"][out["weights"] > 0], minlength=128)
+    expected = counts.sum() / 128
+    # Chi-squared with 127 degrees of freedom: 215 has a probability below 1e-6.
+    assert ((counts - expected) ** 2 / expected).sum() < 215
+
+
+def test_whole_words_are_masked_whole():
+    batch = make_batch(seed=3)
+    maskable = (batch["segments"] > 0) & ~np.isin(batch["tokens"], SPECIAL)
+    before = np.pad(maskable[:, :-1], ((0, 0), (1, 0)))
+    start = maskable & (batch["word_start"] | ~before)
+    word = np.where(maskable, np.cumsum(start, axis=1), -1)
+    out = corrupted(MLMConfig(unit="word"), batch, key(5))
+    chosen = np.zeros_like(maskable)
+    rows = np.broadcast_to(np.arange(512)[:, None], out["mask_positions"].shape)
+    used = out["weights"] > 0
+    chosen[rows[used], out["mask_positions"][used]] = True
+    words = 0
+    for row in range(512):
+        for number in np.unique(word[row][chosen[row]]):
+            assert chosen[row][word[row] == number].all()
+            words += 1
+    assert words > 2000
+    # Long words are chosen as often as short ones, but for the last that do not fit.
+    sizes = np.array([1, 2, 3])
+    rates = []
+    for size in sizes:
+        numbers = [
+            (row, n)
+            for row in range(512)
+            for n, c in enumerate(np.bincount(word[row][word[row] > 0]))
+            if c == size
+        ]
+        hit = [chosen[row][word[row] == n].all() for row, n in numbers]
+        rates.append(np.mean(hit))
+    assert max(rates) - min(rates) < 0.05
+
+
+def test_static_masks_repeat_by_copy_and_dynamic_ones_do_not():
+    batch = make_batch(64)
+    static = MLMConfig(masks="static", copies=3)
+    first = corrupted(static, batch, key(1))["tokens"]
+    np.testing.assert_array_equal(first, corrupted(static, batch, key(9))["tokens"])
+    other = batch | {"copy": batch["copy"] + 1}
+    assert (first != corrupted(static, other, key(1))["tokens"]).any()
+    dynamic = [corrupted(MLMConfig(), batch, key(step))["tokens"] for step in (1, 9)]
+    assert (dynamic[0] != dynamic[1]).any()
+
+
+def test_masks_do_not_depend_on_the_batch():
+    batch = make_batch(64)
+    whole = corrupted(MLMConfig(), batch, key(2))
+    half = corrupted(MLMConfig(), {k: v[32:] for k, v in batch.items()}, key(2))
+    np.testing.assert_array_equal(whole["tokens"][32:], half["tokens"])
+
+
+def test_rows_without_words_weigh_nothing():
+    batch = make_batch(8)
+    batch["segments"] = np.zeros_like(batch["segments"])
+    out = corrupted(MLMConfig(), batch, key())
+    assert out["weights"].sum() == 0
+    np.testing.assert_array_equal(out["tokens"], batch["tokens"])
+
+
+def test_the_slots_suffice_for_every_row():
+    for probability in (0.1, 0.15, 0.4):
+        for length in (16, 33, 128):
+            most = np.floor(probability * (length - 2) + np.nextafter(1, 0))
+            assert masking.slots(probability, length) >= most
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_overfits_one_batch(unit):
+    """With the masks fixed, one batch is learnt by heart."""
+    encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
+    config = MLMConfig(masks="static", unit=unit)
+    objective = mlm(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
+    batch = make_batch(8, 64)
+    params, frozen = objective.init(jax.random.key(0), batch)
+    optimizer = optax.adam(3e-3)
+
+    def loss(params):
+        masked = objective.corrupt(batch, key(), jnp.float32(0))
+        value, metrics = objective.loss(params, frozen, masked, key(), True)
+        return value, metrics["accuracy"]
+
+    def step(state, _):
+        params, moments = state
+        (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, moments = optimizer.update(grads, moments)
+        params = optax.apply_updates(params, updates)
+        return (params, moments), (value, accuracy[0] / accuracy[1])
+
+    state = (params, optimizer.init(params))
+    _, (losses, accuracies) = jax.lax.scan(step, state, length=300)
+    assert losses[0] > 6.5 and losses[-1] < 0.1 and accuracies[-1] > 0.98
+
+
+def test_causal_models_and_odd_shares_are_refused():
+    pieces = Pieces(MASK, SPECIAL, (1,) * 1000)
+    with pytest.raises(PlmjaxError, match="model.causal"):
+        mlm(MLMConfig(), dataclasses.replace(ENCODER, causal=True), pieces)
+    with pytest.raises(PlmjaxError, match="sum to at most 1"):
+        MLMConfig(mask_share=0.8, random_share=0.3)
+    with pytest.raises(PlmjaxError, match="copies"):
+        MLMConfig(masks="static", copies=0)
+
+
+def test_masks_are_the_ones_they_were():
+    """A golden digest: whoever changes the draws changes every run that is resumed."""
+    out = corrupted(MLMConfig(), make_batch(16), key(3, seed=11))
+    found = hashlib.sha256(out["tokens"].tobytes()).hexdigest()[:16]
+    assert found == "969ca6616b7b6426"

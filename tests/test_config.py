@@ -1,0 +1,116 @@
+"""The border: defaults, files, overrides, and what a typo gets."""
+
+import json
+
+import pytest
+
+from plmjax import PlmjaxError, config
+from plmjax.pretrain import EMBEDDED
+from plmjax.train.workdir import RunConfig
+
+
+def load(*overrides, path=None, base=None):
+    return config.load(RunConfig, path, overrides, base)
+
+
+def test_overrides_take_their_keys_type():
+    found = load(
+        "train.steps=20",
+        "train.optimizer.learning_rate=1",
+        "tokenizer.lowercase=false",
+        "tokenizer.path=123",
+        "model.heads=3",
+        "data.phases=((10, 16, 8), (5, 32, 4))",
+    )
+    assert found.train.steps == 20
+    built = config.build(RunConfig, found.to_dict())
+    assert built.train.optimizer.learning_rate == 1.0
+    assert built.tokenizer.lowercase is False and built.tokenizer.path == "123"
+    assert built.data.phases == ((10, 16, 8), (5, 32, 4))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.stepz=1", "no key train.stepz. Did you mean train.steps"),
+        ("train.lr=1", "no key train.lr"),
+        ("learning_rate=1", "Did you mean train.optimizer.learning_rate?"),
+        ("train.batch=3.5", "train.batch is 3.5; it must be: int"),
+        ("train.batch=many", "train.batch is 'many'; it must be: int"),
+        ("train.batch=True", "train.batch is True; it must be: int"),
+        ("train.optimizer.kind=adam", "Did you mean adamw?"),
+        ("train.steps", "has no value. Write --config.train.steps=..."),
+        ("train=5", "no key train"),
+        ("data.phases=(1,2)", "each phase is (steps, length, batch)"),
+        ("train.batch=0", "must be at least 1"),
+        ("objective.probability=1.5", "between 0 and 1"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_right(override, message):
+    with pytest.raises(PlmjaxError) as caught:
+        load(override)
+    assert message in str(caught.value) and caught.value.code == 2
+
+
+def test_steps_and_epochs_replace_each_other(tmp_path):
+    assert load("train.epochs=2").train.steps is None
+    assert load("train.steps=5", base={"train": {"epochs": 2}}).train.epochs is None
+    with pytest.raises(PlmjaxError, match="exactly one"):
+        load("train.steps=5", "train.epochs=2")
+    with pytest.raises(PlmjaxError, match="exactly one"):
+        load("train.steps=none")
+
+
+def test_files_lie_over_defaults_and_under_overrides(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(size='small'):\n"
+        "    config = ConfigDict()\n"
+        "    config.train = ConfigDict({'batch': 4, 'seed': 9})\n"
+        "    config.name = size\n"
+        "    return config\n"
+    )
+    found = load("train.seed=1", path=f"{path}:large")
+    assert (found.train.batch, found.train.seed, found.name) == (4, 1, "large")
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(found.to_dict()))
+    again = load(path=str(saved)).to_dict()
+    assert config.build(RunConfig, again) == config.build(RunConfig, found.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def get_config():\n    return {'train': {'bach': 1}}", "Did you mean batch?"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("def get_config(:", "SyntaxError"),
+        ("x = 1", "AttributeError"),
+        ("def get_config():\n    return {'train': 3}", "must be a block of keys"),
+    ],
+)
+def test_errors_inside_a_config_file_are_one_line(tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(PlmjaxError, match=message):
+        load(path=str(path))
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "bert_base.py").write_text("")
+    with pytest.raises(PlmjaxError, match="Did you mean .*bert_base.py"):
+        load(path=str(tmp_path / "bert_bass.py"))
+
+
+def test_the_config_is_locked():
+    with pytest.raises(AttributeError, match="steps"):
+        load().train.stepz = 3
+
+
+def test_changes_name_old_and_new():
+    a, b = load().to_dict(), load("train.batch=4").to_dict()
+    assert config.changes(a, b) == {"train.batch": (16, 4)}
+
+
+def test_the_embedded_default_is_valid():
+    config.build(RunConfig, load(base=EMBEDDED).to_dict())
