@@ -128,7 +128,8 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
     """Lays one layer of values over another.
 
     A field's metadata may name a field that it {"replaces"}: of two ways to say the
-    same thing, the later layer's is meant.
+    same thing, the later layer's is meant. A field that {"resets": True} its block,
+    as a preset does, takes the other values of earlier layers away.
     """
     types_of = typing.get_type_hints(schema)
     known = {field.name: field for field in dataclasses.fields(schema)}
@@ -137,6 +138,8 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
             raise PlmjaxError(
                 f"config has no key {prefix}{name}.", hint=nearest(name, list(known))
             )
+        if known[name].metadata.get("resets") and value is not None:
+            base.update(to_dict(schema()))
         other = known[name].metadata.get("replaces")
         if other is not None and value is not None and layer.get(other) is None:
             base[other] = None

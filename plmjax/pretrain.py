@@ -38,9 +38,8 @@ from plmjax.train.step import State, init_state, make_evaluation, make_step
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
 from plmjax.transfer import export
 
-# What `plmjax pretrain` does when it is told nothing: see configs/pretrain/docstrings.py.
+# What `plmjax pretrain` does when it is told nothing.
 EMBEDDED = {
-    "name": "docstrings",
     "model": {
         "preset": "bert-tiny",
         "width": 256,
@@ -218,15 +217,15 @@ def _start_weights(run: Run, fresh: dict) -> dict:
         params["head"] = jax.device_get(fresh["head"])
     if found.tokenizer.digest != run.tokenizer.digest:
         raise PlmjaxError(
-            f"the weights of train.init_from={run.config.train.init_from} belong to another "
-            "tokenizer than this run's.",
+            f"the weights of train.init_from={run.config.train.init_from} belong to "
+            "another tokenizer than this run's.",
             hint="Set --config.tokenizer.path to that folder.",
             code=Exit.MODEL,
         )
     if differing := tree.differences(fresh, params):
         raise PlmjaxError(
-            f"the weights of train.init_from={run.config.train.init_from} are of another model: "
-            f"{len(differing)} parameters differ, first: {differing[0]}.",
+            f"the weights of train.init_from={run.config.train.init_from} are of another "
+            f"model: {len(differing)} parameters differ, first: {differing[0]}.",
             hint="Leave the model block's sizes to the import.",
             code=Exit.MODEL,
         )
@@ -284,7 +283,12 @@ def dry_run(config: ConfigDict, path: Path) -> None:
     workdir.create()
     with workdir.locked(), jax.set_mesh(mesh):
         workdir.agree(values)
-        run = make_run(built, workdir, mesh, functools.partial(out.print, markup=False, soft_wrap=True))
+        run = make_run(
+            built,
+            workdir,
+            mesh,
+            functools.partial(out.print, markup=False, soft_wrap=True),
+        )
         state, _ = abstract_state(run)
         out.print(show.parameter_table(state.params))
         out.print(_plan_table(run, state))
@@ -304,6 +308,7 @@ def _plan_table(run: Run, state: State) -> Table:
     used = sharding.bytes_per_device(run.mesh, state)
     params = sharding.bytes_per_device(run.mesh, state.params)
     kept = show.activation_bytes(run.encoder, rows, length, slots)
+    flops = sum(_flops_per_step(run, p) * p.steps for p in run.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
         "steps": f"{run.steps:,}",
@@ -313,7 +318,7 @@ def _plan_table(run: Run, state: State) -> Table:
         f"padding ({phase.plan.fill:.1%} full)",
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",
         "masked a row": f"at most {slots} of {length}",
-        "FLOPs in all": f"{sum(_flops_per_step(run, p) * p.steps for p in run.loader.phases):.2e}",
+        "FLOPs in all": f"{flops:.2e}",
         "devices": f"{devices} x {jax.devices()[0].device_kind}, mesh "
         + " x ".join(f"{axis} {run.mesh.shape[axis]}" for axis in sharding.AXES),
         "memory a device": f"about {(used + params + kept) / 1e6:,.0f} MB: state "
@@ -418,7 +423,14 @@ def frozen_arrays(run: Run) -> dict:
 
 
 def _examples(run: Run, batch: dict, params) -> show.Examples:
-    parts = (run.encoder, params, run.tokenizer, run.objective, run.config.name, None)
+    parts = (
+        run.encoder,
+        params,
+        run.tokenizer,
+        run.objective,
+        run.workdir.path.name,
+        None,
+    )
     return show.Examples(Model(*parts), batch)
 
 

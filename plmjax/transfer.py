@@ -102,7 +102,7 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
 
 
 def imported_layer(workdir: Workdir) -> dict:
-    """Returns the config values that an import into `workdir` settles; {} without one."""
+    """Returns the config values that an import settles; {} without one."""
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return {}

@@ -61,6 +61,14 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         load("train.steps=none")
 
 
+def test_a_preset_takes_the_values_of_earlier_layers_away():
+    base = {"model": {"preset": "bert-tiny", "width": 256, "heads": 4}}
+    assert load("model.preset=bert-mini", base=base).model.width is None
+    assert load("model.layers=3", base=base).model.width == 256
+    found = load("model.preset=bert-mini", "model.heads=8", base=base)
+    assert (found.model.heads, found.model.width) == (8, None)
+
+
 def test_files_lie_over_defaults_and_under_overrides(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

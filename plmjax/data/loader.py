@@ -87,14 +87,14 @@ class Loader:
 
     def rows(self, step: int) -> tuple[Phase, np.ndarray, np.ndarray]:
         """Returns the phase of a step and (row, epoch) of its global batch."""
-        done = 0
-        for number, phase in enumerate(self.phases):
-            if step < done + phase.steps:
-                break
-            done += phase.steps
-        else:
-            raise IndexError(f"step {step} of {done}")
-        index = (step - done) * phase.batch + np.arange(phase.batch)
+        ends = np.cumsum([phase.steps for phase in self.phases])
+        number = int(np.searchsorted(ends, step, side="right"))
+        if number == len(ends):
+            raise IndexError(f"step {step} of {ends[-1]}")
+        phase = self.phases[number]
+        index = (step - ends[number] + phase.steps) * phase.batch + np.arange(
+            phase.batch
+        )
         epoch, place = np.divmod(index, phase.plan.rows)
         row = np.empty_like(place)
         for e in np.unique(epoch):

@@ -86,7 +86,8 @@ def _from_workdir(workdir: Workdir, checkpoint: str) -> Model:
             code=Exit.MODEL,
         )
     params = load_params(config, objective, checkpoints, step)
-    return Model(encoder, params, tokenizer, objective, config.name, step)
+    name = config.name or workdir.path.resolve().name
+    return Model(encoder, params, tokenizer, objective, name, step)
 
 
 def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:

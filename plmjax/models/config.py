@@ -110,7 +110,8 @@ PRESETS: dict[str, EncoderConfig] = {
 def _model_block() -> type:
     """A config block: a preset, and any field of EncoderConfig in its place."""
     fields = dataclasses.fields(EncoderConfig)
-    own = [("preset", str, "bert-tiny")]
+    preset = dataclasses.field(default="bert-tiny", metadata={"resets": True})
+    own = [("preset", str, preset)]
     taken = [(field.name, field.type | None, None) for field in fields]
     return dataclasses.make_dataclass("ModelConfig", own + taken, frozen=True)
 

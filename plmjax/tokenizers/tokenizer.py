@@ -33,11 +33,12 @@ class Tokenizer:
         self.specials = specials
         self.kind = "bpe" if isinstance(backend.model, models.BPE) else "wordpiece"
         backend.encode_special_tokens = True
-        self.pad_id = backend.token_to_id(specials.pad)
+        # Whoever makes the backend has checked that it knows them.
+        self.pad_id: int = backend.token_to_id(specials.pad)  # type: ignore
+        self.cls_id: int = backend.token_to_id(specials.cls)  # type: ignore
+        self.sep_id: int = backend.token_to_id(specials.sep)  # type: ignore
+        self.mask_id: int = backend.token_to_id(specials.mask)  # type: ignore
         self.unk_id = specials.unk and backend.token_to_id(specials.unk)
-        self.cls_id = backend.token_to_id(specials.cls)
-        self.sep_id = backend.token_to_id(specials.sep)
-        self.mask_id = backend.token_to_id(specials.mask)
         added = backend.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, t in added.items() if t.special))
         self.vocab = backend.get_vocab(with_added_tokens=True)

@@ -4,6 +4,8 @@ Axes: data (copies of the model, each its share of the rows), fsdp (rows too, an
 layer's weights split), tensor (the computation of a layer split).
 """
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -39,10 +41,10 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
-    known = int(np.prod([size for size in sizes if size != "auto"]))
+    known = math.prod(size for size in sizes if size != "auto")
     if "auto" in sizes and len(devices) % known == 0:
         sizes[sizes.index("auto")] = len(devices) // known
-    if "auto" in sizes or int(np.prod(sizes)) != len(devices):
+    if "auto" in sizes or math.prod(sizes) != len(devices):
         axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
         raise PlmjaxError(
             f"{axes} do not multiply to the {len(devices)} devices that are here.",
@@ -102,7 +104,7 @@ def shardings(mesh: Mesh, state):
 def bytes_per_device(mesh: Mesh, state) -> int:
     """Returns the bytes of a pytree of arrays or shapes that one device holds."""
     return sum(
-        int(np.prod(place.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+        math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf, place in zip(
             jax.tree.leaves(state),
             jax.tree.leaves(shardings(mesh, state)),

@@ -135,7 +135,7 @@ def make_step(
 
 
 def make_evaluation(objective: Objective) -> Callable:
-    """Returns the jitted (params, frozen, batch) -> metrics, with masks fixed by row."""
+    """Returns the jitted (params, frozen, batch) -> metrics; masks fixed by row."""
 
     def evaluate(params, frozen, batch):
         key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))

@@ -33,8 +33,8 @@ from plmjax.train.config import MeshConfig, TrainConfig
 class RunConfig:
     """Everything a pretraining run is told."""
 
-    # Without --workdir the run goes to runs/NAME.
-    name: str = "pretrain"
+    # Without --workdir the run goes to runs/NAME; none: named after the kind of source.
+    name: str | None = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # type: ignore

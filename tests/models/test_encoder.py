@@ -138,7 +138,11 @@ def test_recomputing_layers_changes_no_gradient():
 
     plain = gradient(SMALL)
     again = gradient(dataclasses.replace(SMALL, remat=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), plain, again)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
+        plain,
+        again,
+    )
 
 
 def test_sharing_keeps_one_set_of_weights():

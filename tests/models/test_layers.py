@@ -88,7 +88,9 @@ def test_gelu_is_exact_to_three_parts_in_ten_million():
     exact = 0.5 * x * jax.scipy.special.erfc(-x * 2**-0.5)
     np.testing.assert_allclose(gelu(x), exact, atol=5e-7)
     slope = jax.vmap(jax.grad(lambda x: 0.5 * x * jax.scipy.special.erfc(-x * 2**-0.5)))
-    np.testing.assert_allclose(jax.grad(lambda x: gelu(x).sum())(x), slope(x), atol=5e-7)
+    np.testing.assert_allclose(
+        jax.grad(lambda x: gelu(x).sum())(x), slope(x), atol=5e-7
+    )
     assert gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
@@ -97,7 +99,9 @@ def test_layer_norm_keeps_its_digits_far_from_zero(mean):
     x = np.asarray(RANDOM.normal(size=(6, 40)) + mean)
     module = LayerNorm(1e-5, "float32")
     params = module.init(jax.random.key(0), x)
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-5
+    )
     found = module.apply(params, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=3e-6 if mean == 0 else 3e-4)
     reference = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
@@ -121,8 +125,8 @@ def test_negative_log_likelihood_is_cross_entropy():
         return lambda x: jnp.sum(f(x, jnp.asarray(labels, jnp.int32)) * weights)
 
     ours = jax.value_and_grad(loss(layers.negative_log_likelihood))(logits)
-    plain = jax.value_and_grad(
-        loss(optax.softmax_cross_entropy_with_integer_labels)
-    )(logits)
+    plain = jax.value_and_grad(loss(optax.softmax_cross_entropy_with_integer_labels))(
+        logits
+    )
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Masking statistics, whole words, static masks, and that the objective can be learnt."""
+"""Masking statistics, whole words, static masks, and learning one batch by heart."""
 
 import dataclasses
 import functools

@@ -29,7 +29,8 @@ def state(value: float = 1.0, width: int = 4) -> Small:
 def abstract(width: int = 4):
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state(1.0, width)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        state(1.0, width),
     )
 
 

@@ -64,8 +64,9 @@ def test_lamb_scales_each_kernel_to_its_own_length():
     optimizer = make_optimizer(
         OptimizerConfig(kind="lamb", weight_decay=0.0, clip_norm=None)
     )
-    grads = jax.tree.map(lambda x: 0.1 * jnp.cos(jnp.arange(x.size * 1.0)).reshape(
-        x.shape), PARAMS)
+    grads = jax.tree.map(
+        lambda x: 0.1 * jnp.cos(jnp.arange(x.size * 1.0)).reshape(x.shape), PARAMS
+    )
     direction, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     kernel = direction["encoder"]["layer_0"]["ffn"]["up"]["kernel"]
     np.testing.assert_allclose(jnp.linalg.norm(kernel), np.sqrt(12), rtol=1e-5)
