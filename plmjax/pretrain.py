@@ -50,8 +50,11 @@ EMBEDDED = {
         "dtype": "bfloat16",
     },
     "train": {
-        "steps": 1500,
-        "batch": 16,
+        # Small batches: what a small model learns first depends on updates, not tokens.
+        "steps": 2400,
+        "batch": 8,
+        "evaluate_every_steps": 400,
+        "checkpoint_every_steps": 400,
         "optimizer": {"learning_rate": 1e-3, "b2": 0.98},
     },
 }
@@ -224,8 +227,8 @@ def _start_weights(run: Run, fresh: dict) -> dict:
         )
     if differing := tree.differences(fresh, params):
         raise PlmjaxError(
-            f"the weights of train.init_from={run.config.train.init_from} are of another "
-            f"model: {len(differing)} parameters differ, first: {differing[0]}.",
+            f"the weights of train.init_from={run.config.train.init_from} are of "
+            f"another model: {len(differing)} parameters differ, first: {differing[0]}.",
             hint="Leave the model block's sizes to the import.",
             code=Exit.MODEL,
         )

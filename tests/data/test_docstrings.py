@@ -1,3 +1,4 @@
+import ast
 import hashlib
 from pathlib import Path
 
@@ -36,19 +37,23 @@ def package(folder, files):
     return Package("p", "1.0", "MIT", "digest", paths, 0)
 
 
-def test_harvests_prose_once(tmp_path, capfd):
+def test_harvests_english_docstrings_once(tmp_path, capfd):
     files = {
         "a.py": MODULE,
         "b.py": MODULE,
+        "table.py": '"""' + "alpha 1 beta 2 gamma 3 delta 4\n" * 9 + '"""',
         "broken.py": 'def f(:\n    """' + PROSE + '"""',
         "escape.py": '"""A \\d is an invalid escape, of which nobody wants to hear."""',
     }
     texts, counts = harvest([package(tmp_path, files)])
+    whole = ast.get_docstring(ast.parse(MODULE))
     assert texts == [
-        PROSE + "\n\nThe input that is given to the function, as it was in the file.",
+        whole,
         PROSE + " And this is the second sentence of it, for good measure.",
+        PROSE,
+        "A \\d is an invalid escape, of which nobody wants to hear.",
     ]
-    assert counts == {"files": 4, "skipped_files": 1}
+    assert counts == {"files": 5, "skipped_files": 1}
     assert capfd.readouterr() == ("", "")
 
 
