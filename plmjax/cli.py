@@ -294,7 +294,9 @@ def _pretrain(args) -> int:
         for key, kind in config_lib.fields(RunConfig):
             print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
         return Exit.OK
-    workdir = workdir or Path("runs") / (config.name or config.data.source.kind)
+    values = config.to_dict()
+    name = values["name"] or values["data"]["source"]["kind"]
+    workdir = workdir or Path("runs") / name
     print(f"Run directory: {workdir}", flush=True)
     _start_jax(workdir)
     from plmjax import pretrain

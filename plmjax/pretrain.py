@@ -158,9 +158,8 @@ def make_run(
             f"is {math.ceil(plan.rows / batch):,} steps of {batch} rows."
         )
         if steps is None:
-            steps = config.train.steps or math.ceil(
-                config.train.epochs * plan.rows / batch
-            )
+            epoch = plan.rows / batch
+            steps = config.train.steps or math.ceil((config.train.epochs or 0) * epoch)
         phases.append(Phase(steps, batch, plan))
     loader = Loader(
         split,
@@ -228,7 +227,8 @@ def _start_weights(run: Run, fresh: dict) -> dict:
     if differing := tree.differences(fresh, params):
         raise PlmjaxError(
             f"the weights of train.init_from={run.config.train.init_from} are of "
-            f"another model: {len(differing)} parameters differ, first: {differing[0]}.",
+            f"another model: {len(differing)} parameters differ, first "
+            f"{differing[0]}.",
             hint="Leave the model block's sizes to the import.",
             code=Exit.MODEL,
         )

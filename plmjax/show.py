@@ -101,7 +101,7 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
         )
         if weight > 0
     }
-    words: list[str] = []
+    words = []
     for at in np.flatnonzero(row["segments"] > 0).tolist():
         token = int(row["tokens"][at])
         piece = tokenizer.backend.id_to_token(token)

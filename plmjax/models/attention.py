@@ -3,6 +3,8 @@
 Legend: B rows, N heads, Q queries, K keys (both L tokens), D head width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -35,7 +37,8 @@ def full(
     scores_BNQK = jnp.where(mask_BQK[:, None], scores_BNQK, jnp.float32(-1e30))
     weights_BNQK = jax.nn.softmax(scores_BNQK, axis=-1).astype(dtype)
     weights_BNQK = dropout(weights_BNQK, rate, noise, site)
-    return einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD).astype(dtype)
+    mixed_BNQD: Any = einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD)
+    return mixed_BNQD.astype(dtype)
 
 
 ATTENTION = {"full": full}

@@ -1,7 +1,7 @@
 """A published model is a value of EncoderConfig; PRESETS holds the ones we know."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Optional
 
 from plmjax import PlmjaxError
 
@@ -112,7 +112,7 @@ def _model_block() -> type:
     fields = dataclasses.fields(EncoderConfig)
     preset = dataclasses.field(default="bert-tiny", metadata={"resets": True})
     own = [("preset", str, preset)]
-    taken = [(field.name, field.type | None, None) for field in fields]
+    taken = [(field.name, Optional[field.type], None) for field in fields]  # noqa: UP045
     return dataclasses.make_dataclass("ModelConfig", own + taken, frozen=True)
 
 

@@ -20,7 +20,7 @@ def dense(config: EncoderConfig, features: int, name: str) -> Dense:
     return Dense(features, config.dtype, config.init_std, config.bias, name=name)
 
 
-def norm(config: EncoderConfig, name: str) -> LayerNorm:
+def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:
     """A LayerNorm with the config's epsilon, dtype and bias."""
     return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
 
@@ -100,9 +100,9 @@ class Layer(nn.Module):
 
     def setup(self):
         self.attention = Attention(self.config)
-        self.attention_norm = norm(self.config, None)
+        self.attention_norm = norm(self.config)
         self.ffn = FeedForward(self.config)
-        self.ffn_norm = norm(self.config, None)
+        self.ffn_norm = norm(self.config)
 
     def attend(self, site: str, x_TH, segments_BL, noise: Noise | None):
         site = f"{site}/attention"

@@ -7,6 +7,7 @@ computes weight gradients four times slower. Figures are in docs/performance.md.
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -88,7 +89,7 @@ def _wants_row_major(dtype) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(spec: str, a, b):
+def einsum(spec: str, a, b) -> jax.Array:
     """Returns the float32 einsum of two operands that share a dtype.
 
     The gradient is rounded to that dtype before its own products, as autodiff would
@@ -114,7 +115,7 @@ def _einsum_backward(spec, saved, g):
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def _einsum(spec: str, a, b):
+def _einsum(spec: str, a, b) -> jax.Array:
     left, _ = spec.split(",")
     a, b = _operands(a, b, left[-1] not in spec.split("->")[1])
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
@@ -135,7 +136,8 @@ class Dense(nn.Module):
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return affine(x_TI, kernel, bias, self.dtype).astype(self.dtype)
+        y_TO: Any = affine(x_TI, kernel, bias, self.dtype)
+        return y_TO.astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

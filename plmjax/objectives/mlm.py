@@ -5,7 +5,7 @@ Legend: B rows, L tokens, K slots a row, H width, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,15 +122,16 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
             "weights": used / jnp.maximum(jnp.sum(used), 1),
         }
 
-    def logits(params, batch: Batch, noise: Noise | None):
+    def logits(params, batch: Batch, noise: Noise | None) -> jax.Array:
         inputs = [batch[k] for k in ("tokens", "segments", "positions", "types")]
-        x_BLH = model.apply({"params": params["encoder"]}, *inputs, noise)
+        x_BLH: Any = model.apply({"params": params["encoder"]}, *inputs, noise)
         # The vocabulary head runs on the chosen positions alone.
         positions_BK = batch["mask_positions"]
         x_BKH = jnp.take_along_axis(x_BLH, positions_BK[:, :, None], axis=1)
         x_TH = x_BKH.reshape(-1, encoder.width)
         table_VE = params["encoder"]["embeddings"]["token"]
-        return head.apply({"params": params["head"]}, x_TH, table_VE)
+        logits_TV: Any = head.apply({"params": params["head"]}, x_TH, table_VE)
+        return logits_TV
 
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen

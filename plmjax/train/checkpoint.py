@@ -125,7 +125,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 shutil.rmtree(path, ignore_errors=True)
                 path.mkdir(parents=True)
-            response = ocp.save_async(path / "state", state)
+            response = ocp.save_async(str(path / "state"), state)
         except (OSError, ValueError) as error:
             self._failed(step, error)
             return
@@ -287,4 +287,4 @@ class Checkpoints:
                     if field != only
                 }
             )
-        return ocp.load(self.path(step) / "state", abstract)
+        return ocp.load(str(self.path(step) / "state"), abstract)

@@ -40,12 +40,12 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
       PlmjaxError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    known = math.prod(size for size in sizes if size != "auto")
-    if "auto" in sizes and len(devices) % known == 0:
-        sizes[sizes.index("auto")] = len(devices) // known
-    if "auto" in sizes or math.prod(sizes) != len(devices):
-        axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+    asked = (config.data, config.fsdp, config.tensor)
+    # What the given sizes leave; 0 if they do not divide, which never multiplies.
+    left, over = divmod(len(devices), math.prod(s for s in asked if s != "auto"))
+    sizes = [(0 if over else left) if s == "auto" else s for s in asked]
+    if math.prod(sizes) != len(devices):
+        axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, asked, strict=True))
         raise PlmjaxError(
             f"{axes} do not multiply to the {len(devices)} devices that are here.",
             hint="Change the sizes, or set one of them to 'auto'.",

@@ -77,11 +77,10 @@ def data_parallel(f: Callable, mesh: Mesh) -> Callable:
 
     Left to itself, the compiler puts an all-reduce into the accumulation loop.
     """
-    key = Key(P(), P())
     return jax.shard_map(
         lambda *args: jax.lax.psum(f(*args), "data"),
         mesh=mesh,
-        in_specs=(P(), P(), P("data"), key),
+        in_specs=(P(), P(), P("data"), P()),
         out_specs=P(),
         check_vma=False,
     )
@@ -117,7 +116,7 @@ def make_step(
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         average = state.average
-        if ema_decay is not None:
+        if ema_decay is not None and average is not None:
             average = optax.incremental_update(params, average, 1 - ema_decay)
         old = (state.params, state.moments, state.average)
         new = (params, moments, average)
@@ -129,7 +128,8 @@ def make_step(
             "learning_rate": (rate, jnp.float32(1)),
             "bad_steps": (bad_steps.astype(jnp.float32), jnp.float32(1)),
         }
-        return State(state.step + 1, *new, bad_steps), metrics
+        params, moments, average = new
+        return State(state.step + 1, params, moments, average, bad_steps), metrics
 
     return jax.jit(step, donate_argnums=0)
 
