@@ -136,7 +136,8 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
     for name, value in layer.items():
         if name not in known:
             raise PlmjaxError(
-                f"config has no key {prefix}{name}.", hint=nearest(name, list(known))
+                f"config has no key {prefix}{name}.",
+                hint=nearest(str(name), list(known)),
             )
         if known[name].metadata.get("resets") and value is not None:
             base.update(to_dict(schema()))
@@ -180,18 +181,20 @@ def load_file(path: str) -> dict:
     name, _, argument = path.partition(":")
     file = Path(name)
     if not file.is_file():
-        here = file.parent if file.parent.is_dir() else Path("configs")
-        found = [str(p) for p in sorted(here.rglob("*.py"))]
+        # Recipes are looked for in depth, other folders not: they may be anything.
+        near = [*file.parent.glob("*.py"), *Path("configs").rglob("*.py")]
+        found = sorted(map(str, near))
         close = difflib.get_close_matches(name, found, n=3, cutoff=0.3)
         raise PlmjaxError(
-            f"there is no config file {name}.",
+            f"there is no config file {name!r}.",
             hint=f"Did you mean {', '.join(close)}?" if close else "",
         )
     if file.suffix == ".json":
         try:
-            return json.loads(file.read_text())
+            values = json.loads(file.read_text())
         except ValueError as error:
             raise PlmjaxError(f"{name} is no JSON: {error}.") from error
+        return _block(values, name)
     spec = importlib.util.spec_from_file_location("plmjax_config", file)
     if spec is None or spec.loader is None:
         raise PlmjaxError(f"{name} is neither a .py nor a .json file.")
@@ -201,10 +204,17 @@ def load_file(path: str) -> dict:
         values = module.get_config(argument) if argument else module.get_config()
     except PlmjaxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever the user's file raises is theirs to mend; --debug shows where.
         raise PlmjaxError(f"{name}: {type(error).__name__}: {error}") from error
-    return values.to_dict() if isinstance(values, ConfigDict) else dict(values)
+    return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
+
+
+def _block(values: Any, name: str) -> dict:
+    if not isinstance(values, Mapping):
+        kind = type(values).__name__
+        raise PlmjaxError(f"{name} gives a {kind}; it must give a block of keys.")
+    return dict(values)
 
 
 def _nested(overrides: Sequence[str], known: Mapping[str, Any]) -> dict:

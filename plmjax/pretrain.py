@@ -18,7 +18,7 @@ from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.rows import load_plan
 from plmjax.data.sources import open_source
-from plmjax.data.store import Store, open_store
+from plmjax.data.store import Store
 from plmjax.display import TrainingDisplay, console
 from plmjax.evaluate.held_out import scores, unigram_loss
 from plmjax.evaluate.model import Model
@@ -108,11 +108,9 @@ def prepare_data(
     A run that has begun goes on with the store it began with, whatever became of the
     text since.
     """
+    if workdir.begun:
+        return workdir.tokenizer(), workdir.store(verify=True)
     run = workdir.read("run.json")
-    begun = bool(Checkpoints(workdir.checkpoints).steps())
-    if run is not None and begun:
-        store = open_store(workdir / "data" / run["store"], verify=True)
-        return workdir.tokenizer(), store
     source = open_source(config.data.source, config.data.errors)
     recipe = json.dumps([source.fingerprint, dataclasses.asdict(config.tokenizer)])
     if run is not None and run["recipe"] == recipe:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from plmjax import PlmjaxError, tree
-from plmjax.data.store import open_store
+from plmjax import config as config_lib
 from plmjax.evaluate.model import open_model
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
@@ -33,12 +33,10 @@ def export(
     Raises:
       PlmjaxError: no good checkpoint, or `to` holds something that is not ours.
     """
+    config, store = workdir.config(), workdir.store()
     model = open_model(str(workdir.path), checkpoint)
-    config = workdir.read("config.json") or {}
-    run = workdir.read("run.json") or {}
     found = workdir.read("scores.json") or {}
     scores = found if found.get("step") == model.step else {}
-    store = open_store(workdir / "data" / run["store"])
     splits = store.manifest["splits"]
     description = dict(store.manifest["source"])
     description |= {
@@ -52,15 +50,14 @@ def export(
         parameters=tree.count(model.params),
         mask_token=model.tokenizer.decode([model.tokenizer.mask_id]).strip(),
         data=description,
-        recipe={"step": model.step} | config,
+        recipe={"step": model.step} | config_lib.to_dict(config),
         figures=[
             (name, scores[name], how)
             for name, how in _FIGURES.items()
             if name in scores
         ],
     )
-    data = workdir.config().data
-    lengths = [length for _, length, _ in data.phases] or [data.length]
+    lengths = [length for _, length, _ in config.data.phases] or [config.data.length]
     params = jax.device_get(model.params)
     export_folder(
         to, model.encoder, params, model.tokenizer, model_card(facts), max(lengths)
@@ -86,7 +83,7 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
         )
     workdir.create()
     with workdir.locked():
-        if workdir.read("config.json") is not None:
+        if workdir.begun:
             raise PlmjaxError(
                 f"{workdir.path} holds a run already.",
                 hint="Choose another --workdir for the import.",

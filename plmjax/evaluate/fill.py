@@ -23,6 +23,10 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
       PlmjaxError: no mask in the text, or more tokens than the model has positions.
     """
     tokenizer = model.tokenizer
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise PlmjaxError(
+            "the text is not UTF-8.", hint="Check the encoding of your terminal."
+        )
     inner = tokenizer.encode_prompt(text)
     ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
     masks = np.flatnonzero(ids == tokenizer.mask_id)
@@ -52,6 +56,7 @@ def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     logits_BKV = jax.jit(model.objective.outputs)(params, batch)
     logits_BKV = logits_BKV[..., : model.tokenizer.vocab_size]
     probability_BKV = jax.nn.softmax(logits_BKV, axis=-1)
+    top = min(top, model.tokenizer.vocab_size)  # there are no more guesses than that
     best, pieces = jax.device_get(jax.lax.top_k(probability_BKV, top))
     return [
         [

@@ -5,10 +5,9 @@ import math
 import jax
 import numpy as np
 
-from plmjax import PlmjaxError
 from plmjax.data.loader import held_out_batches
 from plmjax.data.rows import load_plan
-from plmjax.data.store import Store, open_store
+from plmjax.data.store import Store
 from plmjax.evaluate.model import Model
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
@@ -58,13 +57,7 @@ def score_run(
     Raises:
       PlmjaxError: the run's token store is gone.
     """
-    config, run = workdir.config(), workdir.read("run.json")
-    if run is None:
-        raise PlmjaxError(
-            f"{workdir.path} has no run.json, which names its token store.",
-            hint="Start `plmjax pretrain` on it again.",
-        )
-    store = open_store(workdir / "data" / run["store"])
+    config, store = workdir.config(), workdir.store()
     split = store.split("held_out")
     length = config.data.phases[-1][1] if config.data.phases else config.data.length
     packed = config.data.rows == "packed"

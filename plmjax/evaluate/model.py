@@ -43,6 +43,11 @@ def open_model(path: str, checkpoint: str = "newest") -> Model:
             hint="Give a run's workdir or a Hugging Face folder.",
         )
     if (directory / "model.safetensors").exists() or is_folder(directory):
+        if checkpoint != "newest":
+            raise PlmjaxError(
+                f"{path} is a Hugging Face folder, without --checkpoint={checkpoint}.",
+                hint="Give the run's workdir, or leave --checkpoint out.",
+            )
         return _from_folder(directory)
     return _from_workdir(Workdir(directory), checkpoint)
 
@@ -96,7 +101,7 @@ def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
     if checkpoint == "best":
         best = checkpoints.best()
         return None if best is None else best["step"]
-    if checkpoint.isdigit():
+    if checkpoint.isdecimal():
         return int(checkpoint)
     raise PlmjaxError(
         f"--checkpoint={checkpoint} is not known.", hint="Give best, newest or a step."

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -81,7 +81,7 @@ class Checkpoints:
     def __init__(
         self, directory: Path, keep: int = 2, log: Callable[[str], None] = print
     ):
-        self.directory = Path(directory)
+        self.directory = Path(directory).absolute()  # orbax takes no other
         self.keep = keep
         self.log = log
         self.failure: PlmjaxError | None = None
@@ -236,25 +236,31 @@ class Checkpoints:
                 hint=f"There are: {', '.join(map(str, steps)) or 'none'}.",
                 code=Exit.MODEL,
             )
-        troubles = []
+        troubles: dict[int, str] = {}
         for candidate in reversed(steps if step is None else [step]):
             trouble = self.damage(candidate)
             if trouble is None:
+                # Only now: a run without any good step must not look like a new one.
+                if set_aside:
+                    self._set_aside(troubles)
                 return candidate
-            troubles.append(f"step {candidate}: {trouble}")
-            self.log(f"WARNING: checkpoint of {troubles[-1]}; it is not used.")
-            if set_aside:
-                aside = self.directory / "damaged"
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / self.path(candidate).name, ignore_errors=True)
-                self.path(candidate).rename(aside / self.path(candidate).name)
+            troubles[candidate] = f"step {candidate}: {trouble}"
+            self.log(f"WARNING: checkpoint of {troubles[candidate]}; it is not used.")
         if not troubles:
             return None
         raise PlmjaxError(
-            f"no readable checkpoint in {self.directory} ({'; '.join(troubles)}).",
+            f"no readable checkpoint in {self.directory} "
+            f"({'; '.join(troubles.values())}).",
             hint="Start again in another --workdir.",
             code=Exit.MODEL,
         )
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        aside = self.directory / "damaged"
+        for path in map(self.path, steps):
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / path.name, ignore_errors=True)
+            path.rename(aside / path.name)
 
     def load(self, step: int, abstract, only: str | None = None):
         """Returns the state of a step, on the shardings of `abstract`.

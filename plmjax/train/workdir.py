@@ -21,11 +21,12 @@ from typing import Any
 from plmjax import Exit, PlmjaxError, __version__
 from plmjax import config as config_lib
 from plmjax.data.config import DataConfig
+from plmjax.data.store import Store, open_store
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.objectives import OBJECTIVES, MLMConfig, Objective
 from plmjax.objectives.mlm import Pieces
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
-from plmjax.train.checkpoint import write_json
+from plmjax.train.checkpoint import Checkpoints, write_json
 from plmjax.train.config import MeshConfig, TrainConfig
 
 
@@ -73,6 +74,11 @@ class Workdir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def begun(self) -> bool:
+        """Says whether there is trained work here, which a change would spoil."""
+        return bool(Checkpoints(self.checkpoints).steps())
 
     def create(self) -> None:
         """Makes the directory.
@@ -133,9 +139,10 @@ class Workdir:
           PlmjaxError: the directory holds no run.
         """
         saved = self.read("config.json")
-        if saved is None:
+        if saved is None or "model_type" in saved:
+            what = "no config.json" if saved is None else "a Hugging Face config.json"
             raise PlmjaxError(
-                f"{self.path} holds no run: it has no config.json.",
+                f"{self.path} holds no run: it has {what}.",
                 hint="Give the --workdir of `plmjax pretrain`.",
             )
         return config_lib.build(RunConfig, saved)
@@ -143,16 +150,32 @@ class Workdir:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.path / "tokenizer")
 
+    def store(self, verify: bool = False) -> Store:
+        """Opens the run's token store.
+
+        Raises:
+          PlmjaxError: it is gone, or damaged.
+        """
+        run = self.read("run.json")
+        if run is None:
+            raise PlmjaxError(
+                f"{self.path} has no run.json, which names its token store.",
+                hint="Start `plmjax pretrain` on it again.",
+                code=Exit.DATA,
+            )
+        return open_store(self.path / "data" / run["store"], verify)
+
     def agree(self, config: Mapping[str, Any]) -> tuple[dict, bool]:
         """Compares a config with the one the run was started with.
 
-        Returns ({key: (old, new)} of permitted changes, whether there was a run).
+        Returns ({key: (old, new)} of permitted changes, whether there was a run). One
+        that has not come to a checkpoint has nothing to lose: anything may change.
 
         Raises:
           PlmjaxError: something else changed, with the difference.
         """
         saved = self.read("config.json")
-        if saved is None:
+        if saved is None or not self.begun:
             return {}, False
         new = json.loads(json.dumps(config))  # tuples become lists, as in the file
         changed = config_lib.changes(saved, new)
