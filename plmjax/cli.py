@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if overrides and not hasattr(args, "config"):
         return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
     _prepare_process(argv, args.debug)
+    # A text may hold letters that the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -50,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output left (| head); say nothing more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+        if args.verb != "pretrain":
+            return Exit.OK
+        message = "the reader of the output left, and the run stopped."
+        return _fail(message, "The same command goes on.", Exit.RESUMABLE)
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -263,7 +268,8 @@ def _start_jax(workdir: Path | None = None) -> None:
 
     import jax
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs a failed save from several threads, each with a traceback; we say it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:

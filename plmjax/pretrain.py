@@ -391,7 +391,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
     )
-    with TrainingDisplay(run.steps, int(state.step)) as display, Stop() as stop:
+    display = TrainingDisplay(run.steps, int(state.step))
+    with checkpoints, display, Stop() as stop:
         result = fit(
             state,
             frozen,

@@ -50,7 +50,13 @@ def export(
         parameters=tree.count(model.params),
         mask_token=model.tokenizer.decode([model.tokenizer.mask_id]).strip(),
         data=description,
-        recipe={"step": model.step} | config_lib.to_dict(config),
+        # What was not set says nothing.
+        recipe={"step": model.step}
+        | {
+            key: value
+            for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
+            if value not in (None, ())
+        },
         figures=[
             (name, scores[name], how)
             for name, how in _FIGURES.items()

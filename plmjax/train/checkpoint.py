@@ -34,11 +34,14 @@ _META = "meta.json"
 def write_json(path: Path, value) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -86,6 +89,13 @@ class Checkpoints:
         self.log = log
         self.failure: PlmjaxError | None = None
         self._thread: threading.Thread | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # The interpreter's end would break off what orbax is writing.
+        self.wait()
 
     def path(self, step: int) -> Path:
         return self.directory / f"step_{step:08d}"
@@ -135,7 +145,6 @@ class Checkpoints:
             "jax": jax.__version__,
             "leaves": _leaves(state),
         }
-        # Not a daemon: the interpreter waits for it, so a finished run is on disk.
         self._thread = threading.Thread(
             target=self._finish, args=(step, response, meta), name="checkpoint"
         )

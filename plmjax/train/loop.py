@@ -1,6 +1,7 @@
 """fit: the only training loop. Everything it needs is handed to it."""
 
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from plmjax import Exit, PlmjaxError
@@ -17,7 +17,7 @@ from plmjax.data.loader import read_ahead
 from plmjax.train import sharding
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.config import TrainConfig
-from plmjax.train.metrics import MetricWriter, means
+from plmjax.train.metrics import MetricWriter, added, fetch, means
 from plmjax.train.step import State
 
 # Steps that may be on their way to the device before their metrics are read: enough
@@ -59,6 +59,8 @@ class Stop:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        # Not print(): the signal may have come in the midst of one.
+        os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
 
 
 @dataclasses.dataclass
@@ -86,9 +88,7 @@ def evaluate(
     total: Any = None
     for batch in batches:
         metrics = evaluation(params, frozen, sharding.put_rows(mesh, batch))
-        # In float64 on the host: float32 sums of many batches lose digits.
-        metrics = jax.tree.map(np.float64, jax.device_get(metrics))
-        total = metrics if total is None else jax.tree.map(np.add, total, metrics)
+        total = added(total, fetch(metrics))
     return means(total)
 
 
@@ -168,8 +168,12 @@ class _Meter:
         self.writer, self.display, self.clock = writer, display, clock
         self.flops, self.peak = flops, peak
         self._mark = time.perf_counter()
+        self._begin_window()
+
+    def _begin_window(self) -> None:
         self._tokens = self._steps = 0
         self._window = 0.0
+        self._sums: Any = None
 
     def paused(self):
         return _Paused(self)
@@ -187,13 +191,15 @@ class _Meter:
         return self.clock.seconds, self.clock.tokens
 
     def record(self, step: int, tokens: int, metrics) -> None:
-        values = means(metrics)
+        metrics = fetch(metrics)
         self._tick()
         self.clock.tokens += tokens
         self._tokens += tokens
         self._steps += 1
-        bad = int(values.pop("bad_steps"))
-        if bad:
+        bad = int(metrics.pop("bad_steps")[0])
+        if not bad:
+            self._sums = added(self._sums, metrics)
+        else:
             self.display.say(
                 f"WARNING: step {step}: loss or gradient is not finite; "
                 f"the update is skipped ({bad} in a row)."
@@ -212,14 +218,18 @@ class _Meter:
                 code=Exit.NUMERIC,
             )
         if step % self.config.log_every_steps == 0:
-            values["tokens_per_second"] = self._tokens / max(self._window, 1e-9)
-            if self.peak is not None:
-                speed = self.flops * self._steps / max(self._window, 1e-9)
-                values["mfu"] = speed / (self.peak * jax.device_count())
-            self.writer.write("train", step, values | self.totals())
-            self.display.update(step, values)
-            self._tokens = self._steps = 0
-            self._window = 0.0
+            if self._sums is not None:
+                self._write(step, means(self._sums))
+            self._begin_window()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        """Writes and shows the means over the steps since the last record."""
+        values["tokens_per_second"] = self._tokens / max(self._window, 1e-9)
+        if self.peak is not None:
+            speed = self.flops * self._steps / max(self._window, 1e-9)
+            values["mfu"] = speed / (self.peak * jax.device_count())
+        self.writer.write("train", step, values | self.totals())
+        self.display.update(step, values)
 
 
 class _Paused:

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from plmjax.models import EncoderConfig
 
@@ -44,13 +43,28 @@ def flops_per_token(config: EncoderConfig, length: int, head_share: float) -> fl
     return 3 * (config.layers * layer + projection + head_share * head)
 
 
-def means(metrics) -> dict[str, float]:
-    """Returns {name: sum / count} of (sum, count) pairs, fetched from the device."""
-    fetched = jax.device_get(metrics)
+Sums = dict[str, tuple[float, float]]
+
+
+def fetch(metrics) -> Sums:
+    """Returns (sum, count) pairs from the device as Python floats."""
+    # Added up in float64: float32 sums over many batches lose digits.
     return {
-        name: float(np.float64(total) / max(float(count), 1.0))
-        for name, (total, count) in fetched.items()
+        name: (float(total), float(count))
+        for name, (total, count) in jax.device_get(metrics).items()
     }
+
+
+def added(total: Sums | None, more: Sums) -> Sums:
+    """Returns the pairwise sum; `more` where there is nothing yet."""
+    if total is None:
+        return more
+    return {k: (s + more[k][0], n + more[k][1]) for k, (s, n) in total.items()}
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Returns {name: sum / count}; 0 where nothing was counted."""
+    return {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
 
 
 class MetricWriter:
