@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,10 @@ def ordered_map(
         return
     # Spawned, not forked: jax and the tokenizers library have threads by now.
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), start, start_arguments
+        workers,
+        multiprocessing.get_context("spawn"),
+        _start_worker,
+        (start, start_arguments),
     )
     try:
         under_way: deque = deque()
@@ -49,3 +53,19 @@ def ordered_map(
             yield under_way.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(
+    start: Callable[..., None] | None, start_arguments: tuple[Any, ...]
+) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if start is not None:
+        start(*start_arguments)
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -315,7 +315,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def _disk_error(error: OSError, directory: Path) -> PlmjaxError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # numpy gives no number: "8164 requested and 3968 written".
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
     return PlmjaxError(
         f"The prepared data cannot be written to {directory}: "
         f"{error.strerror or error}.",

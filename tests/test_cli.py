@@ -1,0 +1,231 @@
+"""The command line, as people and scripts use it: one run, and all verbs on it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests_common import TINY, environment, run_cli, sentences
+
+from plmjax import Exit, cli
+
+
+@pytest.fixture
+def call(capsys):
+    """call(*arguments) -> (exit code, stdout, stderr) of main, in this process."""
+    old = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, old)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder where `pretrain` ran, the workdir given relative to it; its output."""
+    # White space and letters of other alphabets are nothing special in a path.
+    folder = tmp_path_factory.mktemp("ein läuf")
+    (folder / "corpus.txt").write_text("\n".join(sentences(400)) + "\n")
+    arguments = [*TINY, "--config.data.source.paths=*.txt", "--workdir=runs/mine"]
+    found = subprocess.run(
+        [sys.executable, "-m", "plmjax", "pretrain", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=folder,
+        env={k: v for k, v in environment(LC_ALL="C").items() if k != "HOME"},
+    )
+    assert found.returncode == Exit.OK, found.stderr
+    assert found.stderr == ""
+    return folder, found.stdout
+
+
+def test_a_run_says_where_it_is_and_holds_what_the_docs_say(trained):
+    folder, output = trained
+    assert output.startswith("Run directory: runs/mine\n")
+    assert "unigram baseline" in output and "plmjax fill" in output
+    names = {path.name for path in (folder / "runs/mine").iterdir()}
+    assert names >= {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tokenizer",
+        "plots",
+        "export",
+    }
+
+
+def test_evaluate_gives_one_number_whatever_the_batch(trained, call):
+    workdir = trained[0] / "runs/mine"
+    losses = []
+    for batch in (8, 24, 64):
+        code, out, _ = call(
+            "evaluate", f"--workdir={workdir}", f"--batch={batch}", "--json"
+        )
+        assert code == Exit.OK
+        losses.append(json.loads(out)["loss"])
+    # The model computes in bfloat16, whose roundings depend on the shape.
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    code, out, _ = call("evaluate", f"--workdir={workdir}", "--batch=24", "--json")
+    assert json.loads(out)["loss"] == losses[1]
+    shown = json.loads((workdir / "scores.json").read_text())["loss"]
+    assert shown == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_evaluate_looks_at_the_first_rows_only(trained, call):
+    workdir = trained[0] / "runs/mine"
+    code, out, _ = call("evaluate", f"--workdir={workdir}", "--batch=8", "--rows=5")
+    assert code == Exit.OK and "5 held-out rows" in out
+    assert "bits per byte" in out
+
+
+def test_fill_takes_a_workdir_or_a_folder_and_several_masks(trained, call):
+    workdir = trained[0] / "runs/mine"
+    code, out, _ = call("fill", "the [MASK] of a [MASK]", f"--model={workdir}")
+    assert code == Exit.OK
+    assert out.count("%") == 10 and "[MASK] 2" in out
+    again = call("fill", "the [MASK] of a [MASK]", f"--model={workdir / 'export'}")
+    assert again == (Exit.OK, out, "")
+    code, out, _ = call("fill", "a [MASK]", f"--model={workdir}", "--top=9999")
+    assert code == Exit.OK and out.count("%") == 120
+
+
+def test_export_of_any_checkpoint_and_never_over_foreign_files(trained, call, tmp_path):
+    workdir = trained[0] / "runs/mine"
+    for checkpoint in ("newest", "best", "5", "newest"):
+        options = (f"--to={tmp_path / 'out'}", f"--checkpoint={checkpoint}")
+        code, out, _ = call("export", f"--workdir={workdir}", *options)
+        assert code == Exit.OK and "Exported step" in out
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (workdir / "export" / path.name).read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    code, _, err = call("export", f"--workdir={workdir}", f"--to={tmp_path / 'mine'}")
+    assert code == Exit.USAGE and "thesis.tex" in err
+    assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
+
+
+def test_an_imported_folder_is_trained_on_filled_and_exported(trained, tmp_path):
+    folder, workdir = trained[0], tmp_path / "run"
+    source = f"--from={folder / 'runs/mine/export'}"
+    found = run_cli("import", source, f"--workdir={workdir}")
+    assert found.returncode == Exit.OK, found.stderr
+    kept = [a for a in TINY if not a.startswith(("--config.model", "--config.token"))]
+    data = f"--config.data.source.paths={folder / 'corpus.txt'}"
+    found = run_cli("pretrain", *kept, data, f"--workdir={workdir}")
+    assert found.returncode == Exit.OK, found.stderr
+    export = workdir / "export" / "model.safetensors"
+    assert (
+        export.stat().st_size
+        == (folder / "runs/mine/export" / export.name).stat().st_size
+    )
+    assert (
+        export.read_bytes() != (folder / "runs/mine/export" / export.name).read_bytes()
+    )
+    found = run_cli("import", source, f"--workdir={workdir}")
+    assert found.returncode == Exit.USAGE and "holds a run already" in found.stderr
+
+
+def test_two_runs_on_one_workdir(trained, call):
+    import fcntl
+
+    workdir = trained[0] / "runs/mine"
+    with open(workdir / ".lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        paths = f"--config.data.source.paths={trained[0] / '*.txt'}"
+        code, _, err = call("pretrain", *TINY, paths, f"--workdir={workdir}")
+    assert code == Exit.USAGE and "is in use by process" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plmjax", "pretrain", *TINY]
+        + [f"--config.data.source.paths={trained[0] / 'corpus.txt'}"]
+        + ["--config.train.steps=100000", f"--workdir={workdir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    end = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE, err
+    assert f"Stopped by {number.name}" in out and "The same command goes on" in out
+    assert "Traceback" not in err
+
+
+def test_the_reader_of_the_output_leaves(trained, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "plmjax", "pretrain", *TINY]
+        + [f"--config.data.source.paths={trained[0] / 'corpus.txt'}"]
+        + [f"--workdir={tmp_path / 'run'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(timeout=120) == Exit.RESUMABLE
+    assert "The same command goes on" in err and "Traceback" not in err
+
+
+def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):
+    paths = f"--config.data.source.paths={trained[0] / 'corpus.txt'}"
+    options = (*TINY, paths, f"--workdir={tmp_path / 'run'}", "--dry_run")
+    code, out, err = call("pretrain", *options)
+    assert (code, err) == (Exit.OK, "")
+    assert "[MASK=" in out and "memory a device" in out and "Dry run" in out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert "Prepared data found" in call("pretrain", *options)[1]
+
+
+def test_help_names_the_verbs_in_order(call):
+    out = call("--help")[1]
+    verbs = ("pretrain", "evaluate", "fill", "export", "import", "bench")
+    places = [out.index(f"\n    {verb} ") for verb in verbs]
+    assert places == sorted(places)
+    for verb in verbs[:-1]:
+        code, out, _ = call(verb, "--help")
+        assert code == Exit.OK and f"plmjax {verb} " in out.split("example:")[1]
+
+
+@pytest.mark.peer
+def test_transformers_loads_the_export_and_guesses_the_same(trained, call):
+    import torch
+    import transformers
+
+    folder = trained[0] / "runs/mine/export"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys"))
+    inputs = tokenizer("the [MASK] of a word", return_tensors="pt")
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits[0]
+    mask = inputs["input_ids"][0] == tokenizer.mask_token_id
+    theirs = tokenizer.decode(logits[mask].argmax(-1))
+    _, out, _ = call("fill", "the [MASK] of a word", f"--model={folder}", "--top=1")
+    assert out.split("%")[1].strip() == theirs
+
+
+@pytest.mark.slow
+def test_a_workdir_may_be_moved(trained, call, tmp_path):
+    shutil.copytree(trained[0] / "runs/mine", tmp_path / "elsewhere")
+    found = run_cli("evaluate", f"--workdir={tmp_path / 'elsewhere'}")
+    assert found.returncode == Exit.OK, found.stderr
