@@ -11,9 +11,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 _EVERY_SECONDS = 10.0
 
 
+class _Console(Console):
+    """Leaves a reader who has gone to the command line, as print() does."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Returns the console for results: width follows the terminal, 100 in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 def duration(seconds: float) -> str:

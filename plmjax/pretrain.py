@@ -85,6 +85,17 @@ class Run:
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises PlmjaxError for values that cannot work together, before any work."""
+    given = [k for k in ("steps", "epochs") if getattr(config.train, k) is not None]
+    if not given and not config.data.phases:
+        raise PlmjaxError(
+            "nothing says how long to train.",
+            hint="Set --config.train.steps or --config.train.epochs.",
+        )
+    if given and config.data.phases:
+        raise PlmjaxError(
+            f"data.phases and train.{given[0]} both say how long to train.",
+            hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
+        )
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     shapes = config.data.phases or ((1, config.data.length, config.train.batch),)
     for _, length, batch in shapes:
@@ -116,13 +127,19 @@ def prepare_data(
     if run is not None and run["recipe"] == recipe:
         tokenizer = workdir.tokenizer()
     else:
-        tokenizer = get_tokenizer(config.tokenizer, source.documents())
+        # A relative path may be meant from the workdir: an import lives there.
+        path = config.tokenizer.path and str(workdir.resolve(config.tokenizer.path))
+        settings = dataclasses.replace(config.tokenizer, path=path)
+        tokenizer = get_tokenizer(settings, source.documents())
         if jax.process_index() == 0:
             tokenizer.save(workdir / "tokenizer")
     log(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces "
         f"({workdir / 'tokenizer'})."
     )
+    told = source.description
+    why = f" ({told['why']})" if told.get("why") else ""
+    log(f"Source: {told['kind']}; a document is {told.get('document')}{why}.")
     store = prepare(
         source,
         tokenizer,
@@ -131,6 +148,10 @@ def prepare_data(
         config.data.workers,
         log,
     )
+    counts = store.manifest["source"]["counts"]
+    for name in ("replaced_characters", "cut_documents", "empty_files"):
+        if counts.get(name):
+            log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
     if jax.process_index() == 0:
         write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
     return tokenizer, store
@@ -211,7 +232,7 @@ def fresh_state(run: Run) -> tuple[State, dict]:
 
 
 def _start_weights(run: Run, fresh: dict) -> dict:
-    found = read_folder(_start_folder(run.config, run.workdir))
+    found = read_folder(run.workdir.resolve(str(run.config.train.init_from)))
     params = dict(found.params)
     if params["head"] is None:
         params["head"] = jax.device_get(fresh["head"])
@@ -231,11 +252,6 @@ def _start_weights(run: Run, fresh: dict) -> dict:
             code=Exit.MODEL,
         )
     return params
-
-
-def _start_folder(config: RunConfig, workdir: Workdir) -> Path:
-    inside = workdir / str(config.train.init_from)
-    return inside if inside.is_dir() else Path(str(config.train.init_from))
 
 
 def pretrain(config: ConfigDict, path: Path) -> dict:
@@ -264,10 +280,12 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
+        run = make_run(built, workdir, mesh, log)
+        # Only now: text that cannot be read leaves no run behind.
         if jax.process_index() == 0:
             write_json(workdir / "config.json", values)
             workdir.write_environment()
-        return _train(make_run(built, workdir, mesh, log), log)
+        return _train(run, log)
 
 
 def dry_run(config: ConfigDict, path: Path) -> None:

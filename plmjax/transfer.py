@@ -113,6 +113,11 @@ def imported_layer(workdir: Workdir) -> dict:
     preset = "roberta-base" if config.family == "roberta" else "bert-base"
     return {
         "model": {"preset": preset} | vars(config),
-        "tokenizer": {"path": str(folder)},
-        "train": {"init_from": IMPORTED},
+        "tokenizer": {"path": IMPORTED},
+        # A trained model is easily untrained: a tenth of the rate for a new one.
+        "train": {
+            "init_from": IMPORTED,
+            "epochs": 1.0,
+            "optimizer": {"learning_rate": 1e-4},
+        },
     }

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from plmjax import PlmjaxError, config
+from plmjax import PlmjaxError, config, pretrain
 from plmjax.pretrain import EMBEDDED
+from plmjax.train import sharding
 from plmjax.train.workdir import RunConfig
 
 
@@ -55,10 +56,24 @@ def test_what_is_wrong_is_named_with_what_is_right(override, message):
 def test_steps_and_epochs_replace_each_other(tmp_path):
     assert load("train.epochs=2").train.steps is None
     assert load("train.steps=5", base={"train": {"epochs": 2}}).train.epochs is None
-    with pytest.raises(PlmjaxError, match="exactly one"):
+    with pytest.raises(PlmjaxError, match="both say how long to train"):
         load("train.steps=5", "train.epochs=2")
-    with pytest.raises(PlmjaxError, match="exactly one"):
-        load("train.steps=none")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ((), "nothing says how long to train"),
+        (("train.steps=9", "data.phases=((9, 16, 8),)"), "train.steps both say"),
+        (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
+        (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
+        (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused_before_any_work(overrides, message):
+    built = config.build(RunConfig, load(*overrides).to_dict())
+    with pytest.raises(PlmjaxError, match=message):
+        pretrain.check(built, sharding.make_mesh(built.mesh))
 
 
 def test_a_preset_takes_the_values_of_earlier_layers_away():

@@ -3,7 +3,7 @@
   plmjax pretrain --config=configs/pretrain/docstrings.py
 
 What `plmjax pretrain` does when it is told nothing, written out, to copy from. Two CPU
-cores and nothing to download; docs/pretrain.md has the time and the loss measured.
+cores and nothing to download; docs/log.md has the time and the loss measured.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
 
@@ -20,9 +20,10 @@ ERRORS = ("strict", "replace")
 class SourceConfig:
     """Where documents come from."""
 
-    kind: str = "docstrings"  # docstrings | text | jsonl | parquet | hf | tfds
+    kind: Literal["docstrings", "text", "jsonl", "parquet", "hf", "tfds"] = "docstrings"
     paths: str | None = None  # files and globs (** too), comma between
-    document: str | None = None  # text: line | blank | file; None: chosen from the text
+    # text: what ends a document; None: chosen from the text, and said.
+    document: Literal["line", "blank", "file"] | None = None
     field: str = "text"  # jsonl, parquet, hf, tfds: which field holds the text
     split: str = "train"  # hf, tfds
     max_document_bytes: int = 1_000_000  # longer ones are cut at white space

@@ -1,7 +1,6 @@
 """The corpus that is already there: docstrings of the installed Python packages.
 
-What is kept is prose: paragraphs of English sentences, without code, lists of
-parameters and tables. A document is one docstring; a paragraph is kept once.
+A document is one docstring, whole, if its words are English; equal ones are kept once.
 """
 
 import ast

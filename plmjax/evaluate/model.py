@@ -66,7 +66,7 @@ def _from_folder(directory: Path) -> Model:
     if found.params["head"] is None:
         raise PlmjaxError(
             f"{directory} has no vocabulary head, so it cannot guess words.",
-            hint="Pretrain it further: plmjax import, then plmjax pretrain.",
+            hint="Give the folder of the masked language model.",
             code=Exit.MODEL,
         )
     tokenizer = found.tokenizer

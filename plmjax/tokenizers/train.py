@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable
+from typing import Literal
 
 from plmjax import Exit, PlmjaxError
 from plmjax.tokenizers.backends import (
@@ -27,7 +28,7 @@ SAMPLE_BYTES = 64_000_000
 class TokenizerConfig:
     """Which vocabulary: trained on the corpus, or read from path."""
 
-    kind: str = "wordpiece"  # wordpiece | bpe (byte-level)
+    kind: Literal["wordpiece", "bpe"] = "wordpiece"  # wordpiece | bpe (byte-level)
     vocab_size: int = 8192
     min_frequency: int = 2
     lowercase: bool = True

@@ -74,7 +74,7 @@ class TrainConfig:
     """How long, in what portions, and how often something happens."""
 
     # One of the two says how long to train; setting one clears the other.
-    steps: int | None = dataclasses.field(default=1500, metadata=_replaces("epochs"))
+    steps: int | None = dataclasses.field(default=None, metadata=_replaces("epochs"))
     epochs: float | None = dataclasses.field(default=None, metadata=_replaces("steps"))
     # Rows a step over all devices; `accumulation` micro-batches share one update.
     batch: int = 16
@@ -98,10 +98,10 @@ class TrainConfig:
 
     def __post_init__(self):
         _require(
-            (self.steps is None) != (self.epochs is None),
-            f"train.steps={self.steps} and train.epochs={self.epochs}: exactly one "
-            "says how long to train.",
-            "Set the other one to none.",
+            self.steps is None or self.epochs is None,
+            f"train.steps={self.steps} and train.epochs={self.epochs} both say how "
+            "long to train.",
+            "Give one of them.",
         )
         for name in (
             "batch",

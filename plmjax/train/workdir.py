@@ -98,6 +98,11 @@ class Workdir:
                 code=Exit.DISK,
             ) from error
 
+    def resolve(self, path: str) -> Path:
+        """Returns the path inside the workdir where there is one, else as it stands."""
+        inside = self.path / path
+        return inside if inside.exists() else Path(path)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the directory for this process; the system frees it when we die.
