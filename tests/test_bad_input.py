@@ -158,14 +158,14 @@ def test_a_run_without_a_checkpoint_may_change_its_config(fail):
     Path("text.txt").write_bytes(TEXT)
     more = ("--workdir=run", "--config.tokenizer.vocab_size=9999")
     fail(Exit.DATA, *pretrain("text.txt", *more))
-    found = run_cli(*pretrain("text.txt", "--workdir=run", "--config.train.batch=4"))
+    found = run_cli(*pretrain("text.txt", "--workdir=run", "--config.train.batch=16"))
     assert found.returncode == Exit.OK, found.stderr
     err = fail(Exit.USAGE, *pretrain("text.txt", "--workdir=run"))
-    assert "train.batch: 4 -> 8" in err
+    assert "train.batch: 16 -> 8" in err
     # No good checkpoint left is an error each time, never a start from nothing.
     for digests in Path("run/checkpoints").glob("step_*/DIGESTS.json"):
         digests.write_text("{")
-    again = pretrain("text.txt", "--workdir=run", "--config.train.batch=4")
+    again = pretrain("text.txt", "--workdir=run", "--config.train.batch=16")
     for _ in range(2):
         assert "no readable checkpoint" in fail(Exit.MODEL, *again)
 

@@ -15,7 +15,7 @@ from plmjax import PlmjaxError
 from plmjax.models import Encoder, EncoderConfig
 from plmjax.models import noise as noise_lib
 from plmjax.models.heads import VocabularyHead
-from plmjax.models.layers import negative_log_likelihood
+from plmjax.models.layers import cross_entropy
 from plmjax.models.noise import Noise
 from plmjax.objectives import masking
 from plmjax.objectives.base import Batch, Key, Objective
@@ -138,11 +138,11 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
         logits_TV = logits(params, batch, key.noise(batch) if train else None)
         labels_T = batch["labels"].reshape(-1)
         weights_T = batch["weights"].reshape(-1)
-        nll_T = negative_log_likelihood(logits_TV, labels_T)
+        scored: Any = cross_entropy(logits_TV, labels_T)
+        nll_T, hit_T = scored
         used_T = (weights_T > 0).astype(jnp.float32)
         total, count = jnp.sum(nll_T * used_T), jnp.sum(used_T)
-        best_T = jnp.argmax(jax.lax.stop_gradient(logits_TV), axis=-1)
-        hits = jnp.sum(jnp.where(best_T == labels_T, used_T, 0))
+        hits = jnp.sum(jax.lax.stop_gradient(hit_T) * used_T)
         bytes_T = jnp.asarray(bytes_V)[labels_T]
         return jnp.sum(nll_T * weights_T), {
             "loss": (total, count),

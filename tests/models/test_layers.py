@@ -118,15 +118,22 @@ def test_layer_norm_keeps_its_digits_far_from_zero(mean):
     )
 
 
-def test_negative_log_likelihood_is_cross_entropy():
-    logits, labels, weights = normal(9, 31) * 5, RANDOM.integers(0, 31, 9), normal(9)
+@pytest.mark.usefixtures("strict")
+def test_cross_entropy_is_cross_entropy():
+    logits, weights = normal(9, 31) * 5, normal(9)
+    labels = jnp.asarray(RANDOM.integers(0, 31, 9), jnp.int32)
+    labels = labels.at[:4].set(jnp.argmax(logits[:4], axis=-1).astype(jnp.int32))
 
-    def loss(f):
-        return lambda x: jnp.sum(f(x, jnp.asarray(labels, jnp.int32)) * weights)
+    def ours(x):
+        nll, hit = layers.cross_entropy(x, labels)
+        return jnp.sum(nll * weights), hit
 
-    ours = jax.value_and_grad(loss(layers.negative_log_likelihood))(logits)
-    plain = jax.value_and_grad(loss(optax.softmax_cross_entropy_with_integer_labels))(
-        logits
-    )
-    for a, b in zip(ours, plain, strict=True):
+    def plain(x):
+        return jnp.sum(
+            optax.softmax_cross_entropy_with_integer_labels(x, labels) * weights
+        )
+
+    (value, hit), gradient = jax.value_and_grad(ours, has_aux=True)(logits)
+    np.testing.assert_array_equal(hit, jnp.argmax(logits, axis=-1) == labels)
+    for a, b in zip((value, gradient), jax.value_and_grad(plain)(logits), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
