@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     # A text may hold letters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.default_int_handler)
     try:
         return args.run(args)
     except PlmjaxError as error:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from plmjax.report import plot_curves
 from plmjax.tokenizers import Tokenizer, get_tokenizer
 from plmjax.train import sharding
 from plmjax.train.checkpoint import Checkpoints, write_json
-from plmjax.train.loop import Clock, Stop, evaluate, fit
-from plmjax.train.metrics import MetricWriter, flops_per_token, peak_flops
+from plmjax.train.loop import Outlets, Progress, Stop, Work, evaluate, fit
+from plmjax.train.metrics import MetricWriter, flops_per_token
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, init_state, make_evaluation, make_step
@@ -77,10 +78,15 @@ class Run:
     def steps(self) -> int:
         return self.loader.steps
 
-    @property
-    def longest(self) -> Phase:
-        """The phase with the longest rows; its length is the exported model's."""
-        return max(self.loader.phases, key=lambda phase: phase.plan.length)
+    def flops(self, step: int) -> float:
+        """Returns the matrix FLOPs of a step."""
+        return self.phase_flops(self.loader.phase(step))
+
+    def phase_flops(self, phase: Phase) -> float:
+        """Returns the matrix FLOPs of each step of a phase."""
+        length = phase.plan.length
+        share = masking.slots(self.config.objective.probability, length) / length
+        return flops_per_token(self.encoder, length, share) * phase.batch * length
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
@@ -96,19 +102,25 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both say how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
-    encoder = resolve(config.model, vocab_size=1, pad_id=1)
-    shapes = config.data.phases or ((1, config.data.length, config.train.batch),)
-    for _, length, batch in shapes:
-        if length > encoder.max_length:
-            raise PlmjaxError(
-                f"data.length={length} is longer than the model's "
-                f"{encoder.max_length} positions.",
-                hint=f"Set --config.model.max_positions="
-                f"{length + encoder.position_offset}, or shorten the rows.",
-            )
+    check_lengths(config, resolve(config.model, vocab_size=1, pad_id=1))
+    phases = config.data.phases or ((1, config.data.length, config.train.batch),)
+    for _, _, batch in phases:
         sharding.check_batch(mesh, batch, config.train.accumulation)
     if config.train.steps is not None and not config.data.phases:
         make_schedule(config.train.schedule, 1.0, config.train.steps)
+
+
+def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
+    """Raises PlmjaxError for rows that are longer than the model's positions."""
+    longest = max([length for _, length, _ in config.data.phases] or [0])
+    longest = longest or config.data.length
+    if longest > encoder.max_length:
+        raise PlmjaxError(
+            f"data.length={longest} is longer than the model's "
+            f"{encoder.max_length} positions.",
+            hint=f"Set --config.model.max_positions="
+            f"{longest + encoder.position_offset}, or shorten the rows.",
+        )
 
 
 def prepare_data(
@@ -131,8 +143,9 @@ def prepare_data(
         path = config.tokenizer.path and str(workdir.resolve(config.tokenizer.path))
         settings = dataclasses.replace(config.tokenizer, path=path)
         tokenizer = get_tokenizer(settings, source.documents())
-        if jax.process_index() == 0:
-            tokenizer.save(workdir / "tokenizer")
+        # Until the store is there, too, nothing vouches for this tokenizer.
+        (workdir / "run.json").unlink(missing_ok=True)
+        tokenizer.save(workdir / "tokenizer")
     log(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces "
         f"({workdir / 'tokenizer'})."
@@ -152,8 +165,7 @@ def prepare_data(
     for name in ("replaced_characters", "cut_documents", "empty_files"):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
-    if jax.process_index() == 0:
-        write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
+    write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
     return tokenizer, store
 
 
@@ -166,6 +178,7 @@ def make_run(
     """Builds everything but the parameters; reads or makes the data."""
     tokenizer, store = prepare_data(config, workdir, log)
     encoder = encoder_config(config, tokenizer)
+    check_lengths(config, encoder)  # RoBERTa's first position follows the tokenizer
     objective = make_objective(config, encoder, tokenizer)
     split, packed = store.split("train"), config.data.rows == "packed"
     shapes = config.data.phases or ((None, config.data.length, config.train.batch),)
@@ -186,8 +199,6 @@ def make_run(
         tokenizer,
         config.train.seed,
         copies=config.objective.copies if config.objective.masks == "static" else 1,
-        process=jax.process_index(),
-        processes=jax.process_count(),
     )
     return Run(config, workdir, mesh, tokenizer, store, encoder, objective, loader)
 
@@ -266,12 +277,16 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
     workdir = Workdir(path)
     values = config.to_dict()
     built = config_lib.build(RunConfig, values)
+    if jax.process_count() > 1:
+        raise PlmjaxError(
+            "pretraining over several processes is not there yet.",
+            hint="One process uses all the devices of its machine.",
+        )
     mesh = sharding.make_mesh(built.mesh)
     check(built, mesh)
     workdir.create()
     with workdir.locked(), jax.set_mesh(mesh):
-        say = functools.partial(out.print, markup=False, soft_wrap=True)
-        log = say if jax.process_index() == 0 else (lambda _: None)
+        log = functools.partial(out.print, markup=False, soft_wrap=True)
         changed, again = workdir.agree(values)
         for key, (old, new) in changed.items():
             log(f"{key} changes from {old} to {new}.")
@@ -282,9 +297,8 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
             )
         run = make_run(built, workdir, mesh, log)
         # Only now: text that cannot be read leaves no run behind.
-        if jax.process_index() == 0:
-            write_json(workdir / "config.json", values)
-            workdir.write_environment()
+        write_json(workdir / "config.json", values)
+        workdir.write_environment()
         return _train(run, log)
 
 
@@ -327,7 +341,7 @@ def _plan_table(run: Run, state: State) -> Table:
     used = sharding.bytes_per_device(run.mesh, state)
     params = sharding.bytes_per_device(run.mesh, state.params)
     kept = show.activation_bytes(run.encoder, rows, length, slots)
-    flops = sum(_flops_per_step(run, p) * p.steps for p in run.loader.phases)
+    flops = sum(run.phase_flops(phase) * phase.steps for phase in run.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
         "steps": f"{run.steps:,}",
@@ -348,93 +362,89 @@ def _plan_table(run: Run, state: State) -> Table:
     return table
 
 
-def _flops_per_step(run: Run, phase: Phase) -> float:
-    length = phase.plan.length
-    share = masking.slots(run.config.objective.probability, length) / length
-    return flops_per_token(run.encoder, length, share) * phase.batch * length
+def held_out(run: Run) -> Callable[[], Iterator[dict]]:
+    """Returns what gives the held-out rows anew, in batches that fit where steps do."""
+    split, phase = run.store.split("held_out"), run.loader.phases[-1]
+    packed = run.config.data.rows == "packed"
+    plan = load_plan(split, phase.plan.length, packed, run.store.directory)
+    batch = phase.batch // run.config.train.accumulation
+    return functools.partial(held_out_batches, split, plan, run.tokenizer, batch)
+
+
+def check_origin(run: Run, meta: dict) -> None:
+    """Raises PlmjaxError if a checkpoint saw other text or another tokenizer."""
+    for what, ours in origin(run).items():
+        if meta.get(what) != ours:
+            raise PlmjaxError(
+                f"the checkpoint in {run.workdir.checkpoints} was trained with another "
+                f"{what} than {run.workdir.path} holds now.",
+                hint="Restore it, or start again in another --workdir.",
+                code=Exit.MODEL,
+            )
+
+
+def origin(run: Run) -> dict[str, str]:
+    """Returns what a checkpoint is bound to: digests of text and tokenizer."""
+    return {"store": run.store.key, "tokenizer": run.tokenizer.digest}
 
 
 def _train(run: Run, log: Callable[[str], Any]) -> dict:
-    config, mesh, workdir = run.config, run.mesh, run.workdir
-    train = config.train
+    workdir, train, batches = run.workdir, run.config.train, held_out(run)
     checkpoints = Checkpoints(workdir.checkpoints, train.keep_checkpoints, log)
-    if jax.process_index() == 0:
-        checkpoints.remove_unfinished()
+    checkpoints.remove_unfinished()
     abstract, _ = abstract_state(run)
     log(
         f"Model: {run.encoder.layers} layers x {run.encoder.width}, "
         f"{tree.count(abstract.params):,} parameters, {run.encoder.dtype}; "
-        f"{run.steps:,} steps on {mesh.size} {jax.devices()[0].device_kind}."
+        f"{run.steps:,} steps on {run.mesh.size} {jax.devices()[0].device_kind}."
     )
-    held_out = run.store.split("held_out")
-    phase = run.loader.phases[-1]
-    packed = config.data.rows == "packed"
-    plan = load_plan(held_out, phase.plan.length, packed, run.store.directory)
-    batches = functools.partial(
-        held_out_batches,
-        held_out,
-        plan,
-        run.tokenizer,
-        phase.batch,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-    evaluation = make_evaluation(run.objective)
+    evaluation, stop, progress = make_evaluation(run.objective), Stop(), Progress()
 
-    def evaluate_state(state: State) -> dict[str, float]:
+    def scored(state: State) -> dict[str, float]:
         weights = state.params if state.average is None else state.average
-        return scores(evaluate(evaluation, weights, frozen, mesh, batches()))
+        # A signal ends it at once; what it gave until then is thrown away.
+        rows = itertools.takewhile(lambda _: not stop.received, batches())
+        return scores(evaluate(evaluation, weights, frozen, run.mesh, rows))
 
     resumed = checkpoints.good_step(set_aside=True)
     if resumed is None:
         state, frozen = fresh_state(run)
         save_examples(run, next(batches()), state.params)
     else:
+        meta = checkpoints.meta(resumed)
+        check_origin(run, meta)
         state, frozen = checkpoints.load(resumed, abstract), frozen_arrays(run)
+        names = [field.name for field in dataclasses.fields(Progress)]
+        progress = Progress(**{name: meta[name] for name in names})
         if resumed >= run.steps:
             log(f"{workdir.path} is finished: {resumed:,} of {run.steps:,} steps done.")
         else:
             log(f"Going on from step {resumed:,}.")
-    writer = MetricWriter(workdir.path, train.tensorboard)
-    last = writer.rewind(int(state.step))
-    clock = Clock(last["seconds"], last["tokens"]) if last else Clock()
-    schedule = make_schedule(train.schedule, train.optimizer.learning_rate, run.steps)
     step = make_step(
         run.objective,
         make_optimizer(train.optimizer),
-        schedule,
-        mesh,
+        make_schedule(train.schedule, train.optimizer.learning_rate, run.steps),
+        run.mesh,
         seed=train.seed,
         steps=run.steps,
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
     )
-    display = TrainingDisplay(run.steps, int(state.step))
-    with checkpoints, display, Stop() as stop:
-        result = fit(
-            state,
-            frozen,
-            step,
-            train,
-            mesh,
-            run.loader.batch,
-            run.steps,
-            evaluate_state,
-            checkpoints,
-            {"store": run.store.key, "tokenizer": run.tokenizer.digest},
-            writer,
-            display,
-            stop,
-            clock=clock,
-            flops_per_step=_flops_per_step(run, phase),
-            peak=peak_flops(),
-        )
+    done = int(state.step)
+    writer = MetricWriter(workdir.path, train.tensorboard, done)
+    display = TrainingDisplay(run.steps, done)
+    work = Work(step, run.loader.batch, scored, run.flops, run.steps, run.mesh)
+    outlets = Outlets(checkpoints, writer, display, stop)
+    with checkpoints, display, stop:
+        result = fit(state, frozen, train, work, outlets, progress, origin(run))
     writer.close()
     if checkpoints.failure is not None:
         raise checkpoints.failure
     if result.stopped:
         return {"stopped": result.stopped, "step": int(result.state.step)}
-    return finish(run, result.state, evaluate_state(result.state), next(batches()), log)
+    if skipped := int(result.state.skipped):
+        log(f"WARNING: {skipped:,} updates were skipped; they were not finite.")
+    return finish(run, result.state, result.scores or scored(state), batches, log)
 
 
 def frozen_arrays(run: Run) -> dict:
@@ -456,23 +466,24 @@ def _examples(run: Run, batch: dict, params) -> show.Examples:
 
 def save_examples(run: Run, batch: dict, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
-    if jax.process_count() == 1:
-        before = _examples(run, batch, params).guess(params)
-        write_json(run.workdir / "examples.json", {"before": before})
+    before = _examples(run, batch, params).guess(params)
+    write_json(run.workdir / "examples.json", {"before": before})
 
 
 def finish(
-    run: Run, state: State, values: dict, batch: dict, log: Callable[[str], Any]
+    run: Run,
+    state: State,
+    values: dict,
+    batches: Callable[[], Iterator[dict]],
+    log: Callable[[str], Any],
 ) -> dict:
     """Shows, draws and exports a trained model; returns its scores."""
     workdir, out = run.workdir, console()
     baseline = unigram_loss(run.store, run.tokenizer)
     weights = state.params if state.average is None else state.average
-    if jax.process_index() != 0:
-        return values
     saved = workdir.read("examples.json")
     if saved is not None:
-        examples = _examples(run, batch, weights)
+        examples = _examples(run, next(batches()), weights)
         out.print(examples.table(saved["before"], examples.guess(weights)))
     gain = baseline - values["loss"]
     log(

@@ -33,7 +33,9 @@ class Examples:
     def __init__(self, model: Model, batch: dict, count: int = 5, top: int = 3):
         """Chooses one masked word in each of the first `count` rows of `batch`."""
         self.model, self.top = model, top
-        self.batch = masked(model.objective, batch)
+        # A few rows more than asked: one may have no mask to show.
+        few = {name: array[: 2 * count] for name, array in batch.items()}
+        self.batch = masked(model.objective, few)
         hidden_BK = (self.batch["weights"] > 0) & (
             np.take_along_axis(self.batch["tokens"], self.batch["mask_positions"], 1)
             == model.tokenizer.mask_id

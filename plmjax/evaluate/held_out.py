@@ -63,7 +63,7 @@ def score_run(
     packed = config.data.rows == "packed"
     plan = load_plan(split, length, packed, store.directory)
     mesh = sharding.make_mesh(MeshConfig())
-    sharding.check_batch(mesh, batch, 1)
+    sharding.check_batch(mesh, batch, 1, "--batch")
     batches = held_out_batches(
         split,
         plan,

@@ -100,7 +100,7 @@ def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
         return None
     if checkpoint == "best":
         best = checkpoints.best()
-        return None if best is None else best["step"]
+        return None if best is None else best[0]
     if checkpoint.isdecimal():
         return int(checkpoint)
     raise PlmjaxError(

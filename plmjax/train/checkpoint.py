@@ -2,10 +2,10 @@
 
 checkpoints/
   step_00000250/state/        the State, as orbax writes it
-  step_00000250/meta.json     step, leaves, versions: what a reader checks first
+  step_00000250/meta.json     step, leaves, versions: what a reader checks first; the
+                              held-out loss, if it was evaluated there
   step_00000250/DIGESTS.json  SHA-256 of each file, written last; without it the step
                               does not count
-  best.json                   which step had the best held-out loss
   damaged/                    what failed its digests, set aside
 
 A flipped bit in an orbax file loads without an error; the digests are why ours do not.
@@ -108,22 +108,17 @@ class Checkpoints:
         found = sorted(int(match[1]) for match in matches if match)
         return [step for step in found if (self.path(step) / _DIGESTS).is_file()]
 
-    def best(self) -> dict | None:
-        """Returns {"step", "loss"} of the best evaluation, or None."""
-        path = self.directory / "best.json"
-        if not path.is_file():
-            return None
-        try:
-            best = json.loads(path.read_text())
-        except ValueError:
-            return None  # It only steers what is kept; the next evaluation rewrites it.
-        return best if best["step"] in self.steps() else None
-
-    def set_best(self, step: int, loss: float) -> None:
-        write_json(self.directory / "best.json", {"step": step, "loss": loss})
+    def best(self) -> tuple[int, float] | None:
+        """Returns (step, loss) of the evaluated step with the lowest loss, or None."""
+        losses = {step: self.meta(step).get("loss") for step in self.steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(known.items(), key=lambda item: item[1]) if known else None
 
     def save(self, step: int, state, meta: dict) -> None:
-        """Starts writing a step, after the one before is done."""
+        """Starts writing a step, after the one before is done.
+
+        `meta` is what JSON can hold; "loss" in it is the step's held-out loss.
+        """
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
@@ -160,7 +155,8 @@ class Checkpoints:
                 write_json(path / _DIGESTS, _digests(path))
                 self._prune()
             self.failure = None
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            # Whatever it was: a thread that dies in silence would look like a save.
             self._failed(step, error)
 
     def _need(self, size: int) -> None:
@@ -191,7 +187,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         steps, best = self.steps(), self.best()
-        kept = set(steps[-self.keep :]) | ({best["step"]} if best else set())
+        kept = set(steps[-self.keep :]) | ({best[0]} if best else set())
         for step in steps:
             if step not in kept:
                 # Without digests first: a step that is half deleted does not count.
@@ -228,7 +224,12 @@ class Checkpoints:
         return None
 
     def meta(self, step: int) -> dict:
-        return json.loads((self.path(step) / _META).read_text())
+        """Returns what was saved beside the state; {} if it is damaged."""
+        try:
+            found = json.loads((self.path(step) / _META).read_text())
+        except (OSError, ValueError):
+            return {}  # The digests say so to whoever wants to load it.
+        return found if isinstance(found, dict) else {}
 
     def good_step(self, step: int | None = None, set_aside: bool = False) -> int | None:
         """Returns the newest step (or `step`) whose digests hold; None without steps.

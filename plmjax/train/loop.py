@@ -1,13 +1,15 @@
 """fit: the only training loop. Everything it needs is handed to it."""
 
+import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -17,7 +19,14 @@ from plmjax.data.loader import read_ahead
 from plmjax.train import sharding
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.config import TrainConfig
-from plmjax.train.metrics import MetricWriter, added, fetch, means
+from plmjax.train.metrics import (
+    MetricWriter,
+    Sums,
+    added,
+    fetch,
+    means,
+    peak_flops,
+)
 from plmjax.train.step import State
 
 # Steps that may be on their way to the device before their metrics are read: enough
@@ -35,8 +44,7 @@ class Display(Protocol):
 class Stop:
     """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
 
-    Handlers are installed within `with`, in the main thread of a single process only:
-    several processes stop together through JAX's preemption service.
+    Handlers are installed within `with`, in the main thread, and put back after it.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -63,183 +71,217 @@ class Stop:
         os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What there is to do, as functions.
+
+    `step` is the jitted step; `batch` gives this process's rows of a step as numpy;
+    `evaluate` scores a state; `flops` says what a step costs.
+    """
+
+    step: Callable
+    batch: Callable[[int], dict]
+    evaluate: Callable[[State], dict[str, float]]
+    flops: Callable[[int], float]
+    steps: int
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlets:
+    """Where a run's results go, and what may stop it."""
+
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    display: Display
+    stop: Stop
+
+
 @dataclasses.dataclass
-class Result:
-    """How a fit ended: `stopped` names the signal that cut it short, or is None."""
+class Progress:
+    """What a checkpoint remembers besides the state.
 
-    state: State
-    stopped: str | None
-    seconds: float
-    tokens: int
-
-
-@dataclasses.dataclass
-class Clock:
-    """Training time and tokens since the run's first step, restarts counted in."""
+    Seconds of training and tokens since the first step, and the steps since the last
+    record of metrics: their sums, number, tokens, FLOPs and seconds.
+    """
 
     seconds: float = 0.0
     tokens: int = 0
+    sums: Sums | None = None
+    window_steps: int = 0
+    window_tokens: int = 0
+    window_flops: float = 0.0
+    window_seconds: float = 0.0
+
+    def begin_window(self) -> None:
+        self.sums, self.window_steps, self.window_tokens = None, 0, 0
+        self.window_flops = self.window_seconds = 0.0
+
+    def totals(self) -> dict[str, float]:
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+
+class Result(NamedTuple):
+    """How a fit ended: `stopped` names the signal that cut it short, or is None.
+
+    `scores` are those of the final evaluation, if it took place in this fit.
+    """
+
+    state: State
+    stopped: str | None
+    scores: dict[str, float] | None
 
 
 def evaluate(
     evaluation: Callable, params, frozen, mesh: Mesh, batches: Iterator[dict]
 ) -> dict[str, float]:
     """Returns the metrics' means over all batches."""
-    total: Any = None
+    total = pending = None
     for batch in batches:
         metrics = evaluation(params, frozen, sharding.put_rows(mesh, batch))
-        total = added(total, fetch(metrics))
-    return means(total)
+        # One batch late, so that the device computes while the host gathers.
+        total = total if pending is None else added(total, fetch(pending))
+        pending = metrics
+    return means(added(total, fetch(pending)) if pending else {})
 
 
 def fit(
     state: State,
     frozen,
-    step: Callable,
     config: TrainConfig,
-    mesh: Mesh,
-    batch: Callable[[int], dict],
-    steps: int,
-    evaluate_state: Callable[[State], dict[str, float]],
-    checkpoints: Checkpoints,
+    work: Work,
+    outlets: Outlets,
+    progress: Progress,
     meta: dict,
-    writer: MetricWriter,
-    display: Display,
-    stop: Stop,
-    *,
-    clock: Clock,
-    flops_per_step: float,
-    peak: float | None,
 ) -> Result:
-    """Trains from state.step to `steps`, evaluating and saving on the way.
+    """Trains from state.step to the end, evaluating and saving on the way.
+
+    `meta` is written into each checkpoint, with the progress.
 
     Raises:
       PlmjaxError: too many updates in a row were not finite (exit code 6).
     """
-    now = int(state.step)
+    checkpoints, stop = outlets.checkpoints, outlets.stop
+    now = start = int(state.step)
     waiting: deque = deque()
-    meter = _Meter(config, checkpoints, writer, display, clock, flops_per_step, peak)
+    meter = _Meter(config, outlets, progress)
+    found: dict[str, float] | None = None
 
-    def save(at: int):
-        checkpoints.save(at, state, meta)
+    def save(more: dict):
+        checkpoints.save(now, state, meta | dataclasses.asdict(progress) | more)
 
-    def evaluated(at: int):
-        with meter.paused():
-            values = evaluate_state(state)
-            writer.write("evaluation", at, values | meter.totals())
-            best = checkpoints.best()
-            display.say(f"step {at}: held-out loss {values['loss']:.3f}")
-            if best is None or values["loss"] < best["loss"]:
-                save(at)
-                checkpoints.set_best(at, values["loss"])
+    def evaluated() -> dict[str, float] | None:
+        """Scores the state; None if that was interrupted: the next start does it."""
+        values = work.evaluate(state)
+        if stop.received:
+            return None
+        outlets.writer.write("evaluation", now, values | progress.totals())
+        outlets.display.say(f"step {now}: held-out loss {values['loss']:.3f}")
+        return values
 
-    batches = read_ahead(batch, now, steps)
-    while now < steps and not stop.received:
+    def is_best(loss: float) -> bool:
+        checkpoints.wait()  # what is being written may be the best so far
+        best = checkpoints.best()
+        return math.isfinite(loss) and (best is None or loss < best[1])
+
+    def evaluation_due() -> bool:
+        return now > 0 and (now % config.evaluate_every_steps == 0 or now == work.steps)
+
+    if evaluation_due() and now not in outlets.writer.evaluated:
+        # The signal that ended the last start came before this.
+        found = evaluated()
+    batches = read_ahead(work.batch, now, work.steps)
+    while now < work.steps and not stop.received:
         arrays = next(batches)
         tokens = int((arrays["segments"] > 0).sum()) * jax.process_count()
-        state, metrics = step(state, frozen, sharding.put_rows(mesh, arrays))
+        rows = sharding.put_rows(work.mesh, arrays)
+        state, metrics = work.step(state, frozen, rows)
         now += 1
-        waiting.append((now, tokens, metrics))
-        while len(waiting) > _IN_FLIGHT:
+        waiting.append((now, tokens, work.flops(now - 1), metrics))
+        save_due = now % config.checkpoint_every_steps == 0 or now == work.steps
+        pause = evaluation_due() or save_due
+        while len(waiting) > (0 if pause else _IN_FLIGHT):
             meter.record(*waiting.popleft())
-        checkpoint_due = now % config.checkpoint_every_steps == 0
-        evaluation_due = now % config.evaluate_every_steps == 0 or now == steps
-        if checkpoint_due or evaluation_due or now == steps or stop.received:
-            while waiting:
-                meter.record(*waiting.popleft())
-        if evaluation_due and not stop.received:
-            evaluated(now)
-        if checkpoint_due or now == steps:
-            with meter.paused():
-                save(now)
+        if not pause:
+            continue
+        with meter.paused():
+            found = evaluated() if evaluation_due() and not stop.received else None
+            loss = {} if found is None else {"loss": found["loss"]}
+            if save_due or (loss and is_best(loss["loss"])):
+                save(loss)
     while waiting:
         meter.record(*waiting.popleft())
-    if stop.received:
-        save(now)
+    if stop.received and now > start:
+        save({})
     checkpoints.wait()
-    return Result(state, stop.received if now < steps else None, *meter.spent())
+    return Result(state, stop.received, found if now == work.steps else None)
 
 
 class _Meter:
     """Reads metrics that have arrived: logs them, counts time, stops a broken run."""
 
-    def __init__(self, config, checkpoints, writer, display, clock, flops, peak):
-        self.config, self.checkpoints = config, checkpoints
-        self.writer, self.display, self.clock = writer, display, clock
-        self.flops, self.peak = flops, peak
+    def __init__(self, config: TrainConfig, outlets: Outlets, progress: Progress):
+        self.config, self.outlets, self.progress = config, outlets, progress
+        self._peak = peak_flops()
         self._mark = time.perf_counter()
-        self._begin_window()
 
-    def _begin_window(self) -> None:
-        self._tokens = self._steps = 0
-        self._window = 0.0
-        self._sums: Any = None
-
-    def paused(self):
-        return _Paused(self)
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here counts neither as training nor against tokens a second."""
+        self._tick()
+        yield
+        self._mark = time.perf_counter()
 
     def _tick(self) -> None:
         now = time.perf_counter()
-        self._window += now - self._mark
-        self.clock.seconds += now - self._mark
+        self.progress.window_seconds += now - self._mark
+        self.progress.seconds += now - self._mark
         self._mark = now
 
-    def totals(self) -> dict[str, float]:
-        return {"tokens": self.clock.tokens, "seconds": self.clock.seconds}
-
-    def spent(self) -> tuple[float, int]:
-        return self.clock.seconds, self.clock.tokens
-
-    def record(self, step: int, tokens: int, metrics) -> None:
-        metrics = fetch(metrics)
+    def record(self, step: int, tokens: int, flops: float, metrics) -> None:
+        """Takes the metrics of one step, in order."""
+        metrics, progress = fetch(metrics), self.progress
         self._tick()
-        self.clock.tokens += tokens
-        self._tokens += tokens
-        self._steps += 1
+        progress.tokens += tokens
+        progress.window_tokens += tokens
+        progress.window_flops += flops
+        progress.window_steps += 1
         bad = int(metrics.pop("bad_steps")[0])
         if not bad:
-            self._sums = added(self._sums, metrics)
+            progress.sums = added(progress.sums, metrics)
         else:
-            self.display.say(
-                f"WARNING: step {step}: loss or gradient is not finite; "
-                f"the update is skipped ({bad} in a row)."
-            )
-        if bad >= self.config.max_bad_steps:
-            self.checkpoints.wait()
-            good = self.checkpoints.steps()
-            raise PlmjaxError(
-                f"{bad} updates in a row up to step {step} were not finite.",
-                hint=(
-                    f"The last good checkpoint is step {good[-1]}. "
-                    if good
-                    else "There is no checkpoint yet. "
-                )
-                + "Lower train.optimizer.learning_rate or warm up for longer.",
-                code=Exit.NUMERIC,
-            )
+            self._warn(step, bad)
         if step % self.config.log_every_steps == 0:
-            if self._sums is not None:
-                self._write(step, means(self._sums))
-            self._begin_window()
+            if progress.sums is not None:
+                self._write(step, means(progress.sums))
+            progress.begin_window()
+
+    def _warn(self, step: int, bad: int) -> None:
+        self.outlets.display.say(
+            f"WARNING: step {step}: loss or gradient is not finite; "
+            f"the update is skipped ({bad} in a row)."
+        )
+        if bad < self.config.max_bad_steps:
+            return
+        self.outlets.checkpoints.wait()
+        good = self.outlets.checkpoints.steps()
+        last = (
+            f"The last good checkpoint is step {good[-1]}."
+            if good
+            else ("There is no checkpoint yet.")
+        )
+        raise PlmjaxError(
+            f"{bad} updates in a row up to step {step} were not finite.",
+            hint=f"{last} Lower train.optimizer.learning_rate or warm up for longer.",
+            code=Exit.NUMERIC,
+        )
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows the means over the steps since the last record."""
-        values["tokens_per_second"] = self._tokens / max(self._window, 1e-9)
-        if self.peak is not None:
-            speed = self.flops * self._steps / max(self._window, 1e-9)
-            values["mfu"] = speed / (self.peak * jax.device_count())
-        self.writer.write("train", step, values | self.totals())
-        self.display.update(step, values)
-
-
-class _Paused:
-    """Time spent in here counts neither as training nor against tokens a second."""
-
-    def __init__(self, meter: _Meter):
-        self.meter = meter
-
-    def __enter__(self):
-        self.meter._tick()
-
-    def __exit__(self, *_):
-        self.meter._mark = time.perf_counter()
+        seconds = max(self.progress.window_seconds, 1e-9)
+        values["tokens_per_second"] = self.progress.window_tokens / seconds
+        if self._peak is not None:
+            speed = self.progress.window_flops / seconds
+            values["mfu"] = speed / (self._peak * jax.device_count())
+        self.outlets.writer.write("train", step, values | self.progress.totals())
+        self.outlets.display.update(step, values)

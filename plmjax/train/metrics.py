@@ -75,29 +75,32 @@ class MetricWriter:
     restarts counted in.
     """
 
-    def __init__(self, directory: Path, tensorboard: bool):
+    def __init__(self, directory: Path, tensorboard: bool, step: int):
+        """Opens the records of a run that goes on from `step`.
+
+        What was written after it is dropped: it will be done again. So is a line that
+        a crash cut short.
+        """
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._board = None
-        if self._active and tensorboard:
-            import tensorboardX
-
-            self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"))
-
-    def rewind(self, step: int) -> dict | None:
-        """Drops what was written after `step`, which will be done again.
-
-        Returns the last record that stays. A line cut short by a crash goes as well.
-        """
         kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+        self.evaluated = {r["step"] for r in kept if r["kind"] == "evaluation"}
         if self._active and self.path.exists():
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             os.replace(temporary, self.path)
-        return kept[-1] if kept else None
+        if self._active and tensorboard:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(
+                str(directory / "tensorboard"), purge_step=step + 1
+            )
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Writes one record, whole, and its values for TensorBoard."""
+        if kind == "evaluation":
+            self.evaluated.add(step)
         if not self._active:
             return
         with open(self.path, "a") as file:

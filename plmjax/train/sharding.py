@@ -55,15 +55,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     )
 
 
-def check_batch(mesh: Mesh, batch: int, accumulation: int) -> None:
+def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") -> None:
     """Raises PlmjaxError unless every device gets whole rows of each micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * accumulation
     if batch % unit:
         nearest = max(unit, round(batch / unit) * unit)
+        parts = f" x {accumulation} accumulation steps" if accumulation > 1 else ""
         raise PlmjaxError(
-            f"train.batch={batch} does not divide over {shards} data shards x "
-            f"{accumulation} accumulation steps.",
+            f"{key}={batch} does not divide over {shards} data shards{parts}.",
             hint=f"The nearest batch that does is {nearest}.",
         )
 
@@ -125,6 +125,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts this process's rows of the global batch on its devices."""
     sharding = rows(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()

@@ -27,6 +27,7 @@ class State(NamedTuple):
     moments: Any  # the optimizer's state
     average: dict | None  # exponential moving average of params
     bad_steps: jax.Array  # int32: updates skipped in a row
+    skipped: jax.Array  # int32: updates skipped in all
 
 
 def init_state(
@@ -36,8 +37,9 @@ def init_state(
     params, frozen = objective.init(jax.random.key(seed), batch)
     # A copy: one buffer cannot be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
-    zero = jnp.int32(0)
-    return State(zero, params, optimizer.init(params), average, jnp.copy(zero)), frozen
+    moments = optimizer.init(params)
+    counts = [jnp.array(0, jnp.int32) for _ in range(3)]
+    return State(counts[0], params, moments, average, *counts[1:]), frozen
 
 
 def micro_batch(batch, index, count: int):
@@ -62,12 +64,15 @@ def gradients(objective: Objective, accumulation: int) -> Callable:
         if accumulation == 1:
             return one(params, frozen, batch, key)
 
-        def add(i, total):
-            new = one(params, frozen, micro_batch(batch, i, accumulation), key)
-            return jax.tree.map(jnp.add, total, new)
+        def part(i):
+            return one(params, frozen, micro_batch(batch, i, accumulation), key)
 
-        first = one(params, frozen, micro_batch(batch, 0, accumulation), key)
-        return jax.lax.fori_loop(1, accumulation, add, first)
+        # Starting from zeros, not from the first part, the model is compiled once.
+        shapes = jax.eval_shape(part, 0)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.fori_loop(
+            0, accumulation, lambda i, sums: jax.tree.map(jnp.add, sums, part(i)), zeros
+        )
 
     return accumulated
 
@@ -129,7 +134,13 @@ def make_step(
             "bad_steps": (bad_steps.astype(jnp.float32), jnp.float32(1)),
         }
         params, moments, average = new
-        return State(state.step + 1, params, moments, average, bad_steps), metrics
+        skipped = state.skipped + jnp.where(good, 0, 1)
+        metrics["skipped"] = (skipped.astype(jnp.float32), jnp.float32(1))
+        state = State(state.step + 1, params, moments, average, bad_steps, skipped)
+        # Left to itself, the compiler splits what a rule keeps whole, and then has to
+        # compile for that, too.
+        places = sharding.shardings(mesh, state)
+        return jax.lax.with_sharding_constraint(state, places), metrics
 
     return jax.jit(step, donate_argnums=0)
 

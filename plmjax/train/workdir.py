@@ -180,6 +180,11 @@ class Workdir:
           PlmjaxError: something else changed, with the difference.
         """
         saved = self.read("config.json")
+        if saved is not None and "model_type" in saved:
+            raise PlmjaxError(
+                f"{self.path} is a Hugging Face folder, not a run.",
+                hint="Choose another --workdir; `plmjax import` starts from a folder.",
+            )
         if saved is None or not self.begun:
             return {}, False
         new = json.loads(json.dumps(config))  # tuples become lists, as in the file

@@ -109,12 +109,32 @@ def test_a_step_without_digests_does_not_count_and_is_removed(saved):
 def test_the_best_and_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2)
     for step in range(1, 6):
-        checkpoints.save(step, state(step), {})
-        if step == 2:
-            checkpoints.set_best(step, 1.5)
+        # Step 3 was not evaluated.
+        checkpoints.save(
+            step, state(step), {} if step == 3 else {"loss": abs(step - 2.0)}
+        )
     checkpoints.wait()
     assert checkpoints.steps() == [2, 4, 5]
-    assert checkpoints.best() == {"step": 2, "loss": 1.5}
+    assert checkpoints.best() == (2, 0.0)
+
+
+def test_a_failed_save_takes_no_earlier_best_away(tmp_path, monkeypatch):
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, 2, said.append)
+    checkpoints.save(1, state(1), {"loss": 1.0})
+    checkpoints.wait()
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_fsync", full)
+        checkpoints.save(2, state(2), {"loss": 0.5})
+        checkpoints.wait()
+    for step in (3, 4, 5):
+        checkpoints.save(step, state(step), {"loss": 2.0})
+    checkpoints.wait()
+    assert checkpoints.best() == (1, 1.0) and checkpoints.steps() == [1, 4, 5]
 
 
 def test_a_full_disk_costs_one_checkpoint_and_no_more(saved, monkeypatch):
