@@ -111,11 +111,13 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
 
 
 def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
-    from tokenizers import trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, trainers
 
-    backend = wordpiece_backend(
-        {t: i for i, t in enumerate(WORDPIECE_ORDER)}, **options
-    )
+    like = wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)
+    # Without special tokens: one spelt out in the text is text, cut up like any other.
+    backend = Backend(models.WordPiece(unk_token=BERT.unk))
+    backend.normalizer, backend.pre_tokenizer = like.normalizer, like.pre_tokenizer
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=config.min_frequency,

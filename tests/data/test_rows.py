@@ -1,5 +1,7 @@
 """Packing plans and batches: nothing lost, nothing crosses, nothing twice."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -143,8 +145,13 @@ def test_copies_follow_epochs(plan):
     assert set(source.batch(3 + steps)["copy"]) == {1}
 
 
-def test_reading_ahead_changes_nothing(plan):
+def test_reading_ahead_changes_nothing_and_holds_little(plan):
     source = make_loader(plan)
+    made = []
+    batches = read_ahead(lambda step: made.append(step) or source.batch(step), 0, 500)
+    next(batches)
+    time.sleep(0.3)
+    assert len(made) < 12
     for step, batch in zip(range(5, 9), read_ahead(source.batch, 5, 9), strict=True):
         np.testing.assert_array_equal(batch["tokens"], source.batch(step)["tokens"])
 

@@ -334,3 +334,10 @@ def test_added_tokens_and_unknown_normalizers_go_through_the_library(tmp_path):
         change(tokenizer.backend)
         tokenizer.save(tmp_path / str(number))
         assert_exact(Tokenizer.load(tmp_path / str(number)), SENTENCES)
+
+
+def test_special_tokens_spelt_in_the_text_shape_no_piece():
+    documents = ["the [MASK] of a page about bert"] * 20 + ["more words of it"] * 20
+    trained = train_tokenizer(TokenizerConfig(vocab_size=58), documents)
+    upper = [p for p in trained.vocab if p != p.lower()]
+    assert sorted(upper) == ["[CLS]", "[MASK]", "[PAD]", "[SEP]", "[UNK]"]

@@ -55,8 +55,10 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     encoder = dataclasses.replace(ENCODER, dtype=dtype)
     objective = mlm(MLMConfig(unit=unit), encoder, pieces(96))
-    optimizer = make_optimizer(OptimizerConfig())
-    schedule = make_schedule(ScheduleConfig(warmup_percent=0), 1e-3, 100)
+    settings = more.get("optimizer", OptimizerConfig())
+    optimizer = make_optimizer(settings)
+    rate = settings.learning_rate
+    schedule = make_schedule(ScheduleConfig(warmup_percent=0), rate, 100)
 
     def initialise(batch):
         return init_state(objective, optimizer, 0, batch, more.get("ema") is not None)
@@ -81,6 +83,10 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
             state, metrics = step(state, frozen, placed)
             losses.append(float(metrics["objective"][0]))
             norms.append(float(metrics["gradient_norm"][0]))
+        for place, leaf in zip(
+            jax.tree.leaves(places[0]), jax.tree.leaves(state), strict=True
+        ):
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     return np.array(losses), np.array(norms), jax.device_get(state)
 
 
@@ -204,6 +210,7 @@ def test_a_bad_update_is_skipped_and_counted():
         state, metrics = step(state, frozen, make_batch(step=i))
         states.append(jax.device_get(state))
     assert [int(s.bad_steps) for s in states] == [0, 0, 1, 0]
+    assert [int(s.skipped) for s in states] == [0, 0, 1, 1]
     assert [int(s.step) for s in states] == [0, 1, 2, 3]
     for field in ("params", "moments", "average"):
         kept = jax.tree.map(
