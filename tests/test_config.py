@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from plmjax import PlmjaxError, config, pretrain
+from plmjax import PlmjaxError, config, run
 from plmjax.pretrain import EMBEDDED
 from plmjax.train import sharding
 from plmjax.train.workdir import RunConfig
@@ -73,7 +73,7 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
 def test_values_that_do_not_go_together_are_refused_before_any_work(overrides, message):
     built = config.build(RunConfig, load(*overrides).to_dict())
     with pytest.raises(PlmjaxError, match=message):
-        pretrain.check(built, sharding.make_mesh(built.mesh))
+        run.check(built, sharding.make_mesh(built.mesh))
 
 
 def test_a_preset_takes_the_values_of_earlier_layers_away():

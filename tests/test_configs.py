@@ -15,6 +15,7 @@ from plmjax.cli import main
 from plmjax.models.config import resolve
 from plmjax.objectives import mlm
 from plmjax.objectives.mlm import Pieces
+from plmjax.run import check
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.optimizer import make_optimizer
@@ -40,7 +41,7 @@ def test_a_recipe_builds_its_state_and_shards_it(recipe):
     config = config_lib.build(RunConfig, values)
     assert json.loads(json.dumps(values))
     mesh = sharding.make_mesh(MeshConfig("auto", 2, 2))
-    pretrain.check(config, mesh)
+    check(config, mesh)
     size = config.tokenizer.vocab_size
     encoder = resolve(config.model, size, 1)
     objective = mlm(config.objective, encoder, Pieces(4, range(5), (1,) * size))

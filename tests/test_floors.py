@@ -21,6 +21,7 @@ FLOORS = {
     "report": 5,
     "show": 5,
     "transfer": 5,
+    "run": 5,
     "pretrain": 5,
     "bench": 5,
     "cli": 6,

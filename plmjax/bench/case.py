@@ -18,7 +18,7 @@ from plmjax.data.rows import Plan, gather, load_plan
 from plmjax.data.sources import Source, open_source
 from plmjax.data.store import Split, Store
 from plmjax.interop.huggingface import export_folder
-from plmjax.pretrain import Run, fresh_state
+from plmjax.run import Run, fresh_state
 from plmjax.show import masked
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 from plmjax.train.checkpoint import write_json

@@ -15,7 +15,7 @@ from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.data.store import open_store
 from plmjax.objectives import Key
-from plmjax.pretrain import Run, fresh_state
+from plmjax.run import Run, fresh_state
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.workdir import Workdir, encoder_config, make_objective

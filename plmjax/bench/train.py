@@ -18,7 +18,7 @@ from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.objectives import masking
-from plmjax.pretrain import Run, check, fresh_state, make_run
+from plmjax.run import Run, check, fresh_state, make_run
 from plmjax.train import sharding
 from plmjax.train.metrics import flops_per_token, peak_flops
 from plmjax.train.optimizer import make_optimizer
