@@ -49,6 +49,7 @@ def test_each_phase_is_timed(corpus):
     overrides = [a.removeprefix("--config.") for a in TINY]
     overrides += [
         f"data.source.paths={corpus}",
+        "train.steps=none",
         "data.phases=((1, 32, 8), (2, 64, 8))",
     ]
     config = load(RunConfig, None, overrides, to_dict(RunConfig()))
