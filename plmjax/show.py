@@ -40,13 +40,23 @@ class Examples:
             np.take_along_axis(self.batch["tokens"], self.batch["mask_positions"], 1)
             == model.tokenizer.mask_id
         )
-        places = [np.flatnonzero(row) for row in hidden_BK]
+        places = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
         # The middle one: context on both sides.
         self.places = [
             (row, int(slots[len(slots) // 2]))
             for row, slots in enumerate(places)
             if len(slots)
         ][:count]
+
+    def _words(self, row: int, hidden_K: np.ndarray) -> np.ndarray:
+        """Returns the masked slots whose truth is a word; all where there is none."""
+        slots = np.flatnonzero(hidden_K)
+        truths = self.batch["labels"][row, slots].tolist()
+        decode = self.model.tokenizer.decode
+        words = [
+            len(w) > 2 and w.isalpha() for w in (decode([t]).strip() for t in truths)
+        ]
+        return slots[words] if any(words) else slots
 
     def guess(self, params) -> list[str]:
         """Returns what a model would say, a line an example."""

@@ -1,6 +1,7 @@
 """Which pieces of documents share a row of L tokens: a plan, made once a length.
 
-A document longer than L - 2 is split into pieces. A packed row holds several pieces,
+A document longer than L - 2 is split into pieces, and so is one that fills what a row
+has left. A packed row holds several pieces,
 each between its own [CLS] and [SEP]; attention never crosses from one to another.
 """
 
@@ -15,7 +16,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax.data.store import Split
 
 # Part of the name of a saved plan: raise it when the packing changes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,29 +58,50 @@ def split_documents(offsets: np.ndarray, room: int) -> tuple[np.ndarray, np.ndar
     return start, size.astype(np.int32)
 
 
-def pack(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def pack(
+    start: np.ndarray, size: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fills row after row with the longest piece that still fits.
 
-    Returns (order of the pieces, first piece of each row). `sizes` count neither [CLS]
-    nor [SEP].
+    Where none fits and more than 2 % of the row is left, the longest piece is cut to
+    fill it, and its rest waits on. Returns (start, size) of the pieces in their order,
+    and the first piece of each row; sizes count neither [CLS] nor [SEP].
     """
-    waiting: list[list[int]] = [[] for _ in range(length + 1)]
-    for piece in range(len(sizes) - 1, -1, -1):  # so that pop() follows the corpus
-        waiting[int(sizes[piece]) + 2].append(piece)
+    waiting: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]
+    pieces = zip(start[::-1].tolist(), size[::-1].tolist(), strict=True)
+    for piece in pieces:  # from the last, so that pop() follows the corpus
+        waiting[piece[1] + 2].append(piece)
     # Bit n says that a piece which needs n tokens is waiting: the longest that fits
     # is the highest bit below the room.
     available = sum(1 << need for need, pieces in enumerate(waiting) if pieces)
-    order, first = [], [0]
+    # Tokens below which a piece is not worth its own [CLS] and [SEP].
+    crumb = max(2, min(6, length // 16))
+    smallest = max(2 + crumb, length // 50 + 1)
+    placed, first = [], [0]
     while available:
         room = length
-        while fitting := available & ((2 << room) - 1):
-            need = fitting.bit_length() - 1
-            order.append(waiting[need].pop())
+        while True:
+            need = (available & ((2 << room) - 1)).bit_length() - 1
+            cut = need < 0 and bool(available) and room >= smallest
+            if cut:
+                need = available.bit_length() - 1
+            if need < 0:
+                break
+            at, tokens = waiting[need].pop()
             if not waiting[need]:
                 available ^= 1 << need
-            room -= need
-        first.append(len(order))
-    return np.asarray(order, np.int64), np.asarray(first, np.int64)
+            if cut:
+                # The rest shall be no crumb either.
+                here = min(room - 2, tokens - min(crumb, tokens // 2))
+                rest = (at + here, tokens - here)
+                waiting[rest[1] + 2].append(rest)
+                available |= 1 << (rest[1] + 2)
+                tokens = here
+            placed.append((at, tokens))
+            room -= tokens + 2
+        first.append(len(placed))
+    starts, sizes = np.asarray(placed, np.int64).reshape(-1, 2).T
+    return starts, sizes.astype(np.int32), np.asarray(first, np.int64)
 
 
 def make_plan(split: Split, length: int, packed: bool = True) -> Plan:
@@ -95,8 +117,7 @@ def make_plan(split: Split, length: int, packed: bool = True) -> Plan:
         )
     start, size = split_documents(np.asarray(split.offsets), length - 2)
     if packed:
-        order, first = pack(size, length)
-        start, size = start[order], size[order]
+        start, size, first = pack(start, size, length)
     else:
         first = np.arange(len(start) + 1)
     return Plan(length, first, start, size)

@@ -47,6 +47,16 @@ def test_a_plan_holds_every_token_once(plan):
     assert plan.fill > 0.98
 
 
+@pytest.mark.parametrize("tokens, length", [(22, 32), (70, 128), (65, 128), (400, 512)])
+def test_documents_of_one_awkward_length_fill_their_rows_too(tokens, length):
+    plan = rows.make_plan(Stream([tokens] * 1000), length)
+    assert plan.fill > 0.98
+    seen = np.zeros(tokens * 1000, int)
+    for start, size in zip(plan.start, plan.size, strict=True):
+        seen[start : start + size] += 1
+    assert (seen == 1).all() and plan.size.min() >= 3
+
+
 def test_pieces_do_not_cross_documents(plan):
     offsets = Stream(lengths()).offsets
     ends = plan.start + plan.size
@@ -89,7 +99,7 @@ def test_a_plan_is_kept_and_a_damaged_one_is_named(tmp_path):
     np.testing.assert_array_equal(made.start, again.start)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(PlmjaxError, match="rows-v1-train-64-packed.npz") as caught:
+    with pytest.raises(PlmjaxError, match="rows-v2-train-64-packed.npz") as caught:
         rows.load_plan(stream, 64, True, tmp_path)
     assert caught.value.code == 3
 
