@@ -43,6 +43,7 @@ def test_bench_needs_a_kind_and_steps(corpus):
     assert done.returncode == 2 and "--steps=0" in done.stderr
 
 
+@pytest.mark.slow
 def test_each_phase_is_timed(corpus):
     from plmjax.bench.train import as_text, bench_train
 

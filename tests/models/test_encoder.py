@@ -136,8 +136,9 @@ def test_recomputing_layers_changes_no_gradient():
 
         return jax.jit(jax.grad(loss))(initialised(config))
 
-    plain = gradient(SMALL)
-    again = gradient(dataclasses.replace(SMALL, remat=True))
+    one = dataclasses.replace(SMALL, layers=1)
+    plain = gradient(one)
+    again = gradient(dataclasses.replace(one, remat=True))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
         plain,
