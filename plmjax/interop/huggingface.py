@@ -101,6 +101,8 @@ def export_folder(
         text = json.dumps(body, indent=2, sort_keys=True) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        # The library lets nobody else read it, unlike the files beside it.
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
         tokenizer.save(folder, max_length=length)
         (folder / CARD).write_text(card, encoding="utf-8")
 
