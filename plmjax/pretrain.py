@@ -176,7 +176,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         weights = state.params if state.average is None else state.average
         # A signal ends it at once; what it gave until then is thrown away.
         rows = itertools.takewhile(lambda _: not stop.received, batches())
-        return scores(evaluate(evaluation, weights, frozen, run.mesh, rows))
+        found = evaluate(evaluation, weights, frozen, run.mesh, rows)
+        return scores(found) if found else {}  # the signal came before the first batch
 
     resumed = checkpoints.good_step(set_aside=True)
     if resumed is None:
