@@ -1,6 +1,11 @@
 """Attention kinds: functions of one signature, chosen by EncoderConfig.attention.
 
-Legend: B rows, N heads, Q queries, K keys (both L tokens), D head width.
+`heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
+`heads(name, x_SH, shape)` anything else. `relative_RH` is the table of distances that
+all layers share, of the kinds that have one.
+
+Legend: B rows, N heads, Q queries, K keys (both L tokens), D head width, H width, R
+rows of the table of distances.
 """
 
 from typing import Any
@@ -8,37 +13,57 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from plmjax.models.config import EncoderConfig
+from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
 
 
-def full(
-    query_BNQD,
-    key_BNKD,
+def full(config, heads, segments_BL, relative_RH, noise, site):
+    """Every token attends to all tokens of its own segment (document); [B, N, Q, D]."""
+    del relative_RH
+    query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
+    scale = query_BNQD.shape[-1] ** -0.5
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD) * scale
+    return mix(config, scores_BNQK, value_BNKD, segments_BL, noise, site)
+
+
+def disentangled(config, heads, segments_BL, relative_RH, noise, site):
+    """Full attention whose scores know how far apart two tokens are (DeBERTa)."""
+    query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
+    tables = position_heads(config, heads, relative_RH, noise, site)
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD)
+    scores_BNQK += position_scores(config, query_BNQD, key_BNKD, *tables)
+    # Three terms of equal spread.
+    scores_BNQK *= (3 * query_BNQD.shape[-1]) ** -0.5
+    return mix(config, scores_BNQK, value_BNKD, segments_BL, noise, site)
+
+
+def mix(
+    config: EncoderConfig,
+    scores_BNQK,
     value_BNKD,
     segments_BL,
-    causal: bool,
-    rate: float,
     noise: Noise | None,
     site: str,
 ):
-    """Every token attends to all tokens of its own segment (document); [B, N, Q, D].
+    """Returns the values by the softmax of scores within a segment, [B, N, Q, D].
 
     Scores and softmax are float32; padding is a segment of its own, so that no row of
     the softmax is empty.
     """
-    dtype = query_BNQD.dtype
-    scale = query_BNQD.shape[-1] ** -0.5
-    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD) * scale
+    dtype = value_BNKD.dtype
     mask_BQK = segments_BL[:, :, None] == segments_BL[:, None, :]
-    if causal:
+    if config.causal:
         length = segments_BL.shape[1]
         mask_BQK = mask_BQK & jnp.tri(length, dtype=bool)[None]
     scores_BNQK = jnp.where(mask_BQK[:, None], scores_BNQK, jnp.float32(-1e30))
     weights_BNQK = jax.nn.softmax(scores_BNQK, axis=-1).astype(dtype)
-    weights_BNQK = dropout(weights_BNQK, rate, noise, site)
+    weights_BNQK = dropout(
+        weights_BNQK, config.attention_dropout, noise, f"{site}/weights"
+    )
     mixed_BNQD: Any = einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD)
     return mixed_BNQD.astype(dtype)
 
 
-ATTENTION = {"full": full}
+ATTENTION = {"full": full, "disentangled": disentangled}

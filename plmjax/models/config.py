@@ -14,7 +14,16 @@ class EncoderConfig:
     from the tokenizer; everything else is the model's own.
     """
 
-    family: Literal["bert", "roberta"] = "bert"
+    family: Literal[
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "albert",
+        "distilbert",
+        "electra",
+        "deberta-v2",
+        "gpt2",
+    ] = "bert"
     vocab_size: int = 30522
     layers: int = 12
     width: int = 768
@@ -31,10 +40,24 @@ class EncoderConfig:
     bias: bool = True
     norm_place: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-12
+    # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
-    attention: Literal["full"] = "full"
-    positions: Literal["learned"] = "learned"
+    groups: int = 1
+    attention: Literal["full", "disentangled"] = "full"
+    # none: what positions say comes through the attention (DeBERTa).
+    positions: Literal["learned", "none"] = "learned"
+    # Disentangled attention: distances beyond half of the buckets share them by their
+    # logarithm up to max_positions; the keys and queries of distances are those of the
+    # tokens, or their own; LayerNorm on the table of distances.
+    position_buckets: int = 256
+    share_position_projections: bool = True
+    position_norm: bool = True
+    # Tokens a convolution beside the first layer sees (DeBERTa-v2-xlarge); 0: none.
+    convolution_width: int = 0
     causal: bool = False
+    # transform: dense, activation and norm before the vocabulary, and a bias after;
+    # plain: the token table alone (GPT-2).
+    head: Literal["transform", "plain"] = "transform"
     dropout: float = 0.1
     attention_dropout: float = 0.1
     init_std: float = 0.02
@@ -44,23 +67,80 @@ class EncoderConfig:
     remat: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "layers", "width", "heads", "ffn_width"):
+        for name in ("vocab_size", "layers", "width", "heads", "ffn_width", "groups"):
             if getattr(self, name) < 1:
                 raise PlmjaxError(
                     f"model.{name} is {getattr(self, name)}; it must be at least 1."
                 )
+        if self.embedding_width is not None and self.embedding_width < 1:
+            raise PlmjaxError(
+                f"model.embedding_width is {self.embedding_width}; it must be at "
+                "least 1.",
+                hint="Leave it out for embeddings as wide as the layers.",
+            )
         if self.width % self.heads:
-            fits = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            nearest = min(fits, key=lambda n: abs(n - self.heads))
             raise PlmjaxError(
                 f"model.heads={self.heads} does not divide model.width={self.width}.",
-                hint=f"The nearest number of heads that does is {nearest}.",
+                hint="The nearest number of heads that does is "
+                f"{_nearest_divisor(self.width, self.heads)}.",
             )
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise PlmjaxError(
                     f"model.{name} is {getattr(self, name)}; it must be in [0, 1)."
                 )
+        self._check_sharing()
+        self._check_positions()
+
+    def _check_sharing(self) -> None:
+        if self.groups > 1 and self.sharing == "none":
+            raise PlmjaxError(
+                f"model.groups={self.groups} shares nothing with model.sharing='none'.",
+                hint="Set model.sharing to 'all', 'attention' or 'ffn', or "
+                "model.groups to 1.",
+            )
+        if self.layers % self.groups:
+            raise PlmjaxError(
+                f"model.groups={self.groups} does not divide "
+                f"model.layers={self.layers}.",
+                hint="The nearest number of groups that does is "
+                f"{_nearest_divisor(self.layers, self.groups)}.",
+            )
+
+    def _check_positions(self) -> None:
+        disentangled = self.attention == "disentangled"
+        if disentangled and self.causal:
+            raise PlmjaxError(
+                "model.attention='disentangled' looks both ways; it does not go with "
+                "model.causal=True.",
+                hint="Set model.attention='full', or model.causal=False.",
+            )
+        if self.positions == "none" and not (disentangled or self.causal):
+            raise PlmjaxError(
+                "model.positions='none' with model.attention='full' hides the order "
+                "of the tokens from the model.",
+                hint="Set model.positions='learned', or "
+                "model.attention='disentangled'.",
+            )
+        if disentangled and self.position_buckets < 2:
+            raise PlmjaxError(
+                f"model.position_buckets is {self.position_buckets}; it must be at "
+                "least 2.",
+                hint="DeBERTa has 256.",
+            )
+        if self.convolution_width and (
+            self.convolution_width < 0 or self.convolution_width % 2 == 0
+        ):
+            raise PlmjaxError(
+                f"model.convolution_width is {self.convolution_width}; it must be odd, "
+                "as many tokens on each side, or 0 for none.",
+                hint="DeBERTa-v2-xlarge has 3.",
+            )
+        if self.convolution_width and self.norm_place == "pre":
+            raise PlmjaxError(
+                "model.convolution_width goes with model.norm_place='post' alone.",
+                hint="Set model.convolution_width to 0.",
+            )
 
     @property
     def head_width(self) -> int:
@@ -73,8 +153,13 @@ class EncoderConfig:
 
     @property
     def max_length(self) -> int:
-        """The longest row the position table serves, in tokens."""
+        """The longest row that positions serve, in tokens."""
         return self.max_positions - self.position_offset
+
+
+def _nearest_divisor(whole: int, wanted: int) -> int:
+    fits = [n for n in range(1, whole + 1) if whole % n == 0]
+    return min(fits, key=lambda n: abs(n - wanted))
 
 
 def _bert(layers: int, width: int) -> EncoderConfig:
@@ -95,6 +180,76 @@ def _roberta(layers: int, width: int) -> EncoderConfig:
     )
 
 
+def _xlm_roberta(layers: int, width: int) -> EncoderConfig:
+    return dataclasses.replace(
+        _roberta(layers, width), family="xlm-roberta", vocab_size=250002
+    )
+
+
+def _albert(layers: int, width: int, heads: int, version: int) -> EncoderConfig:
+    # Google's second version dropped dropout and took GELU's tanh approximation.
+    rate = 0.1 if version == 1 else 0.0
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="albert",
+        vocab_size=30000,
+        heads=heads,
+        embedding_width=128,
+        activation="gelu" if version == 1 else "gelu_tanh",
+        sharing="all",
+        dropout=rate,
+        attention_dropout=rate,
+    )
+
+
+def _albert_xxlarge_v1() -> EncoderConfig:
+    # Trained without dropout already, says its config.json.
+    return dataclasses.replace(
+        _albert(12, 4096, 64, version=1), dropout=0.0, attention_dropout=0.0
+    )
+
+
+def _distilbert(layers: int, width: int) -> EncoderConfig:
+    return dataclasses.replace(_bert(layers, width), family="distilbert", token_types=0)
+
+
+def _electra(layers: int, width: int, embedding_width: int) -> EncoderConfig:
+    """The discriminator; its generator is made where ELECTRA is trained."""
+    return dataclasses.replace(
+        _bert(layers, width), family="electra", embedding_width=embedding_width
+    )
+
+
+def _deberta(layers: int, width: int, convolution_width: int = 0) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="deberta-v2",
+        vocab_size=128100,
+        token_types=0,
+        norm_eps=1e-7,
+        attention="disentangled",
+        positions="none",
+        convolution_width=convolution_width,
+    )
+
+
+def _gpt2(layers: int, width: int) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="gpt2",
+        vocab_size=50257,
+        max_positions=1024,
+        token_types=0,
+        activation="gelu_tanh",
+        norm_place="pre",
+        norm_eps=1e-5,
+        causal=True,
+        head="plain",
+    )
+
+
+# From the config.json files on huggingface.co. The tiny ones past BERT's are ours: they
+# train on two cores.
 PRESETS: dict[str, EncoderConfig] = {
     "bert-tiny": _bert(2, 128),
     "bert-mini": _bert(4, 256),
@@ -102,8 +257,40 @@ PRESETS: dict[str, EncoderConfig] = {
     "bert-medium": _bert(8, 512),
     "bert-base": _bert(12, 768),
     "bert-large": _bert(24, 1024),
+    "roberta-tiny": _roberta(4, 256),
     "roberta-base": _roberta(12, 768),
     "roberta-large": _roberta(24, 1024),
+    "xlm-roberta-tiny": _xlm_roberta(4, 256),
+    "xlm-roberta-base": _xlm_roberta(12, 768),
+    "xlm-roberta-large": _xlm_roberta(24, 1024),
+    "albert-tiny": _albert(4, 256, 4, version=2),
+    "albert-base-v1": _albert(12, 768, 12, version=1),
+    "albert-large-v1": _albert(24, 1024, 16, version=1),
+    "albert-xlarge-v1": _albert(24, 2048, 16, version=1),
+    "albert-xxlarge-v1": _albert_xxlarge_v1(),
+    "albert-base-v2": _albert(12, 768, 12, version=2),
+    "albert-large-v2": _albert(24, 1024, 16, version=2),
+    "albert-xlarge-v2": _albert(24, 2048, 16, version=2),
+    "albert-xxlarge-v2": _albert(12, 4096, 64, version=2),
+    # Half the layers of bert-mini, its teacher.
+    "distilbert-tiny": _distilbert(2, 256),
+    "distilbert-base": _distilbert(6, 768),
+    "electra-tiny": _electra(4, 256, 128),
+    "electra-small": _electra(12, 256, 128),
+    "electra-base": _electra(12, 768, 768),
+    "electra-large": _electra(24, 1024, 1024),
+    "deberta-v2-xlarge": _deberta(24, 1536, convolution_width=3),
+    "deberta-v2-xxlarge": _deberta(48, 1536, convolution_width=3),
+    "deberta-v3-tiny": _deberta(4, 256),
+    "deberta-v3-xsmall": _deberta(12, 384),
+    "deberta-v3-small": _deberta(6, 768),
+    "deberta-v3-base": _deberta(12, 768),
+    "deberta-v3-large": _deberta(24, 1024),
+    "gpt2-tiny": _gpt2(4, 256),
+    "gpt2": _gpt2(12, 768),
+    "gpt2-medium": _gpt2(24, 1024),
+    "gpt2-large": _gpt2(36, 1280),
+    "gpt2-xl": _gpt2(48, 1600),
 }
 
 

@@ -10,19 +10,10 @@ import jax.numpy as jnp
 
 from plmjax.models.attention import ATTENTION
 from plmjax.models.config import EncoderConfig
-from plmjax.models.layers import ACTIVATIONS, Dense, LayerNorm, dropout
+from plmjax.models.disentangled import Convolution, RelativePositions
+from plmjax.models.layers import ACTIVATIONS, dense, dropout, norm
 from plmjax.models.noise import Noise
 from plmjax.models.positions import POSITIONS
-
-
-def dense(config: EncoderConfig, features: int, name: str) -> Dense:
-    """A Dense layer with the config's dtype, initial spread and bias."""
-    return Dense(features, config.dtype, config.init_std, config.bias, name=name)
-
-
-def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:
-    """A LayerNorm with the config's epsilon, dtype and bias."""
-    return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
 
 
 class Embeddings(nn.Module):
@@ -56,24 +47,22 @@ class Attention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_TH, segments_BL, noise: Noise | None, site: str):
+    def __call__(self, x_TH, segments_BL, relative_RH, noise: Noise | None, site: str):
         config = self.config
+        made = {}
 
-        def heads(name):
-            y_TH = dense(config, config.width, name)(x_TH)
-            split = (*segments_BL.shape, config.heads, config.head_width)
-            return y_TH.reshape(split).transpose(0, 2, 1, 3)
+        def heads(name, y_SH=x_TH, shape=segments_BL.shape):
+            """Projects y, of S = rows * length vectors, to [rows, N, length, D]."""
+            if name not in made:
+                made[name] = dense(config, config.width, name)
+            split = (*shape, config.heads, config.head_width)
+            y_BNLD = made[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
+            # For who asks for what lies between (distillation); else it does nothing.
+            self.sow("intermediates", f"{name}_heads", y_BNLD)
+            return y_BNLD
 
-        y_BNLD = ATTENTION[config.attention](
-            heads("query"),
-            heads("key"),
-            heads("value"),
-            segments_BL,
-            config.causal,
-            config.attention_dropout,
-            noise,
-            f"{site}/weights",
-        )
+        attend = ATTENTION[config.attention]
+        y_BNLD = attend(config, heads, segments_BL, relative_RH, noise, site)
         y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
         return dense(config, config.width, "output")(y_TH)
 
@@ -104,11 +93,11 @@ class Layer(nn.Module):
         self.ffn = FeedForward(self.config)
         self.ffn_norm = norm(self.config)
 
-    def attend(self, site: str, x_TH, segments_BL, noise: Noise | None):
+    def attend(self, site: str, x_TH, segments_BL, relative_RH, noise: Noise | None):
         site = f"{site}/attention"
         return self._around(
             x_TH,
-            lambda x: self.attention(x, segments_BL, noise, site),
+            lambda x: self.attention(x, segments_BL, relative_RH, noise, site),
             self.attention_norm,
             noise,
             site,
@@ -141,16 +130,25 @@ class Encoder(nn.Module):
         config = self.config
         embeddings = Embeddings(config, name="embeddings")
         x_TH = embeddings(tokens_BL, positions_BL, types_BL, noise)
+        relative_RH = None
+        if config.attention == "disentangled":
+            relative_RH = RelativePositions(config, name="relative")()
         layer_type = Layer
         if config.remat:
             # The site (argument 1, after self) is a Python string.
             layer_type = nn.remat(Layer, static_argnums=1, methods=["attend", "feed"])
         layers = [layer_type(config, name=f"layer_{i}") for i in range(config.layers)]
+        embedded_TH = x_TH
         for i in range(config.layers):
-            attends = layers[0 if config.sharing in ("attention", "all") else i]
-            feeds = layers[0 if config.sharing in ("ffn", "all") else i]
-            x_TH = attends.attend(f"layer_{i}", x_TH, segments_BL, noise)
+            shared = i * config.groups // config.layers
+            attends = layers[shared if config.sharing in ("attention", "all") else i]
+            feeds = layers[shared if config.sharing in ("ffn", "all") else i]
+            x_TH = attends.attend(f"layer_{i}", x_TH, segments_BL, relative_RH, noise)
             x_TH = feeds.feed(f"layer_{i}", x_TH, noise)
+            if i == 0 and config.convolution_width:
+                convolution = Convolution(config, name="convolution")
+                x_TH = convolution(embedded_TH, x_TH, segments_BL, noise)
+            self.sow("intermediates", "states", x_TH)
         if config.norm_place == "pre":
             x_TH = norm(config, "final_norm")(x_TH)
         return x_TH.reshape(*tokens_BL.shape, config.width)

@@ -1,21 +1,31 @@
-"""What stands on an encoder: the vocabulary head and the pooler.
+"""What stands on an encoder: vocabulary, pair and detector heads, and all at once.
 
-Legend: T chosen tokens, H width, E embedding width, V vocabulary.
+A model is {"encoder": ...} and its heads by name: "head" (vocabulary), "pair"
+(next-sentence or sentence-order), "detector" (was this token replaced?).
+
+Legend: B rows, L tokens a row, K chosen positions, P documents a row, T chosen tokens,
+H width, E embedding width, V vocabulary.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from plmjax.models.config import EncoderConfig
-from plmjax.models.encoder import dense, norm
+from plmjax.models.encoder import Encoder, dense, norm
 from plmjax.models.layers import ACTIVATIONS, affine
+from plmjax.models.noise import Noise
+
+Batch = dict[str, jax.Array]
 
 
 class VocabularyHead(nn.Module):
     """Scores every piece of the vocabulary; [T, H] -> float32 logits [T, V].
 
-    The decoder is the token table [V, E], handed in: tied, as in BERT and RoBERTa.
+    The decoder is the token table [V, E], handed in: tied, as in BERT and RoBERTa. A
+    `plain` head has no parameters of its own.
     """
 
     config: EncoderConfig
@@ -23,6 +33,8 @@ class VocabularyHead(nn.Module):
     @nn.compact
     def __call__(self, x_TH: jax.Array, table_VE: jax.Array) -> jax.Array:
         config = self.config
+        if config.head == "plain":
+            return affine(x_TH, table_VE.T, None, config.dtype)
         x_TE = dense(config, config.input_width, "transform")(x_TH)
         x_TE = norm(config, "norm")(ACTIVATIONS[config.activation](x_TE))
         bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
@@ -38,3 +50,114 @@ class Pooler(nn.Module):
     def __call__(self, x_BH: jax.Array) -> jax.Array:
         y_BH = dense(self.config, self.config.width, "dense")(x_BH)
         return jnp.tanh(y_BH.astype(jnp.float32)).astype(y_BH.dtype)
+
+
+class PairHead(nn.Module):
+    """Judges two sentences by their [CLS]; [T, H] -> float32 logits [T, 2].
+
+    0: B follows A (or the two stand in order), 1: it does not, as in transformers.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_TH: jax.Array) -> jax.Array:
+        pooled_TH = Pooler(self.config, name="pooler")(x_TH)
+        return dense(self.config, 2, "classifier")(pooled_TH).astype(jnp.float32)
+
+
+class DetectorHead(nn.Module):
+    """Says of each token how likely it was replaced; [T, H] -> float32 logits [T]."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x_TH: jax.Array) -> jax.Array:
+        config = self.config
+        x_TH = ACTIVATIONS[config.activation](
+            dense(config, config.width, "dense")(x_TH)
+        )
+        return dense(config, 1, "prediction")(x_TH)[:, 0].astype(jnp.float32)
+
+
+HEADS = {"head": VocabularyHead, "pair": PairHead, "detector": DetectorHead}
+
+
+def init_model(config: EncoderConfig, key: jax.Array, batch: Batch, heads) -> dict:
+    """Returns fresh parameters of an encoder and the named heads."""
+    keys = jax.random.split(key, 1 + len(HEADS))
+    params = {"encoder": Encoder(config).init(keys[0], *inputs(batch))["params"]}
+    x_TH = jnp.zeros((1, config.width), config.dtype)
+    table_VE = jnp.zeros((config.vocab_size, config.input_width))
+    for name, head_key in zip(HEADS, keys[1:], strict=True):
+        if name in heads:
+            more = (table_VE,) if name == "head" else ()
+            made = HEADS[name](config).init(head_key, x_TH, *more)
+            params[name] = made.get("params", {})
+    return params
+
+
+def inputs(batch: Batch) -> list[jax.Array]:
+    """Returns what an encoder reads of a batch, in its order."""
+    return [batch[k] for k in ("tokens", "segments", "positions", "types")]
+
+
+def encode(config: EncoderConfig, params: dict, batch: Batch, noise: Noise | None):
+    """Returns the hidden states [B, L, H] of a batch."""
+    states: Any = Encoder(config).apply(
+        {"params": params["encoder"]}, *inputs(batch), noise
+    )
+    return states
+
+
+def token_table(params: dict) -> jax.Array:
+    """Returns the token embeddings [V, E] of a model."""
+    return params["encoder"]["embeddings"]["token"]
+
+
+def take(x_BLH: jax.Array, positions_BK: jax.Array) -> jax.Array:
+    """Returns the states at the positions of each row, [B * K, H]."""
+    x_BKH = jnp.take_along_axis(x_BLH, positions_BK[:, :, None], axis=1)
+    return x_BKH.reshape(-1, x_BLH.shape[-1])
+
+
+def vocabulary_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+    """Returns the float32 scores [T, V] of every piece."""
+    head: Any = VocabularyHead(config)
+    return head.apply({"params": params["head"]}, x_TH, token_table(params))
+
+
+def pair_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+    """Returns the float32 scores [T, 2] of the states of [CLS]."""
+    head: Any = PairHead(config)
+    return head.apply({"params": params["pair"]}, x_TH)
+
+
+def detector_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+    """Returns the float32 scores [T]; above 0: more likely replaced than not."""
+    head: Any = DetectorHead(config)
+    return head.apply({"params": params["detector"]}, x_TH)
+
+
+def outputs(config: EncoderConfig, params: dict, batch: Batch) -> dict[str, jax.Array]:
+    """Returns what each head of a model says of a batch, float32.
+
+    "head": [B, K, V] at batch["mask_positions"]; "pair": [B, P, 2] at batch["cls"];
+    "detector": [B, L]. A head without its positions in the batch is left out.
+    """
+    x_BLH = encode(config, params, batch, None)
+    found = {}
+    if "head" in params and "mask_positions" in batch:
+        at_BK = batch["mask_positions"]
+        logits_TV = vocabulary_logits(config, params, take(x_BLH, at_BK))
+        found["head"] = logits_TV.reshape(*at_BK.shape, -1)
+    if "pair" in params and "cls" in batch:
+        at_BP = batch["cls"]
+        logits_T2 = pair_logits(config, params, take(x_BLH, at_BP))
+        found["pair"] = logits_T2.reshape(*at_BP.shape, 2)
+    if "detector" in params:
+        x_TH = x_BLH.reshape(-1, config.width)
+        found["detector"] = detector_logits(config, params, x_TH).reshape(
+            batch["tokens"].shape
+        )
+    return found

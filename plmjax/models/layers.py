@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from plmjax.models.config import EncoderConfig
 from plmjax.models.noise import Noise, keep
 
 
@@ -159,6 +160,16 @@ class LayerNorm(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (width,))
             y_TH = y_TH + bias[None, :]
         return y_TH.astype(self.dtype)
+
+
+def dense(config: EncoderConfig, features: int, name: str) -> Dense:
+    """A Dense layer with the config's dtype, initial spread and bias."""
+    return Dense(features, config.dtype, config.init_std, config.bias, name=name)
+
+
+def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:
+    """A LayerNorm with the config's epsilon, dtype and bias."""
+    return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
 
 
 def dropout(x, rate: float, noise: Noise | None, site: str):

@@ -19,4 +19,10 @@ def learned(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
     return x_BLE + jnp.take(table, positions_BL + config.position_offset, axis=0)
 
 
-POSITIONS = {"learned": learned}
+def none(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
+    """Nothing: the attention knows distances (DeBERTa), or what came before."""
+    del module, config, positions_BL
+    return x_BLE
+
+
+POSITIONS = {"learned": learned, "none": none}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from plmjax.models import PRESETS, Encoder, EncoderConfig, Noise
 from plmjax.models.config import ModelConfig, resolve
 from plmjax.models.heads import Pooler
 
-# Parameters of the encoder with its pooler, as published and as transformers counts.
+# Parameters of the encoder, as published and as transformers counts (a peer test here
+# asks it), with the pooler in the families of POOLED.
 COUNTS = {
     "bert-tiny": 4_385_920,
     "bert-mini": 11_170_560,
@@ -21,9 +23,41 @@ COUNTS = {
     "bert-medium": 41_373_184,
     "bert-base": 109_482_240,
     "bert-large": 335_141_888,
+    "roberta-tiny": 16_225_024,
     "roberta-base": 124_645_632,
     "roberta-large": 355_359_744,
+    "xlm-roberta-tiny": 67_357_696,
+    "xlm-roberta-base": 278_043_648,
+    "xlm-roberta-large": 559_890_432,
+    "albert-tiny": 4_794_624,
+    "albert-base-v1": 11_683_584,
+    "albert-large-v1": 17_683_968,
+    "albert-xlarge-v1": 58_724_864,
+    "albert-xxlarge-v1": 222_595_584,
+    "albert-base-v2": 11_683_584,
+    "albert-large-v2": 17_683_968,
+    "albert-xlarge-v2": 58_724_864,
+    "albert-xxlarge-v2": 222_595_584,
+    "distilbert-tiny": 9_524_736,
+    "distilbert-base": 66_362_880,
+    "electra-tiny": 7_164_928,
+    "electra-small": 13_483_008,
+    "electra-base": 108_891_648,
+    "electra-large": 334_092_288,
+    "deberta-v2-xlarge": 884_593_152,
+    "deberta-v2-xxlarge": 1_564_549_632,
+    "deberta-v3-tiny": 36_084_736,
+    "deberta-v3-xsmall": 70_682_112,
+    "deberta-v3-small": 141_304_320,
+    "deberta-v3-base": 183_831_552,
+    "deberta-v3-large": 434_012_160,
+    "gpt2-tiny": 16_287_488,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
 }
+POOLED = ("bert", "roberta", "xlm-roberta", "albert")
 
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
@@ -43,13 +77,69 @@ def shapes(config: EncoderConfig):
 def test_every_preset_has_its_published_size():
     assert COUNTS.keys() == PRESETS.keys()
     for name, config in PRESETS.items():
-        states = jax.ShapeDtypeStruct((1, config.width), np.float32)
-        pooler = jax.eval_shape(Pooler(config).init, jax.random.key(0), states)
-        found = tree.count(shapes(config)) + tree.count(pooler)
+        # All layers past the first are alike: gpt2-xl has 48 to trace.
+        one, two = (
+            tree.count(shapes(dataclasses.replace(config, layers=n))) for n in (1, 2)
+        )
+        found = one + (config.layers - 1) * (two - one)
+        if config.family in POOLED:
+            states = jax.ShapeDtypeStruct((1, config.width), np.float32)
+            pooler = jax.eval_shape(Pooler(config).init, jax.random.key(0), states)
+            found += tree.count(pooler)
         assert found == COUNTS[name], name
 
 
-# The default first.
+def peer(config: EncoderConfig):
+    """Returns transformers' base model of a preset."""
+    import transformers
+
+    kind, more = {
+        "bert": ("Bert", {}),
+        "roberta": ("Roberta", {}),
+        "xlm-roberta": ("XLMRoberta", {}),
+        "albert": ("Albert", {"embedding_size": config.input_width}),
+        "distilbert": ("DistilBert", {"hidden_dim": config.ffn_width}),
+        "electra": ("Electra", {"embedding_size": config.input_width}),
+        "gpt2": ("GPT2", {}),
+        "deberta-v2": (
+            "DebertaV2",
+            {
+                "relative_attention": True,
+                "position_buckets": config.position_buckets,
+                "norm_rel_ebd": "layer_norm",
+                "share_att_key": True,
+                "pos_att_type": ["p2c", "c2p"],
+                "position_biased_input": False,
+                "conv_kernel_size": config.convolution_width,
+            },
+        ),
+    }[config.family]
+    size = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn_width,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.token_types,
+    }
+    made = getattr(transformers, f"{kind}Config")(**(size | more))
+    return getattr(transformers, f"{kind}Model")(made)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", PRESETS)
+def test_transformers_counts_the_same(name):
+    import torch
+
+    with torch.device("meta"):
+        model = peer(PRESETS[name])
+    found = sum(parameter.numel() for parameter in model.parameters())
+    # GPT2Config has no intermediate_size: it is four times the width, as ours.
+    assert found == COUNTS[name]
+
+
+# The default first. `head` is not the encoder's.
 SWITCHES = {
     "embedding_width": (None, 8),
     "token_types": (2, 0),
@@ -58,6 +148,12 @@ SWITCHES = {
     "bias": (True, False),
     "norm_place": ("post", "pre"),
     "sharing": ("none", "attention", "ffn", "all"),
+    "groups": (1, 2),
+    "attention": ("full", "disentangled"),
+    "positions": ("learned", "none"),
+    "share_position_projections": (True, False),
+    "position_norm": (True, False),
+    "convolution_width": (0, 3),
     "causal": (False, True),
     "dtype": ("float32", "bfloat16"),
     "remat": (False, True),
@@ -65,19 +161,75 @@ SWITCHES = {
 }
 
 
+# The refused: a convolution before norms, groups that share nothing, what looks both
+# ways with what looks back.
+REFUSED = [
+    {"norm_place": "pre", "convolution_width": 3},
+    {"sharing": "none", "groups": 2},
+    {"attention": "disentangled", "causal": True},
+]
+
+
+def is_legal(switches: dict) -> bool:
+    try:
+        dataclasses.replace(SMALL, **switches)
+    except PlmjaxError:
+        return False
+    return True
+
+
+def made_legal(switches: dict) -> dict | None:
+    """Returns the switches with the fewest others (two at most) that they need."""
+    others = [(a, x) for a in SWITCHES if a not in switches for x in SWITCHES[a]]
+    for size in range(3):
+        for more in itertools.combinations(others, size):
+            if is_legal(switches | dict(more)):
+                return switches | dict(more)
+    return None
+
+
+def covering() -> tuple[list[dict], list[dict]]:
+    """Returns few configs that hold every pair of switch values, and refused pairs."""
+    left = {
+        ((a, x), (b, y)): None
+        for a, b in itertools.combinations(SWITCHES, 2)
+        for x, y in itertools.product(SWITCHES[a], SWITCHES[b])
+    }
+    rows, refused = [], []
+    while left:
+        pair = next(iter(left))
+        row = made_legal(dict(pair))
+        if row is None:
+            refused.append(dict(pair))
+            del left[pair]
+            continue
+        for name in [name for name in SWITCHES if name not in row]:
+            choices = [row | {name: x} for x in SWITCHES[name]]
+            row = max(
+                filter(is_legal, choices),
+                key=lambda row: len(left.keys() & pairs_of(row)),
+            )
+        rows.append(row)
+        left = {pair: None for pair in left if pair not in pairs_of(row)}
+    return rows, refused
+
+
+def pairs_of(row: dict) -> set:
+    known = [(name, row[name]) for name in SWITCHES if name in row]
+    return set(itertools.combinations(known, 2))
+
+
 def test_all_pairs_of_switches_build():
     """The hidden states keep their shape and dtype whatever the switches say."""
     ids, key = jax.ShapeDtypeStruct((2, 8), np.int32), jax.random.key(0)
-    for (a, values_a), (b, values_b) in itertools.combinations(SWITCHES.items(), 2):
-        for value_a, value_b in itertools.product(values_a[1:], values_b[1:]):
-            # One layer traces faster; sharing says something from the second on.
-            layers = 2 if "sharing" in (a, b) else 1
-            switches = {a: value_a, b: value_b, "layers": layers}
-            encoder = Encoder(dataclasses.replace(SMALL, **switches))
-            found, _ = jax.eval_shape(
-                encoder.init_with_output, key, ids, ids, ids, ids, noise()
-            )
-            assert found.shape == (2, 8, 16) and found.dtype == encoder.config.dtype
+    rows, refused = covering()
+    for row in rows:
+        encoder = Encoder(dataclasses.replace(SMALL, **row))
+        found, _ = jax.eval_shape(
+            encoder.init_with_output, key, ids, ids, ids, ids, noise()
+        )
+        assert found.shape == (2, 8, 16) and found.dtype == row["dtype"], row
+    assert refused == REFUSED
 
 
 def inputs(length: int = 12, rows: int = 2, seed: int = 0):
@@ -88,7 +240,7 @@ def inputs(length: int = 12, rows: int = 2, seed: int = 0):
 
 
 def initialised(config: EncoderConfig):
-    return Encoder(config).init(jax.random.key(0), *inputs())
+    return jax.jit(Encoder(config).init)(jax.random.key(0), *inputs())
 
 
 @pytest.mark.usefixtures("strict")
@@ -152,9 +304,78 @@ def test_sharing_keeps_one_set_of_weights():
     assert one == twelve
 
 
-def test_values_that_do_not_fit_are_refused():
-    with pytest.raises(PlmjaxError, match="nearest number of heads that does is 4"):
-        dataclasses.replace(SMALL, heads=5)
+@pytest.mark.parametrize("sharing", ["all", "attention", "ffn"])
+def test_groups_of_layers_share_what_sharing_says(sharing):
+    config = dataclasses.replace(SMALL, sharing=sharing, layers=4, groups=2)
+    found = shapes(config)["params"]
+    # Layers 0 and 1 use the first set, 2 and 3 the second.
+    for part, wide in (
+        ("attention", sharing == "ffn"),
+        ("ffn", sharing == "attention"),
+    ):
+        held = [i for i in range(4) if part in found.get(f"layer_{i}", {})]
+        assert held == (list(range(4)) if wide else [0, 1])
+
+
+def test_a_group_of_its_own_for_each_layer_shares_nothing():
+    alone = dataclasses.replace(SMALL, layers=3)
+    grouped = dataclasses.replace(alone, sharing="all", groups=3)
+    assert shapes(grouped) == shapes(alone)
+    params = initialised(alone)
+    np.testing.assert_array_equal(
+        Encoder(alone).apply(params, *inputs()),
+        Encoder(grouped).apply(params, *inputs()),
+    )
+
+
+def test_causal_alone_gives_order_without_positions():
+    config = dataclasses.replace(SMALL, causal=True, positions="none")
+    params = initialised(config)
+    assert "position" not in params["params"]["embeddings"]
+    tokens, *rest = inputs()
+    swapped = tokens[:, [1, 0, *range(2, 12)]]
+    a = Encoder(config).apply(params, tokens, *rest)
+    b = Encoder(config).apply(params, swapped, *rest)
+    assert not np.allclose(a[:, 0], b[:, 1])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"heads": 5}, "nearest number of heads that does is 4"),
+        ({"layers": 0}, "model.layers is 0"),
+        ({"groups": 0}, "model.groups is 0"),
+        ({"groups": 2}, "shares nothing with model.sharing='none'"),
+        (
+            {"groups": 4, "layers": 6, "sharing": "all"},
+            "model.groups=4 does not divide model.layers=6.* does is 3",
+        ),
+        ({"embedding_width": 0}, "model.embedding_width is 0"),
+        ({"dropout": 1.0}, r"model.dropout is 1.0; it must be in \[0, 1\)"),
+        (
+            {"attention": "disentangled", "causal": True},
+            "model.attention='disentangled' looks both ways",
+        ),
+        ({"positions": "none"}, "model.positions='none' .* hides the order"),
+        (
+            {"attention": "disentangled", "position_buckets": 1},
+            "model.position_buckets is 1",
+        ),
+        ({"convolution_width": 2}, "model.convolution_width is 2; it must be odd"),
+        ({"convolution_width": -3}, "model.convolution_width is -3"),
+        (
+            {"convolution_width": 3, "norm_place": "pre"},
+            "model.norm_place='post' alone",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(PlmjaxError) as error:
+        dataclasses.replace(SMALL, **changes)
+    assert re.search(message, f"{error.value}", re.DOTALL)
+
+
+def test_blocks_that_do_not_fit_are_refused():
     with pytest.raises(PlmjaxError, match="Known: bert-tiny, .*roberta-base"):
         resolve(ModelConfig(preset="bert-bass"), 100, 0)
     with pytest.raises(PlmjaxError, match="smaller than the tokenizer's"):
