@@ -14,6 +14,9 @@ class DataConfig:
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     # What happens at bytes that are no UTF-8: stop, or put U+FFFD there and count.
     errors: Literal["strict", "replace"] = "strict"
+    # What ends a sentence, which pairs of sentences need: a newline, or marks like
+    # . and 。 (data/sentences.py); none: the store knows no sentences.
+    sentences: Literal["lines", "punctuation"] | None = None
     # Tokens a row, [CLS] and [SEP] included.
     length: int = 128
     # packed: several documents a row, never attending across; single: one each.

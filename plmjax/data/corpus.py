@@ -101,6 +101,7 @@ def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
 
 # All control characters but tab and newline, as BERT's cleaner removes them.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85]+")  # after clean() these are newlines
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")  # one line ends and another begins
 _SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # either of them
 

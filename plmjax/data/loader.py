@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.data.pair_rows import HELD_OUT, gather_pairs
+from plmjax.data.pairs import PairPlan
+from plmjax.data.philox import make_key
 from plmjax.data.rows import Plan, gather
 from plmjax.data.store import Split
 from plmjax.tokenizers import Tokenizer
@@ -115,9 +118,12 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of the global batch of a step, as numpy."""
         phase, row, epoch = self.rows(step)
+        # Sentence pairs are drawn anew each epoch, and in each phase.
+        key = make_key(self.seed, self._number(step))
         share = phase.batch // self.processes
         mine = slice(self.process * share, (self.process + 1) * share)
-        arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer)
+        drawn = (epoch[mine], key)
+        arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer, drawn)
         return arrays | {"copy": (epoch[mine] % self.copies).astype(np.int32)}
 
 
@@ -131,18 +137,32 @@ def held_out_batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields every row once, in order; the last batch is filled with empty rows."""
+    """Yields every row once, in order; the last batch is filled with empty rows.
+
+    Sentence pairs are the same each time.
+    """
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
     share = batch // processes
+    drawn = (np.zeros(share, np.int64), HELD_OUT)
     for begin in range(0, rows, batch):
         row = begin + process * share + np.arange(share)
-        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer)
+        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer, drawn)
         yield arrays | {"copy": np.zeros(share, np.int32)}
 
 
-def _gather(split: Split, plan: Plan, rows: np.ndarray, tokenizer: Tokenizer) -> Batch:
+def _gather(
+    split: Split,
+    plan: Plan,
+    rows: np.ndarray,
+    tokenizer: Tokenizer,
+    drawn: tuple[np.ndarray, tuple[int, int]],
+) -> Batch:
+    """`drawn` is what pairs are drawn by: the rows' epochs, and a key."""
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    arrays = gather(split, plan, rows, *ids)
+    if isinstance(plan, PairPlan):
+        arrays = gather_pairs(split, plan, rows, *drawn, ids)
+    else:
+        arrays = gather(split, plan, rows, *ids)
     return arrays | {"row": np.maximum(rows, 0).astype(np.int32)}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError
 from plmjax.data.corpus import Source
 from plmjax.data.parallel import cores, ordered_map
+from plmjax.data.sentences import VERSION, check_rule, split_sentences
 from plmjax.data.store import (
     FORMAT,
     MANIFEST,
@@ -26,6 +27,7 @@ from plmjax.data.store import (
     Store,
     offsets_file,
     open_store,
+    sentences_file,
     sha256,
     starts_file,
     tokens_file,
@@ -46,12 +48,20 @@ class Batch(NamedTuple):
     tokens: np.ndarray  # [n] as stored
     starts: np.ndarray  # [n] bool
     lengths: np.ndarray  # [documents] int64
+    sentences: np.ndarray  # [n] bool: a sentence begins here, or a document
     held_out: np.ndarray  # [documents] bool
 
 
-def store_key(source: Source, tokenizer: Tokenizer, held_out_percent: float) -> str:
+def store_key(
+    source: Source,
+    tokenizer: Tokenizer,
+    held_out_percent: float,
+    sentences: str | None = None,
+) -> str:
     """A name for the store that differs when anything that shapes it does."""
     shape = [FORMAT, source.fingerprint, tokenizer.digest, float(held_out_percent)]
+    if sentences is not None:  # the keys of stores without them stay as they were
+        shape += [sentences, VERSION]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:24]
 
 
@@ -62,19 +72,22 @@ def prepare(
     held_out_percent: float,
     workers: int | None = None,
     log: Callable[[str], Any] = print,
+    sentences: str | None = None,
 ) -> Store:
     """The store of source in directory/KEY, made now unless it is there.
 
     Its files are the same for every number of workers (default: a core each where the
-    text is large). Raises PlmjaxError: code 3 for the data, 5 for the disk.
+    text is large). `sentences` is the rule by which sentences end; none: they are not
+    stored. Raises PlmjaxError: code 3 for the data, 5 for the disk.
     """
     if not 0 < held_out_percent < 100:
         raise PlmjaxError(
             f"data.held_out_percent={held_out_percent} is not between 0 and 100.",
             hint="Give for example --config.data.held_out_percent=2.",
         )
+    check_rule(sentences)
     directory = Path(directory)
-    key = store_key(source, tokenizer, held_out_percent)
+    key = store_key(source, tokenizer, held_out_percent, sentences)
     final = directory / key
     if final.exists():
         store = open_store(final, verify=True)
@@ -85,13 +98,15 @@ def prepare(
         _remove_leftovers(directory)
         shutil.rmtree(part, ignore_errors=True)  # of a dead run with our number
         part.mkdir(parents=True)
-        facts = _write(source, tokenizer, part, held_out_percent, workers)
+        shape = _Shape(tokenizer, held_out_percent, sentences)
+        facts = _write(source, shape, part, workers)
         manifest = {
             "format": FORMAT,
             "key": key,
             "held_out_percent": held_out_percent,
             "tokenizer": tokenizer.digest,
             "vocab_size": tokenizer.vocab_size,
+            "sentences": sentences,
             "source": {"fingerprint": source.fingerprint, **source.description},
             **facts,
         }
@@ -102,10 +117,11 @@ def prepare(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     counts = {name: manifest["splits"][name] for name in SPLITS}
+    told = ["documents", *(["sentences"] if sentences else []), "tokens"]
     log(
         f"Prepared data written to {final}: "
         + ", ".join(
-            f"{name} {c['documents']:,} documents, {c['tokens']:,} tokens"
+            f"{name} " + ", ".join(f"{c[what]:,} {what}" for what in told)
             for name, c in counts.items()
         )
         + "."
@@ -113,28 +129,38 @@ def prepare(
     return open_store(final)
 
 
+class _Shape(NamedTuple):
+    """What makes tokens of texts."""
+
+    tokenizer: Tokenizer
+    held_out_percent: float
+    sentences: str | None
+
+
 def _write(
-    source: Source,
-    tokenizer: Tokenizer,
-    part: Path,
-    held_out_percent: float,
-    workers: int | None,
+    source: Source, shape: _Shape, part: Path, workers: int | None
 ) -> dict[str, Any]:
-    writers = {name: _Writer(part, name) for name in SPLITS}
-    unigram = np.zeros(tokenizer.vocab_size, np.int64)
+    stored = shape.sentences is not None
+    writers = {name: _Writer(part, name, stored) for name in SPLITS}
+    unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
     empty = 0
-    for batch in _tokenise(source, tokenizer, held_out_percent, workers):
+    for batch in _tokenise(source, shape, workers):
         empty += int(np.count_nonzero(batch.lengths == 0))
         held_out_token = np.repeat(batch.held_out, batch.lengths)
         for name, writer in writers.items():
             held_out = name == "held_out"
             lengths = batch.lengths[batch.held_out == held_out]
             here = held_out_token == held_out
-            writer.add(batch.tokens[here], batch.starts[here], lengths[lengths > 0])
+            writer.add(
+                batch.tokens[here],
+                batch.starts[here],
+                lengths[lengths > 0],
+                batch.sentences[here],
+            )
         unigram += np.bincount(batch.tokens[~held_out_token], minlength=len(unigram))
     np.save(part / UNIGRAM, unigram)
     splits = {name: writer.finish() for name, writer in writers.items()}
-    _check_splits(splits, held_out_percent)
+    _check_splits(splits, shape.held_out_percent)
     return {"splits": splits, "empty_documents": empty}
 
 
@@ -154,9 +180,7 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
 # --- documents to batches, in this process or in others
 
 
-def _tokenise(
-    source: Source, tokenizer: Tokenizer, held_out_percent: float, workers: int | None
-) -> Iterator[Batch]:
+def _tokenise(source: Source, shape: _Shape, workers: int | None) -> Iterator[Batch]:
     groups = _groups(source.documents(), BATCH_BYTES)
     first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
     if workers is None:
@@ -166,7 +190,7 @@ def _tokenise(
         itertools.chain(first, groups),
         workers,
         _start_worker,
-        (tokenizer, held_out_percent, workers > 1),
+        (shape, workers > 1),
     )
 
 
@@ -182,25 +206,31 @@ def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[st
         yield group
 
 
-def _start_worker(tokenizer: Tokenizer, held_out_percent: float, alone: bool) -> None:
+def _start_worker(shape: _Shape, alone: bool) -> None:
     """Set what _tokenise_group needs; it cannot be sent along with each group."""
     global _worker
-    _worker = (tokenizer, held_out_percent)
+    _worker = shape
     if alone:  # one thread a process: the processes are the parallelism
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-_worker: tuple[Tokenizer, float]
+_worker: _Shape
 
 
 def _tokenise_group(texts: list[str]) -> Batch:
-    tokenizer, held_out_percent = _worker
-    encoded = tokenizer.encode_batch(texts)
+    tokenizer, held_out_percent, rule = _worker
+    parts = [split_sentences(text, rule) if rule else [text] for text in texts]
+    encoded = tokenizer.encode_batch(list(itertools.chain.from_iterable(parts)))
+    ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
+    sentences = np.zeros(len(encoded.tokens), bool)
+    # A sentence without tokens begins where the next one does, or at the very end.
+    sentences[ends[:-1][encoded.lengths > 0]] = True
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Batch(
         encoded.tokens.astype(dtype),
         encoded.word_start,
-        encoded.lengths,
+        np.diff(ends[np.cumsum([0, *map(len, parts)])]),
+        sentences,
         np.array([is_held_out(text, held_out_percent) for text in texts]),
     )
 
@@ -217,16 +247,27 @@ def is_held_out(text: str, percent: float) -> bool:
 class _Writer:
     """Collects one split's tokens and writes them in shards of SHARD_TOKENS."""
 
-    def __init__(self, directory: Path, split: str):
+    def __init__(self, directory: Path, split: str, sentences: bool):
         self._directory = directory
         self._split = split
+        self._sentences: list[np.ndarray] | None = [] if sentences else None
+        self._total = 0
         self._tokens: list[np.ndarray] = []
         self._starts: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
         self._pending = 0
         self._shards = 0
 
-    def add(self, tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+    def add(
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        sentences: np.ndarray,
+    ) -> None:
+        if self._sentences is not None:
+            self._sentences.append(self._total + np.flatnonzero(sentences))
+        self._total += len(tokens)
         self._tokens.append(tokens)
         self._starts.append(starts)
         self._lengths.append(lengths)
@@ -249,7 +290,13 @@ class _Writer:
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         offsets = np.cumsum(lengths)
         np.save(self._directory / offsets_file(self._split), offsets)
+        facts = {}
+        if self._sentences is not None:
+            begins = np.concatenate([*self._sentences, offsets[-1:]])
+            np.save(self._directory / sentences_file(self._split), begins)
+            facts["sentences"] = len(begins) - 1
         return {
+            **facts,
             "documents": len(offsets) - 1,
             "tokens": int(offsets[-1]),
             "shards": self._shards,

@@ -3,6 +3,7 @@
 KEY/manifest.json           counts, dtypes, and bytes and SHA-256 of each file
 KEY/unigram.npy             [V] int64, counts over the train split
 KEY/SPLIT.offsets.npy       [documents + 1] int64, into the split's token stream
+KEY/SPLIT.sentences.npy     [sentences + 1] int64, as offsets; only where asked for
 KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, the last one fewer
 KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 """
@@ -27,6 +28,10 @@ def offsets_file(split: str) -> str:
     return f"{split}.offsets.npy"
 
 
+def sentences_file(split: str) -> str:
+    return f"{split}.sentences.npy"
+
+
 def tokens_file(split: str, shard: int) -> str:
     return f"{split}.{shard:04d}.tokens.npy"
 
@@ -45,12 +50,22 @@ class Split:
         self.documents: int = facts["documents"]
         self.tokens: int = facts["tokens"]
         self.offsets = _open_array(directory / offsets_file(name))
+        # Where each sentence begins, documents included; None: nobody has asked.
+        self.sentences = (
+            _open_array(directory / sentences_file(name))
+            if "sentences" in facts
+            else None
+        )
         shards = range(facts["shards"])
         self._tokens = [_open_array(directory / tokens_file(name, i)) for i in shards]
         self._starts = [_open_array(directory / starts_file(name, i)) for i in shards]
 
     def __reduce__(self):
         return Split, self._recipe  # a mapped array would be pickled with its content
+
+    def document(self, index: np.ndarray) -> np.ndarray:
+        """Which document the stream positions are in, from 0."""
+        return np.searchsorted(self.offsets, index, side="right") - 1
 
     def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32, word_start bool) at stream positions of any shape, int64."""

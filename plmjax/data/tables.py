@@ -1,12 +1,19 @@
-"""Documents that are one field of records: jsonl, parquet, datasets and tfds."""
+"""Documents that are one field of records: jsonl, parquet, datasets and tfds.
+
+A field that holds a list of strings is a document of those sentences, a line each
+(data.sentences=lines finds them again).
+"""
 
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plmjax import Exit, PlmjaxError
 from plmjax.data.corpus import (
+    LINE_ENDS,
     Source,
     SourceConfig,
     Tally,
@@ -82,7 +89,7 @@ def _json_field(line: bytes, field: str, where: str, errors: str, tally: Tally) 
         raise _bad(f"{where} holds a {kind}, not an object.", 'Write {"text": ...}.')
     if field not in record:
         raise _no_field(where, field, record)
-    return _text(record[field], f"{where}: field {field!r}", errors, tally)
+    return _document(record[field], f"{where}: field {field!r}", errors, tally)
 
 
 # --- parquet
@@ -179,7 +186,7 @@ def open_tfds(config: SourceConfig, errors: str) -> Source:
         for row in rows:
             if config.field not in row:
                 raise _no_field(str(config.dataset), config.field, row)
-            yield _text(row[config.field], str(config.dataset), errors, tally)
+            yield _document(row[config.field], str(config.dataset), errors, tally)
 
     return _from_files(config, errors, _files_below(Path(builder.data_path)), read)
 
@@ -221,7 +228,20 @@ def _rows(
     for number, value in enumerate(values):
         if hasattr(value, "as_py"):  # pyarrow
             value = value.as_py()
-        yield _text(value, f"{name}: {field!r} of row {number:,}", errors, tally)
+        yield _document(value, f"{name}: {field!r} of row {number:,}", errors, tally)
+
+
+def _document(value: Any, where: str, errors: str, tally: Tally) -> str:
+    """The text of a field, or of its sentences, each made one line."""
+    if isinstance(value, np.ndarray):  # tfds
+        value = value.tolist()
+    if not isinstance(value, list):
+        return _text(value, where, errors, tally)
+    sentences = (
+        _text(item, f"{where}, item {number}", errors, tally)
+        for number, item in enumerate(value)
+    )
+    return "\n".join(LINE_ENDS.sub(" ", sentence) for sentence in sentences)
 
 
 def _text(value: Any, where: str, errors: str, tally: Tally) -> str:

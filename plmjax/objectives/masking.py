@@ -1,6 +1,6 @@
-"""Chooses which tokens of a row are masked: on the device, without state.
+"""Chooses and replaces the masked tokens of a row: on the device, without state.
 
-Legend: B rows, L tokens, K slots a row, V vocabulary.
+Legend: B rows, L tokens, K slots a row, N ordinary pieces.
 """
 
 import math
@@ -12,37 +12,106 @@ from plmjax.models import noise as noise_lib
 from plmjax.models.noise import Noise
 
 
+def _normalised(*weights: float) -> tuple[float, ...]:
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+# What is masked together: how probable units of 1, 2, ... words are (none: a token).
+UNITS: dict[str, tuple[float, ...]] = {
+    "token": (),
+    # Whole words: Google's BERT of May 2019; Cui et al. 2019 (arXiv:1906.08101).
+    "word": (1.0,),
+    # Geometric with p = 0.2, cut at 10: SpanBERT (Joshi et al. 2019, arXiv:1907.10529)
+    "span": _normalised(*(0.8**n for n in range(10))),
+    # p(n) ~ 1 / n, at most 3: ALBERT (Lan et al. 2019, arXiv:1909.11942).
+    "ngram": _normalised(1, 1 / 2, 1 / 3),
+}
+
+
 def slots(probability: float, length: int) -> int:
-    """Returns K, enough for every row of `length` tokens ([CLS] and [SEP] included)."""
+    """Returns K, enough for every row of `length` tokens ([CLS] and [SEP] included).
+
+    `probability` is the largest of a schedule.
+    """
     return max(1, math.ceil(probability * (length - 2)))
 
 
 def choose(
     noise: Noise,
     maskable_BL: jax.Array,
-    word_start_BL: jax.Array | None,
-    probability: float,
+    word_start_BL: jax.Array,
+    probability: float | jax.Array,
     slots: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Draws distinct positions [B, K] and which slots are used, bool [B, K].
+    unit: str = "token",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws distinct positions [B, K], which slots are used, and each slot's unit.
 
-    A row uses floor(probability * maskable + u) slots, u uniform in [0, 1), at least
-    one: rounding would bias rows of equal length. With `word_start_BL`, whole words are
-    taken in random order while they fit.
+    `unit` is a name in UNITS. The results are int32, bool and int32 [B, K]; a unit is
+    named by the position of its first token. A row uses floor(probability * maskable +
+    u) slots, u uniform in [0, 1), at least one: rounding would bias rows of equal
+    length. Units are taken in random order while they fit; of the first span or n-gram
+    that does not, as many whole words as do. `probability` may be a float32 scalar that
+    is traced.
     """
     maskable_B = jnp.sum(maskable_BL, axis=1)
     u_B = noise_lib.uniform(noise, "mask/count", 1)[:, 0]
     wanted = jnp.floor(probability * maskable_B.astype(jnp.float32) + u_B)
     n_B = jnp.clip(wanted.astype(jnp.int32), jnp.minimum(1, maskable_B), slots)
     score_BL = noise_lib.bits(noise, "mask/order", maskable_BL.shape[1])
-    if word_start_BL is None:
+    if unit == "token":
         order_BL = _argsort(jnp.where(maskable_BL, score_BL, jnp.uint32(0xFFFFFFFF)))
         used_BK = jnp.arange(slots)[None, :] < n_B[:, None]
-        return order_BL[:, :slots], used_BK
-    chosen_BL = _fill_with_words(score_BL, maskable_BL, word_start_BL, n_B)
+        return order_BL[:, :slots], used_BK, order_BL[:, :slots]
+    # A word breaks at unmaskable tokens, hence at the ends of documents.
+    opens_BL = maskable_BL & ~jnp.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
+    start_BL = opens_BL | (maskable_BL & word_start_BL)
+    if unit == "word":
+        unit_BL = _first(start_BL)
+        key_BL = jnp.take_along_axis(score_BL, unit_BL, axis=1)
+        chosen_BL = _fill(key_BL, maskable_BL, start_BL, n_B)
+    else:
+        chosen_BL, unit_BL = _choose_several_words(
+            noise, score_BL, maskable_BL, start_BL, n_B, UNITS[unit]
+        )
     order_BL = _argsort(jnp.where(chosen_BL, 0, 1).astype(jnp.uint32))
+    positions_BK = order_BL[:, :slots]
     used_BK = jnp.arange(slots)[None, :] < jnp.sum(chosen_BL, axis=1)[:, None]
-    return order_BL[:, :slots], used_BK
+    return positions_BK, used_BK, jnp.take_along_axis(unit_BL, positions_BK, axis=1)
+
+
+def corrupt_tokens(
+    noise: Noise,
+    tokens_BL: jax.Array,
+    positions_BK: jax.Array,
+    used_BK: jax.Array,
+    unit_BK: jax.Array,
+    mask_id: int,
+    ordinary_N: jax.Array,
+    mask_share: float,
+    random_share: float,
+    unit: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the tokens with [MASK], a random piece or themselves, and labels [B, K].
+
+    Which of the three is drawn for each slot, but once for a whole span (SpanBERT);
+    ALBERT draws for each token of an n-gram. Random pieces come from `ordinary_N`.
+    """
+    slots = positions_BK.shape[1]
+    labels_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
+    if unit == "span":
+        fate_BL = noise_lib.uniform(noise, "mask/fate", tokens_BL.shape[1])
+        fate_BK = jnp.take_along_axis(fate_BL, unit_BK, axis=1)
+    else:
+        fate_BK = noise_lib.uniform(noise, "mask/fate", slots)
+    draw_BK = noise_lib.bits(noise, "mask/random", slots)
+    random_BK = ordinary_N[draw_BK % jnp.uint32(len(ordinary_N))]
+    replaced_BK = jnp.where(
+        fate_BK < mask_share,
+        mask_id,
+        jnp.where(fate_BK < mask_share + random_share, random_BK, labels_BK),
+    )
+    replaced_BK = jnp.where(used_BK, replaced_BK, labels_BK)
+    return put(tokens_BL, positions_BK, replaced_BK), labels_BK
 
 
 def put(x_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> jax.Array:
@@ -57,23 +126,74 @@ def _argsort(key_BL: jax.Array) -> jax.Array:
     return jnp.argsort(key_BL, axis=1, stable=True).astype(jnp.int32)
 
 
-def _fill_with_words(score_BL, maskable_BL, word_start_BL, n_B):
-    """Marks the tokens of words taken in random order while they fit into n.
+def _first(start_BL: jax.Array) -> jax.Array:
+    """Names each token's group by the position where the group starts."""
+    index_L = jnp.arange(start_BL.shape[1], dtype=jnp.int32)[None, :]
+    return jax.lax.cummax(jnp.where(start_BL, index_L, 0), axis=1)
 
-    A word breaks at unmaskable tokens. Each round takes all words up to the first that
-    does not fit and rules out those longer than what is left; four rounds leave next to
-    nothing that would still fit.
+
+def _choose_several_words(noise, score_BL, maskable_BL, start_BL, n_B, shares):
+    """Marks the tokens of units of one or more words; names each token's unit.
+
+    The row's words form a ring, which is cut at a random word and from there on into
+    lengths drawn from `shares`. So each word is as likely as any other to stand at
+    each place of a unit of each length, and thus to be chosen: a partition from the
+    start of each document would favour its first words, which are never late in a long
+    unit that the budget cuts. Where a unit runs over the end of a document, its two
+    parts are chosen together but count as two units.
     """
-    before = jnp.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
-    start_BL = maskable_BL & (word_start_BL | ~before)
-    # A token's word is named by the position of its first token.
-    index_L = jnp.arange(score_BL.shape[1], dtype=jnp.int32)[None, :]
-    first_BL = jax.lax.cummax(jnp.where(start_BL, index_L, 0), axis=1)
+    length = maskable_BL.shape[1]
+    index_L = jnp.arange(length, dtype=jnp.int32)[None, :]
+    number_BL = jnp.cumsum(start_BL, axis=1)
+    u_B1 = noise_lib.uniform(noise, "mask/cut", 1)
+    cut_B1 = 1 + (u_B1 * number_BL[:, -1:].astype(jnp.float32)).astype(jnp.int32)
+    at_B1 = jnp.sum(
+        jnp.where(start_BL & (number_BL == cut_B1), index_L, 0), axis=1, keepdims=True
+    )
+    turn_BL = (index_L + at_B1) % length
+    maskable_BL = jnp.take_along_axis(maskable_BL, turn_BL, axis=1)
+    start_BL = jnp.take_along_axis(start_BL, turn_BL, axis=1)
+    # Which words begin a unit, by the number of the word since the cut.
+    words_BL = _draw_lengths(noise, length, shares)
+    begins_BL = jax.vmap(
+        lambda at: jnp.zeros(length, bool).at[at].set(True, mode="drop")
+    )(jnp.cumsum(words_BL, axis=1) - words_BL)
+    number_BL = jnp.maximum(jnp.cumsum(start_BL, axis=1) - 1, 0)
+    begins_BL = start_BL & jnp.take_along_axis(begins_BL, number_BL, axis=1)
+    key_BL = jnp.take_along_axis(score_BL, _first(begins_BL), axis=1)
+    chosen_BL = _fill(key_BL, maskable_BL, start_BL, n_B)
+    # A unit also begins after what is not chosen: the end of a document, or a word that
+    # was too long for the budget.
+    after_BL = ~jnp.pad(chosen_BL[:, :-1], ((0, 0), (1, 0)))
+    first_BL = _first(begins_BL | after_BL | (turn_BL == 0))
+    unit_BL = jnp.take_along_axis(turn_BL, first_BL, axis=1)
+    back_BL = (index_L - at_B1) % length
+    return (
+        jnp.take_along_axis(chosen_BL, back_BL, axis=1),
+        jnp.take_along_axis(unit_BL, back_BL, axis=1),
+    )
+
+
+def _draw_lengths(noise: Noise, size: int, shares: tuple[float, ...]) -> jax.Array:
+    """Draws int32 [B, size]: n with probability shares[n - 1]."""
+    u_BL = noise_lib.uniform(noise, "mask/length", size)
+    ends = [sum(shares[:n]) for n in range(1, len(shares))]
+    longer = [(u_BL >= end).astype(jnp.int32) for end in ends]
+    return sum(longer, jnp.ones_like(u_BL, jnp.int32))
+
+
+def _fill(key_BL, maskable_BL, start_BL, n_B):
+    """Marks the tokens of words taken in the order of their keys while they fit into n.
+
+    Each round takes all words up to the first that does not fit and rules out those
+    longer than what is left; four rounds leave next to nothing that would still fit.
+    Words of one key keep their order.
+    """
+    first_BL = _first(start_BL)
     size_BL = jax.vmap(lambda first, n: jnp.zeros_like(first).at[first].add(n))(
         first_BL, maskable_BL.astype(jnp.int32)
     )
-    # Sorting by the first token's score, stably, lays words out whole, in random order.
-    key_BL = jnp.take_along_axis(score_BL, first_BL, axis=1)
+    # A stable sort lays words out whole.
     order_BL = _argsort(jnp.where(maskable_BL, key_BL, jnp.uint32(0xFFFFFFFF)))
     first_BL = jnp.take_along_axis(first_BL, order_BL, axis=1)
     alive_BL = jnp.take_along_axis(maskable_BL, order_BL, axis=1)

@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -11,6 +13,7 @@ from plmjax import PlmjaxError
 from plmjax.data import prepare as room
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.data.prepare import open_store, prepare, store_key
+from plmjax.data.sentences import split_sentences
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 DOCUMENTS = [
@@ -144,6 +147,68 @@ def test_wide_ids(tmp_path):
     assert np.load(store.directory / "train.0000.tokens.npy").dtype == np.uint32
 
 
+# --- sentences
+
+SENTENCES = [
+    f"Ship {n} sails. The sea is {n % 7}!\n\u200b\nNo. Yes" for n in range(300)
+]
+SENTENCES += ["The sea.\n\u200b"]  # BERT's cleaner leaves nothing of a line
+
+
+def build_sentences(tokenizer, directory, workers=1, rule="punctuation"):
+    source = make(SENTENCES, "sentences")
+    return prepare(source, tokenizer, directory, 10, workers, quiet, sentences=rule)
+
+
+@pytest.mark.parametrize("rule, count", [("punctuation", 4), ("lines", 2)])
+def test_sentences_are_stored_and_tokens_stay_what_they_were(
+    tokenizer, tmp_path, rule, count, monkeypatch
+):
+    monkeypatch.setattr(room, "BATCH_BYTES", 2000)
+    plain = build_sentences(tokenizer, tmp_path, rule=None)
+    cut = build_sentences(tokenizer, tmp_path, rule=rule)
+    assert plain.key != cut.key and cut.manifest["sentences"] == rule
+    for name, held_out in (("train", False), ("held_out", True)):
+        one, other = plain.split(name), cut.split(name)
+        everything = np.arange(one.tokens)
+        for mine, theirs in zip(
+            one.take(everything), other.take(everything), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(one.offsets, other.offsets)
+        assert one.sentences is None
+        sentences = np.asarray(other.sentences)
+        assert sentences.dtype == np.int64 and (np.diff(sentences) > 0).all()
+        assert np.isin(other.offsets, sentences).all()
+        texts = [t for t in SENTENCES if room.is_held_out(t, 10) == held_out]
+        parts = [p for t in texts for p in split_sentences(t, rule)]
+        lengths = tokenizer.encode_batch(parts).lengths
+        np.testing.assert_array_equal(np.diff(sentences), lengths[lengths > 0])
+        # An empty line is none, also where it is the last one.
+        counts = np.bincount(other.document(sentences[:-1]))
+        expected = np.full(other.documents, count)
+        expected[-1] = count if held_out else 1
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_sentences_are_the_same_for_every_number_of_workers(
+    tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(room, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(room, "SHARD_TOKENS", 1000)
+    one, two = (build_sentences(tokenizer, tmp_path / str(w), w) for w in (1, 2))
+    assert contents(one) == contents(two)
+    assert {"train.sentences.npy", "held_out.sentences.npy"} <= contents(one).keys()
+
+
+def test_keys_of_stores_without_sentences_stay_what_they_were(tokenizer):
+    shape = [1, make().fingerprint, tokenizer.digest, 10.0]
+    expected = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:24]
+    assert store_key(make(), tokenizer, 10) == expected
+    rules = (None, "lines", "punctuation")
+    assert len({store_key(make(), tokenizer, 10, rule) for rule in rules}) == 3
+
+
 # --- what may go wrong
 
 
@@ -154,6 +219,8 @@ def test_splits_must_not_be_empty(tokenizer, tmp_path):
         build(tokenizer, tmp_path, ["one document"], percent=99.999)
     with fails(2, "held_out_percent=0"):
         build(tokenizer, tmp_path, percent=0)
+    with fails(2, "data.sentences='words'", "lines, punctuation"):
+        build_sentences(tokenizer, tmp_path, rule="words")
     assert list(tmp_path.iterdir()) == []
 
 

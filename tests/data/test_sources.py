@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from plmjax import PlmjaxError
+from plmjax.data.sentences import split_sentences
 from plmjax.data.sources import SourceConfig, open_source
 
 LINES = ["first line", "second line", "", "after a blank line"]
@@ -247,6 +248,24 @@ def test_bad_jsonl(tmp_path):
     assert documents("replace", kind="jsonl", paths=path) == ["fine", "\ufffd" * 3]
 
 
+def test_lists_of_sentences_are_documents_of_lines(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    lists = [["One, \r\n or so. Two?", " three", ""], ["他。", "她\x0b。"], [], ["x"]]
+    expected = ["One,   or so. Two?\n three", "他。\n她 。", "x"]
+    content = "\n".join(json.dumps({"text": sentences}) for sentences in lists)
+    path = write(tmp_path / "a.jsonl", content)
+    assert documents(kind="jsonl", paths=path) == expected
+    found = [split_sentences(text, "lines") for text in expected]
+    assert [len(sentences) for sentences in found] == [2, 2, 1]
+    path = str(tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": lists}), path)
+    assert documents(kind="parquet", paths=path) == expected
+    path = write(tmp_path / "b.jsonl", '{"text": ["fine", 5]}')
+    fails(3, "b.jsonl:1", "item 1", "int, not text", kind="jsonl", paths=path)
+
+
 def test_parquet(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -267,6 +286,10 @@ def test_hugging_face_datasets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
+    lists = datasets.Dataset.from_dict({"text": [["one", "1"], ["two"]]})
+    lists.save_to_disk(tmp_path / "lists")
+    found = documents(kind="hf", paths=str(tmp_path / "lists"))
+    assert found == ["one\n1", "two"]
     texts = ["one", "two é"]
     table = datasets.Dataset.from_dict({"text": texts, "id": [1, 2]})
     table.save_to_disk(tmp_path / "one")
@@ -291,7 +314,9 @@ class PlmjaxWords(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        text = tfds.features.Text()
+        parts = tfds.features.Sequence(text)
+        features = tfds.features.FeaturesDict({"text": text, "parts": parts})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
@@ -299,7 +324,8 @@ class PlmjaxWords(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for number in range(3):
-            yield number, {"text": f"document {number} é"}
+            text = f"document {number} é"
+            yield number, {"text": text, "parts": [text, "end"]}
 
 PlmjaxWords(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
@@ -316,6 +342,8 @@ def test_tensorflow_datasets(tmp_path):
     found = documents(**common, dataset="plmjax_words")
     assert sorted(found) == [f"document {number} é" for number in range(3)]
     assert found == documents(**common, dataset="plmjax_words")
+    parts = documents(**common, dataset="plmjax_words", field="parts")
+    assert parts == [f"{text}\nend" for text in found]
     fails(2, "dataset is empty", **common)
     fails(3, "not found", **common, dataset="no_such_words")
     fails(3, "split 'test'", **common, dataset="plmjax_words", split="test")

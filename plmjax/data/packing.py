@@ -1,0 +1,162 @@
+"""Pieces into rows: which share one, and where their tokens stand in it."""
+
+import dataclasses
+
+import numpy as np
+
+from plmjax.data.store import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Row r holds pieces first[r] to first[r + 1]; each is a stretch of the stream.
+
+    `start` [P] int64 and `size` [P] int32 say where a piece begins in the split's
+    token stream and how many tokens it has, [CLS] and [SEP] not counted.
+    """
+
+    length: int
+    first: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all rows, [CLS] and [SEP] included, padding not."""
+        return int(self.size.sum()) + 2 * len(self.size)
+
+    @property
+    def fill(self) -> float:
+        """The share of all positions that is not padding."""
+        return self.tokens / max(self.rows * self.length, 1)
+
+
+def pack(
+    start: np.ndarray,
+    size: np.ndarray,
+    length: int,
+    overhead: int = 2,
+    divisible: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fills row after row with the longest piece that still fits.
+
+    Where none fits and more than 2 % of the row is left, the longest piece is cut to
+    fill it, if pieces are `divisible`, and its rest waits on. Returns (start, size) of
+    the pieces in their order, and the first piece of each row; sizes do not count the
+    `overhead`: [CLS] and each [SEP] of a piece.
+    """
+    waiting: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]
+    pieces = zip(start[::-1].tolist(), size[::-1].tolist(), strict=True)
+    for piece in pieces:  # from the last, so that pop() follows the corpus
+        waiting[piece[1] + overhead].append(piece)
+    # Bit n says that a piece which needs n tokens is waiting: the longest that fits
+    # is the highest bit below the room.
+    available = sum(1 << need for need, pieces in enumerate(waiting) if pieces)
+    # Tokens below which a piece is not worth its own [CLS] and [SEP].
+    crumb = max(2, min(6, length // 16))
+    smallest = max(overhead + crumb, length // 50 + 1)
+    placed, first = [], [0]
+    while available:
+        room = length
+        while True:
+            need = (available & ((2 << room) - 1)).bit_length() - 1
+            cut = divisible and need < 0 and bool(available) and room >= smallest
+            if cut:
+                need = available.bit_length() - 1
+            if need < 0:
+                break
+            at, tokens = waiting[need].pop()
+            if not waiting[need]:
+                available ^= 1 << need
+            if cut:
+                # The rest shall be no crumb either.
+                here = min(room - overhead, tokens - min(crumb, tokens // 2))
+                rest = (at + here, tokens - here)
+                waiting[rest[1] + overhead].append(rest)
+                available |= 1 << (rest[1] + overhead)
+                tokens = here
+            placed.append((at, tokens))
+            room -= tokens + overhead
+        first.append(len(placed))
+    starts, sizes = np.asarray(placed, np.int64).reshape(-1, 2).T
+    return starts, sizes.astype(np.int32), np.asarray(first, np.int64)
+
+
+def pieces_of(plan: Plan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (piece, place in rows) of all pieces of these rows; -1 has none."""
+    real = np.flatnonzero(rows >= 0)
+    begin, end = plan.first[rows[real]], plan.first[rows[real] + 1]
+    pieces = end - begin
+    return np.repeat(begin, pieces) + count_up(pieces), np.repeat(real, pieces)
+
+
+def count_up(counts: np.ndarray) -> np.ndarray:
+    """Returns 0 .. counts[0] - 1, 0 .. counts[1] - 1, and so on."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """Stretches of the stream, in order, each followed by a [SEP]; all [S] int64.
+
+    `row` is the place in the batch. The first span of a piece (`lead` 1) has a [CLS]
+    before it; the others (`lead` 0) go on with the piece.
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    lead: np.ndarray
+
+
+def lay(
+    split: Split, spans: Spans, shape: tuple[int, int], ids: tuple[int, int, int]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns the arrays of rows, each of `shape`, and where the spans stand.
+
+    `ids` are those of [CLS], [SEP] and padding. The second is the place of each span's
+    first token ([CLS] where it leads) in the flat arrays. `types` are 0 in a piece's
+    first span and 1 in others.
+    """
+    cls, sep, pad = ids
+    width = spans.lead + spans.size + 1
+    ends = np.cumsum(width)
+    begins = ends - width
+    # The end of what stands before a row is the end of the last span before it.
+    row_starts = np.flatnonzero(np.diff(spans.row, prepend=-1))
+    row_sizes = np.diff(np.append(row_starts, len(width)))
+    at = spans.row * shape[1] + begins - np.repeat(begins[row_starts], row_sizes)
+    leads = np.flatnonzero(spans.lead)
+    before = np.cumsum(spans.size) - spans.size
+    text = np.arange(spans.size.sum())
+    text_at = text + np.repeat(at + spans.lead - before, spans.size)
+    values = split.take(text + np.repeat(spans.start - before, spans.size))
+    tokens = np.full(shape, pad, np.int32)
+    word_start = np.zeros(shape, bool)
+    tokens.reshape(-1)[text_at], word_start.reshape(-1)[text_at] = values
+    tokens.reshape(-1)[at[leads]] = cls
+    tokens.reshape(-1)[at + width - 1] = sep
+    piece = np.cumsum(spans.lead) - 1  # of each span
+    piece_width = np.add.reduceat(width, leads) if len(leads) else width
+    first_of_row = piece[row_starts]
+    pieces = np.diff(np.append(first_of_row, len(leads)))
+    segment = count_up(pieces) + 1
+    whole = count_up(piece_width)
+    whole_at = np.repeat(at[leads], piece_width) + whole
+    segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    segments.reshape(-1)[whole_at] = np.repeat(segment, piece_width)
+    positions.reshape(-1)[whole_at] = whole
+    types = np.zeros(shape, np.int32)
+    if len(leads) < len(width):
+        types.reshape(-1)[whole_at] = np.repeat(1 - spans.lead, width)
+    return {
+        "tokens": tokens,
+        "segments": segments,
+        "positions": positions,
+        "types": types,
+        "word_start": word_start,
+    }, at

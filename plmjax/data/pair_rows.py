@@ -1,0 +1,200 @@
+"""Batches of sentence pairs: where A ends and what B is, drawn for each epoch.
+
+A false B (NSP) is the B that some other piece could have had: one of the same length,
+or barely shorter, and drawn as often as it is a true one. So neither its length nor
+how many sentences it has tells it from a true B.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.packing import Spans, count_up, lay, pieces_of
+from plmjax.data.pairs import PairPlan
+from plmjax.data.philox import below, make_key, philox, unit
+from plmjax.data.store import Split
+
+# How many neighbours in length to choose from (None: all that are shorter), and how
+# many times to draw, until one is from another document and another text.
+_ROUNDS = ((8, 4), (512, 64), (None, 512))
+HELD_OUT = make_key(0x48454C44)  # the same pairs each time, whatever the run's seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """The pieces of a batch, n of them; the arrays are [n] int64.
+
+    B is tokens `begin` to `end` of the stream; A ends at `cut`. An unpaired piece has
+    label -1, and A is all of it.
+    """
+
+    piece: np.ndarray
+    row: np.ndarray  # the place in the batch
+    counter: tuple[np.ndarray, np.ndarray, np.ndarray]  # what names its draws
+    cut: np.ndarray
+    amid: np.ndarray  # bool: the cut is amid a sentence
+    begin: np.ndarray
+    end: np.ndarray
+    label: np.ndarray
+
+
+def gather_pairs(
+    split: Split,
+    plan: PairPlan,
+    rows: np.ndarray,
+    epochs: np.ndarray,
+    key: tuple[int, int],
+    ids: tuple[int, int, int],
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of the given rows, as rows.gather, and cls and pair_label.
+
+    A row's pairs are drawn by (key, its epoch, its number) alone. `ids` are those of
+    [CLS], [SEP] and padding. cls [B, P] says where each piece's [CLS] stands (0: there
+    is none), pair_label [B, P] is 0 for a true next or in order, 1 for not, -1 none.
+    """
+    drawn = _draw(split, plan, rows, epochs, key)
+    spans = _spans(plan, drawn)
+    arrays, at = lay(split, spans, (len(rows), plan.length), ids)
+    place, shape = (drawn.row, drawn.counter[0]), (len(rows), plan.most)
+    cls, label = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    cls[place] = at[spans.lead > 0] - drawn.row * plan.length
+    label[place] = drawn.label
+    return arrays | {"cls": cls, "pair_label": label}
+
+
+def _draw(split: Split, plan: PairPlan, rows, epochs, key) -> Drawn:
+    piece, row = pieces_of(plan, rows)
+    slot = count_up(np.bincount(row, minlength=len(rows)))
+    counter = slot, rows[row], epochs[row]
+    words = philox(key, *counter, 0)
+    end = plan.start[piece] + plan.size[piece]
+    choices = plan.cut_first[piece + 1] - plan.cut_first[piece]
+    paired = choices > 0
+    chosen = plan.cut_first[piece] + below(words[0], choices)
+    cut, amid = end.copy(), np.zeros(len(end), bool)
+    cut[paired], amid[paired] = plan.cut[chosen[paired]], plan.amid[chosen[paired]]
+    label = np.where(paired, below(words[1], 2), -1)
+    drawn = Drawn(piece, row, counter, cut, amid, cut.copy(), end, label)
+    if plan.pairs.kind == "nsp":
+        _replace(split, plan, drawn, np.flatnonzero(label == 1), key)
+    return drawn
+
+
+def _spans(plan: PairPlan, drawn: Drawn) -> Spans:
+    """A and B one after the other; swapped where SOP says so."""
+    start = plan.start[drawn.piece]
+    first = np.stack([start, drawn.begin], 1)
+    size = np.stack([drawn.cut - start, drawn.end - drawn.begin], 1)
+    if plan.pairs.kind == "sop":
+        swapped = drawn.label == 1
+        first[swapped], size[swapped] = first[swapped, ::-1], size[swapped, ::-1]
+    kept = np.ones(first.shape, bool)
+    kept[:, 1] = drawn.label >= 0
+    lead = np.zeros(first.shape, np.int64)
+    lead[:, 0] = 1
+    row = np.repeat(drawn.row, 2).reshape(-1, 2)
+    return Spans(row[kept], first[kept], size[kept], lead[kept])
+
+
+# --- a B that does not follow
+
+
+def _replace(split: Split, plan: PairPlan, drawn: Drawn, false: np.ndarray, key):
+    """Puts another text in the place of B in these pieces, and never the true one."""
+    left, block = false, 1
+    for window, draws in _ROUNDS:
+        if not len(left):
+            return
+        found = _candidates(plan, drawn, left, key, block, window, draws)
+        left = _take_first(split, plan, drawn, left, found)
+        block += draws // 2
+    for one in left.tolist():
+        _search(split, plan, drawn, one, key, block)
+
+
+def _candidates(
+    plan: PairPlan, drawn: Drawn, which, key, block: int, window: int | None, draws: int
+) -> np.ndarray:
+    """Returns tails [n, draws] that are about as long as the true B, and not longer."""
+    tails, amid = plan.tails, drawn.amid[which]
+    true_size = drawn.end[which] - drawn.cut[which]
+    wanted = plan.key(true_size, amid)
+    stop = np.searchsorted(tails.key, wanted, side="right")
+    # Those of the other kind would give themselves away by how they begin.
+    bottom = np.searchsorted(tails.key, plan.key(np.zeros_like(true_size), amid))
+    if window is not None:
+        same = np.searchsorted(tails.key, wanted)
+        bottom = np.maximum(bottom, np.minimum(same, stop - window))
+    low = np.where(bottom > 0, tails.weight[bottom - 1], 0.0)
+    high = tails.weight[stop - 1]
+    counter = (word[which, None] for word in drawn.counter)
+    words = philox(key, *counter, block + np.arange(draws // 2))
+    share = np.concatenate([unit(*words[:2]), unit(*words[2:])], 1)
+    at = low[:, None] + share * (high - low)[:, None]
+    found = np.searchsorted(tails.weight, at, side="right")
+    return np.clip(found, bottom[:, None], stop[:, None] - 1)
+
+
+def _take_first(split: Split, plan: PairPlan, drawn: Drawn, which, found) -> np.ndarray:
+    """Takes the first of the tails found that will do; returns pieces without one."""
+    elsewhere = _elsewhere(split, plan, drawn.piece[which, None], found)
+    done = np.zeros(len(which), bool)
+    for tail, allowed in zip(found.T, elsewhere.T, strict=True):
+        open_ = np.flatnonzero(allowed & ~done)
+        good = open_[_differs(split, plan, drawn, which[open_], tail[open_])]
+        _take(plan, drawn, which[good], tail[good])
+        done[good] = True
+        if done.all():
+            break
+    return which[~done]
+
+
+def _take(plan: PairPlan, drawn: Drawn, which, tail) -> None:
+    """Puts these tails in the place of B, cut where they are too long."""
+    tails = plan.tails
+    room = drawn.end[which] - drawn.cut[which]
+    drawn.begin[which] = tails.start[tail]
+    drawn.end[which] = tails.start[tail] + np.minimum(tails.size[tail], room)
+
+
+def _elsewhere(split: Split, plan: PairPlan, piece, tail) -> np.ndarray:
+    """Whether tails are from another document than pieces, or another piece."""
+    others = plan.tails.piece[tail]
+    if plan.pairs.negatives == "corpus":
+        return others != piece
+    return split.document(plan.start[others]) != split.document(plan.start[piece])
+
+
+def _differs(split: Split, plan: PairPlan, drawn: Drawn, which, tail) -> np.ndarray:
+    """Whether tails begin with another sentence than the true B, by its tokens."""
+    assert split.sentences is not None
+    begin, room = plan.tails.start[tail], drawn.end[which] - drawn.cut[which]
+    after = split.sentences[np.searchsorted(split.sentences, begin, side="right")]
+    size = np.minimum(np.minimum(after - begin, plan.tails.size[tail]), room)
+    inner = count_up(size)
+    theirs, _ = split.take(np.repeat(begin, size) + inner)
+    ours, _ = split.take(np.repeat(drawn.cut[which], size) + inner)
+    of = np.repeat(np.arange(len(size)), size)
+    return np.bincount(of[theirs != ours], minlength=len(size)) > 0
+
+
+def _search(split: Split, plan: PairPlan, drawn: Drawn, one: int, key, block: int):
+    """Looks at every tail there is, for a piece whose text is nearly everywhere."""
+    tails, which = plan.tails, np.array([one])
+    all_ = np.arange(len(tails.key))
+    fits = tails.size <= drawn.end[one] - drawn.cut[one]
+    allowed = _elsewhere(split, plan, drawn.piece[which], all_)
+    word = philox(key, *(words[one] for words in drawn.counter), block)[0]
+    # Those that are too long are cut.
+    for options in (np.flatnonzero(allowed & fits), np.flatnonzero(allowed & ~fits)):
+        for tail in np.roll(options, -below(word, len(options)))[:, None]:
+            if _differs(split, plan, drawn, which, tail)[0]:
+                _take(plan, drawn, which, tail)
+                return
+    raise PlmjaxError(
+        f"the {split.name} split holds no other text that could stand for a false "
+        "next sentence: its documents say the same.",
+        hint="Give a more varied corpus.",
+        code=Exit.DATA,
+    )

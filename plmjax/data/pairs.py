@@ -1,0 +1,219 @@
+"""Rows of sentence pairs: [CLS] A [SEP] B [SEP], for NSP and SOP.
+
+A piece is a stretch of whole consecutive sentences of one document. Where A ends in
+it, and whether B is another text (NSP) or the two are swapped (SOP), is drawn anew
+each epoch (data/pair_rows.py); the plan only says where A may end.
+"""
+
+import bisect
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.packing import Plan, count_up, pack
+from plmjax.data.philox import below, make_key, philox
+from plmjax.data.store import Split
+
+OVERHEAD = 3  # [CLS], [SEP], [SEP]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """nsp: B follows A, or is from elsewhere; sop: the two in order, or swapped."""
+
+    kind: Literal["nsp", "sop"] = "nsp"
+    # Where a B that does not follow comes from: another document, or anywhere.
+    negatives: Literal["document", "corpus"] = "document"
+    # Share of the pieces that get a random shorter length.
+    short_share: float = 0.1
+
+
+class Tails(NamedTuple):
+    """Every stretch that may be a B, in the order of PairPlan.key; all are [C].
+
+    `weight` [C] float64 is the running sum of how often each is the B of its piece.
+    """
+
+    key: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    piece: np.ndarray
+    weight: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PairPlan(Plan):
+    """A plan whose pieces are whole sentences.
+
+    B may begin at the stream's places cut[cut_first[p]:cut_first[p + 1]] in piece p;
+    a piece without any is no pair. `amid` [C] bool: the place is amid a sentence that
+    was too long, as no sentence begins inside that piece.
+    """
+
+    pairs: PairsConfig
+    cut_first: np.ndarray
+    cut: np.ndarray
+    amid: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        paired = np.count_nonzero(np.diff(self.cut_first))
+        return super().tokens + int(paired)
+
+    @functools.cached_property
+    def most(self) -> int:
+        """P: the most pieces that a row holds."""
+        return int(np.diff(self.first).max())
+
+    @functools.cached_property
+    def tails(self) -> Tails:
+        cuts = np.diff(self.cut_first)
+        piece = np.repeat(np.arange(len(cuts)), cuts)
+        size = self.start[piece] + self.size[piece] - self.cut
+        key = self.key(size, self.amid)
+        order = np.argsort(key, kind="stable")
+        piece = piece[order]
+        return Tails(
+            key[order],
+            self.cut[order],
+            size[order],
+            piece,
+            np.cumsum(1 / cuts[piece]),
+        )
+
+    def key(self, size: np.ndarray, amid: np.ndarray) -> np.ndarray:
+        """By what texts are alike in length, and in whether they begin a sentence."""
+        return size + amid * (self.length + 1)
+
+
+def make_pair_plan(
+    split: Split, length: int, packed: bool, pairs: PairsConfig
+) -> PairPlan:
+    """Plans the rows of `length` tokens of a split.
+
+    Raises:
+      PlmjaxError: the split holds no sentences, or none of two in a document.
+    """
+    if split.sentences is None:
+        raise no_sentences()
+    room = length - OVERHEAD
+    offsets = np.asarray(split.offsets)
+    bounds, opens = divide(np.asarray(split.sentences), offsets, room)
+    start, size = _fill(bounds, offsets, room, pairs.short_share)
+    if packed:
+        start, size, first = pack(start, size, length, OVERHEAD, divisible=False)
+    else:
+        first = np.arange(len(start) + 1)
+    # Where units begin inside a piece; sentences, wherever there are any.
+    begin = np.searchsorted(bounds, start) + 1
+    inner = np.searchsorted(bounds, start + size) - begin
+    piece, unit = np.repeat(np.arange(len(size)), inner), np.repeat(begin, inner)
+    unit += count_up(inner)
+    sentences = np.bincount(piece, opens[unit], len(size)) > 0
+    kept = opens[unit] | ~sentences[piece]
+    cuts = np.bincount(piece[kept], minlength=len(size))
+    return PairPlan(
+        length,
+        first,
+        start,
+        size,
+        pairs,
+        np.concatenate([[0], np.cumsum(cuts)]),
+        bounds[unit[kept]],
+        ~opens[unit[kept]],
+    )
+
+
+def divide(
+    sentences: np.ndarray, offsets: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts long sentences into even parts of at most half the room.
+
+    The only sentence of a document stays whole if it fits: it makes no pair. Returns
+    where the parts begin in the stream and the stream's end [U + 1], and whether a
+    sentence begins there [U].
+    """
+    first = np.searchsorted(sentences, offsets)
+    alone = np.repeat(np.diff(first) == 1, np.diff(first))
+    size = np.diff(sentences)
+    parts = np.where(alone & (size <= room), 1, -(-size // (room // 2)))
+    nth, of = count_up(parts), np.repeat(parts, parts)
+    begin = np.repeat(sentences[:-1], parts) + nth * np.repeat(size, parts) // of
+    return np.append(begin, sentences[-1]), nth == 0
+
+
+def _fill(
+    bounds: np.ndarray, offsets: np.ndarray, room: int, short_share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (start, size) of pieces: consecutive units of a document that fit."""
+    targets, places = _targets(bounds, room, short_share).data, bounds.data
+    firsts = np.searchsorted(bounds, offsets).tolist()
+    begins = []  # the unit each piece begins with
+    for unit, end in zip(firsts[:-1], firsts[1:], strict=True):
+        while unit < end:
+            begins.append(unit)
+            limit = places[unit] + targets[unit]
+            top = min(end, unit + room)  # a unit has a token at least
+            after = bisect.bisect_right(places, limit, unit, top + 1) - 1
+            # Two units always fit; one that would be left alone may fit, too.
+            after = max(after, min(unit + 2, end))
+            if end - after == 1:
+                if places[end] - places[unit] <= room:
+                    after = end
+                elif after - unit > 2:
+                    after -= 1
+            unit = after
+    ends = np.array([*begins[1:], len(bounds) - 1])
+    start = bounds[begins]
+    return start, (bounds[ends] - start).astype(np.int32)
+
+
+def _targets(bounds: np.ndarray, room: int, short_share: float) -> np.ndarray:
+    """Returns how long a piece that begins with each unit shall be at most [U]."""
+    begin = bounds[:-1]
+    words = philox(make_key(room), begin & 0xFFFFFFFF, begin >> 32, 0, 0)
+    short = words[0] < np.uint64(round(short_share * 2**32))
+    return np.where(short, 2 + below(words[1], room - 1), room)
+
+
+def check_negatives(split: Split, plan: PairPlan) -> None:
+    """Raises PlmjaxError where there is no other text to take a B from."""
+    pieces = np.flatnonzero(np.diff(plan.cut_first))
+    if not len(pieces):
+        raise no_two_sentences(split.name)
+    if plan.pairs.kind == "sop":
+        return
+    where = plan.start[pieces]
+    if plan.pairs.negatives == "document":
+        where = split.document(where)
+    if where.min() == where.max():
+        what = {"document": "document", "corpus": "stretch"}[plan.pairs.negatives]
+        raise PlmjaxError(
+            f"the {split.name} split has one {what} of two sentences or more, so there "
+            "is no other to take a false next sentence from.",
+            hint="Give more documents (--config.data.source.document=blank or line, "
+            "--config.data.held_out_percent), or set objective.negatives=corpus.",
+            code=Exit.DATA,
+        )
+
+
+def no_two_sentences(split: str) -> PlmjaxError:
+    return PlmjaxError(
+        f"no document of the {split} split holds two sentences, which sentence pairs "
+        "need.",
+        hint="Make documents longer (--config.data.source.document=blank or file), or "
+        "change --config.data.sentences or --config.data.held_out_percent.",
+        code=Exit.DATA,
+    )
+
+
+def no_sentences() -> PlmjaxError:
+    return PlmjaxError(
+        "sentence pairs need to know where sentences end, and the prepared data do "
+        "not say it.",
+        hint="Set --config.data.sentences=punctuation, or lines where a line is a "
+        "sentence.",
+    )
