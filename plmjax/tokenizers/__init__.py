@@ -1,12 +1,18 @@
-"""Vocabularies: train WordPiece and byte-level BPE, load others, encode fast."""
+"""Vocabularies: train WordPiece, byte-level BPE, unigram; load others; encode fast."""
 
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
-from plmjax.tokenizers.train import TokenizerConfig, get_tokenizer, train_tokenizer
+from plmjax.tokenizers.train import (
+    TokenizerConfig,
+    check_segmenter,
+    get_tokenizer,
+    train_tokenizer,
+)
 
 __all__ = [
     "Encoded",
     "Tokenizer",
     "TokenizerConfig",
+    "check_segmenter",
     "get_tokenizer",
     "train_tokenizer",
 ]

@@ -1,8 +1,11 @@
-"""The two kinds of vocabulary, put together from the tokenizers library."""
+"""The three kinds of vocabulary, put together from the tokenizers library."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from plmjax.tokenizers.unigram import METASPACE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -10,24 +13,33 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Specials:
-    """How a vocabulary spells its special tokens; byte-level ones may lack unk."""
+    """How a vocabulary spells its special tokens.
+
+    Byte-level ones may lack unk, those of causal models mask, and one token may have
+    several roles (GPT-2 has a single one).
+    """
 
     pad: str
     unk: str | None
     cls: str
     sep: str
-    mask: str
+    mask: str | None
 
     def tokens(self) -> list[str]:
-        return [token for token in dataclasses.astuple(self) if token is not None]
+        """Each token once."""
+        return list(dict.fromkeys(t for t in dataclasses.astuple(self) if t))
 
 
 BERT = Specials(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 ROBERTA = Specials(pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>")
+ALBERT = Specials(pad="<pad>", unk="<unk>", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+_END = "<|endoftext|>"
+GPT2 = Specials(pad=_END, unk=_END, cls=_END, sep=_END, mask=None)
 
 # The ids are the places in these lists, as in the published checkpoints.
 WORDPIECE_ORDER = [BERT.pad, BERT.unk, BERT.cls, BERT.sep, BERT.mask]
 BPE_ORDER = [ROBERTA.cls, ROBERTA.pad, ROBERTA.sep, ROBERTA.unk, ROBERTA.mask]
+UNIGRAM_ORDER = [ALBERT.pad, ALBERT.unk, ALBERT.cls, ALBERT.sep, ALBERT.mask]
 
 
 def wordpiece_backend(
@@ -81,18 +93,67 @@ def bpe_backend(
     return finish(backend, specials)
 
 
+def unigram_backend(
+    pieces: list[tuple[str, float]],
+    specials: Specials = ALBERT,
+    *,
+    lowercase: bool,
+    strip_accents: bool | None = None,
+) -> "tokenizers.Tokenizer":
+    """Unigram pieces with their log probabilities in words that "▁" begins (Kudo 2018).
+
+    SentencePiece's own rules of normalising are a compiled table that the library can
+    read but not make; its Nmt (controls, blanks) and NFKC come next to them.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    unk = [piece for piece, _ in pieces].index(specials.unk or "")
+    backend = Tokenizer(models.Unigram(pieces, unk_id=unk, byte_fallback=False))
+    backend.normalizer = unigram_normalizer(lowercase, strip_accents)
+    backend.pre_tokenizer = unigram_pre_tokenizer()
+    backend.decoder = decoders.Metaspace(replacement=METASPACE, prepend_scheme="always")
+    return finish(backend, specials)
+
+
+def unigram_normalizer(lowercase: bool, strip_accents: bool | None):
+    from tokenizers import normalizers as n
+
+    strip = lowercase if strip_accents is None else strip_accents
+    # NFC puts together again what is no accent (the syllables of Korean).
+    parts = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
+    return n.Sequence([n.Nmt(), *parts, *([n.Lowercase()] if lowercase else [])])
+
+
+def unigram_pre_tokenizer():
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme="always"),
+        ]
+    )
+
+
 def finish(backend: "tokenizers.Tokenizer", specials: Specials):
     """Declare the special tokens, and how they frame one text and a pair of texts."""
     from tokenizers import AddedToken, models, processors
 
     bpe = isinstance(backend.model, models.BPE)
+    # The mask eats the space before it, " <mask>" stands for " word", where a space
+    # is a part of words.
+    strips = not isinstance(backend.model, models.WordPiece)
+    added = backend.get_added_tokens_decoder().values()
+    known = {token.content for token in added if token.special}
     backend.add_special_tokens(
         [
-            # RoBERTa's mask eats the space before it: " <mask>" stands for " word".
-            AddedToken(token, lstrip=bpe and token == specials.mask, special=True)
+            AddedToken(token, lstrip=strips and token == specials.mask, special=True)
             for token in specials.tokens()
+            if token not in known
         ]
     )
+    if backend.post_processor is None and specials.cls == specials.sep:
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)  # no frame
     if backend.post_processor is None:
         number = backend.get_vocab(with_added_tokens=True)
         cls, sep = ((token, number[token]) for token in (specials.cls, specials.sep))
@@ -106,6 +167,30 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
             )
         )
     return backend
+
+
+def plain_text_backend(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """A unigram tokenizer in which no text can spell a special token.
+
+    A unigram model finds every piece of its vocabulary in the text, "[MASK]" too. Here
+    the special ones have a blank in front, and a blank never reaches the model: "▁"
+    stands for it. The ids are the same.
+    """
+    from tokenizers import Tokenizer
+
+    content = json.loads(backend.to_str())
+    hidden = {token["content"] for token in content["added_tokens"] if token["special"]}
+    for token in content["added_tokens"]:
+        if token["content"] in hidden:
+            token["content"] = " " + token["content"]
+    content["model"]["vocab"] = [
+        (" " + piece if piece in hidden else piece, score)
+        for piece, score in content["model"]["vocab"]
+    ]
+    content["post_processor"] = None
+    plain = Tokenizer.from_str(json.dumps(content))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def byte_of_character() -> dict[str, int]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax.tokenizers.backends import (
+    ALBERT,
     BERT,
+    GPT2,
     ROBERTA,
     Specials,
     bpe_backend,
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 ROLES = [field.name for field in dataclasses.fields(Specials)]
+
+# How published vocabularies of each kind spell what their settings do not name. ALBERT,
+# DeBERTa and XLM-R are unigram.
+_WORDPIECE, _BPE, _UNIGRAM = (BERT,), (ROBERTA, GPT2), (ALBERT, BERT, ROBERTA)
 
 
 def read(
@@ -40,7 +46,7 @@ def read(
     settings = _settings(folder)
     if path.suffix == ".txt":
         vocab = _vocab_txt(path)
-        specials = _specials(vocab, settings, BERT, path)
+        specials = _specials(vocab, settings, _WORDPIECE, path)
         options = {
             "do_lower_case": lowercase,
             "strip_accents": strip_accents,
@@ -56,7 +62,7 @@ def read(
         return backend, specials
     if path.name == "vocab.json":
         vocab = _json(path)
-        specials = _specials(vocab, settings, ROBERTA, path)
+        specials = _specials(vocab, settings, _BPE, path)
         return bpe_backend(
             vocab, _merges_txt(folder / "merges.txt"), specials
         ), specials
@@ -74,23 +80,27 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
         raise _bad(f"{path} is not a tokenizer.json: {error}.") from None
     model = backend.model
     if isinstance(model, models.WordPiece):
-        standard = BERT
+        standards = _WORDPIECE
+    elif isinstance(model, models.Unigram):
+        standards = _UNIGRAM
     elif isinstance(model, models.BPE) and isinstance(
         backend.decoder, decoders.ByteLevel
     ):
-        standard = ROBERTA
+        standards = _BPE
     else:
         raise PlmjaxError(
-            f"{path} holds a {type(model).__name__} model, neither WordPiece nor "
-            "byte-level BPE.",
-            hint="Other kinds are not supported yet; train one of these two instead.",
+            f"{path} holds a {type(model).__name__} model, neither WordPiece, "
+            "byte-level BPE nor unigram.",
+            hint="Other kinds are not supported; train one of these instead.",
             code=Exit.MODEL,
         )
     if isinstance(model, models.BPE) and model.dropout:
         raise _bad(f"{path} has BPE dropout: the same text would differ each time.")
+    if isinstance(model, models.Unigram):
+        _check_unigram(json.loads(text), path)
     vocab = backend.get_vocab(with_added_tokens=True)
     _check_ids(vocab, path)
-    specials = _specials(vocab, settings, standard, path)
+    specials = _specials(vocab, settings, standards, path)
     # Rows are cut and filled by plmjax; a length baked in here would drop text.
     backend.no_truncation()
     backend.no_padding()
@@ -102,16 +112,22 @@ def write(
     specials: Specials,
     directory: Path,
     max_length: int,
+    token_types: bool | None,
 ) -> None:
     """Write tokenizer.json, its settings and the vocabulary in its older form."""
+    from tokenizers import models
+
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"), pretty=True)
-    backend.model.save(str(directory))
+    # The older form of unigram is SentencePiece's own, which the library cannot write.
+    if not isinstance(backend.model, models.Unigram):
+        backend.model.save(str(directory))
     added = backend.get_added_tokens_decoder()
     tokens = {f"{role}_token": getattr(specials, role) for role in ROLES}
     tokens = {key: token for key, token in tokens.items() if token is not None}
     settings = {
         **_class_settings(backend, specials),
+        **_inputs(backend, token_types),
         **tokens,
         "added_tokens_decoder": {
             str(number): {
@@ -131,11 +147,23 @@ def write(
     _write_json(directory / "special_tokens_map.json", tokens)
 
 
+def _inputs(backend, token_types: bool | None) -> dict[str, Any]:
+    """What the tokenizer shall give to the model, as transformers names it."""
+    from tokenizers import models
+
+    if token_types is None:
+        # Byte-level BPE is RoBERTa's and GPT-2's, which have a single type or none.
+        token_types = not isinstance(backend.model, models.BPE)
+    types = ["token_type_ids"] if token_types else []
+    return {"model_input_names": ["input_ids", *types, "attention_mask"]}
+
+
 def _class_settings(backend, specials: Specials) -> dict[str, Any]:
     """The transformers class that rebuilds just this tokenizer, and its arguments.
 
-    BertTokenizer and RobertaTokenizer take the vocabulary from tokenizer.json and build
-    the rest anew, so anything they do not know goes by the class that reads all of it.
+    BertTokenizer and its like take the vocabulary from tokenizer.json and build the
+    rest anew, so anything they do not know goes by the class that reads all of it. That
+    is so for all unigram ones: the families' classes have normalisers of their own.
     """
     from tokenizers import models, normalizers, pre_tokenizers
 
@@ -159,8 +187,9 @@ def _class_settings(backend, specials: Specials) -> dict[str, Any]:
         and isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
         and pre_tokenizer.use_regex
     ):
+        causal = specials.mask is None
         return {
-            "tokenizer_class": "RobertaTokenizer",
+            "tokenizer_class": "GPT2Tokenizer" if causal else "RobertaTokenizer",
             "add_prefix_space": pre_tokenizer.add_prefix_space,
             "bos_token": specials.cls,
             "eos_token": specials.sep,
@@ -179,21 +208,44 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _specials(
-    vocab: dict[str, int], settings: dict[str, Any], standard: Specials, path: Path
+    vocab: dict[str, int],
+    settings: dict[str, Any],
+    standards: tuple[Specials, ...],
+    path: Path,
 ) -> Specials:
-    """The special tokens by the settings' names, else by their usual spelling."""
-    named: dict[str, str | None] = {}
+    """The special tokens by the settings' names, else by their usual spelling.
+
+    Of several usual spellings the first is taken of which the vocabulary lacks nothing.
+    """
+    given: dict[str, str] = {}
     for role in ROLES:
-        given = settings[key] if (key := f"{role}_token") in settings else None
-        if isinstance(given, dict) and "content" in given:
-            given = given["content"]
-        named[role] = given if isinstance(given, str) else getattr(standard, role)
-    if standard is ROBERTA and named["unk"] not in vocab:
-        named["unk"] = None  # bytes are never unknown
-    missing = [f"{t} ({role})" for role, t in named.items() if t and t not in vocab]
-    if missing:
-        raise _bad(f"{path} lacks the special token {', '.join(missing)}.")
-    return Specials(**named)  # type: ignore[arg-type]
+        token = settings[key] if (key := f"{role}_token") in settings else None
+        if isinstance(token, dict) and "content" in token:
+            token = token["content"]
+        if isinstance(token, str):
+            given[role] = token
+    problems = []
+    for standard in standards:
+        named: dict[str, str | None] = dataclasses.asdict(standard) | given
+        if standards is _BPE and named["unk"] not in vocab:
+            named["unk"] = None  # bytes are never unknown
+        problems.append(
+            [f"{t} ({role})" for role, t in named.items() if t and t not in vocab]
+        )
+        if not problems[-1]:
+            return Specials(**named)  # type: ignore[arg-type]
+    raise _bad(f"{path} lacks the special token {', '.join(problems[0])}.")
+
+
+def _check_unigram(content: dict[str, Any], path: Path) -> None:
+    """Raises PlmjaxError unless blanks become "▁" and unknown characters a piece."""
+    step: dict[str, Any] = content["pre_tokenizer"] or {"type": None}
+    steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
+    spaces = [one for one in steps if one["type"] == "Metaspace"]
+    if not spaces or not all("split" not in one or one["split"] for one in spaces):
+        raise _bad(f"{path}: its words are not parted by a Metaspace pre-tokenizer.")
+    if content["model"]["unk_id"] is None:
+        raise _bad(f"{path}: the unigram model has no piece for unknown characters.")
 
 
 def _vocab_txt(path: Path) -> dict[str, int]:
@@ -202,7 +254,7 @@ def _vocab_txt(path: Path) -> dict[str, int]:
     lines = _text(path).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         piece = line.removesuffix("\r")
-        if not piece.strip():
+        if not piece.strip(" \t"):  # Chinese ones hold U+2028 itself
             raise _bad(f"{path}:{number}: the line is empty.")
         if piece in vocab:
             raise _bad(

@@ -4,14 +4,22 @@ import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plmjax.tokenizers import files
-from plmjax.tokenizers.backends import Specials, byte_of_character
+from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers import files, segmenters
+from plmjax.tokenizers.backends import (
+    Specials,
+    byte_of_character,
+    plain_text_backend,
+)
+from plmjax.tokenizers.segmenters import BLANK, SIGN, Segmenter, part_signs
+from plmjax.tokenizers.unigram import METASPACE
 from plmjax.tokenizers.words import Encoded, WordCache, cutter
 
 if TYPE_CHECKING:
@@ -26,18 +34,28 @@ class Tokenizer:
     `encode_prompt` is the one place where the mask's spelling means the mask.
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer", specials: Specials):
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        specials: Specials,
+        segmenter: Segmenter | None = None,
+    ):
         from tokenizers import models
 
         self.backend = backend
         self.specials = specials
-        self.kind = "bpe" if isinstance(backend.model, models.BPE) else "wordpiece"
+        self.segmenter = segmenter
+        self.kind = {models.BPE: "bpe", models.Unigram: "unigram"}.get(
+            type(backend.model), "wordpiece"
+        )
         backend.encode_special_tokens = True
         # Whoever makes the backend has checked that it knows them.
         self.pad_id: int = backend.token_to_id(specials.pad)  # type: ignore
         self.cls_id: int = backend.token_to_id(specials.cls)  # type: ignore
         self.sep_id: int = backend.token_to_id(specials.sep)  # type: ignore
-        self.mask_id: int = backend.token_to_id(specials.mask)  # type: ignore
+        self.mask_id: int | None = (
+            None if specials.mask is None else backend.token_to_id(specials.mask)
+        )
         self.unk_id = specials.unk and backend.token_to_id(specials.unk)
         added = backend.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, t in added.items() if t.special))
@@ -45,18 +63,44 @@ class Tokenizer:
         self.vocab_size = max(self.vocab.values()) + 1
 
     def __reduce__(self):
-        return _from_json, (self.backend.to_str(), self.specials)
+        return _from_json, (self.backend.to_str(), self.specials, self.segmenter)
+
+    def with_segmenter(self, segmenter: Segmenter | None) -> "Tokenizer":
+        """The same vocabulary with word starts by a segmenter."""
+        return Tokenizer(self.backend, self.specials, segmenter)
+
+    def require_mask(self) -> int:
+        """The mask's id; PlmjaxError (code 4) for a vocabulary without one."""
+        if self.mask_id is None:
+            raise PlmjaxError(
+                "This tokenizer has no mask token, as GPT-2's has none.",
+                hint="Use a vocabulary with one, or a causal objective and model.",
+                code=Exit.MODEL,
+            )
+        return self.mask_id
 
     @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of tokenizer.json with its keys sorted."""
+    def vocabulary_digest(self) -> str:
+        """SHA-256 of tokenizer.json with its keys sorted: what weights belong to."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @functools.cached_property
+    def digest(self) -> str:
+        """The same with the segmenter, if any: what a token store depends on."""
+        if self.segmenter is None:
+            return self.vocabulary_digest
+        both = self.vocabulary_digest + segmenters.as_json(self.segmenter)
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """[V] int32: UTF-8 bytes of each piece without blanks and "##"; specials 0."""
-        surface = _byte_surface() if self.kind == "bpe" else _wordpiece_surface
+        """[V] int32: UTF-8 bytes of each piece without blanks, ## and ▁; specials 0."""
+        surface = {
+            "bpe": _byte_surface,
+            "unigram": lambda: _unigram_surface,
+            "wordpiece": lambda: _wordpiece_surface,
+        }[self.kind]()
         sizes = np.zeros(self.vocab_size, np.int32)
         for piece, number in self.vocab.items():
             sizes[number] = len(surface(piece))
@@ -64,31 +108,79 @@ class Tokenizer:
         return sizes
 
     @functools.cached_property
+    def _plain(self) -> "tokenizers.Tokenizer":
+        """What encodes texts."""
+        return plain_text_backend(self.backend) if self._unigram else self.backend
+
+    @property
+    def _unigram(self) -> bool:
+        return self.kind == "unigram"
+
+    @functools.cached_property
+    def _sign_V(self) -> np.ndarray | None:
+        """Unigram pieces of punctuation, which words in "▁" would take in (ALBERT)."""
+        if not self._unigram:
+            return None
+        sign_V = np.zeros(self.vocab_size, np.int8)
+        for piece, number in self.vocab.items():
+            signs = piece.replace(METASPACE, "")
+            kinds = {unicodedata.category(sign)[0] for sign in signs}
+            if kinds <= {"P", "S"}:
+                sign_V[number] = SIGN if kinds else BLANK
+        return sign_V
+
+    @functools.cached_property
     def _cache(self) -> WordCache:
-        return WordCache(self.backend, cutter(self.backend))
+        return WordCache(self._plain, cutter(self._plain))
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """The texts' ids end to end, without [CLS] and [SEP]."""
-        return self._cache.encode(texts)
+        if self.segmenter is not None:
+            return self.segmenter.encode(self._plain, texts, self._sign_V)
+        found = self._cache.encode(texts)
+        starts = part_signs(found.tokens, found.word_start, self._sign_V)
+        return found._replace(word_start=starts)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text in which [MASK] or <mask> stands for the mask."""
         # Blanks before the mask belong to it, as RoBERTa has it; BERT has no blanks.
-        spellings = {"[MASK]", "<mask>", self.specials.mask}
+        spellings = {"[MASK]", "<mask>", self.specials.mask or "[MASK]"}
         parts = re.split(r"\s*(?:" + "|".join(map(re.escape, spellings)) + ")", text)
-        ids = self.encode_batch(parts[:1]).tokens.tolist()
+        ids = self._ids(parts[0])
         for part in parts[1:]:
-            ids += [self.mask_id, *self.encode_batch([part]).tokens.tolist()]
+            ids += [self.require_mask(), *self._ids(part)]
         return ids
+
+    def _ids(self, text: str) -> list[int]:
+        if self.segmenter is not None:
+            text = self.segmenter.plain(text)
+        return self._cache.encode([text]).tokens.tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; padding is left out, other special tokens are shown."""
-        shown = [int(number) for number in ids if number != self.pad_id]
+        ids = [int(number) for number in ids]
+        shown = [number for number in ids if number != self.pad_id]
+        if self.pad_id in (self.cls_id, self.sep_id):
+            shown = ids  # nothing tells padding from the end of a text
         return self.backend.decode(shown, skip_special_tokens=False)
 
-    def save(self, directory: str | Path, max_length: int = 512) -> None:
-        """Write the files that AutoTokenizer of transformers 5 loads."""
-        files.write(self.backend, self.specials, Path(directory), max_length)
+    def save(
+        self,
+        directory: str | Path,
+        max_length: int = 512,
+        *,
+        token_types: bool | None = None,
+        segmenter: bool = True,
+    ) -> None:
+        """Write the files that AutoTokenizer of transformers 5 loads.
+
+        `token_types`: whether it shall give token_type_ids, for models that have them
+        (None: as the vocabulary's kind is used). Without `segmenter` that stays out,
+        which only plmjax knows.
+        """
+        directory = Path(directory)
+        files.write(self.backend, self.specials, directory, max_length, token_types)
+        segmenters.write(self.segmenter if segmenter else None, directory)
 
     @classmethod
     def load(
@@ -97,22 +189,31 @@ class Tokenizer:
         lowercase: bool = True,
         strip_accents: bool | None = None,
     ) -> "Tokenizer":
-        """From a folder, a tokenizer.json or a vocab.txt.
+        """From a folder, a tokenizer.json or a vocab.txt, with its segmenter if any.
 
         The last two arguments are for a vocab.txt that no tokenizer_config.json stands
         beside. Raises PlmjaxError (code 4) for a vocabulary that cannot be used.
         """
-        return cls(*files.read(Path(path), lowercase, strip_accents))
+        path = Path(path)
+        backend, specials = files.read(path, lowercase, strip_accents)
+        folder = path if path.is_dir() else path.parent
+        return cls(backend, specials, segmenters.read(folder))
 
 
-def _from_json(text: str, specials: Specials) -> Tokenizer:
+def _from_json(text: str, specials: Specials, segmenter: Segmenter | None) -> Tokenizer:
     import tokenizers
 
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), specials)
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), specials, segmenter)
 
 
 def _wordpiece_surface(piece: str) -> bytes:
     return "".join(piece.removeprefix("##").split()).encode()
+
+
+def _unigram_surface(piece: str) -> bytes:
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # a byte that no piece holds
+        return bytes.fromhex(piece[3:5])
+    return "".join(piece.replace(METASPACE, "").split()).encode()
 
 
 def _byte_surface():

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from plmjax.tokenizers.backends import unigram_pre_tokenizer
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -146,14 +148,9 @@ class WordCache:
     def _learn_others(self, units: list[str]):
         encodings = self._backend.encode_batch(units, add_special_tokens=False)
         for unit, encoding in zip(units, encodings, strict=True):
-            words = encoding.word_ids
             self._number[unit] = len(self._number)
             self._ids.extend(encoding.ids)
-            self._starts.extend(
-                # A word of None is an added token: each is a word by itself.
-                word is None or word != before
-                for word, before in zip(words, [None, *words], strict=False)
-            )
+            self._starts.extend(word_starts(encoding))
             self._begin.append(len(self._ids))
 
     def _drop_after(self, kept: int):
@@ -162,6 +159,16 @@ class WordCache:
         del self._begin[kept + 1 :]
         del self._ids[self._begin[-1] :]
         del self._starts[self._begin[-1] :]
+
+
+def word_starts(encoding: "tokenizers.Encoding") -> list[bool]:
+    """Which tokens begin a word of the library's."""
+    words = encoding.word_ids
+    # A word of None is an added token: each is a word by itself.
+    return [
+        word is None or word != before
+        for word, before in zip(words, [None, *words], strict=False)
+    ]
 
 
 def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
@@ -178,6 +185,13 @@ def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
             and isinstance(pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         ):
             return Cutter(_bert_pattern().findall, _ASCII_WORD.fullmatch)
+    elif isinstance(backend.model, models.Unigram):
+        if (
+            pre_tokenizer is not None
+            and pre_tokenizer.__getstate__() == unigram_pre_tokenizer().__getstate__()
+            and _is_cut_by_blanks(normalizer)
+        ):
+            return Cutter(_UNIGRAM_UNIT.findall, _ASCII_UNIT.fullmatch)
     elif (
         isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
         and pre_tokenizer.use_regex
@@ -200,6 +214,8 @@ _BOOK_PUNCTUATION = "¡¿«»" + "".join(map(chr, range(0x2010, 0x2028)))
 
 
 _ASCII_WORD = re.compile("[0-9A-Za-z]+")
+_UNIGRAM_UNIT = re.compile("[^ \t\n\r]+")  # the library also knows rarer blanks
+_ASCII_UNIT = re.compile("[!-~]+")
 
 
 @functools.cache
@@ -261,6 +277,16 @@ def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
         return [text] if unknown.search(text) else words.findall(text)
 
     return Cutter(split, lambda unit: not unknown.search(unit))
+
+
+def _is_cut_by_blanks(normalizer) -> bool:
+    """Whether ASCII blanks stay blanks, and what stands beside them has no effect."""
+    from tokenizers import normalizers as n
+
+    if isinstance(normalizer, n.Sequence):
+        return all(_is_cut_by_blanks(part) for part in normalizer)  # pyright: ignore
+    forms = n.NFC | n.NFD | n.NFKC | n.NFKD  # a blank composes with nothing
+    return isinstance(normalizer, forms | n.Nmt | n.StripAccents | n.Lowercase)
 
 
 def _keeps_ascii(normalizer) -> bool:

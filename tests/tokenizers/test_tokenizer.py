@@ -1,7 +1,9 @@
+import itertools
 import pickle
 import random
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ KINDS = [
     TokenizerConfig(vocab_size=160, lowercase=True, strip_accents=False),
     TokenizerConfig(kind="bpe", vocab_size=330, lowercase=False),
     TokenizerConfig(kind="bpe", vocab_size=330, lowercase=True),
+    TokenizerConfig(kind="unigram", vocab_size=140),
+    TokenizerConfig(kind="unigram", vocab_size=140, lowercase=False),
 ]
 
 
@@ -38,13 +42,28 @@ def tokenizer(request):
 
 def reference(tokenizer, texts):
     """The library's own answer, text by text."""
+    backend = tokenizer.backend
+    if any(token in text for token in tokenizer.specials.tokens() for text in texts):
+        backend = tokenizer._plain  # a unigram model would find them in the text
     tokens, starts, lengths = [], [], []
-    for encoding in tokenizer.backend.encode_batch(texts, add_special_tokens=False):
-        words = encoding.word_ids
+    for encoding in backend.encode_batch(texts, add_special_tokens=False):
+        words = list(encoding.word_ids)
+        if tokenizer.kind == "unigram":  # "▁word" and its signs are one to the library
+            pieces = [backend.id_to_token(number) for number in encoding.ids]
+            parts = [
+                (is_sign(piece) and before != "▁") or is_sign(before)
+                for piece, before in zip(pieces, ["", *pieces], strict=False)
+            ]
+            words = list(zip(words, itertools.accumulate(parts), strict=False))
         tokens += encoding.ids
         starts += [a != b for a, b in zip(words, [None, *words], strict=False)]
         lengths.append(len(encoding.ids))
     return tokens, starts, lengths
+
+
+def is_sign(piece):
+    letters = piece.replace("▁", "")
+    return bool(letters) and all(unicodedata.category(c)[0] in "PS" for c in letters)
 
 
 def assert_exact(tokenizer, texts):
@@ -82,7 +101,7 @@ def test_word_starts(tokenizer):
     words.append(tokenizer.decode(word).strip())
     expected = (
         ["the", "sailors", "didn", "'", "t", "sail", ",", "cafe"]
-        if tokenizer.kind == "wordpiece"
+        if tokenizer.kind != "bpe"
         else ["the", "sailors", "didn", "'t", "sail", ",", "cafe"]
     )
     plain = [w.removeprefix("##").lower().replace("é", "e") for w in words]
@@ -172,7 +191,7 @@ def test_save_load_and_pickle(tokenizer, tmp_path):
         Tokenizer.load(tmp_path / "tokenizer.json"),
         pickle.loads(pickle.dumps(tokenizer)),
     ):
-        assert other.digest == tokenizer.digest
+        assert other.digest == tokenizer.digest == tokenizer.vocabulary_digest
         assert other.kind == tokenizer.kind
         assert other.special_ids == tokenizer.special_ids
         assert_exact(other, SENTENCES)
@@ -195,7 +214,7 @@ def test_bakes_in_no_truncation(tmp_path):
     assert len(Tokenizer.load(tmp_path).encode_batch(SENTENCES[:1]).tokens) > 4
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_same_documents_same_vocabulary_in_every_process(kind):
     # Ties abound in this text; hash tables differ from process to process.
     program = (
@@ -248,7 +267,7 @@ def fails(code, *words):
     return Check()
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_vocabulary_larger_than_the_text_gives(kind):
     config = TokenizerConfig(kind=kind, vocab_size=5000)
     with fails(3, "gives only", "vocab_size=5000", "min_frequency"):
@@ -260,8 +279,9 @@ def test_bad_training():
         train_tokenizer(TokenizerConfig(), ["", "  \n"])
     with fails(2, "wordpeice", "wordpiece, bpe"):
         train_tokenizer(TokenizerConfig(kind="wordpeice"), SENTENCES)
-    with fails(3, "letters", "vocab_size=20"):
-        train_tokenizer(TokenizerConfig(vocab_size=20), SENTENCES)
+    for kind in ("wordpiece", "unigram"):
+        with fails(3, "letters", "vocab_size=20"):
+            train_tokenizer(TokenizerConfig(kind=kind, vocab_size=20), SENTENCES)
     with fails(2, "261"):
         train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=100), SENTENCES)
 
@@ -284,6 +304,12 @@ def test_bad_vocab_txt(tmp_path, content, words):
         Tokenizer.load(tmp_path / "vocab.txt")
 
 
+def test_a_piece_may_be_a_line_separator(tmp_path):
+    (tmp_path / "vocab.txt").write_text(SPECIALS + "\u2028\n\u3000\na\n")
+    found = Tokenizer.load(tmp_path)  # bert-base-chinese has U+2028
+    assert (found.vocab["\u2028"], found.vocab["a"]) == (5, 7)
+
+
 def test_bad_files(tmp_path):
     with fails(2, "does not exist"):
         Tokenizer.load(tmp_path / "nothing")
@@ -301,9 +327,9 @@ def test_bad_files(tmp_path):
 def test_refuses_other_models(tmp_path):
     import tokenizers
 
-    model = tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)
+    model = tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
-    with fails(4, "Unigram", "byte-level BPE"):
+    with fails(4, "WordLevel", "byte-level BPE"):
         Tokenizer.load(tmp_path)
 
 
@@ -321,16 +347,18 @@ def test_vocab_txt_follows_its_arguments_or_its_config(tmp_path):
     assert Tokenizer.load(vocab).encode_batch(text).tokens.tolist() == [5, 8]
 
 
-def test_added_tokens_and_unknown_normalizers_go_through_the_library(tmp_path):
+@pytest.mark.parametrize("kind", [KINDS[3], KINDS[5]], ids=str)
+def test_added_tokens_and_unknown_normalizers_go_through_the_library(kind, tmp_path):
     from tokenizers import normalizers
 
     for number, change in enumerate(
         [
             lambda backend: backend.add_tokens(["the sea"]),
             lambda backend: setattr(backend, "normalizer", normalizers.NFKC()),
+            lambda backend: setattr(backend, "normalizer", normalizers.Strip()),
         ]
     ):
-        tokenizer = train_tokenizer(KINDS[3], SENTENCES * 3)
+        tokenizer = train_tokenizer(kind, SENTENCES * 3)
         change(tokenizer.backend)
         tokenizer.save(tmp_path / str(number))
         assert_exact(Tokenizer.load(tmp_path / str(number)), SENTENCES)
@@ -341,3 +369,14 @@ def test_special_tokens_spelt_in_the_text_shape_no_piece():
     trained = train_tokenizer(TokenizerConfig(vocab_size=58), documents)
     upper = [p for p in trained.vocab if p != p.lower()]
     assert sorted(upper) == ["[CLS]", "[MASK]", "[PAD]", "[SEP]", "[UNK]"]
+    config = TokenizerConfig(kind="unigram", vocab_size=50, lowercase=False)
+    trained = train_tokenizer(config, documents)
+    spelt = [p for p in trained.vocab if "MASK" in p or "]" in p]
+    assert {"[CLS]", "[MASK]", "[SEP]", "]"} <= set(spelt)
+    assert {"[CLS]", "[MASK]", "[SEP]", "]", "MASK", "▁MASK"} >= set(spelt)
+
+
+def test_nothing_but_controls():
+    for kind in ("wordpiece", "unigram"):
+        with fails(3, "gives only"):
+            train_tokenizer(TokenizerConfig(kind=kind), ["\x01\x02"])

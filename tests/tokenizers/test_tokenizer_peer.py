@@ -1,5 +1,8 @@
 """AutoTokenizer reads what we write, and we read what it writes."""
 
+import json
+import struct
+
 import pytest
 
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, train_tokenizer
@@ -9,6 +12,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # transformers' own
 ]
 
+# SentencePiece's compiled table of a double array without any rule.
+CHARSMAP = struct.pack("<I", 1024) + bytes(1024)
 TEXTS = [
     "The café’s owner—an old sailor—told us about the sea and the ships.",
     "It isn't  in\tits place,\nis it? 東京 2024 Ünïcode",
@@ -21,11 +26,15 @@ CONFIGS = [
     TokenizerConfig(vocab_size=110, strip_accents=False),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=False),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=True),
+    TokenizerConfig(kind="unigram", vocab_size=120),
+    TokenizerConfig(kind="unigram", vocab_size=120, lowercase=False),
 ]
+FAMILIES = ["bert", "electra", "distilbert", "roberta", "gpt2", "albert"]
+FAMILIES += ["xlm-roberta", "deberta-v2"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("model_type", [None, "bert", "roberta"])
+@pytest.mark.parametrize("model_type", [None, *FAMILIES])
 def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     from transformers import AutoTokenizer
 
@@ -45,14 +54,18 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     assert found == [getattr(ours, f"{role}_id") for role in roles]
     if config.kind == "wordpiece":
         assert type(theirs).__name__ == "BertTokenizer"
-        pair = theirs("old", "sea")
-        assert sorted(set(pair["token_type_ids"])) == [0, 1]
-    elif not config.lowercase:
+    elif config.kind == "bpe" and not config.lowercase:
         assert type(theirs).__name__ == "RobertaTokenizer"
-    prompt = f"The {theirs.mask_token} and the sea"
-    assert theirs(prompt, add_special_tokens=False)["input_ids"] == (
-        ours.encode_prompt(prompt)
-    )
+    pair = theirs("old", "sea")
+    if config.kind == "bpe":
+        assert "token_type_ids" not in pair
+    else:
+        assert sorted(set(pair["token_type_ids"])) == [0, 1]
+    for text in ("The {} and the sea", "{}.", "old{}, {} sea"):
+        prompt = text.replace("{}", theirs.mask_token)
+        assert theirs(prompt, add_special_tokens=False)["input_ids"] == (
+            ours.encode_prompt(prompt)
+        )
     batch = theirs(["old", "old sea"], padding=True, truncation=True)
     assert len({len(ids) for ids in batch["input_ids"]}) == 1
 
@@ -63,3 +76,86 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
             ours.encode_batch([text]).tokens.tolist()
         )
     assert back.special_ids == ours.special_ids
+
+
+def test_token_types_by_the_model(tmp_path):
+    from transformers import AutoTokenizer
+
+    ours = train_tokenizer(CONFIGS[0], TEXTS * 3)
+    ours.save(tmp_path, token_types=False)  # DistilBERT has no types
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert sorted(theirs("old", "sea")) == ["attention_mask", "input_ids"]
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_gpt2_as_published(form, tmp_path):
+    from transformers import AutoTokenizer, GPT2Tokenizer
+
+    trained = train_tokenizer(CONFIGS[3], TEXTS * 3)
+    trained.backend.model.save(str(tmp_path))
+    end = "<|endoftext|>"
+    vocab = {p: n - 5 for p, n in trained.vocab.items() if n >= 5}  # without <s>, ...
+    vocab[end] = len(vocab)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    source = GPT2Tokenizer.from_pretrained(tmp_path)
+    if form == "tokenizer.json":
+        source.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    assert ours.kind == "bpe" and ours.mask_id is None
+    ends = {ours.cls_id, ours.sep_id, ours.pad_id, ours.unk_id}
+    assert ends == {source.convert_tokens_to_ids(end)} == set(ours.special_ids)
+    ours.save(tmp_path / "ours")
+    (tmp_path / "ours" / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert type(theirs).__name__ == "GPT2Tokenizer"
+    assert theirs.eos_token_id == theirs.pad_token_id == ours.pad_id
+    for text in TEXTS:
+        expected = ours.encode_batch([text]).tokens.tolist()
+        assert source(text)["input_ids"] == theirs(text)["input_ids"] == expected
+    assert Tokenizer.load(tmp_path / "ours").specials == ours.specials
+
+
+@pytest.mark.parametrize("family", ["Albert", "XLMRoberta", "DebertaV2"])
+def test_unigram_as_published(family, tmp_path):
+    import transformers
+
+    trained = train_tokenizer(CONFIGS[6], TEXTS * 3)
+    pieces = json.loads(trained.backend.to_str())["model"]["vocab"]
+    kind = getattr(transformers, f"{family}Tokenizer")
+    heads = {
+        "Albert": ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
+        "XLMRoberta": ["<s>", "<pad>", "</s>", "<unk>"],
+        "DebertaV2": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+    }[family]
+    vocab = [(piece, 0.0) for piece in heads]
+    vocab += [(piece, score) for piece, score in pieces[5:]]
+    if family == "XLMRoberta":
+        vocab += [("<mask>", 0.0)]
+    extra = (
+        {"bos_token": "[CLS]", "eos_token": "[SEP]"} if family != "XLMRoberta" else {}
+    )
+    source = kind(vocab=vocab, _spm_precompiled_charsmap=CHARSMAP, **extra)
+    source.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    roles = ["pad", "unk", "cls", "sep", "mask"]
+    assert ours.kind == "unigram"
+    assert [getattr(ours, f"{role}_id") for role in roles] == [
+        getattr(source, f"{role}_token_id") for role in roles
+    ]
+    ours.save(tmp_path / "ours")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for text in TEXTS:
+        expected = ours.encode_batch([text]).tokens.tolist()
+        assert source(text, add_special_tokens=False)["input_ids"] == expected
+        assert theirs(text)["input_ids"] == source(text)["input_ids"]
+    # Spelt in a text they are text for us alone.
+    spelt = ours.encode_batch([f"old {ours.specials.mask} {ours.specials.pad}sea"])
+    assert not set(spelt.tokens.tolist()) & (set(ours.special_ids) - {ours.unk_id})
+    assert (
+        ours.encode_prompt("old [MASK] sea")
+        == (
+            source(f"old {source.mask_token} sea", add_special_tokens=False)[
+                "input_ids"
+            ]
+        )
+    )

@@ -1,0 +1,253 @@
+"""Chinese words: which characters belong together, found by jieba or by spaces.
+
+Tokens stay the vocabulary's (characters for BERT); a segmenter only says where words
+start, for whole-word masking (Cui et al. 2019, "Pre-Training with Whole Word Masking
+for Chinese BERT").
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import io
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers.words import Encoded, word_starts
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SIGN, BLANK = 1, 2  # of a piece; others have letters
+FILE = "plmjax_segmenter.json"  # beside tokenizer.json
+
+_IDEOGRAPHS = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CHINESE = re.compile(f"[{_IDEOGRAPHS}]")
+# Writing without spaces: ideographs, kana, and the wide punctuation among them.
+_WIDE = re.compile(f"[{_IDEOGRAPHS}\u3000-\u30ff\uff00-\uffef]")
+_BLANKS = re.compile(r"(\s+)")
+_ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmenter:
+    """Cuts texts into words; `dictionary` is the text of jieba's user dictionary."""
+
+    kind: Literal["jieba", "spaces"]
+    dictionary: str = ""
+
+    def cut(self, text: str) -> list[str]:
+        """Returns words, and what stands between them, that join to the plain text."""
+        if self.kind == "spaces":
+            return _cut_at_spaces(text)
+        words = list(_jieba(self.dictionary).cut(text))
+        assert "".join(words) == text
+        return words
+
+    def plain(self, text: str) -> str:
+        """The text as it is tokenised: without the blanks that only part words."""
+        return "".join(self.cut(text)) if self.kind == "spaces" else text
+
+    def encode(
+        self,
+        backend: "tokenizers.Tokenizer",
+        texts: Sequence[str],
+        sign_V: np.ndarray | None,
+    ) -> Encoded:
+        """The texts' ids, with this segmenter's words where there is Chinese.
+
+        Elsewhere words start as without a segmenter; `sign_V` as in `part_signs`.
+        """
+        tokens, starts, lengths = [np.empty(0, np.int32)], [np.empty(0, bool)], []
+        for begin in range(0, len(texts), 256):
+            cuts = [self.cut(text) for text in texts[begin : begin + 256]]
+            plain = ["".join(words) for words in cuts]
+            encodings = backend.encode_batch(plain, add_special_tokens=False)
+            for words, text, encoding in zip(cuts, plain, encodings, strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                own = part_signs(ids, np.array(word_starts(encoding), bool), sign_V)
+                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                tokens.append(ids)
+                starts.append(_mark(words, text, offsets, own))
+                lengths.append(len(ids))
+        return Encoded(
+            np.concatenate(tokens),
+            np.concatenate(starts),
+            np.array(lengths, np.int64),
+        )
+
+
+def part_signs(
+    tokens: np.ndarray, word_start: np.ndarray, sign_V: np.ndarray | None
+) -> np.ndarray:
+    """Word starts in which the pieces that `sign_V` marks SIGN are words of their own.
+
+    A piece that is marked BLANK, the "▁" alone, belongs to the sign after it.
+    """
+    if sign_V is None or not len(tokens):
+        return word_start
+    kind = sign_V[tokens]
+    before = np.concatenate([[0], kind[:-1]])
+    return word_start | ((kind == SIGN) & (before != BLANK)) | (before == SIGN)
+
+
+def _mark(
+    words: list[str], text: str, offsets: np.ndarray, word_start: np.ndarray
+) -> np.ndarray:
+    """Word starts [n] of tokens with offsets [n, 2], glued inside Chinese words.
+
+    Of the tokens that share a character (the bytes of byte-level BPE) only the first
+    can start a word, and none that begins where another still goes on.
+    """
+    inside, opens = np.zeros(len(text) + 1, bool), np.zeros(len(text) + 1, bool)
+    begin = 0
+    for word in words:
+        end = begin + len(word)
+        if _CHINESE.search(word):
+            inside[begin + 1 : end] = True
+            opens[[begin, end]] = True
+        begin = end
+    # A blank at the front of a token (" word") is not where its word begins.
+    blank = np.fromiter(map(str.isspace, text), bool, len(text))
+    place = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
+    solid = np.minimum.accumulate(place[::-1])[::-1][offsets[:, 0]]
+    only_blank = solid >= offsets[:, 1]
+    at = np.where(only_blank, offsets[:, 0], solid)
+    before = np.concatenate([[0], offsets[:-1, 1]])
+    # A token of that blank alone has begun the word already.
+    begun = np.concatenate([[False], only_blank[:-1]]) & ~word_start
+    return (word_start & ~inside[at]) | (opens[at] & (before <= at) & ~begun)
+
+
+def _cut_at_spaces(text: str) -> list[str]:
+    """A blank stays only between two words of which neither is in wide characters."""
+    parts = _BLANKS.split(text)  # word, blank, word, blank, ..., word
+    kept = parts[:1]
+    for before, blank, after in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
+        wide = _WIDE.match(before[-1:]) or _WIDE.match(after[:1])
+        if "\n" in blank or not wide:
+            kept.append(blank)
+        kept.append(after)
+    return kept
+
+
+@functools.cache
+def _jieba(dictionary: str):
+    """A jieba tokenizer of our own: quiet, without a file that others could share."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is of 2020: pkg_resources, "\."
+        try:
+            import jieba  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise _missing() from None
+        jieba.setLogLevel(logging.WARNING)
+        found = jieba.Tokenizer()
+        # It keeps its dictionary in the common temporary folder under one name.
+        with tempfile.TemporaryDirectory(prefix="plmjax-jieba-") as folder:
+            found.tmp_dir = folder  # pyright: ignore
+            found.initialize()
+        found.load_userdict(io.StringIO(dictionary))
+    return found
+
+
+def make_segmenter(kind: str, dictionary: str | None) -> Segmenter | None:
+    """The segmenter that a config names, or None; `dictionary` is a path.
+
+    Raises:
+      PlmjaxError: jieba is not installed, or the user dictionary is not to be used.
+    """
+    if kind not in ("none", "jieba", "spaces"):
+        raise PlmjaxError(
+            f"tokenizer.segmenter={kind!r} is not known.",
+            hint="Known ones: none, jieba, spaces.",
+        )
+    if dictionary is not None and kind != "jieba":
+        raise PlmjaxError(
+            f"tokenizer.user_dictionary is jieba's, but tokenizer.segmenter={kind!r}.",
+            hint="Set --config.tokenizer.segmenter=jieba, or leave the dictionary out.",
+        )
+    if kind == "none":
+        return None
+    if kind == "spaces":
+        return Segmenter("spaces")
+    if importlib.util.find_spec("jieba") is None:
+        raise _missing()
+    return Segmenter("jieba", "" if dictionary is None else _read(Path(dictionary)))
+
+
+def _read(path: Path) -> str:
+    """A user dictionary: a word a line, then its frequency and its tag if given."""
+    hint = "Give a UTF-8 text file: a word a line, with a count and a tag if you like."
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PlmjaxError(
+            f"{path}: byte {error.start} is not UTF-8.", hint=hint, code=Exit.DATA
+        ) from None
+    except OSError as error:
+        raise PlmjaxError(
+            f"tokenizer.user_dictionary={str(path)!r} cannot be read: "
+            f"{error.strerror} (in {Path.cwd()}).",
+            hint=hint,
+        ) from None
+    lines = [line.strip() for line in text.splitlines()]
+    for number, line in enumerate(lines, 1):
+        if line and not _ENTRY.fullmatch(line):
+            raise PlmjaxError(
+                f"{path}:{number}: {line!r} is no word with an optional count and an "
+                "optional tag of small letters.",
+                hint=hint,
+                code=Exit.DATA,
+            )
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def write(segmenter: Segmenter | None, directory: Path) -> None:
+    """Write the segmenter beside its tokenizer, or remove an older one."""
+    if segmenter is None:
+        (directory / FILE).unlink(missing_ok=True)
+    else:
+        (directory / FILE).write_text(as_json(segmenter), encoding="utf-8")
+
+
+def read(directory: Path) -> Segmenter | None:
+    """The segmenter that `write` left in a folder, if any."""
+    if not (directory / FILE).is_file():
+        return None
+    try:
+        held = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        if held["segmenter"] not in ("jieba", "spaces"):
+            raise ValueError(f"{held['segmenter']!r} is not known")
+        return Segmenter(held["segmenter"], str(held["user_dictionary"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlmjaxError(
+            f"{directory / FILE} is no segmenter of plmjax: {error}.",
+            hint="Remove the file, and set --config.tokenizer.segmenter again.",
+            code=Exit.MODEL,
+        ) from None
+
+
+def as_json(segmenter: Segmenter) -> str:
+    held = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
+    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+
+
+def plain_documents(
+    segmenter: Segmenter | None, documents: Iterable[str]
+) -> Iterable[str]:
+    return documents if segmenter is None else map(segmenter.plain, documents)
+
+
+def _missing() -> PlmjaxError:
+    return PlmjaxError(
+        "tokenizer.segmenter='jieba' needs the package jieba, which is not installed.",
+        hint="pip install 'plmjax[chinese]', or set --config.tokenizer.segmenter=none.",
+    )

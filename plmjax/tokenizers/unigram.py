@@ -1,0 +1,284 @@
+"""Trains a unigram vocabulary as SentencePiece does (Kudo 2018), always the same one.
+
+The tokenizers library's trainer sums in the order of a hash table that differs from
+process to process, so its scores differ in their last digits and its ids with them.
+Here the same words give the same vocabulary: numpy, in a fixed order.
+
+Legend: N pieces, E edges. An edge is a piece in its place in a word, from the node
+before its first character to the node after its last.
+"""
+
+import dataclasses
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+import numpy as np
+
+METASPACE = "▁"  # stands for the blank before a word
+LONGEST_PIECE = 16  # characters
+LONGEST_RUN = 64  # longer ones are cut for the training
+SEEDS_PER_PIECE = 20  # SentencePiece starts with a million, whatever the size
+SHRINK = 0.75  # the share that outlives a round of pruning
+
+
+def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, float]]:
+    """Returns at most `size` pieces with their log probabilities, likeliest first.
+
+    `words` are counted and begin with "▁"; every character in them is a piece, others
+    must occur `least` times. No piece mixes letters of two scripts, digits and signs.
+    """
+    runs = Counter()
+    for word, count in words.items():
+        for run in _runs(word):
+            runs[run] += count
+    texts = sorted(runs)
+    corpus = _Corpus.make(texts, np.array([runs[text] for text in texts], float))
+    seeds = _seeds(corpus, max(least, 2), SEEDS_PER_PIECE * size)
+    lattice = _lattice(corpus, seeds)
+    inside = _inside(corpus, lattice, seeds)
+    score_N = seeds.count * seeds.length
+    log_N = np.log(score_N / score_N.sum())
+    alive_N = np.ones(len(log_N), bool)
+    required_N = seeds.length == 1
+    assert np.count_nonzero(required_N) <= size
+    while True:
+        for _ in range(2):
+            expected_N = lattice.expected(log_N, corpus.count)
+            keep = max(size, int(np.count_nonzero(expected_N >= 0.5)))
+            alive_N &= _best(np.where(alive_N, expected_N, 0.0), required_N, keep)
+            log_N = _maximise(expected_N, alive_N)
+            lattice, inside = lattice.of(alive_N), inside.of(alive_N)
+        left = np.count_nonzero(alive_N)
+        if left <= size:
+            break
+        # What the text would lose in likelihood without a piece.
+        other_N = inside.best(log_N, seeds)
+        with np.errstate(invalid="ignore"):  # of the dead ones
+            loss_N = np.where(alive_N, expected_N * (log_N - other_N), -np.inf)
+        alive_N &= _best(loss_N, required_N, max(size, int(SHRINK * left)))
+        log_N = np.where(alive_N, log_N, -np.inf)
+        lattice, inside = lattice.of(alive_N), inside.of(alive_N)
+    names = corpus.pieces(seeds.first[alive_N], seeds.length[alive_N])
+    scores = (round(float(score), 6) for score in log_N[alive_N])
+    return sorted(zip(names, scores, strict=True), key=lambda item: (-item[1], item[0]))
+
+
+def _runs(word: str) -> Iterable[str]:
+    """Cuts a word where its script changes; "▁" goes with what follows it."""
+    begin, kind = 0, ""
+    for place, character in enumerate(word):
+        found = _script(character) or kind
+        if place - begin >= LONGEST_RUN or (kind and found != kind):
+            yield word[begin:place]
+            begin = place
+        kind = found
+    yield word[begin:]
+
+
+@cache
+def _script(character: str) -> str:
+    """Letters by script, digits, signs; "" for "▁" and marks, which join any."""
+    if character == METASPACE:
+        return ""
+    category = unicodedata.category(character)[0]
+    if category != "L":
+        return "" if category == "M" else "N" if category == "N" else "sign"
+    script = unicodedata.name(character, "letter").split(" ")[0].split("-")[0]
+    return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corpus:
+    """Runs end to end: letter [characters] codes, run of each, counts by run."""
+
+    text: str
+    letter: np.ndarray
+    run: np.ndarray
+    begin: np.ndarray  # [runs + 1]
+    count: np.ndarray  # [runs]
+
+    @classmethod
+    def make(cls, texts: list[str], count: np.ndarray) -> "_Corpus":
+        text = "".join(texts)
+        letter = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        begin = np.concatenate([[0], np.cumsum(sizes)])
+        return cls(text, letter, np.repeat(np.arange(len(texts)), sizes), begin, count)
+
+    def pieces(self, first: np.ndarray, length: np.ndarray) -> list[str]:
+        spans = zip(first.tolist(), length.tolist(), strict=True)
+        return [self.text[place : place + size] for place, size in spans]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seeds:
+    """Pieces: first place, length and count [N]; all places, and of which [E]."""
+
+    first: np.ndarray
+    length: np.ndarray
+    count: np.ndarray
+    place: np.ndarray  # [E]
+    piece: np.ndarray  # [E]
+
+
+def _seeds(corpus: _Corpus, least: int, limit: int) -> _Seeds:
+    """All characters, and of the longer frequent substrings those that cover most.
+
+    A substring that is always followed by the same character is left out, as in a
+    suffix array: the longer one says as much.
+    """
+    end = corpus.begin[corpus.run + 1]
+    place = np.arange(len(corpus.letter))
+    name = np.zeros(len(place), np.int64)  # of the substring one shorter, by place
+    levels: list[list[np.ndarray]] = []  # first, count, place, name by length
+    for length in range(1, LONGEST_PIECE + 1):
+        fits = place + length <= end[place]
+        place, name = place[fits], name[fits]
+        if not len(place):
+            break
+        key = name * 0x110000 + corpus.letter[place + length - 1]
+        _, at, longer = np.unique(key, return_index=True, return_inverse=True)
+        count = np.bincount(longer, corpus.count[corpus.run[place]])
+        if levels:
+            shorter = levels[-1]
+            same = count == shorter[1][name[at]]
+            if length > 2:
+                shorter[1][name[at[same]]] = 0.0
+        levels.append([place[at], count, place, longer])
+        frequent = count[longer] >= (0 if length == 1 else least)
+        place, name = place[frequent], longer[frequent]
+    worth = [(level[1] >= least) * level[1] * n for n, level in enumerate(levels, 1)]
+    worth[0][:] = np.inf  # characters are always in
+    chosen = _best(np.concatenate(worth), np.concatenate(worth) == np.inf, limit)
+    chosen &= np.concatenate(worth) > 0
+    sizes = np.array([len(level[0]) for level in levels])
+    number = np.where(chosen, np.cumsum(chosen) - 1, -1)
+    number_of = np.split(number, np.cumsum(sizes)[:-1])
+    places, pieces = [], []
+    for level, numbers in zip(levels, number_of, strict=True):
+        of_place = numbers[level[3]]
+        places.append(level[2][of_place >= 0])
+        pieces.append(of_place[of_place >= 0])
+    return _Seeds(
+        np.concatenate([level[0] for level in levels])[chosen],
+        np.repeat(np.arange(1, len(levels) + 1), sizes)[chosen],
+        np.concatenate([level[1] for level in levels])[chosen],
+        np.concatenate(places),
+        np.concatenate(pieces),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lattice:
+    """Edges of many words side by side; a word's first node has depth 0."""
+
+    start: np.ndarray  # [E] nodes
+    end: np.ndarray
+    piece: np.ndarray
+    depth: np.ndarray  # by node
+    word: np.ndarray  # by node
+
+    def of(self, alive_N: np.ndarray) -> "_Lattice":
+        kept = alive_N[self.piece]
+        edges = (self.start[kept], self.end[kept], self.piece[kept])
+        return _Lattice(*edges, self.depth, self.word)
+
+    def sweep(self, log_N: np.ndarray, backward: bool, best: bool) -> np.ndarray:
+        """Returns by node the log of the sum (or the best) of all ways to it."""
+        begin, end = (self.end, self.start) if backward else (self.start, self.end)
+        depth = self.depth[end] * (-1 if backward else 1)
+        order = np.lexsort((end, depth))
+        begin, end, log_E = begin[order], end[order], log_N[self.piece[order]]
+        # Of each node the first edge, of each depth the first node.
+        edge = np.flatnonzero(np.diff(end, prepend=-1))
+        node = end[edge]
+        steps = np.flatnonzero(np.diff(depth[order][edge], prepend=depth.min() - 1))
+        bounds = np.append(edge, len(end))
+        value = np.zeros(len(self.depth))
+        for low, high in zip(steps, np.append(steps[1:], len(node)), strict=True):
+            edges = slice(bounds[low], bounds[high])
+            way = value[begin[edges]] + log_E[edges]
+            at = bounds[low:high] - bounds[low]
+            top = np.maximum.reduceat(way, at)
+            if not best:
+                sizes = np.diff(bounds[low : high + 1])
+                way = np.exp(way - np.repeat(top, sizes))
+                top += np.log(np.add.reduceat(way, at))
+            value[node[low:high]] = top
+        return value
+
+    def expected(self, log_N: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Returns how often each piece is used, all segmentations weighed."""
+        before = self.sweep(log_N, backward=False, best=False)
+        after = self.sweep(log_N, backward=True, best=False)
+        total = after[self.depth == 0]
+        word = self.word[self.start]
+        chance = before[self.start] + log_N[self.piece] + after[self.end] - total[word]
+        return np.bincount(self.piece, np.exp(chance) * count[word], len(log_N))
+
+    def best(self, log_N: np.ndarray, seeds: _Seeds) -> np.ndarray:
+        """Returns of each piece its likeliest segmentation into others."""
+        if not len(self.start):
+            return np.full(len(log_N), -np.inf)
+        last = np.cumsum(seeds.length + 1) - 1
+        return self.sweep(log_N, backward=False, best=True)[last]
+
+
+def _lattice(corpus: _Corpus, seeds: _Seeds) -> _Lattice:
+    """The corpus's: its nodes are the gaps of each run, run after run."""
+    word, depth = _nodes(np.diff(corpus.begin))
+    start = seeds.place + corpus.run[seeds.place]
+    order = np.argsort(start, kind="stable")
+    start, piece = start[order], seeds.piece[order]
+    return _Lattice(start, start + seeds.length[piece], piece, depth, word)
+
+
+def _inside(corpus: _Corpus, lattice: _Lattice, seeds: _Seeds) -> _Lattice:
+    """The pieces' own: what else stands in the corpus where a piece first stands."""
+    first = seeds.first + corpus.run[seeds.first]
+    # Edges are in the order of their starts: those that begin in a piece lie together.
+    low = np.searchsorted(lattice.start, first)
+    sizes = np.searchsorted(lattice.start, first + seeds.length) - low
+    owner = np.repeat(np.arange(len(first)), sizes)
+    edge = np.arange(len(owner)) + np.repeat(low - (np.cumsum(sizes) - sizes), sizes)
+    kept = lattice.end[edge] <= (first + seeds.length)[owner]
+    kept &= lattice.piece[edge] != owner
+    edge, owner = edge[kept], owner[kept]
+    word, depth = _nodes(seeds.length)
+    shift = np.flatnonzero(depth == 0)[owner] - first[owner]
+    start, end = lattice.start[edge] + shift, lattice.end[edge] + shift
+    return _Lattice(start, end, lattice.piece[edge], depth, word)
+
+
+def _nodes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of each node its word and how many characters stand before it there."""
+    sizes = lengths + 1
+    word = np.repeat(np.arange(len(sizes)), sizes)
+    return word, np.arange(len(word)) - (np.cumsum(sizes) - sizes)[word]
+
+
+def _best(value_N: np.ndarray, required_N: np.ndarray, keep: int) -> np.ndarray:
+    """Marks the required and, up to `keep` in all, those of the highest value."""
+    order = np.argsort(np.where(required_N, -np.inf, -value_N), kind="stable")
+    chosen_N = required_N.copy()
+    chosen_N[order[:keep]] = True
+    return chosen_N
+
+
+def _maximise(expected_N: np.ndarray, alive_N: np.ndarray) -> np.ndarray:
+    """The log probabilities under a sparse prior: digamma for the logarithm (Kudo)."""
+    # A character that the text does not need alone can still be met elsewhere.
+    count_N = np.maximum(expected_N, 0.5)
+    log_N = _digamma(count_N) - _digamma(count_N[alive_N].sum())
+    return np.where(alive_N, log_N, -np.inf)
+
+
+def _digamma(x: np.ndarray) -> np.ndarray:
+    """By its recurrence up to x + 6 and its asymptotic series; x > 0."""
+    shift = sum(1.0 / (x + n) for n in range(6))
+    x = x + 6
+    square = 1.0 / (x * x)
+    series = square * (1 / 12 - square * (1 / 120 - square / 252))
+    return np.log(x) - 0.5 / x - series - shift
