@@ -145,10 +145,29 @@ def _parser() -> argparse.ArgumentParser:
         'plmjax fill "The [MASK] of a matrix" --model=runs/docstrings',
     )
     added.add_argument("text", help="text with one or more [MASK]")
-    added.add_argument(
-        "--model", required=True, help="a run's workdir or a Hugging Face folder"
-    )
+    _model(added)
     added.add_argument("--top", type=int, default=5, help="guesses for each mask")
+    _checkpoint(added)
+
+    added = verb(
+        "next",
+        _next,
+        "say how likely one sentence follows another, by a model trained with pairs",
+        'plmjax next "It was late." "We went home." --model=runs/meditations',
+    )
+    added.add_argument("first", metavar="A")
+    added.add_argument("second", metavar="B")
+    _model(added)
+    _checkpoint(added)
+
+    added = verb(
+        "detect",
+        _detect,
+        "show which words an ELECTRA discriminator thinks were replaced",
+        'plmjax detect "The rows of a banana" --model=runs/electra',
+    )
+    added.add_argument("text")
+    _model(added)
     _checkpoint(added)
 
     added = verb(
@@ -159,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--workdir", required=True)
     added.add_argument("--to", required=True, metavar="DIR")
+    added.add_argument(
+        "--part",
+        help="of a run with several models, generator or discriminator alone "
+        "(default: each in a folder of its name)",
+    )
     _checkpoint(added)
 
     added = verb(
@@ -227,6 +251,12 @@ def _bench_verbs(verb, benches) -> None:
     added.add_argument("--rounds", type=int, default=3)
     added.add_argument("--workers", type=int, default=1, help="processes a side")
     _json(added)
+
+
+def _model(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--model", required=True, help="a run's workdir or a Hugging Face folder"
+    )
 
 
 def _json(added: argparse.ArgumentParser) -> None:
@@ -326,23 +356,24 @@ def _evaluate(args) -> int:
 
     _start_jax()
     from plmjax.evaluate.held_out import score_run
-    from plmjax.evaluate.model import open_model
+    from plmjax.evaluate.model import open_run
+    from plmjax.run import teacher_arrays
+    from plmjax.show import as_text
     from plmjax.train.workdir import Workdir
 
     _at_least_one(args, "batch", "rows")
     workdir = Workdir(args.workdir)
-    workdir.config()
-    model = open_model(args.workdir, args.checkpoint)
-    found = score_run(model, workdir, args.batch, args.rows)
+    run = open_run(workdir, args.checkpoint)
+    frozen = teacher_arrays(run.config, workdir)
+    found = score_run(run, frozen, workdir, args.batch, args.rows)
     if args.json:
-        print(json.dumps({"step": model.step} | found))
+        print(json.dumps({"step": run.step} | found))
         return Exit.OK
-    print(f"{args.workdir}, step {model.step:,}, {found['rows']:,} held-out rows")
-    print(f"loss           {found['loss']:.4f} nats a masked token")
-    print(f"unigram loss   {found['unigram_loss']:.4f}")
-    print(f"accuracy       {found['accuracy']:.2%}")
-    print(f"perplexity     {found['perplexity']:.2f}")
-    print(f"bits per byte  {found['bits_per_byte']:.4f} of masked text")
+    rows = int(found.pop("rows"))
+    print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
+    width = max(map(len, found)) + 2
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):{width}}{as_text(name, value, 4)}")
     return Exit.OK
 
 
@@ -369,12 +400,36 @@ def _fill(args) -> int:
     return Exit.OK
 
 
+def _next(args) -> int:
+    _start_jax()
+    from plmjax.evaluate.judge import follows
+    from plmjax.evaluate.model import open_model
+
+    model = open_model(args.model, args.checkpoint, head="pair")
+    print(f"{follows(model, args.first, args.second):.2%}  that B follows A")
+    return Exit.OK
+
+
+def _detect(args) -> int:
+    _start_jax()
+    from plmjax.evaluate.judge import detect
+    from plmjax.evaluate.model import open_model
+
+    model = open_model(args.model, args.checkpoint, head="detector")
+    for suspect in detect(model, args.text):
+        mark = "<- replaced?" if suspect.probability > 0.5 else ""
+        text = suspect.text if suspect.begins_word else f"  {suspect.text}"
+        print(f"{suspect.probability:7.2%}  {text}  {mark}".rstrip())
+    return Exit.OK
+
+
 def _export(args) -> int:
     _start_jax()
     from plmjax.train.workdir import Workdir
     from plmjax.transfer import export
 
-    export(Workdir(args.workdir), Path(args.to), print, args.checkpoint)
+    workdir = Workdir(args.workdir)
+    export(workdir, Path(args.to), print, args.checkpoint, args.part)
     return Exit.OK
 
 

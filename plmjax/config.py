@@ -32,15 +32,47 @@ def to_dict(schema) -> dict:
     }
 
 
+def variants(kind: Any) -> dict[str, type]:
+    """Returns {kind: schema} of a block, by the one value its field `kind` may have.
+
+    A block of one schema only is {"": schema}; what is no block has none.
+    """
+    if dataclasses.is_dataclass(kind):
+        return {"": typing.cast(type, kind)}
+    arms = typing.get_args(kind)
+    if not arms or not all(map(dataclasses.is_dataclass, arms)):
+        return {}
+    names = [typing.get_args(typing.get_type_hints(arm)["kind"]) for arm in arms]
+    return {name: arm for (name,), arm in zip(names, arms, strict=True)}
+
+
+def _variant(kind: Any, block: Any, key: str) -> type | None:
+    """Returns the schema that a block of values is of; None for what is no block."""
+    known = variants(kind)
+    if not known:
+        return None
+    if not isinstance(block, Mapping):
+        raise PlmjaxError(f"{key} is {block!r}; it must be a block of keys.")
+    if "" in known:
+        return known[""]
+    name = block.get("kind") or next(iter(known))
+    if name not in known:
+        raise PlmjaxError(
+            f"{key}.kind cannot be {name!r}.", hint=nearest(str(name), [*known])
+        )
+    return known[name]
+
+
 def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, type) of every value in a schema."""
+    """Yields (dotted key, type) of every value in a schema, all variants taken in."""
     types_of = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         kind = types_of[field.name]
-        if dataclasses.is_dataclass(kind):
-            yield from fields(typing.cast(type, kind), f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", kind
+        found: dict[str, Any] = {}
+        for block in variants(kind).values():
+            for key, inner in fields(block, f"{prefix}{field.name}."):
+                found[key] = found[key] | inner if key in found else inner
+        yield from found.items() if found else [(f"{prefix}{field.name}", kind)]
 
 
 def describe(kind: Any) -> str:
@@ -48,7 +80,8 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " | ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " | ".join(describe(arm) for arm in typing.get_args(kind))
+        arms = " | ".join(describe(arm) for arm in typing.get_args(kind)).split(" | ")
+        return " | ".join(dict.fromkeys(arms))
     if kind is type(None):
         return "none"
     return getattr(kind, "__name__", str(kind))
@@ -108,20 +141,23 @@ def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
     known = [field.name for field in dataclasses.fields(typing.cast(Any, schema))]
     for name in values:
         if name not in known:
-            raise PlmjaxError(
-                f"config has no key {prefix}{name}.", hint=nearest(str(name), known)
-            )
+            raise _unknown(name, known, values, prefix)
     arguments = {}
     for name, value in values.items():
         kind, key = types_of[name], f"{prefix}{name}"
-        if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping):
-                raise PlmjaxError(f"{key} is {value!r}; it must be a block of keys.")
-            block = typing.cast(type, kind)
+        block = _variant(kind, value, key)
+        if block is not None:
             arguments[name] = build(block, value, f"{key}.")
         else:
             arguments[name] = _check(value, kind, key)
     return schema(**arguments)
+
+
+def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str):
+    where = f" with {prefix}kind={block['kind']}" if "kind" in block else ""
+    return PlmjaxError(
+        f"config has no key {prefix}{name}{where}.", hint=nearest(str(name), known)
+    )
 
 
 def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
@@ -129,16 +165,14 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
 
     A field's metadata may name a field that it {"replaces"}: of two ways to say the
     same thing, the later layer's is meant. A field that {"resets": True} its block,
-    as a preset does, takes the other values of earlier layers away.
+    as a preset does, takes the other values of earlier layers away; so does another
+    `kind` of a block that has several.
     """
     types_of = typing.get_type_hints(schema)
     known = {field.name: field for field in dataclasses.fields(schema)}
     for name, value in layer.items():
         if name not in known:
-            raise PlmjaxError(
-                f"config has no key {prefix}{name}.",
-                hint=nearest(str(name), list(known)),
-            )
+            raise _unknown(name, list(known), base, prefix)
         if known[name].metadata.get("resets") and value is not None:
             base.update(to_dict(schema()))
         other = known[name].metadata.get("replaces")
@@ -146,12 +180,17 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
             base[other] = None
     for name, value in layer.items():
         kind, key = types_of[name], f"{prefix}{name}"
-        if not dataclasses.is_dataclass(kind):
+        block = _variant(kind, value, key)
+        if block is None:
             base[name] = value
-        elif isinstance(value, Mapping):
-            _merge(base[name], value, typing.cast(type, kind), f"{key}.")
-        else:
-            raise PlmjaxError(f"{key} is {value!r}; it must be a block of keys.")
+            continue
+        if len(variants(kind)) > 1:
+            if "kind" not in value:
+                block = _variant(kind, base[name], key)
+            elif value["kind"] != base[name]["kind"]:
+                # Another kind has other keys: what was said of this one is void.
+                base[name] = to_dict(block())
+        _merge(base[name], value, typing.cast(type, block), f"{key}.")
 
 
 def _parse(text: str, kind: Any) -> Any:

@@ -15,9 +15,8 @@ from rich.table import Table
 from plmjax import PlmjaxError, show, tree
 from plmjax import config as config_lib
 from plmjax.display import TrainingDisplay, console
-from plmjax.evaluate.held_out import scores, unigram_loss
-from plmjax.evaluate.model import Model
-from plmjax.objectives import masking
+from plmjax.evaluate.held_out import unigram_loss
+from plmjax.evaluate.model import Trained
 from plmjax.report import plot_curves
 from plmjax.run import (
     Run,
@@ -120,7 +119,7 @@ def dry_run(config: ConfigDict, path: Path) -> None:
             mesh,
             functools.partial(out.print, markup=False, soft_wrap=True),
         )
-        state, _ = abstract_state(run)
+        state = abstract_state(run)
         out.print(show.parameter_table(state.params))
         out.print(_plan_table(run, state))
         batch = run.loader.batch(0)
@@ -135,10 +134,13 @@ def _plan_table(run: Run, state: State) -> Table:
     phase = run.loader.phases[0]
     length, shards = phase.plan.length, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     rows = phase.batch // train.accumulation // shards
-    slots = masking.slots(run.config.objective.probability, length)
+    slots = run.objective.slots(length)
     used = sharding.bytes_per_device(run.mesh, state)
     params = sharding.bytes_per_device(run.mesh, state.params)
-    kept = show.activation_bytes(run.encoder, rows, length, slots)
+    kept = sum(
+        show.activation_bytes(part.encoder, rows, length, slots)
+        for part in run.objective.parts.values()
+    )
     flops = sum(run.phase_flops(phase) * phase.steps for phase in run.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
@@ -148,7 +150,7 @@ def _plan_table(run: Run, state: State) -> Table:
         "tokens a step": f"{phase.batch * length * phase.plan.fill:,.0f} without "
         f"padding ({phase.plan.fill:.1%} full)",
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",
-        "masked a row": f"at most {slots} of {length}",
+        "predicted a row": f"at most {slots} of {length}",
         "FLOPs in all": f"{flops:.2e}",
         "devices": f"{devices} x {jax.devices()[0].device_kind}, mesh "
         + " x ".join(f"{axis} {run.mesh.shape[axis]}" for axis in sharding.AXES),
@@ -164,7 +166,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     workdir, train, batches = run.workdir, run.config.train, held_out(run)
     checkpoints = Checkpoints(workdir.checkpoints, train.keep_checkpoints, log)
     checkpoints.remove_unfinished()
-    abstract, _ = abstract_state(run)
+    abstract, frozen = abstract_state(run), frozen_arrays(run)
     log(
         f"Model: {run.encoder.layers} layers x {run.encoder.width}, "
         f"{tree.count(abstract.params):,} parameters, {run.encoder.dtype}; "
@@ -177,16 +179,17 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         # A signal ends it at once; what it gave until then is thrown away.
         rows = itertools.takewhile(lambda _: not stop.received, batches())
         found = evaluate(evaluation, weights, frozen, run.mesh, rows)
-        return scores(found) if found else {}  # the signal came before the first batch
+        # Empty where the signal came before the first batch.
+        return run.objective.scores(found) if found else {}
 
     resumed = checkpoints.good_step(set_aside=True)
     if resumed is None:
-        state, frozen = fresh_state(run)
+        state = fresh_state(run, log)
         save_examples(run, next(batches()), state.params)
     else:
         meta = checkpoints.meta(resumed)
         check_origin(run, meta)
-        state, frozen = checkpoints.load(resumed, abstract), frozen_arrays(run)
+        state = checkpoints.load(resumed, abstract)
         names = [field.name for field in dataclasses.fields(Progress)]
         progress = Progress(**{name: meta[name] for name in names})
         if resumed >= run.steps:
@@ -206,7 +209,15 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     done = int(state.step)
     writer = MetricWriter(workdir.path, train.tensorboard, done)
     display = TrainingDisplay(run.steps, done)
-    work = Work(step, run.loader.batch, scored, run.flops, run.steps, run.mesh)
+    work = Work(
+        step,
+        run.loader.batch,
+        scored,
+        run.objective.scores,
+        run.flops,
+        run.steps,
+        run.mesh,
+    )
     outlets = Outlets(checkpoints, writer, display, stop)
     with checkpoints, display, stop:
         result = fit(state, frozen, train, work, outlets, progress, origin(run))
@@ -220,22 +231,21 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     return finish(run, result.state, result.scores or scored(state), batches, log)
 
 
-def _examples(run: Run, batch: dict, params) -> show.Examples:
-    parts = (
-        run.encoder,
-        params,
-        run.tokenizer,
-        run.objective,
-        run.workdir.path.name,
-        None,
-    )
-    return show.Examples(Model(*parts), batch)
+def _examples(run: Run, batch: dict, params) -> show.Examples | None:
+    """Returns examples for the first model that guesses words, if there is one."""
+    name = run.workdir.path.name
+    trained = Trained(run.config, run.objective, params, run.tokenizer, name, 0)
+    for model in trained.models().values():
+        if "head" in model.params:
+            return show.Examples(run.objective, model, batch)
+    return None
 
 
 def save_examples(run: Run, batch: dict, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
-    before = _examples(run, batch, params).guess(params)
-    write_json(run.workdir / "examples.json", {"before": before})
+    examples = _examples(run, batch, params)
+    if examples is not None:
+        write_json(run.workdir / "examples.json", {"before": examples.guess()})
 
 
 def finish(
@@ -250,24 +260,18 @@ def finish(
     baseline = unigram_loss(run.store, run.tokenizer)
     weights = state.params if state.average is None else state.average
     saved = workdir.read("examples.json")
-    if saved is not None:
-        examples = _examples(run, next(batches()), weights)
-        out.print(examples.table(saved["before"], examples.guess(weights)))
-    gain = baseline - values["loss"]
-    log(
-        f"Held-out loss {values['loss']:.3f} nats a masked token; unigram baseline "
-        f"{baseline:.3f} ({gain:.2f} nats {'better' if gain > 0 else 'WORSE'}).\n"
-        f"Accuracy {values['accuracy']:.1%}, perplexity {values['perplexity']:.1f}, "
-        f"{values['bits_per_byte']:.3f} bits per byte of masked text."
-    )
-    for path in plot_curves(workdir.path, baseline):
+    examples = _examples(run, next(batches()), weights)
+    if saved is not None and examples is not None:
+        out.print(examples.table(saved["before"], examples.guess()))
+    for line in show.score_lines(run.objective, values, baseline):
+        log(line)
+    for path in plot_curves(workdir.path, run.objective.token_loss, baseline):
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
     write_json(workdir / "scores.json", figures | {"step": int(state.step)})
     export(workdir, workdir / "export", log)
     log(
-        "\nNext:\n"
-        f'  plmjax fill "The [MASK] of the array" --model={workdir.path}\n'
+        f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
         f"  plmjax evaluate --workdir={workdir.path}\n"
         f"  plmjax export --workdir={workdir.path} --to=DIR"
     )

@@ -10,23 +10,34 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.compress import students, teachers
+from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
-from plmjax.data.rows import load_plan
 from plmjax.data.sources import open_source
 from plmjax.data.store import Store
-from plmjax.interop.huggingface import read_folder
+from plmjax.evaluate.model import Model, open_models
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
-from plmjax.objectives import Objective, masking
-from plmjax.tokenizers import Tokenizer, get_tokenizer
+from plmjax.objectives import OBJECTIVES, DistillConfig, Objective, Pieces
+from plmjax.tokenizers import (
+    Tokenizer,
+    TokenizerConfig,
+    check_segmenter,
+    get_tokenizer,
+)
 from plmjax.train import sharding
 from plmjax.train.checkpoint import write_json
-from plmjax.train.metrics import flops_per_token
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, init_state
-from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
+from plmjax.train.workdir import (
+    RunConfig,
+    Workdir,
+    encoder_config,
+    make_objective,
+    row_plan,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Run:
     encoder: EncoderConfig
     objective: Objective
     loader: Loader
+    teacher: Model | None = None
 
     @property
     def steps(self) -> int:
@@ -52,9 +64,7 @@ class Run:
 
     def phase_flops(self, phase: Phase) -> float:
         """Returns the matrix FLOPs of each step of a phase."""
-        length = phase.plan.length
-        share = masking.slots(self.config.objective.probability, length) / length
-        return flops_per_token(self.encoder, length, share) * phase.batch * length
+        return self.objective.flops(phase.plan.length) * phase.batch
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
@@ -70,12 +80,23 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both say how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
-    check_lengths(config, resolve(config.model, vocab_size=1, pad_id=1))
+    encoder = resolve(config.model, vocab_size=1, pad_id=1)
+    check_lengths(config, encoder)
+    check_objective(config, encoder)
+    if config.tokenizer.user_dictionary is None:  # it may stand in the workdir
+        check_segmenter(config.tokenizer)
     phases = config.data.phases or ((1, config.data.length, config.train.batch),)
     for _, _, batch in phases:
         sharding.check_batch(mesh, batch, config.train.accumulation)
     if config.train.steps is not None and not config.data.phases:
         make_schedule(config.train.schedule, 1.0, config.train.steps)
+
+
+def check_objective(config: RunConfig, encoder: EncoderConfig) -> None:
+    """Raises PlmjaxError for an objective that cannot train the model."""
+    if config.objective.kind != "distill":  # whose teacher is not open yet
+        make = OBJECTIVES[config.objective.kind]
+        make(config.objective, encoder, Pieces(0, (0,), (1,)))
 
 
 def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
@@ -103,13 +124,19 @@ def prepare_data(
         return workdir.tokenizer(), workdir.store(verify=True)
     run = workdir.read("run.json")
     source = open_source(config.data.source, config.data.errors)
-    recipe = json.dumps([source.fingerprint, dataclasses.asdict(config.tokenizer)])
+    settings = _tokenizer_settings(config, workdir)
+    segmenter = check_segmenter(settings)
+    recipe = json.dumps(
+        [
+            source.fingerprint,
+            dataclasses.asdict(config.tokenizer),
+            # An edited dictionary gives other words.
+            segmenter and dataclasses.asdict(segmenter),
+        ]
+    )
     if run is not None and run["recipe"] == recipe:
         tokenizer = workdir.tokenizer()
     else:
-        # A relative path may be meant from the workdir: an import lives there.
-        path = config.tokenizer.path and str(workdir.resolve(config.tokenizer.path))
-        settings = dataclasses.replace(config.tokenizer, path=path)
         tokenizer = get_tokenizer(settings, source.documents())
         # Until the store is there, too, nothing vouches for this tokenizer.
         (workdir / "run.json").unlink(missing_ok=True)
@@ -121,6 +148,8 @@ def prepare_data(
     told = source.description
     why = f" ({told['why']})" if told.get("why") else ""
     log(f"Source: {told['kind']}; a document is {told.get('document')}{why}.")
+    if rule := _sentences(config):
+        log(f"Sentences end at {rule} (data.sentences).")
     store = prepare(
         source,
         tokenizer,
@@ -128,13 +157,34 @@ def prepare_data(
         config.data.held_out_percent,
         config.data.workers,
         log,
+        _sentences(config),
     )
+    if config.objective.pairs_config is not None:
+        check_pairs(store, log)
     counts = store.manifest["source"]["counts"]
     for name in ("replaced_characters", "cut_documents", "empty_files"):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
     write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
     return tokenizer, store
+
+
+def _sentences(config: RunConfig) -> Any:
+    """Returns what ends a sentence; pairs need sentences, whether asked for or not."""
+    if config.objective.pairs_config is None:
+        return config.data.sentences
+    return config.data.sentences or "punctuation"
+
+
+def _tokenizer_settings(config: RunConfig, workdir: Workdir) -> TokenizerConfig:
+    """Returns the tokenizer's block, its files found in the workdir or as they stand.
+
+    A relative path may be meant from the workdir: an import lives there.
+    """
+    block = config.tokenizer
+    files = {name: getattr(block, name) for name in ("path", "user_dictionary")}
+    found = {name: path and str(workdir.resolve(path)) for name, path in files.items()}
+    return dataclasses.replace(block, **found)
 
 
 def make_run(
@@ -144,15 +194,21 @@ def make_run(
     log: Callable[[str], Any],
 ) -> Run:
     """Builds everything but the parameters; reads or makes the data."""
+    teacher = teachers.load(config, workdir)
     tokenizer, store = prepare_data(config, workdir, log)
     encoder = encoder_config(config, tokenizer)
     check_lengths(config, encoder)  # RoBERTa's first position follows the tokenizer
-    objective = make_objective(config, encoder, tokenizer)
-    split, packed = store.split("train"), config.data.rows == "packed"
+    if teacher is not None:
+        for line in teachers.check_vocabulary(config, tokenizer, teacher):
+            log(line)
+    objective = make_objective(
+        config, encoder, tokenizer, None if teacher is None else teacher.encoder
+    )
+    split = store.split("train")
     shapes = config.data.phases or ((None, config.data.length, config.train.batch),)
     phases = []
     for steps, length, batch in shapes:
-        plan = load_plan(split, length, packed, store.directory)
+        plan = row_plan(config, split, length, store)
         log(
             f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
             f"is {math.ceil(plan.rows / batch):,} steps of {batch} rows."
@@ -166,13 +222,15 @@ def make_run(
         phases,
         tokenizer,
         config.train.seed,
-        copies=config.objective.copies if config.objective.masks == "static" else 1,
+        copies=config.objective.static_copies,
     )
-    return Run(config, workdir, mesh, tokenizer, store, encoder, objective, loader)
+    return Run(
+        config, workdir, mesh, tokenizer, store, encoder, objective, loader, teacher
+    )
 
 
-def abstract_state(run: Run) -> tuple[State, dict]:
-    """Returns shapes and shardings of the state and the frozen arrays; no memory."""
+def abstract_state(run: Run) -> State:
+    """Returns shapes and shardings of the state; takes no memory."""
     shapes = jax.eval_shape(_initialise(run), run.loader.batch(0))
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -192,52 +250,88 @@ def _initialise(run: Run) -> Callable:
     )
 
 
-def fresh_state(run: Run) -> tuple[State, dict]:
+def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
     """Returns the state before the first step, on its devices; start weights read.
 
     Raises:
       PlmjaxError: the start weights are of another model.
     """
-    batch = run.loader.batch(0)
+    batch, objective = run.loader.batch(0), run.config.objective
     initialise = _initialise(run)
     places = sharding.shardings(run.mesh, jax.eval_shape(initialise, batch))
-    state, frozen = jax.jit(initialise, out_shardings=places)(batch)
-    if run.config.train.init_from is None:
-        return state, frozen
-    params = _start_weights(run, state.params)
-    params = jax.device_put(params, places[0].params)
-    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
-    return state._replace(params=params, average=average), frozen
-
-
-def _start_weights(run: Run, fresh: dict) -> dict:
-    found = read_folder(run.workdir.resolve(str(run.config.train.init_from)))
-    params = dict(found.params)
-    if params["head"] is None:
-        params["head"] = jax.device_get(fresh["head"])
-    if found.tokenizer.digest != run.tokenizer.digest:
-        raise PlmjaxError(
-            f"the weights of train.init_from={run.config.train.init_from} belong to "
-            "another tokenizer than this run's.",
-            hint="Set --config.tokenizer.path to that folder.",
-            code=Exit.MODEL,
+    state = jax.jit(initialise, out_shardings=places)(batch)
+    if run.config.train.init_from is not None:
+        params = start_weights(run, state.params, log)
+    elif isinstance(objective, DistillConfig) and objective.start == "teacher":
+        assert run.teacher is not None
+        frozen = _frozen(run)
+        params = students.start(
+            objective, run.encoder, state.params, run.teacher.encoder, frozen
         )
-    if differing := tree.differences(fresh, params):
+        log(f"Start weights: layers of the teacher {run.teacher.name}.")
+    else:
+        return state
+    params = jax.device_put(params, places.params)
+    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
+    return state._replace(params=params, average=average)
+
+
+def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
+    """Returns parameters taken over from train.init_from, the rest as they are fresh.
+
+    A model of several parts (ELECTRA) takes each from the part of the same name; a
+    single model is the start of every part of its size (two-stage training).
+
+    Raises:
+      PlmjaxError: another tokenizer, or no part has the size of a model found there.
+    """
+    where = f"train.init_from={run.config.train.init_from}"
+    found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
+    params, problems = dict(jax.device_get(fresh)), []
+    for name, part in run.objective.parts.items():
+        # Read before anything is placed: parts may share what they hold.
+        model = found.get(name) or next(iter(found.values()))
+        if model.tokenizer.vocabulary_digest != run.tokenizer.vocabulary_digest:
+            raise PlmjaxError(
+                f"the weights of {where} belong to another tokenizer than this run's.",
+                hint="Set --config.tokenizer.path to that folder.",
+                code=Exit.MODEL,
+            )
+        own = part.take(params)
+        if differing := tree.differences(own["encoder"], model.params["encoder"]):
+            problems.append(f"{name}: {differing[0]}")
+            continue
+        taken = _taken(model, own)
+        new = [head for head in part.heads if head not in taken]
+        log(
+            f"Start weights of the {name}: {where}"
+            + (f"; new: {', '.join(new)}." if new else ".")
+        )
+        params = part.place(params, own | taken)
+    if len(problems) == len(run.objective.parts):
         raise PlmjaxError(
-            f"the weights of train.init_from={run.config.train.init_from} are of "
-            f"another model: {len(differing)} parameters differ, first "
-            f"{differing[0]}.",
+            f"the weights of {where} are of another model: {'; '.join(problems)}.",
             hint="Leave the model block's sizes to the import.",
             code=Exit.MODEL,
         )
+    for problem in problems:
+        log(f"WARNING: another size in {where}, so it starts anew: {problem}.")
     return params
+
+
+def _taken(model: Model, own: dict) -> dict:
+    """Returns the encoder and those heads of a model that are as in `own`."""
+    return {
+        name: jax.device_get(params)
+        for name, params in model.params.items()
+        if name in own and not tree.differences(own[name], params)
+    }
 
 
 def held_out(run: Run) -> Callable[[], Iterator[dict]]:
     """Returns what gives the held-out rows anew, in batches that fit where steps do."""
     split, phase = run.store.split("held_out"), run.loader.phases[-1]
-    packed = run.config.data.rows == "packed"
-    plan = load_plan(split, phase.plan.length, packed, run.store.directory)
+    plan = row_plan(run.config, split, phase.plan.length, run.store)
     batch = phase.batch // run.config.train.accumulation
     return functools.partial(held_out_batches, split, plan, run.tokenizer, batch)
 
@@ -255,10 +349,29 @@ def check_origin(run: Run, meta: dict) -> None:
 
 
 def origin(run: Run) -> dict[str, str]:
-    """Returns what a checkpoint is bound to: digests of text and tokenizer."""
-    return {"store": run.store.key, "tokenizer": run.tokenizer.digest}
+    """Returns what a checkpoint is bound to: digests of text, tokenizer and teacher."""
+    found = {"store": run.store.key, "tokenizer": run.tokenizer.digest}
+    noted = run.workdir.read("teacher.json")
+    return found if noted is None else found | {"teacher": noted["digest"]}
 
 
 def frozen_arrays(run: Run) -> dict:
-    """Returns what the objective keeps beside the parameters."""
-    return jax.jit(lambda batch: _initialise(run)(batch)[1])(run.loader.batch(0))
+    """Returns what the loss needs beside the parameters, on its devices: a teacher."""
+    frozen = _frozen(run)
+    return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
+
+
+def _frozen(run: Run) -> dict:
+    if run.teacher is None:
+        return {}
+    return teachers.frozen(run.config, run.encoder, run.tokenizer, run.teacher)
+
+
+def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:
+    """Returns the frozen arrays of a trained run, for its evaluation."""
+    teacher = teachers.load(config, workdir)
+    if teacher is None:
+        return {}
+    tokenizer = workdir.tokenizer()
+    encoder = encoder_config(config, tokenizer)
+    return teachers.frozen(config, encoder, tokenizer, teacher)

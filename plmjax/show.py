@@ -3,6 +3,8 @@
 Legend: B rows, K slots a row, L tokens.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,18 +30,20 @@ def masked(objective: Objective, batch: dict) -> dict:
 
 
 class Examples:
-    """A few masked words of held-out rows, guessed before and after training."""
+    """A few hidden words of held-out rows, guessed before and after training."""
 
-    def __init__(self, model: Model, batch: dict, count: int = 5, top: int = 3):
-        """Chooses one masked word in each of the first `count` rows of `batch`."""
-        self.model, self.top = model, top
+    def __init__(self, objective: Objective, model: Model, batch: dict, count: int = 5):
+        """Chooses one hidden word in each of the first `count` rows of `batch`."""
+        self.model = model
+        # A causal model guesses the token after the position it guesses from.
+        self.shift = int(model.encoder.causal)
         # A few rows more than asked: one may have no mask to show.
         few = {name: array[: 2 * count] for name, array in batch.items()}
-        self.batch = masked(model.objective, few)
-        hidden_BK = (self.batch["weights"] > 0) & (
-            np.take_along_axis(self.batch["tokens"], self.batch["mask_positions"], 1)
-            == model.tokenizer.mask_id
-        )
+        self.batch = masked(objective, few)
+        hidden_BK = self.batch["weights"] > 0
+        if not self.shift:
+            tokens, at = self.batch["tokens"], self.batch["mask_positions"]
+            hidden_BK &= np.take_along_axis(tokens, at, 1) == model.tokenizer.mask_id
         places = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
         # The middle one: context on both sides.
         self.places = [
@@ -49,7 +53,7 @@ class Examples:
         ][:count]
 
     def _words(self, row: int, hidden_K: np.ndarray) -> np.ndarray:
-        """Returns the masked slots whose truth is a word; all where there is none."""
+        """Returns the hidden slots whose truth is a word; all where there is none."""
         slots = np.flatnonzero(hidden_K)
         truths = self.batch["labels"][row, slots].tolist()
         decode = self.model.tokenizer.decode
@@ -58,12 +62,17 @@ class Examples:
         ]
         return slots[words] if any(words) else slots
 
-    def guess(self, params) -> list[str]:
-        """Returns what a model would say, a line an example."""
-        found = guesses(self.model, params, self.batch, self.top)
+    def guess(self, top: int = 3) -> list[str]:
+        """Returns what the model says, a line an example."""
+        rows = np.array([row for row, _ in self.places])
+        slots = np.array([[slot] for _, slot in self.places])
+        few = {name: array[rows] for name, array in self.batch.items()}
+        # The vocabulary head need not run where nothing is shown.
+        few["mask_positions"] = np.take_along_axis(few["mask_positions"], slots, 1)
+        found = guesses(self.model, self.model.params, few, top)
         return [
-            ", ".join(f"{g.text} {g.probability:.0%}" for g in found[row][slot])
-            for row, slot in self.places
+            ", ".join(f"{g.text} {g.probability:.0%}" for g in guessed[0])
+            for guessed in found
         ]
 
     def texts(self) -> list[tuple[str, str]]:
@@ -71,26 +80,67 @@ class Examples:
         decode = self.model.tokenizer.decode
         shown = []
         for row, slot in self.places:
-            at = int(self.batch["mask_positions"][row, slot])
+            at = int(self.batch["mask_positions"][row, slot]) + self.shift
             segments = self.batch["segments"][row]
             inside = np.flatnonzero(segments == segments[at])
             begin = max(at - _CONTEXT, int(inside[0]) + 1)
-            end = min(at + _CONTEXT + 1, int(inside[-1]))
+            end = at + 1 if self.shift else min(at + _CONTEXT + 1, int(inside[-1]))
             tokens = self.batch["tokens"][row]
             before = decode(tokens[begin:at].tolist()).strip()
             after = decode(tokens[at + 1 : end].tolist()).strip()
             truth = decode([int(self.batch["labels"][row, slot])]).strip()
-            shown.append((f"{before} [ ? ] {after}", truth))
+            shown.append((f"{before} [ ? ] {after}".rstrip(), truth))
         return shown
 
     def table(self, before: list[str], after: list[str]) -> Table:
         """Returns the examples with both guesses, ready to print."""
-        table = Table(title="Held-out text, masked", show_lines=True, title_style="")
+        what = "and what comes next" if self.shift else "masked"
+        table = Table(title=f"Held-out text, {what}", show_lines=True, title_style="")
         for name in ("text", "was", "guesses before", "guesses after"):
             table.add_column(name, overflow="fold")
         for (text, truth), old, new in zip(self.texts(), before, after, strict=True):
             table.add_row(_plain(text), _plain(truth), _plain(old), _plain(new))
         return table
+
+
+def score_lines(
+    objective: Objective, values: dict[str, float], baseline: float
+) -> list[str]:
+    """Returns the scores of a run as lines: the loss beside guessing blindly first."""
+    lines, rest = [], dict(values)
+    if objective.token_loss is not None:
+        loss = rest.pop(objective.token_loss)
+        gain = baseline - loss
+        lines.append(
+            f"Held-out loss {loss:.3f} nats a predicted token; unigram baseline "
+            f"{baseline:.3f} ({gain:.2f} nats {'better' if gain > 0 else 'WORSE'})."
+        )
+    told = [f"{name.replace('_', ' ')} {as_text(name, v)}" for name, v in rest.items()]
+    return [*lines, ", ".join(told).capitalize() + "."]
+
+
+_SHARES = ("accuracy", "precision", "recall", "share")
+
+
+def as_text(name: str, value: float, digits: int = 3) -> str:
+    """Returns a score as a person reads it: shares in percent."""
+    if name.endswith(_SHARES):
+        return f"{value:.{digits - 2}%}"
+    less = 2 if name.endswith("perplexity") else 0
+    return f"{value:.{digits - less}f}"
+
+
+def try_it(objective: Objective, workdir: Path) -> str:
+    """Returns the commands that use what the objective has trained, a line each."""
+    causal = any(part.encoder.causal for part in objective.parts.values())
+    text = "The rows of the" if causal else "The [MASK] of the array"
+    commands = {
+        "head": f'plmjax fill "{text}" --model={workdir}',
+        "pair": f'plmjax next "It was late." "We went home." --model={workdir}',
+        "detector": f'plmjax detect "The rows of the array" --model={workdir}',
+    }
+    trained = {head for part in objective.parts.values() for head in part.heads}
+    return "".join(f"  {commands[head]}\n" for head in commands if head in trained)
 
 
 def _plain(text: str):
@@ -103,16 +153,18 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     """Returns the first row of a batch as the model sees it, decoded, masks shown.
 
     A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
-    [=word].
+    [=word]. Pairs of sentences come with their labels.
     """
     row = {name: array[0] for name, array in masked(objective, batch).items()}
-    chosen = {
-        int(position): int(label)
-        for position, label, weight in zip(
-            row["mask_positions"], row["labels"], row["weights"], strict=True
-        )
-        if weight > 0
-    }
+    chosen = {}
+    if not any(part.encoder.causal for part in objective.parts.values()):
+        chosen = {
+            int(position): int(label)
+            for position, label, weight in zip(
+                row["mask_positions"], row["labels"], row["weights"], strict=True
+            )
+            if weight > 0
+        }
     words = []
     for at in np.flatnonzero(row["segments"] > 0).tolist():
         token = int(row["tokens"][at])
@@ -122,6 +174,10 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
             new = "MASK" if token == tokenizer.mask_id else piece
             piece = f"[{'' if new == truth else new}={truth}]"
         words.append(piece)
+    if "pair_label" in row:
+        meaning = {0: "in order", 1: "not in order"}
+        labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
+        words.append(f"\nPairs: {', '.join(labels) or 'none'}")
     return " ".join(words)
 
 

@@ -1,5 +1,6 @@
 """Takes a run to the Hugging Face format, and a Hugging Face folder into a run."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,47 +9,106 @@ import jax
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.evaluate.model import open_model
+from plmjax.evaluate.model import Model, model_folders, open_run
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
-from plmjax.train.workdir import Workdir
+from plmjax.models.config import PRESETS
+from plmjax.train.workdir import RunConfig, Workdir
 
-# How each figure of scores.json was measured, for the model card.
+# How each figure of scores.json was measured, for the model card; those of an objective
+# with several terms have the term before the name.
 _FIGURES = {
-    "loss": "nats a masked token, mean over the held-out documents, fixed masks",
-    "unigram_loss": "the same for a guess by training frequencies alone",
-    "accuracy": "share of the masked tokens guessed right",
-    "perplexity": "exp(loss)",
-    "bits_per_byte": "bits a UTF-8 byte of masked text, white space not counted",
+    "loss": "what training minimises, mean over the held-out documents, fixed masks",
+    "unigram_loss": "nats a predicted token for a guess by training frequencies alone",
+    "accuracy": "share of the predicted tokens or pairs that are right",
+    "perplexity": "exp of the loss in nats a predicted token",
+    "bits_per_byte": "bits a UTF-8 byte of predicted text, white space not counted",
+    "precision": "share of the tokens called replaced that were",
+    "recall": "share of the replaced tokens that were called so",
+    "separation": "mean probability of a replacement where there was one, minus where "
+    "there was none",
+    "share": "share of the tokens",
 }
 
 IMPORTED = "import"
 
 
 def export(
-    workdir: Workdir, to: Path, log: Callable[[str], Any], checkpoint: str = "newest"
+    workdir: Workdir,
+    to: Path,
+    log: Callable[[str], Any],
+    checkpoint: str = "newest",
+    part: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as a folder that transformers loads.
+    """Writes a checkpoint of a run as what transformers loads.
+
+    A run of one model becomes the folder `to`; one of several becomes a folder for each
+    inside of `to`, or `to` itself with the one that `part` names.
 
     Raises:
-      PlmjaxError: no good checkpoint, or `to` holds something that is not ours.
+      PlmjaxError: no good checkpoint, no such part, or `to` holds something that is not
+        ours.
     """
-    config, store = workdir.config(), workdir.store()
-    model = open_model(str(workdir.path), checkpoint)
+    run, store = open_run(workdir, checkpoint), workdir.store()
+    models = run.models()
+    if part is not None and part not in models:
+        raise PlmjaxError(
+            f"{workdir.path} has no part {part!r}.",
+            hint=f"It has: {', '.join(models)}.",
+        )
+    folders = {name: to / name for name in models} if len(models) > 1 else {}
+    folders = folders or {name: to for name in models}
+    if part is not None:
+        folders = {part: to}
     found = workdir.read("scores.json") or {}
-    scores = found if found.get("step") == model.step else {}
-    splits = store.manifest["splits"]
-    description = dict(store.manifest["source"])
+    scores = found if found.get("step") == run.step else {}
+    lengths = [length for _, length, _ in run.config.data.phases]
+    length = max(lengths or [run.config.data.length])
+    for name, folder in folders.items():
+        model = models[name]
+        facts = _card_facts(model, run.config, store.manifest, scores)
+        export_folder(
+            folder,
+            model.encoder,
+            jax.device_get(model.params),
+            model.tokenizer,
+            model_card(facts),
+            length,
+        )
+        log(f"Exported step {run.step:,} to {folder}.")
+
+
+def _task(model: Model) -> Any:
+    if model.encoder.causal:
+        return "causal-lm"
+    if "head" in model.params:
+        return "masked-lm"
+    return "detector" if "detector" in model.params else "encoder"
+
+
+def _card_facts(
+    model: Model, config: RunConfig, manifest: dict, scores: dict
+) -> CardFacts:
+    splits, description = manifest["splits"], dict(manifest["source"])
     description |= {
         f"{name} {what}": f"{splits[name][what]:,}"
         for name in splits
         for what in ("documents", "tokens")
     }
-    facts = CardFacts(
-        name=model.name,
+    several = "" if model.part == "model" else f" {model.part}"
+    mask = model.tokenizer.mask_id
+    figures = []
+    for name, value in scores.items():
+        # The longest first: bits_per_byte before byte, unigram_loss before loss.
+        known = [end for end in sorted(_FIGURES, key=len) if name.endswith(end)]
+        if known:
+            figures.append((name, value, _FIGURES[known[-1]]))
+    return CardFacts(
+        name=model.name + several,
         family=model.encoder.family,
+        task=_task(model),
         parameters=tree.count(model.params),
-        mask_token=model.tokenizer.decode([model.tokenizer.mask_id]).strip(),
+        mask_token="" if mask is None else model.tokenizer.decode([mask]).strip(),
         data=description,
         # What was not set says nothing.
         recipe={"step": model.step}
@@ -57,36 +117,23 @@ def export(
             for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
             if value not in (None, ())
         },
-        figures=[
-            (name, scores[name], how)
-            for name, how in _FIGURES.items()
-            if name in scores
-        ],
+        figures=figures,
     )
-    lengths = [length for _, length, _ in config.data.phases] or [config.data.length]
-    params = jax.device_get(model.params)
-    export_folder(
-        to, model.encoder, params, model.tokenizer, model_card(facts), max(lengths)
-    )
-    log(f"Exported step {model.step:,} to {to}.")
 
 
 def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> None:
-    """Makes a Hugging Face folder the start of a run in `workdir`.
+    """Makes a Hugging Face folder, or the folders of an export, the start of a run.
 
-    The folder is checked whole and copied in our own writing to workdir/import.
+    What is there is checked whole and copied in our own writing to workdir/import.
 
     Raises:
       PlmjaxError: the folder cannot be used, or the workdir holds a run already.
     """
-    found = read_folder(source)
-    for note in found.notes:
-        log(note)
-    if found.params["head"] is None:
-        raise PlmjaxError(
-            f"{source} has no vocabulary head to go on training with.",
-            hint="Give the folder of the masked language model.",
-        )
+    folders = model_folders(source) or {"model": source}
+    found = {part: read_folder(folder) for part, folder in folders.items()}
+    for part in found.values():
+        for note in part.notes:
+            log(note)
     workdir.create()
     with workdir.locked():
         if workdir.begun:
@@ -96,9 +143,12 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
             )
         card = f"# {source.name}\n\nImported by plmjax as the start of a run.\n"
         to = workdir / IMPORTED
-        export_folder(to, found.config, found.params, found.tokenizer, card)
+        for name, part in found.items():
+            folder = to if name == "model" else to / name
+            export_folder(folder, part.config, part.params, part.tokenizer, card)
+    count = sum(tree.count(part.params) for part in found.values())
     log(
-        f"Imported {tree.count(found.params):,} parameters to {to}.\n\nNext:\n"
+        f"Imported {count:,} parameters to {to}.\n\nNext:\n"
         f"  plmjax pretrain --workdir={workdir.path} --config.data.source.kind=text "
         "--config.data.source.paths=..."
     )
@@ -109,15 +159,42 @@ def imported_layer(workdir: Workdir) -> dict:
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return {}
-    config = read_folder(folder).config
-    preset = "roberta-base" if config.family == "roberta" else "bert-base"
+    parts = {name: read_folder(path) for name, path in model_folders(folder).items()}
+    if not parts:
+        raise PlmjaxError(
+            f"{folder} holds no model.", hint="Run `plmjax import` again."
+        )
+    main = parts.get("discriminator") or next(iter(parts.values()))
+    tokenizer = folder if "model" in parts else folder / next(iter(parts))
     return {
-        "model": {"preset": preset} | vars(config),
-        "tokenizer": {"path": IMPORTED},
+        "model": {"preset": _preset(main.config.family)}
+        | dataclasses.asdict(main.config),
+        "objective": _objective(parts),
+        "tokenizer": {"path": str(tokenizer.relative_to(workdir.path))},
         # A trained model is easily untrained: a tenth of the rate for a new one.
         "train": {
             "init_from": IMPORTED,
             "epochs": 1.0,
             "optimizer": {"learning_rate": 1e-4},
         },
+    }
+
+
+def _preset(family: str) -> str:
+    """Returns any preset of the family: every one of its values is given beside it."""
+    return next(name for name, c in PRESETS.items() if c.family == family)
+
+
+def _objective(parts: dict) -> dict:
+    """Returns the objective that trains what was imported."""
+    main = parts.get("discriminator") or next(iter(parts.values()))
+    if main.config.causal:
+        return {"kind": "clm"}
+    if "generator" not in parts:
+        return {"kind": "mlm"}
+    generator = parts["generator"].config
+    sizes = ("layers", "width", "heads", "ffn_width")
+    return {
+        "kind": "electra",
+        "generator": {name: getattr(generator, name) for name in sizes},
     }

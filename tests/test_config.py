@@ -68,11 +68,21 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
+        (("train.steps=9", "model.causal=True"), "hides what masked language"),
+        (("train.steps=9", "objective.kind=clm"), "sees one side only"),
+        (
+            (
+                "train.steps=9",
+                "objective.masks=static",
+                "objective.final_probability=0.3",
+            ),
+            "static masks cannot follow",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_before_any_work(overrides, message):
-    built = config.build(RunConfig, load(*overrides).to_dict())
     with pytest.raises(PlmjaxError, match=message):
+        built = config.build(RunConfig, load(*overrides).to_dict())
         run.check(built, sharding.make_mesh(built.mesh))
 
 
@@ -123,6 +133,24 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "bert_base.py").write_text("")
     with pytest.raises(PlmjaxError, match="Did you mean .*bert_base.py"):
         load(path=str(tmp_path / "bert_bass.py"))
+
+
+def test_the_kind_of_a_block_says_which_keys_it_has():
+    assert "probability" not in load("objective.kind=clm").objective
+    # Another kind begins with its own defaults; what was said of the first is void.
+    base = {"objective": {"kind": "mlm", "probability": 0.4}}
+    assert "probability" not in load("objective.kind=clm", base=base).objective
+    found = load("objective.kind=mlm", base={"objective": {"kind": "clm"}})
+    assert found.objective.probability == 0.15
+    # The same kind again takes nothing away.
+    assert load("objective.kind=mlm", base=base).objective.probability == 0.4
+    with pytest.raises(PlmjaxError, match="no key objective.copies with objective.kin"):
+        load("objective.kind=clm", "objective.copies=2")
+    with pytest.raises(PlmjaxError, match="objective.kind cannot be 'mlmm'.*mlm"):
+        load("objective.kind=mlmm")
+    kinds = dict(config.fields(RunConfig))
+    assert "mlm | " in config.describe(kinds["objective.kind"])
+    assert config.describe(kinds["objective.copies"]) == "int"
 
 
 def test_the_config_is_locked():

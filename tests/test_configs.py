@@ -13,8 +13,7 @@ from plmjax import config as config_lib
 from plmjax import pretrain, tree
 from plmjax.cli import main
 from plmjax.models.config import resolve
-from plmjax.objectives import mlm
-from plmjax.objectives.mlm import Pieces
+from plmjax.objectives import OBJECTIVES, Pieces
 from plmjax.run import check
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -44,11 +43,12 @@ def test_a_recipe_builds_its_state_and_shards_it(recipe):
     check(config, mesh)
     size = config.tokenizer.vocab_size
     encoder = resolve(config.model, size, 1)
-    objective = mlm(config.objective, encoder, Pieces(4, range(5), (1,) * size))
+    make = OBJECTIVES[config.objective.kind]
+    objective = make(config.objective, encoder, Pieces(4, range(5), (1,) * size))
     ids = jax.ShapeDtypeStruct((8, 128), np.int32)
     batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)
-    state, _ = jax.eval_shape(
+    state = jax.eval_shape(
         lambda batch: init_state(objective, optimizer, 0, batch, True), batch
     )
     used = sharding.bytes_per_device(mesh, state)

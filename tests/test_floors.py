@@ -17,6 +17,7 @@ FLOORS = {
     "train": 3,
     "interop": 4,
     "evaluate": 4.5,  # after interop
+    "compress": 4.7,  # after evaluate
     "display": 5,
     "report": 5,
     "show": 5,

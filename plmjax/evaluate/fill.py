@@ -1,5 +1,6 @@
-"""Guesses masked words: `plmjax fill`, and the examples that pretraining shows."""
+"""Guesses words: `plmjax fill`, and the examples that pretraining shows."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from plmjax import PlmjaxError
 from plmjax.evaluate.model import Model
+from plmjax.models import EncoderConfig, heads
 
 
 class Guess(NamedTuple):
@@ -19,41 +21,78 @@ class Guess(NamedTuple):
 def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
     """Returns the top guesses for each mask of a text, in order.
 
+    A causal model guesses what comes after the text, one token.
+
     Raises:
-      PlmjaxError: no mask in the text, or more tokens than the model has positions.
+      PlmjaxError: no mask in the text (a mask, for a causal model), or more tokens than
+        the model has positions.
     """
     tokenizer = model.tokenizer
-    if not text.isascii() and text.encode(errors="replace").decode() != text:
-        raise PlmjaxError(
-            "the text is not UTF-8.", hint="Check the encoding of your terminal."
-        )
-    inner = tokenizer.encode_prompt(text)
-    ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
-    masks = np.flatnonzero(ids == tokenizer.mask_id)
-    if not len(masks):
+    inner = encode_text(model, text)
+    if model.encoder.causal:
+        ids = np.asarray([tokenizer.cls_id, *inner], np.int32)
+        places = np.asarray([len(ids) - 1])
+        if tokenizer.mask_id in inner:
+            raise PlmjaxError(
+                "the text has a mask, but the model reads one side only and guesses "
+                "what comes next.",
+                hint="Give the text up to the word to guess.",
+            )
+    else:
+        ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
+        places = np.flatnonzero(ids == tokenizer.mask_id)
+    if not len(places):
         raise PlmjaxError(
             "the text has no [MASK].",
             hint='Write for example: plmjax fill "The [MASK] of a matrix" --model=DIR',
         )
+    batch = one_row(model, ids) | {"mask_positions": places[None].astype(np.int32)}
+    return guesses(model, model.params, batch, top)[0]
+
+
+def encode_text(model: Model, text: str) -> list[int]:
+    """Returns the ids of a text of the command line, [MASK] standing for the mask.
+
+    Raises:
+      PlmjaxError: the text is not UTF-8.
+    """
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise PlmjaxError(
+            "the text is not UTF-8.", hint="Check the encoding of your terminal."
+        )
+    return model.tokenizer.encode_prompt(text)
+
+
+def one_row(model: Model, ids: np.ndarray, types: np.ndarray | None = None) -> dict:
+    """Returns a batch of one row [1, L] that holds one document.
+
+    Raises:
+      PlmjaxError: it is longer than the model's positions.
+    """
     if len(ids) > model.encoder.max_length:
         raise PlmjaxError(
             f"the text has {len(ids)} tokens; the model has positions for "
             f"{model.encoder.max_length}.",
             hint="Shorten it.",
         )
-    batch = {
+    types = np.zeros_like(ids) if types is None else types
+    return {
         "tokens": ids[None],
         "segments": np.ones_like(ids)[None],
         "positions": np.arange(len(ids), dtype=np.int32)[None],
-        "types": np.zeros_like(ids)[None],
-        "mask_positions": masks[None].astype(np.int32),
+        "types": types[None],
     }
-    return guesses(model, model.params, batch, top)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(encoder: EncoderConfig, params: dict, batch: dict) -> dict:
+    """Returns what each head of a model says of a batch, float32."""
+    return heads.outputs(encoder, params, batch)
 
 
 def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     """Returns the top guesses for each masked position of each row of a batch."""
-    logits_BKV = jax.jit(model.objective.outputs)(params, batch)
+    logits_BKV = outputs(model.encoder, params, batch)["head"]
     logits_BKV = logits_BKV[..., : model.tokenizer.vocab_size]
     probability_BKV = jax.nn.softmax(logits_BKV, axis=-1)
     top = min(top, model.tokenizer.vocab_size)  # there are no more guesses than that

@@ -1,30 +1,17 @@
 """Scores on held-out text: the same number every time."""
 
-import math
-
 import jax
 import numpy as np
 
 from plmjax.data.loader import held_out_batches
-from plmjax.data.rows import load_plan
 from plmjax.data.store import Store
-from plmjax.evaluate.model import Model
+from plmjax.evaluate.model import Trained
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.loop import evaluate
 from plmjax.train.step import make_evaluation
-from plmjax.train.workdir import Workdir
-
-
-def scores(values: dict[str, float]) -> dict[str, float]:
-    """Returns what a person compares: loss, accuracy, perplexity, bits per byte."""
-    return {
-        "loss": values["loss"],
-        "accuracy": values["accuracy"],
-        "perplexity": math.exp(min(values["loss"], 700.0)),
-        "bits_per_byte": values["nats_per_byte"] / math.log(2),
-    }
+from plmjax.train.workdir import Workdir, row_plan
 
 
 def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
@@ -48,20 +35,23 @@ def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
 
 
 def score_run(
-    model: Model, workdir: Workdir, batch: int, max_rows: int | None = None
+    model: Trained,
+    frozen: dict,
+    workdir: Workdir,
+    batch: int,
+    max_rows: int | None = None,
 ) -> dict[str, float]:
-    """Returns the scores of a model on its run's held-out rows, and how many there are.
+    """Returns the scores of a run on its held-out rows, and how many there are.
 
     Masks depend on the row alone, so neither the batch size nor the device matters.
 
     Raises:
       PlmjaxError: the run's token store is gone.
     """
-    config, store = workdir.config(), workdir.store()
+    config, store = model.config, workdir.store()
     split = store.split("held_out")
     length = config.data.phases[-1][1] if config.data.phases else config.data.length
-    packed = config.data.rows == "packed"
-    plan = load_plan(split, length, packed, store.directory)
+    plan = row_plan(config, split, length, store)
     mesh = sharding.make_mesh(MeshConfig())
     sharding.check_batch(mesh, batch, 1, "--batch")
     batches = held_out_batches(
@@ -74,7 +64,8 @@ def score_run(
         processes=jax.process_count(),
     )
     evaluation = make_evaluation(model.objective)
-    params = jax.device_put(model.params, sharding.replicated(mesh))
-    values = scores(evaluate(evaluation, params, {}, mesh, batches))
+    params, frozen = jax.device_put((model.params, frozen), sharding.replicated(mesh))
+    means = evaluate(evaluation, params, frozen, mesh, batches)
+    values = model.objective.scores(means)
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
     return values | {"rows": rows, "unigram_loss": unigram_loss(store, model.tokenizer)}

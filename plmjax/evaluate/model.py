@@ -1,4 +1,4 @@
-"""Opens a trained model, from a run's workdir or from a Hugging Face folder."""
+"""Opens trained models, from a run's workdir or from Hugging Face folders."""
 
 import dataclasses
 import json
@@ -9,32 +9,85 @@ import jax
 from plmjax import Exit, PlmjaxError
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig
-from plmjax.objectives import MLMConfig, Objective, mlm
-from plmjax.objectives.mlm import Pieces
+from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import init_state
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
 
+# Folders of an export of several models, by the name of the part.
+PARTS = ("generator", "discriminator")
+# What a model without a head cannot do, and which objective trains one.
+_WITHOUT = {
+    "head": ("vocabulary head, so it cannot guess words", "mlm"),
+    "pair": ("sentence-pair head, so it cannot judge two sentences", "mlm"),
+    "detector": ("detector head, so it cannot tell replaced words", "electra"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Parameters and all that is needed to use them; `step` is None for a folder."""
+    """An encoder with its heads, and all that is needed to use them.
+
+    `part` is its name among the models of its run; `step` is None for a folder.
+    """
 
     encoder: EncoderConfig
     params: dict
     tokenizer: Tokenizer
-    objective: Objective
     name: str
-    step: int | None
+    part: str = "model"
+    step: int | None = None
 
 
-def open_model(path: str, checkpoint: str = "newest") -> Model:
-    """Opens a workdir (its best, newest or numbered checkpoint) or a folder.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run: all its parameters, whatever models they hold."""
+
+    config: RunConfig
+    objective: Objective
+    params: dict
+    tokenizer: Tokenizer
+    name: str
+    step: int
+
+    def models(self) -> dict[str, Model]:
+        """Returns the models that the objective trains, by part."""
+        return {
+            name: Model(
+                part.encoder,
+                part.take(self.params),
+                self.tokenizer,
+                self.name,
+                name,
+                self.step,
+            )
+            for name, part in self.objective.parts.items()
+        }
+
+
+def open_model(path: str, checkpoint: str = "newest", head: str = "head") -> Model:
+    """Opens the first model of a workdir or folder that has the head asked for.
 
     Raises:
-      PlmjaxError: neither of the two, no good checkpoint, no vocabulary head.
+      PlmjaxError: what `open_models` raises; no model there has the head.
+    """
+    models = open_models(path, checkpoint)
+    for model in models.values():
+        if head in model.params:
+            return model
+    what, objective = _WITHOUT[head]
+    hint = f"Give a model trained with objective.kind={objective}"
+    hint += " and objective.pairs." if head == "pair" else "."
+    raise PlmjaxError(f"{path} has no {what}.", hint=hint, code=Exit.MODEL)
+
+
+def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
+    """Opens all models of a workdir (best, newest or numbered checkpoint) or folder.
+
+    Raises:
+      PlmjaxError: neither of the two, or no good checkpoint.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -42,14 +95,22 @@ def open_model(path: str, checkpoint: str = "newest") -> Model:
             f"--model={path} is no directory.",
             hint="Give a run's workdir or a Hugging Face folder.",
         )
+    folders = model_folders(directory)
+    if not folders:
+        return open_run(Workdir(directory), checkpoint).models()
+    if checkpoint != "newest":
+        raise PlmjaxError(
+            f"{path} is a Hugging Face folder, without --checkpoint={checkpoint}.",
+            hint="Give the run's workdir, or leave --checkpoint out.",
+        )
+    return {part: _from_folder(folder, part) for part, folder in folders.items()}
+
+
+def model_folders(directory: Path) -> dict[str, Path]:
+    """Returns the Hugging Face folders that a directory is, or holds by part."""
     if (directory / "model.safetensors").exists() or is_folder(directory):
-        if checkpoint != "newest":
-            raise PlmjaxError(
-                f"{path} is a Hugging Face folder, without --checkpoint={checkpoint}.",
-                hint="Give the run's workdir, or leave --checkpoint out.",
-            )
-        return _from_folder(directory)
-    return _from_workdir(Workdir(directory), checkpoint)
+        return {"model": directory}
+    return {part: directory / part for part in PARTS if is_folder(directory / part)}
 
 
 def is_folder(directory: Path) -> bool:
@@ -61,27 +122,21 @@ def is_folder(directory: Path) -> bool:
         return False
 
 
-def _from_folder(directory: Path) -> Model:
+def _from_folder(directory: Path, part: str) -> Model:
     found = read_folder(directory)
-    if found.params["head"] is None:
-        raise PlmjaxError(
-            f"{directory} has no vocabulary head, so it cannot guess words.",
-            hint="Give the folder of the masked language model.",
-            code=Exit.MODEL,
-        )
-    tokenizer = found.tokenizer
-    pieces = Pieces(
-        tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
-    )
-    objective = mlm(MLMConfig(), found.config, pieces)
-    return Model(found.config, found.params, tokenizer, objective, directory.name, None)
+    return Model(found.config, found.params, found.tokenizer, directory.name, part)
 
 
-def _from_workdir(workdir: Workdir, checkpoint: str) -> Model:
+def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
+    """Opens a checkpoint of a run.
+
+    Raises:
+      PlmjaxError: no run, or no good checkpoint.
+    """
     config = workdir.config()
     tokenizer = workdir.tokenizer()
     encoder = encoder_config(config, tokenizer)
-    objective = make_objective(config, encoder, tokenizer)
+    objective = make_objective(config, encoder, tokenizer, workdir.teacher())
     checkpoints = Checkpoints(workdir.checkpoints)
     step = checkpoints.good_step(_wanted_step(checkpoints, checkpoint))
     if step is None:
@@ -92,7 +147,7 @@ def _from_workdir(workdir: Workdir, checkpoint: str) -> Model:
         )
     params = load_params(config, objective, checkpoints, step)
     name = config.name or workdir.path.resolve().name
-    return Model(encoder, params, tokenizer, objective, name, step)
+    return Trained(config, objective, params, tokenizer, name, step)
 
 
 def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
@@ -116,7 +171,7 @@ def load_params(
     batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)
     ema = config.train.ema_decay is not None
-    state, _ = jax.eval_shape(
+    state = jax.eval_shape(
         lambda batch: init_state(objective, optimizer, 0, batch, ema), batch
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,8 +1,27 @@
-"""What a model is trained for: each objective is four pure functions."""
+"""What a model is trained for: each objective is a few pure functions."""
 
-from plmjax.objectives.base import Key, Objective
+from plmjax.objectives.base import Key, Objective, Part, Pieces
+from plmjax.objectives.clm import CLMConfig, clm
+from plmjax.objectives.distill import DistillConfig, distill
+from plmjax.objectives.electra import ElectraConfig, electra
 from plmjax.objectives.mlm import MLMConfig, mlm
 
-OBJECTIVES = {"mlm": mlm}
+# Each makes an objective of its block, the encoder that the model block names, and
+# what it needs to know of the tokenizer.
+OBJECTIVES = {"mlm": mlm, "clm": clm, "electra": electra, "distill": distill}
 
-__all__ = ["OBJECTIVES", "Key", "MLMConfig", "Objective", "mlm"]
+__all__ = [
+    "OBJECTIVES",
+    "CLMConfig",
+    "DistillConfig",
+    "ElectraConfig",
+    "Key",
+    "MLMConfig",
+    "Objective",
+    "Part",
+    "Pieces",
+    "clm",
+    "distill",
+    "electra",
+    "mlm",
+]

@@ -1,11 +1,13 @@
-"""The four functions that make an objective, and the key of its draws."""
+"""What an objective is: three pure functions, and the models that they train."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 
-from plmjax.models import Noise
+from plmjax.data.pairs import PairsConfig
+from plmjax.models import EncoderConfig, Noise
 
 Batch = dict[str, jax.Array]
 # name -> (sum, count): means over micro-batches, devices and batches simply add.
@@ -22,19 +24,80 @@ class Key(NamedTuple):
         return Noise(self.seed, self.step, batch["row"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """What objectives need to know of the tokenizer; `mask_id` is None without one."""
+
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+    # UTF-8 bytes of each piece, for bits per byte.
+    token_bytes: Sequence[int]
+
+
+class Part(NamedTuple):
+    """A model that an objective trains: what one Hugging Face folder holds.
+
+    `take(params)` gives the part's own {"encoder", and its heads} out of the run's
+    parameters; `place(params, part)` puts them back (start weights).
+    """
+
+    encoder: EncoderConfig
+    heads: tuple[str, ...]
+    take: Callable[[dict], dict]
+    place: Callable[[dict, dict], dict]
+
+
 class Objective(NamedTuple):
     """An objective as pure functions of parameters, frozen arrays and a batch.
 
-    init(key, batch) -> (params, frozen): `key` is a jax PRNG key; `frozen` holds what
-      the loss needs and the optimizer never sees.
+    init(key, batch) -> params: `key` is a jax PRNG key.
     corrupt(batch, key, progress) -> batch: chooses and masks positions on the global
-      batch; sets weights that sum to 1 for each term of the loss.
+      batch (`progress`: share of the steps done); sets weights that sum to 1 for each
+      term of the loss.
     loss(params, frozen, batch, key, train) -> (scalar, metrics): a plain weighted sum,
-      so losses and gradients of micro-batches add.
-    outputs(params, batch) -> float32 logits at batch["mask_positions"].
+      so losses and gradients of micro-batches add. `frozen` holds what the loss needs
+      and the optimizer never sees (a teacher), loaded by whoever calls.
+    parts: the models by name; the first is the one that people are after. What they
+      say of a batch is models.heads.outputs.
+    scores(means) -> what a person compares, out of the metrics' means; its "loss"
+      chooses the best checkpoint.
+    token_loss: the score in nats a predicted token, to compare with unigram counts.
+    slots(length) -> how many positions of a row are predicted at most.
+    flops(length) -> matrix FLOPs of training on a row.
     """
 
-    init: Callable[[jax.Array, Batch], tuple[dict, dict]]
+    init: Callable[[jax.Array, Batch], dict]
     corrupt: Callable[[Batch, Key, jax.Array], Batch]
     loss: Callable[[dict, dict, Batch, Key, bool], tuple[jax.Array, Metrics]]
-    outputs: Callable[[dict, Batch], jax.Array]
+    parts: Mapping[str, Part]
+    scores: Callable[[dict[str, float]], dict[str, float]]
+    token_loss: str | None
+    slots: Callable[[int], int]
+    flops: Callable[[int], float]
+
+
+class ObjectiveConfig:
+    """What the data loader asks of every kind of objective block."""
+
+    @property
+    def static_copies(self) -> int:
+        """Static masks a row, in turn; 1 where masks are fresh each step."""
+        return 1
+
+    @property
+    def pairs_config(self) -> PairsConfig | None:
+        """How sentences are paired; None: documents as they are."""
+        return None
+
+
+def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, Part]:
+    """Returns the parts of a run whose parameters are one model."""
+    names = ("encoder", *heads)
+    return {
+        "model": Part(
+            encoder,
+            heads,
+            take=lambda params: {name: params[name] for name in names},
+            place=lambda params, part: params | part,
+        )
+    }

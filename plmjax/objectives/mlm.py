@@ -1,157 +1,140 @@
-"""Masked language modelling (Devlin et al. 2018, arXiv:1810.04805).
+"""Masked language modelling (Devlin et al. 2018, arXiv:1810.04805), with or without
+next-sentence prediction or sentence order (Lan et al. 2019, arXiv:1909.11942).
 
-Legend: B rows, L tokens, K slots a row, H width, V vocabulary.
+Legend: B rows, L tokens, K slots a row, P pairs a row, H width, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.models import Encoder, EncoderConfig
-from plmjax.models import noise as noise_lib
-from plmjax.models.heads import VocabularyHead
+from plmjax.data.pairs import PairsConfig
+from plmjax.models import EncoderConfig, flops, heads
 from plmjax.models.layers import cross_entropy
-from plmjax.models.noise import Noise
-from plmjax.objectives import masking
-from plmjax.objectives.base import Batch, Key, Objective
+from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces, whole
+from plmjax.objectives.masked import MaskedConfig, Masker, masked_logits, token_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class MLMConfig:
-    """How tokens are chosen, what replaces them, and when the choice changes."""
+class MLMConfig(MaskedConfig):
+    """Masked language modelling, and what else [CLS] is trained for."""
 
     kind: Literal["mlm"] = "mlm"
-    probability: float = 0.15
-    # Of the chosen tokens: replaced by [MASK], by a random piece; the rest are kept.
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    unit: Literal["token", "word"] = "token"
-    # dynamic: new masks each step; static: `copies` fixed masks a row, in turn.
-    masks: Literal["dynamic", "static"] = "dynamic"
-    copies: int = 10
+    # nsp: does B follow A in the text? sop: do the two stand in their order?
+    pairs: Literal["none", "nsp", "sop"] = "none"
+    # Where a B that does not follow comes from: another document, or anywhere.
+    negatives: Literal["document", "corpus"] = "document"
+    # Pairs that are cut short on purpose, as fine-tuning will bring short ones.
+    short_share: float = 0.1
+    mlm_weight: float = 1.0
+    pair_weight: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.probability < 1:
+        super().__post_init__()
+        if not 0 <= self.short_share <= 1:
             raise PlmjaxError(
-                f"objective.probability is {self.probability}; "
-                "it must lie between 0 and 1."
+                f"objective.short_share is {self.short_share}; it must be in [0, 1]."
             )
-        shares = (self.mask_share, self.random_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        weights = (self.mlm_weight, self.pair_weight)
+        if min(weights) < 0 or (self.mlm_weight == 0 and self.pairs == "none"):
             raise PlmjaxError(
-                f"objective.mask_share={shares[0]} and random_share={shares[1]} must "
-                "not be negative and must sum to at most 1 (the rest is kept)."
-            )
-        if self.copies < 1:
-            raise PlmjaxError(
-                f"objective.copies is {self.copies}; it must be at least 1."
+                f"objective.mlm_weight={weights[0]} and pair_weight={weights[1]} must "
+                "not be negative, and leave something to train for."
             )
 
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """What masking needs to know of the tokenizer."""
-
-    mask_id: int
-    special_ids: tuple[int, ...]
-    # UTF-8 bytes of each piece, for bits per byte.
-    token_bytes: Sequence[int]
+    @property
+    def pairs_config(self) -> PairsConfig | None:
+        if self.pairs == "none":
+            return None
+        return PairsConfig(self.pairs, self.negatives, self.short_share)
 
 
 def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
     """Returns the objective that predicts masked tokens from both sides."""
-    if encoder.causal:
-        raise PlmjaxError(
-            "model.causal=True hides what masked language modelling must see.",
-            hint="Set model.causal=False.",
-        )
-    model, head = Encoder(encoder), VocabularyHead(encoder)
-    special_V = np.zeros(encoder.vocab_size, bool)
-    special_V[list(pieces.special_ids)] = True
-    # Random pieces come from the tokenizer, not from a padded end of the table.
-    ordinary = np.flatnonzero(~special_V[: len(pieces.token_bytes)]).astype(np.int32)
-    bytes_V = np.zeros(encoder.vocab_size, np.float32)
-    bytes_V[: len(pieces.token_bytes)] = pieces.token_bytes
+    masker, paired = Masker(config, encoder, pieces), config.pairs != "none"
+    names = ("head", "pair") if paired else ("head",)
 
     def init(key, batch):
-        encoder_key, head_key = jax.random.split(key)
-        inputs = [batch[k] for k in ("tokens", "segments", "positions", "types")]
-        x_TH = jnp.zeros((1, encoder.width), encoder.dtype)
-        table_VE = jnp.zeros((encoder.vocab_size, encoder.input_width))
-        return {
-            "encoder": model.init(encoder_key, *inputs)["params"],
-            "head": head.init(head_key, x_TH, table_VE)["params"],
-        }, {}
+        return heads.init_model(encoder, key, batch, names)
 
     def corrupt(batch: Batch, key: Key, progress) -> Batch:
-        del progress  # No schedule yet.
-        noise = key.noise(batch)
-        if config.masks == "static":
-            # The same for a row each time it is seen, but for which copy it is.
-            step = batch["copy"].astype(jnp.uint32)
-            noise = Noise(noise.seed, step, noise.rows)
-        tokens_BL = batch["tokens"]
-        maskable_BL = (batch["segments"] > 0) & ~jnp.asarray(special_V)[tokens_BL]
-        slots = masking.slots(config.probability, tokens_BL.shape[1])
-        words = batch["word_start"] if config.unit == "word" else None
-        positions_BK, used_BK = masking.choose(
-            noise, maskable_BL, words, config.probability, slots
-        )
-        labels_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
-        fate_BK = noise_lib.uniform(noise, "mask/fate", slots)
-        draw_BK = noise_lib.bits(noise, "mask/random", slots)
-        random_BK = jnp.asarray(ordinary)[draw_BK % jnp.uint32(len(ordinary))]
-        replaced_BK = jnp.where(
-            fate_BK < config.mask_share,
-            pieces.mask_id,
-            jnp.where(
-                fate_BK < config.mask_share + config.random_share, random_BK, labels_BK
-            ),
-        )
-        replaced_BK = jnp.where(used_BK, replaced_BK, labels_BK)
-        used = used_BK.astype(jnp.float32)
-        return batch | {
-            "tokens": masking.put(tokens_BL, positions_BK, replaced_BK),
-            "mask_positions": positions_BK,
-            "labels": labels_BK,
-            "weights": used / jnp.maximum(jnp.sum(used), 1),
-        }
-
-    def logits(params, batch: Batch, noise: Noise | None) -> jax.Array:
-        inputs = [batch[k] for k in ("tokens", "segments", "positions", "types")]
-        x_BLH: Any = model.apply({"params": params["encoder"]}, *inputs, noise)
-        # The vocabulary head runs on the chosen positions alone.
-        positions_BK = batch["mask_positions"]
-        x_BKH = jnp.take_along_axis(x_BLH, positions_BK[:, :, None], axis=1)
-        x_TH = x_BKH.reshape(-1, encoder.width)
-        table_VE = params["encoder"]["embeddings"]["token"]
-        logits_TV: Any = head.apply({"params": params["head"]}, x_TH, table_VE)
-        return logits_TV
+        batch = masker(batch, key, progress)
+        if not paired:
+            return batch
+        if encoder.token_types < 2:
+            # A table of one type has no row for sentence B; [SEP] alone parts them.
+            batch = batch | {"types": jnp.zeros_like(batch["types"])}
+        return with_pair_weights(batch)
 
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
-        logits_TV = logits(params, batch, key.noise(batch) if train else None)
-        labels_T = batch["labels"].reshape(-1)
-        weights_T = batch["weights"].reshape(-1)
-        scored: Any = cross_entropy(logits_TV, labels_T)
-        nll_T, hit_T = scored
-        used_T = (weights_T > 0).astype(jnp.float32)
-        total, count = jnp.sum(nll_T * used_T), jnp.sum(used_T)
-        hits = jnp.sum(jax.lax.stop_gradient(hit_T) * used_T)
-        bytes_T = jnp.asarray(bytes_V)[labels_T]
-        return jnp.sum(nll_T * weights_T), {
-            "loss": (total, count),
-            "accuracy": (hits, count),
-            "nats_per_byte": (total, jnp.sum(bytes_T * used_T)),
-        }
+        noise = key.noise(batch) if train else None
+        logits_TV, x_BLH = masked_logits(encoder, params, batch, noise)
+        value, metrics = token_loss(logits_TV, batch, masker.bytes_V)
+        if not paired:
+            return config.mlm_weight * value, metrics
+        x_TH = heads.take(x_BLH, batch["cls"])
+        pair, more = pair_loss(heads.pair_logits(encoder, params, x_TH), batch)
+        return config.mlm_weight * value + config.pair_weight * pair, metrics | more
 
-    def outputs(params, batch: Batch):
-        logits_TV = logits(params, batch, None)
-        return logits_TV.reshape(*batch["mask_positions"].shape, -1)
+    def scores(means):
+        found = token_scores(means)
+        if not paired:
+            return found
+        total = (
+            config.mlm_weight * means["loss"] + config.pair_weight * means["pair_loss"]
+        )
+        pair = {name: means[name] for name in ("pair_loss", "pair_accuracy")}
+        return found | pair | {"loss": total, "mlm_loss": means["loss"]}
 
-    return Objective(init, corrupt, loss, outputs)
+    def cost(length):
+        slots = config.slots(length)
+        return flops.encoder_flops(encoder, length) + flops.vocabulary_flops(
+            encoder, slots
+        )
+
+    return Objective(
+        init,
+        corrupt,
+        loss,
+        whole(encoder, names),
+        scores,
+        "mlm_loss" if paired else "loss",
+        config.slots,
+        cost,
+    )
+
+
+def with_pair_weights(batch: Batch) -> Batch:
+    """Returns the batch with pair_weights [B, P] that sum to 1."""
+    asked = (batch["pair_label"] >= 0).astype(jnp.float32)
+    return batch | {"pair_weights": asked / jnp.maximum(jnp.sum(asked), 1)}
+
+
+def pair_loss(logits_T2: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
+    """Returns the weighted cross-entropy of batch["pair_label"], and its metrics."""
+    labels_T = jnp.maximum(batch["pair_label"], 0).reshape(-1)
+    weights_T = batch["pair_weights"].reshape(-1)
+    scored: Any = cross_entropy(logits_T2, labels_T)
+    nll_T, hit_T = scored
+    used_T = (weights_T > 0).astype(jnp.float32)
+    count = jnp.sum(used_T)
+    return jnp.sum(nll_T * weights_T), {
+        "pair_loss": (jnp.sum(nll_T * used_T), count),
+        "pair_accuracy": (jnp.sum(jax.lax.stop_gradient(hit_T) * used_T), count),
+    }
+
+
+def token_scores(means: dict[str, float], prefix: str = "") -> dict[str, float]:
+    """Returns what a person compares of `token_loss`'s means."""
+    loss = means[f"{prefix}loss"]
+    return {
+        f"{prefix}loss": loss,
+        f"{prefix}accuracy": means[f"{prefix}accuracy"],
+        f"{prefix}perplexity": math.exp(min(loss, 700.0)),
+        f"{prefix}bits_per_byte": means[f"{prefix}nats_per_byte"] / math.log(2),
+    }

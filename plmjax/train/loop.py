@@ -76,12 +76,14 @@ class Work:
     """What there is to do, as functions.
 
     `step` is the jitted step; `batch` gives this process's rows of a step as numpy;
-    `evaluate` scores a state; `flops` says what a step costs.
+    `evaluate` scores a state, `scores` makes of a step's means what is compared;
+    `flops` says what a step costs.
     """
 
     step: Callable
     batch: Callable[[int], dict]
     evaluate: Callable[[State], dict[str, float]]
+    scores: Callable[[dict[str, float]], dict[str, float]]
     flops: Callable[[int], float]
     steps: int
     mesh: Mesh
@@ -164,7 +166,7 @@ def fit(
     checkpoints, stop = outlets.checkpoints, outlets.stop
     now = start = int(state.step)
     waiting: deque = deque()
-    meter = _Meter(config, outlets, progress)
+    meter = _Meter(config, outlets, progress, work.scores)
     found: dict[str, float] | None = None
 
     def save(more: dict):
@@ -220,8 +222,15 @@ def fit(
 class _Meter:
     """Reads metrics that have arrived: logs them, counts time, stops a broken run."""
 
-    def __init__(self, config: TrainConfig, outlets: Outlets, progress: Progress):
+    def __init__(
+        self,
+        config: TrainConfig,
+        outlets: Outlets,
+        progress: Progress,
+        scores: Callable[[dict[str, float]], dict[str, float]],
+    ):
         self.config, self.outlets, self.progress = config, outlets, progress
+        self._scores = scores
         self._peak = peak_flops()
         self._mark = time.perf_counter()
 
@@ -278,6 +287,7 @@ class _Meter:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows the means over the steps since the last record."""
+        values |= self._scores(values)
         seconds = max(self.progress.window_seconds, 1e-9)
         values["tokens_per_second"] = self.progress.window_tokens / seconds
         if self._peak is not None:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import jax
 
-from plmjax.models import EncoderConfig
-
 # Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
@@ -27,20 +25,6 @@ def peak_flops() -> float | None:
     kind = jax.devices()[0].device_kind
     matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return matches[0] if matches else None
-
-
-def flops_per_token(config: EncoderConfig, length: int, head_share: float) -> float:
-    """Returns the matrix FLOPs of training on one token: forward times three.
-
-    `head_share` is the share of positions that pass the vocabulary head. Attention
-    counts the whole row, packed or not, since that is what is computed.
-    """
-    width, inner, narrow = config.width, config.ffn_width, config.input_width
-    layer = 2 * (4 * width**2 + (3 if config.gated else 2) * width * inner)
-    layer += 4 * length * width
-    head = 2 * (width * narrow + narrow * config.vocab_size)
-    projection = 2 * narrow * width if narrow != width else 0
-    return 3 * (config.layers * layer + projection + head_share * head)
 
 
 Sums = dict[str, tuple[float, float]]

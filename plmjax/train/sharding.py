@@ -21,12 +21,13 @@ ROWS = P(("data", "fsdp"))
 # type tables stay whole: sharded on width, they would be rematerialised whole.
 RULES = (
     (r".*/embeddings/token", P("tensor", "fsdp")),
-    (r".*/attention/(query|key|value)/kernel", P("fsdp", "tensor")),
-    (r".*/attention/(query|key|value)/bias", P("tensor")),
+    (r".*/attention/(position_)?(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r".*/attention/(position_)?(query|key|value)/bias", P("tensor")),
     (r".*/attention/output/kernel", P("tensor", "fsdp")),
     (r".*/ffn/(up|gate)/kernel", P("fsdp", "tensor")),
     (r".*/ffn/(up|gate)/bias", P("tensor")),
     (r".*/ffn/down/kernel", P("tensor", "fsdp")),
+    (r".*/convolution/kernel", P(None, "fsdp", None)),
     (r".*/kernel", P("fsdp", None)),
     (r"head/bias", P("tensor")),
     (r".*", P()),
@@ -92,7 +93,7 @@ def shardings(mesh: Mesh, state):
     """
 
     def place(name, leaf):
-        for root in ("encoder/", "head/"):
+        for root in ("encoder/", "head/", "pair/", "detector/"):
             if f"/{root}" in f"/{name}":
                 name = root + f"/{name}".split(f"/{root}", 1)[1]
                 return NamedSharding(mesh, spec(mesh, name, leaf.shape))

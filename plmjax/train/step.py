@@ -30,16 +30,14 @@ class State(NamedTuple):
     skipped: jax.Array  # int32: updates skipped in all
 
 
-def init_state(
-    objective: Objective, optimizer, seed: int, batch, ema: bool
-) -> tuple[State, dict]:
-    """Returns the state before the first step, and the objective's frozen arrays."""
-    params, frozen = objective.init(jax.random.key(seed), batch)
+def init_state(objective: Objective, optimizer, seed: int, batch, ema: bool) -> State:
+    """Returns the state before the first step."""
+    params = objective.init(jax.random.key(seed), batch)
     # A copy: one buffer cannot be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     moments = optimizer.init(params)
     counts = [jnp.array(0, jnp.int32) for _ in range(3)]
-    return State(counts[0], params, moments, average, *counts[1:]), frozen
+    return State(counts[0], params, moments, average, *counts[1:])
 
 
 def micro_batch(batch, index, count: int):

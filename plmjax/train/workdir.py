@@ -1,7 +1,7 @@
 """A run's directory: its config, its lock, and what stands where.
 
 workdir/
-  config.json  environment.json  run.json  metrics.jsonl
+  config.json  environment.json  run.json  metrics.jsonl  teacher.json (distillation)
   tokenizer/  data/  checkpoints/  tensorboard/  plots/  export/
 """
 
@@ -21,10 +21,18 @@ from typing import Any
 from plmjax import Exit, PlmjaxError, __version__
 from plmjax import config as config_lib
 from plmjax.data.config import DataConfig
-from plmjax.data.store import Store, open_store
+from plmjax.data.rows import load_plan
+from plmjax.data.store import Split, Store, open_store
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
-from plmjax.objectives import OBJECTIVES, MLMConfig, Objective
-from plmjax.objectives.mlm import Pieces
+from plmjax.objectives import (
+    OBJECTIVES,
+    CLMConfig,
+    DistillConfig,
+    ElectraConfig,
+    MLMConfig,
+    Objective,
+    Pieces,
+)
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
 from plmjax.train.checkpoint import Checkpoints, write_json
 from plmjax.train.config import MeshConfig, TrainConfig
@@ -39,7 +47,9 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)  # type: ignore
-    objective: MLMConfig = dataclasses.field(default_factory=MLMConfig)
+    objective: MLMConfig | CLMConfig | ElectraConfig | DistillConfig = (
+        dataclasses.field(default_factory=MLMConfig)
+    )
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -170,6 +180,11 @@ class Workdir:
             )
         return open_store(self.path / "data" / run["store"], verify)
 
+    def teacher(self) -> EncoderConfig | None:
+        """Returns the encoder of the run's teacher; None where it has none."""
+        found = self.read("teacher.json")
+        return None if found is None else EncoderConfig(**found["encoder"])
+
     def agree(self, config: Mapping[str, Any]) -> tuple[dict, bool]:
         """Compares a config with the one the run was started with.
 
@@ -246,11 +261,24 @@ def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:
     return resolve(config.model, tokenizer.vocab_size, tokenizer.pad_id)
 
 
+def row_plan(config: RunConfig, split: Split, length: int, store: Store):
+    """Returns which documents, or pairs of sentences, share a row of the length."""
+    packed, pairs = config.data.rows == "packed", config.objective.pairs_config
+    more = () if pairs is None else (pairs,)
+    return load_plan(split, length, packed, store.directory, *more)
+
+
 def make_objective(
-    config: RunConfig, encoder: EncoderConfig, tokenizer: Tokenizer
+    config: RunConfig,
+    encoder: EncoderConfig,
+    tokenizer: Tokenizer,
+    teacher: EncoderConfig | None = None,
 ) -> Objective:
-    """Returns the objective of a run."""
+    """Returns the objective of a run; a distillation needs its teacher's encoder."""
     pieces = Pieces(
         tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
     )
-    return OBJECTIVES[config.objective.kind](config.objective, encoder, pieces)
+    make = OBJECTIVES[config.objective.kind]
+    if teacher is None:
+        return make(config.objective, encoder, pieces)
+    return make(config.objective, encoder, pieces, teacher)

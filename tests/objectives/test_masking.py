@@ -27,9 +27,7 @@ def noise(rows: jax.Array, step: int = 0) -> Noise:
 
 def corrupt(noise, probability, tokens_BL, maskable_BL, start_BL, *, unit):
     slots = masking.slots(0.4, tokens_BL.shape[1])
-    chosen = masking.choose(
-        noise, maskable_BL, start_BL, probability, slots, unit
-    )
+    chosen = masking.choose(noise, maskable_BL, start_BL, probability, slots, unit)
     return *chosen, *masking.corrupt_tokens(
         noise, tokens_BL, *chosen, MASK, jnp.asarray(ORDINARY), 0.8, 0.1, unit
     )

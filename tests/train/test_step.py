@@ -10,8 +10,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
-from plmjax.objectives import Key, MLMConfig, mlm
-from plmjax.objectives.mlm import Pieces
+from plmjax.objectives import Key, MLMConfig, Pieces, mlm
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
@@ -54,7 +53,8 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     encoder = dataclasses.replace(ENCODER, dtype=dtype)
-    objective = mlm(MLMConfig(unit=unit), encoder, pieces(96))
+    objective = more.get("objective", mlm(MLMConfig(unit=unit), encoder, pieces(96)))
+    batches, frozen = more.get("batches", make_batch), more.get("frozen", {})
     settings = more.get("optimizer", OptimizerConfig())
     optimizer = make_optimizer(settings)
     rate = settings.learning_rate
@@ -63,10 +63,11 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
     def initialise(batch):
         return init_state(objective, optimizer, 0, batch, more.get("ema") is not None)
 
-    batch = make_batch()
+    batch = batches()
     with jax.set_mesh(mesh):
         places = sharding.shardings(mesh, jax.eval_shape(initialise, batch))
-        state, frozen = jax.jit(initialise, out_shardings=places)(batch)
+        state = jax.jit(initialise, out_shardings=places)(batch)
+        frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
         step = make_step(
             objective,
             optimizer,
@@ -79,12 +80,14 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
         )
         losses, norms = [], []
         for i in range(steps):
-            placed = sharding.put_rows(mesh, make_batch(step=i))
+            if i == more.get("restart_at"):
+                state = more["restart"](state)
+            placed = sharding.put_rows(mesh, batches(step=i))
             state, metrics = step(state, frozen, placed)
             losses.append(float(metrics["objective"][0]))
             norms.append(float(metrics["gradient_norm"][0]))
         for place, leaf in zip(
-            jax.tree.leaves(places[0]), jax.tree.leaves(state), strict=True
+            jax.tree.leaves(places), jax.tree.leaves(state), strict=True
         ):
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     return np.array(losses), np.array(norms), jax.device_get(state)
@@ -135,23 +138,30 @@ def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
         accumulation=accumulation,
     )
     batch = make_batch()
-    state, frozen = jax.eval_shape(
+    state = jax.eval_shape(
         lambda b: init_state(objective, optimizer, 0, b, False), batch
     )
-    places = sharding.shardings(mesh, (state, frozen))
-    state, frozen = jax.tree.map(
+    state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        (state, frozen),
-        places,
+        state,
+        sharding.shardings(mesh, state),
     )
     rows = {
         k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
         for k, v in batch.items()
     }
-    return step.lower(state, frozen, rows).compile().as_text()
+    return step.lower(state, {}, rows).compile().as_text()
 
 
-@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "token",
+        "word",
+        pytest.param("span", marks=pytest.mark.slow),
+        pytest.param("ngram", marks=pytest.mark.slow),
+    ],
+)
 def test_the_data_mesh_reduces_once_after_the_accumulation_loop(unit):
     text = lowered((8, 1, 1), 4, unit)
     for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
@@ -177,7 +187,7 @@ def test_the_step_depends_on_the_row_not_on_its_place():
     batch = make_batch()
     order = np.random.default_rng(1).permutation(32)
     key = Key(jnp.uint32(3), jnp.uint32(7))
-    params, _ = objective.init(jax.random.key(0), batch)
+    params = objective.init(jax.random.key(0), batch)
 
     @jax.jit
     def loss(batch):
@@ -201,7 +211,7 @@ def test_a_bad_update_is_skipped_and_counted():
     optimizer = make_optimizer(OptimizerConfig())
     schedule = make_schedule(ScheduleConfig(), 1e-3, 10)
     objective = real._replace(loss=loss)
-    state, frozen = init_state(objective, optimizer, 0, make_batch(), True)
+    state, frozen = init_state(objective, optimizer, 0, make_batch(), True), {}
     step = make_step(
         objective, optimizer, schedule, mesh, seed=0, steps=10, ema_decay=0.9
     )
@@ -237,7 +247,7 @@ def test_evaluation_does_not_depend_on_the_batch():
     objective = mlm(MLMConfig(), ENCODER, pieces(96))
     evaluation = make_evaluation(objective)
     batch = make_batch()
-    params, _ = objective.init(jax.random.key(0), batch)
+    params = objective.init(jax.random.key(0), batch)
     whole = evaluation(params, {}, batch)
     parts = [
         evaluation(params, {}, {k: v[i : i + 8] for k, v in batch.items()})

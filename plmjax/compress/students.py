@@ -1,0 +1,185 @@
+"""Students: started from their teachers' layers, and compared with them.
+
+Legend: B rows, K slots a row, T = B * K, V vocabulary of the student.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import tree
+from plmjax.evaluate.model import Model
+from plmjax.models import EncoderConfig, heads
+from plmjax.models.layers import cross_entropy
+from plmjax.objectives import DistillConfig, Key, Objective
+from plmjax.objectives.distill import aligned, chosen_layers
+from plmjax.train.metrics import Sums, added, fetch
+from plmjax.train.step import EVALUATION_SEED
+
+# What Sanh et al. (2019) report of DistilBERT beside BERT-base.
+_PUBLISHED = {"smaller": 0.40, "kept": 0.97, "faster": 0.60}
+
+
+def start(
+    config: DistillConfig,
+    encoder: EncoderConfig,
+    params: dict,
+    teacher: EncoderConfig,
+    frozen: dict,
+) -> dict:
+    """Returns the student's parameters, taken over from its teacher.
+
+    `params` are fresh ones, `frozen` what the loss gets. Embeddings, head and the
+    chosen layers are the teacher's; a table of token types that the student lacks is
+    left out, as in DistilBERT. Pieces that the teacher does not know stay fresh, as
+    does what is no part of the model.
+    """
+    layers = chosen_layers(config, encoder, teacher)
+    pieces = frozen["pieces"] if config.align == "strings" else None
+    theirs = tree.flatten(jax.device_get(frozen["teacher"]))
+    taken = {}
+    for name, leaf in tree.flatten(jax.device_get(params)).items():
+        if name.startswith("projection/"):
+            taken[name] = leaf
+            continue
+        value = theirs[_source(name, layers, teacher)]
+        if name in ("encoder/embeddings/token", "head/bias"):
+            value = _rows(leaf, value, pieces)
+        assert value.shape == leaf.shape, (name, value.shape, leaf.shape)
+        taken[name] = value
+    return tree.unflatten(taken)
+
+
+def _source(name: str, layers: tuple[int, ...], teacher: EncoderConfig) -> str:
+    """Returns the teacher's name of what the student calls `name`."""
+    room, block, *rest = name.split("/")
+    if not block.startswith("layer_"):
+        return name
+    number = layers[int(block.removeprefix("layer_"))]
+    half = "ffn" if rest[0].startswith("ffn") else "attention"
+    if teacher.sharing in (half, "all"):
+        number = number * teacher.groups // teacher.layers
+    return "/".join((room, f"layer_{number}", *rest))
+
+
+def _rows(ours: np.ndarray, theirs: np.ndarray, pieces: dict | None) -> np.ndarray:
+    """Returns what the teacher has of each piece, ours where it has none."""
+    if pieces is None:
+        # One vocabulary, but one table may be padded further.
+        size = min(len(ours), len(theirs))
+        return np.concatenate([theirs[:size], ours[size:]])
+    known_V = pieces["known"].reshape(-1, *[1] * (ours.ndim - 1))
+    return np.where(known_V, theirs[pieces["ids"]], ours)
+
+
+def compare(
+    teacher: Model,
+    student: Model,
+    batches: Iterable[dict],
+    objective: Objective,
+    pieces: dict | None = None,
+) -> dict[str, float]:
+    """Returns sizes, held-out scores at the same masks, and the ratio of speeds.
+
+    `batches` are held-out rows; `pieces` those of an aligned teacher: then only the
+    pieces count that both have. Speed is that of the encoder's forward pass on the
+    first batch, on one device, both in the student's dtype, one after the other in
+    turn. "kept" is the student's accuracy as a share of the teacher's.
+    """
+    key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+    corrupt, models = jax.jit(objective.corrupt), (teacher, student)
+    params = [jax.device_put(m.params, jax.devices()[0]) for m in models]
+    score = jax.jit(functools.partial(_score, teacher.encoder, student.encoder))
+    sums: Sums | None = None
+    ratio = None
+    for batch in batches:
+        batch = jax.device_get(corrupt(batch, key, jnp.float32(1)))
+        if ratio is None:
+            ratio = _speed_ratio(models, params, batch)
+        more = fetch(score(*params, batch, pieces))
+        sums = more if sums is None else added(sums, more)
+    assert sums is not None and ratio is not None, "no batch to compare on"
+    means = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
+    sizes = [tree.count(m.params) for m in models]
+    return means | {
+        "teacher_parameters": sizes[0],
+        "student_parameters": sizes[1],
+        "smaller": 1 - sizes[1] / sizes[0],
+        "kept": means["student_accuracy"] / max(means["teacher_accuracy"], 1e-9),
+        "faster": ratio - 1,
+    }
+
+
+def _score(
+    teacher: EncoderConfig,
+    student: EncoderConfig,
+    theirs: dict,
+    ours: dict,
+    batch: dict,
+    pieces: dict | None,
+) -> dict:
+    """Returns (sum, count) of loss and accuracy at the masks, of both models."""
+    labels_T = batch["labels"].reshape(-1)
+    used_T = (batch["weights"].reshape(-1) > 0).astype(jnp.float32)
+    asked = batch
+    if pieces is not None:
+        used_T = used_T * jnp.asarray(pieces["known"])[labels_T]
+        ids_V = jnp.asarray(pieces["ids"])
+        asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
+        pieces = {name: jnp.asarray(array) for name, array in pieces.items()}
+
+    def logits(config, params, batch):
+        x_TH = heads.take(
+            heads.encode(config, params, batch, None), batch["mask_positions"]
+        )
+        return heads.vocabulary_logits(config, params, x_TH)
+
+    both = aligned(logits(student, ours, batch), logits(teacher, theirs, asked), pieces)
+    found = {}
+    for name, logits_TV in zip(("student", "teacher"), both, strict=True):
+        scored: Any = cross_entropy(logits_TV, labels_T)
+        for what, values_T in zip(("loss", "accuracy"), scored, strict=True):
+            found[f"{name}_{what}"] = (jnp.sum(values_T * used_T), jnp.sum(used_T))
+    return found
+
+
+def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
+    """Returns how many times as fast the second model is, by medians."""
+    dtype, passes = models[1].encoder.dtype, []
+    for model, own in zip(models, params, strict=True):
+        config = dataclasses.replace(model.encoder, dtype=dtype)
+        run = jax.jit(functools.partial(heads.encode, config, noise=None))
+        own, batch = jax.device_put((own, batch), jax.devices()[0])
+        passes.append(functools.partial(run, own, batch=batch))
+        jax.block_until_ready(passes[-1]())
+    seconds: list[list[float]] = [[], []]
+    for _ in range(repeats):
+        for spent, run in zip(seconds, passes, strict=True):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            spent.append(time.perf_counter() - begin)
+    slow, fast = map(statistics.median, seconds)
+    return slow / fast
+
+
+def lines(found: dict[str, float]) -> list[str]:
+    """Returns a comparison for a person, beside what DistilBERT's authors report."""
+    published = {name: f"DistilBERT: {share:.0%}" for name, share in _PUBLISHED.items()}
+    return [
+        f"Size: {found['student_parameters']:,} parameters of the teacher's "
+        f"{found['teacher_parameters']:,}, {found['smaller']:.1%} fewer "
+        f"({published['smaller']}).",
+        f"Score: {found['student_accuracy']:.1%} of the masked words, the teacher "
+        f"{found['teacher_accuracy']:.1%}: {found['kept']:.1%} kept "
+        f"({published['kept']} of GLUE); loss {found['student_loss']:.3f}, the "
+        f"teacher's {found['teacher_loss']:.3f}.",
+        f"Speed: a forward pass is {found['faster']:.0%} faster "
+        f"({published['faster']}).",
+    ]

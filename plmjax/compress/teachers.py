@@ -1,0 +1,199 @@
+"""Teachers: opened, checked against their students, and their pieces aligned.
+
+Legend: V vocabulary of the student.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError, tree
+from plmjax.evaluate.model import Model, open_model
+from plmjax.models import EncoderConfig
+from plmjax.models.config import resolve
+from plmjax.objectives import DistillConfig, Pieces, distill
+from plmjax.objectives.distill import no_teacher
+from plmjax.tokenizers import Tokenizer
+from plmjax.train.checkpoint import write_json
+from plmjax.train.workdir import RunConfig, Workdir
+
+# With fewer of the student's pieces known to it, a teacher sees little but masks.
+_SMALLEST_SHARE = 0.5
+# What a run remembers of its teacher.
+_FILE = "teacher.json"
+
+
+def load(config: RunConfig, workdir: Workdir) -> Model | None:
+    """Opens the teacher of a run and notes it in teacher.json; None without one.
+
+    Raises:
+      PlmjaxError: no teacher where there must be one, one that this student cannot
+        follow, or another than the run was begun with.
+    """
+    objective = config.objective
+    if not isinstance(objective, DistillConfig):
+        (workdir / _FILE).unlink(missing_ok=True)
+        return None
+    if objective.teacher is None:
+        raise no_teacher()
+    saved = workdir.read(_FILE) if workdir.begun else None
+    path = workdir.resolve(objective.teacher)
+    if saved is not None and not path.is_dir():
+        path = Path(saved["path"])  # begun in another directory
+    teacher = open_teacher(objective, path)
+    _check_early(config, objective, teacher, path, workdir)
+    found = digest(teacher.params)
+    if saved is not None and saved["digest"] != found:
+        raise PlmjaxError(
+            f"the teacher in {path} is not the one that {workdir.path} was begun with: "
+            "its weights are others.",
+            hint="Restore it, or start again in another --workdir. A teacher that goes "
+            "on training is best given as its export.",
+            code=Exit.MODEL,
+        )
+    encoder = dataclasses.asdict(teacher.encoder)
+    note = {"encoder": encoder, "digest": found, "path": str(path.resolve())}
+    if saved is None:
+        write_json(workdir / _FILE, note)
+    return teacher
+
+
+def _check_early(
+    config: RunConfig,
+    objective: DistillConfig,
+    teacher: Model,
+    path: Path,
+    workdir: Workdir,
+) -> None:
+    """Raises PlmjaxError for what is known to be wrong before any text is read."""
+    if objective.start == "teacher" and config.train.init_from is not None:
+        raise PlmjaxError(
+            "objective.start=teacher and train.init_from="
+            f"{config.train.init_from} both say where the student starts.",
+            hint="Set --config.objective.start=fresh or --config.train.init_from=none.",
+        )
+    if config.tokenizer.path is None and objective.align == "none":
+        inside = path / "tokenizer"
+        raise PlmjaxError(
+            "a tokenizer trained anew is not the teacher's, whose vocabulary the "
+            "student needs.",
+            hint=f"Set --config.tokenizer.path={inside if inside.is_dir() else path}, "
+            "or --config.objective.align=strings.",
+        )
+    longest = max([length for _, length, _ in config.data.phases] or [0])
+    longest = longest or config.data.length
+    if longest > teacher.encoder.max_length:
+        raise PlmjaxError(
+            f"data.length={longest} is longer than the {teacher.encoder.max_length} "
+            f"positions of the teacher {objective.teacher}.",
+            hint="Shorten the rows.",
+        )
+    pieces = teacher.tokenizer
+    student = resolve(config.model, pieces.vocab_size, pieces.pad_id)
+    distill(objective, student, Pieces(0, (0,), (1,)), teacher.encoder)
+
+
+def open_teacher(config: DistillConfig, path: Path) -> Model:
+    """Opens the teacher: its encoder and vocabulary head alone.
+
+    Raises:
+      PlmjaxError: there is no model, or it has no vocabulary head.
+    """
+    if not path.is_dir():
+        raise PlmjaxError(
+            f"objective.teacher={config.teacher} is no directory.",
+            hint="Give a run's workdir or a Hugging Face folder.",
+        )
+    model = open_model(str(path))
+    params = {name: model.params[name] for name in ("encoder", "head")}
+    encoder = model.encoder
+    if config.teacher_dtype is not None:
+        encoder = dataclasses.replace(encoder, dtype=config.teacher_dtype)
+    return dataclasses.replace(model, encoder=encoder, params=params)
+
+
+def digest(params: dict) -> str:
+    """Returns the SHA-256 of all parameters with their names and shapes."""
+    found = hashlib.sha256()
+    for name, leaf in sorted(tree.flatten(params).items()):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.data)
+    return found.hexdigest()
+
+
+def check_vocabulary(
+    config: RunConfig, student: Tokenizer, teacher: Model
+) -> list[str]:
+    """Returns lines about the pieces that both have, where they are aligned.
+
+    Raises:
+      PlmjaxError: the vocabularies differ, and nothing says what to do, or too much.
+    """
+    objective, theirs = _block(config), teacher.tokenizer
+    if objective.align == "none":
+        if student.vocab == theirs.vocab and student.kind == theirs.kind:
+            return []
+        raise PlmjaxError(
+            f"the student's vocabulary ({student.kind}, {student.vocab_size:,} pieces) "
+            f"is not that of its teacher {objective.teacher} ({theirs.kind}, "
+            f"{theirs.vocab_size:,} pieces).",
+            hint="Set --config.tokenizer.path to the teacher's tokenizer, or "
+            "--config.objective.align=strings to meet where pieces are spelt alike.",
+            code=Exit.MODEL,
+        )
+    if student.kind != theirs.kind:
+        raise PlmjaxError(
+            f"objective.align=strings compares pieces of one kind; the student's are "
+            f"{student.kind}, the teacher's {theirs.kind}.",
+            hint="Set --config.tokenizer.path to the teacher's tokenizer.",
+            code=Exit.MODEL,
+        )
+    known_V = align(student, theirs, student.vocab_size)["known"]
+    told = f"{known_V.sum():,} of the student's {len(known_V):,} pieces"
+    if known_V.mean() < _SMALLEST_SHARE:
+        raise PlmjaxError(
+            f"the teacher knows only {told} ({known_V.mean():.0%}).",
+            hint="Set --config.tokenizer.path to the teacher's tokenizer.",
+            code=Exit.MODEL,
+        )
+    return [
+        f"The teacher knows {told} ({known_V.mean():.1%}); the others it sees as its "
+        "mask, and the soft loss leaves them out."
+    ]
+
+
+def align(student: Tokenizer, teacher: Tokenizer, size: int) -> dict[str, np.ndarray]:
+    """Returns where each of the student's pieces stands in the teacher's vocabulary.
+
+    "ids" [size] int32 are the teacher's ids by spelling, of special tokens by their
+    role; its mask where it has no such piece: there it has learnt to guess. "known"
+    [size] bool says where it has one.
+    """
+    ids_V, known_V = np.full(size, teacher.mask_id, np.int32), np.zeros(size, bool)
+    for piece, number in student.vocab.items():
+        if number not in student.special_ids and piece in teacher.vocab:
+            ids_V[number], known_V[number] = teacher.vocab[piece], True
+    for role in ("pad_id", "cls_id", "sep_id", "mask_id", "unk_id"):
+        ours, theirs = getattr(student, role), getattr(teacher, role)
+        if ours is not None and theirs is not None:
+            ids_V[ours], known_V[ours] = theirs, True
+    return {"ids": ids_V, "known": known_V}
+
+
+def frozen(
+    config: RunConfig, encoder: EncoderConfig, tokenizer: Tokenizer, teacher: Model
+) -> dict:
+    """Returns what the loss of a distillation needs beside the parameters."""
+    found = {"teacher": teacher.params}
+    if _block(config).align == "strings":
+        found["pieces"] = align(tokenizer, teacher.tokenizer, encoder.vocab_size)
+    return found
+
+
+def _block(config: RunConfig) -> DistillConfig:
+    assert isinstance(config.objective, DistillConfig), config.objective.kind
+    return config.objective

@@ -1,0 +1,372 @@
+"""Distillation: a student learns what its teacher says of masked text (DistilBERT,
+Sanh et al. 2019, arXiv:1910.01108), and what its layers hold (TinyBERT, MiniLM).
+
+Legend: B rows, L tokens, T positions that are predicted, H width of the student, W
+width of the teacher, V vocabulary of the student.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, Noise, flops, heads
+from plmjax.models.layers import affine
+from plmjax.objectives import distances, masking
+from plmjax.objectives.base import Batch, Key, Objective, Pieces, whole
+from plmjax.objectives.distances import Kept
+from plmjax.objectives.masked import MaskedConfig, Masker, token_loss
+from plmjax.objectives.mlm import token_scores
+
+TERMS = ("soft", "mlm", "cosine", "hidden", "attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig(MaskedConfig):
+    """Who teaches, what of it the student follows, and where the student starts."""
+
+    kind: Literal["distill"] = "distill"
+    # A run's workdir or a Hugging Face folder, with a vocabulary head.
+    teacher: str | None = None
+    # What the teacher computes in; none: what it was trained in or is read as.
+    teacher_dtype: Literal["float32", "bfloat16"] | None = None
+    # Softens both sides of the soft loss; the weights are those of DistilBERT's code.
+    temperature: float = 2.0
+    soft_weight: float = 5.0
+    mlm_weight: float = 2.0
+    cosine_weight: float = 1.0
+    # Layer to layer: mean squared error of hidden states (TinyBERT), and what the last
+    # layers attend to (MiniLM).
+    hidden_weight: float = 0.0
+    attention_weight: float = 0.0
+    # Where the soft loss is taken: at all tokens, as DistilBERT's code does unless told
+    # --restrict_ce_to_mask, or at the masked ones alone, which costs less.
+    soft_positions: Literal["all", "masked"] = "all"
+    # The teacher's layer that each of the student's starts from and follows, counted
+    # from 0; none named: evenly spread from the first to the last.
+    layers: tuple = ()
+    start: Literal["teacher", "fresh"] = "teacher"
+    # A teacher with another vocabulary is refused, or met where pieces are spelt alike.
+    align: Literal["none", "strings"] = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise PlmjaxError(
+                f"objective.temperature is {self.temperature}; it must be above 0."
+            )
+        weights = [self.weight(term) for term in TERMS]
+        if min(weights) < 0 or max(weights) == 0:
+            told = [f"{t}_weight={w}" for t, w in zip(TERMS, weights, strict=True)]
+            raise PlmjaxError(
+                f"objective: {', '.join(told)}; none must be negative, and one must be "
+                "above 0."
+            )
+
+    def weight(self, term: str) -> float:
+        return getattr(self, f"{term}_weight")
+
+    @property
+    def predicts_all(self) -> bool:
+        """Whether the vocabulary head runs on all tokens of a row."""
+        return self.soft_positions == "all" and self.soft_weight > 0
+
+
+class Seen(NamedTuple):
+    """What a model makes of a batch: logits [T, V], last states [B * L, H], layers."""
+
+    logits_TV: jax.Array
+    x_TH: jax.Array
+    kept: Kept | None
+
+
+def distill(
+    config: DistillConfig,
+    encoder: EncoderConfig,
+    pieces: Pieces,
+    teacher: EncoderConfig | None = None,
+) -> Objective:
+    """Returns the objective that makes a student of the encoder.
+
+    frozen["teacher"] is the teacher, {"encoder", "head"}. With config.align,
+    frozen["pieces"] says of each of the student's pieces which id it has in the
+    teacher, "ids" [V] int32 (the teacher's mask where it has none), and whether it has
+    one, "known" [V] bool. What projects the student's states to the teacher's width is
+    no part of the model: params["projection"].
+
+    Raises:
+      PlmjaxError: no teacher, or one that the student cannot follow as is asked.
+    """
+    if teacher is None:
+        raise no_teacher()
+    _check(config, encoder, teacher)
+    layers = chosen_layers(config, encoder, teacher)
+    masker, weight = Masker(config, encoder, pieces), config.weight
+    keep = weight("hidden") > 0 or weight("attention") > 0
+    projects = encoder.width != teacher.width and (
+        weight("cosine") > 0 or weight("hidden") > 0
+    )
+
+    def init(key, batch):
+        params = heads.init_model(encoder, key, batch, ("head",))
+        if projects:
+            shape = (encoder.width, teacher.width)
+            kernel_HW = jax.random.normal(jax.random.fold_in(key, 1000), shape)
+            params["projection"] = {"kernel": encoder.init_std * kernel_HW}
+        return params
+
+    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+        batch = masker(batch, key, progress)
+        real_BL = (batch["segments"] > 0).astype(jnp.float32)
+        return batch | {"real_weights": real_BL / jnp.maximum(jnp.sum(real_BL), 1)}
+
+    def see(model: EncoderConfig, params, batch: Batch, noise: Noise | None) -> Seen:
+        if keep:
+            x_BLH, kept = distances.encode(model, params, batch, noise)
+        else:
+            x_BLH, kept = heads.encode(model, params, batch, noise), None
+        x_TH = x_BLH.reshape(-1, model.width)
+        if config.predicts_all:
+            return Seen(heads.vocabulary_logits(model, params, x_TH), x_TH, kept)
+        at_TH = heads.take(x_BLH, batch["mask_positions"])
+        return Seen(heads.vocabulary_logits(model, params, at_TH), x_TH, kept)
+
+    def project(params, x_TH) -> Any:
+        if not projects:
+            return x_TH
+        return affine(x_TH, params["projection"]["kernel"], None, encoder.dtype)
+
+    def apart(params, frozen, batch: Batch, ours: Seen, theirs: Seen):
+        """Yields (term, its value at each position, weights of the positions)."""
+        real_BL = batch["real_weights"]
+        pieces = frozen["pieces"] if config.align == "strings" else None
+        if weight("soft") > 0:
+            logits = aligned(ours.logits_TV, theirs.logits_TV, pieces)
+            soft_T: Any = distances.softened_kl(*logits, config.temperature)
+            yield "soft", soft_T, real_BL if config.predicts_all else batch["weights"]
+        if weight("cosine") > 0:
+            yield (
+                "cosine",
+                distances.cosine_loss(project(params, ours.x_TH), theirs.x_TH),
+                real_BL,
+            )
+        if ours.kept is None or theirs.kept is None:
+            return
+        if weight("hidden") > 0:
+            follows = zip(ours.kept.states, layers, strict=True)
+            pairs = [(project(params, x), theirs.kept.states[j]) for x, j in follows]
+            yield "hidden", distances.hidden_loss(pairs), real_BL
+        if weight("attention") > 0:
+            segments_BL = batch["segments"]
+            attention_T = distances.attention_loss(ours.kept, theirs.kept, segments_BL)
+            yield "attention", attention_T, real_BL
+
+    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+        frozen = jax.lax.stop_gradient(frozen)
+        ours = see(encoder, params, batch, key.noise(batch) if train else None)
+        asked = batch
+        if config.align == "strings":
+            ids_V = frozen["pieces"]["ids"]
+            asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
+        theirs = see(teacher, frozen["teacher"], asked, None)
+        sought = everywhere(batch) if config.predicts_all else batch
+        value, metrics = token_loss(ours.logits_TV, sought, masker.bytes_V)
+        value = weight("mlm") * value
+        for term, values_T, weights in apart(params, frozen, batch, ours, theirs):
+            part, found = distances.weighted(values_T, weights.reshape(-1))
+            value, metrics[f"{term}_loss"] = value + weight(term) * part, found
+        return value, metrics
+
+    def scores(means):
+        losses = {"mlm_loss": means["loss"]}
+        for term in TERMS:
+            if term != "mlm" and weight(term) > 0:
+                losses[f"{term}_loss"] = means[f"{term}_loss"]
+        total = sum(
+            weight(name.removesuffix("_loss")) * x for name, x in losses.items()
+        )
+        return token_scores(means) | {"loss": total} | losses
+
+    def slots(length):
+        return length if config.predicts_all else config.slots(length)
+
+    def cost(length):
+        ours, theirs = (
+            flops.encoder_flops(model, length)
+            + flops.vocabulary_flops(model, slots(length))
+            for model in (encoder, teacher)
+        )
+        # Of the three passes of training, the teacher does the first.
+        return ours + theirs / 3
+
+    return Objective(
+        init,
+        corrupt,
+        loss,
+        whole(encoder, ("head",)),
+        scores,
+        "mlm_loss",
+        slots,
+        cost,
+    )
+
+
+def no_teacher() -> PlmjaxError:
+    return PlmjaxError(
+        "objective.kind=distill has no teacher.",
+        hint="Set --config.objective.teacher to a run's workdir or to a Hugging Face "
+        "folder.",
+    )
+
+
+def everywhere(batch: Batch) -> Batch:
+    """Returns labels and weights [B, L] of all tokens, for those [B, K] of the masks.
+
+    Logits of all tokens are there; picking rows out of them would double their memory.
+    """
+    at_BK = batch["mask_positions"]
+    nothing_BL = jnp.zeros(batch["tokens"].shape, jnp.float32)
+    return {
+        "labels": masking.put(batch["tokens"], at_BK, batch["labels"]),
+        "weights": masking.put(nothing_BL, at_BK, batch["weights"]),
+    }
+
+
+def aligned(ours_TV: jax.Array, theirs_TV: jax.Array, pieces: dict | None):
+    """Returns the logits of both over the pieces that both have, [T, V] each.
+
+    Pieces that one of them has alone get no probability from either: the soft loss says
+    nothing of them, and of the others only how they share what is left.
+    """
+    if pieces is None:
+        # One vocabulary, but one table may be padded further.
+        size = min(ours_TV.shape[1], theirs_TV.shape[1])
+        return ours_TV[:, :size], theirs_TV[:, :size]
+    known_V = pieces["known"][None, :]
+    theirs_TV = jnp.take(theirs_TV, pieces["ids"], axis=1)
+    nothing = jnp.float32(-1e30)
+    return (
+        jnp.where(known_V, ours_TV, nothing),
+        jnp.where(known_V, theirs_TV, nothing),
+    )
+
+
+def chosen_layers(
+    config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig
+) -> tuple[int, ...]:
+    """Returns the teacher's layer for each of the student's; () if none is needed.
+
+    Raises:
+      PlmjaxError: another number of layers than the student's, or one out of range.
+    """
+    asked, count = config.layers, teacher.layers
+    if not asked:
+        needed = config.start == "teacher" or config.hidden_weight > 0
+        return even_layers(encoder.layers, count) if needed else ()
+    if len(asked) != encoder.layers:
+        raise PlmjaxError(
+            f"objective.layers={asked} names {len(asked)} of the teacher's layers for "
+            f"the student's {encoder.layers}.",
+            hint="Name one for each.",
+        )
+    if not all(isinstance(j, int) and 0 <= j < count for j in asked):
+        raise PlmjaxError(
+            f"objective.layers={asked} must be numbers from 0 to {count - 1}: the "
+            f"teacher has {count} layers."
+        )
+    return asked
+
+
+def even_layers(student: int, teacher: int) -> tuple[int, ...]:
+    """Returns layers of a teacher evenly from the first to the last.
+
+    Of 12 for 6 they are those that DistilBERT started from, 0, 2, 4, 7, 9, 11. A single
+    layer follows the last.
+
+    Raises:
+      PlmjaxError: the student has more.
+    """
+    if student > teacher:
+        raise PlmjaxError(
+            f"the student has {student} layers, its teacher {teacher}.",
+            hint="Set model.layers to fewer, or name one of the teacher's for each in "
+            "objective.layers.",
+        )
+    if student == 1:
+        return (teacher - 1,)
+    # Rounded in integers.
+    gaps = student - 1
+    return tuple((2 * i * (teacher - 1) + gaps) // (2 * gaps) for i in range(student))
+
+
+# What a student that starts from its teacher's layers must have in common with it.
+_SAME = (
+    "width",
+    "input_width",
+    "ffn_width",
+    "heads",
+    "activation",
+    "gated",
+    "bias",
+    "norm_place",
+    "attention",
+    "positions",
+    "max_positions",
+    "position_offset",
+    "position_buckets",
+    "share_position_projections",
+    "position_norm",
+    "convolution_width",
+    "head",
+)
+
+
+def _check(config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig):
+    """Raises PlmjaxError where this student cannot follow this teacher."""
+    if teacher.causal:
+        raise PlmjaxError(
+            f"the teacher {config.teacher} sees one side only (causal); it cannot "
+            "judge masked words.",
+            hint="Give one that was trained with objective.kind=mlm.",
+        )
+    if config.attention_weight > 0:
+        kinds, counts = {encoder.attention, teacher.attention}, encoder.heads
+        if kinds != {"full"} or counts != teacher.heads:
+            raise PlmjaxError(
+                "objective.attention_weight compares the attention head by head, and "
+                f"student and teacher differ: {encoder.heads} heads of "
+                f"{encoder.attention} attention, {teacher.heads} of "
+                f"{teacher.attention}.",
+                hint="Set model.heads and model.attention to the teacher's (full), or "
+                "objective.attention_weight=0.",
+            )
+    if config.start == "teacher":
+        _check_start(encoder, teacher)
+
+
+def _check_start(encoder: EncoderConfig, teacher: EncoderConfig):
+    hint = "Change the model block, or set --config.objective.start=fresh."
+    wrong = [
+        f"model.{name}={getattr(encoder, name)!r} (teacher: {getattr(teacher, name)!r})"
+        for name in _SAME
+        if getattr(encoder, name) != getattr(teacher, name)
+    ]
+    if encoder.token_types not in (0, teacher.token_types):
+        wrong.append(
+            f"model.token_types={encoder.token_types} (teacher: {teacher.token_types})"
+        )
+    if wrong:
+        named = ", ".join(wrong).replace("input_width", "embedding_width")
+        raise PlmjaxError(
+            "objective.start=teacher copies the teacher's layers, which the student's "
+            f"are unlike: {named}.",
+            hint=hint,
+        )
+    if encoder.sharing != "none":
+        raise PlmjaxError(
+            f"objective.start=teacher needs a student whose layers are its own, not "
+            f"model.sharing={encoder.sharing}.",
+            hint=hint,
+        )

@@ -1,0 +1,359 @@
+"""Replaced-token detection (ELECTRA, Clark et al. 2020, arXiv:2003.10555; DeBERTaV3).
+
+A small generator fills masked tokens in, and the discriminator says of every token
+whether it is the original. Section 3.5 of the paper compares other ways to train the
+discriminator on such text: they are the values of `variant`.
+
+Legend: B rows, L tokens, K slots a row, T tokens judged, H width, V vocabulary.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, Noise, flops, heads
+from plmjax.models import noise as noise_lib
+from plmjax.models.layers import cross_entropy
+from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces
+from plmjax.objectives.generator import (
+    GeneratorConfig,
+    generator_encoder,
+    initial_params,
+    make_parts,
+    sample,
+)
+from plmjax.objectives.masked import MaskedConfig, Masker, masked_logits, token_loss
+from plmjax.objectives.masking import put
+from plmjax.objectives.mlm import token_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class ElectraConfig(MaskedConfig):
+    """Replaced-token detection; the model block is the discriminator."""
+
+    kind: Literal["electra"] = "electra"
+    # The generator's input: Google's pretrain_helpers.py masks 85 % of what is chosen
+    # and keeps the rest. All that is chosen is predicted and replaced.
+    mask_share: float = 0.85
+    random_share: float = 0.0
+    # What the discriminator learns: electra, to tell replaced tokens; electra_15, the
+    # same at the chosen positions alone; replace_mlm, to predict the original there,
+    # from the generator's samples in place of [MASK]; all_tokens_mlm, to predict it
+    # everywhere, or copy its input.
+    variant: Literal["electra", "electra_15", "replace_mlm", "all_tokens_mlm"] = (
+        "electra"
+    )
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    # What generator and discriminator share: token embeddings; all embeddings and their
+    # norm; nothing; the encoder; or as DeBERTaV3, the generator's token embeddings plus
+    # a delta, so that the discriminator's gradient does not reach the generator.
+    tie: Literal["tokens", "embeddings", "none", "all", "disentangled"] = "tokens"
+    # 0: the generator stays as it is (two-stage training from train.init_from; weight
+    # decay still reaches it unless train.optimizer.no_decay names generator/.*).
+    generator_weight: float = 1.0
+    # Of the discriminator's loss: where it tells replaced tokens, where it predicts.
+    detector_weight: float = 50.0
+    mlm_weight: float = 1.0
+    # Of the generator's samples; lower: what it finds likeliest comes more often.
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("generator_weight", "detector_weight", "mlm_weight"):
+            if getattr(self, name) < 0:
+                raise PlmjaxError(
+                    f"objective.{name} is {getattr(self, name)}; it must not be "
+                    "negative."
+                )
+        if self.discriminator_weight == 0:
+            name = JUDGES[self.variant].weight
+            raise PlmjaxError(
+                f"objective.{name}=0 leaves nothing to train the discriminator for.",
+                hint="For a generator alone, set --config.objective.kind=mlm.",
+            )
+        if self.temperature <= 0:
+            raise PlmjaxError(
+                f"objective.temperature is {self.temperature}; it must be above 0."
+            )
+
+    @property
+    def discriminator_weight(self) -> float:
+        return getattr(self, JUDGES[self.variant].weight)
+
+    def generator_encoder(self, encoder: EncoderConfig) -> EncoderConfig | None:
+        """Returns the generator's encoder; None where it is uniform.
+
+        Raises:
+          PlmjaxError: sizes that give no whole heads, or that cannot be tied.
+        """
+        if self.generator.kind == "uniform":
+            return None
+        return generator_encoder(self.generator, self.tie, encoder)
+
+
+def electra(config: ElectraConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
+    """Returns the objective that trains a discriminator and its generator."""
+    generator, judge = config.generator_encoder(encoder), JUDGES[config.variant]
+    parts = make_parts(config.tie, encoder, generator, judge.heads)
+    if generator is None:
+        # The samples are random pieces, and so part of the corruption.
+        masks = dataclasses.replace(config, mask_share=0.0, random_share=1.0)
+        masker = Masker(masks, encoder, pieces)
+    else:
+        masker = Masker(config, encoder, pieces)
+
+    def init(key, batch):
+        return initial_params(config.tie, encoder, generator, judge.heads, key, batch)
+
+    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+        batch = masker(batch, key, progress)
+        real = (batch["segments"] > 0).astype(jnp.float32)
+        return batch | {"token_weights": real / jnp.maximum(jnp.sum(real), 1)}
+
+    def generate(params, batch, noise: Noise, train: bool):
+        """Returns the generator's loss, its metrics, and its samples [B, K]."""
+        own = parts["generator"].take(params)
+        if config.generator_weight == 0:
+            own = jax.lax.stop_gradient(own)
+        # A stream of its own: the two would drop the same units of their layers.
+        drops = _stream(noise, "generator") if train else None
+        logits_TV, _ = masked_logits(parts["generator"].encoder, own, batch, drops)
+        value, metrics = token_loss(logits_TV, batch, masker.bytes_V, "generator_")
+        shape = batch["labels"].shape
+        u_BK = noise_lib.uniform(noise, "generator/sample", shape[1])
+        drawn_T = sample(logits_TV, u_BK.reshape(-1), config.temperature)
+        return value, metrics, drawn_T.reshape(shape)
+
+    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+        del frozen
+        noise, total, metrics = key.noise(batch), jnp.float32(0), {}
+        drawn_BK = None
+        if generator is not None:
+            value, metrics, drawn_BK = generate(params, batch, noise, train)
+            total = config.generator_weight * value
+        batch = substituted(batch, drawn_BK)
+        own = parts["discriminator"].take(params)
+        x_BLH = heads.encode(encoder, own, batch, noise if train else None)
+        value, more = judge.loss(encoder, own, x_BLH, batch, masker.bytes_V)
+        share = _mean(batch["replaced"], batch["segments"] > 0)
+        total = total + config.discriminator_weight * value
+        return total, metrics | more | {"replaced_share": share}
+
+    def scores(means):
+        total = config.discriminator_weight * means[judge.term]
+        found = {}
+        if generator is not None:
+            total += config.generator_weight * means["generator_loss"]
+            found = token_scores(means, "generator_")
+        found |= judge.scores(means)
+        return {"loss": total} | found | {"replaced_share": means["replaced_share"]}
+
+    def cost(length):
+        total = flops.encoder_flops(encoder, length)
+        total += judge.flops(encoder, length, config.slots(length))
+        if generator is None:
+            return total
+        theirs = flops.encoder_flops(generator, length)
+        theirs += flops.vocabulary_flops(generator, config.slots(length))
+        # Without a weight it is run forward alone.
+        return total + (theirs if config.generator_weight else theirs / 3)
+
+    def slots(length):
+        everywhere = config.variant == "all_tokens_mlm"
+        return length if everywhere else config.slots(length)
+
+    token_term = "generator_loss" if generator is not None else None
+    token_term = "discriminator_loss" if "head" in judge.heads else token_term
+    return Objective(init, corrupt, loss, parts, scores, token_term, slots, cost)
+
+
+def _stream(noise: Noise, name: str) -> Noise:
+    """Returns noise whose draws are independent of `noise`'s at the same sites."""
+    word = jnp.uint32(zlib.crc32(name.encode()))
+    return noise._replace(seed=noise_lib.hash32(noise.seed ^ word))
+
+
+def substituted(batch: Batch, drawn_BK: jax.Array | None) -> Batch:
+    """Returns the batch as the discriminator sees it, with the truth beside it.
+
+    The samples take the place of what was chosen, in the slots that are used; None: the
+    batch has them. Adds "originals" and "replaced" [B, L]: a right guess is original.
+    """
+    at_BK, labels_BK = batch["mask_positions"], batch["labels"]
+    original_BL = put(batch["tokens"], at_BK, labels_BK)
+    seen_BL = batch["tokens"]
+    if drawn_BK is not None:
+        drawn_BK = jnp.where(batch["weights"] > 0, drawn_BK, labels_BK)
+        seen_BL = put(original_BL, at_BK, drawn_BK)
+    return batch | {
+        "tokens": seen_BL,
+        "originals": original_BL,
+        "replaced": seen_BL != original_BL,
+    }
+
+
+def _mean(values, used) -> tuple[jax.Array, jax.Array]:
+    """Returns (sum, count) of the values that are used; all of one shape."""
+    used = used.astype(jnp.float32)
+    values = jax.lax.stop_gradient(values).astype(jnp.float32)
+    return jnp.sum(values * used), jnp.sum(used)
+
+
+def detector_loss(logits_T, replaced_T, weights_T) -> tuple[jax.Array, Metrics]:
+    """Returns the weighted binary cross-entropy of replaced or not, and its metrics."""
+    truth_T = replaced_T.astype(jnp.float32)
+    nll_T = jax.nn.softplus(logits_T) - truth_T * logits_T
+    used_T, called_T = weights_T > 0, logits_T > 0
+    probability_T = jax.nn.sigmoid(logits_T)
+    return jnp.sum(nll_T * weights_T), {
+        "detector_loss": _mean(nll_T, used_T),
+        "detector_accuracy": _mean(called_T == replaced_T, used_T),
+        "detector_precision": _mean(replaced_T, used_T & called_T),
+        "detector_recall": _mean(called_T, used_T & replaced_T),
+        "detector_on_replaced": _mean(probability_T, used_T & replaced_T),
+        "detector_on_originals": _mean(probability_T, used_T & ~replaced_T),
+    }
+
+
+def _detector_scores(means: dict[str, float]) -> dict[str, float]:
+    names = ("loss", "accuracy", "precision", "recall")
+    found = {f"detector_{name}": means[f"detector_{name}"] for name in names}
+    apart = means["detector_on_replaced"] - means["detector_on_originals"]
+    return found | {"detector_separation": apart}
+
+
+def _detect(encoder, params, x_BLH, batch: Batch, bytes_V):
+    del bytes_V
+    logits_T = heads.detector_logits(encoder, params, x_BLH.reshape(-1, encoder.width))
+    weights_T = batch["token_weights"].reshape(-1)
+    return detector_loss(logits_T, batch["replaced"].reshape(-1), weights_T)
+
+
+def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+    del bytes_V
+    at_BK = batch["mask_positions"]
+    logits_T = heads.detector_logits(encoder, params, heads.take(x_BLH, at_BK))
+    replaced_BK = jnp.take_along_axis(batch["replaced"], at_BK, axis=1)
+    weights_T = batch["weights"].reshape(-1)
+    return detector_loss(logits_T, replaced_BK.reshape(-1), weights_T)
+
+
+def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+    x_TH = heads.take(x_BLH, batch["mask_positions"])
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
+    return token_loss(logits_TV, batch, bytes_V, "discriminator_")
+
+
+def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V):
+    """All-Tokens MLM: D times the input's piece plus 1 - D times the softmax.
+
+    D, the probability to copy, is the detector's that the token is the original. The
+    metrics of the discriminator are those of the chosen positions, as in Replace-MLM.
+    """
+    x_TH = x_BLH.reshape(-1, encoder.width)
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
+    replaced_T = heads.detector_logits(encoder, params, x_TH)
+    seen_T, labels_T = batch["tokens"].reshape(-1), batch["originals"].reshape(-1)
+    nll_T, hit_T = _copy_loss(logits_TV, replaced_T, seen_T, labels_T)
+    weights_T = batch["token_weights"].reshape(-1)
+    _, metrics = detector_loss(replaced_T, seen_T != labels_T, weights_T)
+    at_BK, used_BK = batch["mask_positions"], batch["weights"] > 0
+    shape = batch["tokens"].shape
+    nll_BK = jnp.take_along_axis(nll_T.reshape(shape), at_BK, axis=1)
+    hit_BK = jnp.take_along_axis(hit_T.reshape(shape), at_BK, axis=1)
+    bytes_BK = jnp.asarray(bytes_V)[batch["labels"]]
+    total, count = _mean(nll_BK, used_BK)
+    return jnp.sum(nll_T * weights_T), metrics | {
+        "all_tokens_loss": _mean(nll_T, weights_T > 0),
+        "all_tokens_accuracy": _mean(hit_T, weights_T > 0),
+        "discriminator_loss": (total, count),
+        "discriminator_accuracy": _mean(hit_BK, used_BK),
+        "discriminator_nats_per_byte": (total, _mean(bytes_BK, used_BK)[0]),
+    }
+
+
+def _copy_loss(logits_TV, replaced_T, seen_T, labels_T):
+    """Returns -log of the mixture's probability of each label, and where it is top."""
+    scored: Any = cross_entropy(logits_TV, labels_T)
+    word_nll_T, word_hit_T = scored
+    copy_T, write_T = jax.nn.log_sigmoid(-replaced_T), jax.nn.log_sigmoid(replaced_T)
+    written_T = write_T - word_nll_T
+    right_T = seen_T == labels_T
+    nll_T = -jnp.where(right_T, jnp.logaddexp(copy_T, written_T), written_T)
+    # The top piece of the mixture is the input's or that of the softmax.
+    fixed_TV = jax.lax.stop_gradient(logits_TV)
+    label_T = jnp.take_along_axis(fixed_TV, labels_T[:, None], axis=1)[:, 0]
+    lse_T = word_nll_T + label_T
+    top_T = write_T + jnp.max(fixed_TV, axis=1) - lse_T
+    same_T = jnp.take_along_axis(fixed_TV, seen_T[:, None], axis=1)[:, 0]
+    same_T = jnp.logaddexp(copy_T, write_T + same_T - lse_T)
+    return nll_T, jnp.where(same_T >= top_T, right_T, word_hit_T > 0)
+
+
+def _predict_scores(means: dict[str, float]) -> dict[str, float]:
+    return token_scores(means, "discriminator_")
+
+
+def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
+    own = {n: means[n] for n in ("all_tokens_loss", "all_tokens_accuracy")}
+    return own | _predict_scores(means) | _detector_scores(means)
+
+
+class Judge(NamedTuple):
+    """What the discriminator is trained for.
+
+    loss(encoder, params, x_BLH, batch, bytes_V) -> (value, metrics), where `batch` has
+    the tokens it saw, "originals" and "replaced" [B, L]; `term` is the metric whose
+    mean is the value, `weight` the key of its weight; flops(encoder, length, slots).
+    """
+
+    heads: tuple[str, ...]
+    loss: Callable[..., tuple[jax.Array, Metrics]]
+    scores: Callable[[dict[str, float]], dict[str, float]]
+    term: str
+    weight: str
+    flops: Callable[[EncoderConfig, int, int], float]
+
+
+JUDGES = {
+    "electra": Judge(
+        ("detector",),
+        _detect,
+        _detector_scores,
+        "detector_loss",
+        "detector_weight",
+        lambda encoder, length, _: flops.detector_flops(encoder, length),
+    ),
+    "electra_15": Judge(
+        ("detector",),
+        _detect_chosen,
+        _detector_scores,
+        "detector_loss",
+        "detector_weight",
+        lambda encoder, _, slots: flops.detector_flops(encoder, slots),
+    ),
+    "replace_mlm": Judge(
+        ("head",),
+        _predict_chosen,
+        _predict_scores,
+        "discriminator_loss",
+        "mlm_weight",
+        lambda encoder, _, slots: flops.vocabulary_flops(encoder, slots),
+    ),
+    "all_tokens_mlm": Judge(
+        ("head", "detector"),
+        _predict_all,
+        _predict_all_scores,
+        "all_tokens_loss",
+        "mlm_weight",
+        lambda encoder, length, _: (
+            flops.vocabulary_flops(encoder, length)
+            + flops.detector_flops(encoder, length)
+        ),
+    ),
+}

@@ -1,0 +1,301 @@
+"""ELECTRA's generator: its sizes, its samples, and what it shares.
+
+Legend: T chosen tokens, V vocabulary, G blocks of N pieces.
+"""
+
+import dataclasses
+import re
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, heads
+from plmjax.objectives.base import Part
+from plmjax.tree import flatten, unflatten
+
+_TABLE = "encoder/embeddings/token"
+_DELTA = "encoder/embeddings/token_delta"
+
+# Which of the generator's parameters are the discriminator's: a regex over their names.
+# Google's code shares "embeddings", which the paper calls token and positional ones.
+TIES = {
+    "tokens": _TABLE,
+    "embeddings": r"encoder/embeddings/(?!projection/).*",
+    "none": r"(?!)",
+    "all": r"encoder/.*",
+    # Gradient-disentangled sharing (DeBERTaV3, He et al. 2021, arXiv:2111.09543): the
+    # discriminator's table is the generator's, without gradient, plus a delta.
+    "disentangled": r"(?!)",
+}
+
+# How far a fraction may be from one that works: .333 means a third.
+_CLOSE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    """The generator's sizes: absolute, or else fractions of the discriminator's.
+
+    Everything else (dropout, positions, activation, ...) is the discriminator's.
+    """
+
+    # uniform: any ordinary piece is as likely as another, and nothing is trained.
+    kind: Literal["trained", "uniform"] = "trained"
+    layers: int | None = None
+    width: int | None = None
+    # None: each head, and the feed-forward layer to the width, as the discriminator's.
+    heads: int | None = None
+    ffn_width: int | None = None
+    layers_fraction: float = 1.0
+    width_fraction: float = 0.25
+
+    def __post_init__(self):
+        for name in ("layers", "width", "heads", "ffn_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise PlmjaxError(
+                    f"objective.generator.{name} is {value}; it must be at least 1.",
+                    hint="Leave it out, and it follows from the fraction.",
+                )
+        for name in ("layers_fraction", "width_fraction"):
+            value = getattr(self, name)
+            if not 0 < value <= 4:
+                raise PlmjaxError(
+                    f"objective.generator.{name} is {value}; it must lie between 0 "
+                    "and 4.",
+                    hint="ELECTRA-small has width_fraction=0.25, layers_fraction=1.",
+                )
+
+
+def generator_encoder(
+    config: GeneratorConfig, tie: str, encoder: EncoderConfig
+) -> EncoderConfig:
+    """Returns the encoder of a generator for the discriminator `encoder`.
+
+    Raises:
+      PlmjaxError: a size or a fraction that gives no whole heads, with the nearest
+        that do; another size where all is tied.
+    """
+    width = _width(config, encoder)
+    layers = _layers(config, encoder)
+    # Tied tables are as wide as the discriminator's; others as Google's, as the layers.
+    narrow = width if tie == "none" else encoder.input_width
+    if layers % encoder.groups:
+        raise PlmjaxError(
+            f"a generator of {layers} layers does not share its weights in "
+            f"model.groups={encoder.groups}.",
+            hint="Set --config.objective.generator.layers to a multiple of it.",
+        )
+    generator = dataclasses.replace(
+        encoder,
+        layers=layers,
+        width=width,
+        heads=config.heads or encoder.heads * width // encoder.width,
+        ffn_width=config.ffn_width or encoder.ffn_width * width // encoder.width,
+        embedding_width=None if narrow == width else narrow,
+    )
+    sizes = ("layers", "width", "heads", "ffn_width", "input_width")
+    differ = [n for n in sizes if getattr(generator, n) != getattr(encoder, n)]
+    if tie == "all" and differ:
+        told = ", ".join(
+            f"{n} {getattr(generator, n)} and {getattr(encoder, n)}" for n in differ
+        )
+        raise PlmjaxError(
+            "objective.tie='all' needs a generator of the discriminator's sizes; "
+            f"they differ: {told}.",
+            hint="Set --config.objective.generator.width_fraction=1 and "
+            "layers_fraction=1, or another objective.tie.",
+        )
+    return generator
+
+
+def _fits(config: GeneratorConfig, encoder: EncoderConfig, width: int) -> bool:
+    """Says whether heads and feed-forward layer are whole at this width."""
+    if config.heads is None:
+        whole = encoder.heads * width % encoder.width == 0
+    else:
+        whole = width % config.heads == 0
+    inner = config.ffn_width is not None or (
+        encoder.ffn_width * width % encoder.width == 0
+    )
+    return whole and inner
+
+
+def _width(config: GeneratorConfig, encoder: EncoderConfig) -> int:
+    fraction, full = config.width_fraction, encoder.width
+    wanted = fraction * full if config.width is None else config.width
+    # As wide as the discriminator always fits, unless other heads are asked for.
+    most = int(max(2 * full, 2 * wanted)) + (config.heads or 0)
+    fit = [w for w in range(1, most + 1) if _fits(config, encoder, w)]
+    nearest = min(fit, key=lambda w: abs(w - wanted))
+    apart = abs(nearest - wanted)
+    if apart == 0 or (config.width is None and apart <= _CLOSE * full):
+        return nearest
+    below, above = [w for w in fit if w < wanted], [w for w in fit if w > wanted]
+    near = below[-1:] + above[:1]
+    heads = {w: config.heads or encoder.heads * w // full for w in near}
+    of = f"of model.width={full} and model.heads={encoder.heads} gives no whole heads"
+    if config.width is None:
+        told = " and ".join(
+            f"{w / full:.4g} (width {w}, heads {heads[w]})" for w in near
+        )
+        what, named = f"width_fraction={fraction}", "fractions"
+    else:
+        told = " and ".join(f"{w} (heads {heads[w]})" for w in near)
+        what, named = f"width={config.width}", "widths"
+        of = f"beside model.width={full} and model.heads={encoder.heads} gives no whole"
+        of += " heads of that size"
+    raise PlmjaxError(
+        f"objective.generator.{what} {of} or feed-forward layer.",
+        hint=f"The nearest {named} that do: {told}; or set objective.generator.width, "
+        "heads and ffn_width yourself.",
+    )
+
+
+def _layers(config: GeneratorConfig, encoder: EncoderConfig) -> int:
+    if config.layers is not None:
+        return config.layers
+    wanted = config.layers_fraction * encoder.layers
+    layers = max(1, round(wanted))
+    if abs(layers - wanted) <= _CLOSE * encoder.layers:
+        return layers
+    near = sorted({max(1, int(wanted)), int(wanted) + 1})
+    told = " and ".join(f"{n / encoder.layers:.4g} (layers {n})" for n in near)
+    raise PlmjaxError(
+        f"objective.generator.layers_fraction={config.layers_fraction} of "
+        f"model.layers={encoder.layers} gives no whole layers.",
+        hint=f"The nearest fractions that do: {told}; or set objective.generator."
+        "layers.",
+    )
+
+
+def initial_params(
+    tie: str,
+    encoder: EncoderConfig,
+    generator: EncoderConfig | None,
+    names: tuple[str, ...],
+    key: jax.Array,
+    batch: dict,
+) -> dict:
+    """Returns {"discriminator": ..., "generator": ...}, what they share once.
+
+    Without a generator there is the discriminator alone. `names` are its heads.
+    """
+    keys = jax.random.split(key)
+    discriminator = flatten(heads.init_model(encoder, keys[0], batch, names))
+    if generator is None:
+        return {"discriminator": unflatten(discriminator)}
+    own = flatten(heads.init_model(generator, keys[1], batch, ("head",)))
+    if tie == "disentangled":
+        # They start as one table.
+        discriminator[_DELTA] = jnp.zeros_like(discriminator.pop(_TABLE))
+    own = {n: leaf for n, leaf in own.items() if not re.fullmatch(TIES[tie], n)}
+    return {"discriminator": unflatten(discriminator), "generator": unflatten(own)}
+
+
+def make_parts(
+    tie: str,
+    encoder: EncoderConfig,
+    generator: EncoderConfig | None,
+    names: tuple[str, ...],
+) -> dict[str, Part]:
+    """Returns the two models, each whole; the discriminator first."""
+    take, place = _take_discriminator, _place_discriminator
+    if tie == "disentangled" and generator is not None:
+        take, place = _take_disentangled, _place_disentangled
+    parts = {
+        "discriminator": Part(
+            encoder,
+            names,
+            take=lambda params: _with_heads(take(params), names),
+            place=place,
+        )
+    }
+    if generator is None:
+        return parts
+    tied = TIES[tie]
+
+    def take_generator(params):
+        shared = flatten(params["discriminator"])
+        flat = {n: leaf for n, leaf in shared.items() if re.fullmatch(tied, n)}
+        return _with_heads(unflatten(flat | flatten(params["generator"])), ("head",))
+
+    def place_generator(params, part):
+        flat = flatten(part)
+        shared = {n: leaf for n, leaf in flat.items() if re.fullmatch(tied, n)}
+        own = {n: leaf for n, leaf in flat.items() if n not in shared}
+        discriminator = flatten(params["discriminator"])
+        if tie == "disentangled" and np.any(np.asarray(discriminator[_DELTA])):
+            # A discriminator with a table of its own keeps it; one without follows.
+            moved = params["generator"]["encoder"]["embeddings"]["token"] - own[_TABLE]
+            shared = {_DELTA: discriminator[_DELTA] + moved}
+        return params | {
+            "discriminator": unflatten(discriminator | shared),
+            "generator": unflatten(own),
+        }
+
+    return parts | {
+        "generator": Part(generator, ("head",), take_generator, place_generator)
+    }
+
+
+def _with_heads(model: dict, names: tuple[str, ...]) -> dict:
+    # A plain vocabulary head has no parameters, so flattening loses its name.
+    return {name: {} for name in names} | model
+
+
+def _take_discriminator(params):
+    return params["discriminator"]
+
+
+def _place_discriminator(params, part):
+    return params | {"discriminator": unflatten(flatten(part))}
+
+
+def _take_disentangled(params):
+    flat = flatten(params["discriminator"])
+    table_VE = params["generator"]["encoder"]["embeddings"]["token"]
+    flat[_TABLE] = jax.lax.stop_gradient(table_VE) + flat.pop(_DELTA)
+    return unflatten(flat)
+
+
+def _place_disentangled(params, part):
+    flat = flatten(part)
+    table_VE = params["generator"]["encoder"]["embeddings"]["token"]
+    flat[_DELTA] = flat.pop(_TABLE) - table_VE
+    return params | {"discriminator": unflatten(flat)}
+
+
+def sample(logits_TV: jax.Array, u_T: jax.Array, temperature: float) -> jax.Array:
+    """Draws a piece from each softmax(logits / temperature); int32 [T], no gradient.
+
+    `u_T`, uniform in [0, 1), says where in the distribution function: one number a
+    token, where Gumbel noise takes one a piece. First the block of pieces is found,
+    then the piece in it, so that nothing of the size of the logits is written.
+    """
+    tokens, vocabulary = logits_TV.shape
+    size = 128
+    x_TV = jax.lax.stop_gradient(logits_TV) * jnp.float32(1 / temperature)
+    top_T = jnp.max(x_TV, axis=1)
+    padding = ((0, 0), (0, -vocabulary % size))
+    x_TGN = jnp.pad(x_TV, padding, constant_values=-jnp.inf).reshape(tokens, -1, size)
+    mass_TG = jnp.sum(jnp.exp(x_TGN - top_T[:, None, None]), axis=2)
+    end_TG = jnp.cumsum(mass_TG, axis=1)
+    block_T, left_T = _first_beyond(end_TG, u_T * end_TG[:, -1], mass_TG)
+    x_TN = jnp.take_along_axis(x_TGN, block_T[:, None, None], axis=1)[:, 0]
+    mass_TN = jnp.exp(x_TN - top_T[:, None])
+    piece_T, _ = _first_beyond(jnp.cumsum(mass_TN, axis=1), left_T, mass_TN)
+    return jnp.minimum(block_T * size + piece_T, vocabulary - 1)
+
+
+def _first_beyond(end_TN, at_T, mass_TN):
+    """Returns where a sum first exceeds `at`, and what `at` is beyond its begin."""
+    # Rounding must not carry it past the last one that has any mass.
+    at_T = jnp.minimum(at_T, end_TN[:, -1] * jnp.float32(1 - 2.0**-22))
+    index_T = jnp.sum((end_TN <= at_T[:, None]).astype(jnp.int32), axis=1)
+    index_T = jnp.minimum(index_T, end_TN.shape[1] - 1)
+    begin_T = jnp.take_along_axis(end_TN - mass_TN, index_T[:, None], axis=1)[:, 0]
+    return index_T, jnp.maximum(at_T - begin_T, 0)

@@ -1,0 +1,194 @@
+"""What objectives with masked tokens share: the block of keys, and the masking.
+
+Legend: B rows, L tokens, K slots a row, V vocabulary.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, heads
+from plmjax.models.layers import cross_entropy
+from plmjax.models.noise import Noise
+from plmjax.objectives import masking
+from plmjax.objectives.base import Batch, Key, Metrics, ObjectiveConfig, Pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedConfig(ObjectiveConfig):
+    """How tokens are chosen, what replaces them, and when the choice changes."""
+
+    probability: float = 0.15
+    # Where the probability ends, linearly over the steps; none: it stays.
+    final_probability: float | None = None
+    # Of the chosen tokens: replaced by [MASK], by a random piece; the rest are kept.
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    # What is chosen as one: a token, a word, a span of words (SpanBERT), up to three
+    # words (ALBERT).
+    unit: Literal["token", "word", "span", "ngram"] = "token"
+    # dynamic: new masks each step; static: `copies` fixed masks a row, in turn.
+    masks: Literal["dynamic", "static"] = "dynamic"
+    copies: int = 10
+
+    def __post_init__(self):
+        for name in ("probability", "final_probability"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise PlmjaxError(
+                    f"objective.{name} is {value}; it must lie between 0 and 1."
+                )
+        shares = (self.mask_share, self.random_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise PlmjaxError(
+                f"objective.mask_share={shares[0]} and random_share={shares[1]} must "
+                "not be negative and must sum to at most 1 (the rest is kept)."
+            )
+        if self.copies < 1:
+            raise PlmjaxError(
+                f"objective.copies is {self.copies}; it must be at least 1."
+            )
+        if self.masks == "static" and self.final_probability is not None:
+            raise PlmjaxError(
+                "static masks cannot follow objective.final_probability: they are the "
+                "same at every step.",
+                hint="Set --config.objective.masks=dynamic.",
+            )
+
+    @property
+    def static_copies(self) -> int:
+        return self.copies if self.masks == "static" else 1
+
+    @property
+    def largest_probability(self) -> float:
+        return max(self.probability, self.final_probability or 0)
+
+    def slots(self, length: int) -> int:
+        """Returns K, the most positions of a row of `length` tokens that are chosen."""
+        return masking.slots(self.largest_probability, length)
+
+
+class Masker:
+    """Masks batches for one tokenizer: `corrupt` of every objective with masks."""
+
+    def __init__(self, config: MaskedConfig, encoder: EncoderConfig, pieces: Pieces):
+        """Reads off which pieces may be chosen and which may stand in for others.
+
+        Raises:
+          PlmjaxError: the tokenizer has no mask, or the model sees one side only.
+        """
+        if encoder.causal:
+            raise PlmjaxError(
+                "model.causal=True hides what masked language modelling must see.",
+                hint="Set model.causal=False, or --config.objective.kind=clm.",
+            )
+        if pieces.mask_id is None:
+            raise PlmjaxError(
+                "the tokenizer has no mask token, which masked language modelling "
+                "needs.",
+                hint="Train a tokenizer, or set --config.objective.kind=clm.",
+            )
+        self.config, self.pieces, self.mask_id = config, pieces, pieces.mask_id
+        special_V = np.zeros(encoder.vocab_size, bool)
+        special_V[list(pieces.special_ids)] = True
+        self.special_V = special_V
+        # Random pieces come from the tokenizer, not from a padded end of the table.
+        ordinary = np.flatnonzero(~special_V[: len(pieces.token_bytes)])
+        self.ordinary_V = ordinary.astype(np.int32)
+        self.bytes_V = bytes_of(pieces, encoder.vocab_size)
+
+    def maskable(self, batch: Batch) -> jax.Array:
+        """Returns bool [B, L]: text, neither padding nor special."""
+        return (batch["segments"] > 0) & ~jnp.asarray(self.special_V)[batch["tokens"]]
+
+    def noise(self, batch: Batch, key: Key) -> Noise:
+        """Returns what the draws hash; with static masks the step plays no part."""
+        noise = key.noise(batch)
+        if self.config.masks == "static":
+            # The same for a row each time it is seen, but for which copy it is.
+            return noise._replace(step=batch["copy"].astype(jnp.uint32))
+        return noise
+
+    def probability(self, progress):
+        """Returns the share of tokens to choose after `progress` (share) of the steps."""
+        first, last = self.config.probability, self.config.final_probability
+        if last is None:
+            return first
+        return jnp.float32(first) + jnp.float32(last - first) * progress
+
+    def __call__(self, batch: Batch, key: Key, progress) -> Batch:
+        """Returns the batch masked, with mask_positions, labels and weights [B, K]."""
+        tokens_BL, noise = batch["tokens"], self.noise(batch, key)
+        config = self.config
+        positions_BK, used_BK, unit_BK = masking.choose(
+            noise,
+            self.maskable(batch),
+            batch["word_start"],
+            self.probability(progress),
+            config.slots(tokens_BL.shape[1]),
+            config.unit,
+        )
+        masked_BL, labels_BK = masking.corrupt_tokens(
+            noise,
+            tokens_BL,
+            positions_BK,
+            used_BK,
+            unit_BK,
+            self.mask_id,
+            jnp.asarray(self.ordinary_V),
+            config.mask_share,
+            config.random_share,
+            config.unit,
+        )
+        used = used_BK.astype(jnp.float32)
+        return batch | {
+            "tokens": masked_BL,
+            "mask_positions": positions_BK,
+            "labels": labels_BK,
+            "weights": used / jnp.maximum(jnp.sum(used), 1),
+        }
+
+
+def bytes_of(pieces: Pieces, vocab_size: int) -> np.ndarray:
+    """Returns float32 [V], the UTF-8 bytes of each piece; 0 past the tokenizer's."""
+    bytes_V = np.zeros(vocab_size, np.float32)
+    bytes_V[: len(pieces.token_bytes)] = pieces.token_bytes
+    return bytes_V
+
+
+def token_loss(
+    logits_TV: jax.Array, batch: Batch, bytes_V: np.ndarray, prefix: str = ""
+) -> tuple[jax.Array, Metrics]:
+    """Returns the weighted cross-entropy of batch["labels"], and its metrics.
+
+    `logits_TV` are those of batch["labels"] and batch["weights"], flattened. Metrics:
+    loss and accuracy a predicted token, and nats a byte of their text.
+    """
+    labels_T = batch["labels"].reshape(-1)
+    weights_T = batch["weights"].reshape(-1)
+    nll_T, hit_T = cross_entropy(logits_TV, labels_T)  # type: ignore
+    used_T = (weights_T > 0).astype(jnp.float32)
+    total, count = jnp.sum(nll_T * used_T), jnp.sum(used_T)
+    hits = jnp.sum(jax.lax.stop_gradient(hit_T) * used_T)
+    bytes_T = jnp.asarray(bytes_V)[labels_T]
+    return jnp.sum(nll_T * weights_T), {
+        f"{prefix}loss": (total, count),
+        f"{prefix}accuracy": (hits, count),
+        f"{prefix}nats_per_byte": (total, jnp.sum(bytes_T * used_T)),
+    }
+
+
+def masked_logits(
+    encoder: EncoderConfig, params: dict, batch: Batch, noise: Noise | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the logits [B * K, V] at the chosen positions, and all states [B, L, H].
+
+    The vocabulary head runs on the chosen positions alone.
+    """
+    x_BLH = heads.encode(encoder, params, batch, noise)
+    x_TH = heads.take(x_BLH, batch["mask_positions"])
+    return heads.vocabulary_logits(encoder, params, x_TH), x_BLH

@@ -1,0 +1,232 @@
+"""What every objective must pass: one row an objective, the same tests for all."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_step import ENCODER, make_batch, pieces, run
+
+from plmjax.models import heads
+from plmjax.objectives import (
+    CLMConfig,
+    DistillConfig,
+    ElectraConfig,
+    Key,
+    MLMConfig,
+    Objective,
+    clm,
+    distill,
+    electra,
+    mlm,
+)
+from plmjax.objectives.generator import GeneratorConfig
+from plmjax.train.checkpoint import Checkpoints
+
+PIECES = pieces(96)
+STEPS = 4
+CAUSAL = dataclasses.replace(
+    ENCODER, causal=True, norm_place="pre", token_types=0, head="plain"
+)
+
+
+def make_pairs(rows: int = 32, length: int = 32, step: int = 0) -> dict:
+    """Returns rows of two documents, the first a pair of sentences with a label."""
+    batch = make_batch(rows, length, step)
+    random = np.random.default_rng(step + 99)
+    batch["cls"] = np.tile(np.array([[0, length // 2]], np.int32), (rows, 1))
+    batch["pair_label"] = random.integers(0, 2, (rows, 2)).astype(np.int32)
+    batch["pair_label"][:, 1] = -1
+    index = np.arange(length)
+    second = (index >= length // 4) & (index < length // 2)
+    batch["types"] = np.tile(second.astype(np.int32), (rows, 1))
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An objective by its encoder's settings, its batches and frozen arrays."""
+
+    make: Callable[..., Objective]
+    batches: Callable = make_batch
+    frozen: Callable[[], dict] = dict
+
+    def without_dropout(self) -> Objective:
+        return self.make(dropout=0.0, attention_dropout=0.0)
+
+
+def _mlm(config, **encoder):
+    return mlm(config, dataclasses.replace(ENCODER, **encoder), PIECES)
+
+
+CASES = {
+    "mlm": Case(lambda **e: _mlm(MLMConfig(masks="static"), **e)),
+    "span": Case(lambda **e: _mlm(MLMConfig(unit="span", masks="static"), **e)),
+    "pairs": Case(
+        lambda **e: _mlm(MLMConfig(pairs="nsp", masks="static"), **e), make_pairs
+    ),
+    "clm": Case(lambda **e: clm(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES)),
+}
+
+
+def _electra(deberta: bool = False, size: float = 0.5, **settings):
+    def make(**e):
+        encoder = dataclasses.replace(ENCODER, family="electra", embedding_width=16)
+        if deberta:
+            encoder = dataclasses.replace(
+                ENCODER, attention="disentangled", positions="none", token_types=0
+            )
+        settings.setdefault("generator", GeneratorConfig(width_fraction=size))
+        config = ElectraConfig(masks="static", **settings)
+        return electra(config, dataclasses.replace(encoder, **e), PIECES)
+
+    return make
+
+
+TEACHER = dataclasses.replace(ENCODER, layers=2, width=48)
+
+
+def _distill(**encoder):
+    config = DistillConfig(
+        masks="static", teacher="a", start="fresh", hidden_weight=1, attention_weight=1
+    )
+    student = dataclasses.replace(ENCODER, **encoder)
+    return distill(config, student, PIECES, TEACHER)
+
+
+@functools.cache
+def _teacher() -> dict:
+    key = jax.random.key(7)
+    return {"teacher": heads.init_model(TEACHER, key, make_batch(2), ("head",))}
+
+
+CASES |= {
+    "electra": Case(_electra()),
+    "electra_15": Case(_electra(variant="electra_15", tie="none")),
+    "replace_mlm": Case(_electra(variant="replace_mlm", tie="embeddings", size=1.0)),
+    "all_tokens_mlm": Case(_electra(variant="all_tokens_mlm")),
+    "uniform": Case(_electra(generator=GeneratorConfig(kind="uniform"))),
+    "whole": Case(_electra(tie="all", size=1.0)),
+    "deberta": Case(_electra(deberta=True, tie="disentangled")),
+    "distill": Case(_distill, frozen=_teacher),
+}
+# These, too, run in every test; the others in the slow suite alone.
+QUICK = {"pairs", "clm", "electra", "distill"}
+
+
+def rows():
+    return [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in CASES
+    ]
+
+
+@pytest.mark.parametrize("name", rows())
+def test_it_learns_one_batch_by_heart(name):
+    case = CASES[name]
+    objective, frozen = case.without_dropout(), case.frozen()
+    batch = {key: array[:8] for key, array in case.batches().items()}
+    key = Key(jnp.uint32(0), jnp.uint32(0))
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+        masked = objective.corrupt(batch, key, jnp.float32(0))
+        return objective.loss(params, frozen, masked, key, True)[0]
+
+    def step(state, _):
+        params, moments = state
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(grads, moments)
+        return (optax.apply_updates(params, updates), moments), value
+
+    params = objective.init(jax.random.key(0), batch)
+    state = (params, optimizer.init(params))
+    _, losses = jax.jit(lambda s: jax.lax.scan(step, s, length=200))(state)
+    assert np.isfinite(losses).all() and losses[-1] < 0.1 * losses[0], losses[[0, -1]]
+
+
+def train(name: str, mesh=(1, 1, 1), accumulation: int = 1, **more):
+    case = CASES[name]
+    given = {"batches": case.batches, "frozen": case.frozen()}
+    return run(mesh, accumulation, objective=case.make(), **given, **more)
+
+
+@functools.cache
+def reference(name: str):
+    """Returns losses, norms and state of a training on one device."""
+    return train(name, steps=STEPS)
+
+
+def compare(name: str, mesh, accumulation: int) -> None:
+    losses, norms, _ = reference(name)
+    others = train(name, mesh, accumulation, steps=2)
+    np.testing.assert_allclose(others[0], losses[:2], rtol=1e-5)
+    np.testing.assert_allclose(others[1], norms[:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", rows())
+@pytest.mark.timeout(200)
+def test_meshes_and_accumulation_train_alike(name):
+    """Dropout and draws are on; eight devices and four micro-batches change nothing."""
+    compare(name, (8, 1, 1), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.timeout(200)
+def test_sharded_layers_train_alike(name):
+    compare(name, (2, 2, 2), 2)
+
+
+@pytest.mark.parametrize("name", rows())
+def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
+    def restart(state):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(2, state, {})
+            checkpoints.wait()
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                state,
+            )
+            return checkpoints.load(2, shapes)
+
+    losses, _, whole = reference(name)
+    again, _, resumed = train(name, steps=STEPS, restart_at=2, restart=restart)
+    np.testing.assert_array_equal(losses, again)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_parts_are_whole_models(name):
+    """What a part takes it also places, and each head has an answer."""
+    case = CASES[name]
+    objective = case.make()
+    batch = {key: array[:2] for key, array in case.batches().items()}
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    batch["mask_positions"] = np.zeros((2, 3), np.int32)
+    for part in objective.parts.values():
+        own = part.take(params)
+        assert set(own) == {"encoder", *part.heads}
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), params)
+        placed = part.place(params, own)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), placed) == shapes
+        said = jax.eval_shape(
+            lambda own, part=part: heads.outputs(part.encoder, own, batch), own
+        )
+        assert set(said) == set(part.heads)
+
+
+def test_weights_of_each_term_sum_to_one():
+    for name, case in CASES.items():
+        objective, batch = case.make(), case.batches()
+        key = Key(jnp.uint32(0), jnp.uint32(0))
+        out = jax.device_get(objective.corrupt(batch, key, jnp.float32(0)))
+        weights = [key for key in out if key.endswith("weights")]
+        assert weights, name
+        for term in weights:
+            np.testing.assert_allclose(out[term].sum(), 1, rtol=1e-5, err_msg=term)
