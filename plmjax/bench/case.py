@@ -85,7 +85,7 @@ def make_case(
     write_json(folder / "config.json", values)
     run = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
     with jax.set_mesh(run.mesh):
-        params = jax.device_get(fresh_state(run)[0].params)
+        params = jax.device_get(fresh_state(run, log).params)
     card = "# Initial weights of a benchmark\n"
     export_folder(
         folder / "weights", run.encoder, params, tokenizer, card, config.length

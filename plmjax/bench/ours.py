@@ -15,7 +15,7 @@ from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.data.store import open_store
 from plmjax.objectives import Key
-from plmjax.run import Run, fresh_state
+from plmjax.run import Run, fresh_state, frozen_arrays
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.workdir import Workdir, encoder_config, make_objective
@@ -63,7 +63,8 @@ class Side:
     def reset(self) -> None:
         """Goes back to the initial weights and the first batch."""
         with jax.set_mesh(self.run.mesh):
-            self.state, self.frozen = fresh_state(self.run)
+            self.state = fresh_state(self.run, print)
+            self.frozen = frozen_arrays(self.run)
         self.done = 0
         self.batches = read_ahead(self.run.loader.batch, 0, _ENDLESS)
 

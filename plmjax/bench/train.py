@@ -17,10 +17,9 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
-from plmjax.objectives import masking
-from plmjax.run import Run, check, fresh_state, make_run
+from plmjax.run import Run, check, fresh_state, frozen_arrays, make_run
 from plmjax.train import sharding
-from plmjax.train.metrics import flops_per_token, peak_flops
+from plmjax.train.metrics import peak_flops
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, make_step
@@ -132,7 +131,7 @@ def _time_phase(run: Run, step: Callable, number: int, steps: int) -> dict[str, 
         # A phase shorter than the benchmark begins again.
         return run.loader.batch(start + index % phase.steps)
 
-    state, frozen = fresh_state(run)
+    state, frozen = fresh_state(run, _quiet), frozen_arrays(run)
     first = sharding.put_rows(run.mesh, batch(0))
     begin = time.perf_counter()
     compiled = step.lower(state, frozen, first).compile()
@@ -147,13 +146,15 @@ def _time_phase(run: Run, step: Callable, number: int, steps: int) -> dict[str, 
     }
 
 
+def _quiet(_: str) -> None:
+    """Says nothing: a benchmark's output is its figures."""
+
+
 def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
     median, best = statistics.median(timed.steps_s), min(timed.steps_s)
     length = phase.plan.length
-    positions = phase.batch * length
-    tokens = positions * phase.plan.fill
-    head_share = masking.slots(run.config.objective.probability, length) / length
-    speed = flops_per_token(run.encoder, length, head_share) * positions / median
+    tokens = phase.batch * length * phase.plan.fill
+    speed = run.phase_flops(phase) / median
     peak = peak_flops()
     return {
         "length": length,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from plmjax import __version__
 
@@ -19,14 +19,55 @@ _PATH = re.compile(rf"(?<![\w:/.*<]){_ROOT}(?:[^\s,;:'\"|/\\]+[/\\]?)+")
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
+class _Task(NamedTuple):
+    """What cards of one kind of model say."""
+
+    pipeline: str | None
+    objective: str
+    use: str
+    limit: str
+
+
+_TASKS = {
+    "masked-lm": _Task(
+        "fill-mask",
+        "masked language modelling (Devlin et al. 2018, arXiv:1810.04805)",
+        "It fills in masked words, and is a starting point for fine-tuning.",
+        "It was trained to fill in blanks; it neither writes nor answers.",
+    ),
+    "causal-lm": _Task(
+        "text-generation",
+        "predicting the next token (Radford et al. 2019)",
+        "It continues a text, and is a starting point for fine-tuning.",
+        "It continues a text as its own text would go on; what it writes need not be "
+        "true.",
+    ),
+    "detector": _Task(
+        None,
+        "replaced token detection (ELECTRA; Clark et al. 2020, arXiv:2003.10555)",
+        "It tells which words of a text were replaced, and is a starting point for "
+        "fine-tuning.",
+        "It was trained to tell replaced words; it neither fills in blanks nor writes.",
+    ),
+    "encoder": _Task(
+        "feature-extraction",
+        "self-supervision",
+        "It has no head: it gives a vector for each token, and is a starting point for "
+        "fine-tuning.",
+        "It decides nothing by itself; a head must be trained on it.",
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
     """What a model card tells, as plain values.
 
-    `data` is the description of a data source (`kind`, files or packages, counts);
-    `recipe` holds the config's values by name, nested as they are; each of `figures` is
-    (name, value, how it was measured). `language` is an ISO 639 code and `licence` an
-    SPDX identifier, if known.
+    `task` is what the model can do as it is, and `objective` what it was trained by, if
+    that is not the task's usual objective. `data` is the description of a data source
+    (`kind`, files or packages, counts); `recipe` holds the config's values by name,
+    nested as they are; each of `figures` is (name, value, how it was measured).
+    `language` is an ISO 639 code and `licence` an SPDX identifier, if known.
     """
 
     name: str
@@ -40,6 +81,8 @@ class CardFacts:
     licence: str | None = None
     # Beyond those that hold for every such model.
     limitations: Sequence[str] = ()
+    task: Literal["masked-lm", "causal-lm", "detector", "encoder"] = "masked-lm"
+    objective: str | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -48,12 +91,13 @@ def model_card(facts: CardFacts) -> str:
     Paths appear by their last part only, and values whose name says that they are
     secret do not appear.
     """
+    task = _TASKS[facts.task]
     sections = [
         _front_matter(facts),
         f"# {_clean(facts.name)}",
-        f"A {_clean(facts.family)} encoder of {facts.parameters:,} parameters, "
-        f"pretrained by masked language modelling with plmjax {__version__}. It fills "
-        "in masked words, and is a starting point for fine-tuning.",
+        f"A {_clean(facts.family)} model of {facts.parameters:,} parameters, "
+        f"pretrained by {_clean(facts.objective or task.objective)} with plmjax "
+        f"{__version__}. {task.use}",
         "## How to load it",
         _loading(facts),
         "## Data",
@@ -72,7 +116,7 @@ def model_card(facts: CardFacts) -> str:
             f"- {_clean(line)}"
             for line in (
                 "It repeats the views, errors and gaps of the text above.",
-                "It was trained to fill in blanks; it neither writes nor answers.",
+                task.limit,
                 "The figures hold for text like its own, measured as they say.",
                 *facts.limitations,
             )
@@ -82,29 +126,89 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: fill-mask"]
+    lines, pipeline = ["library_name: transformers"], _TASKS[facts.task].pipeline
+    if pipeline:
+        lines.append(f"pipeline_tag: {pipeline}")
     # JSON strings are YAML strings; nothing in a name can break out of them.
     if facts.language:
         lines.append(f"language: {json.dumps(facts.language)}")
     if facts.licence:
         lines.append(f"license: {json.dumps(facts.licence)}")
-    lines += ["tags:", "- plmjax", "- masked-lm", f"- {json.dumps(facts.family)}"]
+    lines += ["tags:", "- plmjax", f"- {facts.task}", f"- {json.dumps(facts.family)}"]
     return "\n".join(["---", *lines, "---"])
 
 
 def _loading(facts: CardFacts) -> str:
-    return f"""\
-With this folder at hand, nothing is fetched:
+    imports, lines = _snippet(facts)
+    code = "\n".join(
+        [
+            *imports,
+            "",
+            'folder = "PATH/TO/THIS/FOLDER"',
+            "tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)",
+            *lines,
+        ]
+    )
+    return f"With this folder at hand, nothing is fetched:\n\n```python\n{code}\n```"
 
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-folder = "PATH/TO/THIS/FOLDER"
-tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)
-fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
-print(fill("The {_clean(facts.mask_token)} of a matrix."))
-```"""
+def _snippet(facts: CardFacts) -> tuple[list[str], list[str]]:
+    """Returns the imports, and what follows the tokenizer."""
+    if facts.task == "masked-lm":
+        return _loader("AutoModelForMaskedLM", "pipeline"), [
+            _load("AutoModelForMaskedLM"),
+            'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)',
+            f'print(fill("The {_clean(facts.mask_token)} of a matrix."))',
+        ]
+    if facts.task == "causal-lm":
+        return _loader("AutoModelForCausalLM", "pipeline"), [
+            _load("AutoModelForCausalLM"),
+            'write = pipeline("text-generation", model=model, tokenizer=tokenizer)',
+            'print(write("The rows of a matrix", max_new_tokens=20))',
+        ]
+    rows = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")'
+    if facts.task == "encoder":
+        return _loader("AutoModel"), [
+            _load("AutoModel"),
+            rows,
+            "print(model(**rows).last_hidden_state)",
+        ]
+    show = [
+        'for token, score in zip(rows["input_ids"][0], scores[0]):',
+        "    print(tokenizer.decode(token), score.sigmoid().item())",
+    ]
+    if facts.family == "electra":
+        return _loader("ElectraForPreTraining"), [
+            _load("ElectraForPreTraining"),
+            rows,
+            "scores = model(**rows).logits",
+            *show,
+        ]
+    return [
+        "from safetensors.torch import load_file",
+        *_loader("AutoModel"),
+        "from transformers.activations import ACT2FN",
+    ], [
+        _load("AutoModel"),
+        "# transformers has no class for this head, so that it stands in its own file.",
+        'found = load_file(f"{folder}/detector_head.safetensors")',
+        "head = {name.split('.', 1)[1]: array for name, array in found.items()}",
+        rows,
+        "states = model(**rows).last_hidden_state",
+        'states = states @ head["dense.weight"].T + head["dense.bias"]',
+        "states = ACT2FN[model.config.hidden_act](states)",
+        'scores = states @ head["dense_prediction.weight"][0]',
+        'scores = scores + head["dense_prediction.bias"]',
+        *show,
+    ]
+
+
+def _loader(*names: str) -> list[str]:
+    return [f"from transformers import {', '.join(sorted([*names, 'AutoTokenizer']))}"]
+
+
+def _load(name: str) -> str:
+    return f"model = {name}.from_pretrained(folder, local_files_only=True)"
 
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:

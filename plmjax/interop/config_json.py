@@ -1,130 +1,129 @@
 """The config.json of Hugging Face, to and from an EncoderConfig.
 
 Nothing is dropped in silence: a key that we do not know is refused, as is a value of
-ours that transformers' BERT and RoBERTa cannot express.
+ours that transformers' class of the family cannot express. The keys are in config_keys.
 """
 
-import math
 from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__
-from plmjax.interop.names import FAMILIES
+from plmjax.interop.config_keys import ACTIVATIONS, IDLE, KEYS, WRITTEN
+from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.models import EncoderConfig
 
-# {their key: our field}. Sizes must be there: shapes would not betray a wrong `heads`.
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "ffn_width",
-    "max_position_embeddings": "max_positions",
-}
-# {their key: (our field, transformers' default for both families)}.
-_OPTIONAL = {
-    "type_vocab_size": ("token_types", 2),
-    "hidden_act": ("activation", "gelu"),
-    "layer_norm_eps": ("norm_eps", 1e-12),
-    "hidden_dropout_prob": ("dropout", 0.1),
-    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
-    "initializer_range": ("init_std", 0.02),
-}
-_PAD = {"bert": 0, "roberta": 1}
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-# Keys that change the model, with the only values that we can be.
-_FIXED: dict[str, tuple] = {
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-    "position_embedding_type": ("absolute",),
-    "pruned_heads": ({}, None),
-}
-# Keys that do not change what the encoder or the vocabulary head compute.
-_IDLE = frozenset(
-    """
-    model_type architectures dtype torch_dtype transformers_version plmjax_version
-    _name_or_path use_cache use_bfloat16 gradient_checkpointing torchscript
-    chunk_size_feed_forward return_dict output_attentions output_hidden_states
-    output_past bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id
-    unk_token_id classifier_dropout id2label label2id num_labels problem_type
-    finetuning_task directionality pooler_fc_size pooler_num_attention_heads
-    pooler_num_fc_layers pooler_size_per_head pooler_type
-    """.split()
-)
-# Our switches that BertModel and RobertaModel do not have.
-_PLAIN: dict[str, Any] = {
-    "gated": False,
-    "bias": True,
-    "norm_place": "post",
-    "sharing": "none",
-    "attention": "full",
-    "positions": "learned",
-    "causal": False,
-}
 # Beyond any published model; keeps a lie from costing memory.
 _MAX_SIZE = 10_000_000
+_MAX_LAYERS = 10_000
+# {our field: (least value, what it must be less than)}.
+_RANGES = {
+    "norm_eps": (0.0, 1.0),
+    "dropout": (0.0, 1.0),
+    "attention_dropout": (0.0, 1.0),
+    "init_std": (0.0, 1e6),
+}
+# Fields that are whole numbers, with their least value.
+_COUNTS = {"token_types": 1, "convolution_width": 0}
 
 
-def to_json(config: EncoderConfig, pad_id: int, cls_id: int, sep_id: int) -> dict:
-    """Returns what transformers 5 wants in config.json for this model.
+def to_json(config: EncoderConfig, heads, pad_id: int, cls_id: int, sep_id: int):
+    """Returns what transformers 5 wants in config.json for a model with these heads.
 
     Raises:
       PlmjaxError: transformers' class of the family cannot express the config.
     """
-    family = FAMILIES.get(config.family)
-    if family is None:
-        raise _inexpressible("family", config.family, "the families of export", "bert")
-    for field, value in _PLAIN.items():
+    keys, (name, _) = KEYS[config.family], architecture(config.family, heads)
+    for field, value in keys.ours.items():
         if getattr(config, field) != value:
-            raise _inexpressible(
-                field, getattr(config, field), family.architecture, value
-            )
-    if config.input_width != config.width:
-        raise _inexpressible(
-            "embedding_width", config.embedding_width, family.architecture, config.width
-        )
-    if config.token_types < 1:
-        raise _inexpressible("token_types", 0, family.architecture, 1)
-    if config.family == "roberta" and config.activation != "gelu":
-        # Its head calls the exact GELU, whatever hidden_act says.
-        raise _inexpressible(
-            "activation", config.activation, family.architecture, "gelu"
-        )
-    offset = pad_id + 1 if config.family == "roberta" else 0
+            raise _inexpressible(field, getattr(config, field), name, value)
+    _check_widths(config, name)
+    if "type_vocab_size" in keys.options and not config.token_types:
+        if config.family != "deberta-v2":
+            raise _inexpressible("token_types", 0, name, 1)
+    if not _head_fits(config, heads):
+        raise _inexpressible("activation", config.activation, name, "gelu")
+    offset = pad_id + 1 if keys.offset else 0
     if config.position_offset != offset:
         raise PlmjaxError(
-            f"model.position_offset is {config.position_offset}, but "
-            f"{family.architecture} counts positions from {offset} with the padding id "
-            f"{pad_id} of this tokenizer.",
+            f"model.position_offset is {config.position_offset}, but {name} counts "
+            f"positions from {offset} with the padding id {pad_id} of this tokenizer.",
             hint=f"Train with --config.model.position_offset={offset}.",
         )
     body: dict[str, Any] = {
-        "architectures": [family.architecture],
+        "architectures": [name],
         "model_type": config.family,
         "dtype": "float32",
         "pad_token_id": pad_id,
         "tie_word_embeddings": True,
         "plmjax_version": __version__,
     }
-    if config.family == "roberta":
+    if keys.names_ends:
         body |= {"bos_token_id": cls_id, "eos_token_id": sep_id}
-    body |= {key: getattr(config, field) for key, field in _SIZES.items()}
-    body |= {key: getattr(config, field) for key, (field, _) in _OPTIONAL.items()}
-    body["hidden_act"] = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
-    return body
+    for key, field in keys.sizes.items():
+        body[key] = getattr(config, field)
+    if "embedding_size" in keys.sizes:
+        body["embedding_size"] = config.input_width
+    for key, (field, _) in keys.options.items():
+        value = getattr(config, field)
+        body[key] = WRITTEN[value] if field == "activation" else value
+    return body | _special_to_json(config)
 
 
-def _inexpressible(field: str, value, architecture: str, wanted) -> PlmjaxError:
+def _check_widths(config: EncoderConfig, name: str) -> None:
+    wide = config.input_width == config.width
+    if "embedding_size" not in KEYS[config.family].sizes and not wide:
+        raise _inexpressible(
+            "embedding_width", config.embedding_width, name, config.width
+        )
+    if config.family == "albert" and wide:
+        # It has the projection even then, and we do not.
+        raise _inexpressible(
+            "embedding_width", config.input_width, name, f"less than {config.width}"
+        )
+
+
+def _head_fits(config: EncoderConfig, heads) -> bool:
+    exact = KEYS[config.family].exact_head and "head" in heads
+    return not exact or config.activation == "gelu"
+
+
+def check_head(config: EncoderConfig, heads, where: str) -> None:
+    """Raises PlmjaxError if the vocabulary head does not take the activation named."""
+    if not _head_fits(config, heads):
+        raise refusal(
+            f"{where}: the activation is {WRITTEN[config.activation]!r}, but "
+            f"{FAMILIES[config.family].classes['head',]} takes the exact GELU in its "
+            "head, whatever the file says.",
+            "Use another model.",
+        )
+
+
+def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
+    """Returns what is no plain field of ours."""
+    if config.family == "albert":
+        return {"num_hidden_groups": blocks(config), "inner_group_num": 1}
+    if config.family == "gpt2":
+        return {"n_inner": config.ffn_width, "embd_pdrop": config.dropout}
+    if config.family == "deberta-v2":
+        body = {
+            "relative_attention": True,
+            "max_relative_positions": -1,
+            "position_buckets": config.position_buckets,
+            "norm_rel_ebd": "layer_norm" if config.position_norm else "none",
+            "pos_att_type": ["c2p", "p2c"],
+            "position_biased_input": config.positions == "learned",
+            "legacy": True,
+        }
+        if config.convolution_width:
+            body["conv_act"] = WRITTEN[config.activation]
+        return body
+    return {}
+
+
+def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
     return PlmjaxError(
-        f"model.{field}={value!r} cannot be exported: {architecture} of transformers "
-        f"has only {wanted!r}.",
+        f"model.{field}={value!r} cannot be exported: {name} of transformers has only "
+        f"{wanted!r}.",
         hint="Keep such a model as a plmjax checkpoint, or train one without it.",
         code=Exit.USAGE,
     )
@@ -147,73 +146,87 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise refusal(
             f"{where}: model_type is {_short(kind)}; plmjax reads "
-            f"{' and '.join(FAMILIES)}.",
+            f"{', '.join(FAMILIES)}.",
             'If it is one of these, add "model_type" to the file.'
             if kind is None
             else "Use a folder of such a model.",
         )
-    known = _SIZES.keys() | _OPTIONAL.keys() | _FIXED.keys() | _IDLE | {"pad_token_id"}
+    keys = KEYS[kind]
+    known = IDLE | keys.idle | keys.special | keys.fixed.keys()
+    known |= keys.sizes.keys() | keys.options.keys()
     if unknown := sorted(body.keys() - known):
         raise refusal(
-            f"{where} has keys that plmjax does not know: "
+            f"{where} has keys that plmjax does not know in a {kind}: "
             f"{', '.join(_short(key) for key in unknown[:5])}.",
             "If they do not change the model, delete them from the file.",
         )
-    for key, values in _FIXED.items():
-        if key in body and body[key] not in values:
-            raise refusal(
-                f"{where}: {key} is {_short(body[key])}; "
-                f"plmjax has only {values[0]!r}.",
-                "Use another model.",
-            )
-    fields, notes = {"family": kind, **_sizes(body, where)}, []
-    for key, (field, default) in _OPTIONAL.items():
+    for key, values in keys.fixed.items():
+        if key in body:
+            _one_of(body, key, values, where)
+    fields, notes = {**keys.ours, "family": kind, **_sizes(body, where)}, []
+    for key, (field, default) in keys.options.items():
         if key not in body:
             notes.append(f"{where} has no {key}: {default}, transformers' default.")
-        fields[field] = body.get(key, default)
-    _check_values(fields, kind, where)
-    fields["activation"] = _ACTIVATIONS[fields["activation"]]
-    pad = body.get("pad_token_id", _PAD[kind])
-    if kind == "roberta":
+        value = body.get(key, default)
+        fields[field] = _option(key, field, value, kind, where)
+    fields |= _special_from_json(body, fields, where)
+    pad = body.get("pad_token_id", keys.pad)
+    if keys.offset:
         # Its table of positions begins with pad + 1 rows that no token uses.
-        _check_padding(
-            pad, min(fields["vocab_size"], fields["max_positions"] - 1), where
-        )
+        below = min(fields["vocab_size"], fields["max_positions"] - 1)
+        _check_padding(pad, below, where)
         fields["position_offset"] = pad + 1
     elif pad is not None:
         _check_padding(pad, fields["vocab_size"], where)
-    return EncoderConfig(**fields), pad, notes
+    try:
+        return EncoderConfig(**fields), pad, notes
+    except PlmjaxError as error:
+        hint = error.hint or "Use another model."
+        raise refusal(f"{where}: {error.message}", hint) from error
+
+
+def _one_of(body: dict, key: str, values: tuple, where: str) -> None:
+    """Raises unless body[key], or its absence as None, is one of the values."""
+    value = body.get(key)
+    # 1 == True in Python, but not in JSON.
+    if not any(value == known and type(value) is type(known) for known in values):
+        raise refusal(
+            f"{where}: {key} is {_short(value)}; plmjax has only "
+            f"{' or '.join(repr(known) for known in values)}.",
+            "Use another model.",
+        )
 
 
 def _sizes(body: dict, where: str) -> dict[str, Any]:
-    for key in _SIZES:
+    sizes = KEYS[body["model_type"]].sizes
+    key_of = {field: key for key, field in sizes.items()}
+    for key, field in sizes.items():
         if key not in body:
             raise refusal(f"{where} has no {key}.", "Add it to the file.")
-    for key in [*_SIZES, "type_vocab_size"]:
-        value = body.get(key, 2)
-        if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-            raise refusal(
-                f"{where}: {key} is {_short(value)}; it must be a whole number from 1 "
-                f"to {_MAX_SIZE:,}.",
-                "Mend the file.",
-            )
-    if body["hidden_size"] % body["num_attention_heads"]:
+        most = _MAX_LAYERS if field == "layers" else _MAX_SIZE
+        _whole(key, body[key], 1, most, where)
+    width, heads = key_of["width"], key_of["heads"]
+    if body[width] % body[heads]:
         raise refusal(
-            f"{where}: num_attention_heads {body['num_attention_heads']} does not "
-            f"divide hidden_size {body['hidden_size']}.",
+            f"{where}: {heads} {body[heads]} does not divide {width} {body[width]}.",
             "Mend the file.",
         )
-    return {field: body[key] for key, field in _SIZES.items()}
+    return {field: body[key] for key, field in sizes.items()}
 
 
-def _check_values(fields: dict, kind: str, where: str) -> None:
-    for key, low, below in (
-        ("layer_norm_eps", 0.0, 1.0),
-        ("hidden_dropout_prob", 0.0, 1.0),
-        ("attention_probs_dropout_prob", 0.0, 1.0),
-        ("initializer_range", 0.0, math.inf),
-    ):
-        value = fields[_OPTIONAL[key][0]]
+def _whole(key: str, value: Any, least: int, most: int, where: str) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise refusal(
+            f"{where}: {key} is {_short(value)}; it must be a whole number from "
+            f"{least} to {most:,}.",
+            "Mend the file.",
+        )
+
+
+def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
+    """Returns an optional value as ours."""
+    if field in _RANGES:
+        low, below = _RANGES[field]
         number = type(value) in (int, float)
         if not number or not low <= value < below:
             raise refusal(
@@ -221,20 +234,108 @@ def _check_values(fields: dict, kind: str, where: str) -> None:
                 f"[{low:g}, {below:g}).",
                 "Mend the file.",
             )
-        fields[_OPTIONAL[key][0]] = float(value)
-    activation = fields["activation"]
-    known = [
-        name
-        for name, ours in _ACTIVATIONS.items()
-        # RoBERTa's head calls the exact GELU, whatever hidden_act says.
-        if kind != "roberta" or ours == "gelu"
-    ]
-    if not isinstance(activation, str) or activation not in known:
+        return float(value)
+    if field in _COUNTS:
+        least = 0 if kind == "deberta-v2" else _COUNTS[field]
+        _whole(key, value, least, _MAX_SIZE, where)
+        return value
+    if field == "activation":
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise refusal(
+                f"{where}: {key} is {_short(value)}; plmjax has only "
+                f"{', '.join(ACTIVATIONS)}.",
+                "Use another model.",
+            )
+        return ACTIVATIONS[value]
+    _one_of({key: value}, key, (True, False), where)
+    return value
+
+
+def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    """Returns the fields that no single key gives."""
+    kind = fields["family"]
+    if kind == "albert":
+        return _albert(body, fields, where)
+    if kind == "gpt2":
+        return _gpt2(body, fields, where)
+    return _deberta(body, fields, where) if kind == "deberta-v2" else {}
+
+
+def _albert(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    layers, groups = fields["layers"], body.get("num_hidden_groups", 1)
+    _whole("num_hidden_groups", groups, 1, layers, where)
+    if layers % groups:
         raise refusal(
-            f"{where}: hidden_act is {_short(activation)}; plmjax reads a {kind} with "
-            f"{', '.join(known)}.",
+            f"{where}: num_hidden_groups {groups} does not divide num_hidden_layers "
+            f"{layers}.",
             "Use another model.",
         )
+    if fields["embedding_width"] == fields["width"]:
+        raise refusal(
+            f"{where}: embedding_size is hidden_size; plmjax has no projection from "
+            "one to the other then.",
+            "Use another model.",
+        )
+    if groups == layers > 1:
+        return {"sharing": "none"}
+    return {"sharing": "all", "groups": groups}
+
+
+def _gpt2(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    inner = body.get("n_inner")
+    if inner is None:
+        inner = 4 * fields["width"]
+    _whole("n_inner", inner, 1, _MAX_SIZE, where)
+    rate = body.get("embd_pdrop", 0.1)
+    if rate != fields["dropout"]:
+        raise refusal(
+            f"{where}: embd_pdrop is {_short(rate)} and resid_pdrop "
+            f"{fields['dropout']}; plmjax has one rate for both.",
+            "Make them one in the file.",
+        )
+    return {"ffn_width": inner}
+
+
+def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    _one_of(body, "relative_attention", (True,), where)
+    if body.get("max_relative_positions", -1) != -1:
+        _one_of(body, "max_relative_positions", (fields["max_positions"],), where)
+    if "position_buckets" not in body:
+        raise refusal(f"{where} has no position_buckets.", "Use another model.")
+    _whole("position_buckets", body["position_buckets"], 2, _MAX_SIZE, where)
+    kinds = body.get("pos_att_type")
+    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    if kinds not in (["c2p", "p2c"], ["p2c", "c2p"]):
+        raise refusal(
+            f"{where}: pos_att_type is {_short(kinds)}; plmjax has only c2p and p2c "
+            "together.",
+            "Use another model.",
+        )
+    norm = body.get("norm_rel_ebd", "none")
+    _one_of({"norm_rel_ebd": norm}, "norm_rel_ebd", ("none", "layer_norm"), where)
+    biased = body.get("position_biased_input", True)
+    _one_of(
+        {"position_biased_input": biased}, "position_biased_input", (True, False), where
+    )
+    if fields["convolution_width"]:
+        activation = ACTIVATIONS.get(str(body.get("conv_act", "tanh")))
+        if activation != fields["activation"]:
+            raise refusal(
+                f"{where}: conv_act is {_short(body.get('conv_act', 'tanh'))}; plmjax "
+                "has only the activation of the layers there.",
+                "Use another model.",
+            )
+    for key, value in (
+        ("embedding_size", fields["width"]),
+        ("attention_head_size", fields["width"] // fields["heads"]),
+    ):
+        if key in body:
+            _one_of(body, key, (value,), where)
+    return {
+        "position_buckets": body["position_buckets"],
+        "position_norm": norm == "layer_norm",
+        "positions": "learned" if biased else "none",
+    }
 
 
 def _check_padding(pad: Any, below: int, where: str) -> None:

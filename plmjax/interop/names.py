@@ -2,54 +2,68 @@
 
 The tables are read both ways, by export and by import. A row is (our name, their name,
 kind); `{i}` stands for the layer, and the kind says how a module's leaves are called
-and whether their array is the transpose of ours. A published family is a row of
-FAMILIES.
+and whether their array is the transpose of ours. Rows whose parameters a config does
+not have are left out, so that one table serves all sizes of a family. A published
+family is a row of FAMILIES.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-# Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in].
+from plmjax import Exit, PlmjaxError
+from plmjax.models import EncoderConfig
+
+# Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
+# Conv1d [out, in, width]; GPT-2's own Conv1D keeps [in, out] as we do.
 DENSE = {"/kernel": (".weight", True), "/bias": (".bias", False)}
+CONV1D = {"/kernel": (".weight", False), "/bias": (".bias", False)}
 NORM = {"/scale": (".weight", False), "/bias": (".bias", False)}
+TABLE = {"": (".weight", False)}
 ARRAY = {"": ("", False)}
 
-Row = tuple[str, str, dict[str, tuple[str, bool]]]
+# Ours may be several modules, which theirs holds side by side.
+Row = tuple[str | tuple[str, ...], str, Mapping[str, tuple[str, bool]]]
 
 
 class Family(NamedTuple):
     """How transformers lays out one family.
 
-    `encoder` rows are relative to "encoder/" and `prefix`, `head` rows to "head/" and
-    nothing. `tied` maps duplicates that a file may hold to what they must equal.
-    `ignored` are (regex, what it is) of tensors that pretraining does not use.
+    `encoder` rows are relative to "encoder/" and `prefix`, rows of `heads` to the
+    head's name and nothing. `classes` are transformers' by the heads they have, sorted.
+    `tied` maps duplicates that a file may hold to what they must equal. `ignored` are
+    (regex, what it is) of tensors that pretraining does not use, unless a row names
+    them. `aliases` are (regex, replacement) of names that other code gave.
     """
 
-    architecture: str
     prefix: str
     encoder: Sequence[Row]
-    head: Sequence[Row]
+    heads: Mapping[str, Sequence[Row]]
+    classes: Mapping[tuple[str, ...], str]
     tied: Mapping[str, str]
     ignored: Sequence[tuple[str, str]]
+    aliases: Sequence[tuple[str, str]] = ()
 
 
 class Entry(NamedTuple):
-    """One leaf: our name, their name, whose array is the transpose if `transposed`."""
+    """One tensor: our names, whose arrays stand side by side in theirs; their name.
 
-    ours: str
+    Their array is the transpose of ours if `transposed`.
+    """
+
+    ours: tuple[str, ...]
     theirs: str
     transposed: bool
 
 
-_ENCODER: Sequence[Row] = (
-    ("embeddings/token", "embeddings.word_embeddings.weight", ARRAY),
-    ("embeddings/position", "embeddings.position_embeddings.weight", ARRAY),
-    ("embeddings/type", "embeddings.token_type_embeddings.weight", ARRAY),
+_EMBEDDINGS: Sequence[Row] = (
+    ("embeddings/token", "embeddings.word_embeddings", TABLE),
+    ("embeddings/position", "embeddings.position_embeddings", TABLE),
+    ("embeddings/type", "embeddings.token_type_embeddings", TABLE),
     ("embeddings/norm", "embeddings.LayerNorm", NORM),
-    ("layer_{i}/attention/query", "encoder.layer.{i}.attention.self.query", DENSE),
-    ("layer_{i}/attention/key", "encoder.layer.{i}.attention.self.key", DENSE),
-    ("layer_{i}/attention/value", "encoder.layer.{i}.attention.self.value", DENSE),
+)
+_AFTER_ATTENTION: Sequence[Row] = (
     ("layer_{i}/attention/output", "encoder.layer.{i}.attention.output.dense", DENSE),
     (
         "layer_{i}/attention_norm",
@@ -60,46 +74,227 @@ _ENCODER: Sequence[Row] = (
     ("layer_{i}/ffn/down", "encoder.layer.{i}.output.dense", DENSE),
     ("layer_{i}/ffn_norm", "encoder.layer.{i}.output.LayerNorm", NORM),
 )
+_BERT: Sequence[Row] = (
+    *_EMBEDDINGS,
+    ("layer_{i}/attention/query", "encoder.layer.{i}.attention.self.query", DENSE),
+    ("layer_{i}/attention/key", "encoder.layer.{i}.attention.self.key", DENSE),
+    ("layer_{i}/attention/value", "encoder.layer.{i}.attention.self.value", DENSE),
+    *_AFTER_ATTENTION,
+)
+_GROUP = "encoder.albert_layer_groups.{i}.albert_layers.0"
+_ALBERT: Sequence[Row] = (
+    *_EMBEDDINGS,
+    ("embeddings/projection", "encoder.embedding_hidden_mapping_in", DENSE),
+    ("layer_{i}/attention/query", f"{_GROUP}.attention.query", DENSE),
+    ("layer_{i}/attention/key", f"{_GROUP}.attention.key", DENSE),
+    ("layer_{i}/attention/value", f"{_GROUP}.attention.value", DENSE),
+    ("layer_{i}/attention/output", f"{_GROUP}.attention.dense", DENSE),
+    ("layer_{i}/attention_norm", f"{_GROUP}.attention.LayerNorm", NORM),
+    ("layer_{i}/ffn/up", f"{_GROUP}.ffn", DENSE),
+    ("layer_{i}/ffn/down", f"{_GROUP}.ffn_output", DENSE),
+    ("layer_{i}/ffn_norm", f"{_GROUP}.full_layer_layer_norm", NORM),
+)
+_DISTILBERT: Sequence[Row] = (
+    *_EMBEDDINGS,
+    ("layer_{i}/attention/query", "transformer.layer.{i}.attention.q_lin", DENSE),
+    ("layer_{i}/attention/key", "transformer.layer.{i}.attention.k_lin", DENSE),
+    ("layer_{i}/attention/value", "transformer.layer.{i}.attention.v_lin", DENSE),
+    ("layer_{i}/attention/output", "transformer.layer.{i}.attention.out_lin", DENSE),
+    ("layer_{i}/attention_norm", "transformer.layer.{i}.sa_layer_norm", NORM),
+    ("layer_{i}/ffn/up", "transformer.layer.{i}.ffn.lin1", DENSE),
+    ("layer_{i}/ffn/down", "transformer.layer.{i}.ffn.lin2", DENSE),
+    ("layer_{i}/ffn_norm", "transformer.layer.{i}.output_layer_norm", NORM),
+)
+_SELF = "encoder.layer.{i}.attention.self"
+_DEBERTA: Sequence[Row] = (
+    *_EMBEDDINGS,
+    ("relative/table", "encoder.rel_embeddings", TABLE),
+    ("relative/norm", "encoder.LayerNorm", NORM),
+    ("layer_{i}/attention/query", f"{_SELF}.query_proj", DENSE),
+    ("layer_{i}/attention/key", f"{_SELF}.key_proj", DENSE),
+    ("layer_{i}/attention/value", f"{_SELF}.value_proj", DENSE),
+    ("layer_{i}/attention/position_query", f"{_SELF}.pos_query_proj", DENSE),
+    ("layer_{i}/attention/position_key", f"{_SELF}.pos_key_proj", DENSE),
+    *_AFTER_ATTENTION,
+    ("convolution", "encoder.conv.conv", DENSE),
+    ("convolution/norm", "encoder.conv.LayerNorm", NORM),
+)
+_GPT2: Sequence[Row] = (
+    ("embeddings/token", "wte", TABLE),
+    ("embeddings/position", "wpe", TABLE),
+    ("layer_{i}/attention_norm", "h.{i}.ln_1", NORM),
+    (
+        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
+        "h.{i}.attn.c_attn",
+        CONV1D,
+    ),
+    ("layer_{i}/attention/output", "h.{i}.attn.c_proj", CONV1D),
+    ("layer_{i}/ffn_norm", "h.{i}.ln_2", NORM),
+    ("layer_{i}/ffn/up", "h.{i}.mlp.c_fc", CONV1D),
+    ("layer_{i}/ffn/down", "h.{i}.mlp.c_proj", CONV1D),
+    ("final_norm", "ln_f", NORM),
+)
+
+
+def _head(dense: str, norm: str, bias: str) -> Sequence[Row]:
+    return ("transform", dense, DENSE), ("norm", norm, NORM), ("bias", bias, ARRAY)
+
+
+def _pair(pooler: str, classifier: str) -> Sequence[Row]:
+    return ("pooler/dense", pooler, DENSE), ("classifier", classifier, DENSE)
+
+
+_BERT_HEAD = _head(
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+)
+_ROBERTA_HEAD = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+# ELECTRA's; of the other families none has a class with it, see `architecture`.
+_DETECTOR: Sequence[Row] = (
+    ("dense", "discriminator_predictions.dense", DENSE),
+    ("prediction", "discriminator_predictions.dense_prediction", DENSE),
+)
+_TASKS = (r"(classifier|qa_outputs|pre_classifier|score|summary)\..*", "task head")
+
+
+def _ignored(prefix: str) -> Sequence[tuple[str, str]]:
+    return (
+        (rf"{prefix}\.embeddings\.(position|token_type)_ids", "buffer"),
+        (rf"{prefix}\.pooler\..*", "pooler"),
+        _TASKS,
+    )
+
+
+def _roberta(name: str) -> Family:
+    return Family(
+        prefix="roberta.",
+        encoder=_BERT,
+        heads={"head": _ROBERTA_HEAD, "detector": _DETECTOR},
+        classes={(): f"{name}Model", ("head",): f"{name}ForMaskedLM"},
+        tied={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        ignored=_ignored("roberta"),
+    )
+
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(
-        architecture="BertForMaskedLM",
         prefix="bert.",
-        encoder=_ENCODER,
-        head=(
-            ("transform", "cls.predictions.transform.dense", DENSE),
-            ("norm", "cls.predictions.transform.LayerNorm", NORM),
-            ("bias", "cls.predictions.bias", ARRAY),
-        ),
+        encoder=_BERT,
+        heads={
+            "head": _BERT_HEAD,
+            "pair": _pair("bert.pooler.dense", "cls.seq_relationship"),
+            "detector": _DETECTOR,
+        },
+        classes={
+            (): "BertModel",
+            ("head",): "BertForMaskedLM",
+            ("head", "pair"): "BertForPreTraining",
+            ("pair",): "BertForNextSentencePrediction",
+        },
         tied={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         ignored=(
-            (r"bert\.embeddings\.(position|token_type)_ids", "buffer"),
-            (r"bert\.pooler\..*", "pooler"),
+            *_ignored("bert"),
             (r"cls\.seq_relationship\..*", "next-sentence head"),
-            (r"(classifier|qa_outputs)\..*", "task head"),
         ),
     ),
-    "roberta": Family(
-        architecture="RobertaForMaskedLM",
-        prefix="roberta.",
-        encoder=_ENCODER,
-        head=(
-            ("transform", "lm_head.dense", DENSE),
-            ("norm", "lm_head.layer_norm", NORM),
-            ("bias", "lm_head.bias", ARRAY),
-        ),
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
+    "albert": Family(
+        prefix="albert.",
+        encoder=_ALBERT,
+        heads={
+            "head": _head(
+                "predictions.dense", "predictions.LayerNorm", "predictions.bias"
+            ),
+            "pair": _pair("albert.pooler", "sop_classifier.classifier"),
+            "detector": _DETECTOR,
+        },
+        classes={
+            (): "AlbertModel",
+            ("head",): "AlbertForMaskedLM",
+            ("head", "pair"): "AlbertForPreTraining",
+        },
         tied={
-            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-            "lm_head.decoder.bias": "lm_head.bias",
+            "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+            "predictions.decoder.bias": "predictions.bias",
         },
         ignored=(
-            (r"roberta\.embeddings\.(position|token_type)_ids", "buffer"),
-            (r"roberta\.pooler\..*", "pooler"),
-            (r"(classifier|qa_outputs)\..*", "task head"),
+            *_ignored("albert"),
+            (r"sop_classifier\..*", "sentence-order head"),
         ),
+    ),
+    "distilbert": Family(
+        prefix="distilbert.",
+        encoder=_DISTILBERT,
+        heads={
+            "head": _head(
+                "vocab_transform", "vocab_layer_norm", "vocab_projector.bias"
+            ),
+            "detector": _DETECTOR,
+        },
+        classes={(): "DistilBertModel", ("head",): "DistilBertForMaskedLM"},
+        tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        ignored=_ignored("distilbert"),
+    ),
+    "electra": Family(
+        prefix="electra.",
+        encoder=(
+            *_BERT,
+            ("embeddings/projection", "embeddings_project", DENSE),
+        ),
+        heads={
+            "head": _head(
+                "generator_predictions.dense",
+                "generator_predictions.LayerNorm",
+                "generator_lm_head.bias",
+            ),
+            "detector": _DETECTOR,
+        },
+        classes={
+            (): "ElectraModel",
+            ("head",): "ElectraForMaskedLM",
+            ("detector",): "ElectraForPreTraining",
+        },
+        tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        ignored=_ignored("electra"),
+    ),
+    "deberta-v2": Family(
+        prefix="deberta.",
+        encoder=_DEBERTA,
+        heads={"head": _BERT_HEAD, "detector": _DETECTOR},
+        classes={(): "DebertaV2Model", ("head",): "DebertaV2ForMaskedLM"},
+        tied={
+            "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings"
+            ".weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        ignored=(
+            *_ignored("deberta"),
+            (r"pooler\..*", "pooler"),
+            (r"mask_predictions\..*", "Microsoft's detector, which has a norm more"),
+            # Only Microsoft's decoder reads it, if positions are no input.
+            (r"deberta\.embeddings\.position_embeddings\.weight", "decoder's input"),
+        ),
+        # Microsoft's own code, and transformers with legacy = false.
+        aliases=(
+            (r"lm_predictions\.lm_head\.bias", "cls.predictions.bias"),
+            (r"lm_predictions\.lm_head\.(.*)", r"cls.predictions.transform.\1"),
+        ),
+    ),
+    "gpt2": Family(
+        prefix="transformer.",
+        encoder=_GPT2,
+        heads={"head": (), "detector": _DETECTOR},
+        classes={(): "GPT2Model", ("head",): "GPT2LMHeadModel"},
+        tied={"lm_head.weight": "transformer.wte.weight"},
+        ignored=((r"transformer\.h\.\d+\.attn\.(masked_)?bias", "buffer"), _TASKS),
     ),
 }
 
@@ -121,38 +316,91 @@ _FOOTPRINTS = (
 )
 
 
-def entries(family: Family, layers: int) -> list[Entry]:
-    """Returns every parameter of a model with that many layers."""
-    found = []
-    for room, prefix, rows in (
-        ("encoder/", family.prefix, family.encoder),
-        ("head/", "", family.head),
-    ):
-        for ours, theirs, kind in rows:
-            for i in range(layers) if "{i}" in ours else (0,):
-                for our_leaf, (their_leaf, transposed) in kind.items():
-                    found.append(
-                        Entry(
-                            room + ours.format(i=i) + our_leaf,
-                            prefix + theirs.format(i=i) + their_leaf,
-                            transposed,
-                        )
-                    )
-    return found
+def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Returns transformers' class for a model with these heads, and which it holds.
+
+    A detector that no class holds stands beside the model, in a file of its own.
+
+    Raises:
+      PlmjaxError: there is no such class.
+    """
+    classes, wanted = FAMILIES[family].classes, tuple(sorted(heads))
+    for inside in (wanted, tuple(head for head in wanted if head != "detector")):
+        if inside in classes:
+            return classes[inside], inside
+    raise PlmjaxError(
+        f"transformers has no class for a {family} with {' and '.join(wanted)}; it has "
+        f"{', '.join(classes.values())}.",
+        hint="Keep such a model as a plmjax checkpoint, or train it without one of "
+        "these heads.",
+        code=Exit.USAGE,
+    )
 
 
-def modern_name(family: Family, name: str, names: Iterable[str]) -> str:
+def blocks(config: EncoderConfig) -> int:
+    """Returns how many layers their file holds: ALBERT writes a shared one once."""
+    return config.groups if config.sharing == "all" else config.layers
+
+
+def entries(config: EncoderConfig, heads: Iterable[str]) -> Iterator[Entry]:
+    """Yields all tensors that a model of this kind can have."""
+    family = FAMILIES[config.family]
+    for ours, theirs, kind in family.encoder:
+        names = (ours,) if isinstance(ours, str) else ours
+        for block in range(blocks(config)) if "{i}" in theirs else (0,):
+            layered = [name.format(i=_layer(config, name, block)) for name in names]
+            for our_leaf, (their_leaf, transposed) in kind.items():
+                yield Entry(
+                    tuple(f"encoder/{name}{our_leaf}" for name in layered),
+                    family.prefix + theirs.format(i=block) + their_leaf,
+                    transposed,
+                )
+    for head in heads:
+        yield from head_entries(config.family, head)
+
+
+def head_entries(family: str, head: str) -> Iterator[Entry]:
+    """Yields the tensors of one head."""
+    for ours, theirs, kind in FAMILIES[family].heads[head]:
+        for our_leaf, (their_leaf, transposed) in kind.items():
+            yield Entry((f"{head}/{ours}{our_leaf}",), theirs + their_leaf, transposed)
+
+
+def _layer(config: EncoderConfig, name: str, block: int) -> int:
+    """Returns which of our layers holds a parameter of their block."""
+    layer = block * config.layers // blocks(config)
+    part = "attention" if "/attention" in name else "ffn"
+    if config.sharing in (part, "all"):
+        return layer * config.groups // config.layers
+    return layer
+
+
+def modern_name(family: str, name: str, names: Iterable[str]) -> str:
     """Returns what `FAMILIES` calls a tensor of a file that holds `names`.
 
-    Mends gamma and beta, and the missing prefix of a checkpoint of the bare encoder.
+    Mends gamma and beta, the names of other code, and the missing prefix of a
+    checkpoint of the bare encoder.
     """
+    found = FAMILIES[family]
     for old, new in _OLD_LEAVES.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
-    token = family.encoder[0][1]
-    if token in names and family.prefix + token not in names:
-        return family.prefix + name
+    for pattern, replacement in found.aliases:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    token = found.encoder[0][1] + ".weight"
+    bare = token in names and found.prefix + token not in names
+    if bare and name not in _outside(family):
+        return found.prefix + name
     return name
+
+
+@functools.cache
+def _outside(family: str) -> frozenset[str]:
+    """Returns the names of a family that have no prefix."""
+    found = FAMILIES[family]
+    heads = {e.theirs for head in found.heads for e in head_entries(family, head)}
+    return frozenset(heads | found.tied.keys())
 
 
 def guess_family(names: Iterable[str]) -> str | None:

@@ -18,6 +18,8 @@ from plmjax import Exit, PlmjaxError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# A detector that no class of transformers holds; a file of ours.
+DETECTOR = "detector_head.safetensors"
 
 # 391 tensors of a bert-large take 45 kB; the library would take 100 MB.
 _MAX_HEADER_BYTES = 10_000_000
@@ -166,11 +168,26 @@ def _tensor(path: Path, name: str, entry: Any, base: int, end: int) -> Tensor:
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder's model.safetensors, whole or in shards.
+    """Returns the tensors of a folder: its model.safetensors, whole or in shards.
+
+    Those of our own detector_head.safetensors are among them.
 
     Raises:
-      PlmjaxError: there are none, only pickles, or the shards belie their index.
+      PlmjaxError: there are none, only pickles, or the files belie each other.
     """
+    tensors = _model_tensors(folder)
+    if (folder / DETECTOR).is_file():
+        beside = read_header(folder / DETECTOR)
+        if both := sorted(tensors.keys() & beside.keys()):
+            raise refusal(
+                f"{folder / DETECTOR} holds {both[0]}, as does the model itself.",
+                "Remove one of the two.",
+            )
+        tensors |= beside
+    return tensors
+
+
+def _model_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
     if (folder / INDEX).is_file():

@@ -1,93 +1,158 @@
 """What transformers on PyTorch computes for tiny models: the references of parity.
 
-Run `python tests/golden/make_goldens.py` (needs torch and transformers) to write
-bert.npz and roberta.npz beside this file. They come from a float64 run, rounded to
-float32, so that they do not depend on PyTorch's kernels; the live tests use the same
-function in float32.
+Run `python tests/golden/make_goldens.py` (needs torch and transformers) to write a file
+for each of CASES beside this one. They come from a float64 run, rounded to float32, so
+that they do not depend on PyTorch's kernels; the live tests use the same function in
+float32.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
-# Odd on purpose: 3 layers, 5 heads, and no two sizes alike.
+# Odd on purpose: 5 heads, and no two sizes alike. Some families name them as in _NAMES.
 SIZES = {
     "vocab_size": 23,
     "hidden_size": 10,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 5,
     "intermediate_size": 14,
     "max_position_embeddings": 13,
-    "type_vocab_size": 2,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
 }
+_NAMES = {
+    "DistilBert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+    "GPT2": {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+    },
+}
+_DROPOUT = {
+    "DistilBert": ("dropout", "attention_dropout"),
+    "GPT2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+}
+_USUAL_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["c2p", "p2c"],
+}
+# {name: (family in transformers, class, its config beyond SIZES)}.
+CASES: dict[str, tuple[str, str, dict]] = {
+    "bert": ("Bert", "ForMaskedLM", {}),
+    "bert_nsp": ("Bert", "ForPreTraining", {"hidden_act": "gelu_new"}),
+    "roberta": ("Roberta", "ForMaskedLM", {}),
+    "xlm_roberta": ("XLMRoberta", "ForMaskedLM", {}),
+    "albert": ("Albert", "ForMaskedLM", {"embedding_size": 6, "num_hidden_layers": 3}),
+    "albert_sop": (
+        "Albert",
+        "ForPreTraining",
+        {"embedding_size": 6, "num_hidden_layers": 4, "num_hidden_groups": 2},
+    ),
+    "distilbert": ("DistilBert", "ForMaskedLM", {}),
+    "electra_generator": ("Electra", "ForMaskedLM", {"embedding_size": 6}),
+    "electra_discriminator": ("Electra", "ForPreTraining", {"embedding_size": 6}),
+    "deberta_v2": (
+        "DebertaV2",
+        "ForMaskedLM",
+        _DEBERTA
+        | {"conv_kernel_size": 3, "conv_act": "gelu", "type_vocab_size": 2}
+        | {"share_att_key": False},
+    ),
+    "deberta_v3": (
+        "DebertaV2",
+        "ForMaskedLM",
+        _DEBERTA
+        | {"share_att_key": True, "norm_rel_ebd": "layer_norm"}
+        | {"position_biased_input": False},
+    ),
+    "gpt2": ("GPT2", "LMHeadModel", {"bos_token_id": 1, "eos_token_id": 1}),
+}
+# The class of XLM-R is RoBERTa's: one file serves both.
+GOLDEN = [case for case in CASES if case != "xlm_roberta"]
 ROW_LENGTHS = (9, 6, 3)
 # PyTorch's own settings but for eps: with 1e-8 it is 1.5e-6 from its float64 self.
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
 
 
-def make_model(family: str, sizes: dict, seed: int):
+def make_model(case: str, sizes: dict, seed: int):
     """Returns a transformers model whose every parameter is random, in float32."""
     import torch
-    from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        RobertaConfig,
-        RobertaForMaskedLM,
-    )
+    import transformers
 
-    classes = {
-        "bert": (BertConfig, BertForMaskedLM),
-        "roberta": (RobertaConfig, RobertaForMaskedLM),
-    }
-    make_config, make = classes[family]
-    model = make(make_config(**sizes)).eval()
+    family, kind, more = CASES[case]
+    names = _NAMES[family] if family in _NAMES else {}
+    dropout = _DROPOUT[family] if family in _DROPOUT else _USUAL_DROPOUT
+    values = {names[key] if key in names else key: v for key, v in sizes.items()}
+    config = getattr(transformers, f"{family}Config")(
+        **(values | dict.fromkeys(dropout, 0.0) | more)
+    )
+    model = getattr(transformers, f"{family}{kind}")(config).eval()
     random = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Biases and norms too, or a swap of two of them would not show. With larger
             # kernels PyTorch's own float32 leaves its float64 by more than 1e-5.
-            spread = 0.5 * sizes["hidden_size"] ** -0.5 if parameter.ndim == 2 else 0.1
-            values = random.normal(0, spread, parameter.shape)
-            values += name.endswith(("LayerNorm.weight", "layer_norm.weight"))
-            parameter.copy_(torch.from_numpy(values))
+            spread = 0.5 * sizes["hidden_size"] ** -0.5 if parameter.ndim > 1 else 0.1
+            drawn = random.normal(0, spread, parameter.shape)
+            drawn += bool(_NORM.search(name)) and name.endswith(".weight")
+            parameter.copy_(torch.from_numpy(drawn))
     return model
 
 
-def make_batch(model, lengths, seed: int) -> dict[str, np.ndarray]:
-    """Returns padded rows as int64: tokens, mask, types and labels (-100: none)."""
+# What no weight decays, besides biases.
+_NORM = re.compile(r"LayerNorm|layer_norm|\bln_")
+
+
+def make_batch(case: str, model, lengths, seed: int) -> dict[str, np.ndarray]:
+    """Returns padded rows as int64: tokens, mask, types, and labels by head.
+
+    Those of "head" are -100 where there is none; "pair" has one a row.
+    """
     config = model.config
     random = np.random.default_rng(seed + 1)
     shape = (len(lengths), max(lengths))
     mask = np.arange(shape[1]) < np.array(lengths)[:, None]
     tokens = random.integers(5, config.vocab_size, shape)
+    types = random.integers(0, 2, shape)
+    if getattr(config, "type_vocab_size", 0) < 2:
+        types = 0 * types
+    batch = {
+        "tokens": np.where(mask, tokens, config.pad_token_id or 0),
+        "mask": mask.astype(np.int64),
+        "types": np.where(mask, types, 0),
+    }
     labels = random.integers(0, config.vocab_size, shape)
     chosen = mask & (np.arange(shape[1]) % 3 == 1)
-    return {
-        "tokens": np.where(mask, tokens, config.pad_token_id),
-        "mask": mask.astype(np.int64),
-        "types": np.where(mask, random.integers(0, config.type_vocab_size, shape), 0),
-        "labels": np.where(chosen, labels, -100),
-    }
+    if case == "electra_discriminator":
+        return batch | {"detector": (labels % 2) * mask}
+    if case == "gpt2":
+        return batch | {"head": np.where(mask, tokens, -100)}
+    if case in ("bert_nsp", "albert_sop"):
+        batch["pair"] = np.arange(shape[0]) % 2
+    return batch | {"head": np.where(chosen, labels, -100)}
 
 
 def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns logits, loss, and by name the gradients and one AdamW step's result.
+    """Returns logits by head, loss, and by name gradients and one AdamW step's result.
 
     The step is taken on `model` itself.
     """
     import torch
 
     before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
-    result = model(
-        input_ids=torch.from_numpy(batch["tokens"]),
-        attention_mask=torch.from_numpy(batch["mask"]),
-        token_type_ids=torch.from_numpy(batch["types"]),
-        labels=torch.from_numpy(batch["labels"]),
-    )
+    rows = {name: torch.from_numpy(array) for name, array in batch.items()}
+    result = model(**_arguments(model, rows))
     result.loss.backward()
     plain = [p for n, p in model.named_parameters() if _is_plain(n)]
     decayed = [p for n, p in model.named_parameters() if not _is_plain(n)]
@@ -97,27 +162,81 @@ def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ]
     torch.optim.AdamW(groups, **ADAMW).step()
     return {
-        "logits": result.logits.detach().numpy(),
         "loss": result.loss.detach().numpy(),
+        **{f"logits/{head}": _logits(result, head) for head in _heads(batch)},
         **{f"before/{name}": array for name, array in before.items()},
         **{f"grads/{n}": p.grad.numpy() for n, p in model.named_parameters()},
         **{f"after/{n}": p.detach().numpy() for n, p in model.named_parameters()},
     }
 
 
+def _heads(batch):
+    return [head for head in ("head", "pair", "detector") if head in batch]
+
+
+def _arguments(model, rows) -> dict:
+    """What the class wants to be given, by its names."""
+    kind = model.config.model_type
+    found = {"input_ids": rows["tokens"], "attention_mask": rows["mask"]}
+    if kind not in ("distilbert", "gpt2"):
+        found["token_type_ids"] = rows["types"]
+    if "pair" in rows:
+        name = "sentence_order_label" if kind == "albert" else "next_sentence_label"
+        found[name] = rows["pair"]
+    found["labels"] = rows["detector" if "detector" in rows else "head"]
+    if "detector" in rows:
+        # It takes them as they come, without their type.
+        found["labels"] = rows["detector"].to(model.dtype)
+    return found
+
+
+def _logits(result, head: str) -> np.ndarray:
+    names = ["seq_relationship_logits", "sop_logits"]
+    names = names if head == "pair" else ["logits", "prediction_logits"]
+    return next(result[n] for n in names if n in result).detach().numpy()
+
+
 def _is_plain(name: str) -> bool:
-    return name.endswith(".bias") or "norm" in name.lower()
+    return name.endswith(".bias") or bool(_NORM.search(name))
+
+
+def pack(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Joins the many small arrays of each kind: a zip entry costs more than they do."""
+    names = [name.removeprefix("grads/") for name in found if name.startswith("grads/")]
+    shapes = [[name, found[f"before/{name}"].shape] for name in names]
+    packed = {"shapes": np.array(json.dumps(shapes))}
+    for kind in ("before", "grads", "after"):
+        packed[kind] = np.concatenate([found[f"{kind}/{n}"].ravel() for n in names])
+    alone = {n: array for n, array in found.items() if n.split("/")[0] not in packed}
+    return {
+        n: a.astype(np.float32) if a.dtype.kind == "f" else a
+        for n, a in (packed | alone).items()
+    }
+
+
+def unpack(file) -> dict[str, np.ndarray]:
+    """Undoes `pack`."""
+    found = {
+        n: file[n] for n in file if n not in ("shapes", "before", "grads", "after")
+    }
+    shapes = json.loads(str(file["shapes"]))
+    ends = np.cumsum([int(np.prod(shape)) for _, shape in shapes])
+    for kind in ("before", "grads", "after"):
+        for (name, shape), part in zip(
+            shapes, np.split(file[kind], ends[:-1]), strict=True
+        ):
+            found[f"{kind}/{name}"] = part.reshape(shape)
+    return found
 
 
 def main() -> None:
-    for family in ("bert", "roberta"):
-        model = make_model(family, SIZES, seed=0)
-        batch = make_batch(model, ROW_LENGTHS, seed=0)
-        found = reference(model.double(), batch)
-        arrays = {name: array.astype(np.float32) for name, array in found.items()}
+    for case in GOLDEN:
+        model = make_model(case, SIZES, seed=0)
+        batch = make_batch(case, model, ROW_LENGTHS, seed=0)
+        arrays = pack(reference(model.double(), batch))
         arrays |= {f"batch/{key}": rows.astype(np.int32) for key, rows in batch.items()}
         arrays["config"] = np.array(json.dumps(model.config.to_diff_dict()))
-        np.savez_compressed(Path(__file__).with_name(f"{family}.npz"), **arrays)
+        np.savez_compressed(Path(__file__).with_name(f"{case}.npz"), **arrays)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,16 @@ def change_tensors(folder, change):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "t5"}, "model_type is 't5'; plmjax reads bert and roberta"),
+        ({"model_type": "t5"}, "model_type is 't5'; plmjax reads bert, roberta,"),
         ({"model_type": None}, "model_type is None"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
-        ({"rope_theta": 1.0}, "keys that plmjax does not know: 'rope_theta'"),
+        ({"rope_theta": 1.0}, "does not know in a bert: 'rope_theta'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must"),
-        ({"num_hidden_layers": 10**7}, "10,000,000, but the weights are 58 tensors"),
+        ({"num_hidden_layers": 10_001}, "a whole number from 1 to 10,000"),
+        (
+            {"num_hidden_layers": 10_000},
+            "10,000 layers, but the weights are 58 tensors",
+        ),
         ({"num_hidden_layers": 2}, "unexpected bert.encoder.layer.2"),
         ({"num_hidden_layers": 4}, "missing bert.encoder.layer.3"),
         ({"hidden_size": -10}, "hidden_size is -10"),
@@ -98,7 +102,7 @@ def test_config_text(folder, text, message):
 def test_roberta_counts_positions_from_its_padding(tiny, tmp_path):
     folder = tiny("roberta").export(tmp_path / "model")
     change_config(folder, hidden_act="gelu_new")
-    refused(folder, "hidden_act is 'gelu_new'")
+    refused(folder, "activation is 'gelu_new', but RobertaForMaskedLM takes the exact")
     change_config(folder, hidden_act="gelu", pad_token_id=0)
     refused(folder, "pad_token_id is 0 in config.json, but 1 in the tokenizer")
     change_config(folder, pad_token_id=None)
@@ -267,3 +271,85 @@ def test_random_damage_never_ends_in_a_traceback(folder):
             read_folder(folder)
             raise PlmjaxError("harmless", code=Exit.MODEL)
         assert caught.value.code == Exit.MODEL
+
+
+def test_a_head_in_two_files(tiny, tmp_path):
+    folder = tiny("electra").export(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    name = "discriminator_predictions.dense.bias"
+    save_file({name: tensors[name]}, folder / "detector_head.safetensors")
+    refused(folder, f"detector_head.safetensors holds {name}, as does the model")
+
+
+def test_a_detector_beside_is_read_with_the_same_suspicion(tiny, tmp_path):
+    folder = tiny("deberta-detector").export(tmp_path / "model")
+    path = folder / "detector_head.safetensors"
+    tensors = load_file(path)
+    name = "discriminator_predictions.dense.bias"
+    save_file({n: a for n, a in tensors.items() if n != name}, path)
+    refused(folder, f"missing {name}")
+    save_file(tensors | {"extra": tensors[name]}, path)
+    refused(folder, "unexpected extra")
+    path.write_bytes(b"PK\x03\x04" + b"1" * 60)
+    refused(folder, "renamed pickle")
+
+
+@pytest.mark.parametrize(
+    "case, other",
+    [
+        ("albert", "xlm-roberta"),
+        ("electra", "bert"),
+        ("electra", "albert"),
+        ("bert", "deberta-v2"),
+    ],
+)
+def test_the_config_of_another_family(tiny, tmp_path, case, other):
+    families = {"xlm-roberta": "xlm-roberta", "deberta-v2": "deberta"}
+    donor = tiny(families[other] if other in families else other)
+    there = donor.export(tmp_path / "donor")
+    folder = tiny(case).export(tmp_path / "model")
+    (there / "config.json").replace(folder / "config.json")
+    (there / "tokenizer.json").replace(folder / "tokenizer.json")
+    refused(folder, f"weights are not those of the {other} in config.json: missing")
+
+
+def test_a_torn_head_is_no_head_that_was_left_out(tiny, tmp_path):
+    for case, name in (
+        ("electra", "discriminator_predictions.dense.weight"),
+        ("distilbert", "vocab_layer_norm.bias"),
+        ("albert", "predictions.dense.bias"),
+    ):
+        folder = tiny(case).export(tmp_path / case)
+        change_tensors(folder, lambda tensors, name=name: tensors.pop(name))
+        refused(folder, f"missing {name}")
+
+
+def test_untied_decoders(tiny, tmp_path):
+    for case, duplicate, source in (
+        ("gpt2", "lm_head.weight", "transformer.wte.weight"),
+        (
+            "electra-generator",
+            "generator_lm_head.weight",
+            "electra.embeddings.word_embeddings.weight",
+        ),
+        (
+            "distilbert",
+            "vocab_projector.weight",
+            "distilbert.embeddings.word_embeddings.weight",
+        ),
+    ):
+        folder = tiny(case).export(tmp_path / case)
+
+        def untie(tensors, duplicate=duplicate, source=source):
+            tensors[duplicate] = tensors[source] + 1
+
+        change_tensors(folder, untie)
+        refused(folder, f"{duplicate} differs from {source}")
+
+
+def test_query_key_and_value_of_another_width(tiny, tmp_path):
+    folder = tiny("gpt2").export(tmp_path / "model")
+    name = "transformer.h.0.attn.c_attn.weight"
+    # As torch.nn.Linear would keep it.
+    change_tensors(folder, lambda t: t.update({name: np.ascontiguousarray(t[name].T)}))
+    refused(folder, r"is \[30, 10\], not \[10, 30\]")

@@ -1,6 +1,8 @@
 """The model card tells what it must, and nothing that it must not."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
@@ -72,7 +74,53 @@ def test_card_does_not_tell_where_and_who():
 
 @pytest.mark.parametrize("name", ["x\n---\nevil: true", "a: b"])
 def test_names_do_not_break_out(name):
-    import dataclasses
-
     card = model_card(dataclasses.replace(FACTS, family=name, language=name))
     assert card.split("\n").count("---") == 2
+
+
+@pytest.mark.parametrize(
+    "task, pipeline, loader",
+    [
+        ("masked-lm", "fill-mask", "AutoModelForMaskedLM"),
+        ("causal-lm", "text-generation", "AutoModelForCausalLM"),
+        ("detector", None, "ElectraForPreTraining"),
+        ("encoder", "feature-extraction", "AutoModel"),
+    ],
+)
+def test_each_kind_of_model_has_its_own_words(task, pipeline, loader):
+    facts = dataclasses.replace(FACTS, task=task, family="electra")
+    card = model_card(facts)
+    assert f"model = {loader}.from_pretrained(" in card
+    assert ("pipeline_tag" in card) == (pipeline is not None)
+    assert f"pipeline_tag: {pipeline}" in card or pipeline is None
+    assert f"- {task}\n" in card
+    assert ("masked language modelling" in card) == (task == "masked-lm")
+    named = model_card(dataclasses.replace(facts, objective="SpanBERT (Joshi 2020)"))
+    assert "pretrained by SpanBERT (Joshi 2020) with plmjax" in named
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "case, task",
+    [
+        ("bert", "masked-lm"),
+        ("roberta", "masked-lm"),
+        ("gpt2", "causal-lm"),
+        ("electra", "detector"),
+        ("deberta-detector", "detector"),
+        ("bert-detector", "detector"),
+        ("albert-bare", "encoder"),
+    ],
+)
+def test_its_lines_of_code_run(tiny, tmp_path, capsys, case, task):
+    model = tiny(case, max_positions=64)
+    mask = model.tokenizer.specials.mask
+    facts = dataclasses.replace(
+        FACTS, task=task, family=model.config.family, mask_token=mask
+    )
+    folder = model.export(tmp_path / "model")
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(facts), re.DOTALL)
+    exec(code.replace("PATH/TO/THIS/FOLDER", str(folder)), {})
+    said = capsys.readouterr().out
+    print(said)
+    assert said

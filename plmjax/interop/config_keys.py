@@ -1,0 +1,227 @@
+"""The keys of each family's config.json: what they mean, and what they may say.
+
+transformers' defaults are those of its configuration classes, version 5.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Keys(NamedTuple):
+    """How one family writes its config.
+
+    `sizes` {their key: our field} must be there: shapes would not betray a wrong number
+    of heads. `options` is {their key: (our field, transformers' default)}; `fixed` the
+    keys that change the model, with the only values that plmjax has, the first of which
+    is the default; `special` those that config_json reads by a function of its own;
+    `idle` those that change nothing that plmjax computes. `ours` are fields of
+    EncoderConfig that the family has in one form only. `pad` is the default of
+    pad_token_id, and `names_ends` says whether bos and eos ids are written.
+    """
+
+    sizes: Mapping[str, str]
+    options: Mapping[str, tuple[str, Any]]
+    fixed: Mapping[str, tuple]
+    ours: Mapping[str, Any]
+    special: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
+    pad: int | None = 0
+    names_ends: bool = False
+    # The head calls the exact GELU, whatever hidden_act says.
+    exact_head: bool = False
+    # Positions are counted from the padding id + 1.
+    offset: bool = False
+
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+}
+# Our names, in the first spelling of each.
+WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+# Keys that change no family's encoder and heads.
+IDLE = frozenset(
+    """
+    model_type architectures dtype torch_dtype transformers_version plmjax_version
+    _name_or_path use_cache use_bfloat16 gradient_checkpointing torchscript
+    chunk_size_feed_forward return_dict output_attentions output_hidden_states
+    output_past bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id
+    unk_token_id classifier_dropout id2label label2id num_labels problem_type
+    finetuning_task task_specific_params pad_token_id
+    """.split()
+)
+_FIXED: dict[str, tuple] = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "position_embedding_type": ("absolute",),
+    "pruned_heads": ({}, None),
+}
+# What a BERT is among our encoders.
+_PLAIN: dict[str, Any] = {
+    "gated": False,
+    "bias": True,
+    "norm_place": "post",
+    "sharing": "none",
+    "attention": "full",
+    "positions": "learned",
+    "convolution_width": 0,
+    "causal": False,
+    "head": "transform",
+}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn_width",
+    "max_position_embeddings": "max_positions",
+}
+_OPTIONS: dict[str, tuple[str, Any]] = {
+    "type_vocab_size": ("token_types", 2),
+    "hidden_act": ("activation", "gelu"),
+    "layer_norm_eps": ("norm_eps", 1e-12),
+    "hidden_dropout_prob": ("dropout", 0.1),
+    "attention_probs_dropout_prob": ("attention_dropout", 0.1),
+    "initializer_range": ("init_std", 0.02),
+}
+_FACTORISED = {**_SIZES, "embedding_size": "embedding_width"}
+_SUMMARY = frozenset(
+    """
+    summary_type summary_use_proj summary_activation summary_last_dropout
+    summary_first_dropout summary_proj_to_labels
+    """.split()
+)
+
+
+def _without(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in names}
+
+
+_ROBERTA = Keys(
+    _SIZES,
+    _OPTIONS,
+    _FIXED,
+    _PLAIN,
+    pad=1,
+    names_ends=True,
+    exact_head=True,
+    offset=True,
+)
+
+KEYS: dict[str, Keys] = {
+    "bert": Keys(
+        _SIZES,
+        _OPTIONS,
+        _FIXED,
+        _PLAIN,
+        idle=frozenset(
+            """
+            directionality pooler_fc_size pooler_num_attention_heads
+            pooler_num_fc_layers pooler_size_per_head pooler_type
+            """.split()
+        ),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "albert": Keys(
+        _FACTORISED,
+        _OPTIONS
+        | {
+            "hidden_act": ("activation", "gelu_new"),
+            "hidden_dropout_prob": ("dropout", 0.0),
+            "attention_probs_dropout_prob": ("attention_dropout", 0.0),
+        },
+        _FIXED | {"inner_group_num": (1,)},
+        _without(_PLAIN, "sharing"),
+        special=frozenset({"num_hidden_groups"}),
+        idle=frozenset(
+            """
+            classifier_dropout_prob down_scale_factor gap_size net_structure_type
+            num_memory_blocks layers_to_keep
+            """.split()
+        ),
+        names_ends=True,
+    ),
+    "distilbert": Keys(
+        {
+            "vocab_size": "vocab_size",
+            "dim": "width",
+            "n_layers": "layers",
+            "n_heads": "heads",
+            "hidden_dim": "ffn_width",
+            "max_position_embeddings": "max_positions",
+        },
+        {
+            "activation": ("activation", "gelu"),
+            "dropout": ("dropout", 0.1),
+            "attention_dropout": ("attention_dropout", 0.1),
+            "initializer_range": ("init_std", 0.02),
+        },
+        _FIXED | {"sinusoidal_pos_embds": (False,), "tie_weights_": (True,)},
+        _PLAIN | {"token_types": 0, "norm_eps": 1e-12},
+        idle=frozenset({"qa_dropout", "seq_classif_dropout"}),
+    ),
+    "electra": Keys(
+        _FACTORISED, _OPTIONS, _FIXED, _PLAIN, idle=_SUMMARY, exact_head=True
+    ),
+    "deberta-v2": Keys(
+        _SIZES,
+        _OPTIONS
+        | {
+            "type_vocab_size": ("token_types", 0),
+            "layer_norm_eps": ("norm_eps", 1e-7),
+            "share_att_key": ("share_position_projections", False),
+            "conv_kernel_size": ("convolution_width", 0),
+        },
+        # Its relative positions are what it is; transformers' default is to have none.
+        _without(_FIXED, "position_embedding_type") | {"conv_groups": (1,)},
+        _without(_PLAIN, "positions", "convolution_width")
+        | {"attention": "disentangled"},
+        special=frozenset(
+            """
+            relative_attention max_relative_positions position_buckets norm_rel_ebd
+            pos_att_type position_biased_input conv_act embedding_size
+            attention_head_size
+            """.split()
+        ),
+        idle=frozenset(
+            """
+            legacy pooler_dropout pooler_hidden_act pooler_hidden_size padding_idx
+            """.split()
+        ),
+    ),
+    "gpt2": Keys(
+        {
+            "vocab_size": "vocab_size",
+            "n_embd": "width",
+            "n_layer": "layers",
+            "n_head": "heads",
+            "n_positions": "max_positions",
+        },
+        {
+            "activation_function": ("activation", "gelu_new"),
+            "layer_norm_epsilon": ("norm_eps", 1e-5),
+            "resid_pdrop": ("dropout", 0.1),
+            "attn_pdrop": ("attention_dropout", 0.1),
+            "initializer_range": ("init_std", 0.02),
+        },
+        _without(_FIXED, "is_decoder", "position_embedding_type")
+        | {
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "reorder_and_upcast_attn": (False,),
+        },
+        _PLAIN
+        | {"norm_place": "pre", "causal": True, "head": "plain", "token_types": 0},
+        special=frozenset({"n_inner", "embd_pdrop"}),
+        idle=_SUMMARY | {"n_ctx"},
+        pad=None,
+        names_ends=True,
+    ),
+}

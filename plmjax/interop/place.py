@@ -1,0 +1,82 @@
+"""A folder that appears whole or not at all, and never in place of another's."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from plmjax import Exit, PlmjaxError
+from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
+from plmjax.tokenizers.segmenters import FILE as SEGMENTER
+
+CONFIG, CARD = "config.json", "README.md"
+# All that an export writes, whatever the tokenizer's kind.
+_OURS = frozenset(
+    f"""
+    {CONFIG} {CARD} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
+    special_tokens_map.json vocab.txt vocab.json merges.txt {SEGMENTER}
+    """.split()
+)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raises unless `directory` is free, empty or an earlier export of plmjax."""
+    if not directory.exists() and not directory.is_symlink():
+        return
+    hint = "Choose another folder, or remove this one yourself."
+    if directory.is_symlink() or not directory.is_dir():
+        raise PlmjaxError(f"{directory} is not a folder of its own.", hint=hint)
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return
+    if foreign := sorted(names - _OURS):
+        raise PlmjaxError(
+            f"{directory} holds {', '.join(foreign[:3])}, which no export of plmjax "
+            "writes; it is not overwritten.",
+            hint=hint,
+        )
+    config = directory / CONFIG
+    try:
+        ours = "plmjax_version" in load_json(config, config.read_bytes())
+    except (OSError, PlmjaxError):
+        ours = False
+    if not ours:
+        raise PlmjaxError(
+            f"{directory} holds files, but no {CONFIG} with plmjax_version, the mark "
+            "of an export of plmjax; it is not overwritten.",
+            hint=hint,
+        )
+
+
+@contextlib.contextmanager
+def appearing(directory: Path) -> Iterator[Path]:
+    """Yields a folder that takes the place of `directory` once all is written."""
+    directory = Path(os.path.abspath(directory))
+    # Beside its place, so that a rename suffices; a killed export's is used again.
+    folder = directory.with_name(f".{directory.name}.plmjax-new")
+    old = directory.with_name(f".{directory.name}.plmjax-old")
+    try:
+        for left_over in (folder, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        if directory.exists():
+            directory.rename(old)
+        try:
+            folder.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise PlmjaxError(
+            f"{directory} cannot be written: {error}.",
+            hint="Free some space, or choose a place where you may write.",
+            code=Exit.DISK,
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,279 @@
+"""Parameters to tensors and back: which there must be, their shapes, and copies.
+
+Nothing is read before all names and shapes are known to fit.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.interop.names import (
+    FAMILIES,
+    Entry,
+    architecture,
+    blocks,
+    entries,
+    guess_family,
+    head_entries,
+    modern_name,
+)
+from plmjax.interop.safetensors_file import Tensor, read_tensor, refusal
+from plmjax.models import EncoderConfig
+from plmjax.models.heads import HEADS, init_model
+from plmjax.tree import flatten, unflatten
+
+MIX_UP = "Give a folder whose config.json, weights and tokenizer belong together."
+_INPUTS = ("tokens", "segments", "positions", "types")
+
+
+class Found(NamedTuple):
+    """The tensors of a checkpoint: {modern name: (name in the file, tensor)}.
+
+    `heads` are those that it has whole; `wanted` is what is to be read.
+    """
+
+    tensors: dict[str, tuple[str, Tensor]]
+    heads: tuple[str, ...]
+    wanted: list[Entry]
+
+
+@functools.lru_cache(maxsize=32)
+def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Returns {our name: shape} of a model, of which only layer 0 is named."""
+    # One layer stands for all: the cost does not depend on what a file claims.
+    one = dataclasses.replace(config, layers=1, sharing="none", groups=1)
+    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
+    params = jax.eval_shape(
+        lambda key, batch: init_model(one, key, batch, HEADS),
+        jax.random.key(0),
+        dict.fromkeys(_INPUTS, ids),
+    )
+    return {name: leaf.shape for name, leaf in flatten(params).items()}
+
+
+def _our_shape(config: EncoderConfig, name: str) -> tuple[int, ...] | None:
+    found = shapes(config)
+    name = re.sub(r"/layer_\d+/", "/layer_0/", name)
+    return found[name] if name in found else None
+
+
+def _their_shape(config: EncoderConfig, entry: Entry) -> tuple[int, ...]:
+    """Returns the shape that Hugging Face gives the entry's tensor."""
+    first = _our_shape(config, entry.ours[0])
+    assert first is not None
+    shape = (*first[:-1], first[-1] * len(entry.ours))
+    return shape[::-1] if entry.transposed else shape
+
+
+def model_entries(config: EncoderConfig, heads: Iterable[str]) -> list[Entry]:
+    """Returns the tensors of a model: those whose parameters the config has."""
+    return [
+        entry
+        for entry in entries(config, heads)
+        if _our_shape(config, entry.ours[0]) is not None
+    ]
+
+
+def to_tensors(config: EncoderConfig, params: dict) -> tuple[dict, dict]:
+    """Returns a model's tensors by name, and those that no class of theirs holds.
+
+    Raises:
+      PlmjaxError: the parameters are not the config's (code 4) or not finite (6).
+    """
+    heads = [name for name in params if name != "encoder"]
+    _, inside = architecture(config.family, heads)
+    flat, used = flatten(params), set()
+    places: tuple[dict, dict] = {}, {}
+    for entry in model_entries(config, heads):
+        arrays = [_checked(config, flat, name) for name in entry.ours]
+        used.update(entry.ours)
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+        room = entry.ours[0].split("/")[0]
+        beside = room != "encoder" and room not in inside
+        places[beside][entry.theirs] = np.ascontiguousarray(
+            array.T if entry.transposed else array
+        )
+    if foreign := sorted(flat.keys() - used):
+        raise refusal(
+            f"the config does not have {foreign[0]} ({len(foreign)} such leaves).",
+            "Export with the config that the model was trained with.",
+        )
+    return places
+
+
+def _checked(config: EncoderConfig, flat: dict, name: str) -> np.ndarray:
+    if name not in flat:
+        raise refusal(f"the parameters lack {name}.", "Export a pretrained model.")
+    array, shape = np.asarray(flat[name]), _our_shape(config, name)
+    if array.dtype != np.float32 or array.shape != shape:
+        raise refusal(
+            f"{name} is {array.dtype}{list(array.shape)}, not "
+            f"float32{list(shape or ())}.",
+            "Export with the config that the model was trained with.",
+        )
+    if not np.isfinite(array).all():
+        raise PlmjaxError(
+            f"{name} holds values that are not finite.",
+            hint="Export an earlier checkpoint.",
+            code=Exit.NUMERIC,
+        )
+    return array
+
+
+def choose(
+    folder: Path,
+    config: EncoderConfig,
+    tensors: dict[str, Tensor],
+    named: object,
+    notes: list[str],
+) -> Found:
+    """Returns what is to be read of a folder's tensors.
+
+    `named` is what config.json calls the architectures; `notes` grows by what is left
+    out or converted.
+
+    Raises:
+      PlmjaxError: tensors are missing, unexpected, of another shape, or named twice.
+    """
+    family = FAMILIES[config.family]
+    found = _by_modern_name(config.family, tensors)
+    for duplicate, source in family.tied.items():
+        if duplicate in found and source not in found:
+            found[source] = found[duplicate]
+    if blocks(config) > len(found):
+        raise refusal(
+            f"{folder}: the config has {config.layers:,} layers, but the weights are "
+            f"{len(found)} tensors.",
+            MIX_UP,
+        )
+    heads = _whole_heads(config, found, named)
+    wanted = model_entries(config, heads)
+    known = {entry.theirs for entry in wanted} | family.tied.keys()
+    for what, names in _split_off_ignored(found, known, family.ignored).items():
+        notes.append(f"Left out, as pretraining has no use for it: {what} ({names}).")
+    if not heads:
+        notes.append("The checkpoint has no head: whatever it needs is trained anew.")
+    if "head" in heads and any("lm_predictions" in name for name in tensors):
+        notes.append(
+            "If this is Microsoft's model, its vocabulary head guesses well only "
+            "behind an enhanced mask decoder, which plmjax has not: train it further."
+        )
+    _check_all(folder, config, tensors, found, wanted, known)
+    for dtype in sorted({tensor.dtype for _, tensor in found.values()} - {"F32"}):
+        notes.append(f"Weights stored as {dtype} became float32.")
+    return Found(found, heads, wanted)
+
+
+def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
+    found: dict[str, tuple[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        modern = modern_name(family, name, tensors.keys())
+        if modern in found:
+            raise refusal(
+                f"{tensor.file} holds {modern} twice, as {found[modern][0]} and "
+                f"{name}.",
+                "Do not use this file.",
+            )
+        found[modern] = (name, tensor)
+    return found
+
+
+def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
+    """Returns the heads that a checkpoint has; of a torn one, what is missing shows."""
+    family, heads = FAMILIES[config.family], []
+    for head in HEADS:
+        if head not in family.heads:
+            continue
+        names = [entry.theirs for entry in head_entries(config.family, head)]
+        held = [name in found for name in names]
+        if not names:
+            # It is the token table; only the class says whether it was trained.
+            has = named != [family.classes[()]]
+        else:
+            # Many checkpoints have a pooler that was trained for something else.
+            has = all(held) if head == "pair" else any(held)
+        if has:
+            heads.append(head)
+    return tuple(heads)
+
+
+def _split_off_ignored(found: dict, known, ignored) -> dict[str, str]:
+    """Takes the ignored tensors out of `found`; returns {what: their names}."""
+    left_out: dict[str, list[str]] = {}
+    for key in [key for key in found if key not in known]:
+        for pattern, what in ignored:
+            if re.fullmatch(pattern, key):
+                left_out.setdefault(what, []).append(found.pop(key)[0])
+                break
+    return {what: ", ".join(names) for what, names in left_out.items()}
+
+
+def _check_all(folder: Path, config: EncoderConfig, tensors, found, wanted, known):
+    problems = [f"missing {e.theirs}" for e in wanted if e.theirs not in found]
+    problems += [
+        f"unexpected {name}" for key, (name, _) in found.items() if key not in known
+    ]
+    for entry in wanted:
+        if entry.theirs in found:
+            held = found[entry.theirs][1].shape
+            shape = _their_shape(config, entry)
+            if held != shape:
+                problems.append(f"{entry.theirs} is {list(held)}, not {list(shape)}")
+    if problems:
+        guess = guess_family(tensors)
+        raise refusal(
+            f"{folder}: the weights are not those of the {config.family} in "
+            f"config.json: {'; '.join(problems[:5])}"
+            f"{f' ({len(problems)} in all)' if len(problems) > 5 else ''}."
+            f"{f' The names look like {guess}.' if guess else ''}",
+            MIX_UP,
+        )
+
+
+def read_params(found: Found) -> dict:
+    """Reads what was chosen, as our parameters."""
+    return from_tensors(
+        found.wanted, found.heads, lambda name: read_tensor(*found.tensors[name])
+    )
+
+
+def from_tensors(
+    wanted: Iterable[Entry],
+    heads: Iterable[str],
+    tensor: Callable[[str], np.ndarray],
+) -> dict:
+    """Returns our parameters of the tensors that `tensor` gives by their names."""
+    flat = {}
+    for entry in wanted:
+        array = tensor(entry.theirs)
+        array = array.T if entry.transposed else array
+        parts = np.split(array, len(entry.ours), axis=-1)
+        for name, part in zip(entry.ours, parts, strict=True):
+            flat[name] = np.ascontiguousarray(part)
+    params = unflatten(flat)
+    # A plain head has no parameters, but it is there.
+    return params | {head: params.get(head, {}) for head in heads}
+
+
+def check_tied(folder: Path, family: str, found: Found) -> None:
+    """Raises PlmjaxError unless copies of tied tensors equal what they are tied to."""
+    for duplicate, source in FAMILIES[family].tied.items():
+        copy = found.tensors.get(duplicate)
+        # Without the head, or when it is the only copy, there is nothing to compare.
+        if copy is None or source not in found.tensors:
+            continue
+        if copy is not found.tensors[source] and not np.array_equal(
+            read_tensor(*copy), read_tensor(*found.tensors[source])
+        ):
+            raise refusal(
+                f"{folder}: {duplicate} differs from {source}; plmjax ties them, as "
+                f"{family} does.",
+                "Use a model with a tied decoder.",
+            )

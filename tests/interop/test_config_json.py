@@ -1,0 +1,187 @@
+"""config.json of every family: published files, odd values, and what is refused."""
+
+import json
+
+import pytest
+from interop.cases import CASES
+
+from plmjax import Exit, PlmjaxError
+from plmjax.interop.config_json import from_json, to_json
+from plmjax.interop.config_keys import KEYS
+from plmjax.models import PRESETS
+
+# As they stand beside the published weights, shortened by what no reader looks at.
+PUBLISHED = {
+    "albert-base-v2": """{"architectures": ["AlbertForMaskedLM"],
+        "attention_probs_dropout_prob": 0, "bos_token_id": 2, "eos_token_id": 3,
+        "classifier_dropout_prob": 0.1, "down_scale_factor": 1, "embedding_size": 128,
+        "gap_size": 0, "hidden_act": "gelu_new", "hidden_dropout_prob": 0,
+        "hidden_size": 768, "initializer_range": 0.02, "inner_group_num": 1,
+        "intermediate_size": 3072, "layer_norm_eps": 1e-12, "model_type": "albert",
+        "max_position_embeddings": 512, "net_structure_type": 0, "pad_token_id": 0,
+        "num_attention_heads": 12, "num_hidden_groups": 1, "num_hidden_layers": 12,
+        "num_memory_blocks": 0, "type_vocab_size": 2, "vocab_size": 30000}""",
+    "distilbert-base": """{"activation": "gelu", "attention_dropout": 0.1,
+        "architectures": ["DistilBertForMaskedLM"], "dim": 768, "dropout": 0.1,
+        "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512,
+        "model_type": "distilbert", "n_heads": 12, "n_layers": 6, "pad_token_id": 0,
+        "qa_dropout": 0.1, "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": false,
+        "tie_weights_": true, "vocab_size": 30522}""",
+    "electra-small": """{"architectures": ["ElectraForPreTraining"],
+        "attention_probs_dropout_prob": 0.1, "embedding_size": 128,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 256,
+        "initializer_range": 0.02, "intermediate_size": 1024, "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512, "model_type": "electra",
+        "num_attention_heads": 4, "num_hidden_layers": 12, "pad_token_id": 0,
+        "position_embedding_type": "absolute", "summary_activation": "gelu",
+        "summary_last_dropout": 0.1, "summary_type": "first",
+        "summary_use_proj": true, "type_vocab_size": 2, "vocab_size": 30522}""",
+    "deberta-v3-base": """{"model_type": "deberta-v2",
+        "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+        "intermediate_size": 3072, "max_position_embeddings": 512,
+        "relative_attention": true, "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm", "share_att_key": true,
+        "pos_att_type": "p2c|c2p", "layer_norm_eps": 1e-7,
+        "max_relative_positions": -1, "position_biased_input": false,
+        "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 0,
+        "vocab_size": 128100}""",
+    "deberta-v2-xlarge": """{"model_type": "deberta-v2",
+        "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "hidden_size": 1536, "initializer_range": 0.02,
+        "intermediate_size": 6144, "max_position_embeddings": 512,
+        "relative_attention": true, "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm", "share_att_key": true,
+        "pos_att_type": "p2c|c2p", "layer_norm_eps": 1e-7, "conv_kernel_size": 3,
+        "conv_act": "gelu", "max_relative_positions": -1,
+        "position_biased_input": false, "num_attention_heads": 24,
+        "attention_head_size": 64, "num_hidden_layers": 24, "type_vocab_size": 0,
+        "vocab_size": 128100}""",
+    "gpt2": """{"activation_function": "gelu_new", "architectures":
+        ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
+        "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+        "resid_pdrop": 0.1, "summary_activation": null, "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": true, "summary_type": "cls_index",
+        "summary_use_proj": true, "task_specific_params":
+        {"text-generation": {"do_sample": true, "max_length": 50}},
+        "vocab_size": 50257}""",
+    "xlm-roberta-base": """{"architectures": ["XLMRobertaForMaskedLM"],
+        "attention_probs_dropout_prob": 0.1, "bos_token_id": 0, "eos_token_id": 2,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+        "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 514, "model_type": "xlm-roberta",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "output_past": true,
+        "pad_token_id": 1, "position_embedding_type": "absolute",
+        "transformers_version": "4.17.0.dev0", "type_vocab_size": 1,
+        "use_cache": true, "vocab_size": 250002}""",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_our_presets(name):
+    config, _, notes = from_json(json.loads(PUBLISHED[name]), "config.json")
+    assert config == PRESETS[name]
+    assert [note for note in notes if "conv_kernel_size" not in note] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives(name):
+    config = PRESETS[name]
+    pad = 1 if KEYS[config.family].offset else 0
+    body = json.loads(json.dumps(to_json(config, ["head"], pad, 0, 2)))
+    assert from_json(body, "config.json") == (config, pad, [])
+
+
+FAMILIES = {family: case for case, (family, *_) in reversed(CASES.items())}
+
+
+@pytest.fixture
+def written(tiny):
+    def body(family):
+        model = tiny(FAMILIES[family])
+        ids = (model.tokenizer.pad_id, model.tokenizer.cls_id, model.tokenizer.sep_id)
+        heads = [name for name in model.params if name != "encoder"]
+        return json.loads(json.dumps(to_json(model.config, heads, *ids)))
+
+    return body
+
+
+@pytest.mark.parametrize(
+    "family, changes, message",
+    [
+        ("albert", {"num_hidden_groups": 2}, "2 does not divide num_hidden_layers 3"),
+        ("albert", {"num_hidden_groups": 4}, "a whole number from 1 to 3"),
+        ("albert", {"num_hidden_groups": 0}, "num_hidden_groups is 0"),
+        ("albert", {"inner_group_num": 2}, "inner_group_num is 2; plmjax has only 1"),
+        ("albert", {"embedding_size": 10}, "embedding_size is hidden_size"),
+        ("albert", {"embedding_size": None}, "embedding_size is None"),
+        ("distilbert", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds is True"),
+        ("distilbert", {"layer_norm_eps": 1e-5}, "not know in a distilbert: 'layer_n"),
+        ("distilbert", {"hidden_size": 10}, "not know in a distilbert: 'hidden_size'"),
+        ("electra", {"embedding_size": 0}, "embedding_size is 0"),
+        ("deberta-v2", {"relative_attention": False}, "relative_attention is False"),
+        ("deberta-v2", {"relative_attention": 1}, "relative_attention is 1"),
+        ("deberta-v2", {"max_relative_positions": 12}, "12; plmjax has only 24"),
+        ("deberta-v2", {"position_buckets": -1}, "position_buckets is -1"),
+        ("deberta-v2", {"pos_att_type": ["c2p"]}, r"pos_att_type is \['c2p'\]"),
+        ("deberta-v2", {"pos_att_type": None}, "pos_att_type is None"),
+        ("deberta-v2", {"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd is 'batch_norm'"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "conv_act is 'tanh'"),
+        (
+            "deberta-v2",
+            {"conv_kernel_size": 4, "conv_act": "gelu"},
+            "model.convolution_width is 4; it must be odd",
+        ),
+        ("deberta-v2", {"conv_groups": 2}, "conv_groups is 2"),
+        ("deberta-v2", {"embedding_size": 5}, "embedding_size is 5"),
+        ("deberta-v2", {"attention_head_size": 3}, "3; plmjax has only 2"),
+        ("deberta-v2", {"legacy_": True}, "not know in a deberta-v2: 'legacy_'"),
+        ("gpt2", {"embd_pdrop": 0.2}, "embd_pdrop is 0.2 and resid_pdrop 0.1"),
+        ("gpt2", {"n_inner": 0}, "n_inner is 0"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
+        (
+            "gpt2",
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is True",
+        ),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
+        ("gpt2", {"n_head": 3}, "n_head 3 does not divide n_embd 10"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
+        ("gpt2", {"hidden_size": 10}, "does not know in a gpt2: 'hidden_size'"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(written, family, changes, message):
+    with pytest.raises(PlmjaxError, match=message) as caught:
+        from_json(written(family) | changes, "config.json")
+    assert caught.value.code == Exit.MODEL
+    assert caught.value.hint
+
+
+def test_what_deberta_must_say(written):
+    for key in ("relative_attention", "position_buckets", "pos_att_type"):
+        body = written("deberta-v2")
+        del body[key]
+        with pytest.raises(PlmjaxError, match=key):
+            from_json(body, "config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_odd_values_never_end_in_a_traceback(written, family):
+    """One key at a time says something else, or is not there."""
+    whole, refused = written(family), 0
+    odd = [None, [], {}, "x", -1, 0, 1, 7, 10**400, 1e-3, True, False, ["a"], {"a": 1}]
+    keys = sorted(KEYS[family].special | KEYS[family].fixed.keys() | whole.keys())
+    for key in keys:
+        bodies = [whole | {key: value} for value in odd]
+        bodies.append({name: v for name, v in whole.items() if name != key})
+        for body in bodies:
+            try:
+                from_json(body, "config.json")
+            except PlmjaxError as error:
+                refused += 1
+                assert error.code == Exit.MODEL
+                assert "\n" not in str(error)
+    assert refused > 5 * len(keys)
