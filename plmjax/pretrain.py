@@ -27,6 +27,7 @@ from plmjax.run import (
     frozen_arrays,
     held_out,
     make_run,
+    not_exportable,
     origin,
 )
 from plmjax.train import sharding
@@ -269,7 +270,10 @@ def finish(
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
     write_json(workdir / "scores.json", figures | {"step": int(state.step)})
-    export(workdir, workdir / "export", log)
+    if problem := not_exportable(run.objective, run.tokenizer):
+        log(f"Not exported: {problem}")
+    else:
+        export(workdir, workdir / "export", log)
     log(
         f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
         f"  plmjax evaluate --workdir={workdir.path}\n"

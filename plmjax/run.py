@@ -17,6 +17,7 @@ from plmjax.data.prepare import prepare
 from plmjax.data.sources import open_source
 from plmjax.data.store import Store
 from plmjax.evaluate.model import Model, open_models
+from plmjax.interop import config_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, DistillConfig, Objective, Pieces
@@ -204,6 +205,8 @@ def make_run(
     objective = make_objective(
         config, encoder, tokenizer, None if teacher is None else teacher.encoder
     )
+    if problem := not_exportable(objective, tokenizer):
+        log(f"WARNING: this model will stay a plmjax checkpoint: {problem}")
     split = store.split("train")
     shapes = config.data.phases or ((None, config.data.length, config.train.batch),)
     phases = []
@@ -227,6 +230,17 @@ def make_run(
     return Run(
         config, workdir, mesh, tokenizer, store, encoder, objective, loader, teacher
     )
+
+
+def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
+    """Returns why transformers cannot express what is trained; None if it can."""
+    ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    for part in objective.parts.values():
+        try:
+            config_json.to_json(part.encoder, part.heads, *ids)
+        except PlmjaxError as error:
+            return f"{error.message} {error.hint}".strip()
+    return None
 
 
 def abstract_state(run: Run) -> State:
@@ -365,6 +379,17 @@ def _frozen(run: Run) -> dict:
     if run.teacher is None:
         return {}
     return teachers.frozen(run.config, run.encoder, run.tokenizer, run.teacher)
+
+
+def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
+    """Returns sizes, held-out scores and speeds of student and teacher."""
+    assert run.teacher is not None
+    part, frozen = run.objective.parts["model"], _frozen(run)
+    student = Model(
+        part.encoder, part.take(params), run.tokenizer, run.workdir.path.name
+    )
+    pieces = frozen["pieces"] if "pieces" in frozen else None
+    return students.compare(run.teacher, student, batches, run.objective, pieces)
 
 
 def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:

@@ -114,7 +114,7 @@ class Masker:
         return noise
 
     def probability(self, progress):
-        """Returns the share of tokens to choose after `progress` (share) of the steps."""
+        """Returns the share to choose when `progress` of the steps is done."""
         first, last = self.config.probability, self.config.final_probability
         if last is None:
             return first
