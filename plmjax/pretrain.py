@@ -14,6 +14,7 @@ from rich.table import Table
 
 from plmjax import PlmjaxError, show, tree
 from plmjax import config as config_lib
+from plmjax.compress import students
 from plmjax.display import TrainingDisplay, console
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained
@@ -21,6 +22,7 @@ from plmjax.report import plot_curves
 from plmjax.run import (
     Run,
     abstract_state,
+    beside_teacher,
     check,
     check_origin,
     fresh_state,
@@ -269,6 +271,12 @@ def finish(
     for path in plot_curves(workdir.path, run.objective.token_loss, baseline):
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
+    if run.teacher is not None:
+        beside = beside_teacher(run, weights, batches())
+        for line in students.lines(beside):
+            log(line)
+        names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
+        figures |= {name: beside[name] for name in names}
     write_json(workdir / "scores.json", figures | {"step": int(state.step)})
     if problem := not_exportable(run.objective, run.tokenizer):
         log(f"Not exported: {problem}")

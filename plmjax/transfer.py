@@ -28,6 +28,9 @@ _FIGURES = {
     "separation": "mean probability of a replacement where there was one, minus where "
     "there was none",
     "share": "share of the tokens",
+    "kept": "the student's accuracy as a share of the teacher's, at the same masks",
+    "smaller": "share of the teacher's parameters that the student does without",
+    "faster": "forward pass: tokens a second beside the teacher's, minus 1",
 }
 
 IMPORTED = "import"

@@ -91,7 +91,7 @@ def compare(
     `batches` are held-out rows; `pieces` those of an aligned teacher: then only the
     pieces count that both have. Speed is that of the encoder's forward pass on the
     first batch, on one device, both in the student's dtype, one after the other in
-    turn. "kept" is the student's accuracy as a share of the teacher's.
+    turn. "kept" is the student's accuracy as a share of the teacher's; all, of nothing.
     """
     key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
     corrupt, models = jax.jit(objective.corrupt), (teacher, student)
@@ -108,11 +108,12 @@ def compare(
     assert sums is not None and ratio is not None, "no batch to compare on"
     means = {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
     sizes = [tree.count(m.params) for m in models]
+    right = means["teacher_accuracy"]
     return means | {
         "teacher_parameters": sizes[0],
         "student_parameters": sizes[1],
         "smaller": 1 - sizes[1] / sizes[0],
-        "kept": means["student_accuracy"] / max(means["teacher_accuracy"], 1e-9),
+        "kept": means["student_accuracy"] / right if right else 1.0,
         "faster": ratio - 1,
     }
 

@@ -20,7 +20,7 @@ ROWS = P(("data", "fsdp"))
 # Kernels are [inputs, outputs]; the token table is [vocabulary, width]. Position and
 # type tables stay whole: sharded on width, they would be rematerialised whole.
 RULES = (
-    (r".*/embeddings/token", P("tensor", "fsdp")),
+    (r".*/embeddings/token(_delta)?", P("tensor", "fsdp")),
     (r".*/attention/(position_)?(query|key|value)/kernel", P("fsdp", "tensor")),
     (r".*/attention/(position_)?(query|key|value)/bias", P("tensor")),
     (r".*/attention/output/kernel", P("tensor", "fsdp")),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,7 +16,8 @@ from plmjax import config as config_lib
 from plmjax.compress import students, teachers
 from plmjax.evaluate import model as model_lib
 from plmjax.evaluate.model import Model, open_model
-from plmjax.models import EncoderConfig, heads
+from plmjax.models import PRESETS, EncoderConfig, heads
+from plmjax.models.config import resolve
 from plmjax.objectives import DistillConfig, Pieces, distill
 from plmjax.train.workdir import RunConfig, Workdir
 
@@ -123,9 +125,8 @@ def test_an_aligned_start_takes_the_known_pieces():
 
 def check(student, teacher, **more):
     config = RunConfig(objective=dataclasses.replace(CONFIG, **more))
-    return teachers.check_vocabulary(
-        config, student, SimpleNamespace(tokenizer=teacher)
-    )  # type: ignore
+    model = Model(TEACHER, {}, teacher, "teacher")
+    return teachers.check_vocabulary(config, student, model)
 
 
 def test_vocabularies_are_compared():
@@ -144,12 +145,13 @@ def test_vocabularies_are_compared():
 
 
 def test_a_comparison_of_a_model_with_itself_and_with_a_half():
-    still = dataclasses.replace(TEACHER, dropout=0.0, attention_dropout=0.0)
+    still = dataclasses.replace(TEACHER, layers=2)
+    half = dataclasses.replace(STUDENT, layers=1)
     theirs = model(still, 1)
     teacher = Model(still, theirs, None, "teacher")  # type: ignore
     objective = distill(
         dataclasses.replace(CONFIG, start="fresh"),
-        STUDENT,
+        half,
         Pieces(4, (0, 1, 2, 3, 4), (1,) * 40),
         still,
     )
@@ -157,7 +159,7 @@ def test_a_comparison_of_a_model_with_itself_and_with_a_half():
     same = students.compare(teacher, teacher, batches, objective)
     assert same["kept"] == 1 and same["smaller"] == 0
     assert same["student_loss"] == same["teacher_loss"]
-    student = Model(STUDENT, model(STUDENT, 2), None, "student")  # type: ignore
+    student = Model(half, model(half, 2), None, "student")  # type: ignore
     found = students.compare(teacher, student, batches, objective)
     assert found["student_parameters"] == tree.count(student.params)
     assert 0 < found["smaller"] < 1 and found["faster"] > -1
@@ -257,6 +259,28 @@ def test_a_teacher_without_a_vocabulary_head_is_refused(taught, monkeypatch):
     monkeypatch.setattr(model_lib, "open_models", lambda *_: {"model": bare})
     with pytest.raises(PlmjaxError, match="no vocabulary head"):
         loaded(values, workdir)
+
+
+RECIPES = Path(__file__).parents[2] / "configs" / "distill"
+# The teacher that a recipe is for, and the student's parameters with its head.
+BERT = PRESETS["bert-base"]
+MINI = dataclasses.replace(PRESETS["bert-tiny"], width=256, heads=4, ffn_width=1024)
+EXPECTED = {"distilbert": (BERT, 66_985_530), "docstrings": (MINI, 8_831_802)}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)
+def test_a_recipe_fits_its_teacher(recipe):
+    """The student of each recipe, started from the teacher that it names."""
+    assert f"--config=configs/distill/{recipe.name}" in recipe.read_text()
+    values = config_lib.load(RunConfig, str(recipe)).to_dict()
+    config = config_lib.build(RunConfig, values)
+    teacher, count = EXPECTED[recipe.stem]
+    encoder = resolve(config.model, teacher.vocab_size, 0)
+    pieces = Pieces(4, (0, 1, 2, 3, 4), (1,) * teacher.vocab_size)
+    assert isinstance(config.objective, DistillConfig)
+    objective = distill(config.objective, encoder, pieces, teacher)
+    params = jax.eval_shape(objective.init, jax.random.key(0), make_batch())
+    assert tree.count(params) == count
 
 
 @pytest.mark.slow
