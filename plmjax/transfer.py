@@ -13,6 +13,7 @@ from plmjax.evaluate.model import Model, model_folders, open_run
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
+from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
 from plmjax.train.workdir import RunConfig, Workdir
 
 # How each figure of scores.json was measured, for the model card; those of an objective
@@ -89,6 +90,43 @@ def _task(model: Model) -> Any:
     return "detector" if "detector" in model.params else "encoder"
 
 
+_UNITS = {
+    "span": " of spans (SpanBERT; Joshi et al. 2019, arXiv:1907.10529)",
+    "ngram": " of up to three words (ALBERT; Lan et al. 2019, arXiv:1909.11942)",
+    "word": " of whole words",
+    "token": "",
+}
+_PAIRS = {
+    "nsp": " and next-sentence prediction (BERT; Devlin et al. 2018, arXiv:1810.04805)",
+    "sop": " and sentence-order prediction (ALBERT; Lan et al. 2019, arXiv:1909.11942)",
+    "none": "",
+}
+_VARIANTS = {
+    "electra_15": "replaced-token detection at the masked tokens alone (ELECTRA 15%)",
+    "replace_mlm": "masked language modelling without mask tokens (Replace-MLM)",
+    "all_tokens_mlm": "masked language modelling of all tokens (All-Tokens MLM)",
+}
+
+
+def _trained_by(config: RunConfig, part: str) -> str | None:
+    """Returns the objective for the model card; None where the task says it already."""
+    objective = config.objective
+    if isinstance(objective, MLMConfig):
+        more = _UNITS[objective.unit] + _PAIRS[objective.pairs]
+        return f"masked language modelling{more}" if more else None
+    if isinstance(objective, DistillConfig):
+        return "distillation (Sanh et al. 2019, arXiv:1910.01108)"
+    if isinstance(objective, ElectraConfig) and part == "discriminator":
+        if name := _VARIANTS.get(objective.variant):
+            return f"{name}, as compared by Clark et al. 2020 (arXiv:2003.10555)"
+        if objective.tie == "disentangled":
+            return (
+                "replaced token detection with gradient-disentangled embedding sharing "
+                "(DeBERTa-v3; He et al. 2021, arXiv:2111.09543)"
+            )
+    return None
+
+
 def _card_facts(
     model: Model, config: RunConfig, manifest: dict, scores: dict
 ) -> CardFacts:
@@ -110,6 +148,7 @@ def _card_facts(
         name=model.name + several,
         family=model.encoder.family,
         task=_task(model),
+        objective=_trained_by(config, model.part),
         parameters=tree.count(model.params),
         mask_token="" if mask is None else model.tokenizer.decode([mask]).strip(),
         data=description,

@@ -4,6 +4,7 @@ Nothing is dropped in silence: a key that we do not know is refused, as is a val
 ours that transformers' class of the family cannot express. The keys are in config_keys.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__
@@ -26,7 +27,13 @@ _RANGES = {
 _COUNTS = {"token_types": 1, "convolution_width": 0}
 
 
-def to_json(config: EncoderConfig, heads, pad_id: int, cls_id: int, sep_id: int):
+def to_json(
+    config: EncoderConfig,
+    heads: Collection[str],
+    pad_id: int,
+    cls_id: int,
+    sep_id: int,
+) -> dict[str, Any]:
     """Returns what transformers 5 wants in config.json for a model with these heads.
 
     Raises:
@@ -82,12 +89,12 @@ def _check_widths(config: EncoderConfig, name: str) -> None:
         )
 
 
-def _head_fits(config: EncoderConfig, heads) -> bool:
+def _head_fits(config: EncoderConfig, heads: Collection[str]) -> bool:
     exact = KEYS[config.family].exact_head and "head" in heads
     return not exact or config.activation == "gelu"
 
 
-def check_head(config: EncoderConfig, heads, where: str) -> None:
+def check_head(config: EncoderConfig, heads: Collection[str], where: str) -> None:
     """Raises PlmjaxError if the vocabulary head does not take the activation named."""
     if not _head_fits(config, heads):
         raise refusal(

@@ -44,19 +44,24 @@ ACTIVATIONS = {
 # Our names, in the first spelling of each.
 WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-# Keys that change no family's encoder and heads.
+# Keys that change no family's encoder and heads; the last are of generation, which
+# older versions of transformers wrote into every file.
 IDLE = frozenset(
     """
     model_type architectures dtype torch_dtype transformers_version plmjax_version
     _name_or_path use_cache use_bfloat16 gradient_checkpointing torchscript
     chunk_size_feed_forward return_dict output_attentions output_hidden_states
     output_past bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id
-    unk_token_id classifier_dropout id2label label2id num_labels problem_type
-    finetuning_task task_specific_params pad_token_id
+    unk_token_id classifier_dropout id2label label2id num_labels _num_labels
+    problem_type finetuning_task task_specific_params pad_token_id tokenizer_class
+    bos_token_ids eos_token_ids do_sample early_stopping length_penalty max_length
+    min_length no_repeat_ngram_size num_beams num_return_sequences prefix
+    repetition_penalty temperature top_k top_p
     """.split()
 )
 _FIXED: dict[str, tuple] = {
     "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
     "position_embedding_type": ("absolute",),
@@ -220,7 +225,7 @@ KEYS: dict[str, Keys] = {
         _PLAIN
         | {"norm_place": "pre", "causal": True, "head": "plain", "token_types": 0},
         special=frozenset({"n_inner", "embd_pdrop"}),
-        idle=_SUMMARY | {"n_ctx"},
+        idle=_SUMMARY | {"n_ctx", "n_special", "predict_special_tokens"},
         pad=None,
         names_ends=True,
     ),

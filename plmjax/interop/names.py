@@ -155,7 +155,11 @@ _DETECTOR: Sequence[Row] = (
     ("dense", "discriminator_predictions.dense", DENSE),
     ("prediction", "discriminator_predictions.dense_prediction", DENSE),
 )
-_TASKS = (r"(classifier|qa_outputs|pre_classifier|score|summary)\..*", "task head")
+_TASKS = (
+    r"(classifier|qa_outputs|pre_classifier|score|sequence_summary"
+    r"|multiple_choice_head)\..*",
+    "task head",
+)
 
 
 def _ignored(prefix: str) -> Sequence[tuple[str, str]]:

@@ -10,14 +10,13 @@ from safetensors import SafetensorError
 
 from plmjax import Exit, PlmjaxError
 from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
-from plmjax.tokenizers.segmenters import FILE as SEGMENTER
 
 CONFIG, CARD = "config.json", "README.md"
 # All that an export writes, whatever the tokenizer's kind.
 _OURS = frozenset(
     f"""
     {CONFIG} {CARD} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
-    special_tokens_map.json vocab.txt vocab.json merges.txt {SEGMENTER}
+    special_tokens_map.json vocab.txt vocab.json merges.txt
     """.split()
 )
 

@@ -150,12 +150,13 @@ def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     import torch
 
-    before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
+    named = _parameters(model)
+    before = {n: p.detach().numpy().copy() for n, p in named.items()}
     rows = {name: torch.from_numpy(array) for name, array in batch.items()}
     result = model(**_arguments(model, rows))
     result.loss.backward()
-    plain = [p for n, p in model.named_parameters() if _is_plain(n)]
-    decayed = [p for n, p in model.named_parameters() if not _is_plain(n)]
+    plain = [p for n, p in named.items() if _is_plain(n)]
+    decayed = [p for n, p in named.items() if not _is_plain(n)]
     groups = [
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": plain, "weight_decay": 0.0},
@@ -165,9 +166,15 @@ def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "loss": result.loss.detach().numpy(),
         **{f"logits/{head}": _logits(result, head) for head in _heads(batch)},
         **{f"before/{name}": array for name, array in before.items()},
-        **{f"grads/{n}": p.grad.numpy() for n, p in model.named_parameters()},
-        **{f"after/{n}": p.detach().numpy() for n, p in model.named_parameters()},
+        **{f"grads/{n}": p.grad.numpy() for n, p in named.items()},
+        **{f"after/{n}": p.detach().numpy() for n, p in named.items()},
     }
+
+
+def _parameters(model) -> dict:
+    """Each parameter once; a tied one by the name of what it is tied to."""
+    tied = model._tied_weights_keys or {}
+    return {tied[n] if n in tied else n: p for n, p in model.named_parameters()}
 
 
 def _heads(batch):

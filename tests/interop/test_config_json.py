@@ -10,7 +10,7 @@ from plmjax.interop.config_json import from_json, to_json
 from plmjax.interop.config_keys import KEYS
 from plmjax.models import PRESETS
 
-# As they stand beside the published weights, shortened by what no reader looks at.
+# What stands beside the published weights.
 PUBLISHED = {
     "albert-base-v2": """{"architectures": ["AlbertForMaskedLM"],
         "attention_probs_dropout_prob": 0, "bos_token_id": 2, "eos_token_id": 3,
@@ -92,6 +92,15 @@ def test_every_preset_survives(name):
     pad = 1 if KEYS[config.family].offset else 0
     body = json.loads(json.dumps(to_json(config, ["head"], pad, 0, 2)))
     assert from_json(body, "config.json") == (config, pad, [])
+
+
+def test_keys_that_older_versions_wrote_change_nothing(written):
+    old = {"max_length": 20, "num_beams": 1, "eos_token_ids": 0, "output_past": True}
+    old |= {"do_sample": False, "is_encoder_decoder": False, "_num_labels": 2}
+    body = written("bert")
+    assert from_json(body | old, "config.json") == from_json(body, "config.json")
+    with pytest.raises(PlmjaxError, match="is_encoder_decoder is True"):
+        from_json(body | {"is_encoder_decoder": True}, "config.json")
 
 
 FAMILIES = {family: case for case, (family, *_) in reversed(CASES.items())}
