@@ -17,7 +17,7 @@ from plmjax import config as config_lib
 from plmjax.compress import students
 from plmjax.display import TrainingDisplay, console
 from plmjax.evaluate.held_out import unigram_loss
-from plmjax.evaluate.model import Trained
+from plmjax.evaluate.model import Trained, with_head
 from plmjax.report import plot_curves
 from plmjax.run import (
     Run,
@@ -238,10 +238,8 @@ def _examples(run: Run, batch: dict, params) -> show.Examples | None:
     """Returns examples for the first model that guesses words, if there is one."""
     name = run.workdir.path.name
     trained = Trained(run.config, run.objective, params, run.tokenizer, name, 0)
-    for model in trained.models().values():
-        if "head" in model.params:
-            return show.Examples(run.objective, model, batch)
-    return None
+    model = with_head(trained.models(), "head")
+    return None if model is None else show.Examples(run.objective, model, batch)
 
 
 def save_examples(run: Run, batch: dict, params) -> None:

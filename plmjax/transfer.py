@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -235,8 +236,16 @@ def _objective(parts: dict) -> dict:
     if "generator" not in parts:
         return {"kind": "mlm"}
     generator = parts["generator"].config
-    sizes = ("layers", "width", "heads", "ffn_width")
+    sizes = ("layers", "width", "heads", "ffn_width", "input_width")
+    found = {name: getattr(generator, name) for name in sizes}
+    found["embedding_width"] = found.pop("input_width")
+    tables = [
+        parts[name].params["encoder"]["embeddings"]["token"]
+        for name in ("generator", "discriminator")
+    ]
+    tied = np.array_equal(*tables)
     return {
         "kind": "electra",
-        "generator": {name: getattr(generator, name) for name in sizes},
+        "tie": "tokens" if tied else "none",
+        "generator": found,
     }

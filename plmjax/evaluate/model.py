@@ -74,13 +74,21 @@ def open_model(path: str, checkpoint: str = "newest", head: str = "head") -> Mod
       PlmjaxError: what `open_models` raises; no model there has the head.
     """
     models = open_models(path, checkpoint)
-    for model in models.values():
-        if head in model.params:
-            return model
+    if (model := with_head(models, head)) is not None:
+        return model
     what, objective = _WITHOUT[head]
     hint = f"Give a model trained with objective.kind={objective}"
     hint += " and objective.pairs." if head == "pair" else "."
     raise PlmjaxError(f"{path} has no {what}.", hint=hint, code=Exit.MODEL)
+
+
+def with_head(models: dict[str, Model], head: str) -> Model | None:
+    """Returns the model with a head; of several that guess words, the generator.
+
+    A discriminator may have a vocabulary head, too, but it has never seen a mask.
+    """
+    found = {name: model for name, model in models.items() if head in model.params}
+    return found.get("generator") or next(iter(found.values()), None)
 
 
 def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:

@@ -49,11 +49,13 @@ class GeneratorConfig:
     # None: each head, and the feed-forward layer to the width, as the discriminator's.
     heads: int | None = None
     ffn_width: int | None = None
+    # None: the discriminator's where tables are tied, else the generator's own width.
+    embedding_width: int | None = None
     layers_fraction: float = 1.0
     width_fraction: float = 0.25
 
     def __post_init__(self):
-        for name in ("layers", "width", "heads", "ffn_width"):
+        for name in ("layers", "width", "heads", "ffn_width", "embedding_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PlmjaxError(
@@ -83,6 +85,13 @@ def generator_encoder(
     layers = _layers(config, encoder)
     # Tied tables are as wide as the discriminator's; others as Google's, as the layers.
     narrow = width if tie == "none" else encoder.input_width
+    if tie != "none" and config.embedding_width not in (None, narrow):
+        raise PlmjaxError(
+            f"objective.generator.embedding_width={config.embedding_width} is not the "
+            f"discriminator's {narrow}, which objective.tie={tie} shares.",
+            hint="Leave it out, or set --config.objective.tie=none.",
+        )
+    narrow = config.embedding_width or narrow
     if layers % encoder.groups:
         raise PlmjaxError(
             f"a generator of {layers} layers does not share its weights in "
@@ -276,17 +285,24 @@ def sample(logits_TV: jax.Array, u_T: jax.Array, temperature: float) -> jax.Arra
     token, where Gumbel noise takes one a piece. First the block of pieces is found,
     then the piece in it, so that nothing of the size of the logits is written.
     """
-    tokens, vocabulary = logits_TV.shape
-    size = 128
+    size, vocabulary = 128, logits_TV.shape[1]
     x_TV = jax.lax.stop_gradient(logits_TV) * jnp.float32(1 / temperature)
-    top_T = jnp.max(x_TV, axis=1)
-    padding = ((0, 0), (0, -vocabulary % size))
-    x_TGN = jnp.pad(x_TV, padding, constant_values=-jnp.inf).reshape(tokens, -1, size)
-    mass_TG = jnp.sum(jnp.exp(x_TGN - top_T[:, None, None]), axis=2)
+    top_T1 = jnp.max(x_TV, axis=1, keepdims=True)
+    # On a CPU, a tenth of the time of a sum over reshaped logits.
+    mass_TG = jax.lax.reduce_window(
+        jnp.exp(x_TV - top_T1),
+        jnp.float32(0),
+        jax.lax.add,
+        window_dimensions=(1, size),
+        window_strides=(1, size),
+        padding=((0, 0), (0, -vocabulary % size)),
+    )
     end_TG = jnp.cumsum(mass_TG, axis=1)
     block_T, left_T = _first_beyond(end_TG, u_T * end_TG[:, -1], mass_TG)
-    x_TN = jnp.take_along_axis(x_TGN, block_T[:, None, None], axis=1)[:, 0]
-    mass_TN = jnp.exp(x_TN - top_T[:, None])
+    piece_TN = block_T[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None, :]
+    at_TN = jnp.minimum(piece_TN, vocabulary - 1)
+    mass_TN = jnp.exp(jnp.take_along_axis(x_TV, at_TN, axis=1) - top_T1)
+    mass_TN = jnp.where(piece_TN < vocabulary, mass_TN, 0)
     piece_T, _ = _first_beyond(jnp.cumsum(mass_TN, axis=1), left_T, mass_TN)
     return jnp.minimum(block_T * size + piece_T, vocabulary - 1)
 

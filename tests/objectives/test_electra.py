@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from plmjax import PlmjaxError, tree
+from plmjax.interop import weights
 from plmjax.models import PRESETS, EncoderConfig, Noise, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import ElectraConfig, Key, Pieces, electra
@@ -95,9 +96,11 @@ def initialised(objective, seed: int = 0):
     )
 
 
-def corrupted(objective, batch=None, at=None):
-    batch = make_batch() if batch is None else batch
-    return jax.jit(objective.corrupt)(batch, at or key(), jnp.float32(0))
+@functools.cache
+def corrupted():
+    """`make_batch` masked, which no variant or tie changes."""
+    objective = electra(config_of(), ENCODER, PIECES)
+    return jax.jit(objective.corrupt)(make_batch(), key(), jnp.float32(0))
 
 
 # --- sizes and sharing
@@ -283,18 +286,15 @@ def test_parts_are_taken_and_placed(tie, order):
 
 
 def test_a_fresh_discriminator_follows_a_placed_generator():
-    for tie in ("tokens", "disentangled"):
-        objective = electra(config_of(tie=tie), ENCODER, PIECES)
-        with jax.disable_jit():
-            fresh = objective.init(jax.random.key(0), make_batch())
-        params = jax.device_get(fresh)
-        if tie == "disentangled":
-            delta = params["discriminator"]["encoder"]["embeddings"]["token_delta"]
-            assert delta.shape == (VOCABULARY, 12) and not delta.any()
-        own = objective.parts["generator"].take(initialised(objective))
-        params = objective.parts["generator"].place(params, jax.device_get(own))
-        found = heads.token_table(objective.parts["discriminator"].take(params))
-        np.testing.assert_array_equal(found, heads.token_table(own))
+    objective = electra(config_of(tie="disentangled"), ENCODER, PIECES)
+    params = jax.jit(objective.init)(jax.random.key(0), make_batch())
+    params = jax.device_get(params)
+    delta = params["discriminator"]["encoder"]["embeddings"]["token_delta"]
+    assert delta.shape == (VOCABULARY, 12) and not delta.any()
+    own = jax.device_get(objective.parts["generator"].take(initialised(objective)))
+    params = objective.parts["generator"].place(params, own)
+    found = heads.token_table(objective.parts["discriminator"].take(params))
+    np.testing.assert_array_equal(found, heads.token_table(own))
 
 
 # --- samples
@@ -324,14 +324,15 @@ def test_samples_follow_the_softmax():
 
 
 def test_the_ends_of_the_distribution():
+    drawn = jax.jit(sample, static_argnums=2)
     logits = np.full((4, 131), -np.inf, np.float32)
     logits[:, 130] = logits[1, 0] = 0
     u = np.float32([0, 0, 1 - 2**-24, 1 - 2**-24])
-    assert sample(logits, u, 1.0).tolist() == [130, 0, 130, 130]
+    assert drawn(logits, u, 1.0).tolist() == [130, 0, 130, 130]
     # All the mass in the first block, padding after it.
-    logits = np.full((2, 131), -1e30, np.float32)
+    logits = np.full((4, 131), -1e30, np.float32)
     logits[:, 3] = 0
-    assert sample(logits, u[2:], 1.0).tolist() == [3, 3]
+    assert drawn(logits, u, 1.0).tolist() == [3, 3, 3, 3]
 
 
 def test_hashed_numbers_sample_every_slot_on_its_own():
@@ -351,8 +352,7 @@ def test_hashed_numbers_sample_every_slot_on_its_own():
 
 
 def test_only_used_slots_are_replaced_and_right_guesses_are_originals():
-    objective = electra(config_of(), ENCODER, PIECES)
-    batch, out = make_batch(), corrupted(objective)
+    batch, out = make_batch(), corrupted()
     used = np.asarray(out["weights"]) > 0
     at, rows = np.asarray(out["mask_positions"]), np.arange(8)[:, None]
     assert used.any() and not used.all()
@@ -370,7 +370,8 @@ def test_only_used_slots_are_replaced_and_right_guesses_are_originals():
 
 def test_a_uniform_generator_is_random_pieces():
     uniform = config_of(generator=GeneratorConfig(kind="uniform"))
-    out = corrupted(electra(uniform, ENCODER, PIECES), make_batch(512))
+    objective = electra(uniform, ENCODER, PIECES)
+    out = jax.jit(objective.corrupt)(make_batch(512), key(), jnp.float32(0))
     seen = jax.device_get(substituted(out, None))
     used = np.asarray(out["weights"]) > 0
     new = seen["tokens"][np.arange(512)[:, None], out["mask_positions"]][used]
@@ -397,27 +398,18 @@ def test_generator_and_discriminator_drop_different_units():
 # --- the loss
 
 
-@pytest.mark.parametrize("variant", JUDGES)
-def test_weights_sum_to_one_over_what_is_judged(variant):
-    out = corrupted(electra(config_of(variant), ENCODER, PIECES))
-    real = make_batch()["segments"] > 0
+def test_weights_sum_to_one_over_what_is_judged():
+    out, real = corrupted(), make_batch()["segments"] > 0
     np.testing.assert_allclose(out["weights"].sum(), 1, rtol=1e-6)
     # [CLS] and [SEP] count, padding does not.
     np.testing.assert_allclose(out["token_weights"], real / real.sum(), rtol=1e-6)
-    empty = make_batch()
-    empty["segments"] = np.zeros_like(empty["segments"])
-    objective = electra(config_of(variant), ENCODER, PIECES)
-    out = corrupted(objective, empty)
-    params = initialised(objective)
-    loss, metrics = objective.loss(params, {}, out, key(), False)
-    assert loss == 0 and all(pair[1] == 0 for pair in metrics.values())
 
 
 def test_detector_metrics():
     logits = jnp.float32([2.0, -1.0, 0.5, -3.0, 9.0])
     replaced = jnp.array([True, True, False, False, True])
     weights = jnp.float32([0.25, 0.25, 0.25, 0.25, 0.0])
-    value, metrics = detector_loss(logits, replaced, weights)
+    value, metrics = jax.jit(detector_loss)(logits, replaced, weights)
     p = 1 / (1 + np.exp(-np.float64(logits[:4])))
     nll = -np.log(np.where(replaced[:4], p, 1 - p))
     np.testing.assert_allclose(value, nll.mean(), rtol=1e-6)
@@ -452,7 +444,7 @@ def test_the_copy_mechanism():
     softmax /= softmax.sum(1, keepdims=True)
     mixture = copied * np.eye(9)[seen] + (1 - copied) * softmax
     np.testing.assert_allclose(mixture.sum(1), 1)
-    nll, hit = _copy_loss(logits, gate, seen, labels)
+    nll, hit = jax.jit(_copy_loss)(logits, gate, seen, labels)
     np.testing.assert_allclose(
         nll, -np.log(mixture[np.arange(400), labels]), rtol=1e-4, atol=1e-6
     )
@@ -462,22 +454,16 @@ def test_the_copy_mechanism():
         return jnp.mean(_copy_loss(logits, gate, seen, labels)[0])
 
     # Far from zero nothing overflows.
-    grads = jax.grad(mean, (0, 1))(logits * 50, gate * 50)
+    grads = jax.jit(jax.grad(mean, (0, 1)))(logits * 50, gate * 50)
     assert all(np.isfinite(g).all() for g in grads)
 
 
-SOME = [
-    "electra",
-    *(pytest.param(v, marks=pytest.mark.slow) for v in list(JUDGES)[1:-1]),
-    "all_tokens_mlm",
-]
-
-
-@pytest.mark.parametrize("variant", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", JUDGES)
 def test_micro_batches_add_up(variant):
     """Loss and gradients with dropout, and the loss from the metrics alone."""
     objective = electra(config_of(variant), ENCODER, PIECES)
-    params, out = initialised(objective), corrupted(objective)
+    params, out = initialised(objective), corrupted()
 
     @jax.jit
     def run(batch):
@@ -493,6 +479,7 @@ def test_micro_batches_add_up(variant):
     np.testing.assert_allclose(objective.scores(means)["loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_depends_on_the_rows_alone():
     objective = electra(config_of(), ENCODER, PIECES)
     params, batch = initialised(objective), make_batch(16)
@@ -509,28 +496,28 @@ def test_evaluation_depends_on_the_rows_alone():
             sums = sum(float(part[name][0]) for part in parts)
             np.testing.assert_allclose(sums, total, rtol=1e-5)
     assert whole["replaced_share"][0] > 10
+    empty = {k: v[:8] for k, v in batch.items()}
+    empty["segments"] = np.zeros_like(empty["segments"])
+    metrics = evaluation(params, {}, empty)
+    assert all(total == count == 0 for total, count in metrics.values())
 
 
 @functools.cache
-def gradients(tie: str, generator_weight: float, detector_weight: float) -> dict:
+def gradients(tie: str, generator_weight: float) -> dict:
     """The gradient by name."""
-    config = config_of(
-        tie=tie, generator_weight=generator_weight, detector_weight=detector_weight
-    )
+    config = config_of(tie=tie, generator_weight=generator_weight)
     objective = electra(config, ENCODER, PIECES)
-    out = corrupted(objective)
+    out = corrupted()
     grad = jax.grad(lambda p: objective.loss(p, {}, out, key(), True)[0])
     return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
 
 
 def test_disentangled_embeddings_get_the_generators_gradient_alone():
-    joint = gradients("disentangled", 1.0, 50.0)
-    alone = gradients("disentangled", 0.0, 50.0)
-    twice = gradients("disentangled", 1.0, 100.0)
+    joint = gradients("disentangled", 1.0)
+    alone = gradients("disentangled", 0.0)
     for name in joint:
         if name.startswith("generator/"):
-            # Whatever the detector weighs; and nothing comes from it alone.
-            np.testing.assert_allclose(joint[name], twice[name], rtol=1e-5, atol=1e-7)
+            # The detector alone gives it nothing.
             assert not alone[name].any()
         else:
             # The delta included.
@@ -539,8 +526,9 @@ def test_disentangled_embeddings_get_the_generators_gradient_alone():
     assert np.abs(joint["discriminator/encoder/embeddings/token_delta"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_tied_embeddings_get_both_gradients():
-    joint, alone = gradients("tokens", 1.0, 50.0), gradients("tokens", 0.0, 50.0)
+    joint, alone = gradients("tokens", 1.0), gradients("tokens", 0.0)
     for name in joint:
         if name.startswith("generator/"):
             # Without a weight, two-stage training: the generator has no gradient.
@@ -581,13 +569,14 @@ def learn(config, steps: int = 150):
     ]
 
 
-@pytest.mark.parametrize("variant", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", JUDGES)
 def test_overfits_one_batch(variant):
     """With the generator its samples stay, which the discriminator learns by heart."""
     first, last = learn(config_of(variant, "none", generator_weight=0.0))
     assert last["generator_loss"] == first["generator_loss"] > 3
     if "detector" in JUDGES[variant].heads:
-        assert first["detector_separation"] < 0.2 < 0.9 < last["detector_separation"]
+        assert first["detector_separation"] < 0.6 < 0.9 < last["detector_separation"]
         assert min(last["detector_recall"], last["detector_precision"]) > 0.95
     if "head" in JUDGES[variant].heads:
         assert first["discriminator_loss"] > 2
@@ -598,17 +587,8 @@ def test_overfits_one_batch(variant):
         assert last["all_tokens_accuracy"] > 0.98
 
 
-@pytest.mark.parametrize(
-    "tie",
-    [
-        "tokens",
-        pytest.param("disentangled", marks=pytest.mark.slow),
-        *(
-            pytest.param(t, marks=pytest.mark.slow)
-            for t in ("embeddings", "none", "all")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tie", TIES)
 def test_generator_and_discriminator_overfit_one_batch(tie):
     first, last = learn(config_of(tie=tie), 250)
     assert first["generator_loss"] > 3 and last["generator_loss"] < 0.3
@@ -617,6 +597,7 @@ def test_generator_and_discriminator_overfit_one_batch(tie):
     assert last["loss"] < 5 < 30 < first["loss"]
 
 
+@pytest.mark.slow
 def test_a_uniform_generator_is_told_by_heart():
     config = config_of(generator=GeneratorConfig(kind="uniform"))
     first, last = learn(config)
@@ -640,12 +621,9 @@ def test_flops_grow_with_what_is_run():
 # --- the step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant, tie",
-    [
-        ("electra", "tokens"),
-        pytest.param("all_tokens_mlm", "disentangled", marks=pytest.mark.slow),
-    ],
+    "variant, tie", [("electra", "tokens"), ("all_tokens_mlm", "disentangled")]
 )
 def test_no_row_leaves_its_device(variant, tie):
     mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices())
@@ -672,3 +650,113 @@ def test_no_row_leaves_its_device(variant, tie):
     assert "num_partitions=8" in text and " all-reduce(" in text
     for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {name}(" not in text
+
+
+# --- transformers
+
+
+def theirs_of(encoder: EncoderConfig, model: dict, name: str):
+    """A class of transformers with the parameters of one of our models."""
+    import torch
+    import transformers
+
+    config = transformers.ElectraConfig(
+        vocab_size=encoder.vocab_size,
+        embedding_size=encoder.input_width,
+        hidden_size=encoder.width,
+        num_hidden_layers=encoder.layers,
+        num_attention_heads=encoder.heads,
+        intermediate_size=encoder.ffn_width,
+        max_position_embeddings=encoder.max_positions,
+        layer_norm_eps=encoder.norm_eps,
+    )
+    theirs = getattr(transformers, name)(config).eval()
+    tensors, more = weights.to_tensors(encoder, jax.device_get(model))
+    assert not more
+    tensors = {n: torch.from_numpy(np.array(x)) for n, x in tensors.items()}
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {
+        "generator_lm_head.weight",
+        "electra.embeddings.position_ids",
+    }
+    theirs.tie_weights()
+    return theirs
+
+
+def gradients_of(encoder: EncoderConfig, theirs, names) -> dict:
+    """Their gradients under our names."""
+    found = {n: p.grad.numpy() for n, p in theirs.named_parameters()}
+    wanted = weights.model_entries(encoder, names)
+    return tree.flatten(weights.from_tensors(wanted, names, found.__getitem__))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("tie", ["tokens", "none", "disentangled"])
+def test_joint_loss_of_transformers(tie):
+    """ElectraForMaskedLM and ElectraForPreTraining by hand, on the samples we drew."""
+    import torch
+
+    encoder = dataclasses.replace(ENCODER, layers=3)
+    config = config_of(tie=tie, generator=GeneratorConfig(layers=2, width=24, heads=3))
+    objective = electra(config, encoder, PIECES)
+    params, out = initialised(objective), corrupted()
+    f = jax.jit(
+        jax.value_and_grad(lambda p: objective.loss(p, {}, out, key(), False)[0])
+    )
+    loss, grads = f(params)
+    models = {name: part.take(params) for name, part in objective.parts.items()}
+    other = objective.parts["generator"].encoder
+    generator = theirs_of(other, models["generator"], "ElectraForMaskedLM")
+    discriminator = theirs_of(encoder, models["discriminator"], "ElectraForPreTraining")
+
+    def call(model, tokens):
+        # Two documents in a row: a mask [B, 1, L, L] of who sees whom.
+        same = out["segments"][:, None, :, None] == out["segments"][:, None, None, :]
+        return model(
+            input_ids=torch.tensor(np.asarray(tokens), dtype=torch.long),
+            attention_mask=torch.tensor(np.asarray(same)),
+            token_type_ids=torch.tensor(np.asarray(out["types"]), dtype=torch.long),
+        ).logits
+
+    chosen, at = np.asarray(out["weights"]) > 0, np.asarray(out["mask_positions"])
+    rows = np.broadcast_to(np.arange(len(at))[:, None], at.shape)[chosen]
+    at, labels = at[chosen], np.asarray(out["labels"])[chosen]
+    logits = call(generator, out["tokens"])[rows, at]
+    mlm = torch.nn.functional.cross_entropy(logits, torch.tensor(labels).long())
+    slots = out["labels"].shape[1]
+    u = noise_lib.uniform(key().noise(out), "generator/sample", slots)
+    drawn = sample(logits.detach().numpy(), np.asarray(u)[chosen], 1.0)
+    truth = make_batch()["tokens"]
+    seen = truth.copy()
+    seen[rows, at] = drawn
+    real = torch.tensor(np.asarray(out["segments"]) > 0)
+    judged = torch.nn.functional.binary_cross_entropy_with_logits(
+        call(discriminator, seen)[real], torch.tensor(seen != truth).float()[real]
+    )
+    assert (seen != truth).sum() > 5
+    total = mlm + 50 * judged
+    total.backward()
+    np.testing.assert_allclose(loss, total.item(), rtol=1e-5)
+    of_d = gradients_of(encoder, discriminator, ["detector"])
+    of_g = gradients_of(other, generator, ["head"])
+    table = "encoder/embeddings/token"
+    if tie == "tokens":
+        of_d[table] = of_d[table] + of_g.pop(table)
+    if tie == "disentangled":
+        of_d[f"{table}_delta"] = of_d.pop(table)
+    for name, wanted in (("discriminator", of_d), ("generator", of_g)):
+        found = tree.flatten(grads[name])
+        assert found.keys() == wanted.keys()
+        scale = max(np.abs(x).max() for x in wanted.values())
+        for leaf in wanted:
+            np.testing.assert_allclose(
+                found[leaf], wanted[leaf], rtol=1e-4, atol=1e-5 * scale, err_msg=leaf
+            )
+
+
+def test_an_untied_generator_may_have_a_table_of_its_own_width():
+    settings = GeneratorConfig(width_fraction=0.5, embedding_width=6)
+    found = generator_encoder(settings, "none", ENCODER)
+    assert (found.input_width, found.width) == (6, ENCODER.width // 2)
+    with pytest.raises(PlmjaxError, match="which objective.tie=tokens shares"):
+        generator_encoder(settings, "tokens", ENCODER)
