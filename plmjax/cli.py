@@ -225,7 +225,13 @@ def _bench_verbs(verb, benches) -> None:
         of=benches,
     )
     add = added.add_argument
-    add("--preset", default="bert-mini", help="model (default: %(default)s)")
+    kinds = ("mlm", "electra", "distill")
+    add("--objective", choices=kinds, default="mlm", help="what is trained")
+    add(
+        "--preset",
+        help="model; electra's discriminator, distill's teacher (default: bert-mini, "
+        "electra-small)",
+    )
     add("--length", type=int, default=128, help="tokens a row")
     add("--batch", type=int, default=16, help="rows a step")
     add("--dtype", choices=("float32", "bfloat16", "both"), default="both")
@@ -329,7 +335,8 @@ def _pretrain(args) -> int:
 
         values = config_lib.flatten(config.to_dict())
         for key, kind in config_lib.fields(RunConfig):
-            print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
+            if key in values:  # others belong to another kind of objective
+                print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
         return Exit.OK
     values = config.to_dict()
     name = values["name"] or values["data"]["source"]["kind"]
@@ -471,6 +478,7 @@ def _bench_peer(args) -> int:
         paths=args.paths,
         vocab=args.vocab,
         vocab_size=args.vocab_size,
+        objective=args.objective,
         preset=args.preset,
         length=args.length,
         batch=args.batch,

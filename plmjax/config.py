@@ -193,8 +193,18 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
         _merge(base[name], value, typing.cast(type, block), f"{key}.")
 
 
+def _choices(kind: Any) -> tuple:
+    """Returns the values that a Literal, or one in a union, allows."""
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    arms = typing.get_args(kind)
+    return tuple(choice for arm in arms for choice in _choices(arm))
+
+
 def _parse(text: str, kind: Any) -> Any:
     """Reads an override's value; a string needs no quotes."""
+    if text.lower() == "none" and "none" in _choices(kind):
+        return "none"  # a choice of this key, as in objective.pairs
     if text.lower() == "none" or text == "":
         return None
     if text.lower() in ("true", "false"):
@@ -245,7 +255,12 @@ def load_file(path: str) -> dict:
         raise
     except (Exception, SystemExit) as error:
         # Whatever the user's file raises is theirs to mend; --debug shows where.
-        raise PlmjaxError(f"{name}: {type(error).__name__}: {error}") from error
+        raise PlmjaxError(
+            f"{path}: {type(error).__name__}: {error}.",
+            hint=f"The top of {name} says which arguments it takes."
+            if argument
+            else "",
+        ) from error
     return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
 
 

@@ -165,3 +165,10 @@ def test_changes_name_old_and_new():
 
 def test_the_embedded_default_is_valid():
     config.build(RunConfig, load(base=EMBEDDED).to_dict())
+
+
+def test_none_is_a_choice_where_a_key_has_it():
+    overrides = ["objective.pairs=none", "model.sharing=none", "train.ema_decay=none"]
+    values = config.load(RunConfig, overrides=overrides).to_dict()
+    assert values["objective"]["pairs"] == values["model"]["sharing"] == "none"
+    assert values["train"]["ema_decay"] is None

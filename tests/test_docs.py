@@ -2,12 +2,13 @@
 
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import pytest
 
 from plmjax import config
-from plmjax.cli import _parser
+from plmjax.cli import _parser, main
 from plmjax.pretrain import EMBEDDED
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
 
@@ -16,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|export|import|bench"
+VERBS = "pretrain|evaluate|fill|next|detect|export|import|bench"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -100,23 +101,66 @@ def test_there_are_commands_of_every_verb():
     assert verbs >= set(VERBS.split("|"))
 
 
-def test_every_key_stands_in_the_table_with_its_type_and_default():
-    rows = re.findall(
-        r"^\| `([a-z0-9_.]+)` \| (.+?) \| `(.*?)` \| .+ \|$",
-        CONFIG.read_text(),
-        re.MULTILINE,
-    )
-    table = {key: (kind, default.replace("\\|", "|")) for key, kind, default in rows}
-    assert len(table) == len(rows), "a key stands there twice"
-    values = config.flatten(config.to_dict(RunConfig()))
-    expected = {
+def tables() -> dict[str, dict[str, tuple[str, str]]]:
+    """Returns {heading: {key: (types, default)}}; the first table has no heading."""
+    found = {}
+    _, _, every = CONFIG.read_text().partition("\n## Every key\n")
+    for section in re.split(r"^### ", "\n" + every, flags=re.MULTILINE):
+        heading = section.partition("\n")[0].replace("`", "")
+        rows = re.findall(
+            r"^\| `([a-z0-9_.]+)` \| (.+?) \| `(.*?)` \| .+ \|$", section, re.MULTILINE
+        )
+        found[heading] = {
+            key: (kind, default.replace("\\|", "|")) for key, kind, default in rows
+        }
+        assert len(found[heading]) == len(rows), "a key stands there twice"
+    return found
+
+
+def expected(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
+    """Returns {key: (types, default)} of a schema, of unions the first."""
+    block = {prefix.rstrip("."): config.to_dict(schema())} if prefix else None
+    values = config.flatten(block or config.to_dict(schema()))
+    return {
         key: (
             config.describe(kind).replace(" | ", ", "),
             "none" if values[key] is None else str(values[key]),
         )
-        for key, kind in KEYS.items()
+        for key, kind in config.fields(schema, prefix)
+        if key in values
     }
-    assert table == expected
+
+
+def test_every_key_stands_in_the_table_with_its_type_and_default():
+    own = {key for key in KEYS if key.startswith("objective.")} - {"objective.kind"}
+    wanted = {k: v for k, v in expected(RunConfig).items() if k not in own}
+    assert tables()[""] == wanted
+
+
+def test_every_objective_has_its_table():
+    """What a kind has is its own table laid over that of the masks, if it has masks."""
+    found = {heading: rows for heading, rows in tables().items() if heading}
+    kinds = config.variants(typing.get_type_hints(RunConfig)["objective"])
+    (masks,) = (heading for heading in found if heading.startswith("Masks: "))
+    masked = masks.removeprefix("Masks: ").split(", ")
+    assert found.keys() - {masks} == {f"objective.kind={kind}" for kind in kinds}
+    for kind, schema in kinds.items():
+        own = found[f"objective.kind={kind}"]
+        shared = found[masks] if kind in masked else {}
+        assert not own.items() & shared.items(), f"{kind} repeats what masks have"
+        wanted = expected(schema, "objective.")
+        del wanted["objective.kind"]
+        assert shared | own == wanted, kind
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm", "electra", "distill"])
+def test_show_config_prints_the_keys_of_the_kind(kind, capsys):
+    override = f"--config.objective.kind={kind}"
+    assert main(["pretrain", "--show_config", override]) == 0
+    shown = re.findall(r"^([a-z0-9_.]+) = ", capsys.readouterr().out, re.MULTILINE)
+    schema = config.variants(typing.get_type_hints(RunConfig)["objective"])[kind]
+    others = [key for key in KEYS if not key.startswith("objective.")]
+    assert sorted(shown) == sorted([*others, *expected(schema, "objective.")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -156,3 +200,17 @@ def test_links_and_named_files_are_there(page):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"(?<![\w/])configs/[\w/]+\.py", page.read_text()):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_map_of_the_house_names_every_file():
+    (tree,) = (b for b in FENCE.findall(PAGES[0].read_text()) if "\n  cli.py" in b)
+    folders, named = [], set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        if name.endswith("/") and depth <= len(folders):
+            folders[depth:] = [name]
+        elif name.endswith(".py"):
+            named.add("".join(folders[:depth]) + name)
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "plmjax").rglob("*.py")}
+    assert named == files - {f for f in files if re.search(r"/.+/__init__", f)}

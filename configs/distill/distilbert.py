@@ -9,7 +9,8 @@ numbered 0, 2, 4, 7, 9, 11 to start. Weights 5 (soft, at all tokens, temperature
 (masked words) and 1 (cosine), Adam 5e-4, warm-up 5 %, clip 5, no decay of the weights
 and 3 epochs are the command and the defaults of transformers' distillation example, but
 that it masks rare words more often (p ~ count ** -.7); here all are masked alike.
-Batches of up to 4,000 rows are the paper's, 90 hours on eight V100 of 16 GB.
+Batches of up to 4,000 rows and 90 hours on eight V100 of 16 GB are recalled from the
+paper.
 
 The paper reports 40 % fewer parameters, 97 % of BERT's score on GLUE (77.0 of 79.5) and
 60 % more speed. Nobody has trained this recipe to its end with plmjax yet: no time or

@@ -3,8 +3,8 @@
   plmjax pretrain --config=configs/pretrain/bert_mini.py \\
       --config.data.source.paths='texts/*.txt' --workdir=runs/mine
 
-Two CPU cores: see docs/performance.md for tokens a second; on a GPU, minutes. For some
-10 MB to 1 GB of text. No score is claimed: the corpus is yours.
+Two CPU cores: see docs/performance.md for tokens a second. For some 10 MB to 1 GB of
+text. No time or score is claimed: the corpus is yours.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@
 
 Argument: tiny (two cores), base (default) or large. Spans of whole words, their length
 geometric with p = .2 up to 10, and one text a row without next-sentence prediction;
-2.4M steps of 256 rows of 512 tokens, as the paper says. Its span-boundary objective is
+2.4M steps of 256 rows of 512 tokens; Adam 1e-4, eps 1e-8, decay .1, warm-up 10,000. The
+numbers are recalled from the paper and were not checked; its span-boundary objective is
 not part of this recipe. Nobody has trained it to its end with plmjax yet: no time or
 score is claimed.
 """

@@ -1,6 +1,7 @@
 """A published model is a value of EncoderConfig; PRESETS holds the ones we know."""
 
 import dataclasses
+import difflib
 from typing import Literal, Optional
 
 from plmjax import PlmjaxError
@@ -316,9 +317,13 @@ def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
     given = {name: value for name, value in vars(block).items() if value is not None}
     preset = given.pop("preset")
     if preset not in PRESETS:
+        # Some forty: all of them only where none is near.
+        near = difflib.get_close_matches(preset, PRESETS, n=4)
         raise PlmjaxError(
             f"model.preset cannot be {preset!r}.",
-            hint=f"Known: {', '.join(PRESETS)}.",
+            hint=f"Did you mean {', '.join(near)}?"
+            if near
+            else f"Known: {', '.join(PRESETS)}.",
         )
     if given.get("vocab_size", vocab_size) < vocab_size:
         raise PlmjaxError(

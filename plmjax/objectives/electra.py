@@ -76,6 +76,14 @@ class ElectraConfig(MaskedConfig):
                 f"objective.{name}=0 leaves nothing to train the discriminator for.",
                 hint="For a generator alone, set --config.objective.kind=mlm.",
             )
+        moves = self.tie not in ("none", "disentangled")
+        if self.generator_weight == 0 and self.generator.kind == "trained" and moves:
+            raise PlmjaxError(
+                "objective.generator_weight=0 shall leave the generator as it is, but "
+                f"objective.tie={self.tie} lets the discriminator train what it "
+                "shares.",
+                hint="Set --config.objective.tie=none.",
+            )
         if self.temperature <= 0:
             raise PlmjaxError(
                 f"objective.temperature is {self.temperature}; it must be above 0."

@@ -73,10 +73,27 @@ def test_peer_says_what_to_install(monkeypatch):
 
 
 def test_peer_refuses_another_start():
-    peer._check_loss(10.0, 10.0009)
-    for there in (10.002, float("nan")):
-        with pytest.raises(PlmjaxError, match="not the same model"):
-            peer._check_loss(10.0, there)
+    here = {"generator_loss": 10.0, "detector_loss": 0.7}
+    peer._check_same(here, {"generator_loss": 10.0009, "detector_loss": 0.7})
+    for name, there in (
+        ("generator_loss", 10.002),
+        ("detector_loss", 0.7002),
+        ("generator_loss", float("nan")),
+    ):
+        with pytest.raises(PlmjaxError, match="not the same model") as error:
+            peer._check_same(here, here | {name: there})
+        assert name.replace("_", " ") in str(error.value)
+
+
+def test_peer_refuses_what_transformers_has_no_classes_for():
+    assert PeerConfig(objective="electra").name == "electra-small"
+    with pytest.raises(PlmjaxError, match="compares electra models") as error:
+        PeerConfig(objective="electra", preset="bert-mini")
+    assert "electra-tiny" in str(error.value)
+    with pytest.raises(PlmjaxError, match="compares bert models"):
+        PeerConfig(objective="distill", preset="no-such-model")
+    with pytest.raises(PlmjaxError, match="--to_loss does not go with"):
+        PeerConfig(objective="distill", to_loss=5)
 
 
 def test_ratios_compare_a_window_with_its_neighbours():
@@ -133,8 +150,74 @@ def test_peer_compares_the_same_model(corpus):
     assert len(rows) == len(result["results"]) == 4
     for row in rows.values():
         assert row["peer"] == "eager"
-        assert abs(row["initial_loss"] - np.log(512)) < 0.5
+        assert abs(row["initial_losses"]["loss"] - np.log(512)) < 0.5
         assert row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
         assert row["peak_memory_mb"].keys() == {"plmjax", "peer"}
         assert row["to_loss"]["seconds"].keys() == {"plmjax", "peer"}
         assert row["to_loss"]["final"]["peer"] < 10
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "preset", "models", "losses"),
+    [
+        (
+            "electra",
+            "electra-tiny",
+            {
+                "discriminator": "4 layers x 256",
+                "generator": "4 layers x 64",
+            },
+            {"generator_loss": np.log(512), "detector_loss": np.log(2)},
+        ),
+        (
+            "distill",
+            "bert-tiny",
+            {"student": "1 layers x 128", "teacher": "2 layers x 128"},
+            {"mlm_loss": np.log(512), "soft_loss": 0, "cosine_loss": 1},
+        ),
+    ],
+)
+def test_peer_compares_other_objectives(corpus, objective, preset, models, losses):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    done = run_cli(
+        "bench",
+        "peer",
+        f"--objective={objective}",
+        f"--preset={preset}",
+        f"--paths={corpus}",
+        "--vocab_size=512",
+        "--length=32",
+        "--batch=4",
+        "--dtype=bfloat16",
+        "--padding=both",
+        "--rounds=1",
+        "--steps=2",
+        "--json",
+    )
+    # Where losses or numbers of parameters differ, it ends with an error.
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["case"]["objective"] == objective
+    assert result["case"]["models"] == models
+    assert len(result["results"]) == 2
+    for row in result["results"]:
+        assert row["initial_losses"].keys() == losses.keys()
+        for name, expected in losses.items():
+            assert abs(row["initial_losses"][name] - expected) < 0.5, name
+        assert row["ratio"]["median"] > 0
+
+
+@pytest.mark.peer
+def test_the_peers_samples_follow_its_softmax():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from plmjax.bench.peer_models import _sample
+
+    torch.manual_seed(0)
+    logits = torch.log(torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0]))
+    drawn = _sample(logits.expand(20_000, -1), 1.0)
+    shares = np.bincount(drawn.numpy(), minlength=6) / 20_000
+    np.testing.assert_allclose(shares, [0, 0.1, 0, 0.6, 0.3, 0], atol=0.015)

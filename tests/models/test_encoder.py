@@ -376,8 +376,10 @@ def test_values_that_do_not_fit_are_refused(changes, message):
 
 
 def test_blocks_that_do_not_fit_are_refused():
-    with pytest.raises(PlmjaxError, match="Known: bert-tiny, .*roberta-base"):
+    with pytest.raises(PlmjaxError, match="Did you mean bert-base"):
         resolve(ModelConfig(preset="bert-bass"), 100, 0)
+    with pytest.raises(PlmjaxError, match="Known: bert-tiny, .*roberta-base"):
+        resolve(ModelConfig(preset="xyz"), 100, 0)
     with pytest.raises(PlmjaxError, match="smaller than the tokenizer's"):
         resolve(ModelConfig(vocab_size=50), 100, 0)
 

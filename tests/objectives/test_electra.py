@@ -611,9 +611,10 @@ def test_flops_grow_with_what_is_run():
         return electra(config_of(**more), ENCODER, PIECES).flops(32)
 
     alone = cost(generator=GeneratorConfig(kind="uniform"))
-    assert alone < cost(generator_weight=0.0) < cost() < cost(tie="all")
-    generator = cost() - alone
-    np.testing.assert_allclose(cost(generator_weight=0.0) - alone, generator / 3)
+    frozen = cost(tie="disentangled", generator_weight=0.0)
+    assert alone < frozen < cost() < cost(tie="all")
+    generator = cost(tie="disentangled") - alone
+    np.testing.assert_allclose(frozen - alone, generator / 3)
     assert cost(variant="electra_15") < cost() < cost(variant="all_tokens_mlm")
     assert cost(variant="replace_mlm") < cost(variant="all_tokens_mlm")
 
@@ -760,3 +761,9 @@ def test_an_untied_generator_may_have_a_table_of_its_own_width():
     assert (found.input_width, found.width) == (6, ENCODER.width // 2)
     with pytest.raises(PlmjaxError, match="which objective.tie=tokens shares"):
         generator_encoder(settings, "tokens", ENCODER)
+
+
+@pytest.mark.parametrize("tie", ["tokens", "embeddings", "all"])
+def test_a_generator_that_shall_stay_is_not_tied(tie):
+    with pytest.raises(PlmjaxError, match="Set --config.objective.tie=none"):
+        config_of(tie=tie, generator_weight=0.0)
