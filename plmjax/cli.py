@@ -364,8 +364,8 @@ def _evaluate(args) -> int:
     _start_jax()
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import open_run
-    from plmjax.run import teacher_arrays
     from plmjax.show import as_text
+    from plmjax.start import teacher_arrays
     from plmjax.train.workdir import Workdir
 
     _at_least_one(args, "batch", "rows")

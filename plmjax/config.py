@@ -55,8 +55,8 @@ def _variant(kind: Any, block: Any, key: str) -> type | None:
         raise PlmjaxError(f"{key} is {block!r}; it must be a block of keys.")
     if "" in known:
         return known[""]
-    name = block.get("kind") or next(iter(known))
-    if name not in known:
+    name = block["kind"] if "kind" in block else next(iter(known))
+    if not isinstance(name, str) or name not in known:
         raise PlmjaxError(
             f"{key}.kind cannot be {name!r}.", hint=nearest(str(name), [*known])
         )
@@ -160,6 +160,21 @@ def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str):
     )
 
 
+def _of_other_kind(name: Any, kind: Any, key: str) -> PlmjaxError | None:
+    """Returns the error for a key that another kind of a block has; None if none."""
+    having = [
+        variant
+        for variant, block in variants(kind).items()
+        if name in (field.name for field in dataclasses.fields(block))
+    ]
+    if not variants(kind) or not having:
+        return None
+    return PlmjaxError(
+        f"{key}.{name} is a key of {key}.kind={' and '.join(having)} alone.",
+        hint=f"Set --config.{key}.kind={having[0]}.",
+    )
+
+
 def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
     """Lays one layer of values over another.
 
@@ -190,6 +205,10 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
             elif value["kind"] != base[name]["kind"]:
                 # Another kind has other keys: what was said of this one is void.
                 base[name] = to_dict(block())
+        for inner in value:
+            if inner not in base[name]:
+                if (error := _of_other_kind(inner, kind, key)) is not None:
+                    raise error
         _merge(base[name], value, typing.cast(type, block), f"{key}.")
 
 

@@ -14,23 +14,25 @@ from rich.table import Table
 
 from plmjax import PlmjaxError, show, tree
 from plmjax import config as config_lib
-from plmjax.compress import students
+from plmjax.compress import students, teachers
 from plmjax.display import TrainingDisplay, console
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.report import plot_curves
 from plmjax.run import (
     Run,
-    abstract_state,
-    beside_teacher,
     check,
     check_origin,
-    fresh_state,
-    frozen_arrays,
     held_out,
     make_run,
     not_exportable,
     origin,
+)
+from plmjax.start import (
+    abstract_state,
+    beside_teacher,
+    fresh_state,
+    frozen_arrays,
 )
 from plmjax.train import sharding
 from plmjax.train.checkpoint import Checkpoints, write_json
@@ -98,6 +100,7 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
         run = make_run(built, workdir, mesh, log)
         # Only now: text that cannot be read leaves no run behind.
         write_json(workdir / "config.json", values)
+        teachers.remember(built, workdir, run.teacher)
         workdir.write_environment()
         return _train(run, log)
 
@@ -239,7 +242,8 @@ def _examples(run: Run, batch: dict, params) -> show.Examples | None:
     name = run.workdir.path.name
     trained = Trained(run.config, run.objective, params, run.tokenizer, name, 0)
     model = with_head(trained.models(), "head")
-    return None if model is None else show.Examples(run.objective, model, batch)
+    examples = model and show.Examples(run.objective, model, batch)
+    return examples if examples and examples.places else None
 
 
 def save_examples(run: Run, batch: dict, params) -> None:

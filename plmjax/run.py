@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError, tree
-from plmjax.compress import students, teachers
+from plmjax import Exit, PlmjaxError
+from plmjax.compress import teachers
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.sources import open_source
 from plmjax.data.store import Store
-from plmjax.evaluate.model import Model, open_models
+from plmjax.evaluate.model import Model
 from plmjax.interop import config_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
-from plmjax.objectives import OBJECTIVES, DistillConfig, Objective, Pieces
+from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -29,9 +29,7 @@ from plmjax.tokenizers import (
 )
 from plmjax.train import sharding
 from plmjax.train.checkpoint import write_json
-from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import State, init_state
 from plmjax.train.workdir import (
     RunConfig,
     Workdir,
@@ -114,15 +112,20 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
 
 
 def prepare_data(
-    config: RunConfig, workdir: Workdir, log: Callable[[str], Any]
+    config: RunConfig,
+    workdir: Workdir,
+    log: Callable[[str], Any],
+    check: Callable[[Tokenizer], Any],
 ) -> tuple[Tokenizer, Store]:
     """Returns the run's tokenizer and token store, made the first time.
 
     A run that has begun goes on with the store it began with, whatever became of the
-    text since.
+    text since. `check` sees the tokenizer before all of the text is read.
     """
     if workdir.begun:
-        return workdir.tokenizer(), workdir.store(verify=True)
+        tokenizer = workdir.tokenizer()
+        check(tokenizer)
+        return tokenizer, workdir.store(verify=True)
     run = workdir.read("run.json")
     source = open_source(config.data.source, config.data.errors)
     settings = _tokenizer_settings(config, workdir)
@@ -146,6 +149,7 @@ def prepare_data(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces "
         f"({workdir / 'tokenizer'})."
     )
+    check(tokenizer)
     told = source.description
     why = f" ({told['why']})" if told.get("why") else ""
     log(f"Source: {told['kind']}; a document is {told.get('document')}{why}.")
@@ -196,17 +200,24 @@ def make_run(
 ) -> Run:
     """Builds everything but the parameters; reads or makes the data."""
     teacher = teachers.load(config, workdir)
-    tokenizer, store = prepare_data(config, workdir, log)
-    encoder = encoder_config(config, tokenizer)
-    check_lengths(config, encoder)  # RoBERTa's first position follows the tokenizer
-    if teacher is not None:
-        for line in teachers.check_vocabulary(config, tokenizer, teacher):
-            log(line)
-    objective = make_objective(
-        config, encoder, tokenizer, None if teacher is None else teacher.encoder
-    )
-    if problem := not_exportable(objective, tokenizer):
-        log(f"WARNING: this model will stay a plmjax checkpoint: {problem}")
+
+    def model(tokenizer: Tokenizer) -> tuple[EncoderConfig, Objective]:
+        encoder = encoder_config(config, tokenizer)
+        # RoBERTa's first position follows the tokenizer.
+        check_lengths(config, encoder)
+        seen = None if teacher is None else teacher.encoder
+        return encoder, make_objective(config, encoder, tokenizer, seen)
+
+    def check_tokenizer(tokenizer: Tokenizer) -> None:
+        if teacher is not None:
+            for line in teachers.check_vocabulary(config, tokenizer, teacher):
+                log(line)
+        _, objective = model(tokenizer)
+        if problem := not_exportable(objective, tokenizer):
+            log(f"WARNING: this model will stay a plmjax checkpoint: {problem}")
+
+    tokenizer, store = prepare_data(config, workdir, log, check_tokenizer)
+    encoder, objective = model(tokenizer)
     split = store.split("train")
     shapes = config.data.phases or ((None, config.data.length, config.train.batch),)
     phases = []
@@ -243,105 +254,6 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def abstract_state(run: Run) -> State:
-    """Returns shapes and shardings of the state; takes no memory."""
-    shapes = jax.eval_shape(_initialise(run), run.loader.batch(0))
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        sharding.shardings(run.mesh, shapes),
-    )
-
-
-def _initialise(run: Run) -> Callable:
-    train = run.config.train
-    return functools.partial(
-        init_state,
-        run.objective,
-        make_optimizer(train.optimizer),
-        train.seed,
-        ema=train.ema_decay is not None,
-    )
-
-
-def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
-    """Returns the state before the first step, on its devices; start weights read.
-
-    Raises:
-      PlmjaxError: the start weights are of another model.
-    """
-    batch, objective = run.loader.batch(0), run.config.objective
-    initialise = _initialise(run)
-    places = sharding.shardings(run.mesh, jax.eval_shape(initialise, batch))
-    state = jax.jit(initialise, out_shardings=places)(batch)
-    if run.config.train.init_from is not None:
-        params = start_weights(run, state.params, log)
-    elif isinstance(objective, DistillConfig) and objective.start == "teacher":
-        assert run.teacher is not None
-        frozen = _frozen(run)
-        params = students.start(
-            objective, run.encoder, state.params, run.teacher.encoder, frozen
-        )
-        log(f"Start weights: layers of the teacher {run.teacher.name}.")
-    else:
-        return state
-    params = jax.device_put(params, places.params)
-    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
-    return state._replace(params=params, average=average)
-
-
-def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
-    """Returns parameters taken over from train.init_from, the rest as they are fresh.
-
-    A model of several parts (ELECTRA) takes each from the part of the same name; a
-    single model is the start of every part of its size (two-stage training).
-
-    Raises:
-      PlmjaxError: another tokenizer, or no part has the size of a model found there.
-    """
-    where = f"train.init_from={run.config.train.init_from}"
-    found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
-    params, problems = dict(jax.device_get(fresh)), []
-    for name, part in run.objective.parts.items():
-        # Read before anything is placed: parts may share what they hold.
-        model = found.get(name) or next(iter(found.values()))
-        if model.tokenizer.vocabulary_digest != run.tokenizer.vocabulary_digest:
-            raise PlmjaxError(
-                f"the weights of {where} belong to another tokenizer than this run's.",
-                hint="Set --config.tokenizer.path to that folder.",
-                code=Exit.MODEL,
-            )
-        own = part.take(params)
-        if differing := tree.differences(own["encoder"], model.params["encoder"]):
-            problems.append(f"{name}: {differing[0]}")
-            continue
-        taken = _taken(model, own)
-        new = [head for head in part.heads if head not in taken]
-        log(
-            f"Start weights of the {name}: {where}"
-            + (f"; new: {', '.join(new)}." if new else ".")
-        )
-        params = part.place(params, own | taken)
-    if len(problems) == len(run.objective.parts):
-        raise PlmjaxError(
-            f"the weights of {where} are of another model: {'; '.join(problems)}.",
-            hint="Leave the model block's sizes to the import.",
-            code=Exit.MODEL,
-        )
-    for problem in problems:
-        log(f"WARNING: another size in {where}, so it starts anew: {problem}.")
-    return params
-
-
-def _taken(model: Model, own: dict) -> dict:
-    """Returns the encoder and those heads of a model that are as in `own`."""
-    return {
-        name: jax.device_get(params)
-        for name, params in model.params.items()
-        if name in own and not tree.differences(own[name], params)
-    }
-
-
 def held_out(run: Run) -> Callable[[], Iterator[dict]]:
     """Returns what gives the held-out rows anew, in batches that fit where steps do."""
     split, phase = run.store.split("held_out"), run.loader.phases[-1]
@@ -367,36 +279,3 @@ def origin(run: Run) -> dict[str, str]:
     found = {"store": run.store.key, "tokenizer": run.tokenizer.digest}
     noted = run.workdir.read("teacher.json")
     return found if noted is None else found | {"teacher": noted["digest"]}
-
-
-def frozen_arrays(run: Run) -> dict:
-    """Returns what the loss needs beside the parameters, on its devices: a teacher."""
-    frozen = _frozen(run)
-    return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
-
-
-def _frozen(run: Run) -> dict:
-    if run.teacher is None:
-        return {}
-    return teachers.frozen(run.config, run.encoder, run.tokenizer, run.teacher)
-
-
-def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
-    """Returns sizes, held-out scores and speeds of student and teacher."""
-    assert run.teacher is not None
-    part, frozen = run.objective.parts["model"], _frozen(run)
-    student = Model(
-        part.encoder, part.take(params), run.tokenizer, run.workdir.path.name
-    )
-    pieces = frozen["pieces"] if "pieces" in frozen else None
-    return students.compare(run.teacher, student, batches, run.objective, pieces)
-
-
-def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:
-    """Returns the frozen arrays of a trained run, for its evaluation."""
-    teacher = teachers.load(config, workdir)
-    if teacher is None:
-        return {}
-    tokenizer = workdir.tokenizer()
-    encoder = encoder_config(config, tokenizer)
-    return teachers.frozen(config, encoder, tokenizer, teacher)

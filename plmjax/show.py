@@ -14,9 +14,9 @@ from plmjax import tree
 from plmjax.evaluate.fill import guesses
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig
-from plmjax.objectives import Key, Objective
+from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
-from plmjax.train.step import EVALUATION_SEED
+from plmjax.train.step import evaluation_key
 
 # Tokens shown on either side of a mask.
 _CONTEXT = 14
@@ -24,9 +24,8 @@ _CONTEXT = 14
 
 def masked(objective: Objective, batch: dict) -> dict:
     """Returns a numpy batch with the masks that evaluation gives it."""
-    key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
     corrupt = jax.jit(objective.corrupt)
-    return jax.device_get(corrupt(batch, key, jnp.float32(1)))
+    return jax.device_get(corrupt(batch, evaluation_key(), jnp.float32(1)))
 
 
 class Examples:
@@ -43,7 +42,9 @@ class Examples:
         hidden_BK = self.batch["weights"] > 0
         if not self.shift:
             tokens, at = self.batch["tokens"], self.batch["mask_positions"]
-            hidden_BK &= np.take_along_axis(tokens, at, 1) == model.tokenizer.mask_id
+            mask_BK = np.take_along_axis(tokens, at, 1) == model.tokenizer.mask_id
+            # Masks if there are any; an objective may do without.
+            hidden_BK &= mask_BK if (hidden_BK & mask_BK).any() else True
         places = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
         # The middle one: context on both sides.
         self.places = [

@@ -207,7 +207,7 @@ def imported_layer(workdir: Workdir) -> dict:
         raise PlmjaxError(
             f"{folder} holds no model.", hint="Run `plmjax import` again."
         )
-    main = parts.get("discriminator") or next(iter(parts.values()))
+    main = next(iter(parts.values()))
     tokenizer = folder if "model" in parts else folder / next(iter(parts))
     return {
         "model": {"preset": _preset(main.config.family)}
@@ -230,7 +230,7 @@ def _preset(family: str) -> str:
 
 def _objective(parts: dict) -> dict:
     """Returns the objective that trains what was imported."""
-    main = parts.get("discriminator") or next(iter(parts.values()))
+    main = next(iter(parts.values()))
     if main.config.causal:
         return {"kind": "clm"}
     if "generator" not in parts:

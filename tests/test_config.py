@@ -144,8 +144,12 @@ def test_the_kind_of_a_block_says_which_keys_it_has():
     assert found.objective.probability == 0.15
     # The same kind again takes nothing away.
     assert load("objective.kind=mlm", base=base).objective.probability == 0.4
-    with pytest.raises(PlmjaxError, match="no key objective.copies with objective.kin"):
+    with pytest.raises(PlmjaxError, match="is a key of objective.kind=mlm and electra"):
         load("objective.kind=clm", "objective.copies=2")
+    with pytest.raises(PlmjaxError, match="kind=electra alone. Set .*kind=electra"):
+        load("objective.generator.layers=2")
+    with pytest.raises(PlmjaxError, match=r"objective.kind cannot be \['mlm'\]"):
+        load(base={"objective": {"kind": ["mlm"]}})
     with pytest.raises(PlmjaxError, match="objective.kind cannot be 'mlmm'.*mlm"):
         load("objective.kind=mlmm")
     kinds = dict(config.fields(RunConfig))

@@ -86,7 +86,7 @@ def test_an_electra_export_is_imported_and_trained_on(corpus, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_stages_join_by_init_from(corpus, tmp_path, capsys):
-    """A masked language model starts the discriminator of its size, and the generator."""
+    """A masked language model starts a discriminator and a generator of its size."""
     first, second = tmp_path / "first", tmp_path / "second"
     size = ELECTRA[1:4]
     assert pretrain(corpus, first, *size) == 0
@@ -193,3 +193,55 @@ def test_what_cannot_be_exported_is_said_before_and_after(story, tmp_path, capsy
     more = ["--config.objective.pairs=nsp", "--config.model.gated=True"]
     assert pretrain(story, run, *more, "--dry_run") == 0
     assert "will stay a plmjax checkpoint: model.gated" in capsys.readouterr().out
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(corpus, tmp_path, capsys):
+    """A key that config.json lacks has its default, which is what the run did."""
+    run = tmp_path / "run"
+    assert pretrain(corpus, run) == 0
+    config = json.loads((run / "config.json").read_text())
+    for key in ("pairs", "negatives", "short_share", "mlm_weight", "pair_weight"):
+        del config["objective"][key]
+    (run / "config.json").write_text(json.dumps(config))
+    assert pretrain(corpus, run) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert pretrain(corpus, run, "--config.objective.mlm_weight=2") == 2
+    assert "objective.mlm_weight: 1.0 -> 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_that_sees_no_mask_is_shown_too(corpus, tmp_path, capsys):
+    shares = ["--config.objective.mask_share=0", "--config.objective.random_share=1"]
+    assert pretrain(corpus, tmp_path / "random", *shares) == 0
+    assert "guesses after" in capsys.readouterr().out
+    uniform = [
+        *ELECTRA[:-1],
+        "--config.objective.generator.kind=uniform",
+        "--config.objective.variant=replace_mlm",
+    ]
+    assert pretrain(corpus, tmp_path / "uniform", *uniform) == 0
+    assert "guesses after" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tables_apart_do_not_start_a_run_that_ties_them(corpus, tmp_path, capsys):
+    apart, tied = tmp_path / "apart", tmp_path / "tied"
+    assert pretrain(corpus, apart, *ELECTRA, "--config.objective.tie=disentangled") == 0
+    start = [
+        f"--config.train.init_from={apart}",
+        f"--config.tokenizer.path={apart / 'tokenizer'}",
+    ]
+    assert pretrain(corpus, tied, *ELECTRA, *start) == 4
+    assert "generator and discriminator share" in capsys.readouterr().err
+    more = [*ELECTRA, *start, "--config.objective.tie=disentangled"]
+    assert pretrain(corpus, tied, *more) == 0
+
+
+def test_a_benchmark_leaves_a_run_as_it_is(corpus, tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(corpus, run) == 0
+    teacher = run / "teacher.json"
+    teacher.write_text(json.dumps({"encoder": {}, "digest": "", "path": ""}))
+    words = ["bench", "train", f"--workdir={run}", "--steps=1"]
+    assert main(words) == 0
+    assert teacher.exists()

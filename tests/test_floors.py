@@ -23,6 +23,7 @@ FLOORS = {
     "show": 5,
     "transfer": 5,
     "run": 5,
+    "start": 5,
     "pretrain": 5,
     "bench": 5,
     "cli": 6,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
@@ -18,14 +19,21 @@ from plmjax.data.rows import Plan, gather, load_plan
 from plmjax.data.sources import Source, open_source
 from plmjax.data.store import Split, Store
 from plmjax.interop.huggingface import export_folder
-from plmjax.run import Run, fresh_state
+from plmjax.models import EncoderConfig, heads
+from plmjax.models.config import PRESETS, ModelConfig, resolve
+from plmjax.run import Run
 from plmjax.show import masked
+from plmjax.start import fresh_state
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 from plmjax.train.checkpoint import write_json
 from plmjax.train.workdir import RunConfig, Workdir
 
 PADDINGS = ("group_texts", "line_by_line")
 DTYPES = ("float32", "bfloat16")
+# The objectives, and the preset each is measured on unless told.
+DEFAULTS = {"mlm": "bert-mini", "electra": "electra-small", "distill": "bert-mini"}
+# Where transformers has the other side of a comparison.
+_FAMILIES = {"electra": "electra", "distill": "bert"}
 BERT_VOCABULARY = 30522
 _HELD_OUT_BATCHES = 8
 
@@ -39,7 +47,10 @@ class PeerConfig:
     # A tokenizer to use; none: WordPiece of vocab_size pieces, from the text.
     vocab: str | None = None
     vocab_size: int | None = None
-    preset: str = "bert-mini"
+    # What is trained: mlm, electra or distill; a preset of DEFAULTS if none is named.
+    objective: str = "mlm"
+    # The model; of electra the discriminator, of distill the teacher.
+    preset: str | None = None
     length: int = 128
     batch: int = 16
     dtypes: tuple[str, ...] = DTYPES
@@ -58,6 +69,28 @@ class PeerConfig:
                 raise PlmjaxError(f"--{name}={getattr(self, name)} must be at least 1.")
         if self.to_loss < 0:
             raise PlmjaxError(f"--to_loss={self.to_loss} must not be negative.")
+        if self.to_loss and self.objective != "mlm":
+            raise PlmjaxError(
+                f"--to_loss does not go with --objective={self.objective}: it races to "
+                "a held-out loss of masked words.",
+                hint="Leave it out.",
+            )
+        self._check_family()
+
+    def _check_family(self) -> None:
+        """Raises PlmjaxError for a preset whose classes cannot do the objective."""
+        family = _FAMILIES.get(self.objective)
+        known = [n for n, preset in PRESETS.items() if preset.family == family]
+        if family is not None and self.name not in known:
+            raise PlmjaxError(
+                f"--objective={self.objective} compares {family} models, and "
+                f"--preset={self.name} is none.",
+                hint=f"Known: {', '.join(known)}.",
+            )
+
+    @property
+    def name(self) -> str:
+        return self.preset or DEFAULTS[self.objective]
 
 
 def make_case(
@@ -71,9 +104,14 @@ def make_case(
     values: dict[str, Any] = {
         "name": "bench",
         "data": {"source": source, "length": config.length},
-        "model": {"preset": config.preset, "vocab_size": wanted},
+        "model": {"preset": config.name, "vocab_size": wanted},
         "train": {"batch": config.batch},
+        "objective": {"kind": config.objective},
     }
+    if config.objective == "distill":
+        # `bench peer` is about speed; the sides need only start alike.
+        values["objective"] |= {"teacher": str(folder / "teacher"), "start": "fresh"}
+        values["model"] |= _student(PRESETS[config.name])
     values = config_lib.load(RunConfig, base=values).to_dict()
     built, workdir = config_lib.build(RunConfig, values), Workdir(folder)
     opened = open_source(built.data.source)
@@ -83,15 +121,17 @@ def make_case(
     store = prepare(opened, tokenizer, folder / "data", percent, log=log)
     write_json(folder / "run.json", {"store": store.key})
     write_json(folder / "config.json", values)
+    if config.objective == "distill":
+        _write_teacher(config, built, tokenizer, folder)
     run = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
     with jax.set_mesh(run.mesh):
         params = jax.device_get(fresh_state(run, log).params)
-    card = "# Initial weights of a benchmark\n"
-    export_folder(
-        folder / "weights", run.encoder, params, tokenizer, card, config.length
-    )
+    parts, weights = run.objective.parts, folder / "weights"
+    for name, part in parts.items():
+        to = weights if len(parts) == 1 else weights / name
+        _export(to, part.encoder, part.take(params), tokenizer, config.length)
     # From here on, both sides read the weights of that folder.
-    values["train"]["init_from"] = str(folder / "weights")
+    values["train"]["init_from"] = str(weights)
     write_json(workdir / "config.json", values)
     _write_held_out(run, config, folder)
     fill = {"plmjax": round(run.loader.phases[0].plan.fill, 4)}
@@ -105,12 +145,50 @@ def make_case(
         "tokens": store.split("train").tokens,
         "pieces": tokenizer.vocab_size,
         "vocab_size": run.encoder.vocab_size,
-        "preset": config.preset,
+        "objective": config.objective,
+        "preset": config.name,
+        "models": _sizes(run),
         "dropout": run.encoder.dropout,
         "activation": "GELU by erf on both sides (ours within 1.5e-7 of it)",
         "length": config.length,
         "batch": config.batch,
         "full": fill,
+    }
+
+
+def _student(teacher: EncoderConfig) -> dict[str, Any]:
+    """Returns what is DistilBERT's of a student: half the layers, and no types."""
+    layers = max(1, teacher.layers // 2)
+    return {"family": "distilbert", "layers": layers, "token_types": 0}
+
+
+def _write_teacher(
+    config: PeerConfig, built: RunConfig, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """Writes a teacher of random weights."""
+    block = ModelConfig(preset=config.name, vocab_size=built.model.vocab_size)
+    encoder = resolve(block, tokenizer.vocab_size, tokenizer.pad_id)
+    names = ("tokens", "segments", "positions", "types")
+    batch = {name: jnp.zeros((1, config.length), jnp.int32) for name in names}
+    params = heads.init_model(encoder, jax.random.key(1), batch, ("head",))
+    _export(folder / "teacher", encoder, params, tokenizer, config.length)
+
+
+def _export(
+    to: Path, encoder: EncoderConfig, params: dict, tokenizer: Tokenizer, length: int
+) -> None:
+    card = "# Initial weights of a benchmark\n"
+    export_folder(to, encoder, jax.device_get(params), tokenizer, card, length)
+
+
+def _sizes(run: Run) -> dict[str, str]:
+    """Returns the layers and the width of each model."""
+    encoders = {name: part.encoder for name, part in run.objective.parts.items()}
+    if run.teacher is not None:
+        encoders = {"student": run.encoder, "teacher": run.teacher.encoder}
+    return {
+        name: f"{encoder.layers} layers x {encoder.width}"
+        for name, encoder in encoders.items()
     }
 
 
@@ -150,6 +228,12 @@ def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
     done = [masked(run.objective, batch) for batch in batches]
     names = done[0]
     stacked: Any = {name: np.stack([batch[name] for batch in done]) for name in names}
+    if config.objective == "electra":
+        # In place of samples: with a start's random generator they would be as these.
+        rng, shape = np.random.default_rng(0), stacked["labels"].shape
+        drawn = rng.integers(run.encoder.vocab_size, size=shape).astype(np.int32)
+        right = rng.random(shape) < 0.2
+        stacked["drawn"] = np.where(right, stacked["labels"], drawn)
     np.savez(folder / "held_out.npz", **stacked)
 
 

@@ -1,6 +1,7 @@
 """plmjax's side of the comparison: the step, the loader and the loop of `pretrain`."""
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -8,17 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plmjax import tree
 from plmjax.bench import machine
 from plmjax.bench.train import run_steps, step_of
 from plmjax.bench.worker import Spec
+from plmjax.compress.teachers import open_teacher
 from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.data.store import open_store
-from plmjax.objectives import Key
-from plmjax.run import Run, fresh_state, frozen_arrays
+from plmjax.evaluate.model import Model
+from plmjax.models import heads
+from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
+from plmjax.objectives.electra import JUDGES, substituted
+from plmjax.objectives.masked import masked_logits, token_loss
+from plmjax.run import Run
+from plmjax.start import fresh_state, frozen_arrays
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
-from plmjax.train.workdir import Workdir, encoder_config, make_objective
+from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
 
 # More steps than any benchmark takes: the loader must only not end.
 _ENDLESS = 1 << 40
@@ -35,6 +43,8 @@ def open_run(spec: Spec) -> Run:
     encoder = dataclasses.replace(encoder, dtype=spec.dtype)
     plan = load_plan(store.split("train"), spec.length, True, store.directory)
     phases = [Phase(_ENDLESS, spec.batch, plan)]
+    teacher = _teacher(config, spec)
+    theirs = None if teacher is None else teacher.encoder
     return Run(
         config,
         workdir,
@@ -42,19 +52,30 @@ def open_run(spec: Spec) -> Run:
         tokenizer,
         store,
         encoder,
-        make_objective(config, encoder, tokenizer),
+        make_objective(config, encoder, tokenizer, theirs),
         Loader(store.split("train"), phases, tokenizer, spec.seed),
+        teacher,
     )
+
+
+def _teacher(config: RunConfig, spec: Spec) -> Model | None:
+    """Returns the case's teacher, which computes in what its student does."""
+    if not isinstance(config.objective, DistillConfig):
+        return None
+    assert config.objective.teacher is not None
+    model = open_teacher(config.objective, Path(config.objective.teacher))
+    encoder = dataclasses.replace(model.encoder, dtype=spec.dtype)
+    return dataclasses.replace(model, encoder=encoder)
 
 
 class Side:
     """Trains the case with plmjax; peer.py calls its methods."""
 
     def __init__(self, spec: Spec):
-        self.run = open_run(spec)
+        self.spec, self.run = spec, open_run(spec)
         # The schedule ends where the comparison does, the loader never.
         self.step = step_of(self.run, spec.steps)
-        self.evaluation = _make_evaluation(self.run.objective)
+        self.sums = jax.jit(functools.partial(_sums, self.run.objective))
         plan = self.run.loader.phases[0].plan
         self.row_tokens = np.add.reduceat(plan.size, plan.first[:-1])
         self.held_out = held_out(spec.folder)
@@ -68,19 +89,34 @@ class Side:
         self.done = 0
         self.batches = read_ahead(self.run.loader.batch, 0, _ENDLESS)
 
-    def loss(self) -> float:
-        """Returns the loss of the first held-out batch, computed in float32."""
-        run = self.run
-        wide = dataclasses.replace(run.encoder, dtype="float32")
-        objective = make_objective(run.config, wide, run.tokenizer)
-        return self._mean(_make_evaluation(objective), self.held_out[:1])
+    def loss(self) -> dict[str, float]:
+        """Returns the losses of the first held-out batch, computed in float32."""
+        wide = open_run(dataclasses.replace(self.spec, dtype="float32"))
+        params, batch = self.state.params, self.held_out[0]
+        if isinstance(wide.config.objective, ElectraConfig):
+            found = jax.jit(functools.partial(_electra_losses, wide.objective))(
+                params, batch
+            )
+            return {name: float(value) for name, value in found.items()}
+        sums = jax.jit(functools.partial(_sums, wide.objective))(
+            params, self.frozen, batch
+        )
+        means = {name: float(total / count) for name, (total, count) in sums.items()}
+        scores = wide.objective.scores(means)
+        distilled = isinstance(wide.config.objective, DistillConfig)
+        kept = ("soft_loss", "mlm_loss", "cosine_loss") if distilled else ("loss",)
+        return {name: scores[name] for name in kept}
+
+    def parameters(self) -> dict[str, float]:
+        """Returns how many are trained."""
+        return {"parameters": tree.count(self.state.params)}
 
     def evaluate(self) -> float:
         """Returns the mean loss of all held-out batches, in the run's precision."""
-        return self._mean(self.evaluation, self.held_out)
-
-    def _mean(self, evaluation, batches: list[dict]) -> float:
-        sums = [evaluation(self.state.params, self.frozen, b) for b in batches]
+        sums = [
+            self.sums(self.state.params, self.frozen, batch)["loss"]
+            for batch in self.held_out
+        ]
         total, count = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
         return float(total / count)
 
@@ -103,14 +139,28 @@ class Side:
         return machine.peak_rss_bytes()
 
 
-def _make_evaluation(objective):
-    """Returns the jitted (params, frozen, masked batch) -> (sum, count) of the loss."""
+def _sums(objective: Objective, params, frozen, batch) -> dict:
+    """Returns the metrics of a masked batch."""
+    key = Key(jnp.uint32(0), jnp.uint32(0))
+    return objective.loss(params, frozen, batch, key, False)[1]
 
-    def evaluate(params, frozen, batch):
-        key = Key(jnp.uint32(0), jnp.uint32(0))
-        return objective.loss(params, frozen, batch, key, False)[1]["loss"]
 
-    return jax.jit(evaluate)
+def _electra_losses(objective: Objective, params, batch) -> dict:
+    """Returns both losses where batch["drawn"] [B, K] takes the samples' place."""
+    generator, discriminator = (
+        objective.parts[name] for name in ("generator", "discriminator")
+    )
+    no_bytes_V = np.zeros(generator.encoder.vocab_size, np.float32)
+    logits_TV, _ = masked_logits(generator.encoder, generator.take(params), batch, None)
+    batch = substituted(batch, batch["drawn"])
+    encoder, own = discriminator.encoder, discriminator.take(params)
+    x_BLH = heads.encode(encoder, own, batch, None)
+    return {
+        "generator_loss": token_loss(logits_TV, batch, no_bytes_V)[0],
+        "detector_loss": JUDGES["electra"].loss(encoder, own, x_BLH, batch, no_bytes_V)[
+            0
+        ],
+    }
 
 
 def held_out(folder: str) -> list[dict[str, np.ndarray]]:

@@ -19,9 +19,10 @@ from plmjax.bench import machine
 from plmjax.bench.case import PeerConfig, make_case
 from plmjax.bench.worker import Spec, Worker
 
-# The loss of both sides on one batch, from the same weights, in float32.
-SAME_LOSS = 1e-3
-_WARM_UP_STEPS = 3
+# How far the sides may be apart at the start, as a share: in each loss of one batch,
+# in float32, and in how many parameters they train.
+SAME = 1e-4
+_WARM_UP_STEPS = 5
 # Where there is no race, the schedule's length does not matter.
 _SCHEDULE_STEPS = 10_000
 
@@ -74,11 +75,13 @@ def _compare(
             stack.enter_context(Worker(f"{__package__}.{module}", one))
             for module, one in start
         ]
-        loss = we.call("loss")
+        losses, parameters = we.call("loss"), we.call("parameters")
         for peer in they:
-            _check_loss(loss, peer.call("loss"))
+            _check_same(losses, peer.call("loss"))
+            _check_same(parameters, peer.call("parameters"))
         first = [side.call("train", _WARM_UP_STEPS)["seconds"] for side in (we, *they)]
-        log(f"{dtype}: both sides start at loss {loss:.5f}. Measuring.")
+        told = ", ".join(f"{n.replace('_', ' ')} {x:.5f}" for n, x in losses.items())
+        log(f"{dtype}: both sides start at {told}. Measuring.")
         windows: list[list[tuple[dict, dict, dict]]] = [[] for _ in they]
         last = we.call("train", config.steps)
         for _ in range(config.rounds):
@@ -97,7 +100,7 @@ def _compare(
             "dtype": dtype,
             "peer": "torch.compile" if way.compile else "eager",
             "padding": way.padding,
-            "initial_loss": loss,
+            "initial_losses": losses,
             **_figures(taken),
             "first_steps_s": {"plmjax": first[0], "peer": first[number]},
             "peak_memory_mb": {
@@ -115,14 +118,18 @@ def _compare(
     return rows
 
 
-def _check_loss(here: float, there: float) -> None:
-    if not abs(here - there) < SAME_LOSS:
-        raise PlmjaxError(
-            f"from the same weights on the same masked batch, plmjax's loss is "
-            f"{here:.6f} and the peer's {there:.6f}: they are not the same model.",
-            hint="Nothing was measured. Please report it.",
-            code=Exit.NUMERIC,
-        )
+def _check_same(here: dict[str, float], there: dict[str, float]) -> None:
+    """Raises PlmjaxError where the sides do not start from the same model."""
+    assert here.keys() == there.keys(), (here, there)
+    for name, ours in here.items():
+        if not abs(ours - there[name]) < SAME * ours:
+            raise PlmjaxError(
+                "from the same weights on the same masked batch, plmjax's "
+                f"{name.replace('_', ' ')} is {ours:,.6f} and the peer's "
+                f"{there[name]:,.6f}: they are not the same model.",
+                hint="Nothing was measured. Please report it.",
+                code=Exit.NUMERIC,
+            )
 
 
 def _figures(taken: list[tuple[dict, dict, dict]]) -> dict[str, Any]:
@@ -196,11 +203,13 @@ def as_text(result: dict[str, Any]) -> str:
     """Returns the result as lines for a person."""
     case, (before, after) = result["case"], result["load"]
     full = ", ".join(f"{name} {share:.1%}" for name, share in case["full"].items())
+    models = "; ".join(f"{name} {size}" for name, size in case["models"].items())
     lines = [
         machine.as_text(result["machine"]),
         f"{result['threads']} threads a side; load average {before} before, "
         f"{after} after",
-        f"{case['preset']}, {case['vocab_size']:,} pieces, {case['batch']} rows x "
+        f"{case['objective']}, {case['preset']} ({models}), "
+        f"{case['vocab_size']:,} pieces, {case['batch']} rows x "
         f"{case['length']} tokens, dropout {case['dropout']}; {case['activation']}",
         f"{case['documents']:,} documents, {case['tokens']:,} tokens; full: {full}",
         "\nUseful tokens/s, median (best):",

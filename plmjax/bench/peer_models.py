@@ -1,13 +1,13 @@
 """The peer's models by objective: transformers' classes, and the loss of a step.
 
 Each is a module whose forward(input_ids, attention_mask, labels) is the loss, labels
--100 where nothing was masked. `start(batch)` returns the terms of the loss on a masked
-held-out batch, and `compile_models` hands the models to torch.compile.
+-100 where nothing was masked. It is made of the folder with the weights, the objective
+block of the case, and whether its rows are full. `start(batch)` returns the terms of
+the loss on a masked held-out batch, `compile_models` calls torch.compile.
 
 Legend: B rows, L tokens, T masked tokens, V vocabulary, H width.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ _IGNORED = -100
 class MLM(torch.nn.Module):
     """The model that AutoModelForMaskedLM makes of the folder."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
-        del settings
+        del settings, full
         self.model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
 
     def compile_models(self) -> None:
@@ -37,20 +37,24 @@ class MLM(torch.nn.Module):
 
 
 class Electra(torch.nn.Module):
-    """ElectraForMaskedLM and ElectraForPreTraining, which share the token table."""
+    """ElectraForMaskedLM and ElectraForPreTraining, which share the token table.
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    Rows without padding go without a mask: the loss then picks no tokens out, which
+    would also part what torch.compile makes of the discriminator.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
-        self.settings = settings
+        self.settings, self.full = settings, full
         self.generator = transformers.ElectraForMaskedLM.from_pretrained(
             folder / "generator"
         )
         self.discriminator = transformers.ElectraForPreTraining.from_pretrained(
             folder / "discriminator"
         )
-        shared = self.discriminator.get_input_embeddings()
-        self.generator.set_input_embeddings(shared)
-        # The module shared, its weight as the generator's decoder: one parameter.
+        shared = self.discriminator.electra.embeddings.word_embeddings
+        self.generator.electra.embeddings.word_embeddings = shared
+        # It is the generator's decoder, too.
         self.generator.generator_lm_head.weight = shared.weight
 
     def compile_models(self) -> None:
@@ -59,6 +63,7 @@ class Electra(torch.nn.Module):
         self.discriminator.compile()
 
     def forward(self, input_ids, attention_mask, labels, **_):
+        attention_mask = None if self.full else attention_mask
         made = self.generator(input_ids, attention_mask, labels=labels)
         chosen = labels != _IGNORED
         with torch.no_grad():
@@ -101,9 +106,9 @@ class Distill(torch.nn.Module):
     padding are taken whole; to pick their tokens out would copy the logits.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
-        self.settings = settings
+        self.settings, self.full = settings, full
         assert settings["soft_positions"] == "all"
         self.student = transformers.AutoModelForMaskedLM.from_pretrained(folder)
         teacher = transformers.AutoModelForMaskedLM.from_pretrained(
@@ -111,8 +116,6 @@ class Distill(torch.nn.Module):
         )
         # In a tuple it is no part of this module: never trained, no dropout.
         self._frozen = (teacher.eval().requires_grad_(False),)
-        self.projection = None
-        self.full = True
 
     def compile_models(self) -> None:
         self.compile()
@@ -143,6 +146,7 @@ class Distill(torch.nn.Module):
         }
 
     def start(self, batch: dict) -> dict[str, float]:
+        # Held-out rows have padding, whatever the others have.
         full, self.full = self.full, False
         found = self._terms(**_inputs(batch))
         self.full = full

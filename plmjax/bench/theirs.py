@@ -2,11 +2,12 @@
 
 DataLoader with DataCollatorForLanguageModeling in the main process (the Trainer's
 default), autocast for bf16, clipping, fused AdamW, a linear schedule, dropout as the
-checkpoint says, the attention that transformers chooses.
+checkpoint says, the attention that transformers chooses. peer_models.py has the models.
 """
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 from plmjax.bench import machine
+from plmjax.bench.peer_models import MODELS
 from plmjax.bench.worker import Spec
 from plmjax.train.config import OptimizerConfig, ScheduleConfig
 from plmjax.train.schedule import warmup_steps
@@ -29,17 +31,29 @@ class Side:
         torch.set_num_threads(machine.cores())
         self.spec = spec
         folder = Path(spec.folder)
-        self.weights = folder / "weights"
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.weights)
-        self.collator = transformers.DataCollatorForLanguageModeling(self.tokenizer)
-        self.dataset = datasets.load_from_disk(str(folder / spec.padding))
+        settings = json.loads((folder / "config.json").read_text())["objective"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            _tokenizer_folder(folder)
+        )
+        self.collator = transformers.DataCollatorForLanguageModeling(
+            tokenizer,
+            mlm_probability=settings["probability"],
+            mask_replace_prob=settings["mask_share"],
+            random_replace_prob=settings["random_share"],
+        )
+        rows = datasets.load_from_disk(str(folder / spec.padding))
+        # DistilBERT has no types.
+        names = [*tokenizer.model_input_names, "special_tokens_mask"]
+        self.dataset = rows.select_columns(names)
         self.row_tokens = np.load(folder / f"{spec.padding}.npy")
         with np.load(folder / "held_out.npz") as saved:
             self.held_out = _as_peer_batches(dict(saved))
-        model = transformers.AutoModelForMaskedLM.from_pretrained(self.weights)
-        self.model = model.train()
-        self.called = torch.compile(model) if spec.compile else model
-        self.initial = copy.deepcopy(model.state_dict())
+        model = MODELS[settings["kind"]]
+        full = spec.padding == "group_texts"
+        self.model = model(folder / "weights", settings, full).train()
+        if spec.compile:
+            self.model.compile_models()
+        self.initial = copy.deepcopy(self.model.state_dict())
         self.reset()
 
     def reset(self) -> None:
@@ -76,25 +90,32 @@ class Side:
             return contextlib.nullcontext()
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
-    def loss(self) -> float:
-        """Returns the loss of the first held-out batch, computed in float32."""
-        return self._mean(self.held_out[:1])
+    def loss(self) -> dict[str, float]:
+        """Returns the losses of the first held-out batch, computed in float32."""
+        with self._evaluating():
+            return self.model.start(self.held_out[0])
+
+    def parameters(self) -> dict[str, float]:
+        """Returns how many are trained."""
+        return {"parameters": sum(x.numel() for x in self.model.parameters())}
 
     def evaluate(self) -> float:
         """Returns the mean loss of all held-out batches, in the run's precision."""
-        with self._autocast():
-            return self._mean(self.held_out)
-
-    def _mean(self, batches: list[dict]) -> float:
-        self.model.eval()
         total, count = 0.0, 0
-        with torch.no_grad():
-            for batch in batches:
+        with self._evaluating(), self._autocast():
+            for batch in self.held_out:
                 masked = int((batch["labels"] != -100).sum())
-                total += float(self.model(**batch).loss) * masked
+                total += self.model.start(batch)["loss"] * masked
                 count += masked
-        self.model.train()
         return total / count
+
+    @contextlib.contextmanager
+    def _evaluating(self):
+        """No dropout, no gradient, nothing compiled."""
+        self.model.eval()
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+        self.model.train()
 
     def train(self, steps: int) -> dict:
         """Takes steps; returns wall and CPU seconds and the documents' tokens."""
@@ -103,7 +124,7 @@ class Side:
         for _ in range(steps):
             batch = next(self.batches)
             with self._autocast():
-                loss = self.called(**batch).loss
+                loss = self.model(**batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
@@ -142,6 +163,12 @@ def _optimizer(model) -> torch.optim.Optimizer:
     )
 
 
+def _tokenizer_folder(folder: Path) -> Path:
+    """Returns where the case has a tokenizer as transformers loads it."""
+    weights = folder / "weights"
+    return weights if (weights / "config.json").exists() else weights / "discriminator"
+
+
 def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
     """Returns plmjax's masked batches with the labels where transformers wants them."""
     batches = []
@@ -157,4 +184,8 @@ def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tens
                 "labels": torch.from_numpy(labels),
             }
         )
+        if "drawn" in one:
+            drawn = np.zeros_like(labels)
+            drawn[row, one["mask_positions"][row, slot]] = one["drawn"][row, slot]
+            batches[-1]["drawn"] = torch.from_numpy(drawn)
     return batches

@@ -17,7 +17,8 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
-from plmjax.run import Run, check, fresh_state, frozen_arrays, make_run
+from plmjax.run import Run, check, make_run
+from plmjax.start import fresh_state, frozen_arrays
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
 from plmjax.train.optimizer import make_optimizer

@@ -18,10 +18,10 @@ from plmjax import tree
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.layers import cross_entropy
-from plmjax.objectives import DistillConfig, Key, Objective
+from plmjax.objectives import DistillConfig, Objective
 from plmjax.objectives.distill import aligned, chosen_layers
 from plmjax.train.metrics import Sums, added, fetch
-from plmjax.train.step import EVALUATION_SEED
+from plmjax.train.step import evaluation_key
 
 # What Sanh et al. (2019) report of DistilBERT beside BERT-base.
 _PUBLISHED = {"smaller": 0.40, "kept": 0.97, "faster": 0.60}
@@ -93,7 +93,7 @@ def compare(
     first batch, on one device, both in the student's dtype, one after the other in
     turn. "kept" is the student's accuracy as a share of the teacher's; all, of nothing.
     """
-    key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+    key = evaluation_key()
     corrupt, models = jax.jit(objective.corrupt), (teacher, student)
     params = [jax.device_put(m.params, jax.devices()[0]) for m in models]
     score = jax.jit(functools.partial(_score, teacher.encoder, student.encoder))

@@ -27,7 +27,7 @@ _FILE = "teacher.json"
 
 
 def load(config: RunConfig, workdir: Workdir) -> Model | None:
-    """Opens the teacher of a run and notes it in teacher.json; None without one.
+    """Opens the teacher of a run, whose digest `remember` has noted; None without one.
 
     Raises:
       PlmjaxError: no teacher where there must be one, one that this student cannot
@@ -35,7 +35,6 @@ def load(config: RunConfig, workdir: Workdir) -> Model | None:
     """
     objective = config.objective
     if not isinstance(objective, DistillConfig):
-        (workdir / _FILE).unlink(missing_ok=True)
         return None
     if objective.teacher is None:
         raise no_teacher()
@@ -45,20 +44,28 @@ def load(config: RunConfig, workdir: Workdir) -> Model | None:
         path = Path(saved["path"])  # begun in another directory
     teacher = open_teacher(objective, path)
     _check_early(config, objective, teacher, path, workdir)
-    found = digest(teacher.params)
-    if saved is not None and saved["digest"] != found:
+    if saved is not None and saved["digest"] != digest(teacher):
         raise PlmjaxError(
             f"the teacher in {path} is not the one that {workdir.path} was begun with: "
-            "its weights are others.",
+            "its weights, config or vocabulary are others.",
             hint="Restore it, or start again in another --workdir. A teacher that goes "
             "on training is best given as its export.",
             code=Exit.MODEL,
         )
-    encoder = dataclasses.asdict(teacher.encoder)
-    note = {"encoder": encoder, "digest": found, "path": str(path.resolve())}
-    if saved is None:
-        write_json(workdir / _FILE, note)
     return teacher
+
+
+def remember(config: RunConfig, workdir: Workdir, teacher: Model | None) -> None:
+    """Notes the teacher of a run that begins, so that it goes on with no other."""
+    if workdir.begun:
+        return
+    if teacher is None:
+        (workdir / _FILE).unlink(missing_ok=True)
+        return
+    path = workdir.resolve(str(_block(config).teacher)).resolve()
+    encoder = dataclasses.asdict(teacher.encoder)
+    note = {"encoder": encoder, "digest": digest(teacher), "path": str(path)}
+    write_json(workdir / _FILE, note)
 
 
 def _check_early(
@@ -115,10 +122,12 @@ def open_teacher(config: DistillConfig, path: Path) -> Model:
     return dataclasses.replace(model, encoder=encoder, params=params)
 
 
-def digest(params: dict) -> str:
-    """Returns the SHA-256 of all parameters with their names and shapes."""
-    found = hashlib.sha256()
-    for name, leaf in sorted(tree.flatten(params).items()):
+def digest(teacher: Model) -> str:
+    """Returns the SHA-256 of all that shapes what a teacher says, but its dtype."""
+    encoder = dataclasses.replace(teacher.encoder, dtype="float32", remat=False)
+    shape = f"{encoder} {teacher.tokenizer.vocabulary_digest}\n"
+    found = hashlib.sha256(shape.encode())
+    for name, leaf in sorted(tree.flatten(teacher.params).items()):
         array = np.ascontiguousarray(jax.device_get(leaf))
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(array.data)

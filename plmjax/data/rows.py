@@ -1,8 +1,8 @@
 """Which pieces of documents share a row of L tokens: a plan, made once a length.
 
 A document longer than L - 2 is split into pieces, and so is one that fills what a row
-has left. A packed row holds several pieces,
-each between its own [CLS] and [SEP]; attention never crosses from one to another.
+has left. A packed row holds several pieces, each between its own [CLS] and [SEP];
+attention never crosses from one to another.
 Rows of sentence pairs are planned in data/pairs.py, and kept here too.
 """
 
@@ -113,9 +113,16 @@ def _read(path: Path, names: list[str]) -> dict[str, Any]:
 def gather(split: Split, plan: Plan, rows: np.ndarray, cls: int, sep: int, pad: int):
     """Returns the arrays of the given rows of a plan, each [len(rows), L], as a dict.
 
-    A row of -1 is empty: all padding, segment 0.
+    A row of -1 is empty: all padding, segment 0. "cut" bool marks the [SEP] of pieces
+    whose document goes on: nothing ends there.
     """
     piece, row = pieces_of(plan, rows)
-    size = plan.size[piece].astype(np.int64)
-    spans = Spans(row, plan.start[piece], size, np.ones_like(size))
-    return lay(split, spans, (len(rows), plan.length), (cls, sep, pad))[0]
+    start, size = plan.start[piece], plan.size[piece].astype(np.int64)
+    spans = Spans(row, start, size, np.ones_like(size))
+    shape = (len(rows), plan.length)
+    arrays, at = lay(split, spans, shape, (cls, sep, pad))
+    end, offsets = start + size, np.asarray(split.offsets)
+    cut = np.zeros(shape, bool)
+    goes_on = offsets[np.searchsorted(offsets, end)] != end
+    cut.reshape(-1)[at + size + 1] = goes_on
+    return arrays | {"cut": cut}

@@ -63,7 +63,12 @@ def encode_text(model: Model, text: str) -> list[int]:
     return model.tokenizer.encode_prompt(text)
 
 
-def one_row(model: Model, ids: np.ndarray, types: np.ndarray | None = None) -> dict:
+def one_row(
+    model: Model,
+    ids: np.ndarray,
+    types: np.ndarray | None = None,
+    what: str = "the text has",
+) -> dict:
     """Returns a batch of one row [1, L] that holds one document.
 
     Raises:
@@ -71,7 +76,7 @@ def one_row(model: Model, ids: np.ndarray, types: np.ndarray | None = None) -> d
     """
     if len(ids) > model.encoder.max_length:
         raise PlmjaxError(
-            f"the text has {len(ids)} tokens; the model has positions for "
+            f"{what} {len(ids)} tokens; the model has positions for "
             f"{model.encoder.max_length}.",
             hint="Shorten it.",
         )

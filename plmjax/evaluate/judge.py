@@ -30,7 +30,7 @@ def follows(model: Model, first: str, second: str) -> float:
         raise PlmjaxError("one of the two texts is empty.", hint="Give two sentences.")
     ids = [tokenizer.cls_id, *a, tokenizer.sep_id, *b, tokenizer.sep_id]
     types = np.array([0] * (len(a) + 2) + [1] * (len(b) + 1), np.int32)
-    batch = one_row(model, np.asarray(ids, np.int32), types)
+    batch = one_row(model, np.asarray(ids, np.int32), types, "the two texts have")
     if model.encoder.token_types < 2:
         batch["types"] = np.zeros_like(batch["types"])
     batch |= {"cls": np.zeros((1, 1), np.int32)}

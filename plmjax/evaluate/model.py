@@ -16,8 +16,8 @@ from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import init_state
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
 
-# Folders of an export of several models, by the name of the part.
-PARTS = ("generator", "discriminator")
+# Folders of an export of several models, the one that people are after first.
+PARTS = ("discriminator", "generator")
 # What a model without a head cannot do, and which objective trains one.
 _WITHOUT = {
     "head": ("vocabulary head, so it cannot guess words", "mlm"),
@@ -153,7 +153,8 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
             hint="Let `plmjax pretrain` reach train.checkpoint_every_steps.",
             code=Exit.MODEL,
         )
-    params = load_params(config, objective, checkpoints, step)
+    # On the host: where they are wanted, and on how many devices, others know.
+    params = jax.device_get(load_params(config, objective, checkpoints, step))
     name = config.name or workdir.path.resolve().name
     return Trained(config, objective, params, tokenizer, name, step)
 

@@ -14,8 +14,9 @@ def encoder_flops(config: EncoderConfig, length: int) -> float:
     if config.attention == "disentangled":
         # Tokens against distances and distances against tokens, 2 x length of each.
         layer += 2 * 2 * width * 2 * length
-    projection = 2 * narrow * width if narrow != width else 0
-    return 3.0 * length * (config.layers * layer + projection)
+    once = 2 * narrow * width if narrow != width else 0
+    once += 2 * config.convolution_width * width**2
+    return 3.0 * length * (config.layers * layer + once)
 
 
 def vocabulary_flops(config: EncoderConfig, positions: int) -> float:

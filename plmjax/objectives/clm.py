@@ -52,6 +52,8 @@ def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
         tokens_BL, segments_BL = batch["tokens"], batch["segments"]
         rows, length = tokens_BL.shape
         used = (segments_BL[:, 1:] > 0) & (segments_BL[:, 1:] == segments_BL[:, :-1])
+        # A row's end is no document's end.
+        used &= ~batch["cut"][:, 1:]
         used = used.astype(jnp.float32)
         at_K = jnp.arange(length - 1, dtype=jnp.int32)
         return batch | {

@@ -311,6 +311,7 @@ _SAME = (
     "gated",
     "bias",
     "norm_place",
+    "norm_eps",
     "attention",
     "positions",
     "max_positions",

@@ -143,11 +143,16 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
+def evaluation_key() -> Key:
+    """Returns the key of evaluation: a row's masks are the same at every step."""
+    return Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+
+
 def make_evaluation(objective: Objective) -> Callable:
     """Returns the jitted (params, frozen, batch) -> metrics; masks fixed by row."""
 
     def evaluate(params, frozen, batch):
-        key = Key(jnp.uint32(EVALUATION_SEED), jnp.uint32(0))
+        key = evaluation_key()
         batch = objective.corrupt(batch, key, jnp.float32(1))
         return objective.loss(params, frozen, batch, key, False)[1]
 

@@ -66,6 +66,7 @@ MAY_CHANGE = (
     "train.max_bad_steps",
     "train.tensorboard",
     "data.workers",
+    "objective.teacher",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -202,8 +203,13 @@ class Workdir:
             )
         if saved is None or not self.begun:
             return {}, False
-        new = json.loads(json.dumps(config))  # tuples become lists, as in the file
-        changed = config_lib.changes(saved, new)
+        # Both filled up: a key that is newer than the run has the default, which is
+        # what the run did without it.
+        old, new = (
+            json.loads(json.dumps(config_lib.to_dict(config_lib.build(RunConfig, c))))
+            for c in (saved, config)
+        )
+        changed = config_lib.changes(old, new)
         refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if refused:
             lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
@@ -279,6 +285,5 @@ def make_objective(
         tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
     )
     make = OBJECTIVES[config.objective.kind]
-    if teacher is None:
-        return make(config.objective, encoder, pieces)
-    return make(config.objective, encoder, pieces, teacher)
+    more = (teacher,) if isinstance(config.objective, DistillConfig) else ()
+    return make(config.objective, encoder, pieces, *more)

@@ -92,6 +92,14 @@ def test_gathered_rows_are_the_documents_between_cls_and_sep(plan):
         assert not tokens[at:].any() and not segments[at:].any()
 
 
+def test_only_a_document_that_goes_on_is_cut():
+    plan = rows.make_plan(Stream([100, 30]), 64, packed=False)
+    batch = rows.gather(Stream([100, 30]), plan, np.arange(3), cls=1, sep=2, pad=0)
+    # 62 tokens of the first, the other 38, and the second document.
+    assert np.argwhere(batch["cut"]).tolist() == [[0, 63]]
+    assert batch["tokens"][0, 63] == 2
+
+
 def test_a_plan_is_kept_and_a_damaged_one_is_named(tmp_path):
     stream = Stream(lengths(50))
     made = rows.load_plan(stream, 64, True, tmp_path)

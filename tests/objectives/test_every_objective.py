@@ -47,6 +47,14 @@ def make_pairs(rows: int = 32, length: int = 32, step: int = 0) -> dict:
     return batch
 
 
+def make_documents(rows: int = 32, length: int = 32, step: int = 0) -> dict:
+    """Returns rows of two documents, of which the first goes on elsewhere."""
+    batch = make_batch(rows, length, step)
+    batch["cut"] = np.zeros((rows, length), bool)
+    batch["cut"][:, length // 2 - 1] = True
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An objective by its encoder's settings, its batches and frozen arrays."""
@@ -69,7 +77,10 @@ CASES = {
     "pairs": Case(
         lambda **e: _mlm(MLMConfig(pairs="nsp", masks="static"), **e), make_pairs
     ),
-    "clm": Case(lambda **e: clm(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES)),
+    "clm": Case(
+        lambda **e: clm(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES),
+        make_documents,
+    ),
 }
 
 
@@ -230,3 +241,14 @@ def test_weights_of_each_term_sum_to_one():
         assert weights, name
         for term in weights:
             np.testing.assert_allclose(out[term].sum(), 1, rtol=1e-5, err_msg=term)
+
+
+def test_a_causal_model_does_not_learn_where_rows_end():
+    objective, batch = CASES["clm"].make(), make_documents()
+    out = objective.corrupt(batch, Key(jnp.uint32(0), jnp.uint32(0)), jnp.float32(0))
+    half, end = 16, 24
+    weighs = np.asarray(out["weights"] > 0)
+    # The first document goes on elsewhere, the second ends; [CLS] is not predicted.
+    expected = [True] * (half - 2) + [False, False] + [True] * (end - half - 1)
+    np.testing.assert_array_equal(weighs[:, : end - 1], [expected] * len(weighs))
+    assert not weighs[:, end - 1 :].any()

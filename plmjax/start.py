@@ -1,0 +1,172 @@
+"""The first state of a run, and what its loss needs beside the parameters.
+
+Start weights come from a run or a folder, from a teacher, or from nowhere.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError, tree
+from plmjax.compress import students, teachers
+from plmjax.evaluate.model import Model, open_models
+from plmjax.objectives import DistillConfig
+from plmjax.run import Run
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+from plmjax.train.optimizer import make_optimizer
+from plmjax.train.step import State, init_state
+from plmjax.train.workdir import RunConfig, Workdir, encoder_config
+
+
+def abstract_state(run: Run) -> State:
+    """Returns shapes and shardings of the state; takes no memory."""
+    shapes = jax.eval_shape(_initialise(run), run.loader.batch(0))
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        sharding.shardings(run.mesh, shapes),
+    )
+
+
+def _initialise(run: Run) -> Callable:
+    train = run.config.train
+    return functools.partial(
+        init_state,
+        run.objective,
+        make_optimizer(train.optimizer),
+        train.seed,
+        ema=train.ema_decay is not None,
+    )
+
+
+def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
+    """Returns the state before the first step, on its devices; start weights read.
+
+    Raises:
+      PlmjaxError: the start weights are of another model.
+    """
+    batch, objective = run.loader.batch(0), run.config.objective
+    initialise = _initialise(run)
+    places = sharding.shardings(run.mesh, jax.eval_shape(initialise, batch))
+    state = jax.jit(initialise, out_shardings=places)(batch)
+    if run.config.train.init_from is not None:
+        params = start_weights(run, state.params, log)
+    elif isinstance(objective, DistillConfig) and objective.start == "teacher":
+        assert run.teacher is not None
+        frozen = _frozen(run)
+        params = students.start(
+            objective, run.encoder, state.params, run.teacher.encoder, frozen
+        )
+        log(f"Start weights: layers of the teacher {run.teacher.name}.")
+    else:
+        return state
+    params = jax.device_put(params, places.params)
+    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
+    return state._replace(params=params, average=average)
+
+
+def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
+    """Returns parameters taken over from train.init_from, the rest as they are fresh.
+
+    A model of several parts (ELECTRA) takes each from the part of the same name; a
+    single model is the start of every part of its size (two-stage training).
+
+    Raises:
+      PlmjaxError: another tokenizer, or no part has the size of a model found there.
+    """
+    where = f"train.init_from={run.config.train.init_from}"
+    found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
+    params, problems, placed = dict(jax.device_get(fresh)), [], {}
+    for name, part in run.objective.parts.items():
+        # Read before anything is placed: parts may share what they hold.
+        model = found.get(name) or next(iter(found.values()))
+        if model.tokenizer.vocabulary_digest != run.tokenizer.vocabulary_digest:
+            raise PlmjaxError(
+                f"the weights of {where} belong to another tokenizer than this run's.",
+                hint="Set --config.tokenizer.path to that folder.",
+                code=Exit.MODEL,
+            )
+        own = part.take(params)
+        if differing := tree.differences(own["encoder"], model.params["encoder"]):
+            problems.append(f"{name}: {differing[0]}")
+            continue
+        taken = _taken(model, own)
+        new = [head for head in part.heads if head not in taken]
+        log(
+            f"Start weights of the {name}: {where}"
+            + (f"; new: {', '.join(new)}." if new else ".")
+        )
+        placed[name] = own | taken
+        params = part.place(params, placed[name])
+    if len(problems) == len(run.objective.parts):
+        raise PlmjaxError(
+            f"the weights of {where} are of another model: {'; '.join(problems)}.",
+            hint="Leave the model block's sizes to the import.",
+            code=Exit.MODEL,
+        )
+    for problem in problems:
+        log(f"WARNING: another size in {where}, so it starts anew: {problem}.")
+    for name, wanted in placed.items():
+        _check_shared(wanted, run.objective.parts[name].take(params), where)
+    return params
+
+
+def _check_shared(wanted: dict, found: dict, where: str) -> None:
+    """Raises PlmjaxError if another part has overwritten what this one took over."""
+    ours = tree.flatten(found)
+    for name, leaf in tree.flatten(wanted).items():
+        # What is stored as a difference comes back to the last digit but one.
+        if not np.allclose(leaf, ours[name], rtol=1e-5, atol=1e-6):
+            raise PlmjaxError(
+                f"generator and discriminator share {name}, but the weights of "
+                f"{where} have one for each.",
+                hint="Set --config.objective.tie=none, or disentangled.",
+                code=Exit.MODEL,
+            )
+
+
+def _taken(model: Model, own: dict) -> dict:
+    """Returns the encoder and those heads of a model that are as in `own`."""
+    return {
+        name: jax.device_get(params)
+        for name, params in model.params.items()
+        if name in own and not tree.differences(own[name], params)
+    }
+
+
+def frozen_arrays(run: Run) -> dict:
+    """Returns what the loss needs beside the parameters, on its devices: a teacher."""
+    frozen = _frozen(run)
+    return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
+
+
+def _frozen(run: Run) -> dict:
+    if run.teacher is None:
+        return {}
+    return teachers.frozen(run.config, run.encoder, run.tokenizer, run.teacher)
+
+
+def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
+    """Returns sizes, held-out scores and speeds of student and teacher."""
+    assert run.teacher is not None
+    part, frozen = run.objective.parts["model"], _frozen(run)
+    own = jax.device_get(part.take(params))
+    student = Model(part.encoder, own, run.tokenizer, run.workdir.path.name)
+    pieces = frozen["pieces"] if "pieces" in frozen else None
+    # Speeds are those of one device, whatever the run has.
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        return students.compare(run.teacher, student, batches, run.objective, pieces)
+
+
+def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:
+    """Returns the frozen arrays of a trained run, for its evaluation."""
+    teacher = teachers.load(config, workdir)
+    if teacher is None:
+        return {}
+    tokenizer = workdir.tokenizer()
+    encoder = encoder_config(config, tokenizer)
+    return teachers.frozen(config, encoder, tokenizer, teacher)
