@@ -284,9 +284,9 @@ def finish(
         log(f"Not exported: {problem}")
     else:
         export(workdir, workdir / "export", log)
-    log(
-        f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
-        f"  plmjax evaluate --workdir={workdir.path}\n"
-        f"  plmjax export --workdir={workdir.path} --to=DIR"
-    )
+    lines = f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
+    lines += f"  plmjax evaluate --workdir={workdir.path}"
+    if not problem:
+        lines += f"\n  plmjax export --workdir={workdir.path} --to=DIR"
+    log(lines)
     return figures

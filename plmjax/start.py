@@ -96,9 +96,12 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
             continue
         taken = _taken(model, own)
         new = [head for head in part.heads if head not in taken]
+        unused = [head for head in model.params if head not in taken]
         log(
             f"Start weights of the {name}: {where}"
-            + (f"; new: {', '.join(new)}." if new else ".")
+            + (f"; new: {', '.join(new)}" if new else "")
+            + (f"; left out: {', '.join(unused)}" if unused else "")
+            + "."
         )
         placed[name] = own | taken
         params = part.place(params, placed[name])

@@ -10,7 +10,7 @@ import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.evaluate.model import Model, model_folders, open_run
+from plmjax.evaluate.model import Model, is_run, model_folders, open_run
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
@@ -65,6 +65,7 @@ def export(
     folders = folders or {name: to for name in models}
     if part is not None:
         folders = {part: to}
+    _check_apart(to, list(folders.values()))
     found = workdir.read("scores.json") or {}
     scores = found if found.get("step") == run.step else {}
     lengths = [length for _, length, _ in run.config.data.phases]
@@ -81,6 +82,23 @@ def export(
             length,
         )
         log(f"Exported step {run.step:,} to {folder}.")
+
+
+def _check_apart(to: Path, folders: list[Path]) -> None:
+    """Raises PlmjaxError where one model and several would share a directory."""
+    if is_run(to):
+        raise PlmjaxError(
+            f"{to} is a run's workdir.", hint="Choose another folder for the export."
+        )
+    if to.exists() and not to.is_dir():
+        raise PlmjaxError(f"{to} is a file.", hint="Choose another name.")
+    here = model_folders(to)
+    if here and ("model" in here) != (folders == [to]):
+        raise PlmjaxError(
+            f"{to} holds {' and '.join(map(str, here.values()))} already, which the "
+            "export would not replace.",
+            hint="Choose another folder, or remove it yourself.",
+        )
 
 
 def _task(model: Model) -> Any:

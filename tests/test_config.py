@@ -69,6 +69,16 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
         (("train.steps=9", "model.causal=True"), "hides what masked language"),
+        (("train.steps=9", "data.held_out_percent=0"), "above 0 and below 100"),
+        (
+            (
+                "train.steps=9",
+                "objective.kind=electra",
+                "objective.variant=electra_15",
+                "objective.generator.kind=uniform",
+            ),
+            "nothing to tell apart",
+        ),
         (("train.steps=9", "objective.kind=clm"), "sees one side only"),
         (
             (

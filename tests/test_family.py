@@ -56,6 +56,12 @@ def test_electra_is_trained_exported_by_part_and_detects(corpus, tmp_path, capsy
     export = ["export", f"--workdir={run}", f"--to={alone}", "--part=discriminator"]
     assert main([*export, "--checkpoint=5"]) == 0
     assert set(read_folder(alone).params) == {"encoder", "detector"}
+    # One folder is one model, or holds both; a run is no folder.
+    assert main(["export", f"--workdir={run}", f"--to={alone}"]) == 2
+    assert main([*export[:2], f"--to={run / 'export'}", "--part=generator"]) == 2
+    assert main(["export", f"--workdir={run}", f"--to={run}"]) == 2
+    assert main(["export", f"--workdir={run}", f"--to={corpus}"]) == 2
+    assert "is a file" in capsys.readouterr().err
     assert main([*export[:-1], "--part=teacher"]) == 2
     assert "It has: discriminator, generator." in capsys.readouterr().err
 

@@ -150,8 +150,13 @@ def check_vocabulary(
             f"the student's vocabulary ({student.kind}, {student.vocab_size:,} pieces) "
             f"is not that of its teacher {objective.teacher} ({theirs.kind}, "
             f"{theirs.vocab_size:,} pieces).",
-            hint="Set --config.tokenizer.path to the teacher's tokenizer, or "
-            "--config.objective.align=strings to meet where pieces are spelt alike.",
+            hint="Set --config.tokenizer.path to the teacher's tokenizer"
+            + (
+                ", or --config.objective.align=strings to meet where pieces are spelt "
+                "alike."
+                if student.kind == theirs.kind
+                else "."
+            ),
             code=Exit.MODEL,
         )
     if student.kind != theirs.kind:

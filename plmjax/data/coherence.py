@@ -63,7 +63,8 @@ def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
             "--config.objective.pairs=none.",
             code=Exit.DATA,
         )
-    log(f"Of the train split, {figures}.")
+    few = " Too few to tell whether the sentences stand in their order."
+    log(f"Of the train split, {figures}.{few if found.pairs < ENOUGH else ''}")
 
 
 def _sentences_of(split: Split) -> np.ndarray:
@@ -110,7 +111,9 @@ def measure(split: Split, unigram: np.ndarray) -> Coherence:
 def _weights(unigram: np.ndarray) -> np.ndarray:
     """Returns what a piece's being shared says [V]: 0 for the common ones."""
     share = unigram / max(unigram.sum(), 1)
-    return np.where(share < _COMMON, -np.log(np.maximum(share, 1e-12)), 0.0)
+    # Of a small vocabulary every piece is common; those above the mean's double are.
+    common = max(_COMMON, 2 / max(np.count_nonzero(unigram), 1))
+    return np.where(share < common, -np.log(np.maximum(share, 1e-12)), 0.0)
 
 
 class _Vectors:

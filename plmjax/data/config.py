@@ -30,6 +30,12 @@ class DataConfig:
     phases: tuple = ()
 
     def __post_init__(self):
+        if not 0 < self.held_out_percent < 100:
+            raise PlmjaxError(
+                f"data.held_out_percent is {self.held_out_percent}; it must be above 0 "
+                "and below 100.",
+                hint="For example --config.data.held_out_percent=2.",
+            )
         assert self.errors in ERRORS
         if self.length < 8:
             raise PlmjaxError(

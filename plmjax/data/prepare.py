@@ -171,8 +171,8 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
             raise PlmjaxError(
                 f"The {name} split is empty: all {documents:,} documents went to the "
                 f"other one (data.held_out_percent={held_out_percent}).",
-                hint="Give more documents, or change --config.data.held_out_percent; "
-                "--config.data.source.document=line makes more of a text file.",
+                hint="Give more documents (--config.data.source.document says what "
+                "one is), or change --config.data.held_out_percent.",
                 code=Exit.DATA,
             )
 

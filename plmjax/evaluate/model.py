@@ -115,10 +115,24 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
 
 
 def model_folders(directory: Path) -> dict[str, Path]:
-    """Returns the Hugging Face folders that a directory is, or holds by part."""
+    """Returns the Hugging Face folders that a directory is, or holds by part.
+
+    A run's workdir is none, whatever was exported into it.
+    """
+    if is_run(directory):
+        return {}
     if (directory / "model.safetensors").exists() or is_folder(directory):
         return {"model": directory}
     return {part: directory / part for part in PARTS if is_folder(directory / part)}
+
+
+def is_run(directory: Path) -> bool:
+    """Says whether a directory is a run's workdir: its config has blocks of ours."""
+    try:
+        found = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return "objective" in found and "model_type" not in found
 
 
 def is_folder(directory: Path) -> bool:

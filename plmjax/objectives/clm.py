@@ -40,7 +40,7 @@ def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
             "objective.kind=clm needs a model that sees one side only; with "
             "model.causal=False it would read the answer.",
             hint="Choose a model such as --config.model.preset=gpt2-tiny, or set "
-            "model.causal=True.",
+            "--config.model.causal=True.",
         )
     bytes_V = bytes_of(pieces, encoder.vocab_size)
 

@@ -76,6 +76,13 @@ class ElectraConfig(MaskedConfig):
                 f"objective.{name}=0 leaves nothing to train the discriminator for.",
                 hint="For a generator alone, set --config.objective.kind=mlm.",
             )
+        if self.generator.kind == "uniform" and self.variant == "electra_15":
+            raise PlmjaxError(
+                "objective.variant=electra_15 judges the chosen tokens alone, and a "
+                "uniform generator replaces them all: there is nothing to tell apart.",
+                hint="Set --config.objective.variant=electra, or "
+                "--config.objective.generator.kind=trained.",
+            )
         moves = self.tie not in ("none", "disentangled")
         if self.generator_weight == 0 and self.generator.kind == "trained" and moves:
             raise PlmjaxError(

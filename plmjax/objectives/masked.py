@@ -84,7 +84,7 @@ class Masker:
         if encoder.causal:
             raise PlmjaxError(
                 "model.causal=True hides what masked language modelling must see.",
-                hint="Set model.causal=False, or --config.objective.kind=clm.",
+                hint="Set --config.model.causal=False, or --config.objective.kind=clm.",
             )
         if pieces.mask_id is None:
             raise PlmjaxError(

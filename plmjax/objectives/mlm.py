@@ -103,7 +103,8 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
         loss,
         whole(encoder, names),
         scores,
-        "mlm_loss" if paired else "loss",
+        # Without a weight it is no figure of this training.
+        ("mlm_loss" if paired else "loss") if config.mlm_weight else None,
         config.slots,
         cost,
     )

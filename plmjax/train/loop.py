@@ -202,8 +202,7 @@ def fit(
         waiting.append((now, tokens, work.flops(now - 1), metrics))
         save_due = now % config.checkpoint_every_steps == 0 or now == work.steps
         pause = evaluation_due() or save_due
-        while len(waiting) > (0 if pause else _IN_FLIGHT):
-            meter.record(*waiting.popleft())
+        meter.take(waiting, keep=0 if pause else _IN_FLIGHT)
         if not pause:
             continue
         with meter.paused():
@@ -211,8 +210,7 @@ def fit(
             loss = {} if found is None else {"loss": found["loss"]}
             if save_due or (loss and is_best(loss["loss"])):
                 save(loss)
-    while waiting:
-        meter.record(*waiting.popleft())
+    meter.take(waiting, keep=0)
     if stop.received and now > start:
         save({})
     checkpoints.wait()
@@ -237,20 +235,36 @@ class _Meter:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time spent in here counts neither as training nor against tokens a second."""
-        self._tick()
+        self._spend(self._elapsed())
         yield
         self._mark = time.perf_counter()
 
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.progress.window_seconds += now - self._mark
-        self.progress.seconds += now - self._mark
-        self._mark = now
+    def _elapsed(self) -> float:
+        """Returns the seconds since the last call."""
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
 
-    def record(self, step: int, tokens: int, flops: float, metrics) -> None:
-        """Takes the metrics of one step, in order."""
-        metrics, progress = fetch(metrics), self.progress
-        self._tick()
+    def _spend(self, seconds: float) -> None:
+        self.progress.window_seconds += seconds
+        self.progress.seconds += seconds
+
+    def take(self, waiting: deque, keep: int) -> None:
+        """Takes the metrics of all steps but the newest `keep`, in order.
+
+        Steps that are waited for together share the time: one has not taken all of it,
+        and the next none.
+        """
+        steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
+        arrived = [(*step[:-1], fetch(step[-1])) for step in steps]
+        seconds = self._elapsed() if arrived else 0.0
+        for step in arrived:
+            self._record(*step, seconds / len(arrived))
+
+    def _record(
+        self, step: int, tokens: int, flops: float, metrics: Sums, seconds: float
+    ) -> None:
+        progress = self.progress
+        self._spend(seconds)
         progress.tokens += tokens
         progress.window_tokens += tokens
         progress.window_flops += flops

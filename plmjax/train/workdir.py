@@ -211,6 +211,10 @@ class Workdir:
         )
         changed = config_lib.changes(old, new)
         refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
+        if (kind := "objective.kind") in refused:
+            # All other keys of the block follow from it.
+            others = {k: v for k, v in refused.items() if "objective." not in k}
+            refused = {kind: refused[kind]} | others
         if refused:
             lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
             raise PlmjaxError(
