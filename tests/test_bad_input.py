@@ -154,6 +154,7 @@ def test_usage(line, capsys):
     assert "usage" in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_may_change_its_config(fail):
     Path("text.txt").write_bytes(TEXT)
     more = ("--workdir=run", "--config.tokenizer.vocab_size=9999")

@@ -114,6 +114,7 @@ def test_two_stages_join_by_init_from(corpus, tmp_path, capsys):
     assert "Start weights of the generator" in out
 
 
+@pytest.mark.slow
 def test_pairs_are_trained_judged_and_exported(story, tmp_path, capsys):
     run = tmp_path / "run"
     assert pretrain(story, run, "--config.objective.pairs=sop") == 0
@@ -201,6 +202,7 @@ def test_what_cannot_be_exported_is_said_before_and_after(story, tmp_path, capsy
     assert "will stay a plmjax checkpoint: model.gated" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_older_than_a_key_goes_on(corpus, tmp_path, capsys):
     """A key that config.json lacks has its default, which is what the run did."""
     run = tmp_path / "run"
@@ -243,6 +245,7 @@ def test_tables_apart_do_not_start_a_run_that_ties_them(corpus, tmp_path, capsys
     assert pretrain(corpus, tied, *more) == 0
 
 
+@pytest.mark.slow
 def test_a_benchmark_leaves_a_run_as_it_is(corpus, tmp_path):
     run = tmp_path / "run"
     assert pretrain(corpus, run) == 0

@@ -96,6 +96,7 @@ def tokenizer(pieces, kind="wordpiece"):
     return SimpleNamespace(
         vocab=vocab,
         kind=kind,
+        vocabulary_digest=f"{kind} {vocab}",
         vocab_size=len(vocab),
         special_ids=tuple(range(5)),
         **{role: number for number, role in enumerate(roles)},
@@ -169,11 +170,23 @@ def test_a_comparison_of_a_model_with_itself_and_with_a_half():
 
 
 def test_digests_tell_weights_apart():
-    params = model(TEACHER, 1)
-    first = teachers.digest(params)
-    assert first == teachers.digest(jax.tree.map(jnp.asarray, params))
-    params["head"]["bias"][3] += 1e-6
-    assert teachers.digest(params) != first
+    teacher = Model(TEACHER, model(TEACHER, 1), Vocabulary(), "teacher")  # type: ignore
+    first = teachers.digest(teacher)
+    params = jax.tree.map(jnp.asarray, teacher.params)
+    assert first == teachers.digest(dataclasses.replace(teacher, params=params))
+    # What it computes in may change from start to start; what it computes, not.
+    half = dataclasses.replace(TEACHER, dtype="bfloat16")
+    assert first == teachers.digest(dataclasses.replace(teacher, encoder=half))
+    other = dataclasses.replace(TEACHER, norm_eps=1e-5)
+    assert first != teachers.digest(dataclasses.replace(teacher, encoder=other))
+    teacher.params["head"]["bias"][3] += 1e-6
+    assert teachers.digest(teacher) != first
+
+
+class Vocabulary:
+    """Stands for a Tokenizer."""
+
+    vocabulary_digest = "a"
 
 
 @pytest.fixture
@@ -202,7 +215,10 @@ def resized(config: EncoderConfig, vocabulary: int) -> EncoderConfig:
 
 def loaded(values: dict, workdir: Workdir, *overrides: str):
     config = config_lib.load(RunConfig, None, overrides, values)
-    return teachers.load(config_lib.build(RunConfig, config.to_dict()), workdir)
+    built = config_lib.build(RunConfig, config.to_dict())
+    teacher = teachers.load(built, workdir)
+    teachers.remember(built, workdir, teacher)
+    return teacher
 
 
 def test_a_run_notes_its_teacher_and_holds_on_to_it(taught, monkeypatch):
@@ -213,7 +229,7 @@ def test_a_run_notes_its_teacher_and_holds_on_to_it(taught, monkeypatch):
     noted = workdir.read("teacher.json")
     assert noted == {
         "encoder": dataclasses.asdict(teacher.encoder),
-        "digest": teachers.digest(teacher.params),
+        "digest": teachers.digest(teacher),
         "path": values["objective"]["teacher"],
     }
     assert workdir.teacher() == teacher.encoder

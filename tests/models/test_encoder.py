@@ -280,6 +280,7 @@ def test_causal_tokens_do_not_see_what_follows():
     assert not np.allclose(a[:, 7:], b[:, 7:])
 
 
+@pytest.mark.slow
 def test_recomputing_layers_changes_no_gradient():
     def gradient(config):
         def loss(params):

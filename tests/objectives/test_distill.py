@@ -225,6 +225,7 @@ def test_the_layer_terms_by_hand():
     np.testing.assert_allclose(total / count, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{}, {"remat": True}, {"sharing": "all"}], ids=["plain", "remat", "shared"]
 )
@@ -250,6 +251,7 @@ def test_kept_states_are_those_of_the_plain_encoder(more):
     np.testing.assert_allclose(kept.states[0].reshape(plain.shape), first, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_sum_to_one_and_micro_batches_to_the_whole():
     objective, params, batch = made(FULL, NARROW)
     assert params["projection"]["kernel"].shape == (16, 24)
@@ -271,6 +273,7 @@ def test_weights_sum_to_one_and_micro_batches_to_the_whole():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), added, grads)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_deterministic_and_has_no_gradient():
     # No dropout in the student, 10 % in the teacher: training and evaluation agree.
     still = dataclasses.replace(STUDENT, dropout=0.0, attention_dropout=0.0)
@@ -300,6 +303,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it():
 
 
 @pytest.mark.usefixtures("strict")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config, encoder",
     [

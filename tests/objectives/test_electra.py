@@ -223,7 +223,11 @@ def test_electra_small_has_the_parameters_it_should():
     assert each["generator"] < theirs  # its table is narrower
 
 
-ALL = list(itertools.product(JUDGES, TIES, ["trained", "uniform"]))
+ALL = [
+    case
+    for case in itertools.product(JUDGES, TIES, ["trained", "uniform"])
+    if case[::2] != ("electra_15", "uniform")  # refused: nothing to tell apart
+]
 
 
 @pytest.mark.parametrize("variant, tie, kind", ALL)
@@ -285,6 +289,7 @@ def test_parts_are_taken_and_placed(tie, order):
             np.testing.assert_allclose(leaf, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_discriminator_follows_a_placed_generator():
     objective = electra(config_of(tie="disentangled"), ENCODER, PIECES)
     params = jax.jit(objective.init)(jax.random.key(0), make_batch())

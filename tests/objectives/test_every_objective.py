@@ -126,7 +126,7 @@ CASES |= {
     "distill": Case(_distill, frozen=_teacher),
 }
 # These, too, run in every test; the others in the slow suite alone.
-QUICK = {"pairs", "clm", "electra", "distill"}
+QUICK = {"electra"}
 
 
 def rows():

@@ -175,7 +175,9 @@ def test_the_slots_suffice_for_every_row():
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize(
+    "unit", ["word", pytest.param("token", marks=pytest.mark.slow)]
+)
 def test_overfits_one_batch(unit):
     """With the masks fixed, one batch is learnt by heart."""
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)

@@ -152,6 +152,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.slow
 def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
     arguments, reference = unbroken
     shutil.copytree(reference, tmp_path / "run")

@@ -102,14 +102,14 @@ def references():
 @pytest.mark.parametrize(
     "dtype, mesh, accumulation",
     [
-        ("float32", (1, 1, 1), 2),
-        ("float32", (8, 1, 1), 1),
+        pytest.param("float32", (1, 1, 1), 2, marks=pytest.mark.slow),
+        pytest.param("float32", (8, 1, 1), 1, marks=pytest.mark.slow),
         ("float32", (8, 1, 1), 4),
         ("float32", (2, 2, 2), 2),
-        ("float32", (1, 8, 1), 1),
-        ("bfloat16", (1, 1, 1), 4),
+        pytest.param("float32", (1, 8, 1), 1, marks=pytest.mark.slow),
+        pytest.param("bfloat16", (1, 1, 1), 4, marks=pytest.mark.slow),
         ("bfloat16", (8, 1, 1), 1),
-        ("bfloat16", (2, 2, 2), 1),
+        pytest.param("bfloat16", (2, 2, 2), 1, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(120)
@@ -176,6 +176,7 @@ def test_the_data_mesh_reduces_once_after_the_accumulation_loop(unit):
     assert len(re.findall(r" all-reduce(?:-start)?\(", after)) == 1
 
 
+@pytest.mark.slow
 def test_resharding_of_words_and_tokens_masks_the_same():
     a, b = run((1, 1, 1), unit="word", steps=2), run((8, 1, 1), unit="word", steps=2)
     np.testing.assert_allclose(a[0], b[0], rtol=1e-5)
@@ -231,6 +232,7 @@ def test_a_bad_update_is_skipped_and_counted():
     assert not all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights():
     _, _, start = run((1, 1, 1), steps=0, ema=0.5)
     _, _, end = run((1, 1, 1), steps=1, ema=0.5)
