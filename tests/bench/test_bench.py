@@ -14,6 +14,7 @@ from plmjax.config import load, to_dict
 from plmjax.train.workdir import RunConfig
 
 
+@pytest.mark.slow
 def test_train_times_the_users_own_config(corpus):
     done = run_cli(
         "bench",

@@ -189,6 +189,7 @@ def test_the_soft_loss_by_hand(where):
     assert count == real.sum()
 
 
+@pytest.mark.slow
 def test_the_layer_terms_by_hand():
     """Hidden states against each chosen layer; attention and values of the last."""
     config = dataclasses.replace(FULL, layers=(1, 0))
@@ -290,6 +291,7 @@ def test_the_teacher_is_deterministic_and_has_no_gradient():
     assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_a_student_like_its_teacher_has_nothing_to_learn_from_it():
     still = dataclasses.replace(TEACHER, dropout=0.0, attention_dropout=0.0)
     objective, _, batch = made(FULL, still)
@@ -366,6 +368,7 @@ def test_aligned_logits_leave_out_what_the_teacher_does_not_know():
     assert not grads[:, 2].any() and grads[:, at].all()
 
 
+@pytest.mark.slow
 def test_the_teacher_reads_its_own_ids():
     """A teacher whose ids are shuffled says the same where they are mapped back."""
     order = np.random.default_rng(3).permutation(VOCABULARY).astype(np.int32)

@@ -185,6 +185,7 @@ def test_what_cannot_be_is_refused():
         electra(config_of(), ENCODER, dataclasses.replace(PIECES, mask_id=None))
 
 
+@pytest.mark.slow
 def test_electra_small_has_the_parameters_it_should():
     encoder = PRESETS["electra-small"]
     pieces = Pieces(103, (0, 100, 101, 102, 103), (1,) * encoder.vocab_size)

@@ -125,18 +125,12 @@ CASES |= {
     "deberta": Case(_electra(deberta=True, tie="disentangled")),
     "distill": Case(_distill, frozen=_teacher),
 }
-# These, too, run in every test; the others in the slow suite alone.
-QUICK = {"electra"}
+# One of each kind: variants differ from these in the loss alone.
+KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 
 
-def rows():
-    return [
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name in CASES
-    ]
-
-
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_it_learns_one_batch_by_heart(name):
     case = CASES[name]
     objective, frozen = case.without_dropout(), case.frozen()
@@ -179,7 +173,8 @@ def compare(name: str, mesh, accumulation: int) -> None:
     np.testing.assert_allclose(others[1], norms[:2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.timeout(200)
 def test_meshes_and_accumulation_train_alike(name):
     """Dropout and draws are on; eight devices and four micro-batches change nothing."""
@@ -187,13 +182,14 @@ def test_meshes_and_accumulation_train_alike(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.timeout(200)
 def test_sharded_layers_train_alike(name):
     compare(name, (2, 2, 2), 2)
 
 
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
     def restart(state):
         with Checkpoints(tmp_path) as checkpoints:
