@@ -255,10 +255,10 @@ class _Meter:
         and the next none.
         """
         steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
-        arrived = [(*step[:-1], fetch(step[-1])) for step in steps]
+        arrived = [(*rest, fetch(metrics)) for *rest, metrics in steps]
         seconds = self._elapsed() if arrived else 0.0
-        for step in arrived:
-            self._record(*step, seconds / len(arrived))
+        for step, tokens, flops, sums in arrived:
+            self._record(step, tokens, flops, sums, seconds / len(arrived))
 
     def _record(
         self, step: int, tokens: int, flops: float, metrics: Sums, seconds: float
