@@ -65,7 +65,7 @@ def test_electra_is_trained_exported_by_part_and_detects(corpus, tmp_path, capsy
     assert main([*export[:-1], "--part=teacher"]) == 2
     assert "It has: discriminator, generator." in capsys.readouterr().err
 
-    for model in (run, run / "export", alone):
+    for model in (run, alone):
         assert main(["detect", "the rows of the list", f"--model={model}"]) == 0
         assert capsys.readouterr().out.count("%") >= 5
     assert main(["fill", "the [MASK] of the list", f"--model={run / 'export'}"]) == 0

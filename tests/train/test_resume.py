@@ -124,6 +124,7 @@ def kill_and_go_on(arguments, workdir, seed: int) -> None:
     assert "Going on from step" in found.stdout
 
 
+@pytest.mark.slow
 def test_killed_once(unbroken, tmp_path):
     arguments, reference = unbroken
     kill_and_go_on(arguments, tmp_path / "run", 0)
