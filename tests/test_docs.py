@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from plmjax import config
-from plmjax.cli import _parser, main
+from plmjax.cli import main
+from plmjax.cli.parser import make_parser
 from plmjax.pretrain import EMBEDDED
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
 
@@ -80,7 +81,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
     ]
     rest = [word for word in command if not word.startswith("--config.")]
     try:
-        args = _parser().parse_args(rest)
+        args = make_parser().parse_args(rest)
     except SystemExit as leaving:
         assert leaving.code == 0, f"{page.name}: {capsys.readouterr().err}"
         return
@@ -203,7 +204,7 @@ def test_links_and_named_files_are_there(page):
 
 
 def test_the_map_of_the_house_names_every_file():
-    (tree,) = (b for b in FENCE.findall(PAGES[0].read_text()) if "\n  cli.py" in b)
+    (tree,) = (b for b in FENCE.findall(PAGES[0].read_text()) if "\n  cli/" in b)
     folders, named = [], set()
     for line in tree.splitlines():
         name = line.split()[0]

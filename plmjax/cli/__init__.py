@@ -1,0 +1,101 @@
+"""The command line: verbs in the order in which people use them.
+
+Nothing heavy is imported before a verb needs it, so that --help is quick.
+"""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.cli.parser import make_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
+    argv = sys.argv[1:] if argv is None else argv
+    # What stands behind "--" is the command that `plmjax launch` starts.
+    end = argv.index("--") if "--" in argv else len(argv)
+    own, command = argv[:end], argv[end + 1 :]
+    overrides = [a.removeprefix("--config.") for a in own if a.startswith("--config.")]
+    rest = [a for a in own if not a.startswith("--config.")]
+    parser = make_parser()
+    try:
+        args = parser.parse_args(rest)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    args.overrides, args.command = overrides, command
+    if args.verb is None:
+        parser.print_help()
+        return Exit.USAGE
+    if overrides and not hasattr(args, "config"):
+        return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+    if command and args.verb != "launch":
+        return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
+    _prepare_process(argv, args.debug)
+    # A text may hold letters that the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return args.run(args)
+    except PlmjaxError as error:
+        if args.debug:
+            traceback.print_exc()
+        return _fail(error.message, error.hint, error.code)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return Exit.RESUMABLE
+    except BrokenPipeError:
+        # The reader of our output left (| head); say nothing more to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if args.verb != "pretrain":
+            return Exit.OK
+        message = "the reader of the output left, and the run stopped."
+        return _fail(message, "The same command goes on.", Exit.RESUMABLE)
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return _fail(f"{error}.", "Free some space and run again.", Exit.DISK)
+        return _fail(
+            f"a bug in plmjax: {type(error).__name__}: {error}",
+            "Please report it with what --debug prints.",
+            Exit.INTERNAL,
+        )
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _fail(message: str, hint: str, code: Exit) -> int:
+    print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    return int(code)
+
+
+def _prepare_process(argv: list[str], debug: bool) -> None:
+    """Sets what must be set before jax is imported or before the process starts."""
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if devices.isdigit() and int(devices) > 1:
+        # Collectives between virtual devices block a thread each; with fewer threads
+        # than that they wait for each other for ever.
+        threads = max(os.cpu_count() or 1, 4 * int(devices))
+        os.environ.setdefault("NPROC", str(threads))
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    if (
+        sys.platform != "linux"
+        or tunables is not None
+        or os.environ.get("PLMJAX_HUGE_PAGES") == "0"
+        or any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/accel0", "/dev/vfio"))
+    ):
+        return
+    # On a CPU, page faults cost a fifth of a training step; malloc reads this at start.
+    if debug:
+        print("Restarting with huge pages (PLMJAX_HUGE_PAGES=0 turns this off).")
+    sys.stdout.flush()
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, "-m", "plmjax", *argv], environment)

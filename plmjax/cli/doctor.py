@@ -1,0 +1,5 @@
+"""`plmjax doctor`."""
+
+
+def add(verb) -> None:
+    pass

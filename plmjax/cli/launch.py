@@ -1,0 +1,5 @@
+"""`plmjax launch`."""
+
+
+def add(verb) -> None:
+    pass

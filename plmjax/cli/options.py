@@ -1,0 +1,61 @@
+"""What verbs share: options, configs, and how jax starts."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from plmjax import PlmjaxError
+
+
+def model_option(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--model", required=True, help="a run's workdir or a Hugging Face folder"
+    )
+
+
+def json_option(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def checkpoint_option(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--checkpoint", default="newest", help="newest (default), best, or a step"
+    )
+
+
+def start_jax(workdir: Path | None = None) -> None:
+    """Quietens the libraries, and keeps compiled programs in the workdir."""
+    import logging
+
+    import jax
+
+    # Orbax logs a failed save from several threads, each with a traceback; we say it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))
+
+
+def load_config(args, workdir: Path | None):
+    from plmjax import config as config_lib
+    from plmjax.pretrain import EMBEDDED
+    from plmjax.train.workdir import RunConfig, Workdir
+    from plmjax.transfer import imported_layer
+
+    base = imported_layer(Workdir(workdir)) if workdir else {}
+    if args.config is None and not base:
+        base = EMBEDDED
+    return config_lib.load(RunConfig, args.config, args.overrides, base)
+
+
+def at_least_one(args, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise PlmjaxError(f"--{name}={value} must be at least 1.")
+
+
+def log(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

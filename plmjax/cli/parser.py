@@ -1,0 +1,44 @@
+"""The parser: verbs in the order in which people use them."""
+
+import argparse
+
+from plmjax import __version__
+from plmjax.cli import bench, doctor, launch, pretrain, sweep, transfer, use
+
+_CONFIG_HELP = """\
+  --config=FILE.py[:argument]   a config file (Python: it is executed) or config.json
+  --config.KEY=VALUE            any value in its place, e.g. --config.train.steps=2000
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plmjax",
+        description="Train encoder language models: raw text in, a model of your own "
+        "in the Hugging Face format out.",
+        epilog="`plmjax VERB --help` has an example for each verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"plmjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    def verb(name: str, run, help: str, example: str, config: bool = False, of=verbs):
+        added = of.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=(_CONFIG_HELP if config else "") + f"\nexample:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(run=run)
+        added.add_argument(
+            "--debug", action="store_true", help="show tracebacks and what is tuned"
+        )
+        if config:
+            added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+        return added
+
+    for group in (pretrain, use, transfer, sweep, launch, doctor, bench):
+        group.add(verb)
+    return parser

@@ -1,0 +1,62 @@
+"""`plmjax pretrain`."""
+
+from pathlib import Path
+
+from plmjax import Exit
+from plmjax.cli.options import load_config, start_jax
+
+
+def add(verb) -> None:
+    added = verb(
+        "pretrain",
+        _pretrain,
+        "train a model from text, or go on with a run; without a config, on the "
+        "documentation of the installed Python packages",
+        "plmjax pretrain --config=configs/pretrain/bert_mini.py "
+        "--config.data.source.paths='texts/*.txt' --workdir=runs/mine",
+        config=True,
+    )
+    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    added.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="build everything, print sizes, memory, steps and the first row; stop",
+    )
+    added.add_argument(
+        "--show_config",
+        action="store_true",
+        help="print every key with its type and value, and stop",
+    )
+
+
+def _pretrain(args) -> int:
+    from plmjax import config as config_lib
+
+    workdir = Path(args.workdir) if args.workdir else None
+    config = load_config(args, workdir)
+    if args.show_config:
+        from plmjax.train.workdir import RunConfig
+
+        values = config_lib.flatten(config.to_dict())
+        for key, kind in config_lib.fields(RunConfig):
+            if key in values:  # others belong to another kind of objective
+                print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
+        return Exit.OK
+    values = config.to_dict()
+    name = values["name"] or values["data"]["source"]["kind"]
+    workdir = workdir or Path("runs") / name
+    print(f"Run directory: {workdir}", flush=True)
+    start_jax(workdir)
+    from plmjax import pretrain
+
+    if args.dry_run:
+        pretrain.dry_run(config, workdir)
+        return Exit.OK
+    result = pretrain.pretrain(config, workdir)
+    if "stopped" in result:
+        print(
+            f"Stopped by {result['stopped']}; step {result['step']:,} is saved. "
+            "The same command goes on from there."
+        )
+        return Exit.RESUMABLE
+    return Exit.OK

@@ -1,0 +1,5 @@
+"""`plmjax sweep`."""
+
+
+def add(verb) -> None:
+    pass
