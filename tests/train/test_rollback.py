@@ -12,7 +12,7 @@ from plmjax import Exit, PlmjaxError, pretrain
 from plmjax import config as config_lib
 from plmjax import run as run_lib
 from plmjax.data.loader import Loader
-from plmjax.train import rollback
+from plmjax.train import rollback, sharding
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.rollback import BadStep
 from plmjax.train.workdir import RunConfig
@@ -61,6 +61,15 @@ def poison(monkeypatch, value, step: int = 8) -> None:
 
     monkeypatch.setattr(Loader, "__init__", init)
     monkeypatch.setattr(run_lib, "make_objective", make_poisoned)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Bad steps are the same on any mesh, and compiling for eight devices is slow."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda config, _=None: make(config, jax.devices()[:1])
+    )
 
 
 def train(corpus, workdir, *more):
