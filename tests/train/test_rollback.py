@@ -97,8 +97,9 @@ def final(workdir):
 BACK = ("--config.train.on_bad_step=rollback", "--config.train.rollback_batches=2")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info:UserWarning")
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_going_back_gives_the_run_that_never_saw_those_rows(
     corpus, tmp_path, monkeypatch, capsys
 ):
@@ -125,6 +126,7 @@ def test_going_back_gives_the_run_that_never_saw_those_rows(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_bad_step_stops_the_run_where_it_shall(corpus, tmp_path, monkeypatch):
     poison(monkeypatch, jnp.nan)
     with pytest.raises(PlmjaxError, match="step 8: the loss or the grad") as caught:
