@@ -90,7 +90,7 @@ def run(job, *arguments, **environment) -> tuple[int, list[str], str]:
 
 
 def test_a_job_runs_python_itself_in_every_task(job):
-    arguments = ["pretrain", "--workdir=runs/it's $HOME \"x\""]
+    arguments = ["pretrain", '--workdir=runs/it\'s $HOME "x"']
     code, lines, requeued = run(job, {}, arguments)
     assert code == 0 and requeued == ""
     shown = [line for line in lines if line.startswith("<")]
@@ -168,6 +168,7 @@ def test_sigterm_to_the_tasks_saves_and_to_the_script_ends_it(job):
     process.terminate()
     assert process.wait(timeout=20) == -signal.SIGTERM
     os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
 
 
 def test_a_task_of_an_array_runs_its_line(job, here):
