@@ -185,7 +185,8 @@ def watch(
             sleep(options.poll_seconds)
             continue
         if seen != shown:
-            command.say(f"TPU {options.name}: {seen.resource or 'none'}, {seen.vm}.")
+            vm = f", VM {seen.vm}" if seen.vm else ""
+            command.say(f"TPU {options.name}: {seen.resource or 'not there'}{vm}.")
             shown = seen
         action = decide(seen, progress, options.keep)
         ok, codes = True, ()
@@ -212,7 +213,8 @@ def watch(
             case Action.RUN:
                 ok = call(steps["run"], False)[0] == 0
                 codes = (0,) if ok else exit_codes(*call(steps["code"], True))
-                command.say(f"The run ended with {codes or 'codes nobody could read'}.")
+                said = ", ".join("unknown" if c is None else str(c) for c in codes)
+                command.say(f"Exit codes of the hosts' processes: {said or 'unknown'}.")
         progress = after(progress, action, ok, codes, options.restarts)
 
 

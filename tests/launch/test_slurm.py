@@ -33,7 +33,7 @@ codes = [p.wait() for p in started]
 sys.exit(max(c if c >= 0 else 128 - c for c in codes))
 """
 SCONTROL = """#!/bin/bash
-if [ "$1" = show ]; then echo "JobId=${{@: -1}} JobState=${{STATE:-RUNNING}} Reason=None"
+if [ "$1" = show ]; then echo "JobId=${{@: -1}} JobState=${{STATE:-RUNNING}} X=Y"
 else printf '%s ' scontrol "$@" >> {calls}; echo >> {calls}; fi
 """
 # In the place of Python: says what it sees, and ends as the test wishes.
@@ -48,18 +48,22 @@ eval "$EACH"
 
 @pytest.fixture
 def job(tools, here, tmp_path):
-    """job(options, arguments, **environment) -> the finished batch script."""
+    """job(options, arguments, **environment) -> the batch script, which now runs.
+
+    Without options it is the one that the last call wrote.
+    """
     calls = tmp_path / "scontrol.txt"
     tools.add("srun", SRUN.format(python=sys.executable))
     tools.add("scontrol", SCONTROL.format(calls=calls))
     task = tools.add("task", TASK)
     (here / "jobs").mkdir()
 
-    def start(options: dict, arguments=("pretrain",), **environment: str):
+    def start(options: dict | None, arguments=("pretrain",), **environment: str):
         own = {"to": "jobs", "python": str(task)}
-        made = slurm.plan(slurm.Options(**(own | options)), arguments, here)
-        for path, text in made.files.items():
-            (here / path).write_text(text)
+        if options is not None:
+            made = slurm.plan(slurm.Options(**(own | options)), arguments, here)
+            for path, text in made.files.items():
+                (here / path).write_text(text)
         surroundings = {
             "SLURM_JOB_ID": "77",
             "TASKS": "2",
@@ -185,9 +189,9 @@ def test_a_task_of_an_array_runs_its_line(job, here):
     assert (code, requeued) == (75, "scontrol requeue 70_1")
     # What was submitted does not change with the file.
     (here / "lines").unlink()
-    again = subprocess.run(["sed", "-n", "3p", here / "jobs/plmjax.commands"], text=True,
-                           capture_output=True)  # fmt: skip
-    assert again.stdout.endswith("--workdir=d\n")
+    array |= {"SLURM_ARRAY_TASK_ID": "2"}
+    code, lines, _ = run(job, None, **array)
+    assert code == 0 and "<--workdir=d>" in lines
 
 
 JAX = """#!/bin/bash

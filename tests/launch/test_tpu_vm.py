@@ -160,9 +160,8 @@ def test_a_run_that_is_there_is_watched_and_a_dead_one_started_again():
 
 
 def test_a_failure_for_good_ends_it_and_deletes_the_tpu():
-    cloud = Cloud(
-        READY, OK, OK, READY, (134, ""), (0, "134\n3\n"), READY, OK, Seen(None)
-    )
+    died = (134, ""), (0, "134\n3\n")
+    cloud = Cloud(READY, OK, OK, READY, *died, READY, OK, Seen(None))
     assert watched(cloud) == 3
     assert cloud.done[-1] == "delete"
 
@@ -242,7 +241,7 @@ def test_the_command_line_calls_gcloud_in_order(here, tools, tmp_path, capfd):
     assert main(arguments) == 0
     place = "--zone=z --worker=all"
     called = calls.read_text().splitlines()
-    attempt = called[7].rpartition(" ")[2]
+    attempt = called[8].rpartition(" ")[2]
     look = [
         "queued-resources list --zone=z --format=value(name.basename(),state.state)",
         "tpu-vm list --zone=z --format=value(name.basename(),state)",
@@ -257,9 +256,7 @@ def test_the_command_line_calls_gcloud_in_order(here, tools, tmp_path, capfd):
             "tpu-vm scp plmjax-launch/plmjax.sh plmjax-launch/plmjax.tar.gz plmjax: "
             + place,
             f"tpu-vm ssh plmjax {place} --command=bash plmjax.sh install",
-            *look[:0],
-            *look[:1],
-            *look[1:],
+            *look,
             f"tpu-vm ssh plmjax {place} --command=bash plmjax.sh run {attempt}",
             *look,
             "queued-resources delete plmjax --zone=z --force --quiet",
@@ -393,7 +390,7 @@ def test_a_run_of_another_command_is_stopped_first(host):
     other = host.start("run", "10-0")
     assert host.pid(other) != pid
     assert watching.wait(timeout=20) == 75
-    assert watching.stdout.read() == "saved\n"
+    assert watching.stdout.read().endswith("saved\n")
     host.go(0)
     assert other.wait(timeout=20) == 0
 
