@@ -37,6 +37,7 @@ export PLMJAX_FAILURE_FILE={{failure_file}}
 # left to itself, JAX takes one, the one of the task's number.
 export GPUS_PER_TASK={{gpus_per_task}} SLURM_GPU_BIND=none
 export SRUN_CPUS_PER_TASK={{cpus_per_task}}
+export PYTHONUNBUFFERED=1
 task='
 if [ -n "${GPUS_PER_TASK:-}" ]; then
   first=$((SLURM_LOCALID * GPUS_PER_TASK))

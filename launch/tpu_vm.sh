@@ -10,6 +10,7 @@
 # The run does not hang by the ssh connection: when that breaks, gcloud calls `run ID`
 # again, which goes on watching.
 set -u
+export PYTHONUNBUFFERED=1
 mkdir -p "$HOME/{{name}}/attempts"
 cd "$HOME/{{name}}" || exit 2
 command=({{command}})

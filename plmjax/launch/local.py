@@ -1,6 +1,7 @@
 """Several processes of one run on this machine."""
 
 import dataclasses
+import importlib.util
 import os
 import re
 import shlex
@@ -30,7 +31,9 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
       PlmjaxError: the machine has too few devices, or no such Python.
     """
     argv = command.module(options.python, arguments)
-    gpus, tpus = visible_gpus(os.environ, Path("/dev")), has_tpus(Path("/dev"))
+    gpus = visible_gpus(os.environ, Path("/dev"))
+    # The device files are not TPUs' alone.
+    tpus = importlib.util.find_spec("libtpu") and has_tpus(Path("/dev"))
     if tpus and options.num_processes > 1 and _platform_may_be(os.environ, "tpu"):
         raise PlmjaxError(
             "one process uses all chips of a TPU host.",
@@ -93,7 +96,8 @@ def variables(
     Raises:
       PlmjaxError: there are fewer GPUs than processes need.
     """
-    own = {}
+    # Into a pipe, Python would print by pages and not by lines.
+    own = {"PYTHONUNBUFFERED": "1"}
     if options.num_processes > 1:
         own |= {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -143,7 +147,7 @@ def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
 
 
 def has_tpus(devices: Path) -> bool:
-    """Says whether TPU chips are attached to this machine."""
+    """Says whether there are device files as TPU chips have them."""
     return (devices / "accel0").exists() or (devices / "vfio/0").exists()
 
 

@@ -2,10 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from tests_common import run_cli
+from tests_common import TINY, environment, run_cli
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import main
@@ -30,7 +33,9 @@ def devices(tmp_path):
 
 def variables(n, m=None, index=0, gpus=(), **environment):
     options = local.Options(num_processes=n, devices_per_process=m)
-    return local.variables(options, index, 4321, environment, gpus)
+    found = local.variables(options, index, 4321, environment, gpus)
+    assert found.pop("PYTHONUNBUFFERED") == "1"
+    return found
 
 
 def test_processes_of_cpus_get_their_place_devices_and_threads():
@@ -156,6 +161,40 @@ def test_two_real_processes_of_a_verb_and_their_code():
     assert any(re.match(r"\[[01]\] error: .*/nowhere", line) for line in lines), lines
     said = r"\[launch\] Process [01] ended with exit code 2, the first of the failures."
     assert any(re.fullmatch(said, line) for line in lines), lines
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(600)
+def test_a_training_of_two_goes_on_after_one_was_killed(corpus, tmp_path):
+    command = [sys.executable, "-m", "plmjax", "launch", "--target=local"]
+    options = ["--num_processes=2", "--restarts=1", "--grace_seconds=20", "--"]
+    training = ["pretrain", *TINY, f"--config.data.source.paths={corpus}"]
+    more = ["--config.train.steps=15", f"--workdir={tmp_path / 'run'}"]
+    launcher = subprocess.Popen(
+        [*command, *options, *training, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(PLMJAX_HEARTBEAT_SECONDS="10"),
+    )
+    with launcher:
+        try:
+            assert launcher.stdout
+            for line in launcher.stdout:
+                if line.startswith("[0] step 5:"):
+                    break
+            os.kill(children(launcher.pid)[1], signal.SIGKILL)
+            out, err = launcher.communicate(timeout=500)
+        finally:
+            launcher.kill()
+    assert launcher.returncode == 0, err
+    assert "Starting again, 1 of 1 times." in err
+    assert "[0] step 15: held-out loss" in out
 
 
 @pytest.mark.parametrize(
