@@ -14,11 +14,15 @@ from plmjax.pretrain import EMBEDDED
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "launch" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|bench"
+VERBS = "pretrain|evaluate|fill|next|detect|export|import|launch|bench"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -58,6 +62,8 @@ def commands(page: Path) -> list[list[str]]:
                 found.append(command := [])
             elif set(word) <= set("&|;<>"):
                 command = None
+            elif word == "--" and command is not None:
+                found.append(command := [])  # what `plmjax launch` starts
             elif command is not None:
                 command.append(word)
             before.append(word)
