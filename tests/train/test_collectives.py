@@ -201,6 +201,21 @@ def test_a_data_parallel_step_sends_the_gradients_once(accumulation):
     assert 0 <= lib.sent(found) * 8 / (2 * 7) - parameter_bytes() < SMALL
 
 
+@pytest.mark.timeout(120)
+def test_an_fsdp_step_gathers_weights_and_scatters_gradients_once():
+    """Nothing that grows with the batch is sent, whatever the accumulation."""
+    found = lib.collectives(lowered((1, 8, 1), 2, "token"))
+    assert all(one.known and one.times == 1 for one in found)
+    sums = lib.sent_by_axis(found, {"data": 1, "fsdp": 8, "tensor": 1})["fsdp"]
+    assert sums.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    split = sums["all-gather"][1]
+    assert split == sums["reduce-scatter"][1]
+    # What a rule keeps whole is summed, as are loss and metrics.
+    whole = sums["all-reduce"][1] / 2
+    assert 0 <= (split + whole) * 8 / 7 - parameter_bytes() < SMALL
+    assert split > 0.8 * parameter_bytes() * 7 / 8
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_every_collective_of_the_mixed_mesh_is_understood():
