@@ -133,6 +133,16 @@ def shardings(mesh: Mesh, state, zero1: bool = False):
     return tree.map_named(place, state)
 
 
+def whole_layers(mesh: Mesh, params):
+    """Returns the shardings in which parameters are computed with: not over fsdp."""
+
+    def put_together(place: NamedSharding) -> NamedSharding:
+        axes = (None if axis == "fsdp" else axis for axis in place.spec)
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree.map(put_together, shardings(mesh, params))
+
+
 def bytes_per_device(mesh: Mesh, state, zero1: bool = False) -> int:
     """Returns the bytes of a pytree of arrays or shapes that one device holds."""
     return sum(

@@ -162,8 +162,15 @@ def make_step(
         if explicit:
             f = row_parallel(loss_and_gradients, mesh, places)
             return f(params, frozen, batch, key)
+        # Weights are put together over fsdp first, for row_parallel's reason, and their
+        # gradients made whole before they are divided: an embedding's gradient that is
+        # made in parts wants the activations of all rows.
+        whole, still = (sharding.whole_layers(mesh, tree) for tree in (params, frozen))
+        constrain = jax.lax.with_sharding_constraint
+        params, frozen = constrain(params, whole), constrain(frozen, still)
         loss, metrics, grads = loss_and_gradients(params, frozen, batch, key)
-        return loss, metrics, jax.lax.with_sharding_constraint(grads, places)
+        grads = constrain(grads, whole)
+        return loss, metrics, constrain(grads, places)
 
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))
