@@ -137,8 +137,8 @@ def whole_layers(mesh: Mesh, params):
     """Returns the shardings in which parameters are computed with: not over fsdp."""
 
     def put_together(place: NamedSharding) -> NamedSharding:
-        axes = (None if axis == "fsdp" else axis for axis in place.spec)
-        return NamedSharding(mesh, P(*axes))
+        axes = tuple(place.spec)
+        return NamedSharding(mesh, P(*(a if a != "fsdp" else None for a in axes)))
 
     return jax.tree.map(put_together, shardings(mesh, params))
 
