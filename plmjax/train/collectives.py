@@ -13,14 +13,14 @@ import numpy as np
 
 # Times the whole buffer, less the nth that is already there. The whole buffer is what
 # comes out of all-reduce and all-gather, and what goes into the others.
-_RING = {
+RING = {
     "all-reduce": 2,  # a reduce-scatter, then an all-gather
     "all-gather": 1,
     "reduce-scatter": 1,
     "all-to-all": 1,
     "ragged-all-to-all": 1,
 }
-KINDS = (*_RING, "collective-permute", "collective-broadcast")
+KINDS = (*RING, "collective-permute", "collective-broadcast")
 
 _OPERATION = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -63,9 +63,9 @@ class Collective:
         """The bytes that a device sends in a step, all executions together."""
         if self.size == 1:
             return 0.0
-        if self.kind in _RING:
+        if self.kind in RING:
             share = (self.size - 1) / self.size
-            return _RING[self.kind] * share * self.bytes * self.times
+            return RING[self.kind] * share * self.bytes * self.times
         return float(self.bytes * self.times)
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ def whole_layers(mesh: Mesh, params):
     """Returns the shardings in which parameters are computed with: not over fsdp."""
 
     def put_together(place: NamedSharding) -> NamedSharding:
-        axes = tuple(place.spec)
+        axes: tuple = place.spec  # type: ignore[assignment]
         return NamedSharding(mesh, P(*(a if a != "fsdp" else None for a in axes)))
 
     return jax.tree.map(put_together, shardings(mesh, params))
