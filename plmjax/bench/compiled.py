@@ -53,7 +53,7 @@ def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[d
     layers = {whole.layers} if config.full else {min(n, whole.layers) for n in FEW}
     # Where each device computes whole layers, nothing that is sent grows with the rows
     # (tests/train/test_collectives.py).
-    rows = {kind: (ROWS,) for kind in config.meshes}
+    rows: dict[str, tuple[int, ...]] = {kind: (ROWS,) for kind in config.meshes}
     if rows_twice and "tensor" in rows:
         rows["tensor"] = (ROWS, 2 * ROWS)
     objective = objective_of(whole)
@@ -76,7 +76,9 @@ def _compile(
     config: ScalingConfig, kind: str, devices: int, encoder: EncoderConfig, rows: int
 ) -> dict[str, Any]:
     sizes = config.mesh(kind, devices)
-    mesh, zero1 = sharding.make_mesh(MeshConfig(*sizes.values())), kind == "zero1"
+    zero1 = kind == "zero1"
+    block = MeshConfig(sizes["data"], sizes["fsdp"], sizes["tensor"], zero1)
+    mesh = sharding.make_mesh(block)
     objective, optimizer = objective_of(encoder), make_optimizer(OptimizerConfig())
     batch = shapes(rows * sizes["data"] * sizes["fsdp"], config.length)
     state = jax.eval_shape(

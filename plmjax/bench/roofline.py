@@ -32,9 +32,9 @@ class Chip:
 
 # Dense bf16. NVIDIA's data sheets of H100 SXM and H200: 989 TFLOP/s, NVLink 900 GB/s in
 # both directions together; an NDR InfiniBand card a GPU, 400 Gb/s.
-# cloud.google.com/tpu/docs/v5e, v5p, v6e: FLOP/s, bidirectional interconnect a chip (400,
-# 1,200, 800 GB/s), the largest slice, data center network (6.4 Tb/s a pod of 256, 50 Gb/s
-# a chip, 25.6 Tb/s a pod of 256).
+# cloud.google.com/tpu/docs/v5e, v5p, v6e: FLOP/s, bidirectional interconnect a chip
+# (400, 1,200, 800 GB/s), the largest slice, data center network (6.4 Tb/s a pod of 256,
+# 50 Gb/s a chip, 25.6 Tb/s a pod of 256).
 CHIPS = (
     Chip("H100, H200", 989e12, 450 * GB, 8, 50 * GB),
     Chip("H100, H200, flat ring", 989e12, 450 * GB, 8, 50 * GB, flat=True),

@@ -137,8 +137,9 @@ def whole_layers(mesh: Mesh, params):
     """Returns the shardings in which parameters are computed with: not over fsdp."""
 
     def put_together(place: NamedSharding) -> NamedSharding:
-        axes: tuple = place.spec  # type: ignore[assignment]
-        return NamedSharding(mesh, P(*(a if a != "fsdp" else None for a in axes)))
+        return NamedSharding(
+            mesh, P(*(axis if axis != "fsdp" else None for axis in place.spec or ()))
+        )
 
     return jax.tree.map(put_together, shardings(mesh, params))
 
