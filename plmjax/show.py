@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from plmjax import tree
 from plmjax.evaluate.fill import guesses
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig
@@ -180,26 +179,6 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
         labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
         words.append(f"\nPairs: {', '.join(labels) or 'none'}")
     return " ".join(words)
-
-
-def parameter_table(params) -> Table:
-    """Returns the parameters of each block: the first two parts of their names."""
-    blocks: dict[str, list] = {}
-    for name, leaf in tree.flatten(params).items():
-        blocks.setdefault("/".join(name.split("/")[:2]), []).append(leaf)
-    table = Table(title="Parameters", title_style="")
-    table.add_column("block")
-    table.add_column("parameters", justify="right")
-    table.add_column("MB", justify="right")
-    for block, leaves in blocks.items():
-        table.add_row(
-            block, f"{tree.count(leaves):,}", f"{tree.size_in_bytes(leaves) / 1e6:,.1f}"
-        )
-    table.add_section()
-    table.add_row(
-        "all", f"{tree.count(params):,}", f"{tree.size_in_bytes(params) / 1e6:,.1f}"
-    )
-    return table
 
 
 def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:

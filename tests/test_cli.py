@@ -188,7 +188,7 @@ def test_the_reader_of_the_output_leaves(trained, tmp_path):
 
 def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):
     paths = f"--config.data.source.paths={trained[0] / 'corpus.txt'}"
-    options = (*TINY, paths, f"--workdir={tmp_path / 'run'}", "--dry_run")
+    options = (*TINY, paths, f"--workdir={tmp_path / 'run'}", "--dry_run=shapes")
     code, out, err = call("pretrain", *options)
     assert (code, err) == (Exit.OK, "")
     assert "[MASK=" in out and "memory a device" in out and "Dry run" in out

@@ -180,7 +180,7 @@ def dry_run(recipe: str, tmp_path: Path, *more: str) -> int:
             "--config.data.held_out_percent=10",
             f"--config.tokenizer.vocab_size={size}",
             f"--workdir={tmp_path / 'run'}",
-            "--dry_run",
+            "--dry_run=shapes",
             *more,
         ]
     )

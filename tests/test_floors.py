@@ -25,6 +25,7 @@ FLOORS = {
     "run": 5,
     "start": 5,
     "pretrain": 5,
+    "dry_run": 5,
     "bench": 5,
     "launch": 5,
     "cli": 6,
