@@ -130,8 +130,9 @@ def history(found: Outcome) -> str | None:
     if not done:
         return None
     figure, ((plot,),) = _figure(3.2)
-    x, y = _points(pruned)
-    plot.plot(x, y, "x", color=_OTHER, alpha=0.8, label="pruned, at its last")
+    if pruned:
+        x, y = _points(pruned)
+        plot.plot(x, y, "x", color=_OTHER, alpha=0.8, label="pruned, at its last")
     x, y = _points(done)
     plot.plot(x, y, "o", color=_OTHER, label="finished")
     best = np.maximum.accumulate(y) if found.maximise else np.minimum.accumulate(y)
@@ -140,13 +141,7 @@ def history(found: Outcome) -> str | None:
     plot.set_xlabel("trial")
     plot.set_ylabel(found.objective)
     plot.xaxis.get_major_locator().set_params(integer=True)
-    shown = plot.get_legend_handles_labels()
-    kept = [
-        (h, label)
-        for h, label in zip(*shown, strict=True)
-        if pruned or h.get_xdata().size
-    ]
-    plot.legend(*zip(*kept, strict=True), frameon=False, labelcolor=_INK)
+    plot.legend(frameon=False, labelcolor=_INK)
     return _svg(figure)
 
 
@@ -238,7 +233,7 @@ def parallel(found: Outcome) -> str | None:
     for index in np.argsort(better):
         r = done[index]
         x = [axis.place(value_of(r, k)) for axis, k in zip(axes, keys, strict=True)]
-        share = better[index] / max(len(done) - 1, 1)
+        share = float(better[index]) / (len(done) - 1)
         plot.plot(
             range(len(axes) + 1),
             [*x, goal[index]],

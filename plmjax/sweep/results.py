@@ -177,16 +177,21 @@ def write(root: Path, found: Outcome) -> None:
     )
 
 
+def _number(value: float | None) -> float | None:
+    """Returns what JSON can hold: it knows no NaN."""
+    return value if _is_number(value) else None
+
+
 def _as_json(r: Result) -> dict[str, Any]:
     return {
         "trial": r.trial.number,
         "values": r.trial.values,
         "state": r.state,
-        "value": r.value,
+        "value": _number(r.value),
         "step": r.step,
         "seconds": r.seconds,
-        "figures": r.figures,
-        "evaluations": [list(point) for point in r.curve],
+        "figures": {name: _number(value) for name, value in r.figures.items()},
+        "evaluations": [[step, _number(value)] for step, value in r.curve],
         "code": r.code,
         "log": list(r.log),
         "workdir": str(r.trial.directory),

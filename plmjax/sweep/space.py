@@ -34,6 +34,12 @@ class Numbers:
         if self.whole and not all(isinstance(n, int) for n in (self.low, self.high)):
             raise PlmjaxError(f"a range of whole numbers cannot be {told}.")
 
+    def __str__(self) -> str:
+        how = ", logarithmic" if self.log else ""
+        how += f", in steps of {self.step:g}" if self.step is not None else ""
+        how += ", whole" if self.whole else ""
+        return f"{self.low:g} to {self.high:g}{how}"
+
     @property
     def ends(self) -> tuple[Choice, ...]:
         """The values whose validity stands for all of them."""
@@ -55,6 +61,9 @@ class Choices:
                     f"space.choice cannot hold {value!r}.",
                     hint="Give numbers, strings, True, False or None.",
                 )
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.values))
 
     @property
     def ends(self) -> tuple[Choice, ...]:
