@@ -32,6 +32,7 @@ class Options:
     parallel: int = 1
     retry_failed: bool = False
     share_text: bool = True
+    poll_seconds: float = 0.2
 
 
 def sweep(
@@ -63,6 +64,7 @@ def sweep(
             local_slots(options.parallel),
             log,
             start,
+            options.poll_seconds,
         )
         before = [trials.result(trial, found.study.objective) for trial in known]
         local.remember(before)

@@ -244,9 +244,9 @@ class Local:
 
     def _check_objective(self, record: dict) -> None:
         """Refuses a name that no run gives, instead of training them all first."""
-        at_the_end = () if self.config.prune_from_step is not None else _ONLY_AT_THE_END
-        known = [*record.keys() - {"kind", "step", "tokens", "seconds"}, *at_the_end]
-        if self.config.objective not in known:
+        known = record.keys() - {"kind", "step", "tokens", "seconds"}
+        waits = self.config.prune_from_step is None
+        if not (waits and self.config.objective in _ONLY_AT_THE_END):
             raise trials.unknown_objective(self.config.objective, known)
 
     def _ended(self, job: _Job, code: int) -> None:

@@ -157,7 +157,7 @@ def _failure(r: Result) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #e8710a; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+body { background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .best { border-left: 4px solid var(--good); padding-left: .8rem; }
@@ -174,7 +174,9 @@ th button:focus-visible { outline: 2px solid var(--good); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 .failed { color: #d33; } .pruned, .stopped, .waiting { opacity: .65; }
-svg text { font-family: system-ui, sans-serif !important; }
+/* The halo keeps letters readable where lines cross them. */
+svg text { font-family: system-ui, sans-serif !important; paint-order: stroke;
+  stroke: Canvas; stroke-width: .25em; stroke-linejoin: round; }
 a { color: inherit; }
 """
 
