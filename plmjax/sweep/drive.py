@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,10 +50,9 @@ def sweep(
     workdir = Workdir(root)
     workdir.create()
     with workdir.locked():
-        trials.agree(root, found)
         known, study = _study(found, root, options.retry_failed, log)
         if options.runner != "local":
-            return _hand_out(found, root, study, options.runner, log)
+            return _hand_out(found, root, known, study, options.runner, log)
         trials.wait_until_free(trials.saved(root), log)
         texts = Texts(root, known) if options.share_text else None
         local = Local(
@@ -72,7 +71,7 @@ def sweep(
         try:
             signal = local.run()
         finally:
-            end = _write(found, root)
+            end = _write(found, root, known)
     if signal is not None:
         log(f"Stopped by {signal}: {end.summary()}. The same command goes on.")
         return Exit.RESUMABLE
@@ -90,12 +89,14 @@ def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
     if not (root / "sweep.json").exists():
         raise PlmjaxError(f"{root} holds no sweep.", hint="Start it without --collect.")
     with contextlib.ExitStack() as stack:
-        # A sweep that is running tells Optuna itself.
-        with contextlib.suppress(PlmjaxError):
+        try:
             stack.enter_context(Workdir(root).locked())
-            trials.agree(root, found)
-            _study(found, root, False, log)
-        end = _write(found, root)
+        except PlmjaxError:
+            # A sweep that is running tells Optuna itself.
+            known = [] if found.listed is None else trials.settle(root, found)
+        else:
+            known, _ = _study(found, root, False, log)
+        end = _write(found, root, known)
     return _conclude(end, root, log)
 
 
@@ -119,17 +120,30 @@ def show(found: Plan) -> Table:
 def _study(
     found: Plan, root: Path, retry_failed: bool, log: Callable[[str], Any]
 ) -> tuple[list[Trial], Study]:
-    """Returns the trials that are known, and what says which comes next."""
+    """Returns the trials that are known, and what says which comes next.
+
+    Only once it is clear that the file still describes what has been started is it
+    written down.
+    """
+    trials.agree(root, found)
     if found.space is not None:
-        study = Search(root, found, log, retry_failed)
-        return trials.saved(root), study
-    known = trials.settle(root, found)
-    done = [trials.result(trial, found.study.objective) for trial in known]
-    return known, Listed(done, retry_failed)
+        study: Study = Search(root, found, log, retry_failed)
+        known = trials.saved(root)
+    else:
+        known = trials.settle(root, found)
+        done = [trials.result(trial, found.study.objective) for trial in known]
+        study = Listed(done, retry_failed)
+    trials.note(root, found)
+    return known, study
 
 
 def _hand_out(
-    found: Plan, root: Path, study: Study, runner: Runner, log: Callable[[str], Any]
+    found: Plan,
+    root: Path,
+    known: Sequence[Trial],
+    study: Study,
+    runner: Runner,
+    log: Callable[[str], Any],
 ) -> int:
     """Draws all trials, writes each down, and says how to run those that are left."""
     if found.space is not None:
@@ -138,7 +152,7 @@ def _hand_out(
     while (trial := study.next()) is not None:
         trial.save()
         given.append(trial)
-    end = _write(found, root)
+    end = _write(found, root, known)
     lines = handout.command_lines(given, found.fixed)
     if not given:
         return _conclude(end, root, log)
@@ -153,12 +167,10 @@ def _hand_out(
     return Exit.OK
 
 
-def _write(found: Plan, root: Path) -> Outcome:
-    """Writes the results of every trial that there is, and shows them."""
-    known = trials.saved(root)
-    if found.listed is not None:
-        known = trials.settle(root, found)
+def _write(found: Plan, root: Path, listed: Sequence[Trial]) -> Outcome:
+    """Writes the results of every trial that is listed, or has been drawn."""
     objective = found.study.objective
+    known = trials.saved(root) if found.listed is None else listed
     read = [trials.result(trial, objective) for trial in known]
     end = results.outcome(read, objective, found.study.maximise)
     results.write(root, end)

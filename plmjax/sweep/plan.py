@@ -61,9 +61,11 @@ class Plan:
     base: dict[str, Any]
     fixed: tuple[str, ...]
     study: StudyConfig
-    # One of the two.
+    # One of the two: the values of each trial, or what they are drawn from.
     listed: tuple[Values, ...] | None
     space: Mapping[str, space_lib.Range] | None
+    # Of each listed trial.
+    configs: tuple[dict[str, Any], ...] = ()
 
     def config(self, values: Values) -> dict[str, Any]:
         """Returns the whole config of a trial, as JSON has it.
@@ -118,7 +120,9 @@ def load(path: str, fixed: Sequence[str] = ()) -> Plan:
         space,
     )
     _check_keys(plan)
-    _check_list(plan) if listed is not None else _check_space(plan)
+    if listed is not None:
+        return dataclasses.replace(plan, configs=tuple(_configs(plan)))
+    _check_space(plan)
     return plan
 
 
@@ -157,16 +161,18 @@ def _check_keys(plan: Plan) -> None:
         )
 
 
-def _check_list(plan: Plan) -> None:
-    assert plan.listed is not None
+def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yields the config of each listed trial."""
     if not plan.listed:
         raise PlmjaxError("get_hyper lists no trials.")
     seen: dict[str, int] = {}
     for number, values in enumerate(plan.listed):
         with _naming(f"trial {number} ({describe(values)})"):
-            same = seen.setdefault(json.dumps(plan.config(values)), number)
+            config = plan.config(values)
+            same = seen.setdefault(json.dumps(config), number)
             if same != number:
                 raise PlmjaxError(f"it is trial {same} again.")
+        yield config
 
 
 def _check_space(plan: Plan) -> None:

@@ -107,16 +107,17 @@ def settle(root: Path, plan: Plan) -> list[Trial]:
     """
     assert plan.listed is not None
     before = {_identity(trial.config): trial for trial in saved(root)}
-    configs = [plan.config(values) for values in plan.listed]
-    known = [before.pop(_identity(config), None) for config in configs]
+    known = [before.pop(_as_key(config), None) for config in plan.configs]
     if before:
-        raise _vanished(next(iter(before.values())), configs)
+        raise _vanished(next(iter(before.values())), plan.configs)
     taken = {trial.number for trial in known if trial is not None}
     free = (number for number in range(2 * len(known)) if number not in taken)
     return sorted(
         (
             trial or make(root, next(free), values, config)
-            for trial, values, config in zip(known, plan.listed, configs, strict=True)
+            for trial, values, config in zip(
+                known, plan.listed, plan.configs, strict=True
+            )
         ),
         key=lambda trial: trial.number,
     )
@@ -136,11 +137,15 @@ def _full(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(filled))
 
 
+def _as_key(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
 def _identity(config: dict[str, Any]) -> str:
-    return json.dumps(_full(config), sort_keys=True)
+    return _as_key(_full(config))
 
 
-def _vanished(trial: Trial, configs: list[dict[str, Any]]) -> PlmjaxError:
+def _vanished(trial: Trial, configs: Sequence[dict[str, Any]]) -> PlmjaxError:
     old = _full(trial.config)
     nearest = min((config_lib.changes(old, c) for c in configs), key=len)
     lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in nearest.items()]
@@ -152,26 +157,32 @@ def _vanished(trial: Trial, configs: list[dict[str, Any]]) -> PlmjaxError:
 
 
 def agree(root: Path, plan: Plan) -> None:
-    """Compares what a study stands on with what it stood on, and writes it down.
+    """Compares what a study stands on with what it stood on.
 
     Raises:
       PlmjaxError: the objective or the space of a search has changed, or its kind.
     """
-    told: dict[str, Any] = {"kind": "list"}
-    if plan.space is not None:
-        space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
-        goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
-        told = {"kind": "search", **goal, "space": space}
-    told = json.loads(json.dumps(told))
     before = Workdir(root).read("sweep.json")
-    if before is not None and (changed := config_lib.changes(before, told)):
+    if before is not None and (changed := config_lib.changes(before, _stands_on(plan))):
         lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
         raise PlmjaxError(
             f"{root} holds another study:\n" + "\n".join(lines),
             hint="\nChoose another --workdir.",
         )
-    write_json(root / "sweep.json", told)
+
+
+def note(root: Path, plan: Plan) -> None:
+    """Writes down what a study stands on, and the config its commands name."""
+    write_json(root / "sweep.json", _stands_on(plan))
     write_json(root / "base.json", plan.base)
+
+
+def _stands_on(plan: Plan) -> dict[str, Any]:
+    if plan.space is None:
+        return {"kind": "list"}
+    space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
+    goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
+    return json.loads(json.dumps({"kind": "search", **goal, "space": space}))
 
 
 def result(trial: Trial, objective: str) -> Result:
@@ -195,11 +206,7 @@ def result(trial: Trial, objective: str) -> Result:
     last = {"step": curve[-1][0], "value": curve[-1][1]} if curve else {}
     scores = workdir.read("scores.json")
     if scores is not None:
-        if _identity(dataclasses.asdict(workdir.config())) != _identity(trial.config):
-            raise PlmjaxError(
-                f"{trial.directory} holds a run that is not the sweep's {trial.name}.",
-                hint="Move it elsewhere.",
-            )
+        _check_own(trial, workdir.read("config.json") or {})
         step = scores.pop("step")
         value = scores.get(objective, last.get("value"))
         if value is None:
@@ -213,6 +220,15 @@ def result(trial: Trial, objective: str) -> Result:
         return Result(**common | last | how)
     state = "stopped" if (workdir / "config.json").exists() else "waiting"
     return Result(state=state, **common | last)
+
+
+def _check_own(trial: Trial, config: dict[str, Any]) -> None:
+    """Raises PlmjaxError where what has run in a trial's directory is not the trial."""
+    if config != trial.config and _identity(config) != _identity(trial.config):
+        raise PlmjaxError(
+            f"{trial.directory} holds a run that is not the sweep's {trial.name}.",
+            hint="Move it elsewhere.",
+        )
 
 
 def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:

@@ -6,22 +6,22 @@ from pathlib import Path
 
 from plmjax import Exit
 
-BASE = '''
+BASE = """
 def get_config():
     return {
         "model": {"preset": "bert-tiny"},
         "train": {"steps": 80, "batch": 8, "evaluate_every_steps": 10},
     }
-'''
+"""
 RATE, SEED = "train.optimizer.learning_rate", "train.seed"
 GRID = (
     BASE
-    + f'''
+    + f"""
 def get_hyper(hyper):
     return hyper.product([
         hyper.sweep("config.{RATE}", [1e-4, 1e-3, 1e-2]), hyper.seeds(2)
     ])
-'''
+"""
 )
 SEARCH = (
     BASE

@@ -174,7 +174,9 @@ def test_a_trial_that_was_started_cannot_change(sweep, old, new, difference):
 
 def test_a_search_is_not_taken_for_a_list(sweep):
     sweep.run()
-    text = BASE + f"def get_space(space):\n    return {{'{RATE}': space.log(1e-4, 1)}}\n"
+    text = (
+        BASE + f"def get_space(space):\n    return {{'{RATE}': space.log(1e-4, 1)}}\n"
+    )
     sweep.write(text + "def get_study():\n    return {'trials': 2}\n")
     with pytest.raises(PlmjaxError, match="another study"):
         sweep.run()
@@ -284,8 +286,8 @@ def test_text_is_prepared_once_for_those_who_share_it(sweep):
     paths = "hyper.sweep('data.source.paths', ['a', 'b'])"
     alone = "hyper.fixed('data.source.paths', 'c')"
     pair = f"hyper.product([{paths}, hyper.seeds(2)])"
-    rates = f"[dict(trial, **{{'{RATE}': 1e-3}}) for trial in hyper.chainit([{pair}, {alone}])]"
-    sweep.write(BASE + f"def get_hyper(hyper):\n    return {rates}\n")
+    both = f"[hyper.fixed('{RATE}', 1e-3), hyper.chainit([{pair}, {alone}])]"
+    sweep.write(BASE + f"def get_hyper(hyper):\n    return hyper.product({both})\n")
     prepared, fakes = [], sweep.fakes
 
     def start(arguments, log, slot, environment):

@@ -150,11 +150,15 @@ def listed(trials: str) -> str:
             "train.batch=0 of get_space.*at least 1",
         ),
         (
-            SEARCH.replace("STUDY", "{'trials': 3}").replace("train.batch", "train.bat"),
+            SEARCH.replace("STUDY", "{'trials': 3}").replace(
+                "train.batch", "train.bat"
+            ),
             "Did you mean train.batch",
         ),
         (
-            SEARCH.replace("STUDY", "{'trials': 3}").replace("space.log(1e-5, 1e-1)", "3"),
+            SEARCH.replace("STUDY", "{'trials': 3}").replace(
+                "space.log(1e-5, 1e-1)", "3"
+            ),
             "is 3, which is no range",
         ),
     ],
