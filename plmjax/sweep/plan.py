@@ -2,8 +2,9 @@
 
 A sweep file is Python, and has
 
-  get_config([argument])  the config that all trials start from: a ConfigDict, or the
-                          path of a recipe, relative to the sweep file
+  get_config([argument])  the config that all trials start from: a ConfigDict, the
+                          path of a recipe, relative to the sweep file, or a pair of
+                          that path and {key: value} of what is changed in it
   get_hyper(hyper)        a list of {key: value}, made with plmjax/sweep/hyper.py
   get_space(space)        or {key: range}, made with plmjax/sweep/space.py
   get_study()             optional: a dict with the fields of StudyConfig
@@ -57,7 +58,7 @@ class StudyConfig:
 class Plan:
     """A sweep as its file and the command line describe it."""
 
-    # What lies over the defaults, and what the command line sets for every trial.
+    # What lies over the defaults, and "key=value" that every trial is given.
     base: dict[str, Any]
     fixed: tuple[str, ...]
     study: StudyConfig
@@ -107,6 +108,7 @@ def load(path: str, fixed: Sequence[str] = ()) -> Plan:
     listed = space = None
     with config_lib.errors_of(path):
         base = module.get_config(argument) if argument else module.get_config()
+        base, changed = base if isinstance(base, tuple) else (base, {})
         study = module.get_study() if hasattr(module, "get_study") else {}
         if hasattr(module, "get_hyper"):
             listed = tuple(_cleaned(trial) for trial in module.get_hyper(hyper))
@@ -114,7 +116,7 @@ def load(path: str, fixed: Sequence[str] = ()) -> Plan:
             space = _cleaned(module.get_space(space_lib))
     plan = Plan(
         _layer(base, name),
-        tuple(fixed),
+        (*overrides_of(_cleaned(changed)), *fixed),
         config_lib.build(StudyConfig, study),
         listed,
         space,
@@ -150,14 +152,14 @@ def _cleaned(trial: Any) -> dict[str, Any]:
 
 
 def _check_keys(plan: Plan) -> None:
-    """Refuses what both the file and the command line set."""
+    """Refuses a key that is both varied and the same for every trial."""
     keys = {key for trial in plan.listed or () for key in trial} | {*(plan.space or ())}
     both = keys & {override.partition("=")[0] for override in plan.fixed}
     if both:
         key = min(both)
         raise PlmjaxError(
-            f"--config.{key} is what the sweep varies.",
-            hint="Leave it to the file, or take it out there.",
+            f"{key} is what the sweep varies, and fixed as well.",
+            hint="Say one of the two.",
         )
 
 

@@ -102,6 +102,12 @@ def test_the_base_may_be_a_recipe_with_an_argument(tmp_path):
     text = "def get_config():\n    return 'recipes/recipe.py:7'\n"
     text += "def get_hyper(hyper):\n    return hyper.seeds(2)\n"
     assert plan.load(sweep_file(tmp_path, text)).base == {"train": {"steps": 7}}
+    pair = "return 'recipes/recipe.py', {'config.train.batch': 4, 'train.steps': 5}"
+    text = text.replace("return 'recipes/recipe.py:7'", pair)
+    found = plan.load(sweep_file(tmp_path, text), ["train.steps=6"])
+    assert found.fixed == ("train.batch=4", "train.steps=5", "train.steps=6")
+    config = found.configs[1]["train"]
+    assert (config["batch"], config["steps"], config["seed"]) == (4, 6, 1)
 
 
 def test_numbers_of_numpy_are_taken_for_what_they_are(tmp_path):
@@ -169,7 +175,9 @@ def test_what_is_wrong_is_named(text, message, tmp_path):
 
 
 def test_what_is_varied_cannot_be_fixed(tmp_path):
-    with pytest.raises(PlmjaxError, match="train.seed is what the sweep varies"):
+    with pytest.raises(
+        PlmjaxError, match="train.seed is what the sweep varies, and fixed"
+    ):
         plan.load(sweep_file(tmp_path, GRID), ["train.seed=1"])
 
 
