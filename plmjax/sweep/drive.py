@@ -53,7 +53,8 @@ def sweep(
         known, study = _study(found, root, options.retry_failed, log)
         if options.runner != "local":
             return _hand_out(found, root, known, study, options.runner, log)
-        trials.wait_until_free(trials.saved(root), log)
+        held = [*(root / "trials").glob("*"), *(root / "texts").glob("*")]
+        trials.wait_until_free(held, log)
         texts = Texts(root, known) if options.share_text else None
         local = Local(
             study,

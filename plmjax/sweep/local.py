@@ -211,7 +211,9 @@ class Local:
         begins = log.stat().st_size if log.exists() else 0
         # Trials compile much the same programs.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(trial.directory.parents[1] / ".xla")}
-        process = self._start(command, log, slot, cache | _own_cache())
+        # All trials of a text wait for it: it may have every core.
+        given = slot if follower else dataclasses.replace(slot, cores=())
+        process = self._start(command, log, given, cache | _own_cache())
         job = _Job(trial, process, slot, log, begins, time.monotonic(), follower, {})
         self._jobs.append(job)
         return job

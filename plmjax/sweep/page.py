@@ -4,7 +4,7 @@ import html
 import os
 from pathlib import Path
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, show
 from plmjax.display import duration
 from plmjax.sweep import plots
 from plmjax.sweep.local import how_ended
@@ -101,7 +101,7 @@ def _trials(root: Path, found: Outcome) -> str:
                 f'<td class="{r.state}">{r.state}',
                 _cell(r.step, "" if r.step is None else f"{r.step:,}"),
                 _cell(r.seconds, "" if r.seconds is None else duration(r.seconds)),
-                *(_cell(r.figures.get(name)) for name in figures),
+                *(_figure(name, r.figures.get(name)) for name in figures),
             ]
         )
     return _table([*head, *(name.replace("_", " ") for name in figures)], lines)
@@ -114,6 +114,10 @@ def _cell(value, text: str | None = None) -> str:
         shown = ""
     key = html.escape(str(value), quote=True)
     return f'<td data-value="{key}">{html.escape(shown)}'
+
+
+def _figure(name: str, value: float | None) -> str:
+    return _cell(value, "" if value is None else show.as_text(name, value))
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:

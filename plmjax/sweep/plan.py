@@ -87,7 +87,8 @@ class Plan:
         one = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
         built = config_lib.build(RunConfig, config)
         run.check(built, typing.cast(jax.sharding.Mesh, one))
-        return json.loads(json.dumps(config))
+        # As it was built: the 10 of a key with fractions is 10.0.
+        return json.loads(json.dumps(config_lib.to_dict(built)))
 
 
 def load(path: str, fixed: Sequence[str] = ()) -> Plan:

@@ -244,9 +244,9 @@ def write_outcome(trial: Trial, state: State, code: int | None = None, log=()) -
     write_json(trial.directory / "outcome.json", told)
 
 
-def held_by(trial: Trial) -> str | None:
-    """Returns which process holds a trial's workdir; None if it is free."""
-    lock = trial.directory / ".lock"
+def held_by(directory: Path) -> str | None:
+    """Returns which process holds a workdir; None if it is free."""
+    lock = directory / ".lock"
     if not lock.exists():
         return None
     with open(lock) as file:
@@ -258,7 +258,7 @@ def held_by(trial: Trial) -> str | None:
 
 
 def wait_until_free(
-    trials: Sequence[Trial], log: Callable[[str], Any], limit_seconds: float = 120.0
+    directories: Iterable[Path], log: Callable[[str], Any], limit_seconds: float = 120.0
 ) -> None:
     """Waits for processes of a killed sweep, which save before they end.
 
@@ -266,13 +266,13 @@ def wait_until_free(
       PlmjaxError: one is still there after the limit.
     """
     end = time.monotonic() + limit_seconds
-    for trial in trials:
-        if holder := held_by(trial):
-            log(f"Waiting for {holder}, which has {trial.name}.")
-        while holder := held_by(trial):
+    for directory in directories:
+        if holder := held_by(directory):
+            log(f"Waiting for {holder}, which has {directory}.")
+        while holder := held_by(directory):
             if time.monotonic() > end:
                 raise PlmjaxError(
-                    f"{trial.directory} is in use by {holder}.",
+                    f"{directory} is in use by {holder}.",
                     hint="Stop it, or wait for it; then run the sweep again.",
                     code=Exit.RESUMABLE,
                 )

@@ -93,7 +93,7 @@ def trial_processes(root: Path) -> list[tuple[int, str]]:
     return found
 
 
-def wait_for(condition, what: str, seconds: float = 240) -> None:
+def wait_for(condition, what: str, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not after {seconds} s"
@@ -135,11 +135,11 @@ def count_finished(place: Path) -> int:
 
 def idle(place: Path) -> dict[str, tuple[int, int]]:
     """Returns the files of finished trials once their processes have ended."""
-    wait_for(lambda: not trial_processes(place / "sweep"), "trials end", 60)
+    wait_for(lambda: not trial_processes(place / "sweep"), "trials end", 120)
     return finished(place)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_sweep_survives_being_killed_and_stopped(place):
     root = place / "sweep"
     watch = Watch(root)
@@ -158,12 +158,12 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
         wait_for(lambda: count_finished(place) >= 7, "seven trials finish")
         wait_for(lambda: trial_processes(root), "a trial runs")
         process.terminate()
-        assert process.wait(60) == Exit.RESUMABLE
+        assert process.wait(120) == Exit.RESUMABLE
         assert not trial_processes(root), "the sweep left before its trials"
         after = finished(place)
         assert before.items() <= after.items(), "a finished trial was run again"
 
-        assert start(place).wait(300) == Exit.DATA
+        assert start(place).wait(400) == Exit.DATA
         assert after.items() <= finished(place).items()
     finally:
         watch.stop()
@@ -197,7 +197,7 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
     # What was missing comes, and the one trial that lacked it is tried again.
     (place / "missing.txt").write_text((place / "corpus.txt").read_text())
     kept = finished(place)
-    assert start(place, "--retry_failed").wait(120) == Exit.OK
+    assert start(place, "--retry_failed").wait(400) == Exit.OK
     assert kept.items() <= finished(place).items()
     assert count_finished(place) == COUNT
     assert "<svg" in (root / "report.html").read_text()

@@ -158,6 +158,14 @@ def test_a_list_may_grow_anywhere(sweep):
     assert values[3] == {RATE: 1e-3, SEED: 1} and values[7] == {RATE: 1e-3, SEED: 2}
 
 
+def test_a_trial_is_recognised_however_its_numbers_are_written(sweep):
+    text = BASE + "def get_hyper(hyper):\n    return hyper.fixed('KEY', 10)\n"
+    sweep.write(text.replace("KEY", "data.held_out_percent"))
+    sweep.fakes.loss = lambda values, step: 1.0
+    assert sweep.run() == 0 and sweep.run() == 0
+    assert sweep.fakes.started == [0]
+
+
 @pytest.mark.parametrize(
     "old, new, difference",
     [
@@ -344,12 +352,14 @@ def test_a_trial_that_a_dead_sweep_left_is_waited_for(sweep, tmp_path):
     found = plan.load(sweep.path)
     (trial, *_) = trials.settle(sweep.root, found)
     trial.save()
-    assert trials.held_by(trial) is None
+    assert trials.held_by(trial.directory) is None
     with trials.Workdir(trial.directory).locked():
-        assert f"process {os.getpid()}" in (trials.held_by(trial) or "")
+        assert f"process {os.getpid()}" in (trials.held_by(trial.directory) or "")
         with pytest.raises(PlmjaxError, match="is in use by process"):
-            trials.wait_until_free([trial], sweep.said.append, limit_seconds=0.0)
-    trials.wait_until_free([trial], sweep.said.append)
+            trials.wait_until_free(
+                [trial.directory], sweep.said.append, limit_seconds=0.0
+            )
+    trials.wait_until_free([trial.directory], sweep.said.append)
     assert len(sweep.said) == 1 and "Waiting for process" in sweep.said[0]
 
 
