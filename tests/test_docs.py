@@ -11,6 +11,7 @@ from plmjax import config
 from plmjax.cli import main
 from plmjax.cli.parser import make_parser
 from plmjax.pretrain import EMBEDDED
+from plmjax.sweep import plan
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ PAGES = [
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|launch|bench"
+VERBS = "pretrain|evaluate|fill|next|detect|export|import|sweep|launch|doctor|bench"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -100,6 +101,10 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         path = None
     # "..." stands for what the reader fills in.
     overrides = [override for override in overrides if not override.endswith("=...")]
+    if args.verb == "sweep":
+        assert path, "a sweep is a file of ours"
+        plan.load(path, overrides)
+        return
     config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
 
 

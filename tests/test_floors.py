@@ -28,6 +28,7 @@ FLOORS = {
     "dry_run": 5,
     "bench": 5,
     "launch": 5,
+    "sweep": 5,
     "cli": 6,
     "__main__": 7,
 }
