@@ -22,6 +22,7 @@ OBJECTIVES = {
     "nsp": ("--config.objective.pairs=nsp",),
     "electra": (
         "--config.objective.kind=electra",
+        "--config.model.preset=electra-tiny",
         "--config.objective.generator.width_fraction=0.5",
     ),
 }
