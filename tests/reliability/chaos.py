@@ -43,11 +43,11 @@ import numpy as np
 from plmjax.cli import main
 from plmjax.data.loader import Loader
 batch = Loader.batch
-def changed(self, step):
-    found = batch(self, step)
+def changed(self, step, *ahead):
+    found = batch(self, step, *ahead)
     if step != {step}:
         return found
-    old, n = batch(self, step - 1), {rows}
+    old, n = batch(self, step - 1, *ahead), {rows}
     return {{k: np.concatenate([old[k][:n], v[n:]]) for k, v in found.items()}}
 Loader.batch = changed
 sys.exit(main(sys.argv[1:]))
