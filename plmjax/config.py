@@ -260,7 +260,7 @@ def load_file(path: str) -> dict:
     if file.suffix == ".json":
         try:
             values = json.loads(file.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlmjaxError(f"{name} is no JSON: {error}.") from error
         return _block(values, name)
     spec = importlib.util.spec_from_file_location("plmjax_config", file)

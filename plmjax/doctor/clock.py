@@ -18,7 +18,7 @@ def checks() -> list[Check]:
     # plmjax's own files cannot have been written in the future.
     newest = Path(plmjax.__file__).stat().st_mtime
     if newest > time.time() + 24 * 3600:
-        date = time.strftime("%Y-%m-%d", time.gmtime())
+        date = time.strftime("%Y-%m-%d", time.gmtime(time.time()))
         seen = f"it says {date} (UTC), which is before plmjax was installed"
         mend = "Set it (chrony, ntpd); certificates are refused on a wrong day."
         return [problem("clock", seen, mend)]
@@ -26,5 +26,5 @@ def checks() -> list[Check]:
         seen = f"it jumped by {jump:+.3f} s within {_WATCH_SECONDS} s"
         mend = "Dates in records will be off; durations will not."
         return [warning("clock", seen, mend)]
-    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time()))
     return [ok("clock", f"{date}, even to {_JUMP_SECONDS * 1e3:.0f} ms")]

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 
-from plmjax.doctor.check import Check, end, last_line, ok, problem
+from plmjax.doctor.check import Check, last_line, ok, problem
 
 # The parent gives up a little before its own parent gives it up.
 SECONDS = 60.0
@@ -43,6 +43,7 @@ def checks(processes: str) -> list[Check]:
         finally:
             for process in started:
                 process.kill()
+                process.wait()
         said.seek(0)
         last = last_line(said.read())
     if codes == [0] * count:
@@ -60,7 +61,6 @@ def _wait(process: subprocess.Popen, until: float) -> int | None:
     try:
         return process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        end(process)
         return None
 
 

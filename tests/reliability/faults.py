@@ -141,7 +141,9 @@ def end(group: Group, kind: str, victim: int, phase: str) -> tuple[int, list[str
         return 0, [f"hang after {kind}: {hanging}"]
     problems = []
     for index, process in enumerate(finished):
-        allowed = _allowed(kind, phase) if index == victim else {0, *_PEER_CODES}
+        allowed = {0, *_PEER_CODES}
+        if index == victim:
+            allowed = _allowed(kind, process.output)
         if process.code not in allowed:
             problems.append(
                 f"{kind} in {phase}: process {index} ended with {process.code}:\n"
@@ -154,14 +156,16 @@ def end(group: Group, kind: str, victim: int, phase: str) -> tuple[int, list[str
     return finished[victim].code, problems
 
 
-def _allowed(kind: str, phase: str) -> set[int]:
+def _allowed(kind: str, output: str) -> set[int]:
     """Returns how a process may end by a fault; 0: it had done its work."""
     if kind.startswith("STOP") or kind == "KILL":
         return {-signal.SIGKILL, 0}
-    # Before Python has come to plmjax, nobody can turn the signal into a 75.
-    early = {-signal.SIGTERM} if phase in ("start", "export") else set()
+    # Before Python has come to plmjax, and while it leaves when all is done, nobody can
+    # turn the signal into a 75.
+    done = "\nNext:\n" in output or output.startswith("Exported step")
+    outside = {-signal.SIGTERM} if done or not output else set()
     killed = {-signal.SIGKILL} if kind.endswith("KILL") else set()
-    return {75, 0} | early | killed
+    return {75, 0} | outside | killed
 
 
 # --- waiting
