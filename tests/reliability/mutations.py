@@ -51,7 +51,8 @@ def json_changed(content: bytes, chance: random.Random) -> bytes:
         case 1 if isinstance(holder, dict):
             holder[chance.choice(("", "extra", "a" * 300, f"{key}2"))] = holder[key]
         case 2 if isinstance(holder, dict):  # Under another's name.
-            holder[chance.choice(list(holder))] = holder.pop(key)
+            other = chance.choice(list(holder))
+            holder[other] = holder.pop(key)
         case 3 if isinstance(holder, dict):  # Twice: the last one wins, or nobody.
             return _dump(value).replace(
                 _dump({key: holder[key]})[1:-1],
