@@ -1,4 +1,4 @@
-"""The programs of this folder in small; docs/reliability.md says what the large found."""
+"""The programs of this folder in small; docs/reliability.md says what they found."""
 
 import collections
 import os
