@@ -149,7 +149,8 @@ def end(group: Group, kind: str, victim: int, phase: str) -> tuple[int, list[str
                 f"{kind} in {phase}: process {index} ended with {process.code}:\n"
                 + process.output[-2000:]
             )
-        elif process.code == 75 and "Traceback" in process.output:
+        elif process.code == 75 and phase != "start" and "Traceback" in process.output:
+            # At the start numpy prints one of its own when its import is broken off.
             problems.append(
                 f"{kind} in {phase}: a traceback:\n{process.output[-2000:]}"
             )
