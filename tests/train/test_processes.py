@@ -110,7 +110,8 @@ def losses(workdir) -> list[float]:
     return [r["loss"] for r in records(workdir) if r["kind"] == "train"]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_processes_train_one_run(corpus, tmp_path):
     """The smallest whole run: found, shared data, one writer, the losses of one."""
     first, second = succeed(2, 2, *command(corpus, tmp_path / "two"), timeout=200)

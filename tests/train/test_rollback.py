@@ -12,7 +12,7 @@ from plmjax import Exit, PlmjaxError, pretrain
 from plmjax import config as config_lib
 from plmjax import run as run_lib
 from plmjax.data.loader import Loader
-from plmjax.train import rollback
+from plmjax.train import rollback, sharding
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.rollback import BadStep
 from plmjax.train.workdir import RunConfig
@@ -63,6 +63,15 @@ def poison(monkeypatch, value, step: int = 8) -> None:
     monkeypatch.setattr(run_lib, "make_objective", make_poisoned)
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Bad steps are the same on any mesh, and compiling for eight devices is slow."""
+    make = sharding.make_mesh
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda config, _=None: make(config, jax.devices()[:1])
+    )
+
+
 def train(corpus, workdir, *more):
     overrides = [
         argument.removeprefix("--config.")
@@ -88,8 +97,9 @@ def final(workdir):
 BACK = ("--config.train.on_bad_step=rollback", "--config.train.rollback_batches=2")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info:UserWarning")
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_going_back_gives_the_run_that_never_saw_those_rows(
     corpus, tmp_path, monkeypatch, capsys
 ):
@@ -116,6 +126,7 @@ def test_going_back_gives_the_run_that_never_saw_those_rows(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_bad_step_stops_the_run_where_it_shall(corpus, tmp_path, monkeypatch):
     poison(monkeypatch, jnp.nan)
     with pytest.raises(PlmjaxError, match="step 8: the loss or the grad") as caught:
