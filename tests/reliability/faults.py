@@ -145,16 +145,22 @@ def end(group: Group, kind: str, victim: int, phase: str) -> tuple[int, list[str
         if index == victim:
             allowed = _allowed(kind, process.output)
         if process.code not in allowed:
-            problems.append(
-                f"{kind} in {phase}: process {index} ended with {process.code}:\n"
-                + process.output[-2000:]
-            )
+            problems.append(f"process {index} ended with {process.code}")
         elif process.code == 75 and phase != "start" and "Traceback" in process.output:
             # At the start numpy prints one of its own when its import is broken off.
-            problems.append(
-                f"{kind} in {phase}: a traceback:\n{process.output[-2000:]}"
-            )
-    return finished[victim].code, problems
+            problems.append(f"process {index} showed a traceback")
+    if problems:
+        problems[-1] += "".join(
+            f"\n--- process {index}, exit code {process.code}\n{_ends(process.output)}"
+            for index, process in enumerate(finished)
+        )
+    what = f"{kind} of process {victim} in {phase}"
+    return finished[victim].code, [f"{what}: {problem}" for problem in problems]
+
+
+def _ends(text: str, size: int = 2500) -> str:
+    """Returns the beginning and the end of what may be long."""
+    return text if len(text) < 2 * size else f"{text[:size]}\n[...]\n{text[-size:]}"
 
 
 def _allowed(kind: str, output: str) -> set[int]:
