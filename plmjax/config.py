@@ -251,7 +251,7 @@ def load_file(path: str) -> dict:
     if Path(name).suffix == ".json":
         try:
             values = json.loads(find_file(name).read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlmjaxError(f"{name} is no JSON: {error}.") from error
         return _block(values, name)
     module = load_module(name)

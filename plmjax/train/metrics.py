@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from plmjax import Exit, PlmjaxError
+
 # Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
@@ -147,15 +149,38 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the records of a metrics.jsonl; a last line cut short is left out."""
+    """Returns the records of a metrics.jsonl; a last line cut short is left out.
+
+    Raises:
+      PlmjaxError: another line is no record; it is named.
+    """
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines):
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number != len(lines) - 1:
-                raise
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
+                continue
+            trouble = "its kind, its step or a figure is missing"
+        except (ValueError, RecursionError) as error:
+            trouble = str(error)
+        if number < len(lines):
+            raise PlmjaxError(
+                f"{path}:{number} is no record of a run: {trouble}.",
+                hint="Restore the file from a copy, or remove that line.",
+                code=Exit.DATA,
+            )
     return records
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    if type(value.get("step")) is not int:
+        return False
+    if value["kind"] not in ("train", "evaluation"):  # those hold what they like
+        return True
+    return all(type(x) in (int, float) for name, x in value.items() if name != "kind")

@@ -308,7 +308,9 @@ def test_remat_computes_again_what_it_says():
         gradient = jax.grad(
             lambda params: Encoder(config).apply(params, *inputs(), noise()).sum()
         )
-        return jax.jit(gradient).lower(initialised(config)).as_text().count("dot_general")
+        return (
+            jax.jit(gradient).lower(initialised(config)).as_text().count("dot_general")
+        )
 
     plain, dots, whole = map(products, (False, "dots", True))
     assert dots - plain == 2 < whole - plain, (plain, dots, whole)
