@@ -190,6 +190,9 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     else:
         meta = checkpoints.meta(resumed)
         check_origin(run, meta)
+        if "config" in meta:
+            # Checkpoints may lie where this workdir, a new disk perhaps, does not.
+            workdir.compare(meta["config"], config_lib.to_dict(run.config))
         state = checkpoints.load(resumed, abstract)
         progress = Progress.of(meta)
         if resumed >= run.steps:
@@ -226,7 +229,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     )
     outlets = Outlets(checkpoints, writer, display, stop, watchdog)
     with checkpoints, display, stop, watchdog:
-        result = fit(state, frozen, train, work, outlets, progress, origin(run))
+        noted = origin(run) | {"config": config_lib.to_dict(run.config)}
+        result = fit(state, frozen, train, work, outlets, progress, noted)
     writer.close()
     if checkpoints.failure is not None:
         raise checkpoints.failure
