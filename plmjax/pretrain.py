@@ -1,6 +1,6 @@
 """The main job: text in, a trained model in the Hugging Face format out."""
 
-import dataclasses
+import contextlib
 import functools
 import itertools
 import math
@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from plmjax import PlmjaxError, show, tree
+from plmjax import Exit, PlmjaxError, show, tree
 from plmjax import config as config_lib
 from plmjax.compress import students, teachers
 from plmjax.display import TrainingDisplay, console
@@ -34,15 +34,17 @@ from plmjax.start import (
     fresh_state,
     frozen_arrays,
 )
-from plmjax.train import sharding
+from plmjax.train import processes, sharding
 from plmjax.train.checkpoint import Checkpoints, write_json
-from plmjax.train.loop import Outlets, Progress, Stop, Work, evaluate, fit
+from plmjax.train.config import MeshConfig
+from plmjax.train.loop import Outlets, Progress, Work, evaluate, fit
 from plmjax.train.metrics import MetricWriter
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, make_evaluation, make_step
+from plmjax.train.stop import Stop, Watchdog
 from plmjax.train.workdir import RunConfig, Workdir
-from plmjax.transfer import export
+from plmjax.transfer import export_trained
 
 # What `plmjax pretrain` does when it is told nothing.
 EMBEDDED = {
@@ -70,25 +72,29 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
     """Trains a model in `path`, or goes on with the training begun there.
 
     Returns the final scores. A run cut short by a signal returns {"stopped": name}.
+    Several processes each read their rows; one of them writes, draws and exports.
 
     Raises:
       PlmjaxError: whatever the user can mend.
     """
-    out = console()
     workdir = Workdir(path)
     values = config.to_dict()
     built = config_lib.build(RunConfig, values)
-    if jax.process_count() > 1:
-        raise PlmjaxError(
-            "pretraining over several processes is not there yet.",
-            hint="One process uses all the devices of its machine.",
-        )
     mesh = sharding.make_mesh(built.mesh)
     check(built, mesh)
-    workdir.create()
-    with workdir.locked(), jax.set_mesh(mesh):
-        log = functools.partial(out.print, markup=False, soft_wrap=True)
-        changed, again = workdir.agree(values)
+    log = _say if processes.is_first() else _say_nothing
+    processes.together(workdir.create)
+    # Of the processes that share a directory, one makes what all of them read.
+    leads = processes.leader(workdir.path) == jax.process_index()
+    with contextlib.ExitStack() as stack:
+
+        def lock():
+            if leads:
+                stack.enter_context(workdir.locked())
+
+        processes.together(lock)
+        stack.enter_context(jax.set_mesh(mesh))
+        changed, again = processes.together(lambda: workdir.agree(values))
         for key, (old, new) in changed.items():
             log(f"{key} changes from {old} to {new}.")
         longer = {"train.steps", "train.epochs"} & changed.keys()
@@ -97,12 +103,59 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
-        run = make_run(built, workdir, mesh, log)
+        return _train(_make_run(built, workdir, mesh, log, values, leads), log)
+
+
+def _say(message: str) -> None:
+    console().print(message, markup=False, soft_wrap=True)
+
+
+def _say_nothing(message: str) -> None:
+    pass
+
+
+def _make_run(
+    config: RunConfig,
+    workdir: Workdir,
+    mesh: jax.sharding.Mesh,
+    log: Callable[[str], Any],
+    values: dict,
+    leads: bool,
+) -> Run:
+    """Builds the run, its leader's files first, and notes what it is."""
+
+    def make(log: Callable[[str], Any]) -> Run:
+        run = make_run(config, workdir, mesh, log)
+        held_out(run)  # whose plan is a file, too
+        return run
+
+    def lead() -> Run | None:
+        if not leads:
+            return None
+        run = make(log)
         # Only now: text that cannot be read leaves no run behind.
         write_json(workdir / "config.json", values)
-        teachers.remember(built, workdir, run.teacher)
+        teachers.remember(config, workdir, run.teacher)
         workdir.write_environment()
-        return _train(run, log)
+        return run
+
+    led = processes.together(lead)
+    run = processes.together(lambda: make(_say_nothing) if led is None else led)
+    processes.together(lambda: _check_same(run))
+    return run
+
+
+def _check_same(run: Run) -> None:
+    """Raises PlmjaxError unless all processes have the same text and tokenizer."""
+    ours, first = origin(run), processes.agreed(origin(run))
+    if ours != first:
+        what = next(name for name in first if ours.get(name) != first[name])
+        raise PlmjaxError(
+            f"process {jax.process_index()} has another {what} in {run.workdir.path} "
+            "than process 0.",
+            hint="Give all hosts the same text, or one --workdir that they share.",
+            code=Exit.DATA,
+        )
 
 
 def dry_run(config: ConfigDict, path: Path) -> None:
@@ -173,18 +226,26 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     checkpoints = Checkpoints(workdir.checkpoints, train.keep_checkpoints, log)
     checkpoints.remove_unfinished()
     abstract, frozen = abstract_state(run), frozen_arrays(run)
+    kind = jax.devices()[0].device_kind
     log(
         f"Model: {run.encoder.layers} layers x {run.encoder.width}, "
         f"{tree.count(abstract.params):,} parameters, {run.encoder.dtype}; "
-        f"{run.steps:,} steps on {run.mesh.size} {jax.devices()[0].device_kind}."
+        f"{run.steps:,} steps on {run.mesh.size} {kind}"
+        + (f" of {jax.process_count()} processes." if processes.several() else ".")
     )
     evaluation, stop, progress = make_evaluation(run.objective), Stop(), Progress()
+    hang = workdir / f"hang-{jax.process_index()}.txt"
+    watchdog = Watchdog(train.hang_after_seconds, hang)
+
+    def rows() -> Iterator[dict]:
+        # A signal ends it at once; what it gave until then is thrown away.
+        for batch in itertools.takewhile(lambda _: not stop.received, batches()):
+            watchdog.moved()
+            yield batch
 
     def scored(state: State) -> dict[str, float]:
         weights = state.params if state.average is None else state.average
-        # A signal ends it at once; what it gave until then is thrown away.
-        rows = itertools.takewhile(lambda _: not stop.received, batches())
-        found = evaluate(evaluation, weights, frozen, run.mesh, rows)
+        found = evaluate(evaluation, weights, frozen, run.mesh, rows())
         # Empty where the signal came before the first batch.
         return run.objective.scores(found) if found else {}
 
@@ -196,8 +257,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         meta = checkpoints.meta(resumed)
         check_origin(run, meta)
         state = checkpoints.load(resumed, abstract)
-        names = [field.name for field in dataclasses.fields(Progress)]
-        progress = Progress(**{name: meta[name] for name in names})
+        progress = Progress.of(meta)
         if resumed >= run.steps:
             log(f"{workdir.path} is finished: {resumed:,} of {run.steps:,} steps done.")
         else:
@@ -211,21 +271,27 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         steps=run.steps,
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
+        zero1=run.config.mesh.zero1,
     )
     done = int(state.step)
     writer = MetricWriter(workdir.path, train.tensorboard, done)
+    # A return to a checkpoint is on record before the next checkpoint knows of it.
+    left_out = processes.agreed(writer.skips)
+    progress.skips = max(progress.skips, left_out, key=len)
     display = TrainingDisplay(run.steps, done)
     work = Work(
         step,
         run.loader.batch,
+        lambda step, ahead: run.loader.rows(step, ahead)[1],
         scored,
         run.objective.scores,
+        lambda step: checkpoints.load(step, abstract),
         run.flops,
         run.steps,
         run.mesh,
     )
-    outlets = Outlets(checkpoints, writer, display, stop)
-    with checkpoints, display, stop:
+    outlets = Outlets(checkpoints, writer, display, stop, watchdog)
+    with checkpoints, display, stop, watchdog:
         result = fit(state, frozen, train, work, outlets, progress, origin(run))
     writer.close()
     if checkpoints.failure is not None:
@@ -237,20 +303,32 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     return finish(run, result.state, result.scores or scored(state), batches, log)
 
 
+def _trained(run: Run, params: dict, step: int = 0) -> Trained:
+    name = run.config.name or run.workdir.path.resolve().name
+    return Trained(run.config, run.objective, params, run.tokenizer, name, step)
+
+
 def _examples(run: Run, batch: dict, params) -> show.Examples | None:
     """Returns examples for the first model that guesses words, if there is one."""
-    name = run.workdir.path.name
-    trained = Trained(run.config, run.objective, params, run.tokenizer, name, 0)
-    model = with_head(trained.models(), "head")
+    model = with_head(_trained(run, params).models(), "head")
     examples = model and show.Examples(run.objective, model, batch)
     return examples if examples and examples.places else None
 
 
 def save_examples(run: Run, batch: dict, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
-    examples = _examples(run, batch, params)
-    if examples is not None:
-        write_json(run.workdir / "examples.json", {"before": examples.guess()})
+    params = processes.whole(params)
+    if not processes.is_first():
+        return
+    with _alone():
+        examples = _examples(run, batch, params)
+        if examples is not None:
+            write_json(run.workdir / "examples.json", {"before": examples.guess()})
+
+
+def _alone():
+    """Returns the context in which one process works without the others."""
+    return jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
 
 
 def finish(
@@ -260,10 +338,29 @@ def finish(
     batches: Callable[[], Iterator[dict]],
     log: Callable[[str], Any],
 ) -> dict:
-    """Shows, draws and exports a trained model; returns its scores."""
+    """Shows, draws and exports a trained model; returns its scores.
+
+    One process does so, with the weights of all; the others wait for it.
+    """
+    weights = state.params if state.average is None else state.average
+    weights, step, figures = processes.whole(weights), int(state.step), {}
+    if processes.is_first():
+        with _alone():
+            figures = _finish(run, weights, step, values, batches, log)
+    processes.barrier("the run is finished")
+    return figures
+
+
+def _finish(
+    run: Run,
+    weights: dict,
+    step: int,
+    values: dict,
+    batches: Callable[[], Iterator[dict]],
+    log: Callable[[str], Any],
+) -> dict:
     workdir, out = run.workdir, console()
     baseline = unigram_loss(run.store, run.tokenizer)
-    weights = state.params if state.average is None else state.average
     saved = workdir.read("examples.json")
     examples = _examples(run, next(batches()), weights)
     if saved is not None and examples is not None:
@@ -279,11 +376,12 @@ def finish(
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: beside[name] for name in names}
-    write_json(workdir / "scores.json", figures | {"step": int(state.step)})
+    write_json(workdir / "scores.json", figures | {"step": step})
     if problem := not_exportable(run.objective, run.tokenizer):
         log(f"Not exported: {problem}")
     else:
-        export(workdir, workdir / "export", log)
+        trained = _trained(run, weights, step)
+        export_trained(trained, workdir, workdir / "export", log)
     lines = f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:

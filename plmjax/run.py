@@ -237,6 +237,7 @@ def make_run(
         tokenizer,
         config.train.seed,
         copies=config.objective.static_copies,
+        mine=functools.partial(sharding.local_rows, mesh),
     )
     return Run(
         config, workdir, mesh, tokenizer, store, encoder, objective, loader, teacher
@@ -259,7 +260,10 @@ def held_out(run: Run) -> Callable[[], Iterator[dict]]:
     split, phase = run.store.split("held_out"), run.loader.phases[-1]
     plan = row_plan(run.config, split, phase.plan.length, run.store)
     batch = phase.batch // run.config.train.accumulation
-    return functools.partial(held_out_batches, split, plan, run.tokenizer, batch)
+    mine = functools.partial(sharding.local_rows, run.mesh)
+    return functools.partial(
+        held_out_batches, split, plan, run.tokenizer, batch, mine=mine
+    )
 
 
 def check_origin(run: Run, meta: dict) -> None:

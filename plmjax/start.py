@@ -15,8 +15,7 @@ from plmjax.compress import students, teachers
 from plmjax.evaluate.model import Model, open_models
 from plmjax.objectives import DistillConfig
 from plmjax.run import Run
-from plmjax.train import sharding
-from plmjax.train.config import MeshConfig
+from plmjax.train import processes, sharding
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import State, init_state
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config
@@ -28,7 +27,7 @@ def abstract_state(run: Run) -> State:
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         shapes,
-        sharding.shardings(run.mesh, shapes),
+        sharding.shardings(run.mesh, shapes, run.config.mesh.zero1),
     )
 
 
@@ -49,24 +48,31 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
     Raises:
       PlmjaxError: the start weights are of another model.
     """
-    batch, objective = run.loader.batch(0), run.config.objective
-    initialise = _initialise(run)
-    places = sharding.shardings(run.mesh, jax.eval_shape(initialise, batch))
+    objective, initialise = run.config.objective, _initialise(run)
+    # Only the shapes matter; the values must be alike on all processes.
+    batch = jax.tree.map(np.zeros_like, run.loader.batch(0))
+    shapes = jax.eval_shape(initialise, batch)
+    places = sharding.shardings(run.mesh, shapes, run.config.mesh.zero1)
     state = jax.jit(initialise, out_shardings=places)(batch)
     if run.config.train.init_from is not None:
         params = start_weights(run, state.params, log)
     elif isinstance(objective, DistillConfig) and objective.start == "teacher":
         assert run.teacher is not None
         frozen = _frozen(run)
+        fresh = processes.whole(state.params)
         params = students.start(
-            objective, run.encoder, state.params, run.teacher.encoder, frozen
+            objective, run.encoder, fresh, run.teacher.encoder, frozen
         )
         log(f"Start weights: layers of the teacher {run.teacher.name}.")
     else:
         return state
     params = jax.device_put(params, places.params)
-    average = None if state.average is None else jax.tree.map(jax.numpy.copy, params)
-    return state._replace(params=params, average=average)
+    if state.average is None:
+        return state._replace(params=params)
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=places.average
+    )
+    return state._replace(params=params, average=copy(params))
 
 
 def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
@@ -80,7 +86,7 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
     """
     where = f"train.init_from={run.config.train.init_from}"
     found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
-    params, problems, placed = dict(jax.device_get(fresh)), [], {}
+    params, problems, placed = dict(processes.whole(fresh)), [], {}
     for name, part in run.objective.parts.items():
         # Read before anything is placed: parts may share what they hold.
         model = found.get(name) or next(iter(found.values()))
@@ -154,15 +160,16 @@ def _frozen(run: Run) -> dict:
 
 
 def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
-    """Returns sizes, held-out scores and speeds of student and teacher."""
+    """Returns sizes, held-out scores and speeds of student and teacher.
+
+    Speeds are those of the devices of the mesh that is set.
+    """
     assert run.teacher is not None
     part, frozen = run.objective.parts["model"], _frozen(run)
-    own = jax.device_get(part.take(params))
+    own = part.take(params)
     student = Model(part.encoder, own, run.tokenizer, run.workdir.path.name)
     pieces = frozen["pieces"] if "pieces" in frozen else None
-    # Speeds are those of one device, whatever the run has.
-    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        return students.compare(run.teacher, student, batches, run.objective, pieces)
+    return students.compare(run.teacher, student, batches, run.objective, pieces)
 
 
 def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:

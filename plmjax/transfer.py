@@ -10,7 +10,7 @@ import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.evaluate.model import Model, is_run, model_folders, open_run
+from plmjax.evaluate.model import Model, Trained, is_run, model_folders, open_run
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
@@ -54,8 +54,18 @@ def export(
       PlmjaxError: no good checkpoint, no such part, or `to` holds something that is not
         ours.
     """
-    run, store = open_run(workdir, checkpoint), workdir.store()
-    models = run.models()
+    export_trained(open_run(workdir, checkpoint), workdir, to, log, part)
+
+
+def export_trained(
+    run: Trained,
+    workdir: Workdir,
+    to: Path,
+    log: Callable[[str], Any],
+    part: str | None = None,
+) -> None:
+    """Writes what `export` does, of weights that are at hand."""
+    models, store = run.models(), workdir.store()
     if part is not None and part not in models:
         raise PlmjaxError(
             f"{workdir.path} has no part {part!r}.",

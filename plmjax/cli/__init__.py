@@ -42,7 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.default_int_handler)
     try:
-        return args.run(args)
+        return args.run(args)  # of several processes, all come here together
+    except BaseException as error:
+        code = _explain(error, args)
+    if _is_one_of_several():
+        # Leaving in order would wait for the others, who wait for this process.
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _explain(error: BaseException, args) -> int:
+    """Says what ended a verb; returns the exit code."""
+    try:
+        raise error
     except PlmjaxError as error:
         if args.debug:
             traceback.print_exc()
@@ -62,11 +75,25 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno in _DISK:
             return _fail(f"{error}.", "Free some space and run again.", Exit.DISK)
+        if _is_one_of_several() and _peer_is_gone(error):
+            message = "another process of this run is gone, and this one with it."
+            return _fail(message, "The same command goes on.", Exit.RESUMABLE)
         return _fail(
             f"a bug in plmjax: {type(error).__name__}: {error}",
             "Please report it with what --debug prints.",
             Exit.INTERNAL,
         )
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _peer_is_gone(error: Exception) -> bool:
+    from plmjax.train.processes import peer_is_gone
+
+    return peer_is_gone(error)
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -80,10 +107,12 @@ def _fail(message: str, hint: str, code: Exit) -> int:
 def _prepare_process(argv: list[str], debug: bool) -> None:
     """Sets what must be set before jax is imported or before the process starts."""
     devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
-    if devices.isdigit() and int(devices) > 1:
-        # Collectives between virtual devices block a thread each; with fewer threads
-        # than that they wait for each other for ever.
-        threads = max(os.cpu_count() or 1, 4 * int(devices))
+    given = ("PLMJAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    several = "--num_processes" in " ".join(argv) or any(n in os.environ for n in given)
+    if devices.isdigit() and (int(devices) > 1 or several):
+        # Collectives on CPUs, between virtual devices or processes, block a thread
+        # each; with too few threads they wait for each other for ever.
+        threads = max(os.cpu_count() or 1, 4 * int(devices), 8)
         os.environ.setdefault("NPROC", str(threads))
     tunables = os.environ.get("GLIBC_TUNABLES")
     if (

@@ -18,6 +18,14 @@ def add(verb) -> None:
     )
     added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
     added.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 of several is; --num_processes and --process_id go with "
+        "it (found by itself on Slurm, Open MPI, TPU pods and Kubernetes)",
+    )
+    added.add_argument("--num_processes", type=int, metavar="N", help="of this run")
+    added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    added.add_argument(
         "--dry_run",
         action="store_true",
         help="build everything, print sizes, memory, steps and the first row; stop",
@@ -45,18 +53,29 @@ def _pretrain(args) -> int:
     values = config.to_dict()
     name = values["name"] or values["data"]["source"]["kind"]
     workdir = workdir or Path("runs") / name
-    print(f"Run directory: {workdir}", flush=True)
     start_jax(workdir)
-    from plmjax import pretrain
+    from plmjax.train import processes
 
+    found = processes.initialise(args.coordinator, args.num_processes, args.process_id)
+    if processes.is_first():
+        print(f"Run directory: {workdir}", flush=True)
     if args.dry_run:
+        from plmjax import pretrain
+
         pretrain.dry_run(config, workdir)
         return Exit.OK
+    if found and processes.is_first():
+        import jax
+
+        print(f"{jax.process_count()} processes, found by: {found}.", flush=True)
+    from plmjax import pretrain
+
     result = pretrain.pretrain(config, workdir)
     if "stopped" in result:
-        print(
-            f"Stopped by {result['stopped']}; step {result['step']:,} is saved. "
-            "The same command goes on from there."
-        )
+        if processes.is_first():
+            print(
+                f"Stopped by {result['stopped']}; step {result['step']:,} is saved. "
+                "The same command goes on from there."
+            )
         return Exit.RESUMABLE
     return Exit.OK

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from plmjax import PlmjaxError
 from plmjax.data.pair_rows import HELD_OUT, gather_pairs
 from plmjax.data.pairs import PairPlan
 from plmjax.data.philox import make_key
@@ -59,8 +58,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class Loader:
     """Training batches of a split, phase after phase, shuffled anew each epoch.
 
-    `process` of `processes` gets its slice of each global batch. `copies` is the
-    number of static masks a row, cycled through by epochs.
+    `mine` says which rows of a global batch this process reads, by its size. `copies`
+    is the number of static masks a row, cycled through by epochs.
     """
 
     def __init__(
@@ -71,18 +70,11 @@ class Loader:
         seed: int,
         *,
         copies: int = 1,
-        process: int = 0,
-        processes: int = 1,
+        mine: Callable[[int], np.ndarray] = np.arange,
     ):
-        for phase in phases:
-            if phase.batch % processes:
-                raise PlmjaxError(
-                    f"a batch of {phase.batch} rows does not divide over "
-                    f"{processes} processes."
-                )
         self.split, self.phases, self.tokenizer = split, phases, tokenizer
         self.seed, self.copies = seed, copies
-        self.process, self.processes = process, processes
+        self.mine = mine
         self._ends = np.cumsum([phase.steps for phase in phases])
 
     @property
@@ -99,13 +91,15 @@ class Loader:
             raise IndexError(f"step {step} of {self.steps}")
         return number
 
-    def rows(self, step: int) -> tuple[Phase, np.ndarray, np.ndarray]:
-        """Returns the phase of a step and (row, epoch) of its global batch."""
+    def rows(self, step: int, ahead: int = 0) -> tuple[Phase, np.ndarray, np.ndarray]:
+        """Returns the phase of a step and (row, epoch) of its global batch.
+
+        `ahead` batches are left out before it: rows that a run does without.
+        """
         number = self._number(step)
         phase = self.phases[number]
-        index = (step - self._ends[number] + phase.steps) * phase.batch + np.arange(
-            phase.batch
-        )
+        before = step + ahead - (self._ends[number] - phase.steps)
+        index = before * phase.batch + np.arange(phase.batch)
         epoch, place = np.divmod(index, phase.plan.rows)
         row = np.empty_like(place)
         for e in np.unique(epoch):
@@ -115,13 +109,12 @@ class Loader:
             row[here] = permute(place[here], phase.plan.rows, key)
         return phase, row, epoch
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, ahead: int = 0) -> Batch:
         """Returns this process's rows of the global batch of a step, as numpy."""
-        phase, row, epoch = self.rows(step)
+        phase, row, epoch = self.rows(step, ahead)
         # Sentence pairs are drawn anew each epoch, and in each phase.
         key = make_key(self.seed, self._number(step))
-        share = phase.batch // self.processes
-        mine = slice(self.process * share, (self.process + 1) * share)
+        mine = self.mine(phase.batch)
         drawn = (epoch[mine], key)
         arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer, drawn)
         return arrays | {"copy": (epoch[mine] % self.copies).astype(np.int32)}
@@ -134,20 +127,19 @@ def held_out_batches(
     batch: int,
     max_rows: int | None = None,
     *,
-    process: int = 0,
-    processes: int = 1,
+    mine: Callable[[int], np.ndarray] = np.arange,
 ) -> Iterator[Batch]:
     """Yields every row once, in order; the last batch is filled with empty rows.
 
     Sentence pairs are the same each time.
     """
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
-    share = batch // processes
-    drawn = (np.zeros(share, np.int64), HELD_OUT)
+    here = mine(batch)
+    drawn = (np.zeros(len(here), np.int64), HELD_OUT)
     for begin in range(0, rows, batch):
-        row = begin + process * share + np.arange(share)
+        row = begin + here
         arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer, drawn)
-        yield arrays | {"copy": np.zeros(share, np.int32)}
+        yield arrays | {"copy": np.zeros(len(here), np.int32)}
 
 
 def _gather(

@@ -1,5 +1,7 @@
 """Scores on held-out text: the same number every time."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -60,8 +62,7 @@ def score_run(
         model.tokenizer,
         batch,
         max_rows,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        mine=functools.partial(sharding.local_rows, mesh),
     )
     evaluation = make_evaluation(model.objective)
     params, frozen = jax.device_put((model.params, frozen), sharding.replicated(mesh))

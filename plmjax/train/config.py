@@ -92,8 +92,21 @@ class TrainConfig:
     checkpoint_every_steps: int = 250
     # Newest checkpoints kept, besides the best one.
     keep_checkpoints: int = 2
-    # Updates in a row that may be skipped for a non-finite loss or gradient.
+    # What a bad step does, one whose loss or gradient is not finite: its update is
+    # skipped; or the run stops; or it goes back to the last good checkpoint and on
+    # without the rows of the `rollback_batches` batches up to the bad one.
+    on_bad_step: Literal["skip", "raise", "rollback"] = "skip"
+    # Updates in a row that may be skipped.
     max_bad_steps: int = 10
+    # A loss so many standard deviations above the median of the last 128 is bad, too;
+    # none: only what is not finite.
+    spike_sigmas: float | None = None
+    rollback_batches: int = 10
+    # Going back more often than this stops the run.
+    max_rollbacks: int = 3
+    # Without a step for so long (or ten times the median step, if that is longer) the
+    # run counts as hung and ends, to be started again; none: it waits for ever.
+    hang_after_seconds: float | None = 600.0
     tensorboard: bool = True
 
     def __post_init__(self):
@@ -110,6 +123,8 @@ class TrainConfig:
             "evaluate_every_steps",
             "checkpoint_every_steps",
             "max_bad_steps",
+            "rollback_batches",
+            "max_rollbacks",
         ):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} is {value}; it must be at least 1.")
@@ -135,6 +150,20 @@ class TrainConfig:
             0 <= self.seed < 2**32,
             f"train.seed is {self.seed}; it must be between 0 and 2**32 - 1.",
         )
+        _require(
+            self.spike_sigmas is None or self.spike_sigmas > 0,
+            f"train.spike_sigmas is {self.spike_sigmas}; it must be > 0, or none.",
+        )
+        _require(
+            self.spike_sigmas is None or self.on_bad_step != "skip",
+            "train.spike_sigmas needs train.on_bad_step=rollback or raise: the update "
+            "of a finite loss cannot be skipped once it is seen.",
+        )
+        hang = self.hang_after_seconds
+        _require(
+            hang is None or hang > 0,
+            f"train.hang_after_seconds is {hang}; it must be > 0, or none.",
+        )
         decay = self.ema_decay
         _require(
             decay is None or 0 < decay < 1,
@@ -152,6 +181,9 @@ class MeshConfig:
     data: int | Literal["auto"] = "auto"
     fsdp: int | Literal["auto"] = 1
     tensor: int | Literal["auto"] = 1
+    # ZeRO-1 (arXiv:1910.02054): the optimizer's moments and the average of the weights
+    # are divided over `data`, too, in the place of a copy on each device.
+    zero1: bool = False
 
     def __post_init__(self):
         sizes = (self.data, self.fsdp, self.tensor)

@@ -3,20 +3,18 @@
 import contextlib
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from plmjax import Exit, PlmjaxError
 from plmjax.data.loader import read_ahead
-from plmjax.train import sharding
+from plmjax.train import processes, rollback, sharding
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.config import TrainConfig
 from plmjax.train.metrics import (
@@ -27,7 +25,9 @@ from plmjax.train.metrics import (
     means,
     peak_flops,
 )
+from plmjax.train.rollback import BadStep
 from plmjax.train.step import State
+from plmjax.train.stop import Stop, Watchdog
 
 # Steps that may be on their way to the device before their metrics are read: enough
 # that the device never waits for the host, few enough that memory stays bounded.
@@ -41,49 +41,22 @@ class Display(Protocol):
     def say(self, message: str) -> None: ...
 
 
-class Stop:
-    """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
-
-    Handlers are installed within `with`, in the main thread, and put back after it.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-    def __init__(self):
-        self.received: str | None = None
-        self._old: dict = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-        # Not print(): the signal may have come in the midst of one.
-        os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
-
-
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What there is to do, as functions.
 
-    `step` is the jitted step; `batch` gives this process's rows of a step as numpy;
-    `evaluate` scores a state, `scores` makes of a step's means what is compared;
-    `flops` says what a step costs.
+    `step` is the jitted step; `batch` gives this process's rows of a step as numpy, so
+    many batches ahead, and `rows` the ids of all of its rows; `evaluate` scores a
+    state, `scores` makes of a step's means what is compared; `restore` loads the state
+    of a checkpoint; `flops` says what a step costs.
     """
 
     step: Callable
-    batch: Callable[[int], dict]
+    batch: Callable[[int, int], dict]
+    rows: Callable[[int, int], np.ndarray]
     evaluate: Callable[[State], dict[str, float]]
     scores: Callable[[dict[str, float]], dict[str, float]]
+    restore: Callable[[int], State]
     flops: Callable[[int], float]
     steps: int
     mesh: Mesh
@@ -97,14 +70,16 @@ class Outlets:
     writer: MetricWriter
     display: Display
     stop: Stop
+    watchdog: Watchdog
 
 
 @dataclasses.dataclass
 class Progress:
     """What a checkpoint remembers besides the state.
 
-    Seconds of training and tokens since the first step, and the steps since the last
-    record of metrics: their sums, number, tokens, FLOPs and seconds.
+    Seconds of training and tokens since the first step; the steps since the last record
+    of metrics: their sums, number, tokens, FLOPs and seconds; the last losses, which
+    spikes are measured against; the batches that are left out (see rollback.py).
     """
 
     seconds: float = 0.0
@@ -114,6 +89,14 @@ class Progress:
     window_tokens: int = 0
     window_flops: float = 0.0
     window_seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    skips: list[list[int]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, meta: dict) -> "Progress":
+        """Returns the progress that a checkpoint's meta holds."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: meta[name] for name in names if name in meta})
 
     def begin_window(self) -> None:
         self.sums, self.window_steps, self.window_tokens = None, 0, 0
@@ -121,6 +104,10 @@ class Progress:
 
     def totals(self) -> dict[str, float]:
         return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def ahead(self, step: int) -> int:
+        """Returns how many batches are left out before the one of a step."""
+        return rollback.batches_ahead(self.skips, step)
 
 
 class Result(NamedTuple):
@@ -161,13 +148,14 @@ def fit(
     `meta` is written into each checkpoint, with the progress.
 
     Raises:
-      PlmjaxError: too many updates in a row were not finite (exit code 6).
+      PlmjaxError: a bad step, or too many of them (exit code 6).
     """
-    checkpoints, stop = outlets.checkpoints, outlets.stop
+    checkpoints, stop, watchdog = outlets.checkpoints, outlets.stop, outlets.watchdog
     now = start = int(state.step)
     waiting: deque = deque()
     meter = _Meter(config, outlets, progress, work.scores)
     found: dict[str, float] | None = None
+    rollbacks = turn = 0
 
     def save(more: dict):
         checkpoints.save(now, state, meta | dataclasses.asdict(progress) | more)
@@ -189,20 +177,67 @@ def fit(
     def evaluation_due() -> bool:
         return now > 0 and (now % config.evaluate_every_steps == 0 or now == work.steps)
 
-    if evaluation_due() and now not in outlets.writer.evaluated:
+    def upcoming() -> Iterator[dict]:
+        # Bound now: threads read ahead, and a return to a checkpoint starts anew.
+        skips = list(progress.skips)
+
+        def batch(step: int) -> dict:
+            return work.batch(step, rollback.batches_ahead(skips, step))
+
+        return read_ahead(batch, now, work.steps)
+
+    def rows_of(bad: BadStep) -> str:
+        rows = work.rows(bad.step - 1, progress.ahead(bad.step - 1))
+        more = ", ..." if len(rows) > 8 else ""
+        return f"its {len(rows):,} rows are {', '.join(map(str, rows[:8]))}{more}"
+
+    def go_back(bad: BadStep) -> int:
+        """Restores the last good checkpoint; returns its step."""
+        nonlocal state
+        told = f"step {bad.step}: {bad.reason} ({rows_of(bad)})."
+        if config.on_bad_step == "raise":
+            raise PlmjaxError(told, hint=_LOWER, code=Exit.NUMERIC)
+        checkpoints.wait()
+        to = checkpoints.good_step(set_aside=True)
+        if to is None or rollbacks == config.max_rollbacks:
+            why = "there is no checkpoint yet to go back to"
+            if to is not None:
+                why = f"the run has gone back {rollbacks} times (train.max_rollbacks)"
+            raise PlmjaxError(f"{told} {why}.", hint=_LOWER, code=Exit.NUMERIC)
+        state = work.restore(to)
+        entry = rollback.skip(bad, to, config.rollback_batches)
+        skips = [*progress.skips, entry]
+        # In place: the meter holds it, too. Time that was spent is spent.
+        seconds = progress.seconds
+        vars(progress).update(vars(Progress.of(checkpoints.meta(to))))
+        progress.seconds, progress.skips = seconds, skips
+        outlets.writer.rewind(to)
+        record = {"bad_step": bad.step, "reason": bad.reason, "skips": skips}
+        outlets.writer.write("rollback", to, record)
+        outlets.display.say(
+            f"WARNING: {told} Going back to step {to}, and on without {entry[1]} "
+            f"batches from step {entry[0]} on."
+        )
+        return to
+
+    if processes.agreed(evaluation_due() and now not in outlets.writer.evaluated):
         # The signal that ended the last start came before this.
         found = evaluated()
-    batches = read_ahead(work.batch, now, work.steps)
-    while now < work.steps and not stop.received:
-        arrays = next(batches)
-        tokens = int((arrays["segments"] > 0).sum()) * jax.process_count()
-        rows = sharding.put_rows(work.mesh, arrays)
+    batches = upcoming()
+    while now < work.steps and not stop.due(turn):
+        rows = sharding.put_rows(work.mesh, next(batches))
         state, metrics = work.step(state, frozen, rows)
-        now += 1
-        waiting.append((now, tokens, work.flops(now - 1), metrics))
+        now, turn = now + 1, turn + 1
+        waiting.append((now, work.flops(now - 1), metrics))
         save_due = now % config.checkpoint_every_steps == 0 or now == work.steps
         pause = evaluation_due() or save_due
-        meter.take(waiting, keep=0 if pause else _IN_FLIGHT)
+        bad = meter.take(waiting, keep=0 if pause else _IN_FLIGHT)
+        watchdog.moved(now)
+        if bad is not None:
+            waiting.clear()
+            now, rollbacks = go_back(bad), rollbacks + 1
+            start, batches = min(start, now), upcoming()
+            continue
         if not pause:
             continue
         with meter.paused():
@@ -210,11 +245,14 @@ def fit(
             loss = {} if found is None else {"loss": found["loss"]}
             if save_due or (loss and is_best(loss["loss"])):
                 save(loss)
-    meter.take(waiting, keep=0)
-    if stop.received and now > start:
+    if meter.take(waiting, keep=0) is None and stop.received and now > start:
+        # A bad step is not saved: the next start meets it again, and goes back.
         save({})
     checkpoints.wait()
     return Result(state, stop.received, found if now == work.steps else None)
+
+
+_LOWER = "Lower train.optimizer.learning_rate or warm up for longer."
 
 
 class _Meter:
@@ -248,23 +286,40 @@ class _Meter:
         self.progress.window_seconds += seconds
         self.progress.seconds += seconds
 
-    def take(self, waiting: deque, keep: int) -> None:
+    def take(self, waiting: deque, keep: int) -> BadStep | None:
         """Takes the metrics of all steps but the newest `keep`, in order.
 
+        Returns the first step that must not stand; those after it are not counted.
         Steps that are waited for together share the time: one has not taken all of it,
         and the next none.
         """
         steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
         arrived = [(*rest, fetch(metrics)) for *rest, metrics in steps]
         seconds = self._elapsed() if arrived else 0.0
-        for step, tokens, flops, sums in arrived:
-            self._record(step, tokens, flops, sums, seconds / len(arrived))
+        for step, flops, sums in arrived:
+            self._spend(seconds / len(arrived))
+            if (bad := self._judged(step, sums)) is not None:
+                return bad
+            self._record(step, flops, sums)
+        return None
 
-    def _record(
-        self, step: int, tokens: int, flops: float, metrics: Sums, seconds: float
-    ) -> None:
+    def _judged(self, step: int, metrics: Sums) -> BadStep | None:
+        """Returns a step that the config does not let stand."""
+        if self.config.on_bad_step == "skip":
+            return None
+        loss, losses = metrics["objective"][0], self.progress.losses
+        if metrics["bad_steps"][0]:
+            return BadStep(step, "the loss or the gradient is not finite")
+        if self.config.spike_sigmas is None:
+            return None
+        if reason := rollback.spike(losses, loss, self.config.spike_sigmas):
+            return BadStep(step, reason)
+        self.progress.losses = [*losses, loss][-rollback.WINDOW :]
+        return None
+
+    def _record(self, step: int, flops: float, metrics: Sums) -> None:
         progress = self.progress
-        self._spend(seconds)
+        tokens = int(metrics.pop("tokens")[0])
         progress.tokens += tokens
         progress.window_tokens += tokens
         progress.window_flops += flops
@@ -291,11 +346,11 @@ class _Meter:
         last = (
             f"The last good checkpoint is step {good[-1]}."
             if good
-            else ("There is no checkpoint yet.")
+            else "There is no checkpoint yet."
         )
         raise PlmjaxError(
             f"{bad} updates in a row up to step {step} were not finite.",
-            hint=f"{last} Lower train.optimizer.learning_rate or warm up for longer.",
+            hint=f"{last} {_LOWER}",
             code=Exit.NUMERIC,
         )
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -54,44 +56,55 @@ def means(sums: Sums) -> dict[str, float]:
 class MetricWriter:
     """Appends one JSON line a record to metrics.jsonl; only process 0 writes.
 
-    A record is {"kind": "train" | "evaluation", "step", "tokens", "seconds", ...}:
-    tokens that were not padding and seconds of training since the first step,
+    A record is {"kind": "train" | "evaluation" | "rollback", "step", ...}; the first
+    two hold tokens that were not padding and seconds of training since the first step,
     restarts counted in.
     """
 
     def __init__(self, directory: Path, tensorboard: bool, step: int):
-        """Opens the records of a run that goes on from `step`.
-
-        What was written after it is dropped: it will be done again. So is a line that
-        a crash cut short.
-        """
+        """Opens the records of a run that goes on from `step`."""
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
+        self._tensorboard = tensorboard
         self._board = None
+        self.evaluated: set[int] = set()
+        self.skips: list[list[int]] = []
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written after a step: it will be done again.
+
+        So is a line that a crash cut short. Afterwards `evaluated` holds the steps that
+        were, and `skips` the batches that the last return to a checkpoint left out.
+        """
         kept = [r for r in read_metrics(self.path) if r["step"] <= step]
         self.evaluated = {r["step"] for r in kept if r["kind"] == "evaluation"}
+        left_out = [r["skips"] for r in kept if r["kind"] == "rollback"]
+        self.skips = left_out[-1] if left_out else []
         if self._active and self.path.exists():
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             os.replace(temporary, self.path)
-        if self._active and tensorboard:
+        if self._active and self._tensorboard:
             import tensorboardX
 
+            self.close()
             self._board = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=step + 1
+                str(self.path.parent / "tensorboard"), purge_step=step + 1
             )
 
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Writes one record, whole, and its values for TensorBoard."""
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one record, whole, and its numbers for TensorBoard."""
         if kind == "evaluation":
             self.evaluated.add(step)
         if not self._active:
             return
         with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+            file.write(json.dumps({"kind": kind, "step": step} | dict(values)) + "\n")
         if self._board is not None:
             for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         if self._board is not None:

@@ -85,30 +85,51 @@ def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
     )
 
 
-def shardings(mesh: Mesh, state):
+def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
+    """Returns a sharding that divides over `data`, too, the first axis that can be.
+
+    ZeRO-1 (arXiv:1910.02054): what only the update needs need not be on every device.
+    """
+    axes = [*place, *[None] * (len(shape) - len(place))]
+    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        if axis is None and size % mesh.shape["data"] == 0:
+            return P(*axes[:i], "data", *axes[i + 1 :])
+    return place
+
+
+# Fields of the state that ZeRO-1 divides.
+_UPDATED = ("moments/", "average/")
+_ROOTS = ("encoder/", "head/", "pair/", "detector/")
+
+
+def shardings(mesh: Mesh, state, zero1: bool = False):
     """Returns the NamedSharding of each leaf of a pytree of arrays or shapes.
 
     A leaf inherits the rule of the parameter whose name its own name ends with, so
-    optimizer moments and averages live where their parameter does.
+    optimizer moments and averages live where their parameter does; with `zero1`, they
+    are divided over the data axis, too.
     """
 
     def place(name, leaf):
-        for root in ("encoder/", "head/", "pair/", "detector/"):
-            if f"/{root}" in f"/{name}":
-                name = root + f"/{name}".split(f"/{root}", 1)[1]
-                return NamedSharding(mesh, spec(mesh, name, leaf.shape))
-        return NamedSharding(mesh, P())
+        roots = [root for root in _ROOTS if f"/{root}" in f"/{name}"]
+        if not roots:
+            return NamedSharding(mesh, P())
+        parameter = roots[0] + f"/{name}".split(f"/{roots[0]}", 1)[1]
+        found = spec(mesh, parameter, leaf.shape)
+        if zero1 and name.startswith(_UPDATED):
+            found = divided(mesh, found, leaf.shape)
+        return NamedSharding(mesh, found)
 
     return tree.map_named(place, state)
 
 
-def bytes_per_device(mesh: Mesh, state) -> int:
+def bytes_per_device(mesh: Mesh, state, zero1: bool = False) -> int:
     """Returns the bytes of a pytree of arrays or shapes that one device holds."""
     return sum(
         math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf, place in zip(
             jax.tree.leaves(state),
-            jax.tree.leaves(shardings(mesh, state)),
+            jax.tree.leaves(shardings(mesh, state, zero1)),
             strict=True,
         )
     )
@@ -123,12 +144,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Returns which rows of a global batch this process's devices hold, ascending."""
+    places = rows(mesh).addressable_devices_indices_map((batch,))
+    pieces = {
+        (i.start or 0, batch if i.stop is None else i.stop) for (i,) in places.values()
+    }
+    return np.concatenate([np.arange(*piece) for piece in sorted(pieces)])
+
+
 def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Puts this process's rows of the global batch on its devices."""
+    """Puts this process's rows of a global batch (`local_rows`) on its devices."""
     sharding = rows(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = len(batch["row"]) // len(local_rows(mesh, shards))
+    mine = local_rows(mesh, share * shards)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def piece(index):
+            first = np.searchsorted(mine, index[0].start or 0)
+            return array[first : first + share]
+
+        shape = (share * shards, *array.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, piece)
+
+    return {name: put(array) for name, array in batch.items()}

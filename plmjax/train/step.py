@@ -30,6 +30,12 @@ class State(NamedTuple):
     skipped: jax.Array  # int32: updates skipped in all
 
 
+class _Moments(NamedTuple):
+    """Names a tree of parameters' shape as the moments that follow it."""
+
+    moments: Any
+
+
 def init_state(objective: Objective, optimizer, seed: int, batch, ema: bool) -> State:
     """Returns the state before the first step."""
     params = objective.init(jax.random.key(seed), batch)
@@ -56,7 +62,9 @@ def gradients(objective: Objective, accumulation: int) -> Callable:
     def one(params, frozen, batch, key):
         f = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, metrics), grads = f(params, frozen, batch, key, True)
-        return loss, metrics, grads
+        # Counted here, it takes part in the one reduction that there is.
+        seen = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
+        return loss, metrics | {"tokens": (seen, jnp.float32(1))}, grads
 
     def accumulated(params, frozen, batch, key):
         if accumulation == 1:
@@ -75,16 +83,33 @@ def gradients(objective: Objective, accumulation: int) -> Callable:
     return accumulated
 
 
-def data_parallel(f: Callable, mesh: Mesh) -> Callable:
+def data_parallel(f: Callable, mesh: Mesh, places) -> Callable:
     """Runs f on each device's rows and sums what it returns: one reduction, at the end.
 
-    Left to itself, the compiler puts an all-reduce into the accumulation loop.
+    Left to itself, the compiler puts an all-reduce into the accumulation loop. `places`
+    are the shardings of the gradients; where one divides over `data` (ZeRO-1), each
+    device gets its part of the sum alone, which is half the bytes.
     """
+    specs = jax.tree.map(lambda place: place.spec, places)
+
+    def reduced(grad, spec):
+        if "data" not in spec:
+            return jax.lax.psum(grad, "data")
+        at = tuple(spec).index("data")
+        return jax.lax.psum_scatter(grad, "data", scatter_dimension=at, tiled=True)
+
+    def summed(*args):
+        loss, metrics, grads = f(*args)
+        if all("data" not in spec for spec in jax.tree.leaves(specs)):
+            return jax.lax.psum((loss, metrics, grads), "data")
+        loss, metrics = jax.lax.psum((loss, metrics), "data")
+        return loss, metrics, jax.tree.map(reduced, grads, specs)
+
     return jax.shard_map(
-        lambda *args: jax.lax.psum(f(*args), "data"),
+        summed,
         mesh=mesh,
         in_specs=(P(), P(), P("data"), P()),
-        out_specs=P(),
+        out_specs=(P(), P(), specs),
         check_vma=False,
     )
 
@@ -99,19 +124,29 @@ def make_step(
     steps: int,
     accumulation: int = 1,
     ema_decay: float | None = None,
+    zero1: bool = False,
 ) -> Callable:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    An update whose loss or gradient is not finite is skipped and counted.
+    An update whose loss or gradient is not finite is skipped and counted. With `zero1`
+    the gradients, too, are divided over the data axis, as the moments are.
     """
     loss_and_gradients = gradients(objective, accumulation)
-    if sharding.is_data_parallel(mesh) and mesh.size > 1:
-        loss_and_gradients = data_parallel(loss_and_gradients, mesh)
+    explicit = sharding.is_data_parallel(mesh) and mesh.size > 1
+
+    def summed(params, frozen, batch, key):
+        # What an update divides, as the moments of these parameters are.
+        (places,) = sharding.shardings(mesh, _Moments(params), zero1)
+        if explicit:
+            f = data_parallel(loss_and_gradients, mesh, places)
+            return f(params, frozen, batch, key)
+        loss, metrics, grads = loss_and_gradients(params, frozen, batch, key)
+        return loss, metrics, jax.lax.with_sharding_constraint(grads, places)
 
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))
         batch = objective.corrupt(batch, key, state.step / steps)
-        loss, metrics, grads = loss_and_gradients(state.params, frozen, batch, key)
+        loss, metrics, grads = summed(state.params, frozen, batch, key)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
@@ -137,7 +172,7 @@ def make_step(
         state = State(state.step + 1, params, moments, average, bad_steps, skipped)
         # Left to itself, the compiler splits what a rule keeps whole, and then has to
         # compile for that, too.
-        places = sharding.shardings(mesh, state)
+        places = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, places), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -340,7 +340,8 @@ def test_a_batch_is_a_function_of_seed_and_step(stream, pairs):
     loader.batch(0)
     same(loader.batch(7), make(stream, pairs).batch(7))
     same(loader.batch(7), pickle.loads(pickle.dumps(loader)).batch(7))
-    parts = [make(stream, pairs, process=i, processes=4).batch(7) for i in range(4)]
+    shares = np.split(np.arange(len(loader.batch(7)["row"])), 4)
+    parts = [make(stream, pairs, mine=lambda _, m=m: m).batch(7) for m in shares]
     together = {
         name: np.concatenate([part[name] for part in parts]) for name in parts[0]
     }

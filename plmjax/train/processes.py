@@ -1,0 +1,326 @@
+"""Several processes of one run: how they find each other, agree, and part.
+
+Each sees its own devices, and all run the same program (jax.distributed). What depends
+on a disk or a clock is decided by process 0, and the others take its word: two of them
+that decided differently would wait for each other for ever.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from plmjax import Exit, PlmjaxError
+
+# Who waits at a barrier waits for work that may take hours (text is tokenised once);
+# a process that has died is noticed by its heartbeat, not by this.
+_BARRIER_SECONDS = 24 * 3600
+_names = itertools.count()
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """How this process joins its run: arguments of jax.distributed.initialize.
+
+    `found` says in words what they were read from.
+    """
+
+    found: str
+    arguments: dict[str, Any]
+
+
+def _whole_number(text: str, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise PlmjaxError(f"{name}={text} is no whole number.") from None
+
+
+def _given(
+    environment: Mapping[str, str],
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> Group | None:
+    """Returns the group that flags or PLMJAX_* name, flags first; None without any.
+
+    Raises:
+      PlmjaxError: they name a part of it, or what cannot be.
+    """
+
+    def number(value: int | None, name: str) -> int | None:
+        if value is None and name in environment:
+            return _whole_number(environment[name], name)
+        return value
+
+    coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = number(num_processes, "PLMJAX_NUM_PROCESSES")
+    process_id = number(process_id, "PLMJAX_PROCESS_ID")
+    if num_processes == 1:
+        return Group("given", {})
+    if num_processes is None and process_id is None:
+        return None
+    if coordinator is None or num_processes is None or process_id is None:
+        raise PlmjaxError(
+            "a run of several processes needs --coordinator=HOST:PORT, "
+            "--num_processes and --process_id.",
+            hint="Give all three, or JAX_COORDINATOR_ADDRESS, PLMJAX_NUM_PROCESSES "
+            "and PLMJAX_PROCESS_ID in the environment.",
+        )
+    if not 0 <= process_id < num_processes:
+        raise PlmjaxError(
+            f"--process_id={process_id} must be between 0 and "
+            f"--num_processes={num_processes} minus 1."
+        )
+    if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
+        raise PlmjaxError(f"--coordinator={coordinator} must be HOST:PORT.")
+    return Group(
+        "given",
+        {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+            # Else a surrounding Slurm job would choose the devices.
+            "cluster_detection_method": "deactivate",
+        },
+    )
+
+
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+
+
+def _slurm(environment: Mapping[str, str]) -> Group | None:
+    # A shell in an allocation has some of these variables; a task of srun has all.
+    if any(name not in environment for name in _SLURM):
+        return None
+    if int(environment["SLURM_NTASKS"]) == 1:
+        return None
+    per_task = int(environment.get("SLURM_GPUS_PER_TASK", "0").rpartition(":")[2])
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    arguments = {}
+    if per_task and "JAX_LOCAL_DEVICE_IDS" not in environment:
+        # Alone, jax takes one GPU a task, the one of the task's number: right where
+        # every task sees every GPU and wants one.
+        first = 0
+        if len(visible) > per_task:
+            first = int(environment["SLURM_LOCALID"]) * per_task
+        arguments["local_device_ids"] = list(range(first, first + per_task))
+    return Group("Slurm", arguments)
+
+
+def _open_mpi(environment: Mapping[str, str]) -> Group | None:
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) == 1:
+        return None
+    if "OMPI_MCA_orte_hnp_uri" in environment:  # up to Open MPI 4
+        return Group("Open MPI", {})
+    if importlib.util.find_spec("mpi4py") is not None:
+        return Group("Open MPI", {"cluster_detection_method": "mpi4py"})
+    raise PlmjaxError(
+        "Open MPI 5 started this process, and without mpi4py the processes cannot "
+        "find each other.",
+        hint="pip install mpi4py, or give --coordinator, --num_processes and "
+        "--process_id.",
+    )
+
+
+def _kubernetes(environment: Mapping[str, str]) -> Group | None:
+    # Every pod knows its cluster; one of an indexed job has an index, too.
+    if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
+        return None
+    if importlib.util.find_spec("kubernetes") is None:
+        return None
+    return Group("Kubernetes", {})
+
+
+def _tpu(environment: Mapping[str, str]) -> Group | None:
+    if environment.get("JAX_PLATFORMS", "tpu") != "tpu":
+        return None
+    if importlib.util.find_spec("libtpu") is None:
+        return None
+    if not any(Path(p).exists() for p in ("/dev/accel0", "/dev/vfio/0")):
+        return None
+    return Group("TPU", {})
+
+
+def find_group(
+    environment: Mapping[str, str],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Group | None:
+    """Returns how this process joins others, or None where it is alone.
+
+    Raises:
+      PlmjaxError: what is given is incomplete, or Open MPI lacks mpi4py.
+    """
+    group = _given(environment, coordinator, num_processes, process_id)
+    if group is not None:
+        return group if group.arguments else None
+    for find in (_open_mpi, _slurm, _tpu, _kubernetes):
+        if (group := find(environment)) is not None:
+            return group
+    return None
+
+
+def initialise(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> str | None:
+    """Joins this process to its run, if it is one of several.
+
+    Returns how the others were found, or None where there are none. To be called before
+    any device is touched.
+
+    Raises:
+      PlmjaxError: they cannot be found, or did not come in time (exit code 75).
+    """
+    group = find_group(os.environ, coordinator, num_processes, process_id)
+    if group is None:
+        return None
+    seconds = os.environ.get("PLMJAX_HEARTBEAT_SECONDS", "100")
+    heartbeat = _whole_number(seconds, "PLMJAX_HEARTBEAT_SECONDS")
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=60,
+            **group.arguments,
+        )
+    except (ValueError, RuntimeError) as error:
+        if group.found == "TPU":  # the only host of its slice
+            return None
+        raise PlmjaxError(
+            f"the processes of this run ({group.found}) did not find each other: "
+            f"{str(error).splitlines()[0]}",
+            hint="All must start within five minutes and reach the coordinator's port.",
+            code=Exit.RESUMABLE,
+        ) from error
+    return group.found if jax.process_count() > 1 else None
+
+
+def several() -> bool:
+    """Says whether the run has more than this process."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Says whether this is process 0, the one that writes and decides."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, seconds: int = _BARRIER_SECONDS) -> None:
+    """Returns when every process has come here; all must call it in the same order."""
+    from orbax.checkpoint import multihost
+
+    # The coordination service waits, not a collective: no device takes part, so that
+    # none is busy or in another order, and hours may pass.
+    wait = multihost.get_barrier_sync_fn()
+    wait(key=f"plmjax/{next(_names)}/{name}", timeout_ms=seconds * 1000)
+
+
+def agreed(value: Any) -> Any:
+    """Returns process 0's value, which JSON must be able to hold, on every process."""
+    return decided(lambda: value)
+
+
+def decided(f: Callable[[], Any]) -> Any:
+    """Returns what f gives on process 0, where alone it runs, on every process.
+
+    Raises:
+      PlmjaxError: f did; on every process.
+    """
+    if not several():
+        return f()
+    value = together(lambda: json.dumps(f()) if is_first() else None)
+    return json.loads(_broadcast(value.encode() if value else b""))
+
+
+def together(f: Callable[[], T]) -> T:
+    """Returns what f gives on this process, once it has succeeded on every one.
+
+    Raises:
+      PlmjaxError: f did on some process, the first of which speaks for all.
+    """
+    if not several():
+        return f()
+    value, failure = None, b""
+    try:
+        value = f()
+    except PlmjaxError as error:
+        said = [error.message, error.hint, int(error.code)]
+        failure = json.dumps(said).encode()
+    failed = multihost_utils.process_allgather(np.int32(len(failure)))
+    if np.any(failed):
+        speaker = int(np.flatnonzero(failed)[0])
+        message, hint, code = json.loads(_broadcast(failure, speaker))
+        # In order, as all of them end now: else the first to go takes the rest along.
+        jax.distributed.shutdown()
+        raise PlmjaxError(message, hint=hint, code=Exit(code))
+    return cast(T, value)
+
+
+def _broadcast(data: bytes, source: int = 0) -> bytes:
+    speaks = jax.process_index() == source
+    send = functools.partial(multihost_utils.broadcast_one_to_all, is_source=speaks)
+    size = int(send(np.int32(len(data))))
+    # Few shapes, each of which is compiled once.
+    padded = np.zeros(max(64, 1 << (size - 1).bit_length()), np.uint8)
+    if speaks:
+        padded[:size] = np.frombuffer(data, np.uint8)
+    return np.asarray(send(padded), np.uint8)[:size].tobytes()
+
+
+def leader(directory: Path) -> int:
+    """Returns the first of the processes that see the same directory as this one.
+
+    It prepares what the others then read; 0 where all share a disk, this process itself
+    where each has its own.
+    """
+    if not several():
+        return 0
+    mark = agreed(uuid.uuid4().hex)
+    own = jax.process_index()
+
+    def path(index: int) -> Path:
+        # New names, which no network file system remembers as missing.
+        return directory / f".process-{mark}-{index}"
+
+    path(own).touch()
+    barrier("marks are there")
+    found = next(i for i in range(own + 1) if path(i).exists())
+    barrier("marks were seen")
+    path(own).unlink()
+    return found
+
+
+def whole(arrays: Any) -> Any:
+    """Returns a pytree of arrays as numpy, gathered from all processes."""
+    if not several():
+        return jax.device_get(arrays)
+    gather = functools.partial(multihost_utils.process_allgather, tiled=True)
+    return jax.tree.map(gather, arrays)
+
+
+def peer_is_gone(error: BaseException) -> bool:
+    """Says whether an error of a collective tells that another process has died."""
+    if not isinstance(error, RuntimeError | ValueError):
+        return False
+    signs = ("Gloo", "NCCL", "ncclRemote", "Connection closed", "coordination service")
+    return several() and any(sign in str(error) for sign in signs)

@@ -1,0 +1,144 @@
+"""What ends a run before its time: signals, and steps that do not come back."""
+
+import faulthandler
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from plmjax import Exit
+
+
+class Stop:
+    """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
+
+    Handlers are installed within `with`, in the main thread, and put back after it.
+    With several processes SIGTERM belongs to jax, whose preemption service lets all of
+    them stop after the same step; the other signals become a SIGTERM.
+    """
+
+    def __init__(self):
+        self.received: str | None = None
+        self._several = jax.process_count() > 1
+        self._old: dict = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            numbers = {signal.SIGINT, signal.SIGUSR2}
+            # A handler in Python would take the signal away from jax.
+            numbers |= set() if self._several else {signal.SIGTERM}
+            for number in numbers:
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _frame):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # Not print(): the signal may have come in the midst of one.
+        os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.received = signal.Signals(number).name
+
+    def due(self, step: int) -> bool:
+        """Says whether to stop before this step; every process asks at each step."""
+        if self._several and multihost_utils.reached_preemption_sync_point(step):
+            self.received = "SIGTERM"
+        return self.received is not None
+
+
+class Watchdog:
+    """Ends the process with exit code 75 when the run has not moved for too long.
+
+    A peer that is alive but stuck, or a device that does not answer, would else be
+    waited for, for ever. `seconds` is the least patience; steps that are slow by nature
+    stretch it to ten times their median. The first step compiles and has `first` times
+    the patience. `record` gets the stacks of all threads.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None,
+        record: Path,
+        end: Callable[[int], Any] = os._exit,
+        first: float = 10.0,
+    ):
+        self._seconds, self._record, self._end, self._first = (
+            seconds,
+            record,
+            end,
+            first,
+        )
+        self._took: deque[float] = deque(maxlen=100)
+        self._moved = time.monotonic()
+        self._step = 0
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self):
+        if self._seconds is not None:
+            self._moved = time.monotonic()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def moved(self, step: int | None = None) -> None:
+        """Says that the run lives: a step is done, or a part of other work."""
+        now = time.monotonic()
+        if step is not None:
+            if self._took or self._step:
+                self._took.append(now - self._moved)
+            self._step = step
+        self._moved = now
+
+    def patience(self) -> float:
+        """Returns the seconds after which the run counts as hung."""
+        assert self._seconds is not None
+        if not self._took:
+            return self._first * self._seconds
+        return max(self._seconds, 10 * statistics.median(self._took))
+
+    def _watch(self) -> None:
+        assert self._seconds is not None
+        while not self._done.wait(min(1.0, self._seconds / 10)):
+            stuck = time.monotonic() - self._moved
+            if stuck > self.patience():
+                self._give_up(stuck)
+                return
+
+    def _give_up(self, stuck: float) -> None:
+        message = (
+            f"error: nothing has moved for {stuck:,.0f} s after step {self._step:,} "
+            f"(process {jax.process_index()} of {jax.process_count()}): a device or "
+            f"another process hangs. {self._record} has the stacks of all threads. "
+            "The same command goes on from the last checkpoint.\n"
+        )
+        try:
+            with open(self._record, "w") as file:
+                file.write(message)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        os.write(2, message.encode())
+        # Not sys.exit: the main thread would go on waiting, and so would jax's own end.
+        self._end(int(Exit.RESUMABLE))
