@@ -158,7 +158,9 @@ def fit(
     rollbacks = turn = 0
 
     def save(more: dict):
-        checkpoints.save(now, state, meta | dataclasses.asdict(progress) | more)
+        more = meta | dataclasses.asdict(progress) | more
+        last = now == work.steps or stop.received is not None
+        checkpoints.save(now, state, more, last)
 
     def evaluated() -> dict[str, float] | None:
         """Scores the state; None if that was interrupted: the next start does it."""

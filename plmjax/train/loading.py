@@ -1,0 +1,130 @@
+"""What a checkpoint holds, whether it fits, and how it is read, by any one process."""
+
+import importlib.metadata
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError, __version__, tree
+from plmjax.train import arrays
+from plmjax.train.storage import Storage
+
+# Format 1, of plmjax 0.1, had orbax write the state; it is read as well.
+FORMAT = 2
+META = "meta.json"
+STATE = "state"
+_VERSIONS = ("jax", "jaxlib")
+
+
+def leaves(state) -> dict[str, str]:
+    """Returns {name: "float32[2, 3]"} of any pytree: what a checkpoint must match."""
+    found = {}
+
+    def add(name, leaf):
+        found[name] = f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+
+    tree.map_named(add, state)
+    return found
+
+
+def layout(state) -> dict[str, Any]:
+    """Returns what results are bit-equal on: devices, processes, mesh, versions."""
+    places = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    meshes = [p.mesh for p in places if isinstance(p, jax.sharding.NamedSharding)]
+    return {
+        "devices": jax.device_count(),
+        "kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+        "mesh": dict(meshes[0].shape) if meshes else {},
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
+
+
+def layout_changes(meta: dict, abstract) -> str | None:
+    """Returns in words how the layout of `abstract` differs from a checkpoint's."""
+    if "layout" not in meta:  # format 1
+        return None
+    old, new = meta["layout"], layout(abstract)
+    pairs = [
+        (old["devices"], new["devices"], "{} devices"),
+        (old["kind"], new["kind"], "{}"),
+        (old["processes"], new["processes"], "{} processes"),
+        (old["mesh"], new["mesh"], "mesh {}"),
+        *(
+            (old["versions"][name], new["versions"][name], name + " {}")
+            for name in _VERSIONS
+        ),
+    ]
+    changes = [f"{text.format(b)} instead of {a}" for a, b, text in pairs if a != b]
+    return ", ".join(changes) or None
+
+
+def check(where: str, meta: dict, abstract) -> None:
+    """Raises PlmjaxError unless a checkpoint holds a state like `abstract`."""
+    if not meta:
+        raise PlmjaxError(f"{META} of {where} cannot be read.", code=Exit.MODEL)
+    if meta["format"] > FORMAT:
+        raise PlmjaxError(
+            f"{where} has format {meta['format']}; plmjax {__version__} knows formats "
+            f"up to {FORMAT}.",
+            hint=f"Install the plmjax that wrote it: {meta.get('plmjax')}.",
+            code=Exit.MODEL,
+        )
+    ours, theirs = leaves(abstract), meta["leaves"]
+    differing = [
+        f"{name} is {theirs.get(name, 'missing')}, not {ours.get(name, 'known')}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise PlmjaxError(
+            f"{where} is of another model: {len(differing)} leaves differ, first "
+            f"{differing[0]}.",
+            hint="Use the config it was trained with.",
+            code=Exit.MODEL,
+        )
+
+
+def on_one_device(found: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns what `leaves` describes, to be read onto this process's first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {}
+    for name, text in found.items():
+        dtype, _, sizes = text.partition("[")
+        shape = tuple(json.loads(f"[{sizes}"))
+        abstract[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    return abstract
+
+
+def read(storage: Storage, folder: str, meta: dict, abstract, only: str | None = None):
+    """Returns a state on the shardings of `abstract`, or one field of it alone.
+
+    Raises:
+      OSError, ValueError: it cannot be read.
+    """
+    state = f"{folder}/{STATE}"
+    if meta["format"] == 1:
+        return _read_orbax(storage, state, abstract, only)
+    if only is not None:
+        nothing = {field: None for field in abstract._fields if field != only}
+        abstract = abstract._replace(**nothing)
+    return arrays.read(storage, state, abstract)
+
+
+def _read_orbax(storage: Storage, state: str, abstract, only: str | None):
+    from orbax.checkpoint import v1 as ocp
+
+    if only is not None:
+        nothing = {
+            field: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
+            for field, value in abstract._asdict().items()
+            if field != only
+        }
+        abstract = abstract._replace(**nothing)
+    own = jax.process_index()
+    # Else it waits for the other processes.
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    with ocp.Context(multiprocessing_options=alone):
+        return ocp.load(f"{storage}/{state}", abstract)
