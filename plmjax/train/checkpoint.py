@@ -12,6 +12,7 @@ A flipped bit in an array loads without an error; the digests are why ours do no
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,8 +29,8 @@ from plmjax.train.storage import brief, open_storage, write_file
 
 _STEP = re.compile(r"step_(\d{8,})")
 _DAMAGED = "damaged"
-# Training waits so long for the save before; then it does without this one.
-_PATIENCE_SECONDS = 60.0
+# Training waits no longer than this for a slow disk, and then does without a save.
+_PATIENCE_SECONDS = 30.0
 T = TypeVar("T")
 
 
@@ -116,8 +117,14 @@ class Checkpoints:
         return None if found is None else (found[0], found[1])
 
     def _best(self) -> tuple[int, float] | None:
-        losses = {step: self._meta(step).get("loss") for step in self._steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
+        try:
+            steps = self._steps()
+        except PlmjaxError as error:
+            # Training asks, and goes on; who wants to load asks good_step, too.
+            self.log(f"WARNING: {error}")
+            return None
+        losses = {step: self._meta(step).get("loss") for step in steps}
+        known = {s: x for s, x in losses.items() if x is not None and math.isfinite(x)}
         return min(known.items(), key=lambda item: item[1]) if known else None
 
     def meta(self, step: int) -> dict:
@@ -188,9 +195,12 @@ class Checkpoints:
             )
         return _GO
 
-    def wait(self) -> None:
-        """Returns when nothing is being written, or it hangs; sets `failure`."""
-        self._settle()
+    def wait(self, patient: bool = True) -> None:
+        """Returns when nothing is being written, or it hangs; sets `failure`.
+
+        Without patience it also returns when what is being written takes too long.
+        """
+        self._settle(None if patient else _PATIENCE_SECONDS)
         own = self.failure
         told = self._decided(lambda: [own.message, own.hint] if own else None)
         if told is None:
@@ -236,7 +246,8 @@ class Checkpoints:
             steps, best = self._steps(), self._best()
             kept = set(steps[-max(2, self.keep) :]) | ({best[0]} if best else set())
             for step in steps:
-                if step not in kept:
+                # Without its loss, a step may be the best one.
+                if step not in kept and self._meta(step):
                     self._remove(step)
         except (OSError, PlmjaxError) as error:
             self.log(f"WARNING: old checkpoints in {self} stay: {brief(error)}")

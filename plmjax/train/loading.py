@@ -48,16 +48,16 @@ def layout_changes(meta: dict, abstract) -> str | None:
         return None
     old, new = meta["layout"], layout(abstract)
     pairs = [
-        (old["devices"], new["devices"], "{} devices"),
-        (old["kind"], new["kind"], "{}"),
-        (old["processes"], new["processes"], "{} processes"),
-        (old["mesh"], new["mesh"], "mesh {}"),
+        (old["devices"], new["devices"], "{} instead of {} devices"),
+        (old["kind"], new["kind"], "{} instead of {}"),
+        (old["processes"], new["processes"], "{} instead of {} processes"),
+        (old["mesh"], new["mesh"], "mesh {} instead of {}"),
         *(
-            (old["versions"][name], new["versions"][name], name + " {}")
+            (old["versions"][name], new["versions"][name], name + " {} instead of {}")
             for name in _VERSIONS
         ),
     ]
-    changes = [f"{text.format(b)} instead of {a}" for a, b, text in pairs if a != b]
+    changes = [text.format(b, a) for a, b, text in pairs if a != b]
     return ", ".join(changes) or None
 
 

@@ -172,7 +172,8 @@ def fit(
         return values
 
     def is_best(loss: float) -> bool:
-        checkpoints.wait()  # what is being written may be the best so far
+        # What is being written may be the best so far.
+        checkpoints.wait(patient=False)
         best = checkpoints.best()
         return math.isfinite(loss) and (best is None or loss < best[1])
 
