@@ -134,7 +134,7 @@ class Checkpoints:
     def _meta(self, step: int) -> dict:
         try:
             found = json.loads(self._storage.read(f"{folder(step)}/{META}"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}  # The digests say so to whoever wants to load it.
         return found if isinstance(found, dict) else {}
 

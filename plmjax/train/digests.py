@@ -55,7 +55,7 @@ def trouble(storage: Storage, folder: str) -> str | None:
     try:
         content = storage.read(f"{folder}/{FILE}")
         found = json.loads(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{FILE} cannot be read ({error})"
     expected = _expected(found, content)
     if expected is None:

@@ -24,6 +24,8 @@ from plmjax.train.storage import Storage, brief
 # A disk slower than this, in bytes a second, counts as one that hangs.
 _SLOWEST = 5e6
 _SLACK_SECONDS = 60.0
+# A moment more than a process has for its part, for the note to come.
+_LATE_SECONDS = 10.0
 # Saves of this process; the same number on all processes of a run.
 _numbers = itertools.count()
 
@@ -128,8 +130,7 @@ class Saving:
         client.key_value_set(f"{at}{own}", told)
         if own:
             return []
-        # A moment more than it has to write.
-        end = self._deadline + 10
+        end = self._deadline + _LATE_SECONDS
         notes: dict[str, str] = {}
         while len(notes) < count and time.monotonic() < end:
             time.sleep(0.02)
