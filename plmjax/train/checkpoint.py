@@ -1,7 +1,7 @@
-"""Checkpoints that prove themselves: tensorstore writes, digests of ours vouch.
+"""Checkpoints that prove themselves: orbax writes, digests of ours vouch.
 
 checkpoints/
-  step_00000250/state/        the State (arrays.py)
+  step_00000250/state/        the State (states.py)
   step_00000250/meta.json     step, leaves, devices, versions: what a reader checks
                               first; the held-out loss, if it was evaluated there
   step_00000250/DIGESTS.json  SHA-256 of each file, written last; without it the step
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from plmjax import Exit, PlmjaxError, __version__, tree
-from plmjax.train import digests, loading, processes
+from plmjax.train import digests, loading, processes, states
 from plmjax.train.loading import FORMAT, META, STATE
 from plmjax.train.saving import Saving
 from plmjax.train.storage import brief, open_storage, write_file
@@ -31,6 +30,8 @@ _STEP = re.compile(r"step_(\d{8,})")
 _DAMAGED = "damaged"
 # Training waits no longer than this for a slow disk, and then does without a save.
 _PATIENCE_SECONDS = 30.0
+# Failed saves that may still wait for another process or disk while one more begins.
+_LEFT = 2
 T = TypeVar("T")
 
 
@@ -68,7 +69,8 @@ class Checkpoints:
         self.failure: PlmjaxError | None = None
         self._together = together
         self._saving: Saving | None = None
-        self._stuck: Saving | None = None
+        # Saves whose end is known, and that may still wait for another process or disk.
+        self._left: list[Saving] = []
 
     def __enter__(self):
         return self
@@ -77,6 +79,7 @@ class Checkpoints:
         # The interpreter's end would break off what is being written. Not wait(): here
         # one process may be alone with its error.
         self._settle()
+        self._rest()
 
     def __str__(self) -> str:
         return str(self._storage)
@@ -150,6 +153,7 @@ class Checkpoints:
         self._settle(None if last else _PATIENCE_SECONDS)
         meta = meta | {
             "format": FORMAT,
+            "state": states.writer(self._storage),
             "step": step,
             "plmjax": __version__,
             "leaves": loading.leaves(state),
@@ -158,6 +162,8 @@ class Checkpoints:
         answer = self._decided(lambda: self._prepare(step, tree.size_in_bytes(state)))
         if answer == _DONE:
             return
+        if answer == _GO:
+            answer = self._objection(step) or _GO
         if answer != _GO:
             self._failed(step, answer)
             return
@@ -170,10 +176,7 @@ class Checkpoints:
                 self._clear(step)
                 self._failed(step, trouble)
 
-        stuck = self._saving or self._stuck
-        self._stuck = stuck if stuck is not None and stuck.running else None
         self._saving = Saving(self._storage, step, folder(step), state, meta, ended)
-        self._saving.start(self._stuck)
 
     def _prepare(self, step: int, size: int) -> str:
         """Makes room for a step; returns _GO, _DONE, or why it cannot be saved."""
@@ -183,7 +186,7 @@ class Checkpoints:
             if step in self._steps():
                 return _DONE
             self._storage.delete(folder(step))
-            self._storage.make(f"{folder(step)}/{STATE}")
+            self._storage.make(folder(step))
             free = self._storage.free()
         except (OSError, PlmjaxError) as error:
             return brief(error)
@@ -195,12 +198,44 @@ class Checkpoints:
             )
         return _GO
 
+    def _objection(self, step: int) -> str | None:
+        """Returns why a process cannot take part in a save, on every one; or None.
+
+        Orbax would hold those who can until they give the others up.
+        """
+        found = processes.first_said(self._own_objection(step) or "")
+        if found is None:
+            return None
+        if processes.is_first():
+            self._clear(step)
+        process, text = found
+        return f"process {process}: {text}" if process else text
+
+    def _own_objection(self, step: int) -> str | None:
+        self._left = [saving for saving in self._left if saving.running]
+        if self._saving is not None:
+            return f"step {self._saving.step} is still being written"
+        for saving in self._left:
+            # What is still written may arrive in a folder of the same name; and each
+            # may hold a copy of the state.
+            if saving.step == step or len(self._left) >= _LEFT:
+                return f"the save of step {saving.step} is stuck"
+        probe = f"{folder(step)}/.process_{jax.process_index()}"
+        try:
+            self._storage.write(probe, b"")
+            self._storage.delete(probe)
+        except OSError as error:
+            return brief(error)
+        return None
+
     def wait(self, patient: bool = True) -> None:
         """Returns when nothing is being written, or it hangs; sets `failure`.
 
         Without patience it also returns when what is being written takes too long.
         """
         self._settle(None if patient else _PATIENCE_SECONDS)
+        if patient:
+            self._rest()
         own = self.failure
         told = self._decided(lambda: [own.message, own.hint] if own else None)
         if told is None:
@@ -215,8 +250,14 @@ class Checkpoints:
             return
         self._saving = None
         if saving.running:
-            self._stuck = saving
+            self._left.append(saving)
+        if not saving.wait(0):
             self._failed(saving.step, "the disk does not answer")
+
+    def _rest(self) -> None:
+        """Waits for what is left of failed saves, within their own limits."""
+        for saving in self._left:
+            saving.rest()
 
     def _failed(self, step: int, reason: str) -> None:
         """Says loudly that a step is not saved, and what is."""
@@ -357,31 +398,16 @@ class Checkpoints:
         if only is None and (changes := loading.layout_changes(meta, abstract)):
             self.log(f"Going on with {changes}: the same batches, equal to rounding.")
 
+        at, writer = f"{folder(step)}/{STATE}", meta.get("state", states.ORBAX)
+
         def read():
             try:
-                return loading.read(self._storage, folder(step), meta, abstract, only)
+                return states.read(self._storage, at, writer, abstract, only)
             except (OSError, ValueError) as error:
                 told = f"{where} cannot be read: {brief(error)}."
                 raise PlmjaxError(told, code=Exit.MODEL) from error
 
         return processes.together(read) if self._together else read()
-
-    def load_host(self, step: int) -> dict[str, np.ndarray]:
-        """Returns {name: array} of a step, to this process alone; not of format 1.
-
-        Raises:
-          PlmjaxError: it cannot be read.
-        """
-        meta = self._meta(step)
-        abstract = loading.on_one_device(meta.get("leaves", {}))
-        where = f"the checkpoint of step {step} in {self}"
-        loading.check(where, meta, abstract)
-        try:
-            found = loading.read(self._storage, folder(step), meta, abstract)
-        except (OSError, ValueError) as error:
-            told = f"{where} cannot be read: {brief(error)}."
-            raise PlmjaxError(told, code=Exit.MODEL) from error
-        return jax.device_get(found)
 
 
 # Answers of process 0 to the question whether a step is to be written.

@@ -1,17 +1,15 @@
-"""What a checkpoint holds, whether it fits, and how it is read, by any one process."""
+"""What a checkpoint says that it holds, and whether that fits."""
 
 import importlib.metadata
-import json
 from typing import Any
 
 import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, __version__, tree
-from plmjax.train import arrays
-from plmjax.train.storage import Storage
 
-# Format 1, of plmjax 0.1, had orbax write the state; it is read as well.
+# Format 1, of plmjax 0.1, said nothing of the layout, nor of who wrote the state, which
+# was orbax always; and its digests were without sizes. It is read as well.
 FORMAT = 2
 META = "meta.json"
 STATE = "state"
@@ -85,46 +83,3 @@ def check(where: str, meta: dict, abstract) -> None:
             hint="Use the config it was trained with.",
             code=Exit.MODEL,
         )
-
-
-def on_one_device(found: dict[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns what `leaves` describes, to be read onto this process's first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {}
-    for name, text in found.items():
-        dtype, _, sizes = text.partition("[")
-        shape = tuple(json.loads(f"[{sizes}"))
-        abstract[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-    return abstract
-
-
-def read(storage: Storage, folder: str, meta: dict, abstract, only: str | None = None):
-    """Returns a state on the shardings of `abstract`, or one field of it alone.
-
-    Raises:
-      OSError, ValueError: it cannot be read.
-    """
-    state = f"{folder}/{STATE}"
-    if meta["format"] == 1:
-        return _read_orbax(storage, state, abstract, only)
-    if only is not None:
-        nothing = {field: None for field in abstract._fields if field != only}
-        abstract = abstract._replace(**nothing)
-    return arrays.read(storage, state, abstract)
-
-
-def _read_orbax(storage: Storage, state: str, abstract, only: str | None):
-    from orbax.checkpoint import v1 as ocp
-
-    if only is not None:
-        nothing = {
-            field: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
-            for field, value in abstract._asdict().items()
-            if field != only
-        }
-        abstract = abstract._replace(**nothing)
-    own = jax.process_index()
-    # Else it waits for the other processes.
-    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-    with ocp.Context(multiprocessing_options=alone):
-        return ocp.load(f"{storage}/{state}", abstract)

@@ -26,7 +26,6 @@ def numbers(value: float = 1.0, width: int = 4) -> Small:
         "bias": np.arange(5.0, dtype=np.float32),
         "zeros": np.zeros((8, 8), np.float32),
         "half": np.full(3, value, jnp.bfloat16),
-        "empty": np.zeros((0, 2), np.float32),
     }
     return Small(np.int32(7), params)
 

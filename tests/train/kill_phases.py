@@ -11,7 +11,7 @@ from pathlib import Path
 import tensorstore as ts
 from checkpoint_common import state
 
-from plmjax.train import arrays, digests, saving, storage
+from plmjax.train import digests, saving, states, storage
 from plmjax.train.checkpoint import Checkpoints
 
 
@@ -44,15 +44,14 @@ def before_the_rename_of(name: str) -> None:
     Path.replace = maybe  # type: ignore
 
 
-def half_a_block() -> None:
-    """Dies when the first half of the state's data is in its file."""
-    write = arrays.write
+def at(event: str, name: str) -> None:
+    """Dies when Python is about to do this to a path that ends like that."""
 
-    def half(at, folder, blocks, process, deadline):
-        write(at, folder, blocks[: len(blocks) // 2], process, deadline)
-        os._exit(9)
+    def hook(happening: str, arguments: tuple) -> None:
+        if happening == event and any(str(a).endswith(name) for a in arguments):
+            os._exit(9)
 
-    arrays.write = half
+    sys.addaudithook(hook)
 
 
 def during_the_removal() -> None:
@@ -69,10 +68,11 @@ def during_the_removal() -> None:
 # What dies, and the steps that a start must find.
 PHASES = {
     "before the folder": (lambda: before(storage.Local, "make"), [1, 2]),
-    "before the state": (lambda: before(arrays, "write"), [1, 2]),
-    "in the state": (half_a_block, [1, 2]),
-    "after the state": (lambda: after(arrays, "write"), [1, 2]),
-    "after the blocks are joined": (lambda: after(arrays, "join"), [1, 2]),
+    "before the state": (lambda: at("os.mkdir", "state.orbax-checkpoint-tmp"), [1, 2]),
+    "in the state": (lambda: at("open", "/_METADATA"), [1, 2]),
+    "at the end of the state": (lambda: at("open", "/_CHECKPOINT_METADATA"), [1, 2]),
+    "in the rename of the state": (lambda: at("os.rename", "/state"), [1, 2]),
+    "after the state": (lambda: before(states._Orbax, "join"), [1, 2]),
     "in meta.json": (lambda: before_the_rename_of(saving.META), [1, 2]),
     "after meta.json": (lambda: before(storage.Local, "settle"), [1, 2]),
     "before the digests": (lambda: before(digests, "render"), [1, 2]),

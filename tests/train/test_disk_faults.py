@@ -12,7 +12,7 @@ from checkpoint_common import assert_holds, save, shapes, state
 from processes_common import environment
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import arrays, checkpoint, saving, storage
+from plmjax.train import checkpoint, saving, states, storage
 from plmjax.train.checkpoint import Checkpoints
 
 
@@ -50,8 +50,8 @@ def test_a_full_disk_is_seen_before_it_is_written_to(saved, monkeypatch):
 # Where the disk may give up, and how it does.
 PLACES = {
     "making the folder": (storage.Local, "make", 30, "Read-only file system"),
-    "the state": (arrays, "write", 28, "No space left on device"),
-    "joining the blocks": (arrays, "join", 5, "Input/output error"),
+    "the copy of the state": (states, "_catch_up", 28, "No space left on device"),
+    "the state": (states._Orbax, "join", 5, "Input/output error"),
     "files of ours": (storage, "write_file", 28, "No space left on device"),
     "waiting for the disk": (storage.Local, "settle", 5, "Input/output error"),
     "reading back": (storage.Local, "digest", 116, "Stale file handle"),
@@ -98,14 +98,14 @@ def test_a_directory_that_vanishes_is_made_again(saved):
 
 def test_a_directory_that_vanishes_during_a_save(saved, monkeypatch):
     checkpoints, said = saved
-    write = arrays.write
+    finish = states._Orbax.finish
 
     def vanish(*arguments):
-        write(*arguments)
+        finish(*arguments)
         shutil.rmtree(checkpoints.path(3).parent)
 
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, "write", vanish)
+        patch.setattr(states._Orbax, "finish", vanish)
         save(checkpoints, 4)
     assert checkpoints.failure is not None
     assert "There is no good checkpoint yet" in said[-1]
@@ -137,15 +137,15 @@ def test_a_directory_that_cannot_be_listed(saved, monkeypatch):
 
 def test_training_does_not_wait_for_a_slow_disk(saved, monkeypatch):
     checkpoints, said = saved
-    go, write = threading.Event(), arrays.write
+    go, finish = threading.Event(), states._Orbax.finish
 
     def slow(*arguments):
         assert go.wait(60)
-        write(*arguments)
+        finish(*arguments)
 
     monkeypatch.setattr(checkpoint, "_PATIENCE_SECONDS", 0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, "write", slow)
+        patch.setattr(states._Orbax, "finish", slow)
         before = time.monotonic()
         checkpoints.save(4, state(4), {})
         checkpoints.save(5, state(5), {})
@@ -163,38 +163,45 @@ def test_training_does_not_wait_for_a_slow_disk(saved, monkeypatch):
 
 def test_a_disk_that_hangs_is_given_up(saved, monkeypatch):
     checkpoints, said = saved
-    go, write = threading.Event(), arrays.write
+    go, finish = threading.Event(), states._Orbax.finish
 
     def hang(*arguments):
         assert go.wait(60)
-        write(*arguments)
+        finish(*arguments)
 
+    monkeypatch.setattr(saving, "_LATE_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setattr(saving, "_SLACK_SECONDS", 0.2)
-        patch.setattr(arrays, "write", hang)
+        patch.setattr(states._Orbax, "finish", hang)
         with checkpoints:
             checkpoints.save(4, state(4), {})
         assert "step 4 could not be written: the disk does not answer" in said[-1]
-        # Its blocks could still come: none is written beside them.
-        save(checkpoints, 5)
-        assert "step 5 could not be written: the save of step 4 is stuck" in said[-1]
-        thread = next(t for t in threading.enumerate() if t.name == "checkpoint 4")
-        go.set()
-        thread.join(60)
+        # What is left of it could still arrive: nothing is written in the same place.
+        save(checkpoints, 4)
+        assert "step 4 could not be written: the save of step 4 is stuck" in said[-1]
+    save(checkpoints, 5)
+    assert checkpoints.failure is None and checkpoints.steps()[-1] == 5
+    name = "checkpoint 4, own part"
+    thread = next(t for t in threading.enumerate() if t.name == name)
+    go.set()
+    thread.join(60)
     save(checkpoints, 6)
-    assert checkpoints.failure is None and checkpoints.steps()[-1] == 6
-    assert not checkpoints.path(5).exists()
+    assert checkpoints.failure is None and checkpoints.good_step() == 6
+    checkpoints.remove_unfinished()
+    assert not checkpoints.path(4).exists()
 
 
 LIMITED = """
-import resource, sys
+import logging, resource, sys
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line does.
 sys.path.insert(0, {tests!r})
-import numpy as np, jax.numpy as jnp
+import jax, jax.numpy as jnp
 from checkpoint_common import Small
 from plmjax.train.checkpoint import Checkpoints
 
 def state(value):
-    return Small(jnp.int32(value), {{"a": jnp.full(1_000_000, value, jnp.float32)}})
+    noise = jax.random.normal(jax.random.key(value), 1_000_000)
+    return Small(jnp.int32(value), {{"a": noise}})
 
 checkpoints = Checkpoints(sys.argv[1])
 def save(step):
@@ -254,18 +261,17 @@ def test_a_small_disk_that_fills_up_and_turns_read_only(tmp_path):
     # 24 MB: three checkpoints fit, and a filler comes while the fourth is written.
     body = """
 import os, subprocess
-from plmjax.train import arrays, storage
+from plmjax.train import states
 disk = os.path.dirname(sys.argv[1])
 save(2)
-write = arrays.write
-def filled(*arguments):
+begin = states._catch_up
+def filled():
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with open(disk + "/filler", "wb") as file:
         file.write(bytes(free - 1_000_000))
-    write(*arguments)
-arrays.write = filled
+states._catch_up = filled
 save(3)
-arrays.write = write
+states._catch_up = begin
 save(4)
 os.remove(disk + "/filler")
 save(5)
