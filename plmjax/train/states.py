@@ -76,7 +76,11 @@ class _Orbax:
             self._response = ocp.save_async(f"{storage}/{folder}", state)
 
     def finish(self, deadline: float) -> None:
-        self._response.result()
+        try:
+            self._response.result()
+        except TimeoutError as error:
+            # Orbax would name the barrier.
+            raise OSError("a process did not write its part in time") from error
 
     def join(self) -> None:
         pass  # Orbax has done so.

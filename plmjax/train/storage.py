@@ -7,12 +7,15 @@ arrays: with the credentials that Google's and Amazon's own tools find.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 from plmjax import PlmjaxError
 
+# What tensorstore adds to an error: [os_error_code='27'] [source locations='...
+_SOURCES = re.compile(r" \[[a-z_ ]+='")
 # A store that gives no answer for so long is an error, not a reason to wait.
 ANSWER_SECONDS = 60.0
 
@@ -223,7 +226,7 @@ def _wait(future, where: str) -> Any:
 def brief(error: BaseException) -> str:
     """Returns the first line of an error, without tensorstore's lists of sources."""
     told = str(error).strip() or repr(error)
-    return told.splitlines()[0].split(" [")[0]
+    return _SOURCES.split(told.splitlines()[0])[0]
 
 
 def write_file(path: Path, data: bytes) -> None:
