@@ -24,6 +24,8 @@ _SLOWEST = 5e6
 _SLACK_SECONDS = 60.0
 # A moment more than a process has for its part, for its note to come.
 _LATE_SECONDS = 10.0
+# Orbax's own patience at the barriers where it does not take ours.
+_BARRIER_SECONDS = 300.0
 # How often a process that writes looks for a note that another one has failed.
 _LOOK_SECONDS = 0.25
 # Saves of this process; the same number on all processes of a run.
@@ -78,8 +80,12 @@ class Saving:
         return not self._thread.is_alive()
 
     def rest(self) -> None:
-        """Returns when nothing of it is written or waited for here, or at its limit."""
-        self._part.join(max(0.0, self._limit - time.monotonic()))
+        """Returns when nothing of it is written or waited for here, or at its limit.
+
+        Who leaves before the others is missed by them, and all end with an error.
+        """
+        limit = self._limit + _BARRIER_SECONDS
+        self._part.join(max(0.0, limit - time.monotonic()))
 
     @property
     def _limit(self) -> float:
