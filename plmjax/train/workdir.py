@@ -233,6 +233,7 @@ class Workdir:
             "flax",
             "optax",
             "orbax-checkpoint",
+            "tensorstore",
             "numpy",
             "tokenizers",
             "grain",

@@ -1,4 +1,4 @@
-"""Several processes save and load as one; any number of others reads what they wrote."""
+"""Several processes save and load as one; any number of others reads what they did."""
 
 import shutil
 from pathlib import Path

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -27,18 +26,10 @@ LONG = (
 
 def flat_state(workdir) -> dict[str, np.ndarray]:
     """Returns every leaf of the newest checkpoint, read without plmjax's own types."""
-    from orbax.checkpoint import v1 as ocp
-
-    from plmjax import tree
-
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.good_step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Shardings come from the file.
-        state = ocp.load(checkpoints.path(step) / "state")
-    leaves = {}
-    tree.map_named(lambda name, x: leaves.__setitem__(name, np.asarray(x)), state)
-    return leaves
+    assert step is not None
+    return checkpoints.load_host(step)
 
 
 def assert_same_run(a, b) -> None:
