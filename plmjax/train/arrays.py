@@ -34,11 +34,12 @@ class Block(NamedTuple):
     data: np.ndarray
 
 
-def own_blocks(state) -> list[Block]:
+def own_blocks(state, memory: dict[tuple, np.ndarray]) -> list[Block]:
     """Copies to the host what this process writes of a state.
 
     Of the devices that hold the same block one writes it, another one for each block,
-    so that all processes have their share.
+    so that all processes have their share. `memory` is used again by the next call:
+    new memory costs a CPU several times what the copy does.
     """
     shards, turns = [], itertools.count()
 
@@ -56,23 +57,20 @@ def own_blocks(state) -> list[Block]:
     tree.map_named(choose, state)
     for *_, data in shards:
         data.copy_to_host_async()
-    return [
-        Block(name, whole, start, _on_host(data)) for name, whole, start, data in shards
-    ]
+    blocks = []
+    for name, whole, start, data in shards:
+        host = np.asarray(data)
+        if next(iter(data.devices())).platform == "cpu":
+            # That is the device's own memory, which the next step writes into.
+            kept = memory.setdefault((name, start, host.shape), np.empty_like(host))
+            np.copyto(kept, host)
+            host = kept
+        blocks.append(Block(name, whole, start, host))
+    return blocks
 
 
 def _start(index: tuple[slice, ...]) -> Start:
     return tuple(one.start or 0 for one in index)
-
-
-def _on_host(data: jax.Array) -> np.ndarray:
-    host = np.asarray(data)
-    # On a CPU that is the device's own memory, which the next step writes into.
-    return host.copy() if _platform(data) == "cpu" else host
-
-
-def _platform(data: jax.Array) -> str:
-    return next(iter(data.devices())).platform
 
 
 def entries(state) -> int:

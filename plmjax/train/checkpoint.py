@@ -69,6 +69,7 @@ class Checkpoints:
         self._together = together
         self._saving: Saving | None = None
         self._stuck: Saving | None = None
+        self._memory: dict = {}
 
     def __enter__(self):
         return self
@@ -172,8 +173,16 @@ class Checkpoints:
 
         stuck = self._saving or self._stuck
         self._stuck = stuck if stuck is not None and stuck.running else None
-        self._saving = Saving(self._storage, step, folder(step), state, meta, ended)
-        self._saving.start(self._stuck)
+        self._saving = Saving(
+            self._storage,
+            step,
+            folder(step),
+            state,
+            meta,
+            ended,
+            self._memory,
+            self._stuck,
+        )
 
     def _prepare(self, step: int, size: int) -> str:
         """Makes room for a step; returns _GO, _DONE, or why it cannot be saved."""

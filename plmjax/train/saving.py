@@ -34,7 +34,8 @@ class Saving:
     """A step on its way to the disk.
 
     `ended` is called in the background on process 0 alone: with None, or with what went
-    wrong on whichever process.
+    wrong on whichever process. `memory` keeps the copy; while an earlier save of this
+    process is stuck, this one fails.
     """
 
     def __init__(
@@ -45,23 +46,21 @@ class Saving:
         state,
         meta: Mapping[str, Any],
         ended: Callable[[str | None], None],
+        memory: dict,
+        stuck: "Saving | None",
     ):
         self.step, self.folder = step, folder
         self._storage, self._ended = storage, ended
-        self._stuck: Saving | None = None
+        self._stuck = stuck
         self._seconds = _SLACK_SECONDS + tree.size_in_bytes(state) / _SLOWEST
         self._deadline = time.monotonic() + self._seconds
         self._number, self._entries = next(_numbers), arrays.entries(state)
-        self._blocks = arrays.own_blocks(state)
+        self._blocks = [] if stuck else arrays.own_blocks(state, memory)
         self._meta = json.dumps(meta, indent=1).encode()
         # Not to be waited for at the interpreter's end: its disk may never answer.
         self._thread = threading.Thread(
             target=self._run, name=f"checkpoint {step}", daemon=True
         )
-
-    def start(self, stuck: "Saving | None" = None) -> None:
-        """Starts it; it fails at once while an earlier one of this process is stuck."""
-        self._stuck = stuck
         self._thread.start()
 
     @property
@@ -93,8 +92,7 @@ class Saving:
 
     def _write(self) -> None:
         if self._stuck is not None:
-            # Its blocks may still arrive; and memory is held for one at a time.
-            self._blocks.clear()
+            # Its blocks may still arrive, and it has the memory for ours.
             raise OSError(f"the save of step {self._stuck.step} is stuck")
         arrays.write(
             self._storage,
