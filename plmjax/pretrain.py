@@ -1,16 +1,13 @@
 """The main job: text in, a trained model in the Hugging Face format out."""
 
 import contextlib
-import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from plmjax import Exit, PlmjaxError, show, tree
 from plmjax import config as config_lib
@@ -158,69 +155,6 @@ def _check_same(run: Run) -> None:
         )
 
 
-def dry_run(config: ConfigDict, path: Path) -> None:
-    """Builds everything but the parameters and prints what a run would be.
-
-    The tokenizer and the token store it makes in `path` serve the run itself later.
-    """
-    out = console()
-    workdir = Workdir(path)
-    values = config.to_dict()
-    built = config_lib.build(RunConfig, values)
-    mesh = sharding.make_mesh(built.mesh)
-    check(built, mesh)
-    workdir.create()
-    with workdir.locked(), jax.set_mesh(mesh):
-        workdir.agree(values)
-        run = make_run(
-            built,
-            workdir,
-            mesh,
-            functools.partial(out.print, markup=False, soft_wrap=True),
-        )
-        state = abstract_state(run)
-        out.print(show.parameter_table(state.params))
-        out.print(_plan_table(run, state))
-        batch = run.loader.batch(0)
-        seen = show.row_as_seen(run.objective, run.tokenizer, batch)
-        out.print("\nThe first row, as the model sees it:", markup=False)
-        out.print(seen, markup=False)
-        out.print("\nDry run: nothing was trained.", markup=False)
-
-
-def _plan_table(run: Run, state: State) -> Table:
-    train, devices = run.config.train, run.mesh.size
-    phase = run.loader.phases[0]
-    length, shards = phase.plan.length, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    rows = phase.batch // train.accumulation // shards
-    slots = run.objective.slots(length)
-    used = sharding.bytes_per_device(run.mesh, state)
-    params = sharding.bytes_per_device(run.mesh, state.params)
-    kept = sum(
-        show.activation_bytes(part.encoder, rows, length, slots)
-        for part in run.objective.parts.values()
-    )
-    flops = sum(run.phase_flops(phase) * phase.steps for phase in run.loader.phases)
-    table = Table(title="Training", title_style="", show_header=False)
-    for name, value in {
-        "steps": f"{run.steps:,}",
-        "rows a step": f"{phase.batch:,} x {length} tokens"
-        + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
-        "tokens a step": f"{phase.batch * length * phase.plan.fill:,.0f} without "
-        f"padding ({phase.plan.fill:.1%} full)",
-        "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",
-        "predicted a row": f"at most {slots} of {length}",
-        "FLOPs in all": f"{flops:.2e}",
-        "devices": f"{devices} x {jax.devices()[0].device_kind}, mesh "
-        + " x ".join(f"{axis} {run.mesh.shape[axis]}" for axis in sharding.AXES),
-        "memory a device": f"about {(used + params + kept) / 1e6:,.0f} MB: state "
-        f"{used / 1e6:,.0f}, gradients {params / 1e6:,.0f}, activations "
-        f"{kept / 1e6:,.0f} (estimated)",
-    }.items():
-        table.add_row(name, value)
-    return table
-
-
 def _train(run: Run, log: Callable[[str], Any]) -> dict:
     workdir, train, batches = run.workdir, run.config.train, held_out(run)
     checkpoints = Checkpoints(
@@ -276,7 +210,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         zero1=run.config.mesh.zero1,
     )
     done = int(state.step)
-    writer = MetricWriter(workdir.path, train.tensorboard, done)
+    writer = MetricWriter(workdir.path, train.tensorboard, done, log)
     # A return to a checkpoint is on record before the next checkpoint knows of it.
     left_out = processes.agreed(writer.skips)
     progress.skips = max(progress.skips, left_out, key=len)

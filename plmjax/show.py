@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from plmjax import tree
 from plmjax.evaluate.fill import guesses
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig
@@ -182,26 +181,6 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     return " ".join(words)
 
 
-def parameter_table(params) -> Table:
-    """Returns the parameters of each block: the first two parts of their names."""
-    blocks: dict[str, list] = {}
-    for name, leaf in tree.flatten(params).items():
-        blocks.setdefault("/".join(name.split("/")[:2]), []).append(leaf)
-    table = Table(title="Parameters", title_style="")
-    table.add_column("block")
-    table.add_column("parameters", justify="right")
-    table.add_column("MB", justify="right")
-    for block, leaves in blocks.items():
-        table.add_row(
-            block, f"{tree.count(leaves):,}", f"{tree.size_in_bytes(leaves) / 1e6:,.1f}"
-        )
-    table.add_section()
-    table.add_row(
-        "all", f"{tree.count(params):,}", f"{tree.size_in_bytes(params) / 1e6:,.1f}"
-    )
-    return table
-
-
 def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:
     """Estimates what the forward pass keeps for the backward pass of `rows` rows.
 
@@ -211,7 +190,10 @@ def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) 
     size = np.dtype(jnp.dtype(config.dtype)).itemsize
     per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
     layers = 1 if config.remat else config.layers
+    # What a layer that is computed again starts from.
     kept = config.layers * config.width if config.remat else 0
+    if config.remat == "dots":
+        kept = config.layers * (6 * config.width + config.ffn_width)
     tokens = rows * length
     logits = 2 * 4 * rows * slots * config.vocab_size
     return int(tokens * size * (layers * per_token + kept) + logits)

@@ -17,7 +17,8 @@ from plmjax.objectives import DistillConfig
 from plmjax.run import Run
 from plmjax.train import processes, sharding
 from plmjax.train.optimizer import make_optimizer
-from plmjax.train.step import State, init_state
+from plmjax.train.schedule import make_schedule
+from plmjax.train.step import State, init_state, make_step
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config
 
 
@@ -39,6 +40,22 @@ def _initialise(run: Run) -> Callable:
         make_optimizer(train.optimizer),
         train.seed,
         ema=train.ema_decay is not None,
+    )
+
+
+def step_of(run: Run, steps: int) -> Callable:
+    """Returns the jitted step of a run whose schedule has `steps` steps."""
+    train = run.config.train
+    return make_step(
+        run.objective,
+        make_optimizer(train.optimizer),
+        make_schedule(train.schedule, train.optimizer.learning_rate, steps),
+        run.mesh,
+        seed=train.seed,
+        steps=steps,
+        accumulation=train.accumulation,
+        ema_decay=train.ema_decay,
+        zero1=run.config.mesh.zero1,
     )
 
 

@@ -54,7 +54,7 @@ FILES = [
 def test_files(fail, name, content, words, kind):
     Path(name).write_bytes(content)
     kinds = [f"--config.data.source.kind={k}" for k in kind]
-    command = pretrain(name, *kinds, "--workdir=run", "--dry_run")
+    command = pretrain(name, *kinds, "--workdir=run", "--dry_run=shapes")
     assert words in fail(Exit.DATA, *command)
     assert not Path("run/data").exists() and not Path("run/tokenizer").exists()
     # The same command works once the file is mended.
@@ -75,7 +75,7 @@ def test_bytes_that_are_replaced_or_dropped(junk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_bytes(TEXT[:3000] + junk + TEXT[3000:])
     replace = "--config.data.errors=replace"
-    assert cli.main([*pretrain("text.txt", replace, "--dry_run")]) == Exit.OK
+    assert cli.main([*pretrain("text.txt", replace, "--dry_run=shapes")]) == Exit.OK
 
 
 CONFIGS = [
@@ -113,6 +113,7 @@ CONFIG_FILES = [
     ("e.py", "def get_config(): return {1: 2}", "no key 1"),
     ("f.json", "[1]", "gives a list"),
     ("g.json", "{", "is no JSON"),
+    ("i.json", "[" * 100_000, "is no JSON"),
     ("h.txt", "", "neither a .py nor a .json"),
 ]
 
@@ -219,7 +220,7 @@ def test_one_line_of_20_megabytes(tmp_path):
     line = b" ".join(TEXT.split()) + b" "
     (tmp_path / "line.txt").write_bytes(line * (20_000_000 // len(line)))
     arguments = pretrain(
-        tmp_path / "line.txt", "--dry_run", f"--workdir={tmp_path / 'r'}"
+        tmp_path / "line.txt", "--dry_run=shapes", f"--workdir={tmp_path / 'r'}"
     )
     # Not getrusage: its maximum counts the parent's memory from before exec.
     program = (

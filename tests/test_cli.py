@@ -12,6 +12,7 @@ import pytest
 from tests_common import TINY, environment, run_cli, sentences
 
 from plmjax import Exit, cli
+from plmjax.cli import use
 
 
 @pytest.fixture
@@ -168,6 +169,27 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     assert "Traceback" not in err
 
 
+def test_a_signal_that_looks_like_an_error_is_no_bug(monkeypatch, capsys):
+    """Compiled modules make an ImportError of what interrupts their import."""
+    old = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def importing(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ImportError("while initializing the extension") from None
+
+    monkeypatch.setattr(use, "_fill", importing)
+    try:
+        code = cli.main(["fill", "a [MASK]", "--model=a"])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert code == Exit.RESUMABLE
+    assert "Interrupted" in capsys.readouterr().err
+
+
 def test_the_reader_of_the_output_leaves(trained, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "plmjax", "pretrain", *TINY]
@@ -188,7 +210,7 @@ def test_the_reader_of_the_output_leaves(trained, tmp_path):
 
 def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):
     paths = f"--config.data.source.paths={trained[0] / 'corpus.txt'}"
-    options = (*TINY, paths, f"--workdir={tmp_path / 'run'}", "--dry_run")
+    options = (*TINY, paths, f"--workdir={tmp_path / 'run'}", "--dry_run=shapes")
     code, out, err = call("pretrain", *options)
     assert (code, err) == (Exit.OK, "")
     assert "[MASK=" in out and "memory a device" in out and "Dry run" in out

@@ -11,7 +11,7 @@ import numpy as np
 
 from plmjax import tree
 from plmjax.bench import machine
-from plmjax.bench.train import run_steps, step_of
+from plmjax.bench.train import run_steps
 from plmjax.bench.worker import Spec
 from plmjax.compress.teachers import open_teacher
 from plmjax.data.loader import Loader, Phase, read_ahead
@@ -23,7 +23,7 @@ from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
 from plmjax.objectives.electra import JUDGES, substituted
 from plmjax.objectives.masked import masked_logits, token_loss
 from plmjax.run import Run
-from plmjax.start import fresh_state, frozen_arrays
+from plmjax.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective

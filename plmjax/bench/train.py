@@ -18,12 +18,10 @@ from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.run import Run, check, make_run
-from plmjax.start import fresh_state, frozen_arrays
+from plmjax.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
-from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
-from plmjax.train.step import State, make_step
+from plmjax.train.step import State
 from plmjax.train.workdir import RunConfig, Workdir
 
 # Steps that may be on their way before one is waited for, as in training.
@@ -66,21 +64,6 @@ def run_steps(
         arrived.append(time.perf_counter())
     intervals = [b - a for a, b in zip(arrived, arrived[1:], strict=False)]
     return state, Timed(intervals, loader_s)
-
-
-def step_of(run: Run, steps: int) -> Callable:
-    """Returns the jitted step of a run whose schedule has `steps` steps."""
-    train = run.config.train
-    return make_step(
-        run.objective,
-        make_optimizer(train.optimizer),
-        make_schedule(train.schedule, train.optimizer.learning_rate, steps),
-        run.mesh,
-        seed=train.seed,
-        steps=steps,
-        accumulation=train.accumulation,
-        ema_decay=train.ema_decay,
-    )
 
 
 def bench_train(

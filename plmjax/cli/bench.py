@@ -9,6 +9,7 @@ from plmjax.cli.options import (
     json_option,
     load_config,
     log,
+    numbers,
     start_jax,
 )
 
@@ -17,7 +18,7 @@ def add(verb) -> None:
     added = verb(
         "bench",
         None,
-        "measure speed: of training, of preparing text, against Hugging Face",
+        "measure speed: of training, of preparing text, against Hugging Face, at scale",
         "plmjax bench peer --dtype=both --compile",
     )
     _bench_verbs(verb, added.add_subparsers(dest="what", metavar="WHAT", required=True))
@@ -77,6 +78,31 @@ def _bench_verbs(verb, benches) -> None:
     added.add_argument("--workers", type=int, default=1, help="processes a side")
     json_option(added)
 
+    _scaling_verb(verb, benches)
+
+
+def _scaling_verb(verb, benches) -> None:
+    added = verb(
+        "scaling",
+        _bench_scaling,
+        "compile the step for 8 to 512 virtual devices, and say what to expect, on "
+        "paper, of 8 to 4,096 chips",
+        "plmjax bench scaling --preset=bert-base --devices=8,64,512 --batch=4096",
+        of=benches,
+    )
+    add = added.add_argument
+    add("--preset", default="bert-base", help="model; its family says the objective")
+    add("--devices", default="8,64,512", help="virtual devices that are compiled for")
+    add("--length", type=int, default=128, help="tokens a row")
+    add("--batch", type=int, default=4096, help="rows a step of the throughputs")
+    add("--mfu", type=float, default=0.4, help="share of the peak that a chip reaches")
+    add("--meshes", default="data,zero1,fsdp,tensor", help="some of these, by commas")
+    add("--fsdp", type=int, default=8, help="devices along fsdp on that mesh")
+    add("--tensor", type=int, default=4, help="devices along tensor on that mesh")
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add("--full", action="store_true", help="compile all layers, not one and two")
+    json_option(added)
+
 
 def _bench_train(args) -> int:
     from plmjax import config as config_lib
@@ -127,6 +153,25 @@ def _bench_prepare(args) -> int:
     at_least_one(args, "rounds", "workers")
     result = prepare.bench_prepare(args.paths, None, args.rounds, args.workers)
     return _bench_result(args, prepare, result)
+
+
+def _bench_scaling(args) -> int:
+    from plmjax.bench import scaling
+
+    at_least_one(args, "length", "batch", "fsdp", "tensor")
+    config = scaling.ScalingConfig(
+        preset=args.preset,
+        devices=numbers(args.devices, "devices"),
+        length=args.length,
+        batch=args.batch,
+        mfu=args.mfu,
+        meshes=tuple(args.meshes.split(",")),
+        fsdp=args.fsdp,
+        tensor=args.tensor,
+        dtype=args.dtype,
+        full=args.full,
+    )
+    return _bench_result(args, scaling, scaling.bench_scaling(config, log))
 
 
 def _bench_result(args, bench, result: dict) -> int:

@@ -57,5 +57,15 @@ def at_least_one(args, *names: str) -> None:
             raise PlmjaxError(f"--{name}={value} must be at least 1.")
 
 
+def numbers(text: str, name: str) -> tuple[int, ...]:
+    """Returns the numbers of an option such as --devices=8,64, ascending."""
+    try:
+        return tuple(sorted(int(part) for part in text.split(",")))
+    except ValueError:
+        raise PlmjaxError(
+            f"--{name}={text} must be numbers, joined by commas."
+        ) from None
+
+
 def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

@@ -27,8 +27,11 @@ def add(verb) -> None:
     added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
     added.add_argument(
         "--dry_run",
-        action="store_true",
-        help="build everything, print sizes, memory, steps and the first row; stop",
+        nargs="?",
+        const="compile",
+        choices=("compile", "shapes"),
+        help="build everything, print sizes, shardings, memory, steps and the first "
+        "row, compile the step (shapes: do not), print what devices send; stop",
     )
     added.add_argument(
         "--show_config",
@@ -60,9 +63,9 @@ def _pretrain(args) -> int:
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
     if args.dry_run:
-        from plmjax import pretrain
+        from plmjax.dry_run import dry_run
 
-        pretrain.dry_run(config, workdir)
+        dry_run(config, workdir, compiles=args.dry_run == "compile")
         return Exit.OK
     if found and processes.is_first():
         import jax

@@ -69,17 +69,25 @@ def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") ->
         )
 
 
-def is_data_parallel(mesh: Mesh) -> bool:
-    """Says whether every device holds a whole copy of the model."""
-    return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+def is_row_parallel(mesh: Mesh) -> bool:
+    """Says whether every device computes whole layers, each for its own rows."""
+    return mesh.shape["tensor"] == 1
 
 
 def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
-    """Returns the sharding of a parameter; an axis that does not divide is left out."""
+    """Returns the sharding of a parameter; an axis that does not divide is left out.
+
+    So is an axis of one device.
+    """
     wanted = tree.match(RULES, name)
+
+    def splits(axis, size: int) -> bool:
+        count = 1 if axis is None else mesh.shape[axis]
+        return count > 1 and size % count == 0
+
     return P(
         *(
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            axis if splits(axis, size) else None
             for axis, size in zip(wanted, shape, strict=False)
         )
     )
@@ -90,6 +98,8 @@ def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
 
     ZeRO-1 (arXiv:1910.02054): what only the update needs need not be on every device.
     """
+    if mesh.shape["data"] == 1:
+        return place
     axes = [*place, *[None] * (len(shape) - len(place))]
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         free = axis is None or mesh.shape[axis] == 1
@@ -122,6 +132,17 @@ def shardings(mesh: Mesh, state, zero1: bool = False):
         return NamedSharding(mesh, found)
 
     return tree.map_named(place, state)
+
+
+def whole_layers(mesh: Mesh, params):
+    """Returns the shardings in which parameters are computed with: not over fsdp."""
+
+    def put_together(place: NamedSharding) -> NamedSharding:
+        return NamedSharding(
+            mesh, P(*(axis if axis != "fsdp" else None for axis in place.spec or ()))
+        )
+
+    return jax.tree.map(put_together, shardings(mesh, params))
 
 
 def bytes_per_device(mesh: Mesh, state, zero1: bool = False) -> int:

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 from plmjax.objectives import Key, Objective
 from plmjax.train import sharding
 
+# Each device of these has rows of its own.
+ROW_AXES = ("data", "fsdp")
 # Evaluation draws the same masks for a row at every step and in every run.
 EVALUATION_SEED = 0x5EED
 
@@ -83,35 +85,55 @@ def gradients(objective: Objective, accumulation: int) -> Callable:
     return accumulated
 
 
-def data_parallel(f: Callable, mesh: Mesh, places) -> Callable:
+def row_parallel(f: Callable, mesh: Mesh, places) -> Callable:
     """Runs f on each device's rows and sums what it returns: one reduction, at the end.
 
-    Left to itself, the compiler puts an all-reduce into the accumulation loop. `places`
-    are the shardings of the gradients; where one divides over `data` (ZeRO-1), each
-    device gets its part of the sum alone, which is half the bytes.
+    Weights that are divided over fsdp are put together before. Left to itself, the
+    compiler puts an all-reduce into the accumulation loop, and under fsdp it multiplies
+    by the parts of a weight: then it sends activations, of all rows. `places` are the
+    shardings of the gradients; where one divides over an axis of rows (fsdp; data under
+    ZeRO-1), each device gets its part of the sum alone, which is half the bytes.
     """
-    specs = jax.tree.map(lambda place: place.spec, places)
+    grad_specs = jax.tree.map(lambda place: place.spec, places)
+
+    def whole(x, place):
+        for at, axis in enumerate(place.spec):
+            if axis == "fsdp":
+                x = jax.lax.all_gather(x, axis, axis=at, tiled=True)
+        return x
 
     def reduced(grad, spec):
-        if "data" not in spec:
-            return jax.lax.psum(grad, "data")
-        at = tuple(spec).index("data")
-        return jax.lax.psum_scatter(grad, "data", scatter_dimension=at, tiled=True)
+        # fsdp first: the slower links between copies then carry its part alone.
+        for axis in reversed([axis for axis in ROW_AXES if axis in spec]):
+            at = tuple(spec).index(axis)
+            grad = jax.lax.psum_scatter(grad, axis, scatter_dimension=at, tiled=True)
+        return jax.lax.psum(grad, tuple(a for a in ROW_AXES if a not in spec))
 
-    def summed(*args):
-        loss, metrics, grads = f(*args)
-        if all("data" not in spec for spec in jax.tree.leaves(specs)):
-            return jax.lax.psum((loss, metrics, grads), "data")
-        loss, metrics = jax.lax.psum((loss, metrics), "data")
-        return loss, metrics, jax.tree.map(reduced, grads, specs)
+    def summed(params, frozen, batch, key):
+        given = [sharding.shardings(mesh, arrays) for arrays in (params, frozen)]
 
-    return jax.shard_map(
-        summed,
-        mesh=mesh,
-        in_specs=(P(), P(), P("data"), P()),
-        out_specs=(P(), P(), specs),
-        check_vma=False,
-    )
+        def local(params, frozen, batch, key):
+            params, frozen = (
+                jax.tree.map(whole, arrays, held)
+                for arrays, held in zip((params, frozen), given, strict=True)
+            )
+            loss, metrics, grads = f(params, frozen, batch, key)
+            loss, metrics = jax.lax.psum((loss, metrics), ROW_AXES)
+            return loss, metrics, jax.tree.map(reduced, grads, grad_specs)
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(
+                *(jax.tree.map(lambda place: place.spec, held) for held in given),
+                sharding.ROWS,
+                P(),
+            ),
+            out_specs=(P(), P(), grad_specs),
+            check_vma=False,
+        )(params, frozen, batch, key)
+
+    return summed
 
 
 def make_step(
@@ -132,16 +154,23 @@ def make_step(
     the gradients, too, are divided over the data axis, as the moments are.
     """
     loss_and_gradients = gradients(objective, accumulation)
-    explicit = sharding.is_data_parallel(mesh) and mesh.size > 1
+    explicit = sharding.is_row_parallel(mesh) and mesh.size > 1
 
     def summed(params, frozen, batch, key):
         # What an update divides, as the moments of these parameters are.
         (places,) = sharding.shardings(mesh, _Moments(params), zero1)
         if explicit:
-            f = data_parallel(loss_and_gradients, mesh, places)
+            f = row_parallel(loss_and_gradients, mesh, places)
             return f(params, frozen, batch, key)
+        # Weights are put together over fsdp first, for row_parallel's reason, and their
+        # gradients made whole before they are divided: an embedding's gradient that is
+        # made in parts wants the activations of all rows.
+        whole, still = (sharding.whole_layers(mesh, tree) for tree in (params, frozen))
+        constrain = jax.lax.with_sharding_constraint
+        params, frozen = constrain(params, whole), constrain(frozen, still)
         loss, metrics, grads = loss_and_gradients(params, frozen, batch, key)
-        return loss, metrics, jax.lax.with_sharding_constraint(grads, places)
+        grads = constrain(grads, whole)
+        return loss, metrics, constrain(grads, places)
 
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))

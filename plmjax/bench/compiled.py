@@ -1,0 +1,132 @@
+"""Compiles steps for virtual devices and reads them: the child process of scaling.py.
+
+Nothing runs, and no parameter is made.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import tree
+from plmjax.bench.scaling import FEW, ROWS, ScalingConfig
+from plmjax.models.config import PRESETS, EncoderConfig
+from plmjax.objectives import (
+    OBJECTIVES,
+    CLMConfig,
+    ElectraConfig,
+    MLMConfig,
+    Objective,
+    Pieces,
+)
+from plmjax.train import collectives, sharding
+from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from plmjax.train.optimizer import make_optimizer
+from plmjax.train.schedule import make_schedule
+from plmjax.train.step import init_state, make_step
+
+
+def objective_of(encoder: EncoderConfig) -> Objective:
+    """Returns what a model of its family is pretrained for."""
+    config = {"electra": ElectraConfig(), "gpt2": CLMConfig()}.get(
+        encoder.family, MLMConfig()
+    )
+    pieces = Pieces(4, (0, 1, 2, 3, 4), (1,) * encoder.vocab_size)
+    return OBJECTIVES[config.kind](config, encoder, pieces)
+
+
+def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch as the loader makes it."""
+    whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    row = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = dict.fromkeys(("tokens", "segments", "positions", "types"), whole)
+    start = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
+    return batch | {"word_start": start, "row": row, "copy": row}
+
+
+def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
+    """Returns what the step of each mesh sends and holds."""
+    whole = dataclasses.replace(PRESETS[config.preset], dtype=config.dtype)
+    layers = {whole.layers} if config.full else {min(n, whole.layers) for n in FEW}
+    # Where each device computes whole layers, nothing that is sent grows with the rows
+    # (tests/train/test_collectives.py).
+    rows: dict[str, tuple[int, ...]] = {kind: (ROWS,) for kind in config.meshes}
+    if rows_twice and "tensor" in rows:
+        rows["tensor"] = (ROWS, 2 * ROWS)
+    objective = objective_of(whole)
+    params = jax.eval_shape(objective.init, jax.random.key(0), shapes(1, config.length))
+    facts = {
+        "layers": whole.layers,
+        "parameters": tree.count(params),
+        "flops_per_token": objective.flops(config.length) / config.length,
+    }
+    return [
+        _compile(config, kind, devices, dataclasses.replace(whole, layers=few), many)
+        | {"model": facts}
+        for kind in config.meshes
+        for few in sorted(layers)
+        for many in rows[kind]
+    ]
+
+
+def _compile(
+    config: ScalingConfig, kind: str, devices: int, encoder: EncoderConfig, rows: int
+) -> dict[str, Any]:
+    sizes = config.mesh(kind, devices)
+    zero1 = kind == "zero1"
+    block = MeshConfig(sizes["data"], sizes["fsdp"], sizes["tensor"], zero1)
+    mesh = sharding.make_mesh(block)
+    objective, optimizer = objective_of(encoder), make_optimizer(OptimizerConfig())
+    batch = shapes(rows * sizes["data"] * sizes["fsdp"], config.length)
+    state = jax.eval_shape(
+        lambda batch: init_state(objective, optimizer, 0, batch, False), batch
+    )
+    step = make_step(
+        objective,
+        optimizer,
+        make_schedule(ScheduleConfig(), 1e-3, 100),
+        mesh,
+        seed=0,
+        steps=100,
+        zero1=zero1,
+    )
+    state = _placed(state, sharding.shardings(mesh, state, zero1))
+    batch = _placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
+    with jax.set_mesh(mesh):
+        compiled = step.lower(state, {}, batch).compile()
+    found = collectives.collectives(compiled.as_text() or "")
+    assert all(one.known for one in found)
+    totals: dict[tuple[str, str], float] = {}
+    for one in found:
+        key = (" x ".join(one.axes(sizes)), one.kind)
+        totals[key] = totals.get(key, 0.0) + one.bytes * one.times
+    memory = compiled.memory_analysis()
+    return {
+        "mesh": kind,
+        "devices": devices,
+        "layers": encoder.layers,
+        "rows": rows,
+        "traffic": [(*key, total) for key, total in sorted(totals.items())],
+        "state": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+    }
+
+
+def _placed(arrays, places):
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        arrays,
+        places,
+    )
+
+
+def _main(told: str) -> None:
+    values, devices, rows_twice = json.loads(told)
+    print(json.dumps(compile_all(ScalingConfig.of(values), devices, rows_twice)))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,154 @@
+"""How long a step computes and sends, on paper: chips, links, and what follows.
+
+Bytes come from compiled programs (scaling.py). All sizes are of one device and step.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from plmjax.train.collectives import RING
+
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """An accelerator: the FLOP/s and bytes/s that a data sheet states.
+
+    `near` is what it sends within a group of `group` chips (all links, one direction),
+    `far` what it sends beyond. With `flat`, whatever leaves a group goes over the slow
+    link whole; else each chip of a group carries its share of it, as NCCL's rings over
+    all network cards and XLA's reductions over slices do.
+    """
+
+    name: str
+    peak: float
+    near: float
+    group: int
+    far: float
+    flat: bool = False
+
+
+# Dense bf16. NVIDIA's data sheets of H100 SXM and H200: 989 TFLOP/s, NVLink 900 GB/s in
+# both directions together; an NDR InfiniBand card a GPU, 400 Gb/s.
+# cloud.google.com/tpu/docs/v5e, v5p, v6e: FLOP/s, bidirectional interconnect a chip
+# (400, 1,200, 800 GB/s), the largest slice, data center network (6.4 Tb/s a pod of 256,
+# 50 Gb/s a chip, 25.6 Tb/s a pod of 256).
+CHIPS = (
+    Chip("H100, H200", 989e12, 450 * GB, 8, 50 * GB),
+    Chip("H100, H200, flat ring", 989e12, 450 * GB, 8, 50 * GB, flat=True),
+    Chip("TPU v5e", 197e12, 200 * GB, 256, 3.125 * GB),
+    Chip("TPU v5p", 459e12, 600 * GB, 6144, 6.25 * GB),
+    Chip("TPU v6e", 918e12, 400 * GB, 256, 12.5 * GB),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a device sends in a step by one operation along some axes of the mesh.
+
+    `bytes` are the whole buffers; `bytes_per_token` what a token of the device adds.
+    """
+
+    axes: tuple[str, ...]
+    kind: str
+    bytes: float
+    bytes_per_token: float = 0.0
+
+    def of(self, tokens: float) -> float:
+        return self.bytes + self.bytes_per_token * tokens
+
+
+def along(mesh: Mapping[str, int], axes: tuple[str, ...]) -> tuple[int, int]:
+    """Returns how many devices a group along the axes has, and how far apart they are.
+
+    The last axis of a mesh is the innermost: its devices are neighbours.
+    """
+    names = list(mesh)
+    size = math.prod(mesh[axis] for axis in axes)
+    inside = names[max(names.index(axis) for axis in axes) + 1 :]
+    return size, math.prod(mesh[axis] for axis in inside)
+
+
+def sent(traffic: Traffic, mesh: Mapping[str, int], tokens: float) -> float:
+    """Returns the bytes that a device sends on a ring."""
+    size, _ = along(mesh, traffic.axes)
+    passes = RING.get(traffic.kind)
+    share = 1.0 if passes is None else passes * (size - 1) / size
+    return share * traffic.of(tokens) if size > 1 else 0.0
+
+
+def seconds(
+    chip: Chip, traffic: Traffic, mesh: Mapping[str, int], tokens: float
+) -> float:
+    """Returns how long sending takes, latency left out."""
+    size, apart = along(mesh, traffic.axes)
+    if size == 1:
+        return 0.0
+    total = traffic.of(tokens)
+    near = min(size, max(1, chip.group // apart))
+    groups = size / near
+    passes = RING.get(traffic.kind)
+    if passes is None:
+        return total / (chip.near if groups == 1 else chip.far)
+    if groups > 1 and chip.flat:
+        return passes * total * (size - 1) / size / chip.far
+    within = passes * total * (near - 1) / near / chip.near
+    beyond = passes * total / near * (groups - 1) / groups / chip.far
+    return within + beyond
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step on paper: seconds that a chip computes and sends."""
+
+    computing: float
+    sending: float
+
+    @property
+    def apart(self) -> float:
+        """Seconds of a step if nothing is sent while it computes."""
+        return self.computing + self.sending
+
+    @property
+    def together(self) -> float:
+        """Seconds of a step if all is sent while it computes."""
+        return max(self.computing, self.sending)
+
+
+def step(
+    chip: Chip,
+    traffic: list[Traffic],
+    mesh: Mapping[str, int],
+    tokens: float,
+    flops_per_token: float,
+    mfu: float,
+) -> Step:
+    """Returns the step of a device that has `tokens` tokens of each batch.
+
+    Those of a tensor axis share them, and the FLOPs.
+    """
+    shared = mesh["tensor"]
+    return Step(
+        tokens * flops_per_token / shared / (chip.peak * mfu),
+        sum(seconds(chip, one, mesh, tokens) for one in traffic),
+    )
+
+
+def bound(
+    chip: Chip,
+    traffic: list[Traffic],
+    mesh: Mapping[str, int],
+    flops_per_token: float,
+    mfu: float,
+) -> float:
+    """Returns the tokens a chip and step below which sending takes longer.
+
+    Infinite where each token sends for longer than it computes.
+    """
+    none, one = (
+        step(chip, traffic, mesh, tokens, flops_per_token, mfu) for tokens in (0, 1)
+    )
+    gain = one.computing - (one.sending - none.sending)
+    return none.sending / gain / mesh["tensor"] if gain > 0 else math.inf

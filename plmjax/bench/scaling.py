@@ -1,0 +1,352 @@
+"""What a training step sends on 8 to 512 devices, compiled, and on paper beyond.
+
+The step is compiled for virtual CPU devices, never run, in a process for each number of
+devices. The bytes that it sends do not depend on the kind of device.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plmjax import PlmjaxError
+from plmjax.bench import machine
+from plmjax.bench.roofline import CHIPS, Traffic, bound, sent, step
+
+AXES = ("data", "fsdp", "tensor")
+MESHES = ("data", "zero1", "fsdp", "tensor")
+# Chips of the tables on paper; what is past the compiled numbers is extrapolated.
+PAPER = (8, 64, 256, 512, 1024, 4096)
+# Layers that are compiled; the others are like the second.
+FEW = (1, 2)
+# Rows of a data shard when the step is compiled.
+ROWS = 2
+_LIMIT_SECONDS = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingConfig:
+    """What is compiled, and what the tables assume."""
+
+    preset: str = "bert-base"
+    devices: tuple[int, ...] = (8, 64, 512)
+    length: int = 128
+    # Rows of the global batch of the table of throughputs.
+    batch: int = 4096
+    # The share of the peak that the matrix products of one chip reach.
+    mfu: float = 0.4
+    meshes: tuple[str, ...] = MESHES
+    # Devices along the inner axis of the mesh of that name.
+    fsdp: int = 8
+    tensor: int = 4
+    dtype: str = "bfloat16"
+    # Compiles the model whole instead of with one and two layers.
+    full: bool = False
+
+    def __post_init__(self):
+        from plmjax.models.config import PRESETS
+
+        def require(condition: bool, message: str, hint: str = ""):
+            if not condition:
+                raise PlmjaxError(message, hint=hint)
+
+        require(
+            self.preset in PRESETS,
+            f"--preset={self.preset} is not known.",
+            f"Known: {', '.join(PRESETS)}.",
+        )
+        unknown = [kind for kind in self.meshes if kind not in MESHES]
+        require(
+            not unknown and bool(self.meshes),
+            f"--meshes={','.join(self.meshes)}: {', '.join(unknown)} is not known.",
+            f"Known: {', '.join(MESHES)}.",
+        )
+        require(0 < self.mfu <= 1, f"--mfu={self.mfu} must be in (0, 1].")
+        encoder, inner = PRESETS[self.preset], math.lcm(self.fsdp, self.tensor)
+        require(
+            encoder.heads % self.tensor == 0,
+            f"--tensor={self.tensor} does not divide the {encoder.heads} heads of "
+            f"{self.preset}.",
+        )
+        require(
+            self.length <= encoder.max_length,
+            f"--length={self.length} is longer than the {encoder.max_length} "
+            f"positions of {self.preset}.",
+        )
+        for count in self.devices:
+            require(
+                count > 1 and count % inner == 0,
+                f"--devices={count} does not divide into the meshes.",
+                f"Give multiples of {inner}, as --fsdp={self.fsdp} and "
+                f"--tensor={self.tensor} ask.",
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "ScalingConfig":
+        """Returns the config whose fields JSON has."""
+        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        return cls(**{**values, **lists})
+
+    def mesh(self, kind: str, devices: int) -> dict[str, int]:
+        """Returns {axis: size}; only the data axis grows."""
+        fsdp = self.fsdp if kind == "fsdp" else 1
+        tensor = self.tensor if kind == "tensor" else 1
+        return dict(zip(AXES, (devices // fsdp // tensor, fsdp, tensor), strict=True))
+
+
+def bench_scaling(
+    config: ScalingConfig, log: Callable[[str], Any] = print
+) -> dict[str, Any]:
+    """Compiles the step on each mesh and number of devices; returns what it sends.
+
+    Raises:
+      PlmjaxError: whatever the user can mend.
+      RuntimeError: a compilation failed; its last words are in the message.
+    """
+    before, compiled = machine.load_average(), []
+    for count in config.devices:
+        begin = time.monotonic()
+        # Once is enough to know what grows with the rows of a device.
+        compiled += _child(config, count, rows_twice=count == config.devices[0])
+        log(f"{count} devices: compiled in {time.monotonic() - begin:,.0f} s.")
+    facts = compiled[0]["model"]
+    measured = [_measured(config, kind, compiled) for kind in config.meshes]
+    return {
+        "machine": machine.machine(),
+        "load": [before, machine.load_average()],
+        "config": dataclasses.asdict(config),
+        "model": facts,
+        "meshes": measured,
+        "roofline": [
+            _on_paper(config, one, facts["flops_per_token"]) for one in measured
+        ],
+    }
+
+
+def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
+    """Returns what a process with so many devices compiled."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    # Nothing runs, so no collective needs a thread a device.
+    environment.pop("NPROC", None)
+    told = json.dumps([dataclasses.asdict(config), devices, rows_twice])
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.compiled", told],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=_LIMIT_SECONDS,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"compiling for {devices} devices failed:\n{done.stderr[-2000:]}"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[str, Any]:
+    """Returns a mesh's traffic as a function of tokens, and what it was read from."""
+    mine = [one for one in compiled if one["mesh"] == kind]
+    layers = compiled[0]["model"]["layers"]
+    sizes, rows = [], {}
+    for count in config.devices:
+        here = [one for one in mine if one["devices"] == count]
+        once = _all_layers([o for o in here if o["rows"] == ROWS], layers)
+        twice = _all_layers([o for o in here if o["rows"] == 2 * ROWS], layers)
+        if twice:
+            # What a row of a data shard adds; the same on any number of devices.
+            rows = {key: (twice[key] - once.get(key, 0.0)) / ROWS for key in twice}
+        mesh = config.mesh(kind, count)
+        traffic = [
+            Traffic(
+                tuple(axes.split(" x ")),
+                operation,
+                total - rows.get((axes, operation), 0.0) * ROWS,
+                rows.get((axes, operation), 0.0) / config.length,
+            )
+            for (axes, operation), total in once.items()
+        ]
+        sizes.append(
+            {
+                "devices": count,
+                "mesh": mesh,
+                "traffic": [dataclasses.asdict(one) for one in traffic],
+                "sent": sum(sent(one, mesh, ROWS * config.length) for one in traffic),
+                "state": _linear(here, "state", layers),
+                "temporary": _linear(here, "temporary", layers),
+            }
+        )
+    return {"kind": kind, "sizes": sizes}
+
+
+def _linear(here: list[dict], key: str, layers: int) -> float:
+    """Returns a figure of all layers out of that of one and of two."""
+    few = {one["layers"]: one[key] for one in here if one["rows"] == ROWS}
+    if layers in few:
+        return few[layers]
+    return few[1] + (few[2] - few[1]) * (layers - 1)
+
+
+def _all_layers(here: list[dict], layers: int) -> dict[tuple[str, str], float]:
+    """Returns {(axes, operation): bytes} of the model with all its layers."""
+    few = {
+        one["layers"]: {(axes, kind): total for axes, kind, total in one["traffic"]}
+        for one in here
+    }
+    if not few or layers in few:
+        return few.get(layers, {})
+    keys = {key for found in few.values() for key in found}
+    first, second = ({key: few[n].get(key, 0.0) for key in keys} for n in FEW)
+    return {
+        key: first[key] + (second[key] - first[key]) * (layers - 1)
+        for key in sorted(keys)
+    }
+
+
+def _on_paper(
+    config: ScalingConfig, measured: dict, flops_per_token: float
+) -> dict[str, Any]:
+    """Returns bounds and throughputs of a mesh on each chip."""
+    kind, largest = measured["kind"], measured["sizes"][-1]
+    traffic = [Traffic(**one) for one in largest["traffic"]]
+    tokens = config.batch * config.length
+    rows = []
+    for chip in CHIPS:
+        for count in PAPER:
+            mesh = config.mesh(kind, count)
+            shards = mesh["data"] * mesh["fsdp"]
+            parts = (chip, traffic, mesh)
+            least = bound(*parts, flops_per_token, config.mfu)
+            row = {"chip": chip.name, "devices": count, "bound": least}
+            if config.batch % shards == 0:
+                one = step(*parts, tokens / shards, flops_per_token, config.mfu)
+                row |= {
+                    "tokens_a_chip": tokens / count,
+                    "computing_s": one.computing,
+                    "sending_s": one.sending,
+                    "tokens_per_s": [tokens / one.apart, tokens / one.together],
+                    "efficiency": [
+                        one.computing / one.apart,
+                        one.computing / one.together,
+                    ],
+                }
+            rows.append(row)
+    return {"kind": kind, "rows": rows}
+
+
+def _deviation(config: ScalingConfig, measured: dict) -> float:
+    """Returns how far the ring's formula, from the largest size, is off the others."""
+    *others, largest = measured["sizes"]
+    traffic = [Traffic(**one) for one in largest["traffic"]]
+    tokens = ROWS * config.length
+    off = [
+        abs(sum(sent(one, size["mesh"], tokens) for one in traffic) / size["sent"] - 1)
+        for size in others
+    ]
+    return max(off, default=0.0)
+
+
+_NAMES = {
+    "data": "data",
+    "zero1": "data, zero1",
+    "fsdp": "data x fsdp {fsdp}",
+    "tensor": "data x tensor {tensor}",
+}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns a table in Markdown."""
+    line = "|".join("---" for _ in head)
+    return [f"| {' | '.join(cells)} |" for cells in (head,)] + [
+        f"|{line}|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Returns the tables, in Markdown."""
+    config = ScalingConfig.of(result["config"])
+    model, (before, after) = result["model"], result["load"]
+    names = {kind: name.format(**result["config"]) for kind, name in _NAMES.items()}
+    lines = [
+        machine.as_text(result["machine"]),
+        f"Load average {before} before, {after} after.",
+        f"{config.preset}: {model['layers']} layers, {model['parameters']:,} "
+        f"parameters, {model['flops_per_token'] / 1e9:.3f} GFLOP a token of "
+        f"{config.length}; {config.dtype} activations.",
+        "",
+        f"Compiled for virtual devices, {ROWS} rows a data shard. MB of a device; what "
+        "is sent on a ring, in a step.",
+        "",
+    ]
+    body = []
+    for measured in result["meshes"]:
+        for size in measured["sizes"]:
+            operations = ", ".join(
+                f"{one['kind']} along {' x '.join(one['axes'])} "
+                f"{sent(Traffic(**one), size['mesh'], ROWS * config.length) / 1e6:,.1f}"
+                for one in size["traffic"]
+                if one["bytes"] + one["bytes_per_token"] > 1e5
+            )
+            body.append(
+                [
+                    names[measured["kind"]],
+                    f"{size['devices']:,}",
+                    f"{size['sent'] / 1e6:,.1f}",
+                    operations,
+                    f"{size['state'] / 1e6:,.0f}",
+                    f"{size['temporary'] / 1e6:,.0f}",
+                ]
+            )
+    head = ["mesh", "devices", "sent", "by", "state", "temporaries"]
+    lines += _table(head, body)
+    worst = max(_deviation(config, measured) for measured in result["meshes"])
+    lines += [
+        "",
+        "Predicted from the largest number of devices by (n - 1) / n, the others are "
+        f"at most {worst:.2%} off.",
+        "",
+        f"Tokens a chip and step below which sending takes longer than computing (MFU "
+        f"{config.mfu:.0%}); past {max(config.devices):,} devices extrapolated.",
+        "",
+    ]
+    body = [
+        [chip.name, names[paper["kind"]]]
+        + [_tokens(row["bound"]) for row in paper["rows"] if row["chip"] == chip.name]
+        for paper in result["roofline"]
+        for chip in CHIPS
+    ]
+    lines += _table(["chip", "mesh", *(f"{count:,}" for count in PAPER)], body)
+    lines += [
+        "",
+        f"Million tokens a second of {config.batch:,} rows a step: from all sent apart "
+        "from computing to all sent while computing; in brackets the share of the time "
+        "that computing takes.",
+        "",
+    ]
+    body = [
+        [chip.name, names[paper["kind"]]]
+        + [_speed(row) for row in paper["rows"] if row["chip"] == chip.name]
+        for paper in result["roofline"]
+        for chip in CHIPS
+    ]
+    lines += _table(["chip", "mesh", *(f"{count:,}" for count in PAPER)], body)
+    return "\n".join(lines)
+
+
+def _tokens(count: float) -> str:
+    return "always" if math.isinf(count) else f"{count:,.0f}"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    if "tokens_per_s" not in row:
+        return "-"
+    (low, high), (least, most) = row["tokens_per_s"], row["efficiency"]
+    return f"{low / 1e6:,.1f}-{high / 1e6:,.1f} ({least:.0%}-{most:.0%})"

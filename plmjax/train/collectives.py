@@ -1,0 +1,268 @@
+"""What a compiled step sends between devices, read from the text of its HLO.
+
+Sizes are bytes of one device. What a device sends is counted as a ring sends it: each
+of n devices passes every piece but one on, n - 1 times out of n.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+# Times the whole buffer, less the nth that is already there. The whole buffer is what
+# comes out of all-reduce and all-gather, and what goes into the others.
+RING = {
+    "all-reduce": 2,  # a reduce-scatter, then an all-gather
+    "all-gather": 1,
+    "reduce-scatter": 1,
+    "all-to-all": 1,
+    "ragged-all-to-all": 1,
+}
+KINDS = (*RING, "collective-permute", "collective-broadcast")
+
+_OPERATION = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(body|condition|to_apply|calls|true_computation|false_computation)"
+    r"=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+_IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One operation of a program in which devices exchange arrays.
+
+    `bytes` is the whole buffer of a device in one execution, `times` how often a step
+    executes it; `known` is false within a loop whose number of turns the compiler does
+    not tell, which is then counted once. `groups` are the devices that exchange among
+    themselves, by their place in the mesh; of a permutation, the pairs (from, to).
+    """
+
+    kind: str
+    bytes: int
+    groups: Groups
+    times: int
+    known: bool
+    source: str  # the operation in our code that it stems from
+
+    @property
+    def size(self) -> int:
+        """How many devices exchange among themselves."""
+        return max((len(group) for group in self.groups), default=1)
+
+    @property
+    def sent(self) -> float:
+        """The bytes that a device sends in a step, all executions together."""
+        if self.size == 1:
+            return 0.0
+        if self.kind in RING:
+            share = (self.size - 1) / self.size
+            return RING[self.kind] * share * self.bytes * self.times
+        return float(self.bytes * self.times)
+
+    def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
+        """Returns the axes of a mesh ({name: size}) along which it sends."""
+        spans = set()
+        for group in self.groups:
+            places = np.array(np.unravel_index(group, tuple(mesh.values())))
+            spans |= set(np.flatnonzero(np.ptp(places, axis=1)).tolist())
+        return tuple(axis for i, axis in enumerate(mesh) if i in spans)
+
+
+def collectives(text: str) -> list[Collective]:
+    """Returns the collectives of a compiled program, `compiled.as_text()`.
+
+    Those within a loop are multiplied by its turns. Operations that run over one device
+    are left out.
+    """
+    text = re.sub(r"/\*.*?\*/", "", text)
+    found = re.search(r"num_partitions=(\d+)", text)
+    devices = int(found[1]) if found else 1
+    bodies, entry = _computations(text)
+    return [
+        made
+        for line, times, known in _executed(bodies, entry, 1, True)
+        if (made := _collective(line, devices, times, known)) and made.size > 1
+    ]
+
+
+def sent_by_axis(
+    found: list[Collective], mesh: Mapping[str, int]
+) -> dict[str, dict[str, tuple[int, float]]]:
+    """Returns {axes: {kind: (executions, bytes sent by a device)}} of a step.
+
+    Axes are joined by " x " where a group spans several.
+    """
+    sums: dict[str, dict[str, tuple[int, float]]] = {}
+    for one in found:
+        kinds = sums.setdefault(" x ".join(one.axes(mesh)), {})
+        times, sent = kinds.get(one.kind, (0, 0.0))
+        kinds[one.kind] = (times + one.times, sent + one.sent)
+    return sums
+
+
+def sent(found: list[Collective]) -> float:
+    """Returns the bytes that a device sends in a step."""
+    return sum(one.sent for one in found)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Returns the lines of each computation, and the name of the one that runs."""
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            lines = bodies.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif "(" in line:
+            lines.append(line)
+    return bodies, entry
+
+
+def _executed(
+    bodies: dict[str, list[str]], name: str, times: int, known: bool
+) -> Iterator[tuple[str, int, bool]]:
+    """Yields each collective's line, how often it runs, and whether that is known.
+
+    Of a conditional, all branches are counted.
+    """
+    for line in bodies[name]:
+        if _OPERATION.search(line):
+            yield line, times, known
+            continue  # what it applies is a sum or a maximum
+        called = [other for _, other in _CALLED.findall(line)]
+        for branches in _BRANCHES.findall(line):
+            called += [other.strip(" %") for other in branches.split(",")]
+        turns, told = 1, True
+        if " while(" in line:
+            trips = _TRIPS.search(line)
+            turns, told = (int(trips[1]), True) if trips else (1, False)
+        for other in called:
+            if other in bodies:
+                yield from _executed(bodies, other, times * turns, known and told)
+
+
+def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
+    operation = _OPERATION.search(line)
+    assert operation is not None
+    kind, started = operation[1], bool(operation[2])
+    shape = line[: operation.start()].partition(" = ")[2].strip()
+    if started and kind != "all-reduce":
+        # What goes in, what comes out, and sometimes what the runtime keeps.
+        shape = _elements(shape)[1]
+    groups = _groups(line, devices, kind)
+    size = max((len(group) for group in groups), default=1)
+    size_in_bytes = _bytes(shape) * (size if kind == "reduce-scatter" else 1)
+    source = re.search(r'op_name="([^"]*)"', line)
+    return Collective(
+        kind, size_in_bytes, groups, times, known, source[1] if source else ""
+    )
+
+
+def _elements(shape: str) -> list[str]:
+    """Returns the elements of a tuple's shape, "(a, (b, c))" -> ["a", "(b, c)"]."""
+    depth, begin, found = 0, 1, []
+    for at, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
+            found.append(shape[begin:at].strip())
+            begin = at + 1
+    return found
+
+
+def _bytes(shape: str) -> int:
+    """Returns the bytes of the arrays in a shape, "(f32[2,3]{1,0}, pred[])" -> 25."""
+    total = 0
+    # Layouts, "{1,0:T(8,128)}", hold no array.
+    for kind, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
+        bits = re.search(r"\d+", kind)
+        width = 8 if kind == "pred" else int(bits[0]) if bits else 0
+        lengths = [int(n.strip("<=")) for n in sizes.split(",") if n]
+        total += math.ceil(width * math.prod(lengths) / 8)
+    return total
+
+
+def _groups(line: str, devices: int, kind: str) -> Groups:
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line)
+        listed = _lists(pairs[1]) if pairs else ()
+        return tuple(pair for pair in listed if pair[0] != pair[1])
+    given = re.search(r"replica_groups=(\{\{.*?\}\}|\S+)", line)
+    if given is None or given[1].startswith("{}"):
+        return (tuple(range(devices)),)
+    if given[1].startswith("{"):
+        return _lists(given[1])
+    if given[1].startswith("mesh["):
+        return _mesh_groups(line[given.start(1) :])
+    made = _IOTA.match(given[1])
+    assert made is not None, given[1]
+    ids = _iota(made[2], made[3], math.prod(_numbers(made[1])))
+    return _rows(ids.reshape(_numbers(made[1])))
+
+
+def _mesh_groups(text: str) -> Groups:
+    """Reads mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a', 'b':(1)2}.
+
+    A group is the devices that differ along the axes in braces alone; 'b':(1)2 is the
+    outermost factor 2 of b, of which (1) devices stand outside.
+    """
+    head = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\) )?[^{]*\{(.*?)\}", text)
+    assert head is not None, text[:200]
+    axes = {name: int(size) for name, size in re.findall(r"'(.+?)'=(\d+)", head[1])}
+    devices = math.prod(axes.values())
+    ids = np.arange(devices)
+    if head[2]:
+        order = _IOTA.match(head[2])
+        ids = (
+            _iota(order[1], order[3], devices)
+            if order
+            else np.array(_numbers(head[2].strip("[]{}")))
+        )
+    # Each axis in its factors: what stands before the wanted one, it, what follows.
+    factors: dict[str, list[tuple[int, bool]]] = {
+        a: [(n, False)] for a, n in axes.items()
+    }
+    for name, before, size in re.findall(r"'?([\w]+)'?(?::\((\d+)\)(\d+))?'?", head[3]):
+        whole, outer = axes[name], int(before or 1)
+        inner = int(size or whole)
+        factors[name] = [
+            (outer, False),
+            (inner, True),
+            (whole // (outer * inner), False),
+        ]
+    parts = [part for name in axes for part in factors[name]]
+    ids = ids.reshape([size for size, _ in parts])
+    inside = [i for i, (_, wanted) in enumerate(parts) if wanted]
+    outside = [i for i, (_, wanted) in enumerate(parts) if not wanted]
+    together = math.prod(parts[i][0] for i in inside)
+    return _rows(ids.transpose(outside + inside).reshape(-1, together))
+
+
+def _iota(shape: str | None, order: str | None, devices: int) -> np.ndarray:
+    """Returns 0, 1, ... in a shape, its axes put in another order."""
+    ids = np.arange(devices)
+    if shape is None:
+        return ids
+    ids = ids.reshape(_numbers(shape))
+    return ids if order is None else ids.transpose(_numbers(order)).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _lists(text: str) -> Groups:
+    """Reads {{0,1},{2,3}}, whatever of the braces outside is there."""
+    return tuple(tuple(_numbers(one)) for one in re.findall(r"[\d,]*\d", text))
+
+
+def _rows(ids: np.ndarray) -> Groups:
+    return tuple(tuple(row) for row in ids.tolist())

@@ -1,0 +1,157 @@
+"""The dry run's tables: blocks, shardings, memory; what is sent."""
+
+import dataclasses
+import functools
+import io
+import re
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from test_step import ENCODER, make_batch, pieces
+from tests_common import TINY
+
+from plmjax import dry_run as lib
+from plmjax import tree
+from plmjax.cli import main
+from plmjax.objectives import OBJECTIVES, ElectraConfig, MLMConfig, mlm
+from plmjax.train import sharding
+from plmjax.train.collectives import Collective
+from plmjax.train.config import MeshConfig, OptimizerConfig
+from plmjax.train.optimizer import make_optimizer
+from plmjax.train.step import init_state
+
+
+def state_of(objective, ema: bool = False):
+    optimizer = make_optimizer(OptimizerConfig())
+    return jax.eval_shape(
+        lambda batch: init_state(objective, optimizer, 0, batch, ema), make_batch()
+    )
+
+
+def blocks(objective, sizes, zero1=False, ema=False):
+    mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices())
+    return lib.blocks_of(mesh, state_of(objective, ema), zero1)
+
+
+encoder = functools.partial(dataclasses.replace, ENCODER)
+
+
+def text(table, width: int = 100) -> str:
+    out = Console(file=io.StringIO(), width=width)
+    out.print(table)
+    return out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_blocks_of_a_mixed_mesh():
+    objective = mlm(MLMConfig(), encoder(layers=3), pieces(96))
+    embeddings, layers, head = blocks(objective, (2, 2, 2))
+    assert [b.name for b in (embeddings, layers, head)] == [
+        "encoder/embeddings",
+        "encoder/layer_0 .. 2",
+        "head",
+    ]
+    assert layers.parameters == 3 * (4 * 32 * 33 + 64 * 33 + 32 * 65 + 4 * 32)
+    assert ("token", "96x32", "tensor x fsdp") in embeddings.arrays
+    query = "attention/{key,query,value}/kernel"
+    assert (query, "32x32", "fsdp x tensor") in layers.arrays
+    # A quarter of the kernels; biases on tensor, the other vectors whole.
+    kernels, split, whole = 4 * 32 * 32 + 2 * 32 * 64, 3 * 32 + 64, 2 * 32 + 4 * 32
+    assert layers.weights == 3 * 4 * (kernels / 4 + split / 2 + whole)
+    assert layers.gradients == layers.weights
+    assert layers.optimizer == 2 * layers.weights
+    shown = text(lib.sharding_table([embeddings, layers, head]))
+    assert re.search(r"ffn/up/kernel +│ +32x64 │ fsdp x tensor", shown)
+
+
+@pytest.mark.parametrize(
+    "sizes, zero1, weights, optimizer",
+    [
+        ((8, 1, 1), False, 1, 1),
+        ((8, 1, 1), True, 1, 1 / 8),
+        ((1, 8, 1), False, 1 / 8, 1 / 8),
+        ((2, 4, 1), True, 1 / 4, 1 / 8),
+    ],
+)
+def test_bytes_of_a_device(sizes, zero1, weights, optimizer):
+    """The share of the bytes of the kernels, which are nearly all."""
+    big = encoder(width=256, ffn_width=1024, max_positions=8, vocab_size=1024)
+    objective = mlm(MLMConfig(), big, pieces(1024))
+    state = state_of(objective, ema=True)
+    found = blocks(objective, sizes, zero1, ema=True)
+    whole = tree.size_in_bytes(state.params)
+    held = {n: sum(getattr(b, n) for b in found) / whole for n in lib._SIZES}
+    assert held["weights"] == pytest.approx(weights, abs=0.03)
+    # Two moments and the average.
+    assert held["optimizer"] == pytest.approx(3 * optimizer, abs=0.09)
+    # Each device computes whole layers, and so whole gradients.
+    assert held["gradients"] == 1
+    mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices())
+    counts = 4 * 3 + 4  # step, bad steps, skipped; Adam's count
+    assert (held["weights"] + held["optimizer"]) * whole + counts == pytest.approx(
+        sharding.bytes_per_device(mesh, state, zero1), abs=4
+    )
+
+
+def test_the_parts_of_electra_have_their_own_blocks():
+    pair = OBJECTIVES["electra"](ElectraConfig(), encoder(layers=2), pieces(96))
+    found = blocks(pair, (8, 1, 1))
+    names = [block.name for block in found]
+    assert "discriminator/encoder/layer_0 .. 1" in names
+    assert {"generator/encoder/embeddings", "discriminator/detector"} <= set(names)
+    assert sum(b.parameters for b in found) == tree.count(state_of(pair).params)
+    assert lib.sharding_table(found) == "Every device holds all weights whole.\n"
+
+
+def test_layers_that_differ_are_not_joined():
+    objective = mlm(MLMConfig(), encoder(layers=4, sharing="all", groups=2), pieces(96))
+    names = [block.name for block in blocks(objective, (8, 1, 1))]
+    # Two sets of parameters serve four layers.
+    assert "encoder/layer_0 .. 1" in names
+    odd = [
+        lib.Block(f"encoder/layer_{i}", 10 + (i == 2), 1, 1, 1, ()) for i in range(4)
+    ]
+    joined = [(b.name, b.parameters) for b in lib._folded(odd)]
+    assert joined == [
+        ("encoder/layer_0 .. 1", 20),
+        ("encoder/layer_2", 11),
+        ("encoder/layer_3", 10),
+    ]
+
+
+def test_what_is_sent_is_a_row_for_each_axis_and_operation():
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2), jax.devices())
+    groups = tuple(map(tuple, np.arange(8).reshape(4, 2).tolist()))
+    one = Collective("all-reduce", 3_000_000, groups, 4, True, "")
+    whole = (tuple(range(8)),)
+    every = Collective("all-gather", 8_000_000, whole, 1, True, "")
+    shown = text(lib.collectives_table([one, one, every], mesh))
+    assert re.search(r"tensor \(2\) +│ all-reduce +│ +8 │ 24.0 ", shown)
+    assert re.search(r"data x fsdp x tensor \(8\) +│ all-gather +│ +1 │ +7.0 ", shown)
+    assert re.search(r"all +│ +│ +9 │ 31.0 ", shown)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        ("--config.mesh.fsdp=4",),
+        pytest.param(
+            ("--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_compiles_the_step_and_reads_it(mesh, corpus, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    paths = f"--config.data.source.paths={corpus}"
+    arguments = ["pretrain", *TINY, paths, f"--workdir={workdir}", "--dry_run", *mesh]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[5:])) <= 100
+    assert re.search(r"[\d,]+ MB a device: state and batch [\d.]+, temporaries", shown)
+    assert re.search(r"fsdp \(\d\) +│ all-gather", shown)
+    assert "nothing was trained" in shown
+    assert not (workdir / "checkpoints").exists()
