@@ -23,15 +23,13 @@ import jax
 from plmjax import Exit, PlmjaxError, __version__, tree
 from plmjax.train import digests, loading, processes, states
 from plmjax.train.loading import FORMAT, META, STATE
-from plmjax.train.saving import Saving
+from plmjax.train.saving import Saves, Saving
 from plmjax.train.storage import brief, open_storage, write_file
 
 _STEP = re.compile(r"step_(\d{8,})")
 _DAMAGED = "damaged"
 # Training waits no longer than this for a slow disk, and then does without a save.
 _PATIENCE_SECONDS = 30.0
-# Failed saves that may still wait for another process or disk while one more begins.
-_LEFT = 2
 T = TypeVar("T")
 
 
@@ -68,9 +66,7 @@ class Checkpoints:
         self.log = log
         self.failure: PlmjaxError | None = None
         self._together = together
-        self._saving: Saving | None = None
-        # Saves whose end is known, and that may still wait for another process or disk.
-        self._left: list[Saving] = []
+        self._saves = Saves()
 
     def __enter__(self):
         return self
@@ -79,7 +75,7 @@ class Checkpoints:
         # The interpreter's end would break off what is being written. Not wait(): here
         # one process may be alone with its error.
         self._settle()
-        self._rest()
+        self._saves.rest()
 
     def __str__(self) -> str:
         return str(self._storage)
@@ -176,12 +172,12 @@ class Checkpoints:
                 self._clear(step)
                 self._failed(step, trouble)
 
-        self._saving = Saving(self._storage, step, folder(step), state, meta, ended)
+        self._saves.now = Saving(self._storage, step, folder(step), state, meta, ended)
 
     def _prepare(self, step: int, size: int) -> str:
         """Makes room for a step; returns _GO, _DONE, or why it cannot be saved."""
-        if self._saving is not None:
-            return f"step {self._saving.step} is still being written"
+        if (told := self._saves.objection(step)) is not None:
+            return told
         try:
             if step in self._steps():
                 return _DONE
@@ -212,14 +208,8 @@ class Checkpoints:
         return f"process {process}: {text}" if process else text
 
     def _own_objection(self, step: int) -> str | None:
-        self._left = [saving for saving in self._left if saving.running]
-        if self._saving is not None:
-            return f"step {self._saving.step} is still being written"
-        for saving in self._left:
-            # What is still written may arrive in a folder of the same name; and each
-            # may hold a copy of the state.
-            if saving.step == step or len(self._left) >= _LEFT:
-                return f"the save of step {saving.step} is stuck"
+        if (told := self._saves.objection(step)) is not None:
+            return told
         probe = f"{folder(step)}/.process_{jax.process_index()}"
         try:
             self._storage.write(probe, b"")
@@ -235,7 +225,7 @@ class Checkpoints:
         """
         self._settle(None if patient else _PATIENCE_SECONDS)
         if patient:
-            self._rest()
+            self._saves.rest()
         own = self.failure
         told = self._decided(lambda: [own.message, own.hint] if own else None)
         if told is None:
@@ -245,19 +235,8 @@ class Checkpoints:
 
     def _settle(self, seconds: float | None = None) -> None:
         """Waits for the save that runs, within its own limit or so many seconds."""
-        saving = self._saving
-        if saving is None or (not saving.wait(seconds) and seconds is not None):
-            return
-        self._saving = None
-        if saving.running:
-            self._left.append(saving)
-        if not saving.wait(0):
-            self._failed(saving.step, "the disk does not answer")
-
-    def _rest(self) -> None:
-        """Waits for what is left of failed saves, within their own limits."""
-        for saving in self._left:
-            saving.rest()
+        if (step := self._saves.settle(seconds)) is not None:
+            self._failed(step, "the disk does not answer")
 
     def _failed(self, step: int, reason: str) -> None:
         """Says loudly that a step is not saved, and what is."""

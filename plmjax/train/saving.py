@@ -28,6 +28,8 @@ _LATE_SECONDS = 10.0
 _BARRIER_SECONDS = 300.0
 # How often a process that writes looks for a note that another one has failed.
 _LOOK_SECONDS = 0.25
+# Failed saves that may be left to wait for a process or a disk while one more begins.
+_LEFT = 2
 # Saves of this process; the same number on all processes of a run.
 _numbers = itertools.count()
 
@@ -137,3 +139,41 @@ class Saving:
         storage.settle(folder)
         found = digests.take(storage, folder, digests.own_files(storage, folder))
         storage.write(f"{folder}/{digests.FILE}", digests.render(found))
+
+
+class Saves:
+    """The save that is being written, `now`, and what is left of failed ones."""
+
+    def __init__(self):
+        self.now: Saving | None = None
+        self._left: list[Saving] = []
+
+    def settle(self, seconds: float | None) -> int | None:
+        """Waits for the save that is written, for so many seconds or to its limit.
+
+        Returns its step if that limit has passed.
+        """
+        saving = self.now
+        if saving is None or (not saving.wait(seconds) and seconds is not None):
+            return None
+        self.now = None
+        if saving.running:
+            self._left.append(saving)
+        return None if saving.wait(0) else saving.step
+
+    def rest(self) -> None:
+        """Waits for what is left of failed saves, to their own limits."""
+        for saving in self._left:
+            saving.rest()
+
+    def objection(self, step: int) -> str | None:
+        """Returns why a step cannot be saved in this process as yet, or None."""
+        if self.now is not None:
+            return f"step {self.now.step} is still being written"
+        self._left = [saving for saving in self._left if saving.running]
+        for saving in self._left:
+            # What is still written may arrive in a folder of the same name; and each
+            # may hold a copy of the state.
+            if saving.step == step or len(self._left) >= _LEFT:
+                return f"the save of step {saving.step} is stuck"
+        return None

@@ -109,6 +109,8 @@ def read(storage: Storage, folder: str, by: str, abstract, only: str | None = No
     Raises:
       OSError, ValueError: it cannot be read.
     """
+    if by == ORBAX != writer(storage):
+        raise ValueError("orbax wrote it, and reads no s3://; copy it to a directory")
     if by == ARRAYS:
         return arrays.read(storage, folder, _one_field(abstract, only, _nothing))
     return _read_orbax(storage, folder, abstract, only)

@@ -1,11 +1,12 @@
 """Where checkpoints live: a directory, or a place in an object store (gs://, s3://).
 
-Both are a tree of named files. tensorstore reaches the remote ones, as it does the
-arrays: with the credentials that Google's and Amazon's own tools find.
+Both are a tree of named files. tensorstore reaches the remote ones, with the
+credentials that Google's and Amazon's own tools find.
 """
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -246,7 +247,7 @@ def open_storage(where: str | Path) -> Local | Remote:
     """Returns the storage of a path, or of a gs:// or s3:// URL.
 
     Raises:
-      PlmjaxError: the URL is of another kind, or incomplete.
+      PlmjaxError: the URL is of another kind, or incomplete; gcsfs is missing.
       OSError: the store cannot be opened.
     """
     scheme, found, rest = str(where).partition("://")
@@ -260,6 +261,9 @@ def open_storage(where: str | Path) -> Local | Remote:
         )
     root: dict[str, Any] = {"bucket": bucket, "path": f"{path.strip('/')}/"}
     if scheme == "gs":
+        if importlib.util.find_spec("gcsfs") is None:  # Orbax's way to gs://.
+            told = f"{where} needs gcsfs, which is not installed."
+            raise PlmjaxError(told, hint="pip install 'plmjax[gs]'")
         return Remote(root | {"driver": "gcs"}, str(where).rstrip("/"))
     return Remote(root | {"driver": "s3"} | _s3_endpoint(), str(where).rstrip("/"))
 

@@ -61,7 +61,7 @@ def measure(directory: str, megabytes: int, saves: int) -> None:
         checkpoints.save(number, state, {})
         blocked = time.perf_counter() - before
         beside = []
-        while checkpoints._saving is not None and checkpoints._saving.running:
+        while checkpoints._saves.now is not None and checkpoints._saves.now.running:
             beside += steps(1)
         whole = time.perf_counter() - before
         checkpoints.wait()

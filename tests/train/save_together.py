@@ -32,6 +32,11 @@ def failure(checkpoints: Checkpoints) -> str:
     return checkpoints.failure.message
 
 
+def arrays(*_) -> None:
+    """From here on, states are written as they are on s3://."""
+    states.writer = lambda _: states.ARRAYS
+
+
 def move(checkpoints: Checkpoints, directory: str, place) -> None:
     """Loads what one process saved on another mesh; saves; loads on any."""
     assert checkpoints.good_step(set_aside=True) == 1
@@ -72,7 +77,7 @@ def refuse(checkpoints: Checkpoints, directory: str, place) -> None:
     storage.Local.write = write
     told = f"step 6 could not be written: process {jax.process_count() - 1}: [Errno 30]"
     assert told in failure(checkpoints)
-    assert not checkpoints._left and checkpoints._saving is None
+    assert not checkpoints._saves._left and checkpoints._saves.now is None
 
 
 def patience(checkpoints: Checkpoints, directory: str, place) -> None:
@@ -119,7 +124,7 @@ def fail(checkpoints: Checkpoints, directory: str, place) -> None:
     told = f"step 3 could not be written: process {jax.process_count() - 1}: [Errno 28]"
     assert told in failure(checkpoints)
     # Orbax waits in the others, beside training and other saves.
-    running = [saving.running for saving in checkpoints._left]
+    running = [saving.running for saving in checkpoints._saves._left]
     assert running == [] if is_last() else [True]
     assert trained(place) == expected
     # Not in the same place, where something could still be written.
@@ -130,7 +135,7 @@ def fail(checkpoints: Checkpoints, directory: str, place) -> None:
     assert checkpoints.failure is None and checkpoints.steps() == [1, 4]
     checkpoints.wait()
     rested = time.monotonic()
-    assert not any(saving.running for saving in checkpoints._left)
+    assert not any(saving.running for saving in checkpoints._saves._left)
     print(
         f"save returned after {held - begun:.1f} s, its failure was known after "
         f"{known - begun:.1f} s, orbax waited for {rested - begun:.1f} s",

@@ -44,6 +44,18 @@ def test_processes_save_and_load_together(tmp_path, processes, devices):
 
 
 @pytest.mark.slow
+def test_processes_write_together_what_orbax_cannot(tmp_path):
+    checkpoints = saved_alone(tmp_path)
+    said = succeed(2, 2, PROGRAM, checkpoints, "arrays", "move", "refuse", "end")
+    assert all("done" in output for output in said)
+    for index in range(2):
+        path = checkpoints.path(5) / f"state/process_{index}/manifest.ocdbt"
+        assert path.is_file()
+    assert checkpoints.good_step() == 5
+    assert_holds(checkpoints.load(5, shapes(mesh(2, 4))), 5)
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_or_hangs_in_a_save(tmp_path):
     checkpoints = saved_alone(tmp_path)
     said = succeed(2, 2, PROGRAM, checkpoints, "fail", "hang")

@@ -1,6 +1,8 @@
 """A directory and an object store obey the same calls; checkpoints live on both."""
 
 import hashlib
+import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -12,14 +14,14 @@ import pytest
 from checkpoint_common import assert_holds, mesh, save, shapes, state
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import checkpoint, storage
+from plmjax.train import checkpoint, states, storage
 from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.storage import Local, Remote, open_storage
 
 
 def memory() -> Remote:
-    """Returns an object store in this process's memory: names and no folders."""
-    return Remote({"driver": "memory", "path": "runs/mine/"}, "memory")
+    """Returns an S3 in this process's memory: names and no folders."""
+    return Remote({"driver": "memory", "path": "runs/mine/"}, "s3://memory")
 
 
 @pytest.fixture(params=("local", "remote"))
@@ -91,6 +93,13 @@ def test_a_place_that_is_none_is_refused(where):
     assert "s3://BUCKET/PATH" in caught.value.hint
 
 
+def test_gs_needs_gcsfs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(PlmjaxError, match="gs://bucket/run needs gcsfs") as caught:
+        open_storage("gs://bucket/run")
+    assert "plmjax[gs]" in caught.value.hint
+
+
 def lives_through_it_all(checkpoints: Checkpoints, said: list[str]) -> None:
     """Saves, prunes, loads, is damaged, sets aside and goes on."""
     save(checkpoints, 1, 2, 3)
@@ -120,7 +129,20 @@ def lives_through_it_all(checkpoints: Checkpoints, said: list[str]) -> None:
 def test_checkpoints_in_an_object_store(monkeypatch):
     store, said = memory(), []
     monkeypatch.setattr(checkpoint, "open_storage", lambda _: store)
-    lives_through_it_all(Checkpoints("memory", log=said.append), said)
+    checkpoints = Checkpoints("s3://memory", log=said.append)
+    lives_through_it_all(checkpoints, said)
+    assert checkpoints.meta(4)["state"] == states.ARRAYS
+
+
+def test_what_orbax_wrote_is_not_read_from_s3(monkeypatch):
+    store = memory()
+    monkeypatch.setattr(checkpoint, "open_storage", lambda _: store)
+    checkpoints = Checkpoints("s3://memory")
+    save(checkpoints, 1)
+    meta = checkpoints.meta(1) | {"state": states.ORBAX}
+    store.write("step_00000001/meta.json", json.dumps(meta).encode())
+    with pytest.raises(PlmjaxError, match="reads no s3://; copy it to a directory"):
+        checkpoints.load(1, shapes())
 
 
 @pytest.fixture
