@@ -157,7 +157,9 @@ def _check_same(run: Run) -> None:
 
 def _train(run: Run, log: Callable[[str], Any]) -> dict:
     workdir, train, batches = run.workdir, run.config.train, held_out(run)
-    checkpoints = Checkpoints(workdir.checkpoints, train.keep_checkpoints, log)
+    checkpoints = Checkpoints(
+        workdir.checkpoints, train.keep_checkpoints, log, together=True
+    )
     checkpoints.remove_unfinished()
     abstract, frozen = abstract_state(run), frozen_arrays(run)
     kind = jax.devices()[0].device_kind

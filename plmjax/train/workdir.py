@@ -89,8 +89,13 @@ class Workdir:
         return self.path / name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> str | Path:
+        """Where the run that was started here has its checkpoints, a path or a URL."""
+        config = self.read("config.json") or {}
+        where = config.get("train", {}).get("checkpoints")
+        if where is not None and "://" in where:
+            return where
+        return self.path / (where or "checkpoints")
 
     @property
     def begun(self) -> bool:
@@ -247,6 +252,7 @@ class Workdir:
             "flax",
             "optax",
             "orbax-checkpoint",
+            "tensorstore",
             "numpy",
             "tokenizers",
             "grain",
