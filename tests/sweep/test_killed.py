@@ -93,10 +93,12 @@ def trial_processes(root: Path) -> list[tuple[int, str]]:
     return found
 
 
-def wait_for(condition, what: str, seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition, what: str, of: subprocess.Popen | None = None) -> None:
+    """Waits for something to happen while a process runs."""
+    end = time.monotonic() + 400
     while not condition():
-        assert time.monotonic() < end, f"{what}: not after {seconds} s"
+        assert time.monotonic() < end, f"{what}: not after 400 s"
+        assert of is None or of.poll() is None, f"the sweep ended before {what}"
         time.sleep(0.05)
 
 
@@ -135,7 +137,7 @@ def count_finished(place: Path) -> int:
 
 def idle(place: Path) -> dict[str, tuple[int, int]]:
     """Returns the files of finished trials once their processes have ended."""
-    wait_for(lambda: not trial_processes(place / "sweep"), "trials end", 120)
+    wait_for(lambda: not trial_processes(place / "sweep"), "trials end")
     return finished(place)
 
 
@@ -146,8 +148,8 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
     watch.start()
     try:
         process = start(place)
-        wait_for(lambda: count_finished(place) >= 2, "two trials finish")
-        wait_for(lambda: len(trial_processes(root)) == 2, "two trials run")
+        wait_for(lambda: count_finished(place) >= 2, "two trials finish", process)
+        wait_for(lambda: len(trial_processes(root)) == 2, "two trials run", process)
         process.kill()
         process.wait()
         # Nobody is left to tell the trials: they hear of it themselves, and save.
@@ -155,15 +157,15 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
         assert before and count_finished(place) < 7
 
         process = start(place)
-        wait_for(lambda: count_finished(place) >= 7, "seven trials finish")
-        wait_for(lambda: trial_processes(root), "a trial runs")
+        wait_for(lambda: count_finished(place) >= 7, "seven trials finish", process)
+        wait_for(lambda: trial_processes(root), "a trial runs", process)
         process.terminate()
         assert process.wait(120) == Exit.RESUMABLE
         assert not trial_processes(root), "the sweep left before its trials"
         after = finished(place)
         assert before.items() <= after.items(), "a finished trial was run again"
 
-        assert start(place).wait(400) == Exit.DATA
+        assert start(place).wait(400) == Exit.USAGE
         assert after.items() <= finished(place).items()
     finally:
         watch.stop()
@@ -175,7 +177,7 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
     states = {t["trial"]: t["state"] for t in found["trials"]}
     assert states == {n: "finished" for n in range(COUNT)} | {MISSING: "failed"}
     values = [t["value"] for t in found["trials"][:-1]]
-    assert values == sorted(values) and found["trials"][-1]["code"] == Exit.DATA
+    assert values == sorted(values) and found["trials"][-1]["code"] == Exit.USAGE
     assert "missing.txt" in " ".join(found["trials"][-1]["log"])
     assert len([*(root / "texts").iterdir()]) == 2
     for number in range(COUNT):
@@ -188,7 +190,7 @@ def test_a_sweep_survives_being_killed_and_stopped(place):
         ]
         assert steps == ([] if number == MISSING else [*range(1, 9)])
     log = (place / "log.txt").read_text()
-    assert f"Trial {MISSING} FAILED (exit code 3)" in log
+    assert f"Trial {MISSING} FAILED (exit code 2)" in log
     starts = Counter(re.findall(r"^Trial (\d+): ", log, re.MULTILINE))
     # Twice two trials were under way when the sweep ended.
     assert set(starts) == {str(n) for n in range(COUNT)}
