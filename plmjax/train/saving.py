@@ -50,7 +50,7 @@ class Saving:
         meta: Mapping[str, Any],
         ended: Callable[[str | None], None],
     ):
-        self.step, self.folder = step, folder
+        self.step, self.folder, self.given_up = step, folder, False
         self._storage, self._ended = storage, ended
         self._seconds = _SLACK_SECONDS + tree.size_in_bytes(state) / _SLOWEST
         self._deadline = time.monotonic() + self._seconds
@@ -113,8 +113,11 @@ class Saving:
     def _run(self) -> None:
         trouble = self._attempt(self._await_part)
         heard = self._attempt(lambda: self._notes.exchange(trouble, self._limit))
-        if processes.is_first():
-            self._ended(heard or self._attempt(self._vouch))
+        if not processes.is_first():
+            return
+        trouble = heard or self._attempt(self._vouch)
+        if not self.given_up:
+            self._ended(trouble)
 
     def _await_part(self) -> None:
         """Waits for this process's part, unless another one has failed.
@@ -159,7 +162,9 @@ class Saves:
         self.now = None
         if saving.running:
             self._left.append(saving)
-        return None if saving.wait(0) else saving.step
+        # Whatever becomes of it now, it has been reported.
+        saving.given_up = not saving.wait(0)
+        return saving.step if saving.given_up else None
 
     def rest(self) -> None:
         """Waits for what is left of failed saves, to their own limits."""

@@ -170,6 +170,7 @@ def test_a_disk_that_hangs_is_given_up(saved, monkeypatch):
         finish(*arguments)
 
     monkeypatch.setattr(saving, "_LATE_SECONDS", 0.2)
+    monkeypatch.setattr(saving, "_BARRIER_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(saving, "_SLACK_SECONDS", 0.2)
         patch.setattr(states._Orbax, "finish", hang)
