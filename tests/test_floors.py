@@ -26,6 +26,7 @@ FLOORS = {
     "start": 5,
     "pretrain": 5,
     "bench": 5,
+    "launch": 5,
     "cli": 6,
     "__main__": 7,
 }

@@ -101,6 +101,13 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def _fail(message: str, hint: str, code: Exit) -> int:
     print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    note = os.environ.get("PLMJAX_FAILURE_FILE")
+    if note and code != Exit.RESUMABLE:
+        # For launch/slurm.sh, which would start again what only looks like a dead peer.
+        try:
+            Path(note).write_text(f"{int(code)}\n")
+        except OSError as error:
+            print(f"{note}: {error}", file=sys.stderr)
     return int(code)
 
 

@@ -1,8 +1,9 @@
 """What a run writes down: metrics.jsonl always, TensorBoard files if asked."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,15 @@ class MetricWriter:
     restarts counted in.
     """
 
-    def __init__(self, directory: Path, tensorboard: bool, step: int):
+    def __init__(
+        self,
+        directory: Path,
+        tensorboard: bool,
+        step: int,
+        log: Callable[[str], Any] = print,
+    ):
         """Opens the records of a run that goes on from `step`."""
+        self._log, self._unwritten = log, []
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._tensorboard = tensorboard
@@ -94,19 +102,46 @@ class MetricWriter:
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one record, whole, and its numbers for TensorBoard."""
+        """Writes one record, whole, and its numbers for TensorBoard.
+
+        A disk that does not take it stops nobody: it is kept for the next time.
+        """
         if kind == "evaluation":
             self.evaluated.add(step)
         if not self._active:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | dict(values)) + "\n")
+        record = json.dumps({"kind": kind, "step": step} | dict(values)) + "\n"
+        self._unwritten.append(record)
+        self._flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
+    def _flush(self) -> None:
+        data = "".join(self._unwritten).encode()
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    # A part of a record would spoil those after it.
+                    file.truncate(start)
+                    raise
+        except OSError as error:
+            if len(self._unwritten) == 1:  # said once, not at every step
+                self._log(
+                    f"WARNING: {self.path} cannot be written ({error.strerror}); "
+                    "its records are kept in memory until it can."
+                )
+            return
+        self._unwritten.clear()
+
     def close(self) -> None:
+        if self._unwritten:
+            self._flush()
         if self._board is not None:
             self._board.close()
 
