@@ -21,10 +21,14 @@ ORBAX, ARRAYS = "orbax", "tensorstore"
 _FILE_BYTES = 128_000_000
 
 
+def _is_refused(storage: Storage) -> bool:
+    # Orbax 0.12.8 refuses s3://.
+    return str(storage).startswith("s3://")
+
+
 def writer(storage: Storage) -> str:
     """Returns who writes the states of a storage, for meta.json to say."""
-    # Orbax 0.12.8 refuses s3://.
-    return ARRAYS if str(storage).startswith("s3://") else ORBAX
+    return ARRAYS if _is_refused(storage) else ORBAX
 
 
 class Write(Protocol):
@@ -109,7 +113,7 @@ def read(storage: Storage, folder: str, by: str, abstract, only: str | None = No
     Raises:
       OSError, ValueError: it cannot be read.
     """
-    if by == ORBAX != writer(storage):
+    if by == ORBAX and _is_refused(storage):
         raise ValueError("orbax wrote it, and reads no s3://; copy it to a directory")
     if by == ARRAYS:
         return arrays.read(storage, folder, _one_field(abstract, only, _nothing))
