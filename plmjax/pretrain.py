@@ -188,7 +188,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     resumed = checkpoints.good_step(set_aside=True)
     if resumed is None:
         state = fresh_state(run, log)
-        save_examples(run, next(batches()), state.params)
+        save_examples(run, state.params)
     else:
         meta = checkpoints.meta(resumed)
         check_origin(run, meta)
@@ -240,7 +240,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         return {"stopped": result.stopped, "step": int(result.state.step)}
     if skipped := int(result.state.skipped):
         log(f"WARNING: {skipped:,} updates were skipped; they were not finite.")
-    return finish(run, result.state, result.scores or scored(state), batches, log)
+    return finish(run, result.state, result.scores or scored(state), log)
 
 
 def _trained(run: Run, params: dict, step: int = 0) -> Trained:
@@ -248,20 +248,22 @@ def _trained(run: Run, params: dict, step: int = 0) -> Trained:
     return Trained(run.config, run.objective, params, run.tokenizer, name, step)
 
 
-def _examples(run: Run, batch: dict, params) -> show.Examples | None:
+def _examples(run: Run, params) -> show.Examples | None:
     """Returns examples for the first model that guesses words, if there is one."""
     model = with_head(_trained(run, params).models(), "head")
+    # The first rows of all, however many processes there are.
+    batch = next(held_out(run, alone=True)())
     examples = model and show.Examples(run.objective, model, batch)
     return examples if examples and examples.places else None
 
 
-def save_examples(run: Run, batch: dict, params) -> None:
+def save_examples(run: Run, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
     params = processes.whole(params)
     if not processes.is_first():
         return
     with _alone():
-        examples = _examples(run, batch, params)
+        examples = _examples(run, params)
         if examples is not None:
             write_json(run.workdir / "examples.json", {"before": examples.guess()})
 
@@ -275,7 +277,6 @@ def finish(
     run: Run,
     state: State,
     values: dict,
-    batches: Callable[[], Iterator[dict]],
     log: Callable[[str], Any],
 ) -> dict:
     """Shows, draws and exports a trained model; returns its scores.
@@ -286,7 +287,7 @@ def finish(
     weights, step, figures = processes.whole(weights), int(state.step), {}
     if processes.is_first():
         with _alone():
-            figures = _finish(run, weights, step, values, batches, log)
+            figures = _finish(run, weights, step, values, log)
     processes.barrier("the run is finished")
     return figures
 
@@ -296,13 +297,12 @@ def _finish(
     weights: dict,
     step: int,
     values: dict,
-    batches: Callable[[], Iterator[dict]],
     log: Callable[[str], Any],
 ) -> dict:
     workdir, out = run.workdir, console()
     baseline = unigram_loss(run.store, run.tokenizer)
     saved = workdir.read("examples.json")
-    examples = _examples(run, next(batches()), weights)
+    examples = _examples(run, weights)
     if saved is not None and examples is not None:
         out.print(examples.table(saved["before"], examples.guess()))
     for line in show.score_lines(run.objective, values, baseline):
@@ -311,7 +311,7 @@ def _finish(
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
     if run.teacher is not None:
-        beside = beside_teacher(run, weights, batches())
+        beside = beside_teacher(run, weights, held_out(run, alone=True)())
         for line in students.lines(beside):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")

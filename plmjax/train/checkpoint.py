@@ -343,23 +343,6 @@ class Checkpoints:
             except OSError as error:
                 raise _unreachable(self, error) from error
 
-    def discard_after(self, step: int) -> None:
-        """Removes the steps after one that a run goes back to: of another past.
-
-        Raises:
-          PlmjaxError: they cannot be removed (exit code 5).
-        """
-
-        def discard() -> None:
-            try:
-                for later in self._steps():
-                    if later > step:
-                        self._remove(later)
-            except OSError as error:
-                raise _unreachable(self, error) from error
-
-        self._decided(discard)
-
     # Reading.
 
     def load(self, step: int, abstract, only: str | None = None):

@@ -265,6 +265,8 @@ def together(f: Callable[[], T]) -> T:
         value = f()
     except PlmjaxError as error:
         failure = json.dumps([error.message, error.hint, int(error.code)])
+    # One may have hours to do, longer than collectives wait.
+    barrier("together")
     if said := first_said(failure):
         message, hint, code = json.loads(said[1])
         # In order, as all of them end now: else the first to go takes the rest along.
@@ -334,5 +336,5 @@ def peer_is_gone(error: BaseException) -> bool:
     """Says whether an error of a collective tells that another process has died."""
     if not isinstance(error, RuntimeError | ValueError):
         return False
-    signs = ("Gloo", "NCCL", "ncclRemote", "Connection closed", "coordination service")
-    return several() and any(sign in str(error) for sign in signs)
+    signs = ("gloo", "nccl", "connection closed", "coordination service", "barrier")
+    return several() and any(sign in str(error).lower() for sign in signs)

@@ -136,14 +136,6 @@ def test_two_steps_stay_whatever_was_asked(tmp_path):
     assert checkpoints.steps() == [2, 3]
 
 
-def test_going_back_discards_what_came_after(saved):
-    checkpoints, _ = saved
-    checkpoints.discard_after(1)
-    assert checkpoints.steps() == [1]
-    save(checkpoints, 2)
-    assert checkpoints.good_step() == 2
-
-
 def test_another_models_checkpoint_is_refused(saved):
     checkpoints, _ = saved
     with pytest.raises(PlmjaxError, match="another model: 1 leaves differ") as caught:
