@@ -133,6 +133,9 @@ time.sleep(60)
 LAUNCHER = """
 import os, sys
 from plmjax.launch import group, local
+
+# The launcher has one thread and no jax; this process may have both.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
 codes = sys.argv[2:]
 processes = [group.Process((sys.executable, "-c", c), os.environ) for c in codes]
 ended = group.run_group(processes, float(sys.argv[1]))

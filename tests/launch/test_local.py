@@ -15,6 +15,9 @@ from plmjax.cli import main
 from plmjax.launch import local
 from plmjax.launch.group import Ended
 
+# The launcher has one thread and no jax; this process may have both.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
+
 pytestmark = pytest.mark.timeout(120)
 
 
