@@ -6,6 +6,7 @@ this border everything is a frozen dataclass: no key is looked up by name.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -247,6 +248,25 @@ def load_file(path: str) -> dict:
       PlmjaxError: no such file, an error inside it, or no get_config.
     """
     name, _, argument = path.partition(":")
+    if Path(name).suffix == ".json":
+        try:
+            values = json.loads(find_file(name).read_text())
+        except (ValueError, RecursionError) as error:
+            raise PlmjaxError(f"{name} is no JSON: {error}.") from error
+        return _block(values, name)
+    module = load_module(name)
+    hint = f"The top of {name} says which arguments it takes." if argument else ""
+    with errors_of(path, hint):
+        values = module.get_config(argument) if argument else module.get_config()
+    return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
+
+
+def find_file(name: str) -> Path:
+    """Returns the path of a config file.
+
+    Raises:
+      PlmjaxError: there is none, with the names of files that are like it.
+    """
     file = Path(name)
     if not file.is_file():
         # Recipes are looked for in depth, other folders not: they may be anything.
@@ -257,30 +277,34 @@ def load_file(path: str) -> dict:
             f"there is no config file {name!r}.",
             hint=f"Did you mean {', '.join(close)}?" if close else "",
         )
-    if file.suffix == ".json":
-        try:
-            values = json.loads(file.read_text())
-        except ValueError as error:
-            raise PlmjaxError(f"{name} is no JSON: {error}.") from error
-        return _block(values, name)
-    spec = importlib.util.spec_from_file_location("plmjax_config", file)
+    return file
+
+
+def load_module(name: str) -> types.ModuleType:
+    """Executes a .py config file and returns its module.
+
+    Raises:
+      PlmjaxError: no such file, or an error inside it.
+    """
+    spec = importlib.util.spec_from_file_location("plmjax_config", find_file(name))
     if spec is None or spec.loader is None:
         raise PlmjaxError(f"{name} is neither a .py nor a .json file.")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with errors_of(name):
         spec.loader.exec_module(module)
-        values = module.get_config(argument) if argument else module.get_config()
+    return module
+
+
+@contextlib.contextmanager
+def errors_of(path: str, hint: str = "") -> Iterator[None]:
+    """Whatever the user's file raises is theirs to mend; --debug shows where."""
+    try:
+        yield
     except PlmjaxError:
         raise
     except (Exception, SystemExit) as error:
-        # Whatever the user's file raises is theirs to mend; --debug shows where.
-        raise PlmjaxError(
-            f"{path}: {type(error).__name__}: {error}.",
-            hint=f"The top of {name} says which arguments it takes."
-            if argument
-            else "",
-        ) from error
-    return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
+        message = f"{path}: {type(error).__name__}: {error}."
+        raise PlmjaxError(message, hint=hint) from error
 
 
 def _block(values: Any, name: str) -> dict:

@@ -208,7 +208,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         zero1=run.config.mesh.zero1,
     )
     done = int(state.step)
-    writer = MetricWriter(workdir.path, train.tensorboard, done)
+    writer = MetricWriter(workdir.path, train.tensorboard, done, log)
     # A return to a checkpoint is on record before the next checkpoint knows of it.
     left_out = processes.agreed(writer.skips)
     progress.skips = max(progress.skips, left_out, key=len)

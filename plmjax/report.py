@@ -63,7 +63,7 @@ def _draw(
         (held_out, {"marker": "o", "markersize": 3, "label": "held out"}),
     )
     for records, style in styles:
-        found = [r for r in records if key in r]
+        found = [r for r in records if key in r and axis in r]
         plot.plot([r[axis] * scale for r in found], [r[key] for r in found], **style)
     if baseline is not None:
         plot.axhline(baseline, color="0.3", linestyle=":", linewidth=1)

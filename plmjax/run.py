@@ -138,7 +138,7 @@ def prepare_data(
             segmenter and dataclasses.asdict(segmenter),
         ]
     )
-    if run is not None and run["recipe"] == recipe:
+    if run is not None and run.get("recipe") == recipe:
         tokenizer = workdir.tokenizer()
     else:
         tokenizer = get_tokenizer(settings, source.documents())

@@ -190,7 +190,10 @@ def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) 
     size = np.dtype(jnp.dtype(config.dtype)).itemsize
     per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
     layers = 1 if config.remat else config.layers
+    # What a layer that is computed again starts from.
     kept = config.layers * config.width if config.remat else 0
+    if config.remat == "dots":
+        kept = config.layers * (6 * config.width + config.ffn_width)
     tokens = rows * length
     logits = 2 * 4 * rows * slots * config.vocab_size
     return int(tokens * size * (layers * per_token + kept) + logits)

@@ -113,6 +113,7 @@ CONFIG_FILES = [
     ("e.py", "def get_config(): return {1: 2}", "no key 1"),
     ("f.json", "[1]", "gives a list"),
     ("g.json", "{", "is no JSON"),
+    ("i.json", "[" * 100_000, "is no JSON"),
     ("h.txt", "", "neither a .py nor a .json"),
 ]
 

@@ -12,6 +12,7 @@ import pytest
 from tests_common import TINY, environment, run_cli, sentences
 
 from plmjax import Exit, cli
+from plmjax.cli import use
 
 
 @pytest.fixture
@@ -166,6 +167,27 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     assert process.returncode == Exit.RESUMABLE, err
     assert f"Stopped by {number.name}" in out and "The same command goes on" in out
     assert "Traceback" not in err
+
+
+def test_a_signal_that_looks_like_an_error_is_no_bug(monkeypatch, capsys):
+    """Compiled modules make an ImportError of what interrupts their import."""
+    old = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def importing(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ImportError("while initializing the extension") from None
+
+    monkeypatch.setattr(use, "_fill", importing)
+    try:
+        code = cli.main(["fill", "a [MASK]", "--model=a"])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert code == Exit.RESUMABLE
+    assert "Interrupted" in capsys.readouterr().err
 
 
 def test_the_reader_of_the_output_leaves(trained, tmp_path):

@@ -11,14 +11,19 @@ from plmjax import config
 from plmjax.cli import main
 from plmjax.cli.parser import make_parser
 from plmjax.pretrain import EMBEDDED
+from plmjax.sweep import plan
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "launch" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|bench"
+VERBS = "pretrain|evaluate|fill|next|detect|export|import|sweep|launch|doctor|bench"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -58,6 +63,8 @@ def commands(page: Path) -> list[list[str]]:
                 found.append(command := [])
             elif set(word) <= set("&|;<>"):
                 command = None
+            elif word == "--" and command is not None:
+                found.append(command := [])  # what `plmjax launch` starts
             elif command is not None:
                 command.append(word)
             before.append(word)
@@ -94,6 +101,10 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         path = None
     # "..." stands for what the reader fills in.
     overrides = [override for override in overrides if not override.endswith("=...")]
+    if args.verb == "sweep":
+        assert path, "a sweep is a file of ours"
+        plan.load(path, overrides)
+        return
     config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
 
 
@@ -177,7 +188,7 @@ def test_what_may_change_is_listed():
     text = CONFIG.read_text()
     section = text.split("## What may change")[1].split("\n## ")[0]
     paragraph = section.split("printed:")[1].split("With any other")[0]
-    assert set(re.findall(r"`([a-z_.]+)`", paragraph)) == set(MAY_CHANGE)
+    assert set(re.findall(r"`([a-z0-9_.]+)`", paragraph)) == set(MAY_CHANGE)
 
 
 def slug(heading: str) -> str:

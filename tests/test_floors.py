@@ -27,6 +27,9 @@ FLOORS = {
     "pretrain": 5,
     "dry_run": 5,
     "bench": 5,
+    "doctor": 5,
+    "launch": 5,
+    "sweep": 5,
     "cli": 6,
     "__main__": 7,
 }

@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),
         "cores": cores(),
-        "memory_gb": round(_memory_bytes() / 1e9, 1),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
         "amx": "amx_bf16" in _read("/proc/cpuinfo"),
         "huge_pages": "glibc.malloc.hugetlb=1" in tunables,
         "python": platform.python_version(),
@@ -67,7 +67,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Returns the machine's memory, whoever may use it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -39,8 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     # A text may hold letters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.default_int_handler)
+    _received.clear()
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         return args.run(args)  # of several processes, all come here together
     except BaseException as error:
@@ -61,8 +63,7 @@ def _explain(error: BaseException, args) -> int:
             traceback.print_exc()
         return _fail(error.message, error.hint, error.code)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on.", file=sys.stderr)
-        return Exit.RESUMABLE
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our output left (| head); say nothing more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +74,9 @@ def _explain(error: BaseException, args) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
+        if _received:
+            # An interrupted import of compiled code says that the import failed.
+            return _interrupted()
         if isinstance(error, OSError) and error.errno in _DISK:
             return _fail(f"{error}.", "Free some space and run again.", Exit.DISK)
         if _is_one_of_several() and _peer_is_gone(error):
@@ -83,6 +87,19 @@ def _explain(error: BaseException, args) -> int:
             "Please report it with what --debug prints.",
             Exit.INTERNAL,
         )
+
+
+_received: list[int] = []  # signals that have interrupted the verb
+
+
+def _interrupt(number: int, _frame) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _interrupted() -> int:
+    print("\nInterrupted. The same command goes on.", file=sys.stderr)
+    return Exit.RESUMABLE
 
 
 def _is_one_of_several() -> bool:
@@ -101,6 +118,13 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def _fail(message: str, hint: str, code: Exit) -> int:
     print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
+    note = os.environ.get("PLMJAX_FAILURE_FILE")
+    if note and code != Exit.RESUMABLE:
+        # For launch/slurm.sh, which would start again what only looks like a dead peer.
+        try:
+            Path(note).write_text(f"{int(code)}\n")
+        except OSError as error:
+            print(f"{note}: {error}", file=sys.stderr)
     return int(code)
 
 

@@ -1,5 +1,132 @@
 """`plmjax launch`."""
 
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from plmjax import PlmjaxError
+
+TARGETS = ("local", "slurm", "tpu-vm", "gke", "sky")
+# Name, type (bool: a switch, list: may be given several times), placeholder and help.
+_OPTIONS = (
+    ("name", str, "NAME", "of the job, the TPU, and the files (plmjax)"),
+    ("to", str, "DIR", "where files and logs go (plmjax-launch)"),
+    ("python", str, "PATH", "the Python there (here the one that runs this)"),
+    ("restarts", int, "K", "start again after 75, 134, 137, 143, so many times"),
+    ("grace_seconds", int, "S", "from SIGTERM to SIGKILL"),
+    ("num_processes", int, "N", "processes on this machine (1)"),
+    ("devices_per_process", int, "M", "GPUs, or virtual CPU devices without any"),
+    ("nodes", int, "N", "machines of the run; on gke hosts of the slice (1)"),
+    ("tasks_per_node", int, "N", "processes a node (1)"),
+    ("gpus_per_task", int, "N", "GPUs a process"),
+    ("cpus_per_task", int, "N", "cores a process"),
+    ("time", str, "T", "limit, as sbatch takes it: 12:00:00"),
+    ("partition", str, "P", "where to queue"),
+    ("account", str, "A", "who pays"),
+    ("array", str, "A", "tasks of a job array: 8, 0-7, 0-99%%4"),
+    ("commands", str, "FILE", "an array of its lines, in the place of -- VERB"),
+    ("zone", str, "Z", "of Google Cloud: us-east5-b"),
+    ("project", str, "P", "of Google Cloud"),
+    ("accelerator", str, "A", "tpu-vm v6e-16; gke tpu-v6e-slice; sky H100:8"),
+    ("runtime", str, "R", "the TPU VM's image: v2-alpha-tpuv6e"),
+    ("spot", bool, None, "cheaper machines that may be taken away"),
+    ("copy", list, "PATH", "copied to every host, too (several times)"),
+    ("keep", bool, None, "leave the TPU there at the end"),
+    ("poll_seconds", int, "S", "how often to look (30)"),
+    ("install", str, "CMD", "how plmjax gets there (default: this checkout)"),
+    ("image", str, "IMAGE", "the container, with plmjax in it"),
+    ("topology", str, "T", "of a TPU slice: 4x4"),
+    ("devices_per_node", int, "N", "GPUs or chips a node"),
+    ("namespace", str, "N", "of Kubernetes"),
+    ("queue", str, "Q", "of Kueue"),
+    ("infra", str, "I", "gcp/us-central1, aws, k8s"),
+    ("cpus", str, "N", "cores a machine: 16+"),
+    ("extra", list, "FLAG", "one more flag for sbatch or for gcloud's create"),
+)
+
 
 def add(verb) -> None:
-    pass
+    added = verb(
+        "launch",
+        _launch,
+        "start a run elsewhere, or as several processes here: what stands behind -- is "
+        "a command of plmjax",
+        "plmjax launch --target=local --num_processes=4 -- pretrain --workdir=runs/a",
+    )
+    added.add_argument("--target", choices=TARGETS, required=True, help="where")
+    added.add_argument(
+        "--dry_run", action="store_true", help="print what would be written and called"
+    )
+    known = {target: _names(target) for target in TARGETS}
+    for name, kind, placeholder, help in _OPTIONS:
+        of = ", ".join(target for target in TARGETS if name in known[target])
+        if kind is bool:
+            settings: dict = {"action": "store_true", "default": None}
+        else:
+            action = {"action": "append"} if kind is list else {"type": kind}
+            settings = {"metavar": placeholder, **action}
+        added.add_argument(f"--{name}", help=f"[{of}] {help}", **settings)
+
+
+def _names(target: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(_target(target).Options)}
+
+
+def _target(name: str):
+    import importlib
+
+    return importlib.import_module(f"plmjax.launch.{name.replace('-', '_')}")
+
+
+def _launch(args) -> int:
+    target = _target(args.target)
+    given = {
+        name: tuple(value) if kind is list else value
+        for name, kind, _, _ in _OPTIONS
+        if (value := getattr(args, name)) is not None
+    }
+    for name, value in given.items():
+        if name not in _names(args.target):
+            others = ", ".join(t for t in TARGETS if name in _names(t))
+            raise PlmjaxError(
+                f"--{name} is no option of --target={args.target}.",
+                hint=f"It belongs to {others}.",
+            )
+        least = 0 if name in ("restarts", "grace_seconds") else 1
+        if isinstance(value, int) and value < least:
+            raise PlmjaxError(f"--{name}={value} must be at least {least}.")
+    options = target.Options(**given)
+    if args.target == "slurm" and options.commands:
+        return target.launch(options, args.command, args.dry_run, check_arguments)
+    check_arguments(args.command)
+    return target.launch(options, args.command, args.dry_run)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuses now what plmjax would refuse on the other machine, hours later.
+
+    Raises:
+      PlmjaxError: the arguments are no command of plmjax that can be launched.
+    """
+    from plmjax.cli.parser import make_parser
+
+    if not arguments:
+        raise PlmjaxError(
+            "no command stands behind --.",
+            hint="Example: plmjax launch --target=local -- pretrain --workdir=runs/a",
+        )
+    overrides = [a for a in arguments if a.startswith("--config.")]
+    rest = [a for a in arguments if not a.startswith("--config.")]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parsed = make_parser().parse_args(rest)
+    except SystemExit as leaving:
+        line = said.getvalue().strip().splitlines()[-1] if leaving.code else ""
+        reason = line.partition("error: ")[2] or "it only prints something"
+        raise PlmjaxError(f"`plmjax {' '.join(rest)}`: {reason}.") from None
+    if parsed.verb in (None, "launch"):
+        raise PlmjaxError(f"`plmjax {' '.join(rest)}` cannot be launched.")
+    if overrides and not hasattr(parsed, "config"):
+        raise PlmjaxError(f"`plmjax {parsed.verb}` takes no --config.")

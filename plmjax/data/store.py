@@ -112,10 +112,14 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files, found = manifest["files"], manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(directory, MANIFEST, "missing or no manifest") from None
     if found != FORMAT:
         raise _damaged(directory, MANIFEST, f"of format {found}, not {FORMAT}")
+    try:
+        _check_manifest(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(directory, MANIFEST, f"not complete ({error})") from None
     for name, facts in files.items():
         path = directory / name
         if not path.is_file():
@@ -126,6 +130,30 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
         if verify and sha256(path) != facts["sha256"]:
             raise _damaged(directory, name, "not as it was written (SHA-256 differs)")
     return Store(directory, manifest)
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises ValueError or what a missing or mistyped value gives, unless all that
+    readers take from a manifest is there; no digest vouches for the manifest itself.
+    """
+    files = manifest["files"]
+    for facts in files.values():
+        if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+            raise ValueError("a file's size or digest is none")
+    if not isinstance(manifest["key"], str):
+        raise ValueError("its key is no name")
+    if not isinstance(manifest["source"]["counts"], dict):
+        raise ValueError("nothing was counted")
+    for name in SPLITS:
+        facts = manifest["splits"][name]
+        numbers = ("documents", "tokens", "shards", "shard_tokens")
+        if any(type(facts[what]) is not int or facts[what] < 0 for what in numbers):
+            raise ValueError(f"the sizes of the {name} split are none")
+        wanted = [offsets_file(name)]
+        for shard in range(min(facts["shards"], len(files) + 1)):
+            wanted += [tokens_file(name, shard), starts_file(name, shard)]
+        if missing := [file for file in wanted if file not in files]:
+            raise ValueError(f"no {missing[0]}")
 
 
 def sha256(path: Path) -> str:

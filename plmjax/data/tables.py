@@ -226,9 +226,20 @@ def _rows(
     values: Iterable[Any], name: str, field: str, errors: str, tally: Tally
 ) -> Iterator[str]:
     for number, value in enumerate(values):
+        where = f"{name}: {field!r} of row {number:,}"
         if hasattr(value, "as_py"):  # pyarrow
-            value = value.as_py()
-        yield _document(value, f"{name}: {field!r} of row {number:,}", errors, tally)
+            value = _as_python(value, where)
+        yield _document(value, where, errors, tally)
+
+
+def _as_python(value: Any, where: str) -> Any:
+    """The value of a pyarrow scalar; bytes where it says text and is none."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if not hasattr(value, "as_buffer"):  # a list of sentences
+            raise not_utf8(where) from None
+        return value.as_buffer().to_pybytes()
 
 
 def _document(value: Any, where: str, errors: str, tally: Tally) -> str:

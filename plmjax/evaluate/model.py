@@ -128,20 +128,22 @@ def model_folders(directory: Path) -> dict[str, Path]:
 
 def is_run(directory: Path) -> bool:
     """Says whether a directory is a run's workdir: its config has blocks of ours."""
-    try:
-        found = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
+    found = _config_keys(directory)
     return "objective" in found and "model_type" not in found
 
 
 def is_folder(directory: Path) -> bool:
     """Says whether a directory is a Hugging Face folder: its config names a type."""
-    path = directory / "config.json"
+    return "model_type" in _config_keys(directory)
+
+
+def _config_keys(directory: Path) -> set[str]:
+    """Returns the keys of a directory's config.json; none where it is no such file."""
     try:
-        return "model_type" in json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
+        found = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
 
 
 def _from_folder(directory: Path, part: str) -> Model:

@@ -58,6 +58,8 @@ def appearing(directory: Path) -> Iterator[Path]:
     folder = directory.with_name(f".{directory.name}.plmjax-new")
     old = directory.with_name(f".{directory.name}.plmjax-old")
     try:
+        if old.exists() and not directory.exists():
+            old.rename(directory)  # An export was killed between its two renames.
         for left_over in (folder, old):
             shutil.rmtree(left_over, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -64,8 +64,9 @@ class EncoderConfig:
     init_std: float = 0.02
     # The type of activations; parameters are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # Recomputes each layer in the backward pass: less memory, about a third more work.
-    remat: bool = False
+    # What the backward pass computes again, for memory: whole layers (about a third
+    # more work), or "dots", all of a layer but its matrix products.
+    remat: bool | Literal["dots"] = False
 
     def __post_init__(self):
         for name in ("vocab_size", "layers", "width", "heads", "ffn_width", "groups"):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from plmjax.models.attention import ATTENTION
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions
-from plmjax.models.layers import ACTIVATIONS, dense, dropout, norm
+from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
 from plmjax.models.positions import POSITIONS
 
@@ -135,8 +135,15 @@ class Encoder(nn.Module):
             relative_RH = RelativePositions(config, name="relative")()
         layer_type = Layer
         if config.remat:
+            # Attention's own products, the large ones, are not among them.
+            dots = jax.checkpoint_policies.save_only_these_names(PRODUCT)
             # The site (argument 1, after self) is a Python string.
-            layer_type = nn.remat(Layer, static_argnums=1, methods=["attend", "feed"])
+            layer_type = nn.remat(
+                Layer,
+                static_argnums=1,
+                methods=["attend", "feed"],
+                policy=dots if config.remat == "dots" else None,
+            )
         layers = [layer_type(config, name=f"layer_{i}") for i in range(config.layers)]
         embedded_TH = x_TH
         for i in range(config.layers):

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from plmjax.models.config import EncoderConfig
@@ -133,6 +134,10 @@ def _einsum(spec: str, a, b) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
+# What rematerialisation calls the results of dense layers.
+PRODUCT = "product"
+
+
 class Dense(nn.Module):
     """x [T, I] -> [T, features]; parameters float32, kernel [I, features]."""
 
@@ -149,7 +154,8 @@ class Dense(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y_TO: Any = affine(x_TI, kernel, bias, self.dtype)
-        return y_TO.astype(self.dtype)
+        # Named for remat: its policies cannot see into a derivative of our own.
+        return checkpoint_name(y_TO.astype(self.dtype), PRODUCT)
 
 
 class LayerNorm(nn.Module):

@@ -299,6 +299,8 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise _bad(f"{path}:{error.lineno}: no JSON: {error.msg}.") from None
+    except RecursionError:
+        raise _bad(f"{path}: no JSON: nested too deeply.") from None
     if not isinstance(value, dict):
         raise _bad(f"{path} holds no JSON object.")
     return value

@@ -227,7 +227,7 @@ def read(directory: Path) -> Segmenter | None:
         if held["segmenter"] not in ("jieba", "spaces"):
             raise ValueError(f"{held['segmenter']!r} is not known")
         return Segmenter(held["segmenter"], str(held["user_dictionary"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlmjaxError(
             f"{directory / FILE} is no segmenter of plmjax: {error}.",
             hint="Remove the file, and set --config.tokenizer.segmenter again.",

@@ -1,12 +1,15 @@
 """What a run writes down: metrics.jsonl always, TensorBoard files if asked."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from plmjax import Exit, PlmjaxError
 
 # Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
 PEAK_FLOPS = {
@@ -61,8 +64,15 @@ class MetricWriter:
     restarts counted in.
     """
 
-    def __init__(self, directory: Path, tensorboard: bool, step: int):
+    def __init__(
+        self,
+        directory: Path,
+        tensorboard: bool,
+        step: int,
+        log: Callable[[str], Any] = print,
+    ):
         """Opens the records of a run that goes on from `step`."""
+        self._log, self._unwritten = log, []
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._tensorboard = tensorboard
@@ -94,33 +104,83 @@ class MetricWriter:
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one record, whole, and its numbers for TensorBoard."""
+        """Writes one record, whole, and its numbers for TensorBoard.
+
+        A disk that does not take it stops nobody: it is kept for the next time.
+        """
         if kind == "evaluation":
             self.evaluated.add(step)
         if not self._active:
             return
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, "step": step} | dict(values)) + "\n")
+        record = json.dumps({"kind": kind, "step": step} | dict(values)) + "\n"
+        self._unwritten.append(record)
+        self._flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
+    def _flush(self) -> None:
+        data = "".join(self._unwritten).encode()
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    # A part of a record would spoil those after it.
+                    file.truncate(start)
+                    raise
+        except OSError as error:
+            if len(self._unwritten) == 1:  # said once, not at every step
+                self._log(
+                    f"WARNING: {self.path} cannot be written ({error.strerror}); "
+                    "its records are kept in memory until it can."
+                )
+            return
+        self._unwritten.clear()
+
     def close(self) -> None:
+        if self._unwritten:
+            self._flush()
         if self._board is not None:
             self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the records of a metrics.jsonl; a last line cut short is left out."""
+    """Returns the records of a metrics.jsonl; a last line cut short is left out.
+
+    Raises:
+      PlmjaxError: another line is no record; it is named.
+    """
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines):
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number != len(lines) - 1:
-                raise
+            record = json.loads(line)
+            if _is_record(record):
+                records.append(record)
+                continue
+            trouble = "its kind, its step or a figure is missing"
+        except (ValueError, RecursionError) as error:
+            trouble = str(error)
+        if number < len(lines):
+            raise PlmjaxError(
+                f"{path}:{number} is no record of a run: {trouble}.",
+                hint="Restore the file from a copy, or remove that line.",
+                code=Exit.DATA,
+            )
     return records
+
+
+def _is_record(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    if type(value.get("step")) is not int:
+        return False
+    if value["kind"] not in ("train", "evaluation"):  # those hold what they like
+        return True
+    return all(type(x) in (int, float) for name, x in value.items() if name != "kind")

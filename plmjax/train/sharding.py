@@ -102,7 +102,8 @@ def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
         return place
     axes = [*place, *[None] * (len(shape) - len(place))]
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        if axis is None and size % mesh.shape["data"] == 0:
+        free = axis is None or mesh.shape[axis] == 1
+        if free and size % mesh.shape["data"] == 0:
             return P(*axes[:i], "data", *axes[i + 1 :])
     return place
 
@@ -168,10 +169,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns which rows of a global batch this process's devices hold, ascending."""
     places = rows(mesh).addressable_devices_indices_map((batch,))
-    pieces = {
-        (i.start or 0, batch if i.stop is None else i.stop) for (i,) in places.values()
-    }
-    return np.concatenate([np.arange(*piece) for piece in sorted(pieces)])
+    held = np.zeros(batch, bool)
+    for index in places.values():
+        held[index] = True
+    return np.flatnonzero(held)
 
 
 def put_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

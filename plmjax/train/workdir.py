@@ -64,12 +64,18 @@ MAY_CHANGE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.max_bad_steps",
+    "train.on_bad_step",
+    "train.spike_sigmas",
+    "train.rollback_batches",
+    "train.max_rollbacks",
+    "train.hang_after_seconds",
     "train.tensorboard",
     "data.workers",
     "objective.teacher",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.zero1",
 )
 
 

@@ -246,6 +246,33 @@ def test_damage_is_found(tokenizer, tmp_path, damage):
         build(tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (("splits",), []),
+        (("splits", "train", "tokens"), None),
+        (("splits", "train", "shards"), 10**9),
+        (("splits", "held_out", "documents"), -1),
+        (("files",), 5),
+        (("files", "unigram.npy"), "a"),
+        (("key",), 7),
+        (("source",), {}),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_lacks_something(tokenizer, tmp_path, place, value):
+    store = build(tokenizer, tmp_path)
+    manifest = json.loads((store.directory / "manifest.json").read_text())
+    *holders, last = place
+    holder = manifest
+    for name in holders:
+        holder = holder[name]
+    holder[last] = value
+    (store.directory / "manifest.json").write_text(json.dumps(manifest))
+    with fails(3, "manifest.json", "not complete", "Delete"):
+        open_store(store.directory)
+
+
 def test_full_disk(tokenizer, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -266,6 +266,23 @@ def test_lists_of_sentences_are_documents_of_lines(tmp_path):
     fails(3, "b.jsonl:1", "item 1", "int, not text", kind="jsonl", paths=path)
 
 
+def test_parquet_that_calls_bytes_text(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    content = [
+        None,
+        pyarrow.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 3, 5))),
+        pyarrow.py_buffer(b"abc\xff\xfe"),
+    ]
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, content)
+    path = str(tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+    fails(3, "row 1", "not UTF-8", kind="parquet", paths=path)
+    found = documents("replace", kind="parquet", paths=path)
+    assert found == ["abc", "\ufffd\ufffd"]
+
+
 def test_parquet(tmp_path):
     import pyarrow
     import pyarrow.parquet

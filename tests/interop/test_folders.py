@@ -10,7 +10,7 @@ from interop.cases import CASES, draw
 from safetensors.numpy import load_file, save_file
 
 from plmjax import PlmjaxError
-from plmjax.interop import read_folder
+from plmjax.interop import place, read_folder
 from plmjax.interop.weights import model_entries
 from plmjax.models.heads import HEADS
 from plmjax.tree import flatten
@@ -379,6 +379,18 @@ def test_parameters_that_do_not_fit_are_refused(tiny, tmp_path):
     with pytest.raises(PlmjaxError, match="rows of 25 tokens"):
         model.export(tmp_path / "model", length=25)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_killed_between_its_two_renames_is_put_back(tiny, tmp_path):
+    folder = tiny().export(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    folder.rename(tmp_path / ".model.plmjax-old")
+    (tmp_path / ".model.plmjax-new").mkdir()
+    with pytest.raises(PlmjaxError, match="cannot be written"):
+        with place.appearing(folder):
+            raise OSError("the disk is full this time")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_only_an_export_of_ours_is_replaced(tiny, tmp_path):

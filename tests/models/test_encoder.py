@@ -156,7 +156,7 @@ SWITCHES = {
     "convolution_width": (0, 3),
     "causal": (False, True),
     "dtype": ("float32", "bfloat16"),
-    "remat": (False, True),
+    "remat": (False, True, "dots"),
     "position_offset": (0, 2),
 }
 
@@ -291,12 +291,29 @@ def test_recomputing_layers_changes_no_gradient():
 
     one = dataclasses.replace(SMALL, layers=1)
     plain = gradient(one)
-    again = gradient(dataclasses.replace(one, remat=True))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
-        plain,
-        again,
-    )
+    for remat in (True, "dots"):
+        again = gradient(dataclasses.replace(one, remat=remat))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6),
+            plain,
+            again,
+        )
+
+
+def test_remat_computes_again_what_it_says():
+    """Counts the products in the program: with "dots", attention's alone come again."""
+
+    def products(remat) -> int:
+        config = dataclasses.replace(SMALL, layers=1, remat=remat)
+        gradient = jax.grad(
+            lambda params: Encoder(config).apply(params, *inputs(), noise()).sum()
+        )
+        return (
+            jax.jit(gradient).lower(initialised(config)).as_text().count("dot_general")
+        )
+
+    plain, dots, whole = map(products, (False, "dots", True))
+    assert dots - plain == 2 < whole - plain, (plain, dots, whole)
 
 
 def test_sharing_keeps_one_set_of_weights():

@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from processes_common import succeed
 from test_step import ENCODER, make_batch, pieces, run
 
 from plmjax.models import heads
@@ -187,6 +190,26 @@ def test_meshes_and_accumulation_train_alike(name):
 @pytest.mark.timeout(200)
 def test_sharded_layers_train_alike(name):
     compare(name, (2, 2, 2), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlm", *KINDS])
+@pytest.mark.timeout(200)
+def test_sharded_weights_train_alike(name):
+    compare(name, (1, 8, 1), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_of_four_devices_train_alike():
+    worker = Path(__file__).parents[1] / "train" / "objectives_worker.py"
+    names = ["mlm", *KINDS]
+    first, _ = succeed(2, 4, worker, *names, timeout=500)
+    (line,) = [line for line in first.splitlines() if line.startswith("FOUND ")]
+    for name, (losses, norms) in json.loads(line.removeprefix("FOUND ")).items():
+        expected = reference(name)
+        np.testing.assert_allclose(losses, expected[0][:2], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(norms, expected[1][:2], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Key, MLMConfig, Pieces, mlm
-from plmjax.train import sharding
+from plmjax.train import processes, sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
@@ -49,7 +49,10 @@ def make_batch(rows: int = 32, length: int = 32, step: int = 0, vocabulary: int 
 
 
 def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **more):
-    """Trains a few steps on a mesh; returns losses, gradient norms, parameters."""
+    """Trains a few steps on a mesh; returns losses, gradient norms, the state.
+
+    Over several processes, each calls it.
+    """
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     encoder = dataclasses.replace(ENCODER, dtype=dtype)
@@ -65,7 +68,8 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
 
     batch = batches()
     with jax.set_mesh(mesh):
-        places = sharding.shardings(mesh, jax.eval_shape(initialise, batch))
+        zero1 = more.get("zero1", False)
+        places = sharding.shardings(mesh, jax.eval_shape(initialise, batch), zero1)
         state = jax.jit(initialise, out_shardings=places)(batch)
         frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
         step = make_step(
@@ -77,20 +81,23 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
             steps=100,
             accumulation=accumulation,
             ema_decay=more.get("ema"),
+            zero1=zero1,
         )
         losses, norms = [], []
         for i in range(steps):
             if i == more.get("restart_at"):
                 state = more["restart"](state)
-            placed = sharding.put_rows(mesh, batches(step=i))
-            state, metrics = step(state, frozen, placed)
+            batch = batches(step=i)
+            mine = sharding.local_rows(mesh, len(batch["row"]))
+            mine = {name: array[mine] for name, array in batch.items()}
+            state, metrics = step(state, frozen, sharding.put_rows(mesh, mine))
             losses.append(float(metrics["objective"][0]))
             norms.append(float(metrics["gradient_norm"][0]))
         for place, leaf in zip(
             jax.tree.leaves(places), jax.tree.leaves(state), strict=True
         ):
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    return np.array(losses), np.array(norms), jax.device_get(state)
+    return np.array(losses), np.array(norms), processes.whole(state)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,68 @@ def test_meshes_and_accumulation_give_the_same_training(
     others = run(mesh, accumulation, dtype)
     np.testing.assert_allclose(others[0], losses, rtol=tolerance)
     np.testing.assert_allclose(others[1], norms, rtol=tolerance)
+
+
+def test_zero1_trains_alike_on_a_part_of_the_moments(references):
+    """Each device holds and updates an eighth; the sums are those of all."""
+    losses, norms, whole = references["float32"]
+    others = run((8, 1, 1), zero1=True, accumulation=4)
+    np.testing.assert_allclose(others[0], losses, rtol=1e-5)
+    np.testing.assert_allclose(others[1], norms, rtol=1e-5)
+    mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
+    moments = {"moments": whole.moments}
+    alone = sharding.bytes_per_device(mesh, moments)
+    shared = sharding.bytes_per_device(mesh, moments, zero1=True)
+    assert shared < 1.1 * alone / 8, (alone, shared)
+
+
+@pytest.mark.slow
+def test_zero1_shares_the_average_and_goes_with_other_axes(references):
+    losses, norms, _ = references["float32"]
+    for sizes in ((2, 2, 2), (4, 2, 1)):
+        others = run(sizes, zero1=True, ema=0.9)
+        np.testing.assert_allclose(others[0], losses, rtol=1e-5)
+        np.testing.assert_allclose(others[1], norms, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_data_mesh_gives_the_losses_of_pmap():
+    """Data parallelism as it used to be written: a replica a device, and a psum."""
+    objective, steps = mlm(MLMConfig(), ENCODER, pieces(96)), 3
+    settings = OptimizerConfig()
+    optimizer = make_optimizer(settings)
+    schedule = make_schedule(
+        ScheduleConfig(warmup_percent=0), settings.learning_rate, 100
+    )
+    corrupt = jax.jit(objective.corrupt)
+
+    def step(params, moments, batch, index):
+        key = Key(jnp.uint32(0), index.astype(jnp.uint32))
+        f = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, _), grads = f(params, {}, batch, key, True)
+        loss, grads = jax.lax.psum((loss, grads), "replica")
+        direction, moments = optimizer.update(grads, moments, params)
+        rate = schedule(index)
+        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return params, moments, loss
+
+    parallel = jax.pmap(step, axis_name="replica", in_axes=(0, 0, 0, None))
+    params = objective.init(jax.random.key(0), make_batch())
+    copies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (8, *x.shape)), (params, optimizer.init(params))
+    )
+    losses = []
+    for i in range(steps):
+        # Masks, and the weights that sum to 1, are those of the global batch.
+        key = Key(jnp.uint32(0), jnp.uint32(i))
+        batch = corrupt(make_batch(step=i), key, jnp.float32(i / 100))
+        shares = {
+            k: np.asarray(v).reshape(8, -1, *v.shape[1:]) for k, v in batch.items()
+        }
+        *copies, loss = parallel(*copies, shares, jnp.int32(i))
+        losses.append(float(loss[0]))
+    np.testing.assert_allclose(run((8, 1, 1))[0], losses, rtol=1e-6)
 
 
 def lowered(mesh_sizes, accumulation: int, unit: str) -> str:

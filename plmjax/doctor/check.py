@@ -1,0 +1,112 @@
+"""A check's result, and how a check is run so that it can neither hang nor crash us."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+Status = Literal["ok", "warning", "problem"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What was looked at, how it is, what was seen, and how to mend it.
+
+    `disk` says that a problem is the disk's, which has an exit code of its own.
+    """
+
+    name: str
+    status: Status
+    seen: str
+    mend: str = ""
+    disk: bool = False
+
+
+def ok(name: str, seen: str) -> Check:
+    return Check(name, "ok", seen)
+
+
+def warning(name: str, seen: str, mend: str) -> Check:
+    return Check(name, "warning", seen, mend)
+
+
+def problem(name: str, seen: str, mend: str, disk: bool = False) -> Check:
+    return Check(name, "problem", seen, mend, disk)
+
+
+def isolated(
+    probe: str,
+    arguments: Sequence[str],
+    seconds: float,
+    mend: str,
+    environment: Mapping[str, str] | None = None,
+) -> list[Check]:
+    """Returns the checks of a probe that runs in a process of its own.
+
+    A library that cannot be imported, a crash or a hang is a problem of that probe;
+    after `seconds` its process and all that it started are killed. `mend` is what to do
+    about a hang.
+    """
+    found = output(
+        [sys.executable, "-m", "plmjax.doctor", probe, *arguments], seconds, environment
+    )
+    if found is None:
+        return [problem(probe, f"did not end within {seconds:.0f} s", mend)]
+    code, out, err = found
+    try:
+        return [Check(**values) for values in json.loads(out.splitlines()[-1])]
+    except (ValueError, TypeError, IndexError):
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+        said = f": {last_line(err)}" if err.strip() else ""
+        mend = "Install plmjax again (pip install), and see what the message names."
+        return [problem(probe, ended + said, mend)]
+
+
+def output(
+    command: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str, str] | None:
+    """Returns a command's (exit code, stdout, stderr); None if it took too long."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=None if environment is None else dict(environment),
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+        return process.returncode, out, err
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a process and what it started.
+
+    One that waits for a dead disk cannot even be killed; it is left behind.
+    """
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # All are gone.
+    try:
+        process.communicate(timeout=2)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that says something, shortened to one row of a table."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""

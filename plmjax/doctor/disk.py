@@ -1,0 +1,180 @@
+"""The disk of a workdir: space, speed, and what a run asks of its file system."""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from plmjax.doctor.check import Check, ok, problem, warning
+
+_LEAST_BYTES, _FEW_BYTES = 200e6, 5e9
+_LEAST_FILES = 1000
+_PROBE_BYTES = 32 * 2**20
+# A checkpoint of BERT base is 1.3 GB: it should not take longer than minutes.
+_SLOW_BYTES_PER_SECOND = 20e6
+# The file system's clock against ours. Nothing of plmjax compares the two, but make,
+# rsync and people do.
+_SKEW_SECONDS = 2.0
+
+
+def checks(workdir: str) -> list[Check]:
+    """Returns the checks of a workdir, which need not be there yet."""
+    path = Path(workdir).absolute()
+    here = next(p for p in (path, *path.parents) if p.exists())
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".plmjax-doctor-", dir=here))
+    except OSError as error:
+        mend = "Choose another --workdir, or change its permissions."
+        seen = f"{here} cannot be written: {error.strerror}"
+        return [problem("workdir", seen, mend, disk=True)]
+    try:
+        # The kind first: it explains the rest.
+        found = [ok("workdir", f"{here} ({_kind(here)})"), _space(here), *_inodes(here)]
+        if found[1].status != "problem":
+            found += [_speed(folder), _rename(folder), _lock(folder), _skew(folder)]
+        return [*found, *_held(path), _cache(path)]
+    except OSError as error:
+        mend = f"See whether {here} is full, read-only or gone."
+        seen = f"{error.strerror}: {error.filename or here}"
+        return [problem("disk", seen, mend, disk=True)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kind(path: Path) -> str:
+    """Returns the file system's kind and the place it is mounted at."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return "file system not known"
+    found = [line.split()[1:3] for line in mounts]
+    # White space in a mount's place is written in octal; such places are rare.
+    fitting = [(at, kind) for at, kind in found if path.is_relative_to(at)]
+    at, kind = max(fitting, key=lambda x: len(x[0]), default=("?", "unknown"))
+    return f"{kind} at {at}"
+
+
+def _space(path: Path) -> Check:
+    usage = shutil.disk_usage(path)
+    seen = f"{usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free"
+    mend = "Free some; a checkpoint needs 12 bytes a parameter, three are kept."
+    if usage.free < _LEAST_BYTES:
+        return problem("space", seen, mend, disk=True)
+    if usage.free < _FEW_BYTES:
+        return warning("space", seen, mend)
+    return ok("space", seen)
+
+
+def _inodes(path: Path) -> list[Check]:
+    stats = os.statvfs(path)
+    # Some file systems have no such limit and say 0 of 0.
+    if not stats.f_files or stats.f_favail >= _LEAST_FILES:
+        return []
+    seen = f"{stats.f_favail:,} more files can be made"
+    return [problem("inodes", seen, "Delete files that are not needed.", disk=True)]
+
+
+def _speed(folder: Path) -> Check:
+    block = os.urandom(2**20)  # which no file system can compress
+    begin = time.monotonic()
+    with open(folder / "probe", "wb") as file:
+        for _ in range(_PROBE_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    rate = _PROBE_BYTES / (time.monotonic() - begin)
+    seen = f"{rate / 1e6:,.0f} MB/s written and synced"
+    if rate < _SLOW_BYTES_PER_SECOND:
+        mend = "Put the workdir on a faster disk, or save less often."
+        return warning("speed", seen, mend)
+    return ok("speed", seen)
+
+
+def _rename(folder: Path) -> Check:
+    """Tries what every finished checkpoint, store and export relies on."""
+    (folder / "new").mkdir()
+    (folder / "new" / "file").write_text("new")
+    (folder / "new").rename(folder / "whole")
+    (folder / "old").write_text("old")
+    (folder / "newer").write_text("newer")
+    (folder / "newer").replace(folder / "old")
+    if (folder / "whole" / "file").read_text() == "new":
+        if (folder / "old").read_text() == "newer":
+            return ok("rename", "files and folders take their place at once")
+    mend = "Use a file system whose rename is atomic (not an object store's mount)."
+    return problem("rename", "a renamed file is not what it was", mend, disk=True)
+
+
+def _lock(folder: Path) -> Check:
+    mend = (
+        "Never start two runs on one workdir here; mount NFS with locks (nolock off)."
+    )
+    with open(folder / "lock", "w") as one, open(folder / "lock") as two:
+        try:
+            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            seen = f"no locks here: {error.strerror}"
+            return problem("lock", seen, mend, disk=True)
+        try:
+            fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return ok("lock", "two runs on one workdir are kept apart")
+    return problem("lock", "two can hold one lock", mend, disk=True)
+
+
+def _skew(folder: Path) -> Check:
+    before = time.time()
+    (folder / "touched").touch()
+    seconds = (folder / "touched").stat().st_mtime - before
+    if abs(seconds) > _SKEW_SECONDS:
+        seen = f"the file system's is {seconds:+.1f} s from this machine's"
+        mend = "Let both machines follow one time server (chrony, ntpd)."
+        return warning("file times", seen, mend)
+    return ok("file times", "those of this machine's clock")
+
+
+def _held(workdir: Path) -> list[Check]:
+    """Returns what holds the workdir, if it is a run's."""
+    path = workdir / ".lock"
+    if not path.exists():
+        return []
+    with open(path) as file:
+        holder = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _is_dead(holder):
+                seen = f"held for {holder}, which is dead"
+                mend = f"The file server has not noticed: mv {path} {path}.old"
+                return [problem("run", seen, mend)]
+            mend = "Wait for it or stop it before starting another one there."
+            return [warning("run", f"{holder} works in {workdir}", mend)]
+    return [ok("run", f"nobody works in {workdir}")]
+
+
+def _is_dead(holder: str) -> bool:
+    """Says whether a lock's holder was a process of this host that is gone."""
+    match = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if match is None or match[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _cache(workdir: Path) -> Check:
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    path = Path(given) if given else workdir / ".xla"
+    here = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if os.access(here, os.W_OK | os.X_OK):
+        return ok("compiled programs", f"kept in {path}")
+    mend = "Set JAX_COMPILATION_CACHE_DIR to where you may write."
+    return warning("compiled programs", f"{path} cannot be written", mend)

@@ -1,0 +1,66 @@
+"""All checks in their order, as a table or JSON, and the exit code they give."""
+
+import dataclasses
+import os
+
+from plmjax import Exit
+from plmjax.doctor.check import Check, isolated
+from plmjax.doctor.together import SECONDS
+
+# What a probe may take, which is much more than it does: cold disks, busy machines.
+_QUICK, _SLOW = 30.0, 120.0
+
+
+def examine(workdir: str, processes: int) -> list[Check]:
+    """Returns all checks; takes seconds, and never longer than the limits allow.
+
+    Each probe runs in a process of its own: what hangs or crashes is its result.
+    """
+    cpus = {"JAX_PLATFORMS": "cpu"}  # Imports alone must not take the accelerator.
+    found = isolated("versions", (), _QUICK, "Install plmjax again.")
+    found += isolated(
+        "devices", (), _SLOW, "A device or a collective hangs: see the driver's log."
+    )
+    if processes > 1:
+        arguments, seconds = (str(processes),), SECONDS + 10
+        mend = "Give --num_processes=1 to leave this out."
+        found += isolated("together", arguments, seconds, mend)
+    found += isolated(
+        "surroundings",
+        (),
+        _QUICK,
+        "A mounted file system hangs: see `df`.",
+        os.environ | cpus,
+    )
+    mend = "Its file system hangs (a dead server?): see `df`; choose another --workdir."
+    found += isolated("disk", (workdir,), _QUICK, mend)
+    return found + isolated("clock", (), _QUICK, "Set the machine's clock.")
+
+
+def exit_code(checks: list[Check]) -> Exit:
+    """Returns 0 without problems, 5 if only the disk has some, else 2."""
+    problems = [check for check in checks if check.status == "problem"]
+    if not problems:
+        return Exit.OK
+    return Exit.DISK if all(check.disk for check in problems) else Exit.USAGE
+
+
+def as_text(checks: list[Check]) -> str:
+    """Returns a line a check, and below those that are not ok how to mend it."""
+    width, lines = max(len(check.name) for check in checks), []
+    for check in checks:
+        lines.append(f"{check.status:7}  {check.name:{width}}  {check.seen}")
+        if check.mend:
+            lines.append(f"{'':7}  {'':{width}}  -> {check.mend}")
+    count = {s: sum(c.status == s for c in checks) for s in ("problem", "warning")}
+    told = [f"{n} {s}{'s' * (n > 1)}" for s, n in count.items() if n]
+    return "\n".join([*lines, "", ", ".join(told) or "Nothing is wrong here."])
+
+
+def as_dict(checks: list[Check]) -> dict:
+    """Returns what --json prints."""
+    return {
+        "checks": [dataclasses.asdict(check) for check in checks],
+        "problems": sum(check.status == "problem" for check in checks),
+        "warnings": sum(check.status == "warning" for check in checks),
+    }

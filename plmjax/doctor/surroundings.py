@@ -1,0 +1,163 @@
+"""What surrounds the process: a cluster, proxies, limits, Hugging Face's variables."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from plmjax import PlmjaxError
+from plmjax.bench.machine import cores, memory_bytes
+from plmjax.doctor.check import Check, ok, problem, warning
+
+# What a scheduler sets for each task; one that lacks some of them is in a shell.
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+_FEW_FILES = 1024
+_LITTLE_SHARED = 64 * 2**20
+
+
+def checks() -> list[Check]:
+    found = [_cluster(), *_proxies(), _files(), _memory(), *_shared()]
+    return [*found, *_pages(), *_tpu_lock(), _offline()]
+
+
+def _cluster() -> Check:
+    try:
+        from plmjax.train import processes
+    except ImportError as error:
+        return warning("cluster", f"cannot be told: {error}", "Mend jax first.")
+    try:
+        group = processes.find_group(os.environ)
+    except PlmjaxError as error:
+        return problem("cluster", error.message, error.hint)
+    if group is not None:
+        return ok("cluster", f"one of several processes ({group.found})")
+    there = [name for name in _SLURM if name in os.environ]
+    if there and len(there) < len(_SLURM):
+        missing = ", ".join(name for name in _SLURM if name not in os.environ)
+        mend = "One process runs here; for several start it with `srun`."
+        return warning("cluster", f"a Slurm shell, not a task: no {missing}", mend)
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        if "JOB_COMPLETION_INDEX" not in os.environ:
+            return ok("cluster", "none: a Kubernetes pod outside an indexed job")
+        mend = "pip install kubernetes, or give --coordinator and the others."
+        return warning("cluster", "an indexed Kubernetes job, without its client", mend)
+    return ok("cluster", "none: one process, unless flags say otherwise")
+
+
+def _proxies() -> list[Check]:
+    names = [n for n in os.environ if n.lower().endswith("_proxy")]
+    names = [n for n in names if n.lower() != "no_proxy"]
+    if not names:
+        return []
+    mend = "Unset them for runs of several processes, which may hang at their start."
+    return [warning("proxies", f"{', '.join(sorted(names))} set", mend)]
+
+
+def _files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FEW_FILES:
+        most = "" if hard in (soft, resource.RLIM_INFINITY) else f" (at most {hard:,})"
+        return warning("open files", f"at most {soft:,}", f"ulimit -n 4096{most}")
+    seen = "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft:,}"
+    return ok("open files", seen)
+
+
+def _memory() -> Check:
+    whole, limit = memory_bytes(), _memory_limit()
+    seen = f"{whole / 1e9:.1f} GB, {cores()} cores"
+    if limit is None or limit >= whole:
+        return ok("memory", seen)
+    seen += f"; this process's group may use {limit / 1e9:.1f} GB of it"
+    if limit < 4e9:
+        mend = "Ask the scheduler for more, or it will kill the run."
+        return warning("memory", seen, mend)
+    return ok("memory", seen)
+
+
+def _memory_limit() -> int | None:
+    """Returns the bytes that control groups (version 2, or 1) leave us; None: all."""
+    limits = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in kinds.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        # A group's parents limit it, too. In a container the root is its own group.
+        here = root / path.lstrip("/")
+        for group in (here, *here.parents):
+            text = _read(group / name).strip()
+            if text.isdecimal():
+                limits.append(int(text))
+            if group == root:
+                break
+    return min(limits, default=None)
+
+
+def _shared() -> list[Check]:
+    path = "/dev/shm"
+    if sys.platform != "linux":
+        return []
+    mend = "docker run --shm-size=1g (NCCL and worker processes use it)."
+    try:
+        stats = os.statvfs(path)
+    except OSError as error:
+        return [warning("shared memory", f"{path}: {error.strerror}", mend)]
+    size = stats.f_blocks * stats.f_frsize
+    if size <= _LITTLE_SHARED:
+        return [warning("shared memory", f"{path} has {size / 2**20:.0f} MiB", mend)]
+    return [ok("shared memory", f"{path} has {size / 2**30:.1f} GiB")]
+
+
+def _pages() -> list[Check]:
+    if sys.platform != "linux":
+        return []
+    kernel = _read("/sys/kernel/mm/transparent_hugepage/enabled")
+    ours = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
+    if "[never]" in kernel:
+        mend = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        seen = "the kernel gives none: steps on the CPU are slower"
+        return [warning("huge pages", seen, mend)]
+    return [ok("huge pages", "used" if ours else "not asked for by this process")]
+
+
+def _tpu_lock() -> list[Check]:
+    """Returns a problem where a process that holds the TPU keeps others out."""
+    path = Path("/tmp/libtpu_lockfile")
+    if not path.exists():
+        return []
+    if not os.access(path, os.R_OK | os.W_OK):
+        mend = f"sudo rm {path}, once no other process uses the TPU"
+        return [problem("TPU lock", f"{path} belongs to another user", mend)]
+    import fcntl
+
+    with open(path, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            mend = f"lsof {path} names the process that uses the TPU; end it."
+            return [problem("TPU lock", f"{path} is held", mend)]
+    return [ok("TPU lock", "free")]
+
+
+def _offline() -> Check:
+    found = [f"{name}={os.environ[name]}" for name in _OFFLINE if name in os.environ]
+    if not found:
+        return ok("Hugging Face", "may be fetched from, where a config asks for it")
+    return ok("Hugging Face", f"{', '.join(found)}: only what is on the disk is read")
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+"""Several processes of this machine that find each other, add a number, and leave."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from plmjax.doctor.check import Check, last_line, ok, problem
+
+# The parent gives up a little before its own parent gives it up.
+SECONDS = 60.0
+
+
+def checks(processes: str) -> list[Check]:
+    """Starts so many processes on the CPU; each has one device."""
+    count, begin = int(processes), time.monotonic()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "PLMJAX_NUM_PROCESSES": str(count),
+    }
+    # Devices of the real run, which these processes have none of.
+    environment.pop("JAX_LOCAL_DEVICE_IDS", None)
+    with tempfile.TemporaryFile("w+") as said:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                env=environment | {"PLMJAX_PROCESS_ID": str(index)},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+            for index in range(count)
+        ]
+        try:
+            codes = [_wait(p, begin + SECONDS) for p in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+        said.seek(0)
+        last = last_line(said.read())
+    if codes == [0] * count:
+        seconds = time.monotonic() - begin
+        return [ok("processes", f"{count} met, summed and left in {seconds:.1f} s")]
+    if None in codes:
+        mend = "Unset *_proxy variables; let processes connect to 127.0.0.1."
+        seen = f"{codes.count(None)} of {count} still waited after {SECONDS:.0f} s"
+        return [problem("processes", seen, mend)]
+    mend = "Several processes will not train here; see what the message names."
+    return [problem("processes", f"exit codes {codes}: {last}", mend)]
+
+
+def _wait(process: subprocess.Popen, until: float) -> int | None:
+    try:
+        return process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _member() -> None:
+    """What each of the processes does; a wrong sum is exit code 1."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from plmjax.train import processes
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    processes.initialise()
+    numbers = np.float32(1 + jax.process_index())
+    total = float(np.sum(multihost_utils.process_allgather(numbers)))
+    count = jax.process_count()
+    jax.distributed.shutdown()
+    if total != count * (count + 1) / 2:
+        raise SystemExit(f"the sum over {count} processes is {total}")
+
+
+if __name__ == "__main__":
+    _member()

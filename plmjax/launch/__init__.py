@@ -1,0 +1,1 @@
+"""Starts runs: here, on Slurm, TPU VMs, Kubernetes, SkyPilot. No daemon of ours."""

@@ -1,0 +1,117 @@
+"""What all targets share: what is run, what is written and called, and their checks."""
+
+import contextlib
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import plmjax
+from plmjax import Exit, PlmjaxError
+
+# What a scheduler starts again: saved and stopped; aborted by JAX because a peer died
+# (SIGABRT); killed (SIGKILL); ended by SIGTERM before it could save.
+RESTARTABLE = (int(Exit.RESUMABLE), 128 + 6, 128 + 9, 128 + 15)
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+# What stands in a comment line that sbatch reads, unquoted.
+_PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
+PORT = 12355
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Files to write, by path, and the commands that are then called."""
+
+    files: dict[Path, str]
+    calls: tuple[tuple[str, ...], ...]
+
+
+def as_text(plan: Plan) -> str:
+    """Returns what `perform` would do, for a person."""
+    parts = [f"# would write {path}:\n{text}" for path, text in plan.files.items()]
+    calls = "\n".join(shlex.join(call) for call in plan.calls)
+    return "\n".join([*parts, f"# would run:\n{calls}"])
+
+
+def write(plan: Plan) -> None:
+    """Writes the files of a plan.
+
+    Raises:
+      PlmjaxError: a folder cannot be written to.
+    """
+    for path, text in plan.files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            hint = "Choose another folder with --to."
+            raise PlmjaxError(f"cannot write {path}: {error}.", hint=hint) from error
+        print(f"Wrote {path}", flush=True)
+
+
+def need(tool: str, plan: Plan) -> None:
+    """Raises a PlmjaxError that names what to do by hand where a tool is not there."""
+    if shutil.which(tool) is None:
+        by_hand = "; ".join(shlex.join(call) for call in plan.calls)
+        raise PlmjaxError(
+            f"`{tool}` is not on this machine's PATH.",
+            hint=f"Where it is, run by hand: {by_hand}",
+        )
+
+
+def perform(plan: Plan) -> None:
+    """Writes the files and makes the calls; the first that fails ends it.
+
+    Raises:
+      PlmjaxError: a tool is not there, or failed.
+    """
+    write(plan)
+    for call in plan.calls:
+        need(call[0], plan)
+        print(shlex.join(call), flush=True)
+        code = subprocess.run(call).returncode
+        if code:
+            message = f"`{shlex.join(call[:2])} ...` failed with exit code {code}."
+            raise PlmjaxError(message, hint="What it said stands above.")
+
+
+def module(python: str, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Returns the command that runs plmjax with the arguments."""
+    return (python, "-m", "plmjax", *arguments)
+
+
+def check_name(name: str) -> str:
+    """Returns the name, if Kubernetes, Google Cloud and Slurm all take it as one."""
+    if not _NAME.fullmatch(name):
+        raise PlmjaxError(
+            f"--name={name} must be lower-case letters, digits and hyphens, at most "
+            "40 of them, the first a letter and the last no hyphen."
+        )
+    return name
+
+
+def check_plain(option: str, value: str | None) -> str | None:
+    """Returns the value, if it can stand in a line for sbatch without quotes."""
+    if value is not None and not _PLAIN.fullmatch(value):
+        raise PlmjaxError(
+            f"--{option}={value} may hold letters, digits and @%+=:,./[]-_ alone."
+        )
+    return value
+
+
+def checkout() -> Path | None:
+    """Returns the folder of the source that this plmjax runs from, if it is one."""
+    root = Path(plmjax.__file__).parents[1]
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def say(message: str) -> None:
+    """Prints a line of the launcher's own."""
+    # Whoever read them may be gone; what has to be done is done all the same.
+    with contextlib.suppress(BrokenPipeError):
+        print(f"[launch] {message}", file=sys.stderr, flush=True)

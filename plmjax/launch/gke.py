@@ -1,0 +1,86 @@
+"""A run as a JobSet of Kubernetes."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.launch import command, templates
+
+_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    name: str = "plmjax"
+    to: str = "plmjax-launch"
+    image: str | None = None
+    nodes: int = 1
+    accelerator: str | None = None
+    topology: str | None = None
+    devices_per_node: int | None = None
+    namespace: str | None = None
+    queue: str | None = None
+    restarts: int = 50
+    grace_seconds: int = 120
+    python: str = "python"
+
+
+def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
+    """Writes the JobSet and creates it with kubectl.
+
+    Raises:
+      PlmjaxError: an option is wrong, or there is no kubectl here.
+    """
+    made = plan(options, arguments)
+    if dry_run:
+        print(command.as_text(made))
+    else:
+        command.perform(made)
+    return Exit.OK
+
+
+def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
+    """Returns what is written and called.
+
+    Raises:
+      PlmjaxError: an option is wrong or missing.
+    """
+    name = command.check_name(options.name)
+    if options.image is None:
+        raise PlmjaxError(
+            "--target=gke needs --image, a container with plmjax in it.",
+            hint="docs/launch.md has a Dockerfile.",
+        )
+    if (options.accelerator is None) != (options.devices_per_node is None):
+        raise PlmjaxError("--accelerator and --devices_per_node go together.")
+    on_tpu = options.topology is not None
+    if on_tpu and options.accelerator is None:
+        raise PlmjaxError("--topology needs --accelerator and --devices_per_node.")
+    # Pods of a JobSet are named NAME-JOB-INDEX-POD, in a domain of the JobSet's name.
+    coordinator = f"{name}-workers-0-0.{name}:{command.PORT}"
+    given, text = templates.yaml_or_none, templates.yaml
+    path = Path(options.to) / f"{name}.yaml"
+    made = templates.fill(
+        "gke.yaml",
+        {
+            "name": templates.yaml(name),
+            "namespace": given(options.namespace),
+            "queue": given(options.queue),
+            "node_pool_key": "cloud.google.com/gke-nodepool" if on_tpu else None,
+            "restarts": options.restarts,
+            "nodes": options.nodes,
+            "grace_seconds": options.grace_seconds,
+            "gpu": None if on_tpu else given(options.accelerator),
+            "tpu": given(options.accelerator) if on_tpu else None,
+            "topology": given(options.topology),
+            "image": text(options.image),
+            "command": text(command.module(options.python, arguments)),
+            "coordinator": None if on_tpu else text(coordinator),
+            "num_processes": None if on_tpu else text(str(options.nodes)),
+            "process_id_field": None if on_tpu else text(_INDEX),
+            "gpus_per_node": None if on_tpu else options.devices_per_node,
+            "chips_per_node": options.devices_per_node if on_tpu else None,
+        },
+    )
+    return command.Plan({path: made}, (("kubectl", "create", "-f", str(path)),))

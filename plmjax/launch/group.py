@@ -1,0 +1,258 @@
+"""Runs a group of processes on this machine: all come to their end together.
+
+The first that fails ends the others, a signal to this process is handed on to all, and
+they die with it. Their output comes line by line, marked with their numbers.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import BinaryIO
+
+from plmjax.launch.command import RESTARTABLE, say
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# How often the processes are looked at, and how long their last words are waited for.
+_LOOK_SECONDS = 0.05
+_DRAIN_SECONDS = 1.0
+# A line that is longer is broken, so that one without an end does not fill the memory.
+_LONGEST_LINE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A command and its environment, all of it."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a group ended.
+
+    `codes` are those of the processes, 128 + n for one that signal n killed. `first` is
+    the one that failed first, None where none did. `stopped` names the signal that this
+    process got and handed on.
+    """
+
+    codes: tuple[int, ...]
+    first: int | None
+    stopped: str | None
+
+    @property
+    def code(self) -> int:
+        """The exit code of the first failure, 0 where there was none."""
+        return 0 if self.first is None else self.codes[self.first]
+
+
+def describe(code: int) -> str:
+    """Returns in words how a process ended."""
+    if code <= 128:
+        return f"ended with exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(code - 128).name} (exit code {code})"
+    return f"ended with exit code {code}"
+
+
+def run_group(
+    processes: Sequence[Process],
+    grace_seconds: float,
+    out: BinaryIO | None = None,
+    err: BinaryIO | None = None,
+) -> Ended:
+    """Runs the processes until all have ended; call it from the main thread.
+
+    After the first failure, or a signal to this process, the others get SIGTERM, and
+    `grace_seconds` later SIGKILL, with all that they started. A second signal kills.
+    """
+    with contextlib.ExitStack() as stack:
+        received = stack.enter_context(_signals())
+        streams = out or sys.stdout.buffer, err or sys.stderr.buffer
+        output = stack.enter_context(_Output(*streams))
+        children = [
+            stack.enter_context(_Child(number, process, output))
+            for number, process in enumerate(processes)
+        ]
+        first, stopped, deadline, killed = None, None, None, False
+        while alive := [child for child in children if child.code is None]:
+            output.pump(_LOOK_SECONDS)
+            if output.broken and not received:
+                received.append("a reader of the output that left")
+            failed = [child for child in alive if child.look()]
+            if failed and first is None:
+                # Of two that are seen to fail together, one pulled down the other.
+                failed.sort(key=lambda child: (child.code in RESTARTABLE, child.number))
+                first = failed[0].number
+            ask = None
+            if received and stopped is None:
+                stopped = ask = received[0]
+            elif first is not None and deadline is None:
+                ask = f"process {first}, which {describe(children[first].code or 0)}"
+            alive = [child for child in alive if child.code is None]
+            if ask is not None and alive:
+                deadline = time.monotonic() + grace_seconds
+                say(
+                    f"Stopping {len(alive)} processes because of {ask}; "
+                    f"SIGKILL follows in {grace_seconds:g} s."
+                )
+                for child in alive:
+                    child.terminate()
+            late = deadline is not None and time.monotonic() > deadline
+            if alive and not killed and (late or len(received) > 1):
+                killed = True
+                say(f"Killing {len(alive)} processes.")
+                for child in alive:
+                    child.kill()
+        output.drain(_DRAIN_SECONDS)
+    codes = tuple(child.code or 0 for child in children)
+    return Ended(codes, first, stopped)
+
+
+@contextlib.contextmanager
+def _signals():
+    """Yields a list that gets the names of signals to this process."""
+    received: list[str] = []
+
+    def receive(number, _frame):
+        received.append(signal.Signals(number).name)
+
+    old = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _Child:
+    """A process and all that it starts; what is left of them at the end is killed."""
+
+    def __init__(self, number: int, process: Process, output: "_Output"):
+        self.number = number
+        self.code: int | None = None
+        self._process = subprocess.Popen(
+            process.argv,
+            env=process.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Ctrl-C is ours to hand on; and what it starts can be killed with it.
+            start_new_session=True,
+            preexec_fn=_dies_with_this_process(),
+        )
+        assert self._process.stdout and self._process.stderr
+        output.add(self._process.stdout, number, is_error=False)
+        output.add(self._process.stderr, number, is_error=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # Its number is not free before it is waited for, so this hits no stranger.
+        self.kill()
+        self._process.wait()
+
+    def look(self) -> bool:
+        """Notes the code if the process has ended; says whether it has now failed."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        found = os.waitid(os.P_PID, self._process.pid, flags)
+        if found is not None:
+            killed = found.si_code != os.CLD_EXITED
+            self.code = found.si_status + (128 if killed else 0)
+        return bool(self.code)
+
+    def terminate(self) -> None:
+        # The process alone: what it started is its own business while it saves.
+        os.kill(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        # A stranger's number if nobody is left of the group, which may not be touched.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _dies_with_this_process() -> Callable[[], None] | None:
+    """Returns what a child calls before it starts, on Linux."""
+    if sys.platform != "linux":
+        return None
+    libc, parent, set_death_signal = ctypes.CDLL(None), os.getpid(), 1
+
+    def call():
+        libc.prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # which died in between
+            os._exit(1)
+
+    return call
+
+
+class _Output:
+    """Hands on what processes print, line by line, each with its process's number."""
+
+    def __init__(self, out: BinaryIO, err: BinaryIO):
+        self._to = {False: out, True: err}
+        self._selector = selectors.DefaultSelector()
+        self.broken = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for key in list(self._selector.get_map().values()):
+            self._end(key)
+        self._selector.close()
+
+    def add(self, pipe, number: int, is_error: bool) -> None:
+        os.set_blocking(pipe.fileno(), False)
+        mark = (b"[%d] " % number, is_error, bytearray())
+        self._selector.register(pipe, selectors.EVENT_READ, mark)
+
+    def pump(self, seconds: float) -> bool:
+        """Hands on what has come, after at most so long; says whether any did."""
+        if not self._selector.get_map():
+            time.sleep(seconds)
+            return False
+        ready = self._selector.select(seconds)
+        for key, _ in ready:
+            chunk = os.read(key.fd, 1 << 16)
+            if not chunk:
+                self._end(key)
+                continue
+            buffer = key.data[2]
+            buffer += chunk
+            *lines, rest = bytes(buffer).split(b"\n")
+            if len(rest) > _LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            buffer[:] = rest
+            self._write(key, lines)
+        return bool(ready)
+
+    def drain(self, seconds: float) -> None:
+        """Hands on what is left; a pipe may be held open by what a process started."""
+        until = time.monotonic() + seconds
+        while self._selector.get_map() and time.monotonic() < until:
+            self.pump(_LOOK_SECONDS)
+
+    def _end(self, key) -> None:
+        self._selector.unregister(key.fileobj)
+        key.fileobj.close()
+        if key.data[2]:
+            self._write(key, [bytes(key.data[2])])
+
+    def _write(self, key, lines: list[bytes]) -> None:
+        mark, is_error, _ = key.data
+        if not lines or self.broken:
+            return
+        stream = self._to[is_error]
+        try:
+            stream.write(b"".join(mark + line + b"\n" for line in lines))
+            stream.flush()
+        except BrokenPipeError:
+            self.broken = True

@@ -1,0 +1,172 @@
+"""Several processes of one run on this machine."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.launch import command, group, templates
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    num_processes: int = 1
+    devices_per_process: int | None = None
+    restarts: int = 0
+    grace_seconds: int = 30
+    python: str = sys.executable
+
+
+def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
+    """Runs `plmjax ARGUMENTS` as so many processes; returns the launcher's exit code.
+
+    Raises:
+      PlmjaxError: the machine has too few devices, or no such Python.
+    """
+    argv = command.module(options.python, arguments)
+    gpus = visible_gpus(os.environ, Path("/dev"))
+    # The device files are not TPUs' alone.
+    tpus = importlib.util.find_spec("libtpu") and has_tpus(Path("/dev"))
+    if tpus and options.num_processes > 1 and _platform_may_be(os.environ, "tpu"):
+        raise PlmjaxError(
+            "one process uses all chips of a TPU host.",
+            hint="Leave out --num_processes; for the other hosts, --target=tpu-vm.",
+        )
+
+    def processes() -> list[group.Process]:
+        port = free_port()
+        added = [
+            variables(options, index, port, os.environ, gpus)
+            for index in range(options.num_processes)
+        ]
+        return [group.Process(argv, own) for own in added]
+
+    if dry_run:
+        print(_script(processes()), end="")
+        return Exit.OK
+    if shutil.which(options.python) is None:
+        raise PlmjaxError(f"--python={options.python} is no program.")
+    for restart in range(options.restarts + 1):
+        started = [
+            group.Process(p.argv, os.environ | p.environment) for p in processes()
+        ]
+        ended = group.run_group(started, options.grace_seconds)
+        code = exit_code(ended)
+        if code == Exit.OK:
+            return code
+        if ended.first is not None:
+            said = group.describe(ended.codes[ended.first])
+            command.say(f"Process {ended.first} {said}, the first of the failures.")
+        if code != Exit.RESUMABLE or ended.stopped or restart == options.restarts:
+            break
+        command.say(f"Starting again, {restart + 1} of {options.restarts} times.")
+    if code == Exit.RESUMABLE:
+        command.say("The same command goes on.")
+    return code
+
+
+def exit_code(ended: group.Ended) -> int:
+    """Returns 0, 75 if the same command can go on, or else the first failure's code."""
+    if ended.first is None:
+        return Exit.OK
+    code = ended.code
+    if ended.stopped:
+        # Asked to stop, all of them fail; what cannot go on matters most.
+        failures = [c for c in ended.codes if c and c not in command.RESTARTABLE]
+        code = failures[0] if failures else int(Exit.RESUMABLE)
+    return Exit.RESUMABLE if code in command.RESTARTABLE else code
+
+
+def variables(
+    options: Options,
+    index: int,
+    port: int,
+    environment: Mapping[str, str],
+    gpus: Sequence[str],
+) -> dict[str, str]:
+    """Returns what the environment of one process has besides that of this one.
+
+    Raises:
+      PlmjaxError: there are fewer GPUs than processes need.
+    """
+    # Into a pipe, Python would print by pages and not by lines.
+    own = {"PYTHONUNBUFFERED": "1"}
+    if options.num_processes > 1:
+        own |= {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "PLMJAX_NUM_PROCESSES": str(options.num_processes),
+            "PLMJAX_PROCESS_ID": str(index),
+        }
+    if gpus and _platform_may_be(environment, "cuda"):
+        share = options.devices_per_process or len(gpus) // options.num_processes
+        needed = share * options.num_processes
+        if not share or needed > len(gpus):
+            raise PlmjaxError(
+                f"{options.num_processes} processes with {share or 1} GPUs each need "
+                f"more than the {len(gpus)} that are visible here.",
+                hint="JAX_PLATFORMS=cpu takes virtual CPU devices in their place.",
+            )
+        mine = gpus[index * share : (index + 1) * share]
+        return own | {
+            "CUDA_VISIBLE_DEVICES": ",".join(mine),
+            "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(share))),
+        }
+    if options.devices_per_process is not None:
+        own["JAX_NUM_CPU_DEVICES"] = str(options.devices_per_process)
+    devices = int(own.get("JAX_NUM_CPU_DEVICES", _number(environment)))
+    # A collective on CPUs blocks a thread for each device and process; with too few
+    # threads they wait for each other for ever.
+    threads = max(os.cpu_count() or 1, 4 * devices, 8)
+    given = environment.get("NPROC", "")
+    own["NPROC"] = str(max(threads, int(given) if given.isdecimal() else 0))
+    return own
+
+
+def _number(environment: Mapping[str, str]) -> str:
+    given = environment.get("JAX_NUM_CPU_DEVICES", "1")
+    return given if given.isdecimal() else "1"
+
+
+def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
+    """Returns the GPUs that a process started here would see, as CUDA names them."""
+    if (chosen := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        # CUDA stops at the first name that it does not know; -1 is the usual one.
+        end = next((i for i, n in enumerate(names) if n in ("", "-1")), len(names))
+        return names[:end]
+    # In a container a node may be named nvidia3, and CUDA calls it 0 all the same.
+    count = sum(bool(re.fullmatch(r"nvidia\d+", p.name)) for p in devices.iterdir())
+    return [str(number) for number in range(count)]
+
+
+def has_tpus(devices: Path) -> bool:
+    """Says whether there are device files as TPU chips have them."""
+    return (devices / "accel0").exists() or (devices / "vfio/0").exists()
+
+
+def free_port() -> int:
+    """Returns a port that nobody listened at a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _platform_may_be(environment: Mapping[str, str], platform: str) -> bool:
+    chosen = environment.get("JAX_PLATFORMS", "")
+    return not chosen or platform in chosen or (platform == "cuda" and "gpu" in chosen)
+
+
+def _script(processes: Sequence[group.Process]) -> str:
+    lines = []
+    for process in processes:
+        settings = [f"{k}={shlex.quote(v)}" for k, v in process.environment.items()]
+        lines.append(f"{' '.join(settings)} {templates.shell_line(process.argv)} &")
+    directory = templates.shell(str(Path.cwd()))
+    return templates.fill("local.sh", {"directory": directory, "process": lines})

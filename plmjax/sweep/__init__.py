@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one file, a few at a time, and what came of them."""

@@ -1,0 +1,78 @@
+"""Which trials are given up early, by what their evaluations have shown so far.
+
+Successive halving without waiting, ASHA (arXiv:1810.05934) in its stopping form: a
+trial that comes to a rung is compared with those that have been there, and ends unless
+it is among the best of them.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+Curve = dict[int, float]  # {step: objective}
+
+
+def falls_behind(
+    own: Curve, others: Iterable[Curve], first: int, factor: int, maximise: bool
+) -> bool:
+    """Says whether a trial's newest evaluation takes it to a rung, and ends it there.
+
+    Rungs are at first, first x factor, first x factor^2 ... steps, each the first
+    evaluation from there on. Nobody ends where fewer than `factor` trials have been;
+    of n, the best n // factor go on.
+    """
+    *earlier, newest = sorted(own)
+    if not math.isfinite(own[newest]):
+        return True
+    rung, previous = first, max(earlier, default=0)
+    if newest < rung:
+        return False
+    while rung * factor <= newest:
+        rung *= factor
+    if previous >= rung:
+        return False  # judged there already
+    seen = [_at(curve, rung) for curve in others]
+    sign = -1 if maximise else 1
+    finite = [sign * v for v in seen if v is not None and math.isfinite(v)]
+    lost = sum(v is not None and not math.isfinite(v) for v in seen)
+    count = len(finite) + lost + 1
+    if count < factor:
+        return False
+    better = sum(value < sign * own[newest] for value in finite)
+    return better >= max(1, count // factor)
+
+
+def _at(curve: Curve, rung: int) -> float | None:
+    """Returns the first value at a rung or after it; None if it was not reached."""
+    reached = [step for step in curve if step >= rung]
+    return curve[min(reached)] if reached else None
+
+
+class Follower:
+    """Reads the evaluations that a run appends to its metrics.jsonl, each once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._place = (0, 0)  # inode, offset
+
+    def read(self) -> list[dict]:
+        """Returns the evaluations that have come since the last call.
+
+        All of them where the run was started anew, which writes the file again.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                inode, offset = self._place
+                if inode != status.st_ino or status.st_size < offset:
+                    offset = 0
+                file.seek(offset)
+                whole, _, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._place = (status.st_ino, offset + len(whole) + (1 if whole else 0))
+        # Most lines are of training steps: they need not be parsed.
+        lines = (line for line in whole.splitlines() if b'"evaluation"' in line)
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,28 @@
+"""Trials that run elsewhere: a list of commands, printed or for a Slurm array."""
+
+import hashlib
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from plmjax.sweep.trials import Trial
+
+
+def command_lines(trials: Sequence[Trial], fixed: Sequence[str]) -> list[str]:
+    """Returns the arguments of `plmjax` for each trial, quoted for a shell."""
+    return [shlex.join(trial.command(fixed)) for trial in trials]
+
+
+def write_commands(root: Path, lines: Sequence[str]) -> Path:
+    """Writes the lines for `plmjax launch --commands`, and returns the file.
+
+    Another list is another file: a Slurm array reads its lines when its tasks start.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = root / f"commands-{digest}.txt"
+    part = path.with_suffix(".tmp")
+    part.write_text(text)
+    os.replace(part, path)
+    return path

@@ -1,0 +1,96 @@
+"""Lists of trials, for get_hyper(hyper): grids, pairs, one after the other, seeds.
+
+The words are those of get_hyper in ml_collections configs. A list of trials is a plain
+list of {key: value}; a key may be written with the "config." that stands before it on
+the command line. A sweep file is handed this module.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from plmjax import PlmjaxError
+
+Trials = list[dict[str, Any]]
+
+
+def sweep(key: str, values: Iterable[Any]) -> Trials:
+    """Returns a trial for each value of a key."""
+    if isinstance(values, str):
+        raise PlmjaxError(
+            f"hyper.sweep({key!r}, {values!r}): the values are one string.",
+            hint=f"Write [{values!r}].",
+        )
+    return [{key.removeprefix("config."): value} for value in values]
+
+
+def fixed(key: str, value: Any, length: int = 1) -> Trials:
+    """Returns `length` trials with the same value."""
+    return sweep(key, [value] * length)
+
+
+def seeds(count: int, key: str = "train.seed") -> Trials:
+    """Returns a trial for each seed 0 .. count - 1."""
+    return sweep(key, range(count))
+
+
+def product(sweeps: Iterable[Trials], name: str | None = None) -> Trials:
+    """Returns every combination, the last sweep turning fastest; `name` is ignored.
+
+    Raises:
+      PlmjaxError: two sweeps set the same key.
+    """
+    found: Trials = [{}]
+    for trials in sweeps:
+        found = [_joined(left, right) for left in found for right in trials]
+    return found
+
+
+def zipit(sweeps: Iterable[Trials]) -> Trials:
+    """Returns the first trials joined, the second, and so on; one trial goes with all.
+
+    Raises:
+      PlmjaxError: the sweeps differ in length, or two of them set the same key.
+    """
+    lists = list(sweeps)
+    length = max(map(len, lists), default=0)
+    if any(len(trials) not in (1, length) for trials in lists):
+        raise PlmjaxError(
+            f"hyper.zipit is given sweeps of {_told(lists)} trials.",
+            hint="They must be equally long, or of one trial.",
+        )
+    whole = [trials * length if len(trials) == 1 else trials for trials in lists]
+    found: Trials = []
+    for parts in zip(*whole, strict=True):
+        trial: dict[str, Any] = {}
+        for part in parts:
+            trial = _joined(trial, part)
+        found.append(trial)
+    return found
+
+
+def chainit(sweeps: Iterable[Trials]) -> Trials:
+    """Returns one sweep after the other."""
+    return [dict(trial) for trials in sweeps for trial in trials]
+
+
+def discrete(values: Iterable[Any]) -> list[Any]:
+    """Returns the values as a list; get_hyper files wrap numbers in it."""
+    return list(values)
+
+
+def categorical(values: Iterable[Any]) -> list[Any]:
+    """Returns the values as a list; get_hyper files wrap names in it."""
+    return list(values)
+
+
+def _joined(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    if both := left.keys() & right.keys():
+        raise PlmjaxError(
+            f"two sweeps of one product or zip set {', '.join(sorted(both))}.",
+            hint="hyper.chainit takes one sweep after the other.",
+        )
+    return left | right
+
+
+def _told(lists: Sequence[Trials]) -> str:
+    return " and ".join(str(len(trials)) for trials in lists)

@@ -1,0 +1,255 @@
+"""What a sweep file asks for, every trial of it checked before anything starts.
+
+A sweep file is Python, and has
+
+  get_config([argument])  the config that all trials start from: a ConfigDict, the
+                          path of a recipe, relative to the sweep file, or a pair of
+                          that path and {key: value} of what is changed in it
+  get_hyper(hyper)        a list of {key: value}, made with plmjax/sweep/hyper.py
+  get_space(space)        or {key: range}, made with plmjax/sweep/space.py
+  get_study()             optional: a dict with the fields of StudyConfig
+"""
+
+import contextlib
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from plmjax import PlmjaxError, run
+from plmjax import config as config_lib
+from plmjax.sweep import hyper
+from plmjax.sweep import space as space_lib
+from plmjax.train import sharding
+from plmjax.train.workdir import RunConfig
+
+Values = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """What is compared, how a search goes about it, and when a trial is given up."""
+
+    # A figure of scores.json, or of the evaluations in metrics.jsonl.
+    objective: str = "loss"
+    maximise: bool = False
+    # A search's: how many, chosen by what, from which seed.
+    trials: int | None = None
+    sampler: Literal["tpe", "random"] = "tpe"
+    seed: int = 0
+    # Successive halving: at this step, and at each `prune_factor` times the last, a
+    # trial that is not among the best 1/prune_factor ends. None: each goes to its end.
+    prune_from_step: int | None = None
+    prune_factor: int = 3
+
+    def __post_init__(self):
+        for name, least in (("trials", 1), ("prune_from_step", 1), ("prune_factor", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise PlmjaxError(f"{name} is {value}; it must be at least {least}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep as its file and the command line describe it."""
+
+    # What lies over the defaults, and "key=value" that every trial is given.
+    base: dict[str, Any]
+    fixed: tuple[str, ...]
+    study: StudyConfig
+    # One of the two: the values of each trial, or what they are drawn from.
+    listed: tuple[Values, ...] | None
+    space: Mapping[str, space_lib.Range] | None
+    # Of each listed trial.
+    configs: tuple[dict[str, Any], ...] = ()
+
+    def config(self, values: Values) -> dict[str, Any]:
+        """Returns the whole config of a trial, as JSON has it.
+
+        Raises:
+          PlmjaxError: a key or value is wrong, or the values cannot work together.
+        """
+        overrides = (*self.fixed, *overrides_of(values))
+        config = config_lib.load(RunConfig, None, overrides, self.base).to_dict()
+        found = config_lib.flatten(config)
+        for key, value in values.items():
+            if found[key] != _plain(value):
+                raise PlmjaxError(
+                    f"{key} is given as {value!r} and read as {found[key]!r}.",
+                    hint="Give the value itself, not its spelling.",
+                )
+        # How many devices a trial has is known where it runs.
+        one = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
+        built = config_lib.build(RunConfig, config)
+        run.check(built, typing.cast(jax.sharding.Mesh, one))
+        # As it was built: the 10 of a key with fractions is 10.0.
+        return json.loads(json.dumps(config_lib.to_dict(built)))
+
+
+def load(path: str, fixed: Sequence[str] = ()) -> Plan:
+    """Reads a sweep file, FILE.py[:argument], and checks every trial that it lists.
+
+    Raises:
+      PlmjaxError: anything wrong in it; the message names the trial.
+    """
+    name, _, argument = path.partition(":")
+    module = config_lib.load_module(name)
+    wants = [w for w in ("get_hyper", "get_space") if hasattr(module, w)]
+    if len(wants) != 1 or not hasattr(module, "get_config"):
+        raise PlmjaxError(
+            f"{name} is no sweep: it has {' and '.join(wants) or 'no get_hyper'}.",
+            hint="It needs get_config, and one of get_hyper(hyper), get_space(space); "
+            "configs/sweeps has examples.",
+        )
+    listed = space = None
+    with config_lib.errors_of(path):
+        base = module.get_config(argument) if argument else module.get_config()
+        base, changed = base if isinstance(base, tuple) else (base, {})
+        study = module.get_study() if hasattr(module, "get_study") else {}
+        if hasattr(module, "get_hyper"):
+            listed = tuple(_cleaned(trial) for trial in module.get_hyper(hyper))
+        else:
+            space = _cleaned(module.get_space(space_lib))
+    plan = Plan(
+        _layer(base, name),
+        (*overrides_of(_cleaned(changed)), *fixed),
+        config_lib.build(StudyConfig, study),
+        listed,
+        space,
+    )
+    _check_keys(plan)
+    if listed is not None:
+        return dataclasses.replace(plan, configs=tuple(_configs(plan)))
+    _check_space(plan)
+    return plan
+
+
+def _layer(base: Any, name: str) -> dict[str, Any]:
+    """Returns the values of get_config; a string there names a recipe."""
+    if isinstance(base, str):
+        return config_lib.load_file(str(Path(name).parent / base))
+    if isinstance(base, ConfigDict):
+        base = base.to_dict()
+    try:
+        return json.loads(json.dumps(base))
+    except TypeError as error:
+        raise PlmjaxError(f"get_config of {name}: {error}.") from error
+
+
+def _cleaned(trial: Any) -> dict[str, Any]:
+    """Returns a trial's values, or a space's ranges, keys without "config."."""
+    if not isinstance(trial, Mapping):
+        raise PlmjaxError(f"{trial!r} is no {{key: value}}.")
+    # numpy's numbers are taken for what they are; np.logspace is usual here.
+    return {
+        key.removeprefix("config."): value.item() if hasattr(value, "item") else value
+        for key, value in trial.items()
+    }
+
+
+def _check_keys(plan: Plan) -> None:
+    """Refuses a key that is both varied and the same for every trial."""
+    keys = {key for trial in plan.listed or () for key in trial} | {*(plan.space or ())}
+    both = keys & {override.partition("=")[0] for override in plan.fixed}
+    if both:
+        key = min(both)
+        raise PlmjaxError(
+            f"{key} is what the sweep varies, and fixed as well.",
+            hint="Say one of the two.",
+        )
+
+
+def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yields the config of each listed trial."""
+    if not plan.listed:
+        raise PlmjaxError("get_hyper lists no trials.")
+    seen: dict[str, int] = {}
+    for number, values in enumerate(plan.listed):
+        with _naming(f"trial {number} ({describe(values)})"):
+            config = plan.config(values)
+            same = seen.setdefault(json.dumps(config), number)
+            if same != number:
+                raise PlmjaxError(f"it is trial {same} again.")
+        yield config
+
+
+def _check_space(plan: Plan) -> None:
+    """Tries the ends of every range; what lies between them is tried when drawn."""
+    assert plan.space is not None
+    if not plan.space:
+        raise PlmjaxError("get_space names no key to vary.")
+    if plan.study.trials is None:
+        raise PlmjaxError(
+            "nothing says how many trials to search with.",
+            hint='Let get_study return {"trials": 20}.',
+        )
+    for key, values in plan.space.items():
+        if not isinstance(values, space_lib.Range):
+            raise PlmjaxError(
+                f"get_space: {key} is {values!r}, which is no range.",
+                hint="Use space.log, space.uniform, space.integers or space.choice.",
+            )
+    first = {key: values.ends[0] for key, values in plan.space.items()}
+    for key, values in plan.space.items():
+        for value in values.ends:
+            with _naming(f"{key}={value!r} of get_space"):
+                plan.config(first | {key: value})
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the name of what was wrong before the message of a PlmjaxError."""
+    try:
+        yield
+    except PlmjaxError as error:
+        message = f"{name}: {error.message}"
+        raise PlmjaxError(message, hint=error.hint, code=error.code) from error
+
+
+def overrides_of(values: Values) -> list[str]:
+    """Returns the values as "key=value", as the command line has them."""
+    return [f"{key}={_text(value)}" for key, value in values.items()]
+
+
+def _plain(value: Any) -> Any:
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else repr(_plain(value))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Returns {key: the last parts of it that no other key ends with}."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        found[key] = next(
+            ending
+            for ending in endings
+            if ending == key
+            or not any(k != key and f".{k}".endswith(f".{ending}") for k in keys)
+        )
+    return found
+
+
+def describe(values: Values) -> str:
+    """Returns the values of a trial for a person: "learning_rate 0.001, seed 0"."""
+    names = short_names([*values])
+    told = [f"{names[key]} {as_text(value)}" for key, value in values.items()]
+    return ", ".join(told) or "as the config is"
+
+
+def as_text(value: Any) -> str:
+    """Returns a value for a person: numbers to four digits."""
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

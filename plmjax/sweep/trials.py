@@ -1,0 +1,279 @@
+"""The trials of a sweep on disk: what each is, and what has become of it.
+
+DIR/sweep.json                    what the study stands on
+DIR/base.json                     the config that all trials start from
+DIR/trials/0007/trial.json        what the trial is: its values, its whole config
+DIR/trials/0007/log.txt           what its process printed
+DIR/trials/0007/outcome.json      how it ended, unless it finished
+DIR/trials/0007/...               the workdir of `plmjax pretrain`
+
+A trial has finished when its scores.json is there: the run itself says so, whoever
+started it. A trial that was stopped has neither file, and goes on.
+"""
+
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from plmjax import Exit, PlmjaxError
+from plmjax import config as config_lib
+from plmjax.sweep.plan import Plan, Values, describe, overrides_of
+from plmjax.train.checkpoint import write_json
+from plmjax.train.metrics import read_metrics
+from plmjax.train.workdir import RunConfig, Workdir
+
+State = Literal["finished", "pruned", "failed", "stopped", "waiting"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    values: Values
+    config: dict[str, Any]
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return f"trial {self.number}"
+
+    def save(self) -> None:
+        """Writes down what the trial is; from now on its number is taken."""
+        Workdir(self.directory).create()
+        what = {"values": self.values, "config": self.config}
+        write_json(self.directory / "trial.json", what)
+
+    def command(self, fixed: Sequence[str]) -> list[str]:
+        """Returns the arguments of `plmjax` that run it, or go on with it."""
+        overrides = [*fixed, *overrides_of(self.values)]
+        return [
+            "pretrain",
+            f"--config={self.directory.parents[1] / 'base.json'}",
+            *(f"--config.{override}" for override in overrides),
+            f"--workdir={self.directory}",
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What has become of a trial so far."""
+
+    trial: Trial
+    state: State
+    # The objective at the end, or of the last evaluation; None before the first.
+    value: float | None = None
+    step: int | None = None
+    seconds: float | None = None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    # (step, objective) of each evaluation.
+    curve: tuple[tuple[int, float], ...] = ()
+    # Of a failure: the exit code, and the last lines of its log.
+    code: int | None = None
+    log: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Says that there is nothing left to do, short of trying a failure again."""
+        return self.state in ("finished", "pruned", "failed")
+
+
+def make(root: Path, number: int, values: Values, config: dict[str, Any]) -> Trial:
+    return Trial(number, values, config, root / "trials" / f"{number:04d}")
+
+
+def saved(root: Path) -> list[Trial]:
+    """Returns the trials that have been started or handed out, by number."""
+    found = []
+    for path in sorted((root / "trials").glob("*/trial.json")):
+        what = Workdir(path.parent).read("trial.json")
+        assert what is not None
+        number = int(path.parent.name)
+        found.append(Trial(number, what["values"], what["config"], path.parent))
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def settle(root: Path, plan: Plan) -> list[Trial]:
+    """Returns all trials of a list, those that are on disk with their numbers.
+
+    A trial is recognised by its config, so that the list may grow anywhere.
+
+    Raises:
+      PlmjaxError: one that has been started is no longer listed.
+    """
+    assert plan.listed is not None
+    before = {_identity(trial.config): trial for trial in saved(root)}
+    known = [before.pop(_as_key(config), None) for config in plan.configs]
+    if before:
+        raise _vanished(next(iter(before.values())), plan.configs)
+    taken = {trial.number for trial in known if trial is not None}
+    free = (number for number in range(2 * len(known)) if number not in taken)
+    return sorted(
+        (
+            trial or make(root, next(free), values, config)
+            for trial, values, config in zip(
+                known, plan.listed, plan.configs, strict=True
+            )
+        ),
+        key=lambda trial: trial.number,
+    )
+
+
+def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
+    """Raises PlmjaxError where the file would give a started trial another config."""
+    for trial in trials:
+        config = plan.config(trial.values)
+        if _identity(config) != _identity(trial.config):
+            raise _vanished(trial, [config])
+
+
+def _full(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with the keys filled up that are newer than it is."""
+    filled = config_lib.to_dict(config_lib.build(RunConfig, config))
+    return json.loads(json.dumps(filled))
+
+
+def _as_key(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+def _identity(config: dict[str, Any]) -> str:
+    return _as_key(_full(config))
+
+
+def _vanished(trial: Trial, configs: Sequence[dict[str, Any]]) -> PlmjaxError:
+    old = _full(trial.config)
+    nearest = min((config_lib.changes(old, c) for c in configs), key=len)
+    lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in nearest.items()]
+    return PlmjaxError(
+        f"{trial.directory} has been started ({describe(trial.values)}), and the sweep "
+        "no longer has this trial. The nearest that it has:\n" + "\n".join(lines),
+        hint=f"\nChoose another --workdir, or delete {trial.directory} to drop it.",
+    )
+
+
+def agree(root: Path, plan: Plan) -> None:
+    """Compares what a study stands on with what it stood on.
+
+    Raises:
+      PlmjaxError: the objective or the space of a search has changed, or its kind.
+    """
+    before = Workdir(root).read("sweep.json")
+    if before is not None and (changed := config_lib.changes(before, _stands_on(plan))):
+        lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
+        raise PlmjaxError(
+            f"{root} holds another study:\n" + "\n".join(lines),
+            hint="\nChoose another --workdir.",
+        )
+
+
+def note(root: Path, plan: Plan) -> None:
+    """Writes down what a study stands on, and the config its commands name."""
+    write_json(root / "sweep.json", _stands_on(plan))
+    write_json(root / "base.json", plan.base)
+
+
+def _stands_on(plan: Plan) -> dict[str, Any]:
+    if plan.space is None:
+        return {"kind": "list"}
+    space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
+    goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
+    return json.loads(json.dumps({"kind": "search", **goal, "space": space}))
+
+
+def result(trial: Trial, objective: str) -> Result:
+    """Returns what has become of a trial, from its directory.
+
+    Raises:
+      PlmjaxError: its workdir holds a run of another config.
+    """
+    workdir = Workdir(trial.directory)
+    records = read_metrics(workdir / "metrics.jsonl")
+    curve = tuple(
+        (record["step"], record[objective])
+        for record in records
+        if record["kind"] == "evaluation" and objective in record
+    )
+    common = {
+        "trial": trial,
+        "seconds": records[-1].get("seconds") if records else None,
+        "curve": curve,
+    }
+    last = {"step": curve[-1][0], "value": curve[-1][1]} if curve else {}
+    scores = workdir.read("scores.json")
+    if scores is not None:
+        _check_own(trial, workdir.read("config.json") or {})
+        step = scores.pop("step")
+        value = scores.get(objective, last.get("value"))
+        if value is None:
+            raise unknown_objective(objective, scores)
+        end = {"value": value, "step": step, "figures": scores}
+        return Result(state="finished", **common | end)
+    outcome = workdir.read("outcome.json")
+    if outcome is not None:
+        lines = tuple(outcome.get("log", ()))
+        how = {"state": outcome["state"], "code": outcome.get("code"), "log": lines}
+        return Result(**common | last | how)
+    state = "stopped" if (workdir / "config.json").exists() else "waiting"
+    return Result(state=state, **common | last)
+
+
+def _check_own(trial: Trial, config: dict[str, Any]) -> None:
+    """Raises PlmjaxError where what has run in a trial's directory is not the trial."""
+    if config != trial.config and _identity(config) != _identity(trial.config):
+        raise PlmjaxError(
+            f"{trial.directory} holds a run that is not the sweep's {trial.name}.",
+            hint="Move it elsewhere.",
+        )
+
+
+def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:
+    return PlmjaxError(
+        f"the objective {objective!r} is no figure of the trials.",
+        hint=config_lib.nearest(objective, sorted(known)),
+    )
+
+
+def write_outcome(trial: Trial, state: State, code: int | None = None, log=()) -> None:
+    """Writes down that a trial was pruned or failed."""
+    told = {"state": state, "code": code, "log": list(log)}
+    write_json(trial.directory / "outcome.json", told)
+
+
+def held_by(directory: Path) -> str | None:
+    """Returns which process holds a workdir; None if it is free."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return None
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return file.read().strip() or "another process"
+    return None
+
+
+def wait_until_free(
+    directories: Iterable[Path], log: Callable[[str], Any], limit_seconds: float = 120.0
+) -> None:
+    """Waits for processes of a killed sweep, which save before they end.
+
+    Raises:
+      PlmjaxError: one is still there after the limit.
+    """
+    end = time.monotonic() + limit_seconds
+    for directory in directories:
+        if holder := held_by(directory):
+            log(f"Waiting for {holder}, which has {directory}.")
+        while holder := held_by(directory):
+            if time.monotonic() > end:
+                raise PlmjaxError(
+                    f"{directory} is in use by {holder}.",
+                    hint="Stop it, or wait for it; then run the sweep again.",
+                    code=Exit.RESUMABLE,
+                )
+            time.sleep(0.2)

@@ -1,0 +1,60 @@
+"""The watchdog: it bites what hangs, and nothing that only is slow."""
+
+import time
+
+from plmjax import Exit
+from plmjax.train.stop import Watchdog
+
+
+class Ended(list):
+    """Takes the exit codes that a watchdog would end the process with."""
+
+
+def watch(tmp_path, seconds: float, **more) -> tuple[Watchdog, Ended]:
+    ended = Ended()
+    dog = Watchdog(seconds, tmp_path / "hang.txt", ended.append, **more)
+    return dog, ended
+
+
+def wait_for(ended: Ended) -> None:
+    end = time.monotonic() + 30
+    while not ended and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def test_what_hangs_is_ended_with_its_stacks(tmp_path, capfd):
+    dog, ended = watch(tmp_path, 0.2)
+    with dog:
+        dog.moved(1)
+        dog.moved(2)
+        wait_for(ended)
+    assert ended == [Exit.RESUMABLE]
+    text = (tmp_path / "hang.txt").read_text()
+    assert "after step 2 " in text and "wait_for" in text  # where this thread stands
+    assert "nothing has moved" in capfd.readouterr().err
+
+
+def test_a_slow_run_is_not_a_hung_one(tmp_path):
+    dog, ended = watch(tmp_path, 0.2)
+    dog.moved(1)
+    for step in range(2, 6):
+        time.sleep(0.1)
+        dog.moved(step)
+    assert dog.patience() >= 1.0  # ten steps, not a fifth of a second
+    assert not ended
+
+
+def test_the_first_step_may_compile(tmp_path):
+    dog, _ = watch(tmp_path, 60, first=10)
+    assert dog.patience() == 600
+    dog.moved(1)  # its time is that of compiling
+    assert dog.patience() == 600
+    dog.moved(2)
+    assert dog.patience() == 60
+
+
+def test_it_can_be_off(tmp_path):
+    ended = Ended()
+    with Watchdog(None, tmp_path / "hang.txt", ended.append) as dog:
+        dog.moved(1)
+    assert not ended and not (tmp_path / "hang.txt").exists()
