@@ -157,7 +157,9 @@ def _check_same(run: Run) -> None:
 
 def _train(run: Run, log: Callable[[str], Any]) -> dict:
     workdir, train, batches = run.workdir, run.config.train, held_out(run)
-    checkpoints = Checkpoints(workdir.checkpoints, train.keep_checkpoints, log)
+    checkpoints = Checkpoints(
+        workdir.checkpoints, train.keep_checkpoints, log, together=True
+    )
     checkpoints.remove_unfinished()
     abstract, frozen = abstract_state(run), frozen_arrays(run)
     kind = jax.devices()[0].device_kind
@@ -186,10 +188,13 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     resumed = checkpoints.good_step(set_aside=True)
     if resumed is None:
         state = fresh_state(run, log)
-        save_examples(run, next(batches()), state.params)
+        save_examples(run, state.params)
     else:
         meta = checkpoints.meta(resumed)
         check_origin(run, meta)
+        if "config" in meta:
+            # Checkpoints may lie where this workdir, a new disk perhaps, does not.
+            workdir.compare(meta["config"], config_lib.to_dict(run.config))
         state = checkpoints.load(resumed, abstract)
         progress = Progress.of(meta)
         if resumed >= run.steps:
@@ -226,7 +231,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     )
     outlets = Outlets(checkpoints, writer, display, stop, watchdog)
     with checkpoints, display, stop, watchdog:
-        result = fit(state, frozen, train, work, outlets, progress, origin(run))
+        noted = origin(run) | {"config": config_lib.to_dict(run.config)}
+        result = fit(state, frozen, train, work, outlets, progress, noted)
     writer.close()
     if checkpoints.failure is not None:
         raise checkpoints.failure
@@ -234,7 +240,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         return {"stopped": result.stopped, "step": int(result.state.step)}
     if skipped := int(result.state.skipped):
         log(f"WARNING: {skipped:,} updates were skipped; they were not finite.")
-    return finish(run, result.state, result.scores or scored(state), batches, log)
+    return finish(run, result.state, result.scores or scored(state), log)
 
 
 def _trained(run: Run, params: dict, step: int = 0) -> Trained:
@@ -242,20 +248,22 @@ def _trained(run: Run, params: dict, step: int = 0) -> Trained:
     return Trained(run.config, run.objective, params, run.tokenizer, name, step)
 
 
-def _examples(run: Run, batch: dict, params) -> show.Examples | None:
+def _examples(run: Run, params) -> show.Examples | None:
     """Returns examples for the first model that guesses words, if there is one."""
     model = with_head(_trained(run, params).models(), "head")
+    # The first rows of all, however many processes there are.
+    batch = next(held_out(run, alone=True)())
     examples = model and show.Examples(run.objective, model, batch)
     return examples if examples and examples.places else None
 
 
-def save_examples(run: Run, batch: dict, params) -> None:
+def save_examples(run: Run, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
     params = processes.whole(params)
     if not processes.is_first():
         return
     with _alone():
-        examples = _examples(run, batch, params)
+        examples = _examples(run, params)
         if examples is not None:
             write_json(run.workdir / "examples.json", {"before": examples.guess()})
 
@@ -269,7 +277,6 @@ def finish(
     run: Run,
     state: State,
     values: dict,
-    batches: Callable[[], Iterator[dict]],
     log: Callable[[str], Any],
 ) -> dict:
     """Shows, draws and exports a trained model; returns its scores.
@@ -280,7 +287,7 @@ def finish(
     weights, step, figures = processes.whole(weights), int(state.step), {}
     if processes.is_first():
         with _alone():
-            figures = _finish(run, weights, step, values, batches, log)
+            figures = _finish(run, weights, step, values, log)
     processes.barrier("the run is finished")
     return figures
 
@@ -290,13 +297,12 @@ def _finish(
     weights: dict,
     step: int,
     values: dict,
-    batches: Callable[[], Iterator[dict]],
     log: Callable[[str], Any],
 ) -> dict:
     workdir, out = run.workdir, console()
     baseline = unigram_loss(run.store, run.tokenizer)
     saved = workdir.read("examples.json")
-    examples = _examples(run, next(batches()), weights)
+    examples = _examples(run, weights)
     if saved is not None and examples is not None:
         out.print(examples.table(saved["before"], examples.guess()))
     for line in show.score_lines(run.objective, values, baseline):
@@ -305,7 +311,7 @@ def _finish(
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
     if run.teacher is not None:
-        beside = beside_teacher(run, weights, batches())
+        beside = beside_teacher(run, weights, held_out(run, alone=True)())
         for line in students.lines(beside):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")

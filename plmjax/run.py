@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.compress import teachers
@@ -255,12 +256,15 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def held_out(run: Run) -> Callable[[], Iterator[dict]]:
-    """Returns what gives the held-out rows anew, in batches that fit where steps do."""
+def held_out(run: Run, alone: bool = False) -> Callable[[], Iterator[dict]]:
+    """Returns what gives the held-out rows anew, in batches that fit where steps do.
+
+    Each process gets its share of them; one that works `alone` gets all.
+    """
     split, phase = run.store.split("held_out"), run.loader.phases[-1]
     plan = row_plan(run.config, split, phase.plan.length, run.store)
     batch = phase.batch // run.config.train.accumulation
-    mine = functools.partial(sharding.local_rows, run.mesh)
+    mine = np.arange if alone else functools.partial(sharding.local_rows, run.mesh)
     return functools.partial(
         held_out_batches, split, plan, run.tokenizer, batch, mine=mine
     )

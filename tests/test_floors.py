@@ -37,6 +37,7 @@ FLOORS = {
 ONLY = {
     "optax": {"train"},
     "orbax": {"train"},
+    "tensorstore": {"train"},
     "flax": {"models", "objectives"},
 }
 WITHOUT_JAX = {"tokenizers", "data"}

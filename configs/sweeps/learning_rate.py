@@ -3,8 +3,8 @@
   plmjax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates \\
       --parallel=2
 
-Twelve trials, 2,400 steps each. Two CPU cores and nothing to download; docs/sweeps.md
-has the time and the losses measured for trials of 300 steps.
+Twelve trials, 2,400 steps each. Two CPU cores and nothing to download; docs/log.md has
+the time of one such run on both cores. None is claimed for the sweep.
 """
 
 

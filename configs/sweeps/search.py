@@ -3,7 +3,7 @@
   plmjax sweep --config=configs/sweeps/search.py --workdir=runs/search --parallel=2
 
 Thirty trials of 1,200 steps, those that fall behind given up. Two CPU cores and nothing
-to download; docs/sweeps.md has the time measured for a shorter one. Needs Optuna.
+to download; no time is claimed. Needs Optuna.
 """
 
 

@@ -249,7 +249,12 @@ def describe(values: Values) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Returns a value for a person: numbers to four digits."""
+    """Returns a value for a person: numbers to four digits, of paths the end."""
     if value is None:
         return "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
+
+
+# What a column of a table has room for.
+_LONGEST = 24

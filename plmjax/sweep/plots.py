@@ -21,6 +21,7 @@ from plmjax.sweep.trials import Result
 _INK = "#010203"
 _GOOD, _OTHER = "#e8710a", "#4a86c5"
 _WIDTH = 8.6  # inches; the page scales it
+_NEAR = 0.16  # of an axis: closer labels would run into each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ def make_axis(name: str, values: Sequence[Any]) -> Axis:
     width = scale(high) - scale(low)
     places = {v: (scale(v) - scale(low)) / width for v in seen}
     ticked = sorted(seen)
-    if len(seen) > 6:
-        inner = np.linspace(scale(low), scale(high), 5)[1:-1]
+    if np.diff(sorted(places.values())).min() < _NEAR:
+        inner = np.linspace(scale(low), scale(high), 4)[1:-1]
         whole = all(isinstance(v, int) for v in seen)
         made = [math.exp(x) if scale is math.log else float(x) for x in inner]
         ticked = [low, *(round(x) if whole else x for x in made), high]
@@ -137,7 +138,7 @@ def history(found: Outcome) -> str | None:
     plot.plot(x, y, "o", color=_OTHER, label="finished")
     best = np.maximum.accumulate(y) if found.maximise else np.minimum.accumulate(y)
     plot.step(x, best, where="post", color=_GOOD, linewidth=2, label="best so far")
-    plot.set_ylim(_limits(y, found.maximise))
+    plot.set_ylim(_limits(y + _points(pruned)[1], found.maximise))
     plot.set_xlabel("trial")
     plot.set_ylabel(found.objective)
     plot.xaxis.get_major_locator().set_params(integer=True)
@@ -152,7 +153,7 @@ def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
 
 def curves(found: Outcome) -> str | None:
     """Draws each trial's evaluations, the best one's on top; None: nothing to draw."""
-    drawn = [r for r in found.in_order() if len(r.curve) > 1]
+    drawn = [r for r in found.in_order() if r.curve]
     if not drawn:
         return None
     figure, ((plot,),) = _figure(3.8)
@@ -163,7 +164,8 @@ def curves(found: Outcome) -> str | None:
         if r is found.best:
             style = {"color": _GOOD, "linewidth": 2.5}
         dashed = "--" if r.state == "pruned" else "-"
-        plot.plot(x, y, dashed, **style)
+        # One that ended at its first evaluation is a point.
+        plot.plot(x, y, "x" if len(x) == 1 else dashed, **style)
         values += [value for value in y if math.isfinite(value)]
     handles = [plot.plot([], [], "-", color=_OTHER, label="finished")[0]]
     if any(r.state == "pruned" for r in drawn):
@@ -179,8 +181,8 @@ def curves(found: Outcome) -> str | None:
 
 
 def by_key(found: Outcome) -> str | None:
-    """Draws the objective over each key; None: nothing to draw."""
-    done = _valued(found, "finished")
+    """Draws the objective over each key, pruned trials too; None: nothing to draw."""
+    done = _valued(found, "finished", "pruned")
     keys = _varying(found, done)
     if not keys:
         return None
@@ -196,7 +198,10 @@ def by_key(found: Outcome) -> str | None:
         values = [value_of(r, key) for r in done]
         axis = make_axis(names[key], values)
         x = [axis.place(value) for value in values]
-        plot.plot(x, y, "o", color=_OTHER, alpha=0.8)
+        for state, marker in (("finished", "o"), ("pruned", "x")):
+            of = [n for n, r in enumerate(done) if r.state == state]
+            at, height = [x[n] for n in of], [y[n] for n in of]
+            plot.plot(at, height, marker, color=_OTHER, alpha=0.8)
         if found.best in done:
             best = done.index(found.best)
             plot.plot([x[best]], [y[best]], "o", color=_GOOD, markersize=9)

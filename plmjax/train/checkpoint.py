@@ -1,235 +1,304 @@
 """Checkpoints that prove themselves: orbax writes, digests of ours vouch.
 
 checkpoints/
-  step_00000250/state/        the State, as orbax writes it
-  step_00000250/meta.json     step, leaves, versions: what a reader checks first; the
-                              held-out loss, if it was evaluated there
+  step_00000250/state/        the State (states.py)
+  step_00000250/meta.json     step, leaves, devices, versions: what a reader checks
+                              first; the held-out loss, if it was evaluated there
   step_00000250/DIGESTS.json  SHA-256 of each file, written last; without it the step
                               does not count
   damaged/                    what failed its digests, set aside
 
-A flipped bit in an orbax file loads without an error; the digests are why ours do not.
+A flipped bit in an array loads without an error; the digests are why ours do not.
 """
 
-import hashlib
 import json
-import os
+import math
 import re
-import shutil
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
-from plmjax import Exit, PlmjaxError, tree
+from plmjax import Exit, PlmjaxError, __version__, tree
+from plmjax.train import digests, loading, processes, states
+from plmjax.train.loading import FORMAT, META, STATE
+from plmjax.train.saving import Saves, Saving
+from plmjax.train.storage import brief, open_storage, write_file
 
-FORMAT = 1
 _STEP = re.compile(r"step_(\d{8,})")
-_DIGESTS = "DIGESTS.json"
-_META = "meta.json"
+_DAMAGED = "damaged"
+# Training waits no longer than this for a slow disk, and then does without a save.
+_PATIENCE_SECONDS = 30.0
+T = TypeVar("T")
 
 
 def write_json(path: Path, value) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != _DIGESTS:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(directory).as_posix()] = digest
-    return found
-
-
-def _fsync(directory: Path) -> None:
-    for path in [directory, *directory.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _leaves(state) -> dict[str, str]:
-    """Returns {name: "float32[2, 3]"} of any pytree: what a checkpoint must match."""
-    found = {}
-
-    def add(name, leaf):
-        found[name] = f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-
-    tree.map_named(add, state)
-    return found
+    write_file(path, json.dumps(value, indent=1).encode())
 
 
 class Checkpoints:
     """The checkpoints of one run, listed from disk, never from memory.
 
-    Saving runs in the background; its errors reach `log` and `failure`, and training
-    goes on. `keep` newest steps and the best one stay.
+    `where` is a directory, or a gs:// or s3:// URL. Saving runs in the background; its
+    errors reach `log` and `failure`, and training goes on. `keep` newest steps and the
+    best one stay.
+
+    With `together`, every process of a run calls every method, in the same order: what
+    they decide by is what process 0 sees, since two that look at one disk may see it
+    differently. Without, a process reads alone, and cannot save if it is one of
+    several.
     """
 
     def __init__(
-        self, directory: Path, keep: int = 2, log: Callable[[str], None] = print
+        self,
+        where: str | Path,
+        keep: int = 2,
+        log: Callable[[str], Any] = print,
+        together: bool = False,
     ):
-        self.directory = Path(directory).absolute()  # orbax takes no other
+        try:
+            self._storage = open_storage(where)
+        except OSError as error:
+            raise _unreachable(where, error) from error
         self.keep = keep
         self.log = log
         self.failure: PlmjaxError | None = None
-        self._thread: threading.Thread | None = None
+        self._together = together
+        self._saves = Saves()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        # The interpreter's end would break off what orbax is writing.
-        self.wait()
+        # The interpreter's end would break off what is being written. Not wait(): here
+        # one process may be alone with its error.
+        self._settle()
+        self._saves.rest()
+
+    def __str__(self) -> str:
+        return str(self._storage)
 
     def path(self, step: int) -> Path:
-        return self.directory / f"step_{step:08d}"
+        """Returns the directory of a step, where checkpoints are local."""
+        return Path(str(self), folder(step))
+
+    def _decided(self, f: Callable[[], T]) -> T:
+        """Returns what f says on process 0 (JSON), or here if this process is alone."""
+        return processes.decided(f) if self._together else f()
+
+    # What there is.
 
     def steps(self) -> list[int]:
-        """Returns the steps whose save was completed, in ascending order."""
-        if not self.directory.is_dir():
-            return []
-        matches = [_STEP.fullmatch(path.name) for path in self.directory.iterdir()]
-        found = sorted(int(match[1]) for match in matches if match)
-        return [step for step in found if (self.path(step) / _DIGESTS).is_file()]
+        """Returns the steps whose save was completed, in ascending order.
+
+        Raises:
+          PlmjaxError: they cannot be listed (exit code 5).
+        """
+        return self._decided(self._steps)
+
+    def _steps(self) -> list[int]:
+        try:
+            matches = map(_STEP.fullmatch, self._storage.entries())
+            found = sorted(int(match[1]) for match in matches if match)
+            return [
+                step
+                for step in found
+                if self._storage.exists(f"{folder(step)}/{digests.FILE}")
+            ]
+        except OSError as error:
+            raise _unreachable(self, error) from error
 
     def best(self) -> tuple[int, float] | None:
         """Returns (step, loss) of the evaluated step with the lowest loss, or None."""
-        losses = {step: self.meta(step).get("loss") for step in self.steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
+        found = self._decided(self._best)
+        return None if found is None else (found[0], found[1])
+
+    def _best(self) -> tuple[int, float] | None:
+        try:
+            steps = self._steps()
+        except PlmjaxError as error:
+            # Training asks, and goes on; who wants to load asks good_step, too.
+            self.log(f"WARNING: {error}")
+            return None
+        losses = {step: self._meta(step).get("loss") for step in steps}
+        known = {s: x for s, x in losses.items() if x is not None and math.isfinite(x)}
         return min(known.items(), key=lambda item: item[1]) if known else None
 
-    def save(self, step: int, state, meta: dict) -> None:
+    def meta(self, step: int) -> dict:
+        """Returns what was saved beside the state; {} if it is damaged."""
+        return self._decided(lambda: self._meta(step))
+
+    def _meta(self, step: int) -> dict:
+        try:
+            found = json.loads(self._storage.read(f"{folder(step)}/{META}"))
+        except (OSError, ValueError, RecursionError):
+            return {}  # The digests say so to whoever wants to load it.
+        return found if isinstance(found, dict) else {}
+
+    # Saving.
+
+    def save(self, step: int, state, meta: dict, last: bool = False) -> None:
         """Starts writing a step, after the one before is done.
 
-        `meta` is what JSON can hold; "loss" in it is the step's held-out loss.
+        `meta` is what JSON can hold; "loss" in it is the step's held-out loss. If the
+        one before takes too long, this one is left out, unless it is the `last`.
         """
-        from orbax.checkpoint import v1 as ocp
-
-        self.wait()
-        path = self.path(step)
-        if (path / _DIGESTS).is_file():
-            return
-        try:
-            self._need(tree.size_in_bytes(state))
-            if jax.process_index() == 0:
-                shutil.rmtree(path, ignore_errors=True)
-                path.mkdir(parents=True)
-            response = ocp.save_async(str(path / "state"), state)
-        except (OSError, ValueError) as error:
-            self._failed(step, error)
-            return
+        assert self._together or jax.process_count() == 1, "every process must save"
+        self._settle(None if last else _PATIENCE_SECONDS)
         meta = meta | {
             "format": FORMAT,
+            "state": states.writer(self._storage),
             "step": step,
-            "jax": jax.__version__,
-            "leaves": _leaves(state),
+            "plmjax": __version__,
+            "leaves": loading.leaves(state),
+            "layout": loading.layout(state),
         }
-        self._thread = threading.Thread(
-            target=self._finish, args=(step, response, meta), name="checkpoint"
-        )
-        self._thread.start()
+        answer = self._decided(lambda: self._prepare(step, tree.size_in_bytes(state)))
+        if answer == _DONE:
+            return
+        if answer == _GO:
+            answer = self._objection(step) or _GO
+        if answer != _GO:
+            self._failed(step, answer)
+            return
 
-    def _finish(self, step: int, response, meta: dict) -> None:
-        try:
-            response.result()
-            if jax.process_index() == 0:
-                path = self.path(step)
-                write_json(path / _META, meta)
-                _fsync(path)
-                write_json(path / _DIGESTS, _digests(path))
+        def ended(trouble: str | None) -> None:
+            if trouble is None:
+                self.failure = None
                 self._prune()
-            self.failure = None
-        except Exception as error:
-            # Whatever it was: a thread that dies in silence would look like a save.
-            self._failed(step, error)
+            else:
+                self._clear(step)
+                self._failed(step, trouble)
 
-    def _need(self, size: int) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.directory).free
-        if free < 1.2 * size:
-            raise OSError(
-                f"no space: a checkpoint needs {1.2 * size / 1e6:,.0f} MB and "
-                f"{free / 1e6:,.0f} MB are free"
+        self._saves.now = Saving(self._storage, step, folder(step), state, meta, ended)
+
+    def _prepare(self, step: int, size: int) -> str:
+        """Makes room for a step; returns _GO, _DONE, or why it cannot be saved."""
+        if (told := self._saves.objection(step)) is not None:
+            return told
+        try:
+            if step in self._steps():
+                return _DONE
+            self._storage.delete(folder(step))
+            self._storage.make(folder(step))
+            free = self._storage.free()
+        except (OSError, PlmjaxError) as error:
+            return brief(error)
+        if free is not None and free < 1.2 * size:
+            self._clear(step)
+            return (
+                f"no space: a checkpoint needs {1.2 * size / 1e6:,.1f} MB and "
+                f"{free / 1e6:,.1f} MB are free"
             )
+        return _GO
 
-    def _failed(self, step: int, error: Exception) -> None:
-        """Keeps what is good, removes the half-written, and says so."""
-        shutil.rmtree(self.path(step), ignore_errors=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else error
-        last = self.steps()
-        kept = (
-            f"The last good checkpoint is step {last[-1]}."
-            if last
-            else ("There is no good checkpoint yet.")
-        )
+    def _objection(self, step: int) -> str | None:
+        """Returns why a process cannot take part in a save, on every one; or None.
+
+        Orbax would hold those who can until they give the others up.
+        """
+        found = processes.first_said(self._own_objection(step) or "")
+        if found is None:
+            return None
+        if processes.is_first():
+            self._clear(step)
+        process, text = found
+        return f"process {process}: {text}" if process else text
+
+    def _own_objection(self, step: int) -> str | None:
+        if (told := self._saves.objection(step)) is not None:
+            return told
+        probe = f"{folder(step)}/.process_{jax.process_index()}"
+        try:
+            self._storage.write(probe, b"")
+            self._storage.delete(probe)
+        except OSError as error:
+            return brief(error)
+        return None
+
+    def wait(self, patient: bool = True) -> None:
+        """Returns when nothing is being written, or it hangs; sets `failure`.
+
+        Without patience it also returns when what is being written takes too long.
+        """
+        self._settle(None if patient else _PATIENCE_SECONDS)
+        if patient:
+            self._saves.rest()
+        own = self.failure
+        told = self._decided(lambda: [own.message, own.hint] if own else None)
+        if told is None:
+            self.failure = None
+        else:
+            self.failure = PlmjaxError(told[0], hint=told[1], code=Exit.DISK)
+
+    def _settle(self, seconds: float | None = None) -> None:
+        """Waits for the save that runs, within its own limit or so many seconds."""
+        if (step := self._saves.settle(seconds)) is not None:
+            self._failed(step, "the disk does not answer")
+
+    def _failed(self, step: int, reason: str) -> None:
+        """Says loudly that a step is not saved, and what is."""
+        last = "There is no good checkpoint yet."
+        try:
+            if steps := self._steps():
+                last = f"The last good checkpoint is step {steps[-1]}."
+        except PlmjaxError:
+            last = "Which checkpoints are good cannot be seen."
         self.failure = PlmjaxError(
             f"the checkpoint of step {step} could not be written: {reason}.",
-            hint=f"Free space in or check {self.directory}. {kept}",
+            hint=f"Free space in or check {self}. {last}",
             code=Exit.DISK,
         )
         self.log(f"WARNING: {self.failure}")
 
-    def _prune(self) -> None:
-        steps, best = self.steps(), self.best()
-        kept = set(steps[-self.keep :]) | ({best[0]} if best else set())
-        for step in steps:
-            if step not in kept:
-                # Without digests first: a step that is half deleted does not count.
-                (self.path(step) / _DIGESTS).unlink()
-                shutil.rmtree(self.path(step), ignore_errors=True)
+    def _clear(self, step: int) -> None:
+        """Removes what is half written, as far as the disk lets us."""
+        try:
+            self._storage.delete(folder(step))
+        except OSError as error:
+            self.log(f"WARNING: {self}/{folder(step)} stays: {brief(error)}")
 
-    def wait(self) -> None:
-        """Returns when nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def _prune(self) -> None:
+        """Removes what the newest step, just vouched for, makes superfluous."""
+        try:
+            steps, best = self._steps(), self._best()
+            kept = set(steps[-max(2, self.keep) :]) | ({best[0]} if best else set())
+            for step in steps:
+                # Without its loss, a step may be the best one.
+                if step not in kept and self._meta(step):
+                    self._remove(step)
+        except (OSError, PlmjaxError) as error:
+            self.log(f"WARNING: old checkpoints in {self} stay: {brief(error)}")
+
+    def _remove(self, step: int) -> None:
+        # Without digests first: a step that is half deleted does not count.
+        self._storage.delete(f"{folder(step)}/{digests.FILE}")
+        self._storage.delete(folder(step))
+
+    # Going on.
 
     def remove_unfinished(self) -> None:
-        """Deletes what an earlier process left half written; it has to be gone."""
-        if not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            if _STEP.match(path.name) and not (path / _DIGESTS).is_file():
-                shutil.rmtree(path)
+        """Deletes what an earlier process left half written.
+
+        Raises:
+          PlmjaxError: it cannot be listed or deleted (exit code 5).
+        """
+        self._decided(self._remove_unfinished)
+
+    def _remove_unfinished(self) -> None:
+        try:
+            for name in filter(_STEP.match, self._storage.entries()):
+                if not self._storage.exists(f"{name}/{digests.FILE}"):
+                    self._storage.delete(name)
+                    self.log(f"{name} has no {digests.FILE}: unfinished, removed.")
+        except OSError as error:
+            raise _unreachable(self, error) from error
 
     def damage(self, step: int) -> str | None:
         """Returns what is wrong with a step's files, or None."""
-        path = self.path(step)
-        try:
-            expected = json.loads((path / _DIGESTS).read_text())
-        except (OSError, ValueError) as error:
-            return f"{_DIGESTS} cannot be read ({error})"
-        found = _digests(path)
-        for name, digest in expected.items():
-            if name not in found:
-                return f"{name} is missing"
-            if found[name] != digest:
-                return f"{name} does not match its SHA-256"
-        return None
-
-    def meta(self, step: int) -> dict:
-        """Returns what was saved beside the state; {} if it is damaged."""
-        try:
-            found = json.loads((self.path(step) / _META).read_text())
-        except (OSError, ValueError):
-            return {}  # The digests say so to whoever wants to load it.
-        return found if isinstance(found, dict) else {}
+        return self._decided(lambda: digests.trouble(self._storage, folder(step)))
 
     def good_step(self, step: int | None = None, set_aside: bool = False) -> int | None:
         """Returns the newest step (or `step`) whose digests hold; None without steps.
@@ -239,16 +308,19 @@ class Checkpoints:
         Raises:
           PlmjaxError: there are steps, but no good one; or no such step.
         """
-        steps = self.steps()
+        return self._decided(lambda: self._good_step(step, set_aside))
+
+    def _good_step(self, step: int | None, set_aside: bool) -> int | None:
+        steps = self._steps()
         if step is not None and step not in steps:
             raise PlmjaxError(
-                f"there is no checkpoint of step {step} in {self.directory}.",
+                f"there is no checkpoint of step {step} in {self}.",
                 hint=f"There are: {', '.join(map(str, steps)) or 'none'}.",
                 code=Exit.MODEL,
             )
         troubles: dict[int, str] = {}
         for candidate in reversed(steps if step is None else [step]):
-            trouble = self.damage(candidate)
+            trouble = digests.trouble(self._storage, folder(candidate))
             if trouble is None:
                 # Only now: a run without any good step must not look like a new one.
                 if set_aside:
@@ -259,48 +331,58 @@ class Checkpoints:
         if not troubles:
             return None
         raise PlmjaxError(
-            f"no readable checkpoint in {self.directory} "
-            f"({'; '.join(troubles.values())}).",
-            hint="Start again in another --workdir.",
+            f"no readable checkpoint in {self} ({'; '.join(troubles.values())}).",
+            hint="Restore one from a copy, or start again in another --workdir.",
             code=Exit.MODEL,
         )
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        aside = self.directory / "damaged"
-        for path in map(self.path, steps):
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / path.name, ignore_errors=True)
-            path.rename(aside / path.name)
+        for name in map(folder, steps):
+            try:
+                self._storage.move(name, f"{_DAMAGED}/{name}")
+            except OSError as error:
+                raise _unreachable(self, error) from error
+
+    # Reading.
 
     def load(self, step: int, abstract, only: str | None = None):
         """Returns the state of a step, on the shardings of `abstract`.
 
-        With `only`, just that field of the state is read; the others hold nothing.
+        They may be of any mesh and number of processes. With `only`, just that field of
+        the state is read, and nothing is said of devices; the others hold nothing.
 
         Raises:
-          PlmjaxError: the checkpoint holds another model.
+          PlmjaxError: the checkpoint holds another model, or cannot be read.
         """
-        from orbax.checkpoint import v1 as ocp
+        meta = self.meta(step)
+        where = f"the checkpoint of step {step} in {self}"
+        loading.check(where, meta, abstract)
+        if only is None and (changes := loading.layout_changes(meta, abstract)):
+            self.log(f"Going on with {changes}: the same batches, equal to rounding.")
 
-        ours, theirs = _leaves(abstract), self.meta(step)["leaves"]
-        differing = [
-            f"{name} is {theirs.get(name, 'missing')}, not {ours.get(name, 'known')}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differing:
-            raise PlmjaxError(
-                f"the checkpoint of step {step} in {self.directory} is of another "
-                f"model: {len(differing)} leaves differ, first {differing[0]}.",
-                hint="Use the config it was trained with.",
-                code=Exit.MODEL,
-            )
-        if only is not None:
-            abstract = abstract._replace(
-                **{
-                    field: jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
-                    for field, value in abstract._asdict().items()
-                    if field != only
-                }
-            )
-        return ocp.load(str(self.path(step) / "state"), abstract)
+        at, writer = f"{folder(step)}/{STATE}", meta.get("state", states.ORBAX)
+
+        def read():
+            try:
+                return states.read(self._storage, at, writer, abstract, only)
+            except (OSError, ValueError) as error:
+                told = f"{where} cannot be read: {brief(error)}."
+                raise PlmjaxError(told, code=Exit.MODEL) from error
+
+        return processes.together(read) if self._together else read()
+
+
+# Answers of process 0 to the question whether a step is to be written.
+_GO, _DONE = "go", "done"
+
+
+def folder(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _unreachable(where, error: Exception) -> PlmjaxError:
+    return PlmjaxError(
+        f"the checkpoints in {where} cannot be reached: {brief(error)}.",
+        hint="Check the path, the disk and the permissions or credentials.",
+        code=Exit.DISK,
+    )

@@ -92,6 +92,9 @@ class TrainConfig:
     checkpoint_every_steps: int = 250
     # Newest checkpoints kept, besides the best one.
     keep_checkpoints: int = 2
+    # Where checkpoints go: a directory (from the workdir on), gs://BUCKET/PATH or
+    # s3://BUCKET/PATH; none: WORKDIR/checkpoints.
+    checkpoints: str | None = None
     # What a bad step does, one whose loss or gradient is not finite: its update is
     # skipped; or the run stops; or it goes back to the last good checkpoint and on
     # without the rows of the `rollback_batches` batches up to the bad one.

@@ -158,7 +158,9 @@ def fit(
     rollbacks = turn = 0
 
     def save(more: dict):
-        checkpoints.save(now, state, meta | dataclasses.asdict(progress) | more)
+        more = meta | dataclasses.asdict(progress) | more
+        last = now == work.steps or stop.received is not None
+        checkpoints.save(now, state, more, last)
 
     def evaluated() -> dict[str, float] | None:
         """Scores the state; None if that was interrupted: the next start does it."""
@@ -170,7 +172,8 @@ def fit(
         return values
 
     def is_best(loss: float) -> bool:
-        checkpoints.wait()  # what is being written may be the best so far
+        # What is being written may be the best so far.
+        checkpoints.wait(patient=False)
         best = checkpoints.best()
         return math.isfinite(loss) and (best is None or loss < best[1])
 

@@ -260,20 +260,34 @@ def together(f: Callable[[], T]) -> T:
     """
     if not several():
         return f()
-    value, failure = None, b""
+    value, failure = None, ""
     try:
         value = f()
     except PlmjaxError as error:
-        said = [error.message, error.hint, int(error.code)]
-        failure = json.dumps(said).encode()
-    failed = multihost_utils.process_allgather(np.int32(len(failure)))
-    if np.any(failed):
-        speaker = int(np.flatnonzero(failed)[0])
-        message, hint, code = json.loads(_broadcast(failure, speaker))
+        failure = json.dumps([error.message, error.hint, int(error.code)])
+    # One may have hours to do, longer than collectives wait.
+    barrier("together")
+    if said := first_said(failure):
+        message, hint, code = json.loads(said[1])
         # In order, as all of them end now: else the first to go takes the rest along.
         jax.distributed.shutdown()
         raise PlmjaxError(message, hint=hint, code=Exit(code))
     return cast(T, value)
+
+
+def first_said(text: str) -> tuple[int, str] | None:
+    """Returns (process, text) of the first one with a text, on every process.
+
+    None where every process calls this with an empty one.
+    """
+    if not several():
+        return (0, text) if text else None
+    data = text.encode()
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    if not np.any(lengths):
+        return None
+    speaker = int(np.flatnonzero(lengths)[0])
+    return speaker, _broadcast(data, speaker).decode()
 
 
 def _broadcast(data: bytes, source: int = 0) -> bytes:
@@ -322,5 +336,5 @@ def peer_is_gone(error: BaseException) -> bool:
     """Says whether an error of a collective tells that another process has died."""
     if not isinstance(error, RuntimeError | ValueError):
         return False
-    signs = ("Gloo", "NCCL", "ncclRemote", "Connection closed", "coordination service")
-    return several() and any(sign in str(error) for sign in signs)
+    signs = ("gloo", "nccl", "connection closed", "coordination service", "barrier")
+    return several() and any(sign in str(error).lower() for sign in signs)

@@ -89,8 +89,13 @@ class Workdir:
         return self.path / name
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> str | Path:
+        """Where the run that was started here has its checkpoints, a path or a URL."""
+        config = self.read("config.json") or {}
+        where = config.get("train", {}).get("checkpoints")
+        if where is not None and "://" in where:
+            return where
+        return self.path / (where or "checkpoints")
 
     @property
     def begun(self) -> bool:
@@ -209,6 +214,14 @@ class Workdir:
             )
         if saved is None or not self.begun:
             return {}, False
+        return self.compare(saved, config), True
+
+    def compare(self, saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
+        """Returns {key: (old, new)} of permitted changes to what a run began with.
+
+        Raises:
+          PlmjaxError: something else changed, with the difference.
+        """
         # Both filled up: a key that is newer than the run has the default, which is
         # what the run did without it.
         old, new = (
@@ -227,7 +240,7 @@ class Workdir:
                 f"{self.path} holds a run with another config:\n" + "\n".join(lines),
                 hint="\nChoose another --workdir, or go on with the config it has.",
             )
-        return changed, True
+        return changed
 
     def write_environment(self) -> None:
         """Writes what the run stands on: versions, devices, host, git commit."""
@@ -239,6 +252,7 @@ class Workdir:
             "flax",
             "optax",
             "orbax-checkpoint",
+            "tensorstore",
             "numpy",
             "tokenizers",
             "grain",

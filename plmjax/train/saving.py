@@ -1,0 +1,184 @@
+"""One save in the background: a step that counts on all processes, or on none.
+
+Every process writes its part and leaves a note of how that went. The first one waits
+for the notes, and vouches for the step with DIGESTS.json, the last file of all. Where
+one has failed, orbax waits for it on the others until its time is up; by its note they
+know at once, and training goes on.
+"""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plmjax import tree
+from plmjax.train import digests, processes, states
+from plmjax.train.loading import META, STATE
+from plmjax.train.notes import Notes
+from plmjax.train.storage import Storage, brief
+
+# A disk slower than this, in bytes a second, counts as one that hangs.
+_SLOWEST = 5e6
+_SLACK_SECONDS = 60.0
+# A moment more than a process has for its part, for its note to come.
+_LATE_SECONDS = 10.0
+# Orbax's own patience at the barriers where it does not take ours.
+_BARRIER_SECONDS = 300.0
+# How often a process that writes looks for a note that another one has failed.
+_LOOK_SECONDS = 0.25
+# Failed saves that may be left to wait for a process or a disk while one more begins.
+_LEFT = 2
+# Saves of this process; the same number on all processes of a run.
+_numbers = itertools.count()
+
+
+class Saving:
+    """A step on its way to the disk; made in the main thread, by every process.
+
+    `ended` is called in the background on process 0 alone: with None, or with what went
+    wrong on whichever process.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        step: int,
+        folder: str,
+        state,
+        meta: Mapping[str, Any],
+        ended: Callable[[str | None], None],
+    ):
+        self.step, self.folder, self.given_up = step, folder, False
+        self._storage, self._ended = storage, ended
+        self._seconds = _SLACK_SECONDS + tree.size_in_bytes(state) / _SLOWEST
+        self._deadline = time.monotonic() + self._seconds
+        self._notes = Notes(next(_numbers))
+        self._meta = json.dumps(meta, indent=1).encode()
+        self._write: states.Write | None = None
+        self._trouble = self._attempt(lambda: self._copy(state))
+        # Not to be waited for at the interpreter's end: its disk may never answer.
+        self._part = threading.Thread(
+            target=self._finish, name=f"checkpoint {step}, own part", daemon=True
+        )
+        self._part.start()
+        self._thread = threading.Thread(
+            target=self._run, name=f"checkpoint {step}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Says whether something of it is still written or waited for here."""
+        return self._thread.is_alive() or self._part.is_alive()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Returns whether its end is known: within so long, or within its limit."""
+        if seconds is None:
+            # As long again for what only the first process does.
+            seconds = self._deadline + self._seconds - time.monotonic()
+        self._thread.join(max(0.0, seconds))
+        return not self._thread.is_alive()
+
+    def rest(self) -> None:
+        """Returns when nothing of it is written or waited for here, or at its limit.
+
+        Who leaves before the others is missed by them, and all end with an error.
+        """
+        limit = self._limit + _BARRIER_SECONDS
+        self._part.join(max(0.0, limit - time.monotonic()))
+
+    @property
+    def _limit(self) -> float:
+        return self._deadline + _LATE_SECONDS
+
+    def _attempt(self, f: Callable[[], None]) -> str | None:
+        """Returns what kept f from its end."""
+        try:
+            f()
+        except Exception as error:
+            # Whatever it was: a thread that dies in silence would look like a save.
+            return brief(error)
+        return None
+
+    def _copy(self, state) -> None:
+        at = f"{self.folder}/{STATE}"
+        self._write = states.start(self._storage, at, state, self._seconds)
+
+    def _finish(self) -> None:
+        if (write := self._write) is not None:
+            self._trouble = self._attempt(lambda: write.finish(self._deadline))
+
+    def _run(self) -> None:
+        trouble = self._attempt(self._await_part)
+        heard = self._attempt(lambda: self._notes.exchange(trouble, self._limit))
+        if not processes.is_first():
+            return
+        trouble = heard or self._attempt(self._vouch)
+        if not self.given_up:
+            self._ended(trouble)
+
+    def _await_part(self) -> None:
+        """Waits for this process's part, unless another one has failed.
+
+        Raises:
+          OSError: it failed here or elsewhere, or the disk does not answer.
+        """
+        while self._part.is_alive():
+            self._part.join(_LOOK_SECONDS)
+            if (failure := self._notes.failure()) is not None:
+                raise OSError(failure)
+            if time.monotonic() > self._limit:
+                raise OSError("the disk does not answer")
+        if self._trouble is not None:
+            raise OSError(self._trouble)
+
+    def _vouch(self) -> None:
+        storage, folder = self._storage, self.folder
+        assert self._write is not None
+        self._write.join()
+        storage.write(f"{folder}/{META}", self._meta)
+        storage.settle(folder)
+        found = digests.take(storage, folder, digests.own_files(storage, folder))
+        storage.write(f"{folder}/{digests.FILE}", digests.render(found))
+
+
+class Saves:
+    """The save that is being written, `now`, and what is left of failed ones."""
+
+    def __init__(self):
+        self.now: Saving | None = None
+        self._left: list[Saving] = []
+
+    def settle(self, seconds: float | None) -> int | None:
+        """Waits for the save that is written, for so many seconds or to its limit.
+
+        Returns its step if that limit has passed.
+        """
+        saving = self.now
+        if saving is None or (not saving.wait(seconds) and seconds is not None):
+            return None
+        self.now = None
+        if saving.running:
+            self._left.append(saving)
+        # Whatever becomes of it now, it has been reported.
+        saving.given_up = not saving.wait(0)
+        return saving.step if saving.given_up else None
+
+    def rest(self) -> None:
+        """Waits for what is left of failed saves, to their own limits."""
+        for saving in self._left:
+            saving.rest()
+
+    def objection(self, step: int) -> str | None:
+        """Returns why a step cannot be saved in this process as yet, or None."""
+        if self.now is not None:
+            return f"step {self.now.step} is still being written"
+        self._left = [saving for saving in self._left if saving.running]
+        for saving in self._left:
+            # What is still written may arrive in a folder of the same name; and each
+            # may hold a copy of the state.
+            if saving.step == step or len(self._left) >= _LEFT:
+                return f"the save of step {saving.step} is stuck"
+        return None

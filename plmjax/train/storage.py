@@ -1,0 +1,280 @@
+"""Where checkpoints live: a directory, or a place in an object store (gs://, s3://).
+
+Both are a tree of named files. tensorstore reaches the remote ones, with the
+credentials that Google's and Amazon's own tools find.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+from plmjax import PlmjaxError
+
+# What tensorstore adds to an error: [os_error_code='27'] [source locations='...
+_SOURCES = re.compile(r" \[[a-z_ ]+='")
+# A store that gives no answer for so long is an error, not a reason to wait.
+ANSWER_SECONDS = 60.0
+
+
+class Storage(Protocol):
+    """A tree of files under one root; names are relative to it, with "/" between.
+
+    Every method raises OSError where the disk or the store does not obey.
+    """
+
+    def entries(self) -> list[str]:
+        """Returns the names right under the root; none where there is no root."""
+        ...
+
+    def files(self, folder: str) -> list[str]:
+        """Returns the names of all files of a folder, relative to it, sorted."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+    def read(self, name: str) -> bytes: ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file so that a reader sees the old one or the whole new one."""
+        ...
+
+    def digest(self, name: str) -> tuple[int, str]:
+        """Returns the size in bytes and the SHA-256 of a file."""
+        ...
+
+    def make(self, folder: str) -> None:
+        """Makes a folder, and the root with it, where there are folders."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes a file, or a folder with all that is in it, if it is there."""
+        ...
+
+    def move(self, folder: str, to: str) -> None: ...
+
+    def settle(self, folder: str) -> None:
+        """Returns when a loss of power would no longer lose what a folder holds."""
+        ...
+
+    def free(self) -> int | None:
+        """Returns the bytes that are free, or None where that has no meaning."""
+        ...
+
+    def spec(self, folder: str) -> dict[str, Any]:
+        """Returns what tensorstore calls the folder."""
+        ...
+
+
+class Local:
+    """A directory of this machine, or one that it has mounted."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).absolute()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def entries(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return []
+
+    def files(self, folder: str) -> list[str]:
+        top = self.root / folder
+        found = [path for path in top.rglob("*") if path.is_file()]
+        return sorted(path.relative_to(top).as_posix() for path in found)
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        write_file(self.root / name, data)
+
+    def digest(self, name: str) -> tuple[int, str]:
+        with open(self.root / name, "rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), sha
+
+    def make(self, folder: str) -> None:
+        (self.root / folder).mkdir(parents=True, exist_ok=True)
+
+    def delete(self, name: str) -> None:
+        path = self.root / name
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def move(self, folder: str, to: str) -> None:
+        self.delete(to)
+        (self.root / to).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / folder).rename(self.root / to)
+
+    def settle(self, folder: str) -> None:
+        top = self.root / folder
+        for path in [*top.rglob("*"), top, self.root]:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def free(self) -> int | None:
+        return shutil.disk_usage(self.root).free
+
+    def spec(self, folder: str) -> dict[str, Any]:
+        return {"driver": "file", "path": f"{self.root / folder}/"}
+
+
+class Remote:
+    """A place in an object store, which knows names and no folders.
+
+    Nothing there is renamed: a folder that moves is copied.
+    """
+
+    def __init__(self, root: dict[str, Any], where: str):
+        import tensorstore as ts
+
+        self._root, self._where = root, where
+        # One for all: tensorstore knows by it that two stores are the same.
+        self.context = ts.Context()
+        self._store = _wait(ts.KvStore.open(root, context=self.context), where)
+
+    def __str__(self) -> str:
+        return self._where
+
+    def entries(self) -> list[str]:
+        return sorted({name.partition("/")[0] for name in self._list("")})
+
+    def files(self, folder: str) -> list[str]:
+        return sorted(self._list(f"{folder}/"))
+
+    def _list(self, prefix: str) -> list[str]:
+        found = self._store.list(_under(prefix), strip_prefix_length=len(prefix))
+        return [name.decode() for name in _wait(found, self._where)]
+
+    def exists(self, name: str) -> bool:
+        return bool(_wait(self._store.list(_only(name)), self._where))
+
+    def read(self, name: str) -> bytes:
+        found = _wait(self._store.read(name), f"{self._where}/{name}")
+        if found.state != "value":
+            raise FileNotFoundError(f"there is no {self._where}/{name}")
+        return bytes(found.value)
+
+    def write(self, name: str, data: bytes) -> None:
+        _wait(self._store.write(name, data), f"{self._where}/{name}")
+
+    def digest(self, name: str) -> tuple[int, str]:
+        data = self.read(name)
+        return len(data), hashlib.sha256(data).hexdigest()
+
+    def make(self, folder: str) -> None:
+        pass
+
+    def delete(self, name: str) -> None:
+        for names in (_only(name), _under(f"{name}/")):
+            _wait(self._store.delete_range(names), self._where)
+
+    def move(self, folder: str, to: str) -> None:
+        self.delete(to)
+        for name in self.files(folder):
+            self.write(f"{to}/{name}", self.read(f"{folder}/{name}"))
+        self.delete(folder)
+
+    def settle(self, folder: str) -> None:
+        pass
+
+    def free(self) -> int | None:
+        return None
+
+    def spec(self, folder: str) -> dict[str, Any]:
+        return self._root | {"path": f"{self._root['path']}{folder}/"}
+
+
+def _under(prefix: str):
+    """Returns the range of the names that begin with a prefix."""
+    import tensorstore as ts
+
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+    return ts.KvStore.KeyRange(prefix, end)
+
+
+def _only(name: str):
+    import tensorstore as ts
+
+    return ts.KvStore.KeyRange(name, f"{name}\0")
+
+
+def _wait(future, where: str) -> Any:
+    """Returns the result of a tensorstore future; its errors as OSError."""
+    try:
+        return future.result(timeout=ANSWER_SECONDS)
+    except TimeoutError:
+        future.cancel()
+        told = f"{where} gave no answer within {ANSWER_SECONDS:.0f} s"
+        raise OSError(told) from None
+    except (ValueError, RuntimeError) as error:
+        raise OSError(f"{where}: {brief(error)}") from error
+
+
+def brief(error: BaseException) -> str:
+    """Returns the first line of an error, without tensorstore's lists of sources."""
+    told = str(error).strip() or repr(error)
+    return _SOURCES.split(told.splitlines()[0])[0]
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a local file so that a reader sees the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_storage(where: str | Path) -> Local | Remote:
+    """Returns the storage of a path, or of a gs:// or s3:// URL.
+
+    Raises:
+      PlmjaxError: the URL is of another kind, or incomplete; gcsfs is missing.
+      OSError: the store cannot be opened.
+    """
+    scheme, found, rest = str(where).partition("://")
+    if not found:
+        return Local(where)
+    bucket, _, path = rest.partition("/")
+    if scheme not in ("gs", "s3") or not bucket or not path.strip("/"):
+        raise PlmjaxError(
+            f"{where} is no place for checkpoints.",
+            hint="Give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH.",
+        )
+    root: dict[str, Any] = {"bucket": bucket, "path": f"{path.strip('/')}/"}
+    if scheme == "gs":
+        if importlib.util.find_spec("gcsfs") is None:  # Orbax's way to gs://.
+            told = f"{where} needs gcsfs, which is not installed."
+            raise PlmjaxError(told, hint="pip install 'plmjax[gs]'")
+        return Remote(root | {"driver": "gcs"}, str(where).rstrip("/"))
+    return Remote(root | {"driver": "s3"} | _s3_endpoint(), str(where).rstrip("/"))
+
+
+def _s3_endpoint() -> dict[str, str]:
+    """Returns where S3 is, if not at Amazon's: what its own tools read, too."""
+    environment = os.environ
+    endpoint = environment.get(
+        "AWS_ENDPOINT_URL_S3", environment.get("AWS_ENDPOINT_URL")
+    )
+    region = environment.get("AWS_REGION", environment.get("AWS_DEFAULT_REGION"))
+    if endpoint is None:
+        return {} if region is None else {"aws_region": region}
+    return {"endpoint": endpoint, "aws_region": region or "us-east-1"}
