@@ -227,4 +227,5 @@ def test_every_collective_of_the_mixed_mesh_is_understood():
     sums = lib.sent_by_axis(found, mesh)
     total = sum(sent for kinds in sums.values() for _, sent in kinds.values())
     assert total == pytest.approx(lib.sent(found))
-    assert {"data", "tensor"} <= sums.keys()
+    # Gradients; weights that are put together; activations.
+    assert {"data x fsdp", "fsdp", "tensor"} <= sums.keys()
