@@ -30,15 +30,14 @@ from plmjax.start import (
     beside_teacher,
     fresh_state,
     frozen_arrays,
+    step_of,
 )
 from plmjax.train import processes, sharding
 from plmjax.train.checkpoint import Checkpoints, write_json
 from plmjax.train.config import MeshConfig
 from plmjax.train.loop import Outlets, Progress, Work, evaluate, fit
 from plmjax.train.metrics import MetricWriter
-from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
-from plmjax.train.step import State, make_evaluation, make_step
+from plmjax.train.step import State, make_evaluation
 from plmjax.train.stop import Stop, Watchdog
 from plmjax.train.workdir import RunConfig, Workdir
 from plmjax.transfer import export_trained
@@ -201,17 +200,6 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
             log(f"{workdir.path} is finished: {resumed:,} of {run.steps:,} steps done.")
         else:
             log(f"Going on from step {resumed:,}.")
-    step = make_step(
-        run.objective,
-        make_optimizer(train.optimizer),
-        make_schedule(train.schedule, train.optimizer.learning_rate, run.steps),
-        run.mesh,
-        seed=train.seed,
-        steps=run.steps,
-        accumulation=train.accumulation,
-        ema_decay=train.ema_decay,
-        zero1=run.config.mesh.zero1,
-    )
     done = int(state.step)
     writer = MetricWriter(workdir.path, train.tensorboard, done, log)
     # A return to a checkpoint is on record before the next checkpoint knows of it.
@@ -219,7 +207,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     progress.skips = max(progress.skips, left_out, key=len)
     display = TrainingDisplay(run.steps, done)
     work = Work(
-        step,
+        step_of(run, run.steps),
         run.loader.batch,
         lambda step, ahead: run.loader.rows(step, ahead)[1],
         scored,

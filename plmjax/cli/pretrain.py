@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from plmjax import Exit
+from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import load_config, start_jax
 
 
@@ -62,6 +62,11 @@ def _pretrain(args) -> int:
     found = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
+    if args.dry_run and found:
+        raise PlmjaxError(
+            "--dry_run looks at a run from one process.",
+            hint="Leave the flags of several out; JAX_NUM_CPU_DEVICES=8 shows a mesh.",
+        )
     if args.dry_run:
         from plmjax.dry_run import dry_run
 
