@@ -171,7 +171,9 @@ def prepare_data(
     for name in ("replaced_characters", "cut_documents", "empty_files"):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
-    write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
+    made = {"store": store.key, "recipe": recipe}
+    if run != made:  # else another process of the run has written it
+        write_json(workdir / "run.json", made)
     return tokenizer, store
 
 
