@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
+import jax
 import numpy as np
 import pytest
 from tests_common import TINY, environment, run_cli
@@ -26,18 +26,27 @@ LONG = (
 
 
 def flat_state(workdir) -> dict[str, np.ndarray]:
-    """Returns every leaf of the newest checkpoint, read without plmjax's own types."""
+    """Returns every leaf of the newest checkpoint, read without plmjax's own types.
+
+    By one process on one device, however many have written it.
+    """
     from orbax.checkpoint import v1 as ocp
 
     from plmjax import tree
 
     checkpoints = Checkpoints(workdir / "checkpoints")
     step = checkpoints.good_step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Shardings come from the file.
-        state = ocp.load(checkpoints.path(step) / "state")
+    path = str(checkpoints.path(step) / "state")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        ocp.metadata(path).metadata,
+    )
     leaves = {}
-    tree.map_named(lambda name, x: leaves.__setitem__(name, np.asarray(x)), state)
+    tree.map_named(
+        lambda name, x: leaves.__setitem__(name, np.asarray(x)),
+        ocp.load(path, abstract),
+    )
     return leaves
 
 
