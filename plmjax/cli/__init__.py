@@ -33,6 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         return Exit.USAGE
     if overrides and not hasattr(args, "config"):
         return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+    where = getattr(args, "workdir", None) or ""
+    if "://" in where:
+        return _fail(
+            f"--workdir={where} must be a directory.",
+            "Keep the run in one, and its checkpoints there by "
+            f"--config.train.checkpoints={where}.",
+            Exit.USAGE,
+        )
     if command and args.verb != "launch":
         return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
     _prepare_process(argv, args.debug)
