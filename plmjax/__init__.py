@@ -1,6 +1,7 @@
 """plmjax trains encoder language models in JAX and hands them to Hugging Face."""
 
 import enum
+import errno
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,11 @@ class Exit(enum.IntEnum):
     NUMERIC = 6
     INTERNAL = 70
     RESUMABLE = 75
+
+
+# What a disk answers when it is not the caller's fault.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FREE_SPACE = "Free some space and run again."
 
 
 class PlmjaxError(ValueError):

@@ -76,8 +76,8 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
     workdir = Workdir(path)
     values = config.to_dict()
     built = config_lib.build(RunConfig, values)
-    mesh = sharding.make_mesh(built.mesh)
-    check(built, mesh)
+    mesh = processes.together(lambda: sharding.make_mesh(built.mesh))
+    processes.together(lambda: check(built, mesh))
     log = _say if processes.is_first() else _say_nothing
     processes.together(workdir.create)
     # Of the processes that share a directory, one makes what all of them read.
@@ -137,13 +137,14 @@ def _make_run(
 
     led = processes.together(lead)
     run = processes.together(lambda: make(_say_nothing) if led is None else led)
-    processes.together(lambda: _check_same(run))
+    ours = processes.together(lambda: origin(run))
+    first = processes.agreed(ours)
+    processes.together(lambda: _check_same(run, ours, first))
     return run
 
 
-def _check_same(run: Run) -> None:
-    """Raises PlmjaxError unless all processes have the same text and tokenizer."""
-    ours, first = origin(run), processes.agreed(origin(run))
+def _check_same(run: Run, ours: dict, first: dict) -> None:
+    """Raises PlmjaxError unless this process has the first one's text and tokenizer."""
     if ours != first:
         what = next(name for name in first if ours.get(name) != first[name])
         raise PlmjaxError(
@@ -190,10 +191,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         save_examples(run, state.params)
     else:
         meta = checkpoints.meta(resumed)
-        check_origin(run, meta)
-        if "config" in meta:
-            # Checkpoints may lie where this workdir, a new disk perhaps, does not.
-            workdir.compare(meta["config"], config_lib.to_dict(run.config))
+        processes.together(lambda: _check_meta(run, meta))
         state = checkpoints.load(resumed, abstract)
         progress = Progress.of(meta)
         if resumed >= run.steps:
@@ -201,7 +199,9 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         else:
             log(f"Going on from step {resumed:,}.")
     done = int(state.step)
-    writer = MetricWriter(workdir.path, train.tensorboard, done, log)
+    writer = processes.together(
+        lambda: MetricWriter(workdir.path, train.tensorboard, done, log)
+    )
     # A return to a checkpoint is on record before the next checkpoint knows of it.
     left_out = processes.agreed(writer.skips)
     progress.skips = max(progress.skips, left_out, key=len)
@@ -223,12 +223,23 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         result = fit(state, frozen, train, work, outlets, progress, noted)
     writer.close()
     if checkpoints.failure is not None:
-        raise checkpoints.failure
+        processes.fail(checkpoints.failure)
     if result.stopped:
-        return {"stopped": result.stopped, "step": int(result.state.step)}
+        saved = checkpoints.steps()
+        return {"stopped": result.stopped, "step": saved[-1] if saved else None}
     if skipped := int(result.state.skipped):
         log(f"WARNING: {skipped:,} updates were skipped; they were not finite.")
-    return finish(run, result.state, result.scores or scored(state), log)
+    return finish(run, result.state, result.scores or scored(result.state), log)
+
+
+def _check_meta(run: Run, meta: dict) -> None:
+    """Raises PlmjaxError if a checkpoint is of another text, tokenizer or config."""
+    check_origin(run, meta)
+    if "config" in meta:
+        # The workdir may be new, on another disk; and they may have been moved.
+        saved, ours = meta["config"], config_lib.to_dict(run.config)
+        saved["train"]["checkpoints"] = ours["train"]["checkpoints"]
+        run.workdir.compare(saved, ours)
 
 
 def _trained(run: Run, params: dict, step: int = 0) -> Trained:
@@ -248,12 +259,14 @@ def _examples(run: Run, params) -> show.Examples | None:
 def save_examples(run: Run, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
     params = processes.whole(params)
-    if not processes.is_first():
-        return
-    with _alone():
-        examples = _examples(run, params)
-        if examples is not None:
-            write_json(run.workdir / "examples.json", {"before": examples.guess()})
+
+    def save() -> None:
+        with _alone():
+            examples = _examples(run, params)
+            if examples is not None:
+                write_json(run.workdir / "examples.json", {"before": examples.guess()})
+
+    processes.together(lambda: save() if processes.is_first() else None)
 
 
 def _alone():
@@ -272,12 +285,13 @@ def finish(
     One process does so, with the weights of all; the others wait for it.
     """
     weights = state.params if state.average is None else state.average
-    weights, step, figures = processes.whole(weights), int(state.step), {}
-    if processes.is_first():
+    weights, step = processes.whole(weights), int(state.step)
+
+    def first() -> dict:
         with _alone():
-            figures = _finish(run, weights, step, values, log)
-    processes.barrier("the run is finished")
-    return figures
+            return _finish(run, weights, step, values, log)
+
+    return processes.together(lambda: first() if processes.is_first() else {})
 
 
 def _finish(

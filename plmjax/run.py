@@ -80,6 +80,13 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both say how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
+    source = config.data.source
+    if source.paths and source.kind == "docstrings":
+        raise PlmjaxError(
+            f"data.source.paths={source.paths} is set, but data.source.kind=docstrings "
+            "reads no files.",
+            hint="Add --config.data.source.kind=text.",
+        )
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     check_lengths(config, encoder)
     check_objective(config, encoder)
@@ -171,7 +178,9 @@ def prepare_data(
     for name in ("replaced_characters", "cut_documents", "empty_files"):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
-    write_json(workdir / "run.json", {"store": store.key, "recipe": recipe})
+    made = {"store": store.key, "recipe": recipe}
+    if run != made:  # else another process of the run has written it
+        write_json(workdir / "run.json", made)
     return tokenizer, store
 
 

@@ -67,7 +67,7 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
     """
     objective, initialise = run.config.objective, _initialise(run)
     # Only the shapes matter; the values must be alike on all processes.
-    batch = jax.tree.map(np.zeros_like, run.loader.batch(0))
+    batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), run.loader.batch(0))
     shapes = jax.eval_shape(initialise, batch)
     places = sharding.shardings(run.mesh, shapes, run.config.mesh.zero1)
     state = jax.jit(initialise, out_shardings=places)(batch)

@@ -3,14 +3,14 @@
 Nothing heavy is imported before a verb needs it, so that --help is quick.
 """
 
-import errno
+import contextlib
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DISK_ERRORS, FREE_SPACE, Exit, PlmjaxError
 from plmjax.cli.parser import make_parser
 
 
@@ -33,6 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         return Exit.USAGE
     if overrides and not hasattr(args, "config"):
         return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+    where = getattr(args, "workdir", None) or ""
+    if "://" in where:
+        return _fail(
+            f"--workdir={where} must be a directory.",
+            "Keep the run in one, and its checkpoints there by "
+            f"--config.train.checkpoints={where}.",
+            Exit.USAGE,
+        )
     if command and args.verb != "launch":
         return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
     _prepare_process(argv, args.debug)
@@ -49,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         code = _explain(error, args)
     if _is_one_of_several():
         # Leaving in order would wait for the others, who wait for this process.
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
     return code
 
@@ -77,8 +86,8 @@ def _explain(error: BaseException, args) -> int:
         if _received:
             # An interrupted import of compiled code says that the import failed.
             return _interrupted()
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return _fail(f"{error}.", "Free some space and run again.", Exit.DISK)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return _fail(f"{error}.", FREE_SPACE, Exit.DISK)
         if _is_one_of_several() and _peer_is_gone(error):
             message = "another process of this run is gone, and this one with it."
             return _fail(message, "The same command goes on.", Exit.RESUMABLE)
@@ -111,9 +120,6 @@ def _peer_is_gone(error: Exception) -> bool:
     from plmjax.train.processes import peer_is_gone
 
     return peer_is_gone(error)
-
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def _fail(message: str, hint: str, code: Exit) -> int:

@@ -1,5 +1,6 @@
 """`plmjax launch`."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -58,6 +59,8 @@ def add(verb) -> None:
     added.add_argument(
         "--dry_run", action="store_true", help="print what would be written and called"
     )
+    # What should have stood behind --; to be told so, and not of --help.
+    added.add_argument("misplaced", nargs="*", help=argparse.SUPPRESS)
     known = {target: _names(target) for target in TARGETS}
     for name, kind, placeholder, help in _OPTIONS:
         of = ", ".join(target for target in TARGETS if name in known[target])
@@ -99,6 +102,11 @@ def _launch(args) -> int:
     options = target.Options(**given)
     if args.target == "slurm" and options.commands:
         return target.launch(options, args.command, args.dry_run, check_arguments)
+    if not args.command and args.misplaced:
+        raise PlmjaxError(
+            "the command stands behind --: "
+            f"plmjax launch --target={args.target} -- {' '.join(args.misplaced)}"
+        )
     check_arguments(args.command)
     return target.launch(options, args.command, args.dry_run)
 
@@ -130,3 +138,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise PlmjaxError(f"`plmjax {' '.join(rest)}` cannot be launched.")
     if overrides and not hasattr(parsed, "config"):
         raise PlmjaxError(f"`plmjax {parsed.verb}` takes no --config.")
+    if "://" in (getattr(parsed, "workdir", None) or ""):
+        raise PlmjaxError(
+            f"--workdir={parsed.workdir} must be a directory.",
+            hint=f"Checkpoints go to --config.train.checkpoints={parsed.workdir}.",
+        )

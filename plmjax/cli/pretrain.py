@@ -81,8 +81,10 @@ def _pretrain(args) -> int:
     result = pretrain.pretrain(config, workdir)
     if "stopped" in result:
         if processes.is_first():
+            step = result["step"]
+            saved = "nothing is" if step is None else f"step {step:,} is"
             print(
-                f"Stopped by {result['stopped']}; step {result['step']:,} is saved. "
+                f"Stopped by {result['stopped']}; {saved} saved. "
                 "The same command goes on from there."
             )
         return Exit.RESUMABLE

@@ -7,7 +7,7 @@ Rows of sentence pairs are planned in data/pairs.py, and kept here too.
 """
 
 import dataclasses
-import os
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def load_plan(
             check_negatives(split, plan)
     else:
         plan = make_plan(split, length, packed, pairs)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         with open(temporary, "wb") as file:
             np.savez(file, **{name: getattr(plan, name) for name in names})
         temporary.replace(path)

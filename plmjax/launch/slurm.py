@@ -76,6 +76,11 @@ def plan(
             array = f"0-{len(lines) - 1}{array or ''}"
     else:
         line = templates.shell_line(command.module(options.python, arguments))
+        if array is not None and array.startswith("%"):
+            raise PlmjaxError(
+                f"--array={array} needs --commands.",
+                hint=f"Without it say how many: --array=8{array}.",
+            )
         if array is not None and array.isdecimal():
             if int(array) < 1:
                 raise PlmjaxError(f"--array={array} must be at least 1.")

@@ -20,7 +20,7 @@ from plmjax.launch.tpu_states import Action, Progress, Seen, after, decide
 _INSTALL = (
     "python3 -m pip install --quiet --user uv && "
     "python3 -m uv venv --quiet --allow-existing --python 3.12 venv && "
-    "python3 -m uv pip install --quiet --python venv/bin/python '.[tpu]'"
+    "python3 -m uv pip install --quiet --python venv/bin/python '.[tpu,gs]'"
 )
 # How often in a row gcloud may fail to say how things stand.
 _BLIND = 20

@@ -19,7 +19,7 @@ def write_commands(root: Path, lines: Sequence[str]) -> Path:
 
     Another list is another file: a Slurm array reads its lines when its tasks start.
     """
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(f"plmjax {line}\n" for line in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     path = root / f"commands-{digest}.txt"
     part = path.with_suffix(".tmp")

@@ -160,7 +160,8 @@ def fit(
     def save(more: dict):
         more = meta | dataclasses.asdict(progress) | more
         last = now == work.steps or stop.received is not None
-        checkpoints.save(now, state, more, last)
+        with watchdog.resting():  # a disk has limits of its own
+            checkpoints.save(now, state, more, last)
 
     def evaluated() -> dict[str, float] | None:
         """Scores the state; None if that was interrupted: the next start does it."""
@@ -173,7 +174,8 @@ def fit(
 
     def is_best(loss: float) -> bool:
         # What is being written may be the best so far.
-        checkpoints.wait(patient=False)
+        with watchdog.resting():
+            checkpoints.wait(patient=False)
         best = checkpoints.best()
         return math.isfinite(loss) and (best is None or loss < best[1])
 
@@ -198,18 +200,24 @@ def fit(
         """Restores the last good checkpoint; returns its step."""
         nonlocal state
         told = f"step {bad.step}: {bad.reason} ({rows_of(bad)})."
-        if config.on_bad_step == "raise":
-            raise PlmjaxError(told, hint=_LOWER, code=Exit.NUMERIC)
-        checkpoints.wait()
-        to = checkpoints.good_step(set_aside=True)
+        with watchdog.resting():
+            # Before anything is raised, too: several processes then part, and what is
+            # being written needs them all.
+            checkpoints.wait()
+            if config.on_bad_step == "raise":
+                processes.fail(PlmjaxError(told, hint=_LOWER, code=Exit.NUMERIC))
+            to = checkpoints.good_step(set_aside=True)
         if to is None or rollbacks == config.max_rollbacks:
             why = "there is no checkpoint yet to go back to"
             if to is not None:
                 why = f"the run has gone back {rollbacks} times (train.max_rollbacks)"
-            raise PlmjaxError(f"{told} {why}.", hint=_LOWER, code=Exit.NUMERIC)
-        state = work.restore(to)
+            processes.fail(
+                PlmjaxError(f"{told} {why}.", hint=_LOWER, code=Exit.NUMERIC)
+            )
+        with watchdog.resting():
+            state = work.restore(to)
         entry = rollback.skip(bad, to, config.rollback_batches)
-        skips = [*progress.skips, entry]
+        skips = rollback.with_skip(progress.skips, entry)
         # In place: the meter holds it, too. Time that was spent is spent.
         seconds = progress.seconds
         vars(progress).update(vars(Progress.of(checkpoints.meta(to))))
@@ -251,7 +259,8 @@ def fit(
     if meter.take(waiting, keep=0) is None and stop.received and now > start:
         # A bad step is not saved: the next start meets it again, and goes back.
         save({})
-    checkpoints.wait()
+    with watchdog.resting():
+        checkpoints.wait()
     return Result(state, stop.received, found if now == work.steps else None)
 
 
@@ -344,18 +353,16 @@ class _Meter:
         )
         if bad < self.config.max_bad_steps:
             return
-        self.outlets.checkpoints.wait()
+        with self.outlets.watchdog.resting():
+            self.outlets.checkpoints.wait()
         good = self.outlets.checkpoints.steps()
         last = (
             f"The last good checkpoint is step {good[-1]}."
             if good
             else "There is no checkpoint yet."
         )
-        raise PlmjaxError(
-            f"{bad} updates in a row up to step {step} were not finite.",
-            hint=f"{last} {_LOWER}",
-            code=Exit.NUMERIC,
-        )
+        told = f"{bad} updates in a row up to step {step} were not finite."
+        processes.fail(PlmjaxError(told, hint=f"{last} {_LOWER}", code=Exit.NUMERIC))
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows the means over the steps since the last record."""

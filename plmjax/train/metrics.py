@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError
+from plmjax.train.storage import write_file
 
 # Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
 PEAK_FLOPS = {
@@ -72,11 +73,14 @@ class MetricWriter:
         log: Callable[[str], Any] = print,
     ):
         """Opens the records of a run that goes on from `step`."""
-        self._log, self._unwritten = log, []
+        self._log, self._warned = log, False
+        # Records that the disk has not taken; `anew`: with all that are in the file.
+        self._unwritten: list[str] = []
+        self._anew = False
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._tensorboard = tensorboard
-        self._board = None
+        self._board: Any = None
         self.evaluated: set[int] = set()
         self.skips: list[list[int]] = []
         self.rewind(step)
@@ -87,20 +91,26 @@ class MetricWriter:
         So is a line that a crash cut short. Afterwards `evaluated` holds the steps that
         were, and `skips` the batches that the last return to a checkpoint left out.
         """
-        kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+        waiting = [json.loads(record) for record in self._unwritten]
+        records = [*read_metrics(self.path), *waiting]
+        kept = [record for record in records if record["step"] <= step]
+        if self._active:
+            self._unwritten = [json.dumps(record) + "\n" for record in kept]
         self.evaluated = {r["step"] for r in kept if r["kind"] == "evaluation"}
         left_out = [r["skips"] for r in kept if r["kind"] == "rollback"]
         self.skips = left_out[-1] if left_out else []
-        if self._active and self.path.exists():
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            os.replace(temporary, self.path)
+        if self._active and records:
+            # Until the disk takes it, all of it waits in memory.
+            self._flush(anew=True)
         if self._active and self._tensorboard:
             import tensorboardX
 
-            self.close()
+            self._close_board()
             self._board = tensorboardX.SummaryWriter(
-                str(self.path.parent / "tensorboard"), purge_step=step + 1
+                str(self.path.parent / "tensorboard"),
+                # Its thread may die in the midst of a record: room for the rest of it.
+                max_queue=1000,
+                purge_step=step + 1,
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -115,37 +125,61 @@ class MetricWriter:
         record = json.dumps({"kind": kind, "step": step} | dict(values)) + "\n"
         self._unwritten.append(record)
         self._flush()
-        if self._board is not None:
+        if self._board_lives():
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def _flush(self) -> None:
+    def _flush(self, anew: bool = False) -> None:
+        """Appends what waits, or makes the file anew of it."""
         data = "".join(self._unwritten).encode()
         try:
-            with open(self.path, "ab", buffering=0) as file:
-                start = file.tell()
-                try:
-                    if file.write(data) < len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError:
-                    # A part of a record would spoil those after it.
-                    file.truncate(start)
-                    raise
+            if anew or self._anew:
+                self._anew = True
+                write_file(self.path, data)
+            else:
+                self._append(data)
         except OSError as error:
-            if len(self._unwritten) == 1:  # said once, not at every step
+            if not self._warned:  # said once, not at every step
                 self._log(
                     f"WARNING: {self.path} cannot be written ({error.strerror}); "
                     "its records are kept in memory until it can."
                 )
+            self._warned = True
             return
         self._unwritten.clear()
+        self._anew = self._warned = False
+
+    def _append(self, data: bytes) -> None:
+        with open(self.path, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                # A part of a record would spoil those after it.
+                file.truncate(start)
+                raise
 
     def close(self) -> None:
         if self._unwritten:
             self._flush()
-        if self._board is not None:
+        self._close_board()
+
+    def _board_lives(self) -> bool:
+        """Gives TensorBoard up once its thread has died: its queue would block us."""
+        if self._board is None:
+            return False
+        if self._board.file_writer.event_writer._worker.is_alive():
+            return True
+        self._log("WARNING: TensorBoard's files cannot be written any more.")
+        self._board = None
+        return False
+
+    def _close_board(self) -> None:
+        if self._board_lives():
             self._board.close()
+        self._board = None
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -14,13 +14,13 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DISK_ERRORS, FREE_SPACE, Exit, PlmjaxError
 
 # Who waits at a barrier waits for work that may take hours (text is tokenised once);
 # a process that has died is noticed by its heartbeat, not by this.
@@ -64,12 +64,13 @@ def _given(
             return _whole_number(environment[name], name)
         return value
 
+    alone = coordinator is None
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     num_processes = number(num_processes, "PLMJAX_NUM_PROCESSES")
     process_id = number(process_id, "PLMJAX_PROCESS_ID")
     if num_processes == 1:
         return Group("given", {})
-    if num_processes is None and process_id is None:
+    if num_processes is None and process_id is None and alone:
         return None
     if coordinator is None or num_processes is None or process_id is None:
         raise PlmjaxError(
@@ -110,7 +111,9 @@ def _slurm(environment: Mapping[str, str]) -> Group | None:
     # A shell in an allocation has some of these variables; a task of srun has all.
     if any(name not in environment for name in _SLURM):
         return None
-    if int(environment["SLURM_NTASKS"]) == 1:
+    # An interactive step has one task, whatever its allocation has.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])
+    if int(tasks) == 1:
         return None
     per_task = int(environment.get("SLURM_GPUS_PER_TASK", "0").rpartition(":")[2])
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -150,7 +153,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Group | None:
 
 
 def _tpu(environment: Mapping[str, str]) -> Group | None:
-    if environment.get("JAX_PLATFORMS", "tpu") != "tpu":
+    if "tpu" not in environment.get("JAX_PLATFORMS", "tpu").split(","):
         return None
     if importlib.util.find_spec("libtpu") is None:
         return None
@@ -204,8 +207,8 @@ def initialise(
             **group.arguments,
         )
     except (ValueError, RuntimeError) as error:
-        if group.found == "TPU":  # the only host of its slice
-            return None
+        if group.found == "TPU" and isinstance(error, ValueError):
+            return None  # the only host of its slice: there is nobody to name
         raise PlmjaxError(
             f"the processes of this run ({group.found}) did not find each other: "
             f"{str(error).splitlines()[0]}",
@@ -255,8 +258,11 @@ def decided(f: Callable[[], Any]) -> Any:
 def together(f: Callable[[], T]) -> T:
     """Returns what f gives on this process, once it has succeeded on every one.
 
+    f must not wait for other processes.
+
     Raises:
-      PlmjaxError: f did on some process, the first of which speaks for all.
+      PlmjaxError: f did on some process, the first of which speaks for all; or its disk
+        failed (exit code 5).
     """
     if not several():
         return f()
@@ -265,6 +271,10 @@ def together(f: Callable[[], T]) -> T:
         value = f()
     except PlmjaxError as error:
         failure = json.dumps([error.message, error.hint, int(error.code)])
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        failure = json.dumps([f"{error}.", FREE_SPACE, int(Exit.DISK)])
     # One may have hours to do, longer than collectives wait.
     barrier("together")
     if said := first_said(failure):
@@ -273,6 +283,16 @@ def together(f: Callable[[], T]) -> T:
         jax.distributed.shutdown()
         raise PlmjaxError(message, hint=hint, code=Exit(code))
     return cast(T, value)
+
+
+def fail(error: PlmjaxError) -> NoReturn:
+    """Raises an error that every process has found, and lets them leave in order."""
+
+    def found() -> NoReturn:
+        raise error
+
+    together(found)
+    raise error
 
 
 def first_said(text: str) -> tuple[int, str] | None:
@@ -316,11 +336,13 @@ def leader(directory: Path) -> int:
         # New names, which no network file system remembers as missing.
         return directory / f".process-{mark}-{index}"
 
-    path(own).touch()
-    barrier("marks are there")
-    found = next(i for i in range(own + 1) if path(i).exists())
-    barrier("marks were seen")
-    path(own).unlink()
+    try:
+        path(own).touch()
+        barrier("marks are there")
+        found = next(i for i in range(own + 1) if path(i).exists())
+        barrier("marks were seen")
+    finally:
+        path(own).unlink(missing_ok=True)
     return found
 
 

@@ -45,6 +45,16 @@ def batches_ahead(skips: Iterable[Sequence[int]], step: int) -> int:
     return sum(count for first, count in skips if step >= first)
 
 
+def with_skip(skips: Iterable[Sequence[int]], entry: Sequence[int]) -> list[list[int]]:
+    """Returns `skips` and one more, after which no step reads what was left out.
+
+    Batches move up by the new entry, and so do the places of older ones behind it.
+    """
+    first, count = entry
+    moved = [[at if at < first else max(first, at - count), n] for at, n in skips]
+    return [*moved, list(entry)]
+
+
 def skip(bad: BadStep, restored: int, batches: int) -> list[int]:
     """Returns the entry of `skips` after a return to the checkpoint of a step.
 

@@ -141,6 +141,9 @@ class Saving:
         storage.write(f"{folder}/{META}", self._meta)
         storage.settle(folder)
         found = digests.take(storage, folder, digests.own_files(storage, folder))
+        if self.given_up:
+            # The run has gone on without it, and perhaps back to before it.
+            raise OSError("the disk answered too late")
         storage.write(f"{folder}/{digests.FILE}", digests.render(found))
 
 

@@ -1,5 +1,6 @@
 """What ends a run before its time: signals, and steps that do not come back."""
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Stop:
     def __init__(self):
         self.received: str | None = None
         self._several = jax.process_count() > 1
+        self._asked = False
         self._old: dict = {}
 
     def __enter__(self):
@@ -45,8 +47,9 @@ class Stop:
             signal.signal(number, handler)
 
     def _receive(self, number, _frame):
-        if self.received and number == signal.SIGINT:
+        if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._asked = True
         # Not print(): the signal may have come in the midst of one.
         os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
         if self._several:
@@ -86,6 +89,7 @@ class Watchdog:
         self._took: deque[float] = deque(maxlen=100)
         self._moved = time.monotonic()
         self._step = 0
+        self._resting = False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -110,6 +114,16 @@ class Watchdog:
             self._step = step
         self._moved = now
 
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within it nothing counts as a hang: a wait that has a limit of its own."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self.moved()
+            self._resting = False
+
     def patience(self) -> float:
         """Returns the seconds after which the run counts as hung."""
         assert self._seconds is not None
@@ -121,7 +135,7 @@ class Watchdog:
         assert self._seconds is not None
         while not self._done.wait(min(1.0, self._seconds / 10)):
             stuck = time.monotonic() - self._moved
-            if stuck > self.patience():
+            if not self._resting and stuck > self.patience():
                 self._give_up(stuck)
                 return
 

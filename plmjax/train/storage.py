@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -232,7 +233,8 @@ def brief(error: BaseException) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes a local file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: hosts that share a disk may have the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -12,7 +12,11 @@ import pytest
 from plmjax.launch import group
 from plmjax.launch.group import Ended, Process, run_group
 
-pytestmark = pytest.mark.timeout(60)
+# The launcher has one thread and no jax; this process may have both.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning"),
+    pytest.mark.timeout(60),
+]
 
 
 def python(code: str) -> Process:
@@ -133,9 +137,6 @@ time.sleep(60)
 LAUNCHER = """
 import os, sys
 from plmjax.launch import group, local
-
-# The launcher has one thread and no jax; this process may have both.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
 codes = sys.argv[2:]
 processes = [group.Process((sys.executable, "-c", c), os.environ) for c in codes]
 ended = group.run_group(processes, float(sys.argv[1]))

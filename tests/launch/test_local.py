@@ -16,9 +16,10 @@ from plmjax.launch import local
 from plmjax.launch.group import Ended
 
 # The launcher has one thread and no jax; this process may have both.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
-
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning"),
+    pytest.mark.timeout(120),
+]
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from plmjax.launch import tpu_vm
 from plmjax.launch.tpu_states import Action, Progress, Seen, after, decide
 
 # The launcher has one thread and no jax; this process may have both.
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork.. was called:RuntimeWarning"),
+    pytest.mark.timeout(60),
+]
 
-pytestmark = pytest.mark.timeout(60)
 READY = Seen("ACTIVE", "READY")
 FRESH, INSTALLED = Progress(), Progress(installed=True)
 
