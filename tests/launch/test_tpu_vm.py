@@ -242,7 +242,7 @@ def test_the_command_line_calls_gcloud_in_order(here, tools, tmp_path, capfd):
     (here / "texts").mkdir()
     (here / "texts" / "a b.txt").write_text("x")
     options = ["--target=tpu-vm", *FLAGS, "--copy=texts", "--poll_seconds=1"]
-    arguments = ["launch", *options, "--", "pretrain", "--workdir=gs://b/run"]
+    arguments = ["launch", *options, "--", "pretrain", "--workdir=runs/a"]
     assert main(arguments) == 0
     place = "--zone=z --worker=all"
     called = calls.read_text().splitlines()
@@ -275,7 +275,7 @@ def test_the_command_line_calls_gcloud_in_order(here, tools, tmp_path, capfd):
         assert not any("__pycache__" in name or ".git" in name for name in names)
         assert tar.getmember("plmjax/launch/templates").issym()
     text = Path("plmjax-launch/plmjax.sh").read_text()
-    assert "command=(venv/bin/python -m plmjax pretrain --workdir=gs://b/run)" in text
+    assert "command=(venv/bin/python -m plmjax pretrain --workdir=runs/a)" in text
 
 
 def test_without_gcloud_it_says_what_to_call(here, monkeypatch, capsys):

@@ -259,6 +259,9 @@ def test_trials_are_handed_out_and_collected(sweep, runner, capsys):
         (command,) = out
         assert command.startswith("plmjax launch --target=slurm --commands=")
         lines = Path(command.rpartition("=")[2]).read_text().splitlines()
+        # What launch takes: its own tests begin each line so, too.
+        assert all(line.startswith("plmjax pretrain ") for line in lines)
+        lines = [line.removeprefix("plmjax ") for line in lines]
     assert len(lines) == 6
     assert shlex.split(lines[3]) == [
         "pretrain",
@@ -294,7 +297,9 @@ def test_text_is_prepared_once_for_those_who_share_it(sweep):
     paths = "hyper.sweep('data.source.paths', ['a', 'b'])"
     alone = "hyper.fixed('data.source.paths', 'c')"
     pair = f"hyper.product([{paths}, hyper.seeds(2)])"
-    both = f"[hyper.fixed('{RATE}', 1e-3), hyper.chainit([{pair}, {alone}])]"
+    text = "hyper.fixed('data.source.kind', 'text')"
+    rate = f"hyper.fixed('{RATE}', 1e-3)"
+    both = f"[{rate}, {text}, hyper.chainit([{pair}, {alone}])]"
     sweep.write(BASE + f"def get_hyper(hyper):\n    return hyper.product({both})\n")
     prepared, fakes = [], sweep.fakes
 

@@ -83,6 +83,7 @@ def test_values_come_through_the_command_line_as_they_are():
         RATE: 0.1 + 0.2,
         "train.ema_decay": None,
         "train.tensorboard": False,
+        "data.source.kind": "text",
         "data.source.paths": "a b's.txt",
         "objective.pairs": "none",
         "data.phases": [[5, 32, 8], [5, 64, 8]],

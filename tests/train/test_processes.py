@@ -112,13 +112,13 @@ def losses(workdir) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_two_processes_train_one_run(corpus, tmp_path):
     """The smallest whole run: found, shared data, one writer, the losses of one."""
-    first, second = succeed(2, 2, *command(corpus, tmp_path / "two"), timeout=200)
+    first, second = succeed(2, 2, *command(corpus, tmp_path / "two"), timeout=600)
     assert "2 processes, found by: given" in first and "Exported step 10" in first
     assert "step" not in second  # one writes, one speaks
-    succeed(1, 4, *command(corpus, tmp_path / "one"), timeout=200)
+    succeed(1, 4, *command(corpus, tmp_path / "one"), timeout=600)
     np.testing.assert_allclose(
         losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5
     )
@@ -138,12 +138,12 @@ def unbroken(tmp_path_factory):
     root = tmp_path_factory.mktemp("unbroken")
     corpus = root / "corpus.txt"
     corpus.write_text("\n".join(sentences(400)) + "\n")
-    succeed(2, 2, *command(corpus, root / "run", *STEPS), timeout=200)
+    succeed(2, 2, *command(corpus, root / "run", *STEPS), timeout=600)
     return corpus, root / "run"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_signal_to_one_stops_all_and_no_step_is_lost(unbroken, tmp_path, index):
     corpus, reference = unbroken
@@ -151,17 +151,17 @@ def test_a_signal_to_one_stops_all_and_no_step_is_lost(unbroken, tmp_path, index
     with start(2, 2, *arguments) as group:
         wait_for_step(tmp_path / "run", 13)
         group.send(index, signal.SIGTERM)
-        found = group.finish(60)
+        found = group.finish(240)
     assert [process.code for process in found] == [75, 75], found
     saved = Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1]
     done = [r["step"] for r in records(tmp_path / "run") if r["kind"] == "train"]
     assert saved == done[-1] and f"step {saved} is saved" in found[0].output
-    succeed(2, 2, *arguments, timeout=200)
+    succeed(2, 2, *arguments, timeout=600)
     assert_same_run(reference, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("index", [0, 1])
 def test_when_one_is_killed_the_others_end_and_the_run_goes_on(
     unbroken, tmp_path, index
@@ -172,23 +172,23 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(
         wait_for_step(tmp_path / "run", 13)
         group.kill(index)
         began = time.monotonic()
-        other = group.finish(60)[1 - index]
+        other = group.finish(240)[1 - index]
         # The heartbeat is 10 s here; a collective notices sooner.
-        assert time.monotonic() - began < 10 + 5 + 30
+        assert time.monotonic() - began < 10 + 5 + 60
     assert other.code in (75, -signal.SIGABRT), other.output
-    succeed(2, 2, *arguments, timeout=200)
+    succeed(2, 2, *arguments, timeout=600)
     assert_same_run(reference, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_process_that_hangs_is_noticed(corpus, tmp_path):
     patience = "--config.train.hang_after_seconds=3"
     arguments = command(corpus, tmp_path / "run", *STEPS, patience)
     with start(2, 2, *arguments, PLMJAX_HEARTBEAT_SECONDS="100") as group:
         wait_for_step(tmp_path / "run", 13)
         group.send(1, signal.SIGSTOP)
-        group.processes[0].wait(timeout=90)
+        group.processes[0].wait(timeout=240)
         assert group.processes[0].returncode == 75
         assert "nothing has moved" in group.output(0)
     stacks = (tmp_path / "run" / "hang-0.txt").read_text()
@@ -196,7 +196,7 @@ def test_a_process_that_hangs_is_noticed(corpus, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_goes_on_with_other_processes_devices_and_meshes(unbroken, tmp_path):
     """The same batches in the same order: losses as if nothing had changed."""
     corpus, reference = unbroken
@@ -213,7 +213,7 @@ def test_a_run_goes_on_with_other_processes_devices_and_meshes(unbroken, tmp_pat
             if steps < 40:
                 wait_for_step(tmp_path / "run", steps - 4)
                 group.send(0, signal.SIGTERM)
-            found = group.finish(120)
+            found = group.finish(400)
         assert {process.code for process in found} == {75 if steps < 40 else 0}, found
     ours, theirs = losses(tmp_path / "run"), losses(reference)
     assert len(ours) == 40
@@ -221,7 +221,7 @@ def test_a_run_goes_on_with_other_processes_devices_and_meshes(unbroken, tmp_pat
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
-def wait_for_step(workdir, step: int, timeout: float = 120) -> None:
+def wait_for_step(workdir, step: int, timeout: float = 400) -> None:
     """Returns once metrics.jsonl has a record of a step or a later one."""
     path, end = workdir / "metrics.jsonl", time.monotonic() + timeout
     while time.monotonic() < end:
