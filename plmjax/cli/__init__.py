@@ -89,7 +89,8 @@ def _explain(error: BaseException, args) -> int:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return _fail(f"{error}.", FREE_SPACE, Exit.DISK)
         if _is_one_of_several() and _peer_is_gone(error):
-            message = "another process of this run is gone, and this one with it."
+            reason = str(error).strip().partition("\n")[0]
+            message = f"another process of this run is gone ({reason})."
             return _fail(message, "The same command goes on.", Exit.RESUMABLE)
         return _fail(
             f"a bug in plmjax: {type(error).__name__}: {error}",

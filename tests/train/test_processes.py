@@ -107,6 +107,17 @@ def command(corpus, workdir, *more):
     return ("-m", "plmjax", "pretrain", *TINY, source, *more)
 
 
+def go_on(count: int, devices: int, *arguments) -> None:
+    """Starts a run until it ends with 0, again on what schedulers start again on."""
+    for _ in range(4):
+        found = spawn(count, devices, *arguments, timeout=600)
+        codes = {process.code for process in found}
+        if codes == {0}:
+            return
+        assert codes <= {0, 75, -signal.SIGABRT}, found
+    raise AssertionError(found)
+
+
 def losses(workdir) -> list[float]:
     return [r["loss"] for r in records(workdir) if r["kind"] == "train"]
 
@@ -176,7 +187,7 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(
         # The heartbeat is 10 s here; a collective notices sooner.
         assert time.monotonic() - began < 10 + 5 + 60
     assert other.code in (75, -signal.SIGABRT), other.output
-    succeed(2, 2, *arguments, timeout=600)
+    go_on(2, 2, *arguments)
     assert_same_run(reference, tmp_path / "run")
 
 
