@@ -200,11 +200,11 @@ def test_sharded_weights_train_alike(name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_two_processes_of_four_devices_train_alike():
     worker = Path(__file__).parents[1] / "train" / "objectives_worker.py"
     names = ["mlm", *KINDS]
-    first, _ = succeed(2, 4, worker, *names, timeout=500)
+    first, _ = succeed(2, 4, worker, *names, timeout=1200)
     (line,) = [line for line in first.splitlines() if line.startswith("FOUND ")]
     for name, (losses, norms) in json.loads(line.removeprefix("FOUND ")).items():
         expected = reference(name)
