@@ -171,7 +171,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     )
     evaluation, stop, progress = make_evaluation(run.objective), Stop(), Progress()
     hang = workdir / f"hang-{jax.process_index()}.txt"
-    watchdog = Watchdog(train.hang_after_seconds, hang)
+    watchdog, scorings = Watchdog(train.hang_after_seconds, hang), itertools.count()
 
     def rows() -> Iterator[dict]:
         # A signal ends it at once; what it gave until then is thrown away.
@@ -180,6 +180,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
             yield batch
 
     def scored(state: State) -> dict[str, float]:
+        if not next(scorings):
+            watchdog.compiles()
         weights = state.params if state.average is None else state.average
         found = evaluate(evaluation, weights, frozen, run.mesh, rows())
         # Empty where the signal came before the first batch.
@@ -224,6 +226,7 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
     writer.close()
     if checkpoints.failure is not None:
         processes.fail(checkpoints.failure)
+    processes.together(writer.check)
     if result.stopped:
         saved = checkpoints.steps()
         return {"stopped": result.stopped, "step": saved[-1] if saved else None}
@@ -303,7 +306,7 @@ def _finish(
 ) -> dict:
     workdir, out = run.workdir, console()
     baseline = unigram_loss(run.store, run.tokenizer)
-    saved = workdir.read("examples.json")
+    saved = workdir.read("examples.json", before=list)
     examples = _examples(run, weights)
     if saved is not None and examples is not None:
         out.print(examples.table(saved["before"], examples.guess()))

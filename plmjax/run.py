@@ -134,7 +134,7 @@ def prepare_data(
         tokenizer = workdir.tokenizer()
         check(tokenizer)
         return tokenizer, workdir.store(verify=True)
-    run = workdir.read("run.json")
+    run = workdir.read("run.json", store=str, recipe=str)
     source = open_source(config.data.source, config.data.errors)
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
@@ -294,5 +294,5 @@ def check_origin(run: Run, meta: dict) -> None:
 def origin(run: Run) -> dict[str, str]:
     """Returns what a checkpoint is bound to: digests of text, tokenizer and teacher."""
     found = {"store": run.store.key, "tokenizer": run.tokenizer.digest}
-    noted = run.workdir.read("teacher.json")
+    noted = run.workdir.read("teacher.json", digest=str)
     return found if noted is None else found | {"teacher": noted["digest"]}

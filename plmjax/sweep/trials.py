@@ -90,7 +90,7 @@ def saved(root: Path) -> list[Trial]:
     """Returns the trials that have been started or handed out, by number."""
     found = []
     for path in sorted((root / "trials").glob("*/trial.json")):
-        what = Workdir(path.parent).read("trial.json")
+        what = Workdir(path.parent).read("trial.json", values=dict, config=dict)
         assert what is not None
         number = int(path.parent.name)
         found.append(Trial(number, what["values"], what["config"], path.parent))
@@ -204,7 +204,7 @@ def result(trial: Trial, objective: str) -> Result:
         "curve": curve,
     }
     last = {"step": curve[-1][0], "value": curve[-1][1]} if curve else {}
-    scores = workdir.read("scores.json")
+    scores = workdir.read("scores.json", step=int)
     if scores is not None:
         _check_own(trial, workdir.read("config.json") or {})
         step = scores.pop("step")
@@ -213,7 +213,7 @@ def result(trial: Trial, objective: str) -> Result:
             raise unknown_objective(objective, scores)
         end = {"value": value, "step": step, "figures": scores}
         return Result(state="finished", **common | end)
-    outcome = workdir.read("outcome.json")
+    outcome = workdir.read("outcome.json", state=str)
     if outcome is not None:
         lines = tuple(outcome.get("log", ()))
         how = {"state": outcome["state"], "code": outcome.get("code"), "log": lines}

@@ -156,6 +156,7 @@ def fit(
     meter = _Meter(config, outlets, progress, work.scores)
     found: dict[str, float] | None = None
     rollbacks = turn = 0
+    known: dict | None = None  # the shapes that the step was compiled for
 
     def save(more: dict):
         more = meta | dataclasses.asdict(progress) | more
@@ -237,6 +238,9 @@ def fit(
     batches = upcoming()
     while now < work.steps and not stop.due(turn):
         rows = sharding.put_rows(work.mesh, next(batches))
+        if (form := jax.tree.map(np.shape, rows)) != known:
+            watchdog.compiles()
+            known = form
         state, metrics = work.step(state, frozen, rows)
         now, turn = now + 1, turn + 1
         waiting.append((now, work.flops(now - 1), metrics))

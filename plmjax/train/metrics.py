@@ -166,6 +166,20 @@ class MetricWriter:
             self._flush()
         self._close_board()
 
+    def check(self) -> None:
+        """Says after close() whether all was written.
+
+        Raises:
+          PlmjaxError: the disk did not take it to the end (exit code 5).
+        """
+        if self._unwritten:
+            raise PlmjaxError(
+                f"{len(self._unwritten):,} records of {self.path} could not be "
+                "written; the curves will lack them.",
+                hint="Free some space or mend the disk, and run again to finish.",
+                code=Exit.DISK,
+            )
+
     def _board_lives(self) -> bool:
         """Gives TensorBoard up once its thread has died: its queue would block us."""
         if self._board is None:

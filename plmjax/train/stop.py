@@ -69,8 +69,8 @@ class Watchdog:
 
     A peer that is alive but stuck, or a device that does not answer, would else be
     waited for, for ever. `seconds` is the least patience; steps that are slow by nature
-    stretch it to ten times their median. The first step compiles and has `first` times
-    the patience. `record` gets the stacks of all threads.
+    stretch it to ten times their median. What compiles, as the first step does, has
+    `first` times the patience. `record` gets the stacks of all threads.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Watchdog:
         self._took: deque[float] = deque(maxlen=100)
         self._moved = time.monotonic()
         self._step = 0
+        self._compiling = 2
         self._resting = False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -109,10 +110,17 @@ class Watchdog:
         """Says that the run lives: a step is done, or a part of other work."""
         now = time.monotonic()
         if step is not None:
-            if self._took or self._step:
+            if self._compiling:
+                self._compiling -= 1
+            else:
                 self._took.append(now - self._moved)
             self._step = step
         self._moved = now
+
+    def compiles(self) -> None:
+        """Says that what comes next compiles, here or in a process waited for."""
+        # Up to the second step from here: the first may be on its way already.
+        self._compiling = 2
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
@@ -127,9 +135,8 @@ class Watchdog:
     def patience(self) -> float:
         """Returns the seconds after which the run counts as hung."""
         assert self._seconds is not None
-        if not self._took:
-            return self._first * self._seconds
-        return max(self._seconds, 10 * statistics.median(self._took))
+        slow = 10 * statistics.median(self._took) if self._took else 0.0
+        return max(self._seconds * (self._first if self._compiling else 1), slow)
 
     def _watch(self) -> None:
         assert self._seconds is not None

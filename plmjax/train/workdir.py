@@ -92,8 +92,8 @@ class Workdir:
     def checkpoints(self) -> str | Path:
         """Where the run that was started here has its checkpoints, a path or a URL."""
         config = self.read("config.json") or {}
-        where = config.get("train", {}).get("checkpoints")
-        if where is not None and "://" in where:
+        where = config_lib.flatten(config).get("train.checkpoints")
+        if isinstance(where, str) and "://" in where:
             return where
         return self.path / (where or "checkpoints")
 
@@ -147,17 +147,26 @@ class Workdir:
             file.flush()
             yield
 
-    def read(self, name: str) -> dict | None:
-        """Returns a JSON file of the directory, or None where there is none."""
+    def read(self, name: str, **needed: type) -> dict | None:
+        """Returns a JSON file of the directory, or None where there is none.
+
+        Raises:
+          PlmjaxError: it is no JSON object, or a `needed` key is not there as its type.
+        """
         path = self.path / name
         if not path.is_file():
             return None
+        trouble = "is no JSON object"
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise PlmjaxError(
-                f"{path} is no JSON: {error}.", hint="Restore it from a copy."
-            ) from error
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            found, trouble = None, f"is no JSON: {error}"
+        if isinstance(found, dict):
+            wrong = [k for k, t in needed.items() if type(found.get(k)) is not t]
+            if not wrong:
+                return found
+            trouble = f"is damaged: see {wrong[0]!r} in it"
+        raise PlmjaxError(f"{path} {trouble}.", hint="Restore it from a copy.")
 
     def config(self) -> RunConfig:
         """Returns the config that the run was started with.
@@ -183,7 +192,7 @@ class Workdir:
         Raises:
           PlmjaxError: it is gone, or damaged.
         """
-        run = self.read("run.json")
+        run = self.read("run.json", store=str)
         if run is None:
             raise PlmjaxError(
                 f"{self.path} has no run.json, which names its token store.",
@@ -194,7 +203,7 @@ class Workdir:
 
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder of the run's teacher; None where it has none."""
-        found = self.read("teacher.json")
+        found = self.read("teacher.json", encoder=dict, digest=str)
         return None if found is None else EncoderConfig(**found["encoder"])
 
     def agree(self, config: Mapping[str, Any]) -> tuple[dict, bool]:

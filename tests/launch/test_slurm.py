@@ -196,12 +196,15 @@ def test_a_task_of_an_array_runs_its_line(job, here):
 
 JAX = """#!/bin/bash
 exec {python} -c '
+import sys
 import jax
 jax.distributed.initialize()
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 total = multihost_utils.process_allgather(jnp.array(jax.process_index() + 1)).sum()
-print("found", jax.process_count(), jax.process_index(), int(total), flush=True)
+# In one write, lest the lines of two processes mix.
+found = jax.process_count(), jax.process_index(), int(total)
+sys.stdout.write("found %d %d %d\\n" % found)
 '
 """
 

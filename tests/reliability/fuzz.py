@@ -175,7 +175,7 @@ def _go_on(workdir: Path):
 def _examples(workdir: Path):
     from plmjax.train.workdir import Workdir
 
-    return Workdir(workdir).read("examples.json")
+    return Workdir(workdir).read("examples.json", before=list)
 
 
 def _records(workdir: Path):

@@ -51,6 +51,12 @@ def test_the_first_step_may_compile(tmp_path):
     assert dog.patience() == 600
     dog.moved(2)
     assert dog.patience() == 60
+    dog.compiles()  # the first evaluation, rows of another length
+    dog.moved()
+    dog.moved(3)
+    assert dog.patience() == 600
+    dog.moved(4)
+    assert dog.patience() == 60
 
 
 def test_it_can_be_off(tmp_path):
