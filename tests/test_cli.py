@@ -147,7 +147,9 @@ def test_two_runs_on_one_workdir(trained, call):
     assert code == Exit.USAGE and "is in use by process" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(

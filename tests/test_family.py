@@ -36,6 +36,7 @@ def scores(workdir) -> dict:
     return json.loads((workdir / "scores.json").read_text())
 
 
+@pytest.mark.slow
 def test_electra_is_trained_exported_by_part_and_detects(corpus, tmp_path, capsys):
     run = tmp_path / "run"
     assert pretrain(corpus, run, *ELECTRA) == 0

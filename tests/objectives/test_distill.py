@@ -160,7 +160,9 @@ def test_gradients_of_soft_loss_and_cosine_are_those_of_pytorch():
     np.testing.assert_allclose(jax.grad(ours)(a), x.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("where", ["all", "masked"])
+@pytest.mark.parametrize(
+    "where", ["masked", pytest.param("all", marks=pytest.mark.slow)]
+)
 def test_the_soft_loss_by_hand(where):
     """The default suite's check of the three terms, in float64 NumPy."""
     config = dataclasses.replace(FRESH, soft_positions=where, temperature=1.5)

@@ -518,6 +518,7 @@ def gradients(tie: str, generator_weight: float) -> dict:
     return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
 
 
+@pytest.mark.slow
 def test_disentangled_embeddings_get_the_generators_gradient_alone():
     joint = gradients("disentangled", 1.0)
     alone = gradients("disentangled", 0.0)

@@ -152,7 +152,7 @@ def test_it_learns_one_batch_by_heart(name):
         updates, moments = optimizer.update(grads, moments)
         return (optax.apply_updates(params, updates), moments), value
 
-    params = objective.init(jax.random.key(0), batch)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
     state = (params, optimizer.init(params))
     _, losses = jax.jit(lambda s: jax.lax.scan(step, s, length=200))(state)
     assert np.isfinite(losses).all() and losses[-1] < 0.1 * losses[0], losses[[0, -1]]

@@ -184,7 +184,7 @@ def test_overfits_one_batch(unit):
     config = MLMConfig(masks="static", unit=unit)
     objective = mlm(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
     batch = make_batch(8, 64)
-    params = objective.init(jax.random.key(0), batch)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
     optimizer = optax.adam(3e-3)
 
     def loss(params):
