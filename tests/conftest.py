@@ -22,12 +22,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
 from tests_common import sentences
+
+
+@pytest.fixture(autouse=True)
+def optimised(request):
+    """Compiles in a third of the time what this process compiles, less well.
+
+    A test or module marked `optimised` has what users have; so have command lines that
+    run in processes of their own.
+    """
+    quick = request.node.get_closest_marker("optimised") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture

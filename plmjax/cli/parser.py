@@ -1,6 +1,8 @@
 """The parser: verbs in the order in which people use them."""
 
 import argparse
+import difflib
+from typing import Any
 
 from plmjax import __version__
 from plmjax.cli import bench, doctor, launch, pretrain, sweep, transfer, use
@@ -11,8 +13,30 @@ _CONFIG_HELP = """\
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest option for one that is not known."""
+
+    verbs: Any = None
+
+    def parse_args(self, *given, **more):  # type: ignore[override]
+        found, unknown = self.parse_known_args(*given, **more)
+        if unknown:
+            chosen = self.verbs and self.verbs.choices.get(getattr(found, "verb", None))
+            known = list((chosen or self)._option_string_actions)
+            near = [
+                match
+                for option in unknown
+                for match in difflib.get_close_matches(
+                    option.partition("=")[0], known, 1
+                )
+            ]
+            told = f" (did you mean {', '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{told}")
+        return found
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="plmjax",
         description="Train encoder language models: raw text in, a model of your own "
         "in the Hugging Face format out.",
@@ -21,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"plmjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    parser.verbs = verbs
 
     def verb(name: str, run, help: str, example: str, config: bool = False, of=verbs):
         added = of.add_parser(

@@ -1,6 +1,7 @@
 """A run as a JobSet of Kubernetes."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     return Exit.OK
 
 
+def _check_topology(options: Options) -> None:
+    """Raises PlmjaxError unless the hosts have just the chips of the slice."""
+    assert options.topology is not None and options.devices_per_node is not None
+    sizes = options.topology.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise PlmjaxError(f"--topology={options.topology} must be like 4x4 or 2x2x4.")
+    chips = math.prod(map(int, sizes))
+    if chips != options.nodes * options.devices_per_node:
+        raise PlmjaxError(
+            f"--topology={options.topology} has {chips:,} chips, but --nodes="
+            f"{options.nodes} with --devices_per_node={options.devices_per_node} are "
+            f"{options.nodes * options.devices_per_node:,}.",
+            hint="One of the three is wrong; GKE would wait for ever.",
+        )
+
+
 def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
     """Returns what is written and called.
 
@@ -57,6 +74,8 @@ def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
     on_tpu = options.topology is not None
     if on_tpu and options.accelerator is None:
         raise PlmjaxError("--topology needs --accelerator and --devices_per_node.")
+    if on_tpu:
+        _check_topology(options)
     # Pods of a JobSet are named NAME-JOB-INDEX-POD, in a domain of the JobSet's name.
     coordinator = f"{name}-workers-0-0.{name}:{command.PORT}"
     given, text = templates.yaml_or_none, templates.yaml

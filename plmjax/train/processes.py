@@ -11,6 +11,8 @@ import importlib.util
 import itertools
 import json
 import os
+import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -200,6 +202,15 @@ def initialise(
         return None
     seconds = os.environ.get("PLMJAX_HEARTBEAT_SECONDS", "100")
     heartbeat = _whole_number(seconds, "PLMJAX_HEARTBEAT_SECONDS")
+    where = group.arguments.get("coordinator_address", group.found)
+    waits = threading.Timer(
+        10,
+        print,
+        [f"Waiting for the other processes of this run ({where}) ..."],
+        {"file": sys.stderr, "flush": True},
+    )
+    waits.daemon = True
+    waits.start()
     try:
         jax.distributed.initialize(
             heartbeat_timeout_seconds=heartbeat,
@@ -215,6 +226,8 @@ def initialise(
             hint="All must start within five minutes and reach the coordinator's port.",
             code=Exit.RESUMABLE,
         ) from error
+    finally:
+        waits.cancel()
     return group.found if jax.process_count() > 1 else None
 
 

@@ -242,6 +242,7 @@ def test_a_wheel_holds_the_templates(tmp_path):
 
 
 GKE = ("--target=gke", "--image=i")
+SLICE = (*GKE, "--accelerator=a", "--devices_per_node=4", "--nodes=2")
 TPU = ("--target=tpu-vm", "--zone=z", "--accelerator=v6e-16", "--runtime=r")
 
 
@@ -259,6 +260,9 @@ TPU = ("--target=tpu-vm", "--zone=z", "--accelerator=v6e-16", "--runtime=r")
         (("--target=gke",), "needs --image"),
         ((*GKE, "--accelerator=a"), "go together"),
         ((*GKE, "--topology=2x2"), "--topology needs"),
+        ((*SLICE, "--topology=4by4"), "must be like 4x4"),
+        ((*SLICE, "--topology=4x4"), "has 16 chips, but --nodes=2"),
+        ((*SLICE, "--topologie=2x4"), "(did you mean --topology?)"),
         (("--target=sky",), "not its source"),
         (("--target=sky", "--accelerator=tpu-v6e-8"), "not for --target=sky"),
         ((*TPU[:2],), "needs --accelerator"),

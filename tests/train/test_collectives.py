@@ -9,6 +9,7 @@ from plmjax import tree
 from plmjax.objectives import MLMConfig, mlm
 from plmjax.train import collectives as lib
 
+pytestmark = pytest.mark.optimised
 HEAD = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
 
 

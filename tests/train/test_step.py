@@ -107,6 +107,7 @@ def reference(dtype: str):
     return run((1, 1, 1), dtype=dtype)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "dtype, mesh, accumulation",
     [
@@ -151,6 +152,7 @@ def test_zero1_shares_the_average_and_goes_with_other_axes():
         np.testing.assert_allclose(others[1], norms, rtol=1e-5)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_data_mesh_gives_the_losses_of_pmap():
@@ -221,6 +223,7 @@ def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
     return step.lower(state, {}, rows).compile().as_text()
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "unit",
     [
