@@ -19,6 +19,11 @@ from jax.experimental import multihost_utils
 from plmjax import Exit
 
 
+# Steps may end before this one that were handed out before it compiled; and another
+# process, which compiles for longer, is waited for only when their results are read.
+_ON_THEIR_WAY = 5
+
+
 class Stop:
     """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
 
@@ -89,7 +94,7 @@ class Watchdog:
         self._took: deque[float] = deque(maxlen=100)
         self._moved = time.monotonic()
         self._step = 0
-        self._compiling = 2
+        self._compiling = _ON_THEIR_WAY
         self._resting = False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,8 +124,7 @@ class Watchdog:
 
     def compiles(self) -> None:
         """Says that what comes next compiles, here or in a process waited for."""
-        # Up to the second step from here: the first may be on its way already.
-        self._compiling = 2
+        self._compiling = _ON_THEIR_WAY
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
