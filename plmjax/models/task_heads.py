@@ -48,7 +48,7 @@ class Task:
     dropout: float | None = None
 
     def __post_init__(self):
-        # One class, or none, leaves nothing to choose; a lone label may be there or not.
+        # Of one class there is nothing to choose; one label may be there or not.
         least = {"regression": 0, "answers": 0, "multilabel": 1}.get(self.kind, 2)
         if len(self.labels) < least or (not least and self.labels):
             raise PlmjaxError(
@@ -161,7 +161,8 @@ def check(config: EncoderConfig) -> None:
 def init_head(config: EncoderConfig, head: str, outputs: int, key: jax.Array) -> dict:
     """Returns fresh parameters of a head; `key` is a jax PRNG key."""
     x_TH = jnp.zeros((1, config.width), config.dtype)
-    return TaskHead(config, head, outputs).init(key, x_TH)["params"]
+    made: Any = TaskHead(config, head, outputs).init(key, x_TH)
+    return made["params"]
 
 
 def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) -> dict:
