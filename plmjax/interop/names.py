@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
+from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
@@ -184,7 +185,21 @@ def _roberta(name: str) -> Family:
     )
 
 
-FAMILIES: dict[str, Family] = {
+def _with_tasks(name: str, family: Family) -> Family:
+    """Returns the family with the heads of fine-tuning."""
+    heads, classes = {}, {}
+    for head, (pooler, classifier) in MODULES.get(name, {}).items():
+        rows: list[Row] = [("classifier", classifier, DENSE)]
+        if pooler is not None:
+            rows.append(("pooler/dense", pooler, DENSE))
+        heads[head] = rows
+        classes[head,] = family.classes[()].removesuffix("Model") + CLASSES[head]
+    return family._replace(
+        heads={**family.heads, **heads}, classes={**family.classes, **classes}
+    )
+
+
+_PRETRAINED: dict[str, Family] = {
     "bert": Family(
         prefix="bert.",
         encoder=_BERT,
@@ -301,6 +316,8 @@ FAMILIES: dict[str, Family] = {
         ignored=((r"transformer\.h\.\d+\.attn\.(masked_)?bias", "buffer"), _TASKS),
     ),
 }
+
+FAMILIES = {name: _with_tasks(name, family) for name, family in _PRETRAINED.items()}
 
 # What the first TensorFlow conversions called LayerNorm's leaves.
 _OLD_LEAVES = {".gamma": ".weight", ".beta": ".bias"}

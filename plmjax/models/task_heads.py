@@ -38,9 +38,9 @@ TASK_HEADS = ("sequence", "tags", "answers", "choices")
 class Task:
     """What a model is fine-tuned for.
 
-    `labels` names the classes, labels or tags, or the choices of a row; regression and
-    answers have none. `dropout` is that before the classifier, None for what the class
-    of the family has by default.
+    `labels` names the classes, labels or tags, or the choices of a row where they are
+    the same everywhere; regression and answers have none. `dropout` is that before the
+    classifier, None for what the class of the family has by default.
     """
 
     kind: Literal["classes", "multilabel", "regression", "tags", "answers", "choices"]
@@ -48,11 +48,12 @@ class Task:
     dropout: float | None = None
 
     def __post_init__(self):
+        count = len(self.labels)
         # Of one class there is nothing to choose; one label may be there or not.
-        least = {"regression": 0, "answers": 0, "multilabel": 1}.get(self.kind, 2)
-        if len(self.labels) < least or (not least and self.labels):
+        least = {"classes": 2, "tags": 2, "multilabel": 1}.get(self.kind, 0)
+        if count < least or (count and self.kind in ("regression", "answers")):
             raise PlmjaxError(
-                f"a task of kind {self.kind} has {len(self.labels)} labels; it needs "
+                f"a task of kind {self.kind} has {count} labels; it needs "
                 + (f"at least {least}." if least else "none."),
                 hint="Check the labels in the data.",
             )

@@ -208,7 +208,7 @@ def supervised(
         return length if task.kind == "tags" else 1
 
     def cost(length):
-        several = len(task.labels) if task.kind == "choices" else 1
+        several = max(len(task.labels), 1) if task.kind == "choices" else 1
         pooled = task.head in POOLERS
         head = flops.task_flops(encoder, 1 if pooled else length, pooled, task.outputs)
         passes = 2 if config.rdrop_weight else 1

@@ -32,13 +32,13 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     # Of the rate, each layer has this share of the one above it; heads have all of it.
     layer_decay: float = 1.0
-    # ((regex, factor), ...): the first that matches a leaf's whole name scales its rate,
-    # and each leaf must have one; none: all factors are 1.
+    # ((regex, factor), ...): the first that matches a leaf's whole name scales its
+    # rate, and each leaf must have one; none: all factors are 1.
     rates: tuple = ()
     # What does not learn: "encoder", or the embeddings and so many layers above them.
     freeze: int | Literal["encoder"] | None = None
-    # The heads learn first, then one more layer after each so many steps, the embeddings
-    # last (Howard & Ruder 2018, arXiv:1801.06146); none: all from the start.
+    # The heads learn first, then one more layer after each so many steps, the
+    # embeddings last (Howard & Ruder 2018, arXiv:1801.06146); none: all from the start.
     unfreeze_every_steps: int | None = None
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ has none, and what learns later begins as at a first step.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -121,11 +121,12 @@ def apart(
         labels = jax.tree.map(
             lambda still, start: _FROZEN if still else f"from_{start}", still, first
         )
-        groups = {
+        groups: dict[Hashable, optax.GradientTransformation] = {
             f"from_{start}": _from(start, inner())
             for start in sorted(set(jax.tree.leaves(first)))
         }
-        return optax.multi_transform(groups | {_FROZEN: optax.set_to_zero()}, labels)
+        groups[_FROZEN] = optax.set_to_zero()
+        return optax.multi_transform(groups, labels)
 
     # The labels follow from the names, which are known with the parameters.
     return optax.GradientTransformation(
@@ -139,7 +140,11 @@ def apart(
 def _from(start: int, inner: optax.GradientTransformation):
     if not start:
         return inner
-    return optax.transforms.conditionally_mask(inner, lambda step: step >= start)
+
+    def learns(step, **_):
+        return step >= start
+
+    return optax.transforms.conditionally_mask(inner, learns)
 
 
 def without_frozen(config: OptimizerConfig, objective: Objective) -> Objective:
