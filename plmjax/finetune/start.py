@@ -5,8 +5,10 @@ New layers and poolers are drawn as for pretraining, from a seed of their own.
 
 import dataclasses
 import re
+from collections.abc import Collection
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError, tree
@@ -52,30 +54,41 @@ def start(
     """
     task_heads.check(model.encoder)
     encoder = _cut(model, config)
-    fresh = tree.flatten(_fresh(encoder, task, seed))
+    anew = _new_layers(encoder, config)
     theirs = tree.flatten(model.params)
-    taken = {name: name for name in fresh if name.startswith("encoder/")}
-    if not config.reinit_pooler:
-        taken |= _pooler(model, task)
-    new = _new_layers(encoder, config)
-    found = {}
-    for name, leaf in fresh.items():
-        if name in taken and not new.fullmatch(name):
-            leaf = np.asarray(theirs[taken[name]])
-        found[name] = leaf
-    return encoder, tree.unflatten(found)
+    taken = {} if config.reinit_pooler else _pooler(model, task)
+    taken |= {
+        name: name
+        for name in theirs
+        if name.startswith("encoder/")
+        and _layer(name) < encoder.layers
+        and not anew.fullmatch(name)
+    }
+    found = {name: np.asarray(theirs[source]) for name, source in taken.items()}
+    return encoder, tree.unflatten(found | _fresh(encoder, task, seed, taken.keys()))
 
 
-def _fresh(encoder: EncoderConfig, task: Task, seed: int) -> dict:
+def _fresh(
+    encoder: EncoderConfig, task: Task, seed: int, taken: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Returns fresh leaves by name, but for those that are taken."""
     names = ("tokens", "segments", "positions", "types")
-    batch = dict.fromkeys(names, np.ones((1, 1), np.int32))
-    if task.head == "choices":
-        batch = {name: array[None] for name, array in batch.items()}
+    shape = (1, 1, 1) if task.head == "choices" else (1, 1)
+    batch = {name: jnp.ones(shape, jnp.int32) for name in names}
 
+    # What is not returned is neither drawn nor compiled.
+    @jax.jit
     def init(key):
-        return task_heads.init_model(encoder, task, key, batch)
+        fresh = tree.flatten(task_heads.init_model(encoder, task, key, batch))
+        return {name: leaf for name, leaf in fresh.items() if name not in taken}
 
-    return jax.device_get(jax.jit(init)(jax.random.key(seed)))
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def _layer(name: str) -> int:
+    """Returns the number of the layer that a leaf is of; -1 for others."""
+    found = re.match(r"encoder/layer_(\d+)/", name)
+    return int(found[1]) if found else -1
 
 
 def _cut(model: Model, config: StartConfig) -> EncoderConfig:

@@ -64,9 +64,9 @@ def export_folder(
     The class follows from the heads in `params`; a detector that no class holds goes
     into detector_head.safetensors beside the model. `card` becomes README.md; `length`
     is the longest row in tokens that the tokenizer shall give (the model's positions if
-    None); `task` is what a fine-tuned model was trained for. The folder appears whole or
-    not at all; an earlier export of plmjax in its place is replaced, anything else is
-    not touched.
+    None); `task` is what a fine-tuned model was trained for. The folder appears whole
+    or not at all; an earlier export of plmjax in its place is replaced, anything else
+    is not touched.
 
     Raises:
       PlmjaxError: transformers cannot express the model (code 2), the folder holds

@@ -14,20 +14,21 @@ CLASSES = {
     "answers": "ForQuestionAnswering",
     "choices": "ForMultipleChoice",
 }
-_TAGS = {"tags": (None, "classifier"), "answers": (None, "qa_outputs")}
-_ROBERTA = _TAGS | {
+_Modules = dict[str, tuple[str | None, str]]
+_TAGS: _Modules = {"tags": (None, "classifier"), "answers": (None, "qa_outputs")}
+_ROBERTA: _Modules = _TAGS | {
     "sequence": ("classifier.dense", "classifier.out_proj"),
     "choices": ("roberta.pooler.dense", "classifier"),
 }
 
 
-def _pooled(pooler: str) -> dict[str, tuple[str | None, str]]:
+def _pooled(pooler: str) -> _Modules:
     both = (pooler, "classifier")
-    return _TAGS | {"sequence": both, "choices": both}
+    return {**_TAGS, "sequence": both, "choices": both}
 
 
 # {family: {head: (its pooler, its classifier)}}.
-MODULES: dict[str, dict[str, tuple[str | None, str]]] = {
+MODULES: dict[str, _Modules] = {
     "bert": _pooled("bert.pooler.dense"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
