@@ -14,15 +14,14 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.interop.foreign_names import guess_family, modern_name
 from plmjax.interop.names import (
     FAMILIES,
     Entry,
     architecture,
     blocks,
     entries,
-    guess_family,
     head_entries,
-    modern_name,
 )
 from plmjax.interop.safetensors_file import Tensor, read_tensor, refusal
 from plmjax.models import EncoderConfig
