@@ -1,4 +1,4 @@
-"""Names of tensors as other code and older versions gave them, made those of `names`."""
+"""Names that other code and older versions gave to tensors, made those of `names`."""
 
 import functools
 import re

@@ -178,8 +178,8 @@ def task_logits(
 ) -> jax.Array:
     """Returns the float32 scores of a batch; dropout is on with noise alone.
 
-    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end;
-    "choices": [B, C], of tokens [B, C, L].
+    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
+    which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L].
     """
     rows = _rows(config, task, batch)
     x_BLH = heads.encode(config, params, rows, noise)
@@ -194,7 +194,12 @@ def task_logits(
     scores: Any = head.apply({"params": params[task.head]}, x_TH, noise)
     if task.head == "choices":
         return scores.reshape(shape)
-    return scores.reshape(*shape, task.outputs)
+    scores = scores.reshape(*shape, task.outputs)
+    if task.head == "answers":
+        # Unmasked, as in transformers, the loss would depend on how far a row is padded.
+        real_BL = batch["segments"] > 0
+        scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(-1e30))
+    return scores
 
 
 def _rows(config: EncoderConfig, task: Task, batch: Batch) -> Batch:

@@ -158,7 +158,13 @@ def test_choices_are_rows_of_their_own():
     config = dataclasses.replace(CONFIG, token_types=1, family="roberta")
     task, batch = TASKS["choices"], make_batch((2, 3, 5))
 
-    @jax.jit
+    @functools.partial(
+        jax.jit,
+        compiler_options={
+            "xla_backend_optimization_level": 0,
+            "xla_llvm_disable_expensive_passes": True,
+        },
+    )
     def score(batch):
         params = init_model(config, task, jax.random.key(0), batch)
         return task_logits(config, task, params, batch, None)
@@ -168,6 +174,20 @@ def test_choices_are_rows_of_their_own():
     second = score({name: array[::-1, ::-1] for name, array in batch.items()})
     assert np.isfinite(first).all()
     np.testing.assert_allclose(first, second[::-1, ::-1], atol=1e-6)
+
+
+def test_an_answer_is_never_padding():
+    batch = make_batch((2, 5))
+    batch["segments"] = batch["segments"].at[:, 3:].set(0)
+    task = TASKS["answers"]
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def score(batch):
+        params = init_model(CONFIG, task, jax.random.key(0), batch)
+        return task_logits(CONFIG, task, params, batch, None)
+
+    assert (np.argmax(score(batch), axis=1) < 3).all()
+    assert (score(batch)[:, 3:] < -1e29).all()
 
 
 def test_the_usual_dropout_is_transformers():
