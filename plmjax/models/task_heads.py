@@ -196,7 +196,7 @@ def task_logits(
         return scores.reshape(shape)
     scores = scores.reshape(*shape, task.outputs)
     if task.head == "answers":
-        # Unmasked, as in transformers, the loss would depend on how far a row is padded.
+        # Unmasked, as in transformers, padding a row further would change its loss.
         real_BL = batch["segments"] > 0
         scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(-1e30))
     return scores
