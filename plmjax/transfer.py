@@ -216,7 +216,14 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
         to = workdir / IMPORTED
         for name, part in found.items():
             folder = to if name == "model" else to / name
-            export_folder(folder, part.config, part.params, part.tokenizer, card)
+            export_folder(
+                folder,
+                part.config,
+                part.params,
+                part.tokenizer,
+                card,
+                task=part.task,
+            )
     count = sum(tree.count(part.params) for part in found.values())
     log(
         f"Imported {count:,} parameters to {to}.\n\nNext:\n"

@@ -18,6 +18,7 @@ FLOORS = {
     "interop": 4,
     "evaluate": 4.5,  # after interop
     "compress": 4.7,  # after evaluate
+    "finetune": 4.8,  # after compress
     "display": 5,
     "report": 5,
     "show": 5,

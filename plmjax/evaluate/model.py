@@ -9,6 +9,7 @@ import jax
 from plmjax import Exit, PlmjaxError
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import Task
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.train.checkpoint import Checkpoints
@@ -30,7 +31,8 @@ _WITHOUT = {
 class Model:
     """An encoder with its heads, and all that is needed to use them.
 
-    `part` is its name among the models of its run; `step` is None for a folder.
+    `part` is its name among the models of its run; `step` is None for a folder; `task`
+    is what a fine-tuned one was trained for.
     """
 
     encoder: EncoderConfig
@@ -39,6 +41,7 @@ class Model:
     name: str
     part: str = "model"
     step: int | None = None
+    task: Task | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,14 @@ def _config_keys(directory: Path) -> set[str]:
 
 def _from_folder(directory: Path, part: str) -> Model:
     found = read_folder(directory)
-    return Model(found.config, found.params, found.tokenizer, directory.name, part)
+    return Model(
+        found.config,
+        found.params,
+        found.tokenizer,
+        directory.name,
+        part,
+        task=found.task,
+    )
 
 
 def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:

@@ -11,7 +11,9 @@ from plmjax import Exit, PlmjaxError, __version__
 from plmjax.interop.config_keys import ACTIVATIONS, IDLE, KEYS, WRITTEN
 from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
+from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import Task
 
 # Beyond any published model; keeps a lie from costing memory.
 _MAX_SIZE = 10_000_000
@@ -33,8 +35,11 @@ def to_json(
     pad_id: int,
     cls_id: int,
     sep_id: int,
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Returns what transformers 5 wants in config.json for a model with these heads.
+
+    `task` is that of a fine-tuned model.
 
     Raises:
       PlmjaxError: transformers' class of the family cannot express the config.
@@ -73,7 +78,8 @@ def to_json(
     for key, (field, _) in keys.options.items():
         value = getattr(config, field)
         body[key] = WRITTEN[value] if field == "activation" else value
-    return body | _special_to_json(config)
+    body |= _special_to_json(config)
+    return body if task is None else body | task_to_json(config, task)
 
 
 def _check_widths(config: EncoderConfig, name: str) -> None:

@@ -198,6 +198,7 @@ KEYS: dict[str, Keys] = {
         idle=frozenset(
             """
             legacy pooler_dropout pooler_hidden_act pooler_hidden_size padding_idx
+            cls_dropout
             """.split()
         ),
     ),

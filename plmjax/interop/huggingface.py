@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from plmjax import PlmjaxError
-from plmjax.interop import config_json
+from plmjax.interop import config_json, task_names
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.place import CARD, CONFIG, appearing, check_replaceable
 from plmjax.interop.safetensors_file import (
@@ -29,6 +29,7 @@ from plmjax.interop.weights import (
     to_tensors,
 )
 from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import TASK_HEADS, Task
 from plmjax.tokenizers import Tokenizer
 
 
@@ -37,14 +38,16 @@ class Imported:
     """What a Hugging Face folder holds, as ours.
 
     `params` holds "encoder", and those of "head", "pair" and "detector" that the
-    checkpoint has whole. `notes` say, one a line, what was left out, converted or taken
-    by default.
+    checkpoint has whole; or the head of fine-tuning that its class names, whose `task`
+    then is not None. `notes` say, one a line, what was left out, converted or taken by
+    default.
     """
 
     config: EncoderConfig
     params: dict
     tokenizer: Tokenizer
     notes: list[str]
+    task: Task | None = None
 
 
 def export_folder(
@@ -54,14 +57,16 @@ def export_folder(
     tokenizer: Tokenizer,
     card: str,
     length: int | None = None,
+    task: Task | None = None,
 ) -> None:
     """Writes a folder that transformers and its AutoTokenizer load.
 
     The class follows from the heads in `params`; a detector that no class holds goes
     into detector_head.safetensors beside the model. `card` becomes README.md; `length`
     is the longest row in tokens that the tokenizer shall give (the model's positions if
-    None). The folder appears whole or not at all; an earlier export of plmjax in its
-    place is replaced, anything else is not touched.
+    None); `task` is what a fine-tuned model was trained for. The folder appears whole
+    or not at all; an earlier export of plmjax in its place is replaced, anything else
+    is not touched.
 
     Raises:
       PlmjaxError: transformers cannot express the model (code 2), the folder holds
@@ -82,14 +87,16 @@ def export_folder(
             f"{config.vocab_size:,}.",
             "Export a model with the tokenizer that it was trained with.",
         )
-    body = config_json.to_json(
-        config,
-        [name for name in params if name != "encoder"],
-        tokenizer.pad_id,
-        tokenizer.cls_id,
-        tokenizer.sep_id,
-    )
-    tensors, beside = to_tensors(config, params)
+    heads = [name for name in params if name != "encoder"]
+    if [head for head in heads if head in TASK_HEADS] != ([task.head] if task else []):
+        raise refusal(
+            f"the heads {', '.join(heads)} are not that of the task "
+            f"{task.kind if task else None}.",
+            "Export a fine-tuned model together with its own task.",
+        )
+    ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    body = config_json.to_json(config, heads, *ids, task)
+    tensors, beside = to_tensors(config, params, task.outputs if task else 0)
     check_replaceable(directory)
     with appearing(directory) as folder:
         text = json.dumps(body, indent=2, sort_keys=True) + "\n"
@@ -136,9 +143,15 @@ def _read_folder(folder: Path) -> Imported:
     found = choose(folder, config, find_tensors(folder), named, notes)
     config_json.check_head(config, found.heads, str(path))
     tokenizer = _load_tokenizer(folder, config, pad_id, notes)
+    task = None
+    for head in found.heads:
+        if head in TASK_HEADS:
+            task = task_names.from_json(
+                config.family, body, head, found.outputs, str(path)
+            )
     params = read_params(found)
     check_tied(folder, config.family, found)
-    return Imported(config, params, tokenizer, notes)
+    return Imported(config, params, tokenizer, notes, task)
 
 
 def _load_tokenizer(

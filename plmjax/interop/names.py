@@ -7,12 +7,11 @@ not have are left out, so that one table serves all sizes of a family. A publish
 family is a row of FAMILIES.
 """
 
-import functools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
+from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
@@ -184,7 +183,21 @@ def _roberta(name: str) -> Family:
     )
 
 
-FAMILIES: dict[str, Family] = {
+def _with_tasks(name: str, family: Family) -> Family:
+    """Returns the family with the heads of fine-tuning."""
+    heads, classes = {}, {}
+    for head, (pooler, classifier) in MODULES.get(name, {}).items():
+        rows: list[Row] = [("classifier", classifier, DENSE)]
+        if pooler is not None:
+            rows.append(("pooler/dense", pooler, DENSE))
+        heads[head] = rows
+        classes[head,] = family.classes[()].removesuffix("Model") + CLASSES[head]
+    return family._replace(
+        heads={**family.heads, **heads}, classes={**family.classes, **classes}
+    )
+
+
+_PRETRAINED: dict[str, Family] = {
     "bert": Family(
         prefix="bert.",
         encoder=_BERT,
@@ -302,22 +315,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# What the first TensorFlow conversions called LayerNorm's leaves.
-_OLD_LEAVES = {".gamma": ".weight", ".beta": ".bias"}
-
-# Names that give a family away; the first match wins.
-_FOOTPRINTS = (
-    (r"^roberta\.|^lm_head\.layer_norm", "RoBERTa"),
-    (r"^distilbert\.|(^|\.)transformer\.layer\.\d+\.attention\.q_lin", "DistilBERT"),
-    (r"^albert\.|albert_layer_groups", "ALBERT"),
-    (r"^deberta\.|rel_embeddings", "DeBERTa"),
-    (r"^electra\.|discriminator_predictions|generator_predictions", "ELECTRA"),
-    (r"(^|\.)h\.\d+\.(attn|mlp)\.", "GPT-2"),
-    (r"(encoder|decoder)\.block\.\d+\.", "T5"),
-    (r"Wqkv|mlp\.Wi", "ModernBERT"),
-    (r"^model\.layers\.\d+\.self_attn", "Llama or a relative"),
-    (r"^bert\.|^cls\.predictions", "BERT"),
-)
+FAMILIES = {name: _with_tasks(name, family) for name, family in _PRETRAINED.items()}
 
 
 def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...]]:
@@ -377,40 +375,3 @@ def _layer(config: EncoderConfig, name: str, block: int) -> int:
     if config.sharing in (part, "all"):
         return layer * config.groups // config.layers
     return layer
-
-
-def modern_name(family: str, name: str, names: Iterable[str]) -> str:
-    """Returns what `FAMILIES` calls a tensor of a file that holds `names`.
-
-    Mends gamma and beta, the names of other code, and the missing prefix of a
-    checkpoint of the bare encoder.
-    """
-    found = FAMILIES[family]
-    for old, new in _OLD_LEAVES.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    for pattern, replacement in found.aliases:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    token = found.encoder[0][1] + ".weight"
-    bare = token in names and found.prefix + token not in names
-    if bare and name not in _outside(family):
-        return found.prefix + name
-    return name
-
-
-@functools.cache
-def _outside(family: str) -> frozenset[str]:
-    """Returns the names of a family that have no prefix."""
-    found = FAMILIES[family]
-    heads = {e.theirs for head in found.heads for e in head_entries(family, head)}
-    return frozenset(heads | found.tied.keys())
-
-
-def guess_family(names: Iterable[str]) -> str | None:
-    """Returns the family whose footprints the names show, or None."""
-    names = list(names)
-    for pattern, family in _FOOTPRINTS:
-        if any(re.search(pattern, name) for name in names):
-            return family
-    return None

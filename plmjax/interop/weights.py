@@ -14,59 +14,73 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.interop.foreign_names import guess_family, modern_name
 from plmjax.interop.names import (
     FAMILIES,
     Entry,
     architecture,
     blocks,
     entries,
-    guess_family,
     head_entries,
-    modern_name,
 )
 from plmjax.interop.safetensors_file import Tensor, read_tensor, refusal
 from plmjax.models import EncoderConfig
 from plmjax.models.heads import HEADS, init_model
+from plmjax.models.task_heads import TASK_HEADS, init_head
 from plmjax.tree import flatten, unflatten
 
 MIX_UP = "Give a folder whose config.json, weights and tokenizer belong together."
 _INPUTS = ("tokens", "segments", "positions", "types")
+_CLASSIFIER = re.compile(rf"({'|'.join(TASK_HEADS)})/classifier/.*")
 
 
 class Found(NamedTuple):
     """The tensors of a checkpoint: {modern name: (name in the file, tensor)}.
 
-    `heads` are those that it has whole; `wanted` is what is to be read.
+    `heads` are those that it has whole, `outputs` how many scores one of fine-tuning
+    gives (0 without one); `wanted` is what is to be read.
     """
 
     tensors: dict[str, tuple[str, Tensor]]
     heads: tuple[str, ...]
     wanted: list[Entry]
+    outputs: int
 
 
 @functools.lru_cache(maxsize=32)
 def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns {our name: shape} of a model, of which only layer 0 is named."""
+    """Returns {our name: shape} of a model, of which only layer 0 is named.
+
+    The heads of fine-tuning stand there with one output.
+    """
     # One layer stands for all: the cost does not depend on what a file claims.
     one = dataclasses.replace(config, layers=1, sharing="none", groups=1)
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    params = jax.eval_shape(
-        lambda key, batch: init_model(one, key, batch, HEADS),
-        jax.random.key(0),
-        dict.fromkeys(_INPUTS, ids),
-    )
+
+    def init(key, batch):
+        tasks = [head for head in TASK_HEADS if head in FAMILIES[config.family].heads]
+        params = init_model(one, key, batch, HEADS)
+        return params | {head: init_head(one, head, 1, key) for head in tasks}
+
+    params = jax.eval_shape(init, jax.random.key(0), dict.fromkeys(_INPUTS, ids))
     return {name: leaf.shape for name, leaf in flatten(params).items()}
 
 
-def _our_shape(config: EncoderConfig, name: str) -> tuple[int, ...] | None:
+def _our_shape(
+    config: EncoderConfig, name: str, outputs: int = 1
+) -> tuple[int, ...] | None:
     found = shapes(config)
     name = re.sub(r"/layer_\d+/", "/layer_0/", name)
-    return found[name] if name in found else None
+    if name not in found:
+        return None
+    if _CLASSIFIER.fullmatch(name):
+        return (*found[name][:-1], outputs)
+    return found[name]
 
 
-def _their_shape(config: EncoderConfig, entry: Entry) -> tuple[int, ...]:
+def _their_shape(config: EncoderConfig, entry: Entry, outputs: int) -> tuple[int, ...]:
     """Returns the shape that Hugging Face gives the entry's tensor."""
-    first = _our_shape(config, entry.ours[0])
+    first = _our_shape(config, entry.ours[0], outputs)
     assert first is not None
     shape = (*first[:-1], first[-1] * len(entry.ours))
     return shape[::-1] if entry.transposed else shape
@@ -81,8 +95,12 @@ def model_entries(config: EncoderConfig, heads: Iterable[str]) -> list[Entry]:
     ]
 
 
-def to_tensors(config: EncoderConfig, params: dict) -> tuple[dict, dict]:
+def to_tensors(
+    config: EncoderConfig, params: dict, outputs: int = 0
+) -> tuple[dict, dict]:
     """Returns a model's tensors by name, and those that no class of theirs holds.
+
+    `outputs` is how many scores a head of fine-tuning gives.
 
     Raises:
       PlmjaxError: the parameters are not the config's (code 4) or not finite (6).
@@ -92,7 +110,7 @@ def to_tensors(config: EncoderConfig, params: dict) -> tuple[dict, dict]:
     flat, used = flatten(params), set()
     places: tuple[dict, dict] = {}, {}
     for entry in model_entries(config, heads):
-        arrays = [_checked(config, flat, name) for name in entry.ours]
+        arrays = [_checked(config, flat, name, outputs) for name in entry.ours]
         used.update(entry.ours)
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         room = entry.ours[0].split("/")[0]
@@ -108,10 +126,10 @@ def to_tensors(config: EncoderConfig, params: dict) -> tuple[dict, dict]:
     return places
 
 
-def _checked(config: EncoderConfig, flat: dict, name: str) -> np.ndarray:
+def _checked(config: EncoderConfig, flat: dict, name: str, outputs: int) -> np.ndarray:
     if name not in flat:
         raise refusal(f"the parameters lack {name}.", "Export a pretrained model.")
-    array, shape = np.asarray(flat[name]), _our_shape(config, name)
+    array, shape = np.asarray(flat[name]), _our_shape(config, name, outputs)
     if array.dtype != np.float32 or array.shape != shape:
         raise refusal(
             f"{name} is {array.dtype}{list(array.shape)}, not "
@@ -165,10 +183,20 @@ def choose(
             "If this is Microsoft's model, its vocabulary head guesses well only "
             "behind an enhanced mask decoder, which plmjax has not: train it further."
         )
-    _check_all(folder, config, tensors, found, wanted, known)
+    outputs = _outputs(wanted, found)
+    _check_all(folder, config, tensors, found, wanted, known, outputs)
     for dtype in sorted({tensor.dtype for _, tensor in found.values()} - {"F32"}):
         notes.append(f"Weights stored as {dtype} became float32.")
-    return Found(found, heads, wanted)
+    return Found(found, heads, wanted, outputs)
+
+
+def _outputs(wanted: Iterable[Entry], found: dict) -> int:
+    """Returns how many scores a head of fine-tuning gives; 0 without one."""
+    for entry in wanted:
+        if _CLASSIFIER.fullmatch(entry.ours[0]) and entry.theirs in found:
+            shape = found[entry.theirs][1].shape
+            return shape[0] if shape else 0
+    return 0
 
 
 def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
@@ -201,6 +229,11 @@ def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
             has = all(held) if head == "pair" else any(held)
         if has:
             heads.append(head)
+    # Several classes call their heads alike; only the name tells which it is.
+    for head in TASK_HEADS:
+        if head in family.heads and named == [family.classes[head,]]:
+            entries = head_entries(config.family, head)
+            heads += [head] if any(entry.theirs in found for entry in entries) else []
     return tuple(heads)
 
 
@@ -215,7 +248,7 @@ def _split_off_ignored(found: dict, known, ignored) -> dict[str, str]:
     return {what: ", ".join(names) for what, names in left_out.items()}
 
 
-def _check_all(folder: Path, config: EncoderConfig, tensors, found, wanted, known):
+def _check_all(folder: Path, config, tensors, found, wanted, known, outputs: int):
     problems = [f"missing {e.theirs}" for e in wanted if e.theirs not in found]
     problems += [
         f"unexpected {name}" for key, (name, _) in found.items() if key not in known
@@ -223,7 +256,7 @@ def _check_all(folder: Path, config: EncoderConfig, tensors, found, wanted, know
     for entry in wanted:
         if entry.theirs in found:
             held = found[entry.theirs][1].shape
-            shape = _their_shape(config, entry)
+            shape = _their_shape(config, entry, outputs)
             if held != shape:
                 problems.append(f"{entry.theirs} is {list(held)}, not {list(shape)}")
     if problems:

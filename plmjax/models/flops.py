@@ -29,3 +29,9 @@ def vocabulary_flops(config: EncoderConfig, positions: int) -> float:
 def detector_flops(config: EncoderConfig, positions: int) -> float:
     """Returns the matrix FLOPs of training the detector head on some positions."""
     return 3.0 * positions * 2 * config.width * (config.width + 1)
+
+
+def task_flops(config: EncoderConfig, positions: int, pooled: bool, outputs: int):
+    """Returns the matrix FLOPs of training a head of fine-tuning on some positions."""
+    inner = config.width if pooled else 0
+    return 3.0 * positions * 2 * config.width * (inner + outputs)

@@ -1,12 +1,14 @@
 """What stands on an encoder: vocabulary, pair and detector heads, and all at once.
 
 A model is {"encoder": ...} and its heads by name: "head" (vocabulary), "pair"
-(next-sentence or sentence-order), "detector" (was this token replaced?).
+(next-sentence or sentence-order), "detector" (was this token replaced?). Those of
+fine-tuning are in task_heads.
 
 Legend: B rows, L tokens a row, K chosen positions, P documents a row, T chosen tokens,
 H width, E embedding width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -41,15 +43,20 @@ class VocabularyHead(nn.Module):
         return affine(x_TE, table_VE.T, bias, config.dtype)
 
 
+def tanh(x: jax.Array) -> jax.Array:
+    """The hyperbolic tangent in float32, rounded to x's dtype."""
+    return jnp.tanh(x.astype(jnp.float32)).astype(x.dtype)
+
+
 class Pooler(nn.Module):
     """The first token's state through a dense layer and tanh; [B, H] -> [B, H]."""
 
     config: EncoderConfig
+    activation: Callable[[jax.Array], jax.Array] = tanh
 
     @nn.compact
     def __call__(self, x_BH: jax.Array) -> jax.Array:
-        y_BH = dense(self.config, self.config.width, "dense")(x_BH)
-        return jnp.tanh(y_BH.astype(jnp.float32)).astype(y_BH.dtype)
+        return self.activation(dense(self.config, self.config.width, "dense")(x_BH))
 
 
 class PairHead(nn.Module):

@@ -5,9 +5,11 @@ from plmjax.objectives.clm import CLMConfig, clm
 from plmjax.objectives.distill import DistillConfig, distill
 from plmjax.objectives.electra import ElectraConfig, electra
 from plmjax.objectives.mlm import MLMConfig, mlm
+from plmjax.objectives.supervised import SupervisedConfig, supervised
 
 # Each makes an objective of its block, the encoder that the model block names, and
-# what it needs to know of the tokenizer.
+# what it needs to know of the tokenizer. Fine-tuning, `supervised`, asks for the task
+# in the place of the tokenizer's pieces, and so is none of them.
 OBJECTIVES = {"mlm": mlm, "clm": clm, "electra": electra, "distill": distill}
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "Objective",
     "Part",
     "Pieces",
+    "SupervisedConfig",
     "clm",
     "distill",
     "electra",
     "mlm",
+    "supervised",
 ]

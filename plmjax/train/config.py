@@ -1,6 +1,7 @@
 """The blocks of a config that training reads: optimizer, schedule, mesh, intervals."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from plmjax import PlmjaxError
@@ -29,6 +30,16 @@ class OptimizerConfig:
     no_decay: str = r".*/(bias|scale)"
     # Gradients longer than this are scaled down to it; none: no clipping.
     clip_norm: float | None = 1.0
+    # Of the rate, each layer has this share of the one above it; heads have all of it.
+    layer_decay: float = 1.0
+    # ((regex, factor), ...): the first that matches a leaf's whole name scales its
+    # rate, and each leaf must have one; none: all factors are 1.
+    rates: tuple = ()
+    # What does not learn: "encoder", or the embeddings and so many layers above them.
+    freeze: int | Literal["encoder"] | None = None
+    # The heads learn first, then one more layer after each so many steps, the
+    # embeddings last (Howard & Ruder 2018, arXiv:1801.06146); none: all from the start.
+    unfreeze_every_steps: int | None = None
 
     def __post_init__(self):
         rate = self.learning_rate
@@ -44,6 +55,48 @@ class OptimizerConfig:
             clip is None or clip > 0,
             f"train.optimizer.clip_norm is {clip}; it must be > 0, or none.",
         )
+        decay = self.layer_decay
+        _require(
+            0 < decay <= 1,
+            f"train.optimizer.layer_decay is {decay}; it must be in (0, 1].",
+        )
+        for rule in self.rates:
+            self._check_rate(rule)
+        frozen = self.freeze
+        _require(
+            not isinstance(frozen, int) or frozen >= 0,
+            f"train.optimizer.freeze is {frozen}; it must be a number of layers, "
+            "'encoder', or none.",
+        )
+        every = self.unfreeze_every_steps
+        _require(
+            every is None or every >= 1,
+            f"train.optimizer.unfreeze_every_steps is {every}; it must be at least 1, "
+            "or none.",
+        )
+        _require(
+            every is None or frozen is None,
+            f"train.optimizer.freeze={frozen} and unfreeze_every_steps={every} both "
+            "say when layers learn.",
+            "Give one of them.",
+        )
+
+    def _check_rate(self, rule) -> None:
+        _require(
+            isinstance(rule, tuple)
+            and len(rule) == 2
+            and isinstance(rule[0], str)
+            and type(rule[1]) in (int, float)
+            and rule[1] >= 0,
+            f"train.optimizer.rates has {rule!r}; each must be (regex, factor >= 0).",
+            "For example (('encoder/.*', 0.1), ('.*', 1.0)).",
+        )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise PlmjaxError(
+                f"train.optimizer.rates: {rule[0]!r} is no regex: {error}."
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import re
 import optax
 
 from plmjax import tree
+from plmjax.train import groups
 from plmjax.train.config import OptimizerConfig
 
 
@@ -24,11 +25,25 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     def mask(params):
         return decayed(config, params)
 
-    parts = []
+    def direction() -> list[optax.GradientTransformation]:
+        parts = [
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            optax.add_decayed_weights(config.weight_decay, mask=mask),
+        ]
+        if config.kind == "lamb":
+            parts.append(optax.masked(optax.scale_by_trust_ratio(), mask))
+        return parts
+
+    parts, grouped = [], groups.is_grouped(config)
     if config.clip_norm is not None:
+        if grouped:
+            # What does not learn yet must not shorten the others' gradients.
+            parts.append(groups.apart(config, optax.identity))
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
-    parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
-    if config.kind == "lamb":
-        parts.append(optax.masked(optax.scale_by_trust_ratio(), mask))
+    if grouped:
+        parts.append(groups.apart(config, lambda: optax.chain(*direction())))
+    else:
+        parts += direction()
+    if config.layer_decay != 1 or config.rates:
+        parts.append(groups.scaled(config))
     return optax.chain(*parts)

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from plmjax import PlmjaxError, tree
+from plmjax.models.heads import HEADS
+from plmjax.models.task_heads import TASK_HEADS
 from plmjax.train.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
@@ -110,7 +112,7 @@ def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
 
 # Fields of the state that ZeRO-1 divides.
 _UPDATED = ("moments/", "average/")
-_ROOTS = ("encoder/", "head/", "pair/", "detector/")
+_ROOTS = ("encoder/", *(f"{head}/" for head in (*HEADS, *TASK_HEADS)))
 
 
 def shardings(mesh: Mesh, state, zero1: bool = False):

@@ -1,0 +1,91 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): only a product of two thin matrices learns.
+
+A kernel W [I, O] of the encoder becomes W + alpha / rank * A [I, r] @ B [r, O]. W stays
+in `frozen`, without gradient or optimizer state; what is exported has the sum.
+"""
+
+import dataclasses
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError, tree
+from plmjax.objectives import Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which kernels get an adapter, and how wide it is."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    # A regex of whole names.
+    targets: str = r"encoder/layer_\d+/attention/(query|value)/kernel"
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise PlmjaxError(f"lora.rank is {self.rank}; it must be at least 1.")
+
+
+def base(params: dict) -> dict:
+    """Returns what `lora` needs in `frozen`: the encoder at the start."""
+    return {"base": {"encoder": params["encoder"]}}
+
+
+def lora(objective: Objective, config: LoraConfig) -> Objective:
+    """Returns the objective whose parameters are the adapters, "lora", and the heads.
+
+    `frozen` must hold `base` of the start. Its parts ask for what `merged` returns.
+    """
+
+    def init(key, batch):
+        params = dict(objective.init(key, batch))
+        encoder = params.pop("encoder")
+        return {"lora": adapters(config, encoder, key)} | params
+
+    def loss(params, frozen, batch, key, train):
+        whole = merged(config, params, frozen)
+        return objective.loss(whole, frozen, batch, key, train)
+
+    return objective._replace(init=init, loss=loss)
+
+
+def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:
+    """Returns fresh A and B of the targets by name; B is 0, so nothing changes yet.
+
+    Raises:
+      PlmjaxError: no kernel of the encoder is meant.
+    """
+    found = {}
+    for name, x in tree.flatten({"encoder": encoder}).items():
+        if re.fullmatch(config.targets, name) and len(x.shape) == 2:
+            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            drawn = jax.random.normal(own, (x.shape[0], config.rank), jnp.float32)
+            found[f"{name}/a"] = drawn * jnp.float32(x.shape[0] ** -0.5)
+            found[f"{name}/b"] = jnp.zeros((config.rank, x.shape[1]), jnp.float32)
+    if not found:
+        raise PlmjaxError(
+            f"lora.targets={config.targets!r} matches no kernel of the encoder.",
+            hint="Kernels have names such as encoder/layer_0/attention/query/kernel.",
+        )
+    return tree.unflatten(found)
+
+
+def merged(config: LoraConfig, params: dict, frozen: dict) -> dict:
+    """Returns the parameters of the plain model: the adapters added to their kernels.
+
+    In float32, so that what is exported is what was trained.
+    """
+    thin, scale = tree.flatten(params["lora"]), jnp.float32(config.alpha / config.rank)
+    whole = {}
+    for name, x in tree.flatten(frozen["base"]).items():
+        if f"{name}/a" in thin:
+            product = jnp.matmul(
+                thin[f"{name}/a"], thin[f"{name}/b"], precision="highest"
+            )
+            x = x + scale * product
+        whole[name] = x
+    heads = {name: head for name, head in params.items() if name != "lora"}
+    return tree.unflatten(whole) | heads

@@ -1,0 +1,162 @@
+"""Where fine-tuning starts: a pretrained encoder, cut or made anew in part, a new head.
+
+New layers and poolers are drawn as for pretraining, from a seed of their own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import PlmjaxError, tree
+from plmjax.evaluate.model import Model
+from plmjax.interop.names import head_entries
+from plmjax.models import EncoderConfig, task_heads
+from plmjax.models.task_heads import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """What is kept of a pretrained model."""
+
+    # Only the first so many layers; none: all.
+    layers: int | None = None
+    # The last so many of them are drawn anew (Zhang et al. 2021, arXiv:2006.05987).
+    reinit_layers: int = 0
+    # The pooler is drawn anew even where the model brings one.
+    reinit_pooler: bool = False
+
+    def __post_init__(self):
+        if self.layers is not None and self.layers < 1:
+            raise PlmjaxError(
+                f"start.layers is {self.layers}; it must be at least 1.",
+                hint="Leave it out to keep all layers.",
+            )
+        if self.reinit_layers < 0:
+            raise PlmjaxError(
+                f"start.reinit_layers is {self.reinit_layers}; it must not be negative."
+            )
+
+
+def start(
+    model: Model, task: Task, config: StartConfig, seed: int
+) -> tuple[EncoderConfig, dict]:
+    """Returns the encoder and parameters that fine-tuning starts from, as numpy.
+
+    The classifier is always new; a pooler is the model's where it has one that
+    transformers, too, would take over for this head.
+
+    Raises:
+      PlmjaxError: the family has no such head, or fewer layers than are asked for.
+    """
+    task_heads.check(model.encoder)
+    encoder = _cut(model, config)
+    anew = _new_layers(encoder, config)
+    theirs = tree.flatten(model.params)
+    taken = {} if config.reinit_pooler else _pooler(model, task)
+    taken |= {
+        name: name
+        for name in theirs
+        if name.startswith("encoder/")
+        and _layer(name) < encoder.layers
+        and not anew.fullmatch(name)
+    }
+    found = {name: np.asarray(theirs[source]) for name, source in taken.items()}
+    return encoder, tree.unflatten(found | _fresh(encoder, task, seed, taken.keys()))
+
+
+def _fresh(
+    encoder: EncoderConfig, task: Task, seed: int, taken: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Returns fresh leaves by name, but for those that are taken."""
+    names = ("tokens", "segments", "positions", "types")
+    shape = (1, 1, 1) if task.head == "choices" else (1, 1)
+    batch = {name: jnp.ones(shape, jnp.int32) for name in names}
+
+    # What is not returned is neither drawn nor compiled.
+    @jax.jit
+    def init(key):
+        fresh = tree.flatten(task_heads.init_model(encoder, task, key, batch))
+        return {name: leaf for name, leaf in fresh.items() if name not in taken}
+
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def _layer(name: str) -> int:
+    """Returns the number of the layer that a leaf is of; -1 for others."""
+    found = re.match(r"encoder/layer_(\d+)/", name)
+    return int(found[1]) if found else -1
+
+
+def _cut(model: Model, config: StartConfig) -> EncoderConfig:
+    """Returns the encoder with as many layers as are kept."""
+    encoder, kept = model.encoder, config.layers
+    if kept is None or kept == encoder.layers:
+        return encoder
+    if kept > encoder.layers:
+        raise PlmjaxError(
+            f"start.layers={kept}, but {model.name} has only {encoder.layers} layers.",
+            hint=f"Keep at most {encoder.layers}.",
+        )
+    # With one set, each layer is the first; several are spread over all layers.
+    if encoder.sharing != "none" and encoder.groups > 1:
+        raise PlmjaxError(
+            f"{model.name} spreads {encoder.groups} sets of parameters over its "
+            f"{encoder.layers} layers; the first {kept} alone would have others.",
+            hint="Leave start.layers out.",
+        )
+    return dataclasses.replace(encoder, layers=kept)
+
+
+def _new_layers(encoder: EncoderConfig, config: StartConfig) -> re.Pattern:
+    """Returns a regex of the names that are drawn anew."""
+    count = config.reinit_layers
+    if count > encoder.layers:
+        raise PlmjaxError(
+            f"start.reinit_layers={count}, but there are only {encoder.layers} layers.",
+            hint=f"Draw at most {encoder.layers} anew.",
+        )
+    if count and encoder.sharing != "none":
+        raise PlmjaxError(
+            f"start.reinit_layers={count} would draw all layers anew: they share their "
+            "parameters.",
+            hint="Leave it out for this model.",
+        )
+    last = range(encoder.layers - count, encoder.layers)
+    # Without any, nothing matches.
+    return re.compile(rf"encoder/layer_({'|'.join(map(str, last)) or '(?!)'})/.*")
+
+
+def _pooler(model: Model, task: Task) -> dict[str, str]:
+    """Returns {name in the new head: name in the model} of the pooler's leaves.
+
+    Two heads have one pooler where transformers calls both the same.
+    """
+    family = model.encoder.family
+    held = tree.flatten(model.params)
+    wanted = {
+        entry.theirs: entry.ours[0]
+        for entry in head_entries(family, task.head)
+        if "/pooler/" in entry.ours[0]
+    }
+    found = {}
+    for head in model.params.keys() - {"encoder"}:
+        for entry in head_entries(family, head):
+            if entry.theirs in wanted and entry.ours[0] in held:
+                found[wanted[entry.theirs]] = entry.ours[0]
+    return found
+
+
+def describe(model: Model, task: Task, config: StartConfig) -> str:
+    """Returns a sentence that says what is taken over and what is new."""
+    new = ["classifier"]
+    if task.head in task_heads.POOLERS:
+        kept = not config.reinit_pooler and _pooler(model, task)
+        new += [] if kept else ["pooler"]
+    if config.reinit_layers:
+        new.append(f"the last {config.reinit_layers} layers")
+    layers = "" if config.layers is None else f", its first {config.layers} layers"
+    return f"Start weights: {model.name}{layers}; new: {', '.join(new)}."

@@ -1,0 +1,170 @@
+"""What transformers calls the heads of fine-tuning, and their keys in config.json."""
+
+from typing import Any
+
+from plmjax import PlmjaxError
+from plmjax.interop.safetensors_file import refusal
+from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import Task
+
+# What follows the family's name in the class of a head.
+CLASSES = {
+    "sequence": "ForSequenceClassification",
+    "tags": "ForTokenClassification",
+    "answers": "ForQuestionAnswering",
+    "choices": "ForMultipleChoice",
+}
+_Modules = dict[str, tuple[str | None, str]]
+_TAGS: _Modules = {"tags": (None, "classifier"), "answers": (None, "qa_outputs")}
+_ROBERTA: _Modules = _TAGS | {
+    "sequence": ("classifier.dense", "classifier.out_proj"),
+    "choices": ("roberta.pooler.dense", "classifier"),
+}
+
+
+def _pooled(pooler: str) -> _Modules:
+    both = (pooler, "classifier")
+    return {**_TAGS, "sequence": both, "choices": both}
+
+
+# {family: {head: (its pooler, its classifier)}}.
+MODULES: dict[str, _Modules] = {
+    "bert": _pooled("bert.pooler.dense"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "albert": _pooled("albert.pooler"),
+    "distilbert": _pooled("pre_classifier"),
+    "electra": _TAGS
+    | {
+        "sequence": ("classifier.dense", "classifier.out_proj"),
+        "choices": ("sequence_summary.summary", "classifier"),
+    },
+    "deberta-v2": _pooled("pooler.dense"),
+}
+# The key of the classifier's dropout. DistilBERT's tags and most answers have none of
+# their own.
+_DROPOUT_KEY = {
+    "bert": "classifier_dropout",
+    "roberta": "classifier_dropout",
+    "xlm-roberta": "classifier_dropout",
+    "albert": "classifier_dropout_prob",
+    "electra": "classifier_dropout",
+    "deberta-v2": "cls_dropout",
+    ("distilbert", "sequence"): "seq_classif_dropout",
+    ("distilbert", "choices"): "seq_classif_dropout",
+    ("distilbert", "answers"): "qa_dropout",
+    ("electra", "choices"): "summary_last_dropout",
+}
+_PROBLEMS = {
+    "classes": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+# Of poolers that transformers can be told to vary: {(family, head): {key: the only
+# value that plmjax has, and transformers' default}}.
+_DEBERTA_POOLER = {"pooler_hidden_act": "gelu"}
+_FIXED: dict[tuple[str, str], dict[str, Any]] = {
+    ("deberta-v2", "sequence"): _DEBERTA_POOLER,
+    ("deberta-v2", "choices"): _DEBERTA_POOLER,
+    ("electra", "choices"): {
+        "summary_type": "first",
+        "summary_use_proj": True,
+        "summary_activation": "gelu",
+    },
+}
+
+
+def _dropout_key(family: str, head: str) -> str | None:
+    usual = None if head == "answers" else _DROPOUT_KEY.get(family)
+    return _DROPOUT_KEY.get((family, head), usual)
+
+
+def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
+    """Returns what config.json says of a task, beside the class.
+
+    A dropout for which the class has no key is not written: it shapes training alone.
+    """
+    body: dict[str, Any] = {}
+    if task.kind in _PROBLEMS:
+        body["problem_type"] = _PROBLEMS[task.kind]
+    if task.head in ("sequence", "tags"):
+        labels = task.labels or ("LABEL_0",)
+        body["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        body["label2id"] = {label: i for i, label in enumerate(labels)}
+    key = _dropout_key(config.family, task.head)
+    if task.dropout is not None and key is not None:
+        body[key] = task.dropout
+    return body
+
+
+def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> Task:
+    """Returns the task of a head that gives so many scores.
+
+    Raises:
+      PlmjaxError (code 4): config.json and the head contradict each other.
+    """
+    for key, only in _FIXED.get((family, head), {}).items():
+        if body.get(key, only) != only:
+            raise refusal(
+                f"{where}: {key} is {body[key]!r}; plmjax has only {only!r}.",
+                "Use another model.",
+            )
+    kind = _kind(body, head, outputs, where)
+    labels: tuple[str, ...] = ()
+    if kind in ("classes", "multilabel", "tags"):
+        labels = _labels(body, outputs, where)
+    dropout = body.get(_dropout_key(family, head) or "")
+    if dropout is not None and (
+        type(dropout) not in (int, float) or not 0 <= dropout < 1
+    ):
+        raise refusal(
+            f"{where}: the classifier's dropout is {dropout!r}; it must be a number in "
+            "[0, 1).",
+            "Mend the file.",
+        )
+    try:
+        return Task(kind, labels, None if dropout is None else float(dropout))
+    except PlmjaxError as error:
+        raise refusal(f"{where}: {error.message}", "Mend id2label.") from error
+
+
+def _kind(body: dict, head: str, outputs: int, where: str) -> Any:
+    fixed = {"answers": 2, "choices": 1}
+    if outputs != fixed.get(head, outputs):
+        raise refusal(
+            f"{where}: the head of {CLASSES[head]} has {outputs} outputs, not "
+            f"{fixed[head]}.",
+            "Use another model.",
+        )
+    if head != "sequence":
+        return head
+    problem = body.get("problem_type")
+    if problem is None:
+        # As transformers decides where the file does not say it.
+        return "regression" if outputs == 1 else "classes"
+    for kind, name in _PROBLEMS.items():
+        if problem == name and (kind != "regression" or outputs == 1):
+            return kind
+    raise refusal(
+        f"{where}: problem_type is {problem!r} with {outputs} outputs, which plmjax "
+        "has not.",
+        "Mend the file.",
+    )
+
+
+def _labels(body: dict, outputs: int, where: str) -> tuple[str, ...]:
+    named = body.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{i}" for i in range(outputs))
+    wanted = {str(i) for i in range(outputs)}
+    if (
+        not isinstance(named, dict)
+        or named.keys() != wanted
+        or not all(isinstance(label, str) for label in named.values())
+    ):
+        raise refusal(
+            f"{where}: id2label does not name the {outputs} outputs of the head, from "
+            f'"0" to "{outputs - 1}".',
+            "Mend the file.",
+        )
+    return tuple(named[str(i)] for i in range(outputs))

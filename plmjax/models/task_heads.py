@@ -1,0 +1,214 @@
+"""Heads of fine-tuning, each as transformers' class of the family has it.
+
+A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one answer a
+row), "tags" (one a token), "answers" (where an answer begins and ends) or "choices"
+(which of several rows). Their leaves are pooler/dense and classifier in every family.
+
+Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O what
+the head gives for each of T.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.models import heads
+from plmjax.models.config import EncoderConfig
+from plmjax.models.heads import Batch, Pooler, tanh
+from plmjax.models.layers import dense, dropout, gelu
+from plmjax.models.noise import Noise
+
+HEAD_OF = {
+    "classes": "sequence",
+    "multilabel": "sequence",
+    "regression": "sequence",
+    "tags": "tags",
+    "answers": "answers",
+    "choices": "choices",
+}
+TASK_HEADS = ("sequence", "tags", "answers", "choices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a model is fine-tuned for.
+
+    `labels` names the classes, labels or tags, or the choices of a row where they are
+    the same everywhere; regression and answers have none. `dropout` is that before the
+    classifier, None for what the class of the family has by default.
+    """
+
+    kind: Literal["classes", "multilabel", "regression", "tags", "answers", "choices"]
+    labels: tuple[str, ...] = ()
+    dropout: float | None = None
+
+    def __post_init__(self):
+        count = len(self.labels)
+        # Of one class there is nothing to choose; one label may be there or not.
+        least = {"classes": 2, "tags": 2, "multilabel": 1}.get(self.kind, 0)
+        if count < least or (count and self.kind in ("regression", "answers")):
+            raise PlmjaxError(
+                f"a task of kind {self.kind} has {count} labels; it needs "
+                + (f"at least {least}." if least else "none."),
+                hint="Check the labels in the data.",
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise PlmjaxError(
+                f"the labels of a task are not distinct: {', '.join(self.labels)}.",
+                hint="Give each label one name.",
+            )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise PlmjaxError(
+                f"the dropout of the classifier is {self.dropout}; it must be in "
+                "[0, 1)."
+            )
+
+    @property
+    def head(self) -> str:
+        return HEAD_OF[self.kind]
+
+    @property
+    def outputs(self) -> int:
+        """How many scores the head gives for a row, token or choice."""
+        fixed = {"regression": 1, "answers": 2, "choices": 1}
+        return fixed.get(self.kind) or len(self.labels)
+
+
+class Pooling(NamedTuple):
+    """The activation of a pooler, and whether dropout stands before it, too."""
+
+    activation: Callable
+    drops_before: bool = False
+
+
+_TANH, _GELU, _RELU = Pooling(tanh), Pooling(gelu), Pooling(jax.nn.relu)
+# What a family makes of the first token, for the heads with one answer a row. ELECTRA's
+# and DeBERTa's GELU and DistilBERT's ReLU do not follow the activation of the layers.
+POOLERS: dict[str, dict[str, Pooling]] = {
+    "sequence": {
+        "bert": _TANH,
+        "roberta": Pooling(tanh, drops_before=True),
+        "xlm-roberta": Pooling(tanh, drops_before=True),
+        "albert": _TANH,
+        "distilbert": _RELU,
+        "electra": Pooling(gelu, drops_before=True),
+        "deberta-v2": _GELU,
+    },
+    "choices": {
+        "bert": _TANH,
+        "roberta": _TANH,
+        "xlm-roberta": _TANH,
+        "albert": _TANH,
+        "distilbert": _RELU,
+        "electra": _GELU,
+        "deberta-v2": _GELU,
+    },
+}
+# The classifier's dropout, where it is not that of the layers.
+_DROPOUT = {
+    ("distilbert", "sequence"): 0.2,
+    ("distilbert", "choices"): 0.2,
+    ("distilbert", "answers"): 0.1,
+    ("albert", "sequence"): 0.1,
+    ("albert", "tags"): 0.1,
+    ("albert", "choices"): 0.1,
+    ("electra", "choices"): 0.1,
+}
+
+
+def default_dropout(config: EncoderConfig, head: str) -> float:
+    """Returns the dropout before the classifier that transformers has by default."""
+    usual = 0.0 if head == "answers" else config.dropout
+    return _DROPOUT.get((config.family, head), usual)
+
+
+class TaskHead(nn.Module):
+    """Dropout and a dense layer, behind a pooler where a row gets one answer.
+
+    [T, H] -> float32 [T, outputs]. Dropout draws from sites of its own.
+    """
+
+    config: EncoderConfig
+    head: str
+    outputs: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_TH: jax.Array, noise: Noise | None = None) -> jax.Array:
+        config = self.config
+        if self.head in POOLERS:
+            pooling = POOLERS[self.head][config.family]
+            if pooling.drops_before:
+                x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")
+            x_TH = Pooler(config, pooling.activation, name="pooler")(x_TH)
+        x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/classifier")
+        return dense(config, self.outputs, "classifier")(x_TH).astype(jnp.float32)
+
+
+def check(config: EncoderConfig) -> None:
+    """Raises PlmjaxError for a family that has no heads of fine-tuning."""
+    if config.family not in POOLERS["sequence"]:
+        raise PlmjaxError(
+            f"a {config.family} has no head to fine-tune in plmjax.",
+            hint=f"Take one of {', '.join(POOLERS['sequence'])}.",
+        )
+
+
+def init_head(config: EncoderConfig, head: str, outputs: int, key: jax.Array) -> dict:
+    """Returns fresh parameters of a head; `key` is a jax PRNG key."""
+    x_TH = jnp.zeros((1, config.width), config.dtype)
+    made: Any = TaskHead(config, head, outputs).init(key, x_TH)
+    return made["params"]
+
+
+def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) -> dict:
+    """Returns fresh parameters of an encoder and the task's head."""
+    keys = jax.random.split(key)
+    params = heads.init_model(config, keys[0], _rows(config, task, batch), ())
+    return params | {task.head: init_head(config, task.head, task.outputs, keys[1])}
+
+
+def task_logits(
+    config: EncoderConfig, task: Task, params: dict, batch: Batch, noise: Noise | None
+) -> jax.Array:
+    """Returns the float32 scores of a batch; dropout is on with noise alone.
+
+    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
+    which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L].
+    """
+    rows = _rows(config, task, batch)
+    x_BLH = heads.encode(config, params, rows, noise)
+    x_TH = x_BLH.reshape(-1, config.width)
+    shape = batch["tokens"].shape
+    if task.head in POOLERS:
+        x_TH, shape = x_BLH[:, 0], shape[:-1]
+    rate = task.dropout
+    if rate is None:
+        rate = default_dropout(config, task.head)
+    head = TaskHead(config, task.head, task.outputs, rate)
+    scores: Any = head.apply({"params": params[task.head]}, x_TH, noise)
+    if task.head == "choices":
+        return scores.reshape(shape)
+    scores = scores.reshape(*shape, task.outputs)
+    if task.head == "answers":
+        # Unmasked, as in transformers, padding a row further would change its loss.
+        real_BL = batch["segments"] > 0
+        scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(-1e30))
+    return scores
+
+
+def _rows(config: EncoderConfig, task: Task, batch: Batch) -> Batch:
+    """Returns what the encoder reads: [B, C, L] of choices as so many rows."""
+    rows = {name: batch[name] for name in ("tokens", "segments", "positions", "types")}
+    if task.head == "choices":
+        length = rows["tokens"].shape[-1]
+        rows = {name: array.reshape(-1, length) for name, array in rows.items()}
+    if config.token_types < 2:
+        # A table of one type has no row for sentence B; [SEP] alone parts them.
+        rows["types"] = jnp.zeros_like(rows["types"])
+    return rows

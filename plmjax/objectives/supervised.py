@@ -1,0 +1,223 @@
+"""Fine-tuning on labels: classes, several labels, numbers, tags, answers, choices.
+
+Legend: B rows, L tokens a row, C classes, labels or choices, U what has a label: rows
+[B], or tokens [B, L] for tags.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, flops, task_heads
+from plmjax.models.noise import Noise, hash32
+from plmjax.models.task_heads import POOLERS, Task, task_logits
+from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, whole
+
+_SMOOTHABLE = ("classes", "tags", "choices")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig(ObjectiveConfig):
+    """Fine-tuning on the labels that come with the rows."""
+
+    kind: Literal["supervised"] = "supervised"
+    # The share of each target that is spread evenly over all classes.
+    label_smoothing: float = 0.0
+    # R-Drop (Liang et al. 2021, arXiv:2106.14448): what it costs that two passes with
+    # different dropout disagree; 0: one pass.
+    rdrop_weight: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise PlmjaxError(
+                f"objective.label_smoothing is {self.label_smoothing}; it must be in "
+                "[0, 1)."
+            )
+        if self.rdrop_weight < 0:
+            raise PlmjaxError(
+                f"objective.rdrop_weight is {self.rdrop_weight}; it must not be "
+                "negative."
+            )
+
+
+class Kind(NamedTuple):
+    """How scores are judged, for each of U.
+
+    has(batch) -> bool: which have a label, filler rows apart.
+    loss(scores, labels, smoothing) -> float32.
+    score(scores, labels) -> float32, `score_name` in the metrics.
+    divergence(scores, scores) -> float32: how far two passes are apart, symmetric.
+    """
+
+    has: Callable
+    loss: Callable
+    score: Callable
+    divergence: Callable
+    score_name: str = "accuracy"
+
+
+def _targets(scores, labels, smoothing: float):
+    """Returns probabilities of the scores' shape for classes or probabilities."""
+    if labels.ndim < scores.ndim:
+        labels = jax.nn.one_hot(jnp.maximum(labels, 0), scores.shape[-1])
+    return labels * (1 - smoothing) + smoothing / scores.shape[-1]
+
+
+def _class_loss(scores, labels, smoothing: float):
+    targets = _targets(scores, labels, smoothing)
+    return -jnp.sum(targets * jax.nn.log_softmax(scores), axis=-1)
+
+
+def _class_hit(scores, labels):
+    if labels.ndim == scores.ndim:
+        labels = jnp.argmax(labels, axis=-1)
+    return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+
+
+def _class_divergence(p, q):
+    p, q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+    return 0.5 * jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1)
+
+
+def _label_loss(scores, labels, smoothing: float):
+    del smoothing
+    return jnp.mean(jax.nn.softplus(scores) - labels * scores, axis=-1)
+
+
+def _label_hits(scores, labels):
+    right = (scores > 0) == (labels > 0.5)
+    return jnp.mean(right.astype(jnp.float32), axis=-1)
+
+
+def _label_divergence(p, q):
+    # Of each label a distribution over yes and no, whose log odds are the score.
+    apart = (jax.nn.sigmoid(p) - jax.nn.sigmoid(q)) * (p - q)
+    return 0.5 * jnp.mean(apart, axis=-1)
+
+
+def _square(scores, labels, smoothing: float):
+    del smoothing
+    return jnp.square(scores[:, 0] - labels)
+
+
+# Of answers, beginning and end are two choices of a token; they count half each.
+def _ends(scores):
+    return scores.transpose(0, 2, 1)
+
+
+def _end_loss(scores, labels, smoothing: float):
+    return jnp.mean(_class_loss(_ends(scores), labels, smoothing), axis=-1)
+
+
+def _end_hit(scores, labels):
+    return jnp.prod(_class_hit(_ends(scores), labels), axis=-1)
+
+
+def _end_divergence(p, q):
+    return jnp.mean(_class_divergence(_ends(p), _ends(q)), axis=-1)
+
+
+def _all(batch: Batch):
+    return batch["weight"] > 0
+
+
+def _labelled(batch: Batch):
+    """Says which rows or tokens have a label; probabilities always are one."""
+    labels, real = batch["label"], batch["weight"] > 0
+    if labels.dtype == jnp.float32:
+        return real
+    return (labels >= 0) & real.reshape(-1, *[1] * (labels.ndim - 1))
+
+
+_CLASSES = Kind(_labelled, _class_loss, _class_hit, _class_divergence)
+KINDS = {
+    "classes": _CLASSES,
+    "multilabel": Kind(_all, _label_loss, _label_hits, _label_divergence),
+    "regression": Kind(
+        _all,
+        _square,
+        lambda scores, labels: jnp.abs(scores[:, 0] - labels),
+        lambda p, q: jnp.square(p - q)[:, 0],
+        "absolute_error",
+    ),
+    "tags": _CLASSES,
+    "answers": Kind(_all, _end_loss, _end_hit, _end_divergence),
+    "choices": _CLASSES,
+}
+
+
+def supervised(
+    config: SupervisedConfig, encoder: EncoderConfig, task: Task
+) -> Objective:
+    """Returns the objective that predicts batch["label"].
+
+    The loss is the mean over all rows (tags: tokens) of the global batch that have a
+    label. What a model says of a batch is models.task_heads.task_logits.
+
+    Raises:
+      PlmjaxError: the family has no such head, or the kind of task no smoothing.
+    """
+    task_heads.check(encoder)
+    if config.label_smoothing and task.kind not in _SMOOTHABLE:
+        raise PlmjaxError(
+            f"objective.label_smoothing={config.label_smoothing} means nothing for a "
+            f"task of kind {task.kind}.",
+            hint=f"It is for {', '.join(_SMOOTHABLE)}; leave it out.",
+        )
+    kind = KINDS[task.kind]
+
+    def init(key, batch):
+        return task_heads.init_model(encoder, task, key, batch)
+
+    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+        del key, progress
+        used_U = kind.has(batch).astype(jnp.float32)
+        return batch | {"weights": used_U / jnp.maximum(jnp.sum(used_U), 1)}
+
+    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+        del frozen
+        noise = key.noise(batch) if train else None
+        labels, weights_U = batch["label"], batch["weights"]
+        # Held-out losses are those of the labels as they are.
+        smoothing = config.label_smoothing if train else 0.0
+        scores = task_logits(encoder, task, params, batch, noise)
+        loss_U = kind.loss(scores, labels, smoothing)
+        used_U = (weights_U > 0).astype(jnp.float32)
+        count = jnp.sum(used_U)
+        metrics = {}
+        total_U = loss_U
+        if noise is not None and config.rdrop_weight:
+            others = task_logits(encoder, task, params, batch, _again(noise))
+            loss_U = 0.5 * (loss_U + kind.loss(others, labels, smoothing))
+            apart_U = kind.divergence(scores, others)
+            total_U = loss_U + config.rdrop_weight * apart_U
+            metrics["rdrop"] = (jnp.sum(apart_U * used_U), count)
+        score_U = jax.lax.stop_gradient(kind.score(scores, labels))
+        metrics["loss"] = (jnp.sum(loss_U * used_U), count)
+        metrics[kind.score_name] = (jnp.sum(score_U * used_U), count)
+        return jnp.sum(total_U * weights_U), metrics
+
+    def scores(means):
+        return {name: means[name] for name in ("loss", kind.score_name)}
+
+    def slots(length):
+        return length if task.kind == "tags" else 1
+
+    def cost(length):
+        several = max(len(task.labels), 1) if task.kind == "choices" else 1
+        pooled = task.head in POOLERS
+        head = flops.task_flops(encoder, 1 if pooled else length, pooled, task.outputs)
+        passes = 2 if config.rdrop_weight else 1
+        return passes * several * (flops.encoder_flops(encoder, length) + head)
+
+    parts = whole(encoder, (task.head,))
+    return Objective(init, corrupt, loss, parts, scores, None, slots, cost)
+
+
+def _again(noise: Noise) -> Noise:
+    """Returns noise that is independent of the first, for a second pass."""
+    return noise._replace(seed=hash32(noise.seed ^ jnp.uint32(0x52D209)))
