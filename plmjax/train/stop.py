@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 
 from plmjax import Exit
 
-
 # Steps may end before this one that were handed out before it compiled; and another
 # process, which compiles for longer, is waited for only when their results are read.
 _ON_THEIR_WAY = 5
