@@ -6,6 +6,7 @@ from interop.cases import CASES
 
 from plmjax.interop import read_folder
 from plmjax.interop.names import FAMILIES, head_entries
+from plmjax.interop.task_names import CLASSES
 from plmjax.models.heads import outputs
 from plmjax.tree import flatten
 
@@ -178,7 +179,8 @@ def test_albert_that_shares_in_part_computes_the_same(tiny, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [*TASKS, "AutoModelForMultipleChoice"])
-def test_we_load_what_was_fine_tuned_without_its_head(tiny, tmp_path, family, name):
+def test_we_load_what_was_fine_tuned(tiny, tmp_path, family, name):
+    """With the head that its class names, where plmjax has one of the kind."""
     if (family, name) == ("gpt2", "AutoModelForMultipleChoice"):
         name = "GPT2DoubleHeadsModel"
     model = tiny(ENCODERS[family])
@@ -186,9 +188,13 @@ def test_we_load_what_was_fine_tuned_without_its_head(tiny, tmp_path, family, na
     theirs, _ = load(name, folder)
     theirs.save_pretrained(folder)
     imported = read_folder(folder)
-    # GPT-2's head is its token table: the bare class alone is without.
-    has_head = family == "gpt2" and name != "AutoModel"
-    assert imported.params.keys() == {"encoder"} | ({"head"} if has_head else set())
+    if family == "gpt2":
+        # Its vocabulary head is its token table: the bare class alone is without.
+        heads = set() if name == "AutoModel" else {"head"}
+    else:
+        heads = {head for head, end in CLASSES.items() if name.endswith(end)}
+        assert {imported.task.head} == heads if imported.task else not heads
+    assert imported.params.keys() == {"encoder"} | heads
     found, wanted = (
         flatten(imported.params["encoder"]),
         flatten(model.params["encoder"]),
