@@ -169,6 +169,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
         f"{run.steps:,} steps on {run.mesh.size} {kind}"
         + (f" of {jax.process_count()} processes." if processes.several() else ".")
     )
+    for sentence in sharding.undivided(run.mesh, abstract.params):
+        log(f"WARNING: {sentence}")
     evaluation, stop, progress = make_evaluation(run.objective), Stop(), Progress()
     hang = workdir / f"hang-{jax.process_index()}.txt"
     watchdog, scorings = Watchdog(train.hang_after_seconds, hang), itertools.count()

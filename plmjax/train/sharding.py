@@ -95,6 +95,29 @@ def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
     )
 
 
+def undivided(mesh: Mesh, params) -> list[str]:
+    """Returns a sentence for each size of large parameters that an axis leaves whole.
+
+    Large: a hundredth of them all.
+    """
+    flat = tree.flatten(params)
+    least = sum(math.prod(leaf.shape) for leaf in flat.values()) / 100
+    found: dict[tuple[str, int], list[str]] = {}
+    for name, leaf in flat.items():
+        wanted = tree.match(RULES, name)
+        for axis, size in zip(wanted, leaf.shape, strict=False):
+            if axis is None or math.prod(leaf.shape) < least:
+                continue
+            if size % mesh.shape[axis]:
+                found.setdefault((axis, size), []).append(name)
+    return [
+        f"mesh.{axis}={mesh.shape[axis]} does not divide {size:,}, a size of {names[0]}"
+        + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        + f": the {axis} axis does not split it."
+        for (axis, size), names in found.items()
+    ]
+
+
 def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
     """Returns a sharding that divides over `data`, too, the first axis that can be.
 

@@ -333,6 +333,20 @@ def test_evaluation_does_not_depend_on_the_batch():
         np.testing.assert_allclose(sums, total, rtol=1e-5)
 
 
+def test_what_an_axis_does_not_divide_is_said():
+    params = {
+        "encoder": {
+            "embeddings": {"token": jax.ShapeDtypeStruct((97, 64), "float32")},
+            "layer_0": {"ffn": {"up": {"bias": jax.ShapeDtypeStruct((7,), "float32")}}},
+        }
+    }
+    mesh = sharding.make_mesh(MeshConfig(data=2, tensor=4), jax.devices())
+    (sentence,) = sharding.undivided(mesh, params)
+    assert sentence.startswith("mesh.tensor=4 does not divide 97, a size of enc")
+    mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
+    assert sharding.undivided(mesh, params) == []
+
+
 def test_batches_that_do_not_divide_name_the_nearest_that_does():
     mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
     with pytest.raises(PlmjaxError, match="nearest batch that does is 16"):
