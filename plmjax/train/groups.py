@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Hashable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from plmjax import PlmjaxError, tree
@@ -64,14 +63,19 @@ def factors(config: OptimizerConfig, params) -> dict:
 
 
 def scaled(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Multiplies each leaf's direction by its factor; there is no state."""
+    """Multiplies each leaf's direction by its factor, a group for each factor.
 
-    def scale(updates, params):
-        return jax.tree.map(
-            lambda x, factor: x * jnp.float32(factor), updates, factors(config, params)
-        )
+    Scaling keeps no state, so that the rest of the optimizer is as without it.
+    """
 
-    return optax.stateless(scale)
+    def grouped(params):
+        by_name = factors(config, params)
+        scales: dict[Hashable, optax.GradientTransformation] = {
+            factor: optax.scale(factor) for factor in jax.tree.leaves(by_name)
+        }
+        return optax.multi_transform(scales, by_name)
+
+    return _named(grouped)
 
 
 def frozen(config: OptimizerConfig, params) -> dict:
@@ -128,10 +132,14 @@ def apart(
         groups[_FROZEN] = optax.set_to_zero()
         return optax.multi_transform(groups, labels)
 
-    # The labels follow from the names, which are known with the parameters.
+    return _named(grouped)
+
+
+def _named(grouped: Callable) -> optax.GradientTransformation:
+    """Returns what `grouped` makes of the names, known with the parameters."""
     return optax.GradientTransformation(
         lambda params: grouped(params).init(params),
-        lambda updates, state, params=None: grouped(params).update(
+        lambda updates, state, params=None: grouped(updates).update(
             updates, state, params
         ),
     )
