@@ -16,7 +16,7 @@ from plmjax.data.records import (
 )
 from plmjax.data.tasks import TaskConfig
 
-CONLLU = "ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC".split()
+CONLLU: list[str] = "ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC".split()
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
 

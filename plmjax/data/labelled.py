@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,9 @@ def read_examples(
     fields = FIELDS[config.kind]
     for record in _records(config, role):
         where = f"{record.file}:{record.line}"
-        _check_columns(record, where, config, kind.fields if labelled else kind.fields[:-1])
+        _check_columns(
+            record, where, config, kind.fields if labelled else kind.fields[:-1]
+        )
         texts, unit = fields(record.values, where, config)
         label = LABELS[config.kind](record.values, where, config) if labelled else None
         if config.columns.group is not None:
@@ -200,9 +202,7 @@ def find_labels(config: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]
     return tuple(sorted(found, key=int if numbers else str))  # pyright: ignore
 
 
-def check_labels(
-    examples: Sequence[Example], labels: Sequence[str], key: str
-) -> None:
+def check_labels(examples: Sequence[Example], labels: Sequence[str], key: str) -> None:
     """Raises PlmjaxError for a label that is not among the task's; `key` names data."""
     if not labels:
         return
@@ -252,7 +252,7 @@ def hold_out(
     sizes = collections.Counter(example.unit for example in examples)
     if len(sizes) < 2:
         raise PlmjaxError(
-            "nothing can be held out: all examples of task.train are one text or group.",
+            "nothing can be held out: task.train is all of one text or group.",
             hint="Give more data, or a file as task.held_out.",
             code=Exit.DATA,
         )

@@ -64,7 +64,9 @@ def _choices(values: Values, where: str, config: TaskConfig):
     if len(names) > 1:
         found = [_text(values[name], where, name) for name in names]
     else:
-        found = [_text(v, where, names[0]) for v in _list(values[names[0]], where, names[0])]
+        found = [
+            _text(v, where, names[0]) for v in _list(values[names[0]], where, names[0])
+        ]
     if len(found) < 2:
         raise bad_data(where, f"{len(found)} choices; there must be two.", "Mend it.")
     text = _text(values[config.columns.text], where, config.columns.text)
@@ -176,7 +178,7 @@ def _tags(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
 
 
 def _answers(values: Values, where: str, config: TaskConfig):
-    """Each answer must stand in the context at its place, or what is learned is wrong."""
+    """Each answer stands in the context at its place, or what is learned is wrong."""
     found = _pairs(values[config.columns.answers], where)
     context = values[config.columns.context]
     for text, start in found:
@@ -217,7 +219,7 @@ def _pairs(value: Any, where: str) -> tuple[tuple[str, int], ...]:
             "the answers are not of SQuAD's form.",
             'Write [{"text": ..., "answer_start": ...}], or [] where there is none.',
         )
-    return tuple(zip(texts, starts, strict=True))
+    return tuple(zip(texts, starts, strict=True))  # pyright: ignore
 
 
 def _choice(values: Values, where: str, config: TaskConfig) -> int:

@@ -253,7 +253,9 @@ def read_tfds(folder: Path, split: str, config: TaskConfig) -> Iterator[Record]:
     names = _label_names(builder.info.features)
     for line, values in enumerate(rows, 1):
         where = f"{config.dataset}:{split}"
-        plain = {name: _plain(value, f"{where}:{line}") for name, value in values.items()}
+        plain = {
+            name: _plain(value, f"{where}:{line}") for name, value in values.items()
+        }
         yield Record(_named(plain, names), where, line)
 
 

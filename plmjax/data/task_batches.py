@@ -8,6 +8,7 @@ from plmjax import PlmjaxError
 from plmjax.data.features import NONE, Features
 from plmjax.data.loader import Batch, permute
 
+_PER_TOKEN = ("tokens", "segments", "positions", "types", "word_start")
 _EMPTY = -1  # the number of a row that only fills a batch
 _BATCHES = 1 << 32  # in a permutation's key: of batches, other numbers are buckets
 
@@ -87,7 +88,9 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
     An empty row is padding, of weight 0; its label is -1, and where that cannot be,
     of numbers and of answers, 0.
     """
-    whole = features.length
+    per_token: set[str] = set(_PER_TOKEN)
+    if features.word is not None:  # tags
+        per_token.add("label")
     found = {}
     empty = rows < 0
     for name, array in features.arrays.items():
@@ -98,11 +101,5 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
         elif name == "label" and values.dtype == np.int32 and features.spans is None:
             fill = NONE
         values[empty] = fill
-        if length is not None and length < whole and values.shape[-1:] == (whole,):
-            per_token = name in _PER_TOKEN or features.word is not None
-            values = values[..., :length] if per_token else values
-        found[name] = values
+        found[name] = values[..., :length] if name in per_token else values
     return found
-
-
-_PER_TOKEN = ("tokens", "segments", "positions", "types", "word_start")

@@ -133,7 +133,7 @@ def next_solid(text: str) -> np.ndarray:
 
 
 def places(plain: str, text: str) -> np.ndarray:
-    """[len(plain) + 1]: where each character of Segmenter.plain(text) is in the text."""
+    """[len(plain) + 1]: where each character of `Segmenter.plain` is in its text."""
     if plain == text:
         return np.arange(len(text) + 1)
     found, at = [], 0
