@@ -16,7 +16,10 @@ from plmjax.data.records import (
 )
 from plmjax.data.tasks import TaskConfig
 
-CONLLU: list[str] = "ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC".split()
+CONLLU: tuple[str, ...] = (
+    *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
+    *("FEATS", "HEAD", "DEPREL", "DEPS", "MISC"),
+)
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
 

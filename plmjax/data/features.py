@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from plmjax.data.labelled import Example
+from plmjax.data.labels import NO_PLACE
 from plmjax.data.layout import (
     Layout,
     Stream,
@@ -192,15 +193,17 @@ def _word_tags(features: Features, examples, labels) -> np.ndarray:
 
 
 def _answer_tokens(features: Features, examples, labels) -> np.ndarray:
-    """[N, 2] int32: first and last token of the first answer; (0, 0): not in the row.
+    """[N, 2] int32: first and last token of the first answer that is in its place.
 
-    `report` gets "answers_outside": answers that no row holds whole.
+    (0, 0): not in this row, or there is none; (-1, -1): all are misplaced. `report`
+    gets "answers_outside", answers that no row holds whole, and "answers_misplaced".
     """
     assert features.spans is not None
     wanted = np.zeros((len(examples), 2), np.int64)
     for place, example in enumerate(examples):
+        good = [answer for answer in example.label if answer[1] != NO_PLACE]
         if example.label:
-            wanted[place] = _visible(*example.label[0])
+            wanted[place] = _visible(*good[0]) if good else NONE
     begin, end = wanted[features.example].T[..., None]
     spans = features.spans
     inside = (spans[..., 1] > begin) & (spans[..., 0] < end) & (spans[..., 0] >= 0)
@@ -211,11 +214,12 @@ def _answer_tokens(features: Features, examples, labels) -> np.ndarray:
     whole &= (spans[row, first, 0] <= begin[:, 0]) & (spans[row, last, 1] >= end[:, 0])
     held = np.zeros(len(examples), bool)
     held[features.example[whole]] = True
-    features.report["answers_outside"] = sum(
-        bool(example.label) and not there
-        for example, there in zip(examples, held, strict=True)
-    )
-    return np.where(whole[:, None], np.stack([first, last], 1), 0).astype(np.int32)
+    there = wanted[:, 1] > wanted[:, 0]
+    features.report["answers_outside"] = int((there & ~held).sum())
+    features.report["answers_misplaced"] = int((wanted[:, 0] == NONE).sum())
+    elsewhere = np.where(begin == NONE, NONE, 0)
+    tokens = np.where(whole[:, None], np.stack([first, last], 1), elsewhere)
+    return tokens.astype(np.int32)
 
 
 def _visible(text: str, start: int) -> tuple[int, int]:

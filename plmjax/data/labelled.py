@@ -47,8 +47,8 @@ class Example:
     texts are (text,), (text, pair), (question, context) or, of choices, (text, choice,
     choice, ...); of tags they are the words. The label is None where there is none;
     classes: a name; multilabel: names; regression: a float; tags: a name a word;
-    answers: (text, its first character) each, none where there is no answer; choices:
-    which, from 0.
+    answers: (text, its first character) each, none where there is no answer, -1 where
+    the place is wrong; choices: which, from 0.
     """
 
     id: str

@@ -9,6 +9,7 @@ from plmjax.data.records import bad_data
 from plmjax.data.tasks import TaskConfig
 
 Values = Mapping[str, Any]
+NO_PLACE = -1  # of an answer that is not where it should be
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
@@ -178,11 +179,14 @@ def _tags(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
 
 
 def _answers(values: Values, where: str, config: TaskConfig):
-    """Each answer stands in the context at its place, or what is learned is wrong."""
+    """Each stands in the context at its place; others have place -1 if they are kept."""
     found = _pairs(values[config.columns.answers], where)
     context = values[config.columns.context]
-    for text, start in found:
+    for place, (text, start) in enumerate(found):
         if context[start : start + len(text)] == text and start >= 0:
+            continue
+        if config.misplaced_answers == "keep":
+            found[place] = (text, NO_PLACE)
             continue
         places = [m.start() for m in re.finditer(re.escape(text), context)]
         there = context[max(start, 0) : max(start, 0) + len(text)]
@@ -195,12 +199,12 @@ def _answers(values: Values, where: str, config: TaskConfig):
             where,
             f"the answer {text[:60]!r} is not in the context at answer_start={start}, "
             f"where {there[:60]!r} stands.",
-            hint,
+            f"{hint} Mend it, or set task.misplaced_answers=keep.",
         )
-    return found
+    return tuple(found)
 
 
-def _pairs(value: Any, where: str) -> tuple[tuple[str, int], ...]:
+def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
     """Answers as SQuAD has them, a list of objects, or as datasets, lists in one."""
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -219,7 +223,7 @@ def _pairs(value: Any, where: str) -> tuple[tuple[str, int], ...]:
             "the answers are not of SQuAD's form.",
             'Write [{"text": ..., "answer_start": ...}], or [] where there is none.',
         )
-    return tuple(zip(texts, starts, strict=True))  # pyright: ignore
+    return list(zip(texts, starts, strict=True))  # pyright: ignore
 
 
 def _choice(values: Values, where: str, config: TaskConfig) -> int:

@@ -98,6 +98,9 @@ class TaskConfig:
     # A text longer than a row: several windows, or its beginning alone.
     long: Literal["window", "truncate"] = "window"
     stride: int = 64  # tokens from the beginning of a window to that of the next
+    # answers: one that is not in the context where it should be. keep: it counts when
+    # predictions are scored, and is learned only if another is in its place.
+    misplaced_answers: Literal["error", "keep"] = "error"
 
     def __post_init__(self):
         kind = KINDS[self.kind]
