@@ -179,7 +179,7 @@ def _tags(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
 
 
 def _answers(values: Values, where: str, config: TaskConfig):
-    """Each stands in the context at its place; others have place -1 if they are kept."""
+    """Each stands in the context at its place; others, if kept, have place -1."""
     found = _pairs(values[config.columns.answers], where)
     context = values[config.columns.context]
     for place, (text, start) in enumerate(found):
@@ -192,7 +192,9 @@ def _answers(values: Values, where: str, config: TaskConfig):
         there = context[max(start, 0) : max(start, 0) + len(text)]
         if places:
             closest = min(places, key=lambda place: abs(place - start))
-            hint = f"It stands at character {closest}: is answer_start in bytes?"
+            hint = f"It stands at character {closest}."
+            if len(context[:closest].encode()) == start:
+                hint = f"{hint} answer_start counts bytes; it must count characters."
         else:
             hint = "It is nowhere in the context: is one of them normalised?"
         raise bad_data(
