@@ -34,6 +34,7 @@ def make_folds(
             code=Exit.DATA,
         )
     parted = units == len(examples)
+    groups = None if parted else unit
     chance = {"shuffle": True, "random_state": seed}
     if stratified:
         kind = sk.StratifiedKFold if parted else sk.StratifiedGroupKFold
@@ -44,7 +45,7 @@ def make_folds(
     with warnings.catch_warnings():
         # A label that is rarer than folds is missing in some of them, as it must be.
         warnings.filterwarnings("ignore", message="The least populated class")
-        found = kind(n_splits=count, **chance).split(unit, labels, groups=unit)
+        found = kind(n_splits=count, **chance).split(unit, labels, groups)
         folds = [(np.asarray(rest), np.asarray(fold)) for rest, fold in found]
     if any(not len(fold) for _, fold in folds):
         raise PlmjaxError(
@@ -67,8 +68,8 @@ def _strata(examples: Sequence[Example], count: int) -> np.ndarray:
     )
     if sizes.max() < count:
         raise PlmjaxError(
-            f"no label has {count} examples, one a fold; {names[sizes.argmax()]!r} has "
-            f"most, {sizes.max()}.",
+            f"no label has {count} examples, one a fold; the most "
+            f"frequent, {str(names[sizes.argmax()])!r}, has {sizes.max()}.",
             hint="Take fewer folds, or stratified=False.",
             code=Exit.DATA,
         )
