@@ -17,8 +17,8 @@ _TAG = re.compile("[BIES]-.+")
 
 def has_entities(tags: Iterable[str]) -> bool:
     """Whether all tags are O or B-, I-, E-, S- with a kind, and not all are O."""
-    found = set(tags)
-    return found > {"O"} and all(_TAG.fullmatch(tag) for tag in found - {"O"})
+    found = set(tags) - {"O"}
+    return bool(found) and all(map(_TAG.fullmatch, found))
 
 
 def entities(tags: Sequence[str], *, strict: bool = False) -> set[Entity]:

@@ -18,10 +18,13 @@ def class_scores(
     never predicted rightly has F1 0. f1_micro equals accuracy, as each text has one.
     """
     metrics = _sklearn()
+    with warnings.catch_warnings():  # of a single label, whose mcc is 0
+        warnings.filterwarnings("ignore", message="A single label was found")
+        mcc = metrics.matthews_corrcoef(truth, predicted)
     scores = {
         "accuracy": metrics.accuracy_score(truth, predicted),
         **_f1(truth, predicted),
-        "mcc": metrics.matthews_corrcoef(truth, predicted),
+        "mcc": mcc,
     }
     if len(labels) == 2:
         scores["f1"] = metrics.f1_score(
