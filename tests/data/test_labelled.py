@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,8 @@ def test_one_table_in_every_way_of_writing_it(write, name, content, config):
     assert seen(read(write(name, content), **config)) == ROWS
 
 
-def test_parquet_and_datasets_and_tfds_read_through_their_libraries(tmp_path):
+@pytest.mark.filterwarnings("ignore")  # of datasets
+def test_parquet_and_datasets_read_through_their_libraries(tmp_path):
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -95,7 +98,49 @@ def test_parquet_and_datasets_and_tfds_read_through_their_libraries(tmp_path):
     datasets.DatasetDict({"dev": whole}).save_to_disk(str(tmp_path / "saved"))
     assert seen(read(f"{tmp_path / 'saved'}:dev")) == ROWS
     fails("no split 'train'", "folder:split", train=str(tmp_path / "saved"))
-    fails("tfds cannot read", train=str(tmp_path), format="tfds", dataset="none_such")
+
+
+TFDS_BUILDER = """
+import sys
+import tensorflow_datasets as tfds
+
+class PlmjaxSentences(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        names = tfds.features.ClassLabel(names=["neg", "pos", "O", "B"])
+        features = tfds.features.FeaturesDict({
+            "text": tfds.features.Text(),
+            "label": names,
+            "tokens": tfds.features.Sequence(tfds.features.Text()),
+            "tags": tfds.features.Sequence(names),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        words = {"tokens": ["fine", "day"], "tags": ["O", "B"]}
+        yield 0, {"text": "fine é", "label": "pos", **words}
+
+PlmjaxSentences(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # of tfds
+def test_tensorflow_datasets(write, tmp_path):
+    # In a process of its own: tfds wants the builder's class to be in a script.
+    script = write("builder.py", TFDS_BUILDER)
+    (tmp_path / "data").mkdir()
+    folder = str(tmp_path / "data")
+    subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    common = {"format": "tfds", "dataset": "plmjax_sentences"}
+    assert seen(read(folder, **common)) == [(("fine é",), "pos")]
+    tagged = read(f"{folder}:train", kind="tags", **common)
+    assert seen(tagged) == [(("fine", "day"), ("O", "B"))]
+    fails("tfds cannot read none", train=folder, format="tfds", dataset="none")
+    fails("task.dataset is empty", code=2, train=folder, format="tfds")
 
 
 def test_quotation_marks_are_csvs_and_plain_text_in_tsv(write):
