@@ -116,15 +116,33 @@ def _mark(
             opens[[begin, end]] = True
         begin = end
     # A blank at the front of a token (" word") is not where its word begins.
-    blank = np.fromiter(map(str.isspace, text), bool, len(text))
-    place = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
-    solid = np.minimum.accumulate(place[::-1])[::-1][offsets[:, 0]]
+    solid = next_solid(text)[offsets[:, 0]]
     only_blank = solid >= offsets[:, 1]
     at = np.where(only_blank, offsets[:, 0], solid)
     before = np.concatenate([[0], offsets[:-1, 1]])
     # A token of that blank alone has begun the word already.
     begun = np.concatenate([[False], only_blank[:-1]]) & ~word_start
     return (word_start & ~inside[at]) | (opens[at] & (before <= at) & ~begun)
+
+
+def next_solid(text: str) -> np.ndarray:
+    """[len(text) + 1]: where the next character is that is no blank, or the end."""
+    blank = np.fromiter(map(str.isspace, text), bool, len(text))
+    place = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
+    return np.minimum.accumulate(place[::-1])[::-1]
+
+
+def places(plain: str, text: str) -> np.ndarray:
+    """[len(plain) + 1]: where each character of `Segmenter.plain` is in its text."""
+    if plain == text:
+        return np.arange(len(text) + 1)
+    found, at = [], 0
+    for character in plain:
+        while text[at] != character:  # a blank that only parts words
+            at += 1
+        found.append(at)
+        at += 1
+    return np.array([*found, len(text)])
 
 
 def _cut_at_spaces(text: str) -> list[str]:

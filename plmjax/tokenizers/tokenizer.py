@@ -141,6 +141,27 @@ class Tokenizer:
         starts = part_signs(found.tokens, found.word_start, self._sign_V)
         return found._replace(word_start=starts)
 
+    def encode_spans(self, texts: Sequence[str]) -> tuple[Encoded, np.ndarray]:
+        """encode_batch, and [n, 2] int32: the characters of its text that a token is.
+
+        Blanks before a token's first letter are not its own; of the bytes of one
+        character each has all of it.
+        """
+        encoded = self.encode_batch(texts)
+        spans = [np.empty((0, 2), np.int64)]
+        for text in texts:
+            plain = text if self.segmenter is None else self.segmenter.plain(text)
+            encoding = self._plain.encode(plain, add_special_tokens=False)
+            found = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            place = segmenters.places(plain, text)
+            begin, last = place[found[:, 0]], place[np.maximum(found[:, 1] - 1, 0)]
+            end = np.where(found[:, 1] > found[:, 0], last + 1, begin)
+            solid = segmenters.next_solid(text)[begin]
+            spans.append(np.stack([np.minimum(solid, end), end], 1))
+        result = np.concatenate(spans).astype(np.int32)
+        assert len(result) == len(encoded.tokens)
+        return encoded, result
+
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text in which [MASK] or <mask> stands for the mask."""
         # Blanks before the mask belong to it, as RoBERTa has it; BERT has no blanks.

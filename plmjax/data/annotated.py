@@ -1,0 +1,142 @@
+"""Formats of annotated text as records: CoNLL, CoNLL-U and SQuAD."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plmjax.config import nearest
+from plmjax.data.records import (
+    Record,
+    bad_data,
+    no_column,
+    parse_json,
+    read_text,
+)
+from plmjax.data.tasks import TaskConfig
+
+CONLLU: tuple[str, ...] = (
+    *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
+    *("FEATS", "HEAD", "DEPREL", "DEPS", "MISC"),
+)
+_RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
+_ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
+
+
+def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
+    """Yields the (line, text) of each sentence; white space alone parts them."""
+    lines = enumerate(read_text(path).split("\n"), 1)
+    for blank, group in itertools.groupby(lines, lambda item: not item[1].strip()):
+        if not blank:
+            yield [(number, text.rstrip("\r")) for number, text in group]
+
+
+def read_conll(path: Path, config: TaskConfig) -> Iterator[Record]:
+    """A token a line with its tag, in columns parted by tabs or else by blanks."""
+    names = config.columns
+    for sentence in _sentences(path):
+        tokens, tags = [], []
+        for line, text in sentence:
+            if text.startswith("-DOCSTART-"):
+                continue
+            parts = text.split("\t") if "\t" in text else text.split()
+            where = f"{path}:{line}"
+            if len(parts) < 2:
+                raise bad_data(
+                    where,
+                    f"{text.strip()[:40]!r} has a token and no tag.",
+                    "Write token, tab, tag; a blank line ends a sentence.",
+                )
+            tokens.append(_numbered(parts, names.tokens, 1, "tokens", where))
+            tags.append(_numbered(parts, names.tags, len(parts), "tags", where))
+        if tokens:
+            values = {config.column("tokens"): tokens, config.column("tags"): tags}
+            yield Record(values, str(path), sentence[0][0])
+
+
+def _numbered(
+    parts: list[str], name: str | None, default: int, field: str, where: str
+) -> str:
+    known = [str(number) for number in range(1, len(parts) + 1)]
+    chosen = str(default) if name is None else name
+    if chosen not in known:
+        raise no_column(where, chosen, f"task.columns.{field}", known)
+    return parts[int(chosen) - 1].strip()
+
+
+def read_conllu(path: Path, config: TaskConfig) -> Iterator[Record]:
+    """Universal Dependencies: words, and one of the ten columns by its name.
+
+    Ranges (1-2, which spell two words as one) and empty nodes (1.1) are no words.
+    """
+    chosen = {
+        "tokens": config.columns.tokens or "FORM",
+        "tags": config.columns.tags or "UPOS",
+    }
+    for field, name in chosen.items():
+        if name not in CONLLU:
+            raise no_column(str(path), name, f"task.columns.{field}", CONLLU)
+    places = {field: CONLLU.index(name) for field, name in chosen.items()}
+    for sentence in _sentences(path):
+        found: dict[str, list[str]] = {field: [] for field in places}
+        for line, text in sentence:
+            if text.startswith("#"):
+                continue
+            parts = text.split("\t")
+            if len(parts) != len(CONLLU):
+                raise bad_data(
+                    f"{path}:{line}",
+                    f"{len(parts)} columns; CoNLL-U has {len(CONLLU)}, parted by tabs.",
+                    "Is it CoNLL? Then set task.format=conll.",
+                )
+            if _RANGE_OR_EMPTY.fullmatch(parts[0]):
+                continue
+            for field, place in places.items():
+                found[field].append(parts[place])
+        if found["tokens"]:
+            values = {config.column(field): words for field, words in found.items()}
+            yield Record(values, str(path), sentence[0][0])
+
+
+def read_squad(path: Path, config: TaskConfig) -> Iterator[Record]:
+    """A record a question of SQuAD 1.1, 2.0 and what is written like them (CMRC)."""
+    text = read_text(path)
+    content = parse_json(text, path)
+    lines = _lines_of_ids(text)
+    for article in _list(content, "data", str(path)):
+        for paragraph in _list(article, "paragraphs", str(path)):
+            for question in _list(paragraph, "qas", str(path)):
+                line = lines.get(str(question.get("id")), 1)
+                answers = question.get("answers", [])
+                if question.get("is_impossible"):
+                    answers = []  # what is there is plausible, and wrong
+                values = {
+                    config.columns.context: paragraph.get("context"),
+                    config.columns.question: question.get("question"),
+                    config.columns.answers: answers,
+                    "id": question.get("id"),
+                }
+                yield Record(values, str(path), line)
+
+
+def _list(block: Any, key: str, where: str) -> list[dict]:
+    found = block.get(key) if isinstance(block, dict) else None
+    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+        names = [*block] if isinstance(block, dict) else []
+        raise bad_data(
+            where,
+            f"this is not SQuAD's form: no list {key!r}.",
+            nearest(key, names) if names else 'Expected {"data": [{"paragraphs": ...',
+        )
+    return found
+
+
+def _lines_of_ids(text: str) -> dict[str, int]:
+    """Returns the line of each id; of paragraphs too, whose ids differ."""
+    found, line, end = {}, 1, 0
+    for match in _ID.finditer(text):
+        line += text.count("\n", end, match.start())
+        end = match.start()
+        found[match[1].strip('"')] = line
+    return found

@@ -1,0 +1,76 @@
+"""Cross-validation: k ways to part examples in two, with nothing on both sides."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.labelled import Example
+
+Fold = tuple[np.ndarray, np.ndarray]
+
+
+def make_folds(
+    examples: Sequence[Example], count: int, seed: int, *, stratified: bool = False
+) -> list[Fold]:
+    """Returns `count` pairs (rest, fold) of sorted indices; each is in one fold.
+
+    Examples of one group are never parted, nor those of one text. `stratified` spreads
+    the labels evenly, of tasks whose label is one name (classes) or number (choices).
+
+    Raises:
+      PlmjaxError: fewer groups and texts than folds, or no label that each can have.
+    """
+    from sklearn import model_selection as sk
+
+    _, unit = np.unique([example.unit for example in examples], return_inverse=True)
+    units = int(unit.max()) + 1
+    if not 2 <= count <= units:
+        raise PlmjaxError(
+            f"{count} folds cannot be made of {len(examples):,} examples, of which "
+            f"{units:,} are groups or texts that must not be parted.",
+            hint="Take 2 folds or more, and at most as many as there are of these.",
+            code=Exit.DATA,
+        )
+    parted = units == len(examples)
+    groups = None if parted else unit
+    chance = {"shuffle": True, "random_state": seed}
+    if stratified:
+        kind = sk.StratifiedKFold if parted else sk.StratifiedGroupKFold
+        labels = _strata(examples, count)
+    else:
+        kind = sk.KFold if parted else sk.GroupKFold
+        labels = None
+    with warnings.catch_warnings():
+        # A label that is rarer than folds is missing in some of them, as it must be.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        found = kind(n_splits=count, **chance).split(unit, labels, groups)
+        folds = [(np.asarray(rest), np.asarray(fold)) for rest, fold in found]
+    if any(not len(fold) for _, fold in folds):
+        raise PlmjaxError(
+            f"one of {count} folds would be empty: a few groups hold nearly all.",
+            hint="Take fewer folds.",
+            code=Exit.DATA,
+        )
+    return folds
+
+
+def _strata(examples: Sequence[Example], count: int) -> np.ndarray:
+    labels = [example.label for example in examples]
+    if not all(isinstance(label, str | int) for label in labels):
+        raise PlmjaxError(
+            "folds are stratified by labels that are one name each.",
+            hint="Set stratified=False for tags, answers, several labels and numbers.",
+        )
+    names, number, sizes = np.unique(
+        list(map(str, labels)), return_inverse=True, return_counts=True
+    )
+    if sizes.max() < count:
+        raise PlmjaxError(
+            f"no label has {count} examples, one a fold; the most "
+            f"frequent, {str(names[sizes.argmax()])!r}, has {sizes.max()}.",
+            hint="Take fewer folds, or stratified=False.",
+            code=Exit.DATA,
+        )
+    return number

@@ -1,0 +1,272 @@
+"""Labelled examples: read whole and checked before anything is done with them."""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from plmjax import Exit, PlmjaxError
+from plmjax.config import nearest
+from plmjax.data.annotated import read_conll, read_conllu, read_squad
+from plmjax.data.labels import FIELDS, LABELS, column_names
+from plmjax.data.records import (
+    Record,
+    bad_data,
+    find_inputs,
+    no_column,
+    read_csv,
+    read_datasets,
+    read_jsonl,
+    read_parquet,
+    read_tfds,
+    read_tsv,
+    split_of,
+)
+from plmjax.data.tasks import KINDS, TaskConfig
+
+FILES = {
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "conll": read_conll,
+    "conllu": read_conllu,
+    "squad": read_squad,
+}
+FOLDERS = {"datasets": read_datasets, "tfds": read_tfds}
+_ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled text, or several that belong together; `where` is file:line.
+
+    texts are (text,), (text, pair), (question, context) or, of choices, (text, choice,
+    choice, ...); of tags they are the words. The label is None where there is none;
+    classes: a name; multilabel: names; regression: a float; tags: a name a word;
+    answers: (text, its first character) each, none where there is no answer, -1 where
+    the place is wrong; choices: which, from 0.
+    """
+
+    id: str
+    where: str
+    texts: tuple[str, ...]
+    label: Any
+    unit: str  # examples of one unit stay on one side of any split
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The three splits of a task (test may be empty) and its labels in their order."""
+
+    config: TaskConfig
+    labels: tuple[str, ...]
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def load_labelled(config: TaskConfig) -> Labelled:
+    """Reads all splits of a task, and checks them.
+
+    Raises:
+      PlmjaxError: no file (code 3), or something wrong in one, by file and line.
+    """
+    if config.train is None:
+        raise PlmjaxError("task.train is empty.", hint="Name the training file.")
+    train = read_examples(config, "train")
+    others = {
+        role: read_examples(config, role) if getattr(config, role) is not None else ()
+        for role in ("held_out", "test")
+    }
+    labels = find_labels(config, train)
+    _check_varied(config, train)
+    for role, examples in {"train": train, **others}.items():
+        check_labels(examples, labels, f"task.{role}")
+    if config.held_out is None:
+        train, others["held_out"] = hold_out(train, config.held_out_percent)
+    return Labelled(config, labels, train, others["held_out"], others["test"])
+
+
+def read_examples(
+    config: TaskConfig, role: str, *, labelled: bool = True
+) -> tuple[Example, ...]:
+    """Reads the files of train, held_out or test; without labels if not `labelled`."""
+    examples = []
+    kind = KINDS[config.kind]
+    fields = FIELDS[config.kind]
+    for record in _records(config, role):
+        where = f"{record.file}:{record.line}"
+        _check_columns(
+            record, where, config, kind.fields if labelled else kind.fields[:-1]
+        )
+        texts, unit = fields(record.values, where, config)
+        label = LABELS[config.kind](record.values, where, config) if labelled else None
+        if config.columns.group is not None:
+            unit = str(record.values[config.columns.group])
+        number = record.values.get(config.columns.id or "id", len(examples))
+        examples.append(Example(str(number), where, texts, label, unit))
+    if not examples:
+        raise PlmjaxError(
+            f"task.{role} ({getattr(config, role)}) holds no examples.",
+            hint="Give files with at least one.",
+            code=Exit.DATA,
+        )
+    if config.columns.id is not None or config.kind == "answers":
+        _check_ids(examples)
+    return tuple(examples)
+
+
+def _records(config: TaskConfig, role: str) -> Iterator[Record]:
+    paths = getattr(config, role)
+    folder = config.format == "auto" and Path(split_name(paths)).expanduser().is_dir()
+    if folder or config.format in FOLDERS:
+        read = FOLDERS["datasets" if folder else config.format]
+        yield from read(*split_of(paths, role), config)
+        return
+    for path in find_inputs(paths, f"task.{role}"):
+        yield from FILES[_format(path, config, role)](path, config)
+
+
+def split_name(paths: str) -> str:
+    """Returns the folder of "folder:split", and other paths as they are."""
+    head, colon, _ = paths.rpartition(":")
+    return head if colon and not Path(paths).expanduser().exists() else paths
+
+
+def _format(path: Path, config: TaskConfig, role: str) -> str:
+    if config.format != "auto":
+        return config.format
+    kind = KINDS[config.kind]
+    suffix = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    found = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
+    if found not in kind.formats:
+        raise PlmjaxError(
+            f"task.{role}: {path.name} has an ending that says no format of "
+            f"task.kind={config.kind}.",
+            hint=f"Set task.format: {', '.join(kind.formats)}.",
+        )
+    return found
+
+
+def _check_columns(
+    record: Record, where: str, config: TaskConfig, fields: Sequence[str]
+) -> None:
+    chosen = {field: config.column(field) for field in fields}
+    optional = {
+        field: name
+        for field in ("pair", "id", "group")
+        if (name := getattr(config.columns, field)) is not None
+    }
+    for field, names in {**chosen, **optional}.items():
+        for name in column_names(names, field):
+            if name not in record.values:
+                found = [*record.values]
+                raise no_column(where, name, f"task.columns.{field}", found)
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    seen: dict[str, str] = {}
+    for example in examples:
+        if example.id in seen:
+            raise bad_data(
+                example.where,
+                f"the id {example.id!r} stands at {seen[example.id]} already.",
+                "Give each example its own id.",
+            )
+        seen[example.id] = example.where
+
+
+# --- labels
+
+
+def names_of(label: Any) -> tuple[str, ...]:
+    """The names in a label: one of classes, several of multilabel and tags."""
+    return (label,) if isinstance(label, str) else label
+
+
+def find_labels(config: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]:
+    """The labels of a task in their order: the config's, or those of train, sorted."""
+    if not KINDS[config.kind].label_names:
+        return ()
+    if config.labels is not None:
+        return tuple(map(str, config.labels))
+    columns = column_names(config.columns.label, "label")
+    if config.kind == "multilabel" and len(columns) > 1:
+        return tuple(columns)
+    found = {name for example in train for name in names_of(example.label)}
+    numbers = all(re.fullmatch("-?[0-9]+", name) for name in found)
+    return tuple(sorted(found, key=int if numbers else str))  # pyright: ignore
+
+
+def check_labels(examples: Sequence[Example], labels: Sequence[str], key: str) -> None:
+    """Raises PlmjaxError for a label that is not among the task's; `key` names data."""
+    if not labels:
+        return
+    known = set(labels)
+    for example in examples:
+        for name in names_of(example.label):
+            if name not in known:
+                raise bad_data(
+                    example.where,
+                    f"the label {name!r} in {key} is not one of the task's "
+                    f"{len(labels)} labels, which train or task.labels gives.",
+                    nearest(name, labels[:20]),
+                )
+
+
+def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
+    """Nothing can be learned from labels that are all one."""
+    if config.kind == "answers":
+        return
+    if config.kind == "tags":
+        found = {name for example in train for name in example.label}
+    else:
+        found = {example.label for example in train}
+    if len(found) < 2:
+        (one,) = found
+        column = config.column("tags" if config.kind == "tags" else "label")
+        raise PlmjaxError(
+            f"task.train ({config.train}): the label column {column!r} is {one!r} in "
+            f"all {len(train):,} examples.",
+            hint=f"Is task.columns.{'tags' if config.kind == 'tags' else 'label'} "
+            "right?",
+            code=Exit.DATA,
+        )
+
+
+# --- a share held out
+
+
+def hold_out(
+    examples: Sequence[Example], percent: float
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Returns (kept, held out): whole units, chosen by a hash of what they say.
+
+    The choice depends neither on the order nor on chance. The share is met to within
+    one unit; each side gets at least one.
+    """
+    sizes = collections.Counter(example.unit for example in examples)
+    if len(sizes) < 2:
+        raise PlmjaxError(
+            "nothing can be held out: task.train is all of one text or group.",
+            hint="Give more data, or a file as task.held_out.",
+            code=Exit.DATA,
+        )
+    wanted = len(examples) * percent / 100
+    held: set[str] = set()
+    count = 0
+    for unit in sorted(sizes, key=_rank)[:-1]:
+        if held and count + sizes[unit] / 2 > wanted:
+            break
+        held.add(unit)
+        count += sizes[unit]
+    kept = tuple(example for example in examples if example.unit not in held)
+    return kept, tuple(example for example in examples if example.unit in held)
+
+
+def _rank(unit: str) -> bytes:
+    return hashlib.blake2b(unit.encode(errors="surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,254 @@
+"""One record as texts and a label, a function a kind of task."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plmjax.data.records import bad_data
+from plmjax.data.tasks import TaskConfig
+
+Values = Mapping[str, Any]
+NO_PLACE = -1  # of an answer that is not where it should be
+_FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+def column_names(names: str, field: str) -> list[str]:
+    """The columns that a field is in: those of choices and labels may be several."""
+    several = field in ("label", "choices") and "," in names
+    return [name.strip() for name in names.split(",")] if several else [names]
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str):
+        kind = "empty" if value is None else f"a {type(value).__name__}, not text"
+        raise bad_data(
+            where, f"the column {column!r} is {kind}.", "Mend or remove the record."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+        what = f"the column {column!r} holds half a surrogate pair."
+        raise bad_data(where, what, "Mend the text.") from None
+    return value
+
+
+# --- texts: (texts, what must not be parted from its like)
+
+
+def _one_or_two(values: Values, where: str, config: TaskConfig):
+    names = [config.columns.text, config.columns.pair]
+    texts = tuple(_text(values[n], where, n) for n in names if n is not None)
+    if not any(text.strip() for text in texts):
+        raise bad_data(where, "the text is empty.", "Mend or remove the record.")
+    return texts, "\0".join(texts)
+
+
+def _words(values: Values, where: str, config: TaskConfig):
+    name = config.column("tokens")
+    words = _list(values[name], where, name)
+    if not words:
+        raise bad_data(where, "there are no tokens.", "Remove the record.")
+    return tuple(_text(word, where, name) for word in words), "\0".join(words)
+
+
+def _question(values: Values, where: str, config: TaskConfig):
+    names = (config.columns.question, config.columns.context)
+    question, context = (_text(values[name], where, name) for name in names)
+    if not context.strip():
+        raise bad_data(where, "the context is empty.", "Remove the record.")
+    return (question, context), context  # no context stands on two sides of a split
+
+
+def _choices(values: Values, where: str, config: TaskConfig):
+    names = column_names(config.columns.choices, "choices")
+    if len(names) > 1:
+        found = [_text(values[name], where, name) for name in names]
+    else:
+        found = [
+            _text(v, where, names[0]) for v in _list(values[names[0]], where, names[0])
+        ]
+    if len(found) < 2:
+        raise bad_data(where, f"{len(found)} choices; there must be two.", "Mend it.")
+    text = _text(values[config.columns.text], where, config.columns.text)
+    if config.columns.pair is not None:
+        stem = _text(values[config.columns.pair], where, config.columns.pair)
+        found = [f"{stem} {choice}" for choice in found]
+    return (text, *found), text
+
+
+def _list(value: Any, where: str, column: str) -> list:
+    if not isinstance(value, list):
+        kind = type(value).__name__
+        raise bad_data(
+            where, f"the column {column!r} is a {kind}, not a list.", "Give a list."
+        )
+    return value
+
+
+FIELDS = {
+    "classes": _one_or_two,
+    "multilabel": _one_or_two,
+    "regression": _one_or_two,
+    "tags": _words,
+    "answers": _question,
+    "choices": _choices,
+}
+
+
+# --- labels
+
+
+def _name(value: Any, where: str, config: TaskConfig) -> str:
+    """A class as text: a number without a fraction is a class, and one with is not."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "" if value is None else str(value).strip()
+    if not text:
+        raise bad_data(where, "there is no label.", "Label or remove the record.")
+    named = config.labels is not None and text in map(str, config.labels)
+    if not named and (isinstance(value, float) or _FRACTION.fullmatch(text)):
+        raise bad_data(
+            where,
+            f"the label {text} is a number with a fraction where a class was expected.",
+            "Name the classes or write whole numbers; for scores it is "
+            "task.kind=regression.",
+        )
+    if not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise bad_data(
+            where,
+            f"the label is a {kind} where one class was expected.",
+            "Several labels a text are task.kind=multilabel.",
+        )
+    return text
+
+
+def _class(values: Values, where: str, config: TaskConfig) -> str:
+    return _name(values[config.columns.label], where, config)
+
+
+def _set(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
+    """Names in the order of the record, each once; none is a label like another."""
+    columns = column_names(config.columns.label, "label")
+    if len(columns) > 1:
+        marked = [_mark(values[name], where, name) for name in columns]
+        return tuple(name for name, one in zip(columns, marked, strict=True) if one)
+    value = values[columns[0]]
+    if isinstance(value, str):
+        value = [part for part in value.split(config.label_separator) if part.strip()]
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys(_name(name, where, config) for name in found))
+
+
+def _mark(value: Any, where: str, column: str) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("0", "1", "false", "true"):
+        raise bad_data(
+            where,
+            f"the column {column!r} is {value!r}; a label of its own column is 0 or 1.",
+            "Mend the record.",
+        )
+    return text in ("1", "true")
+
+
+def _number(values: Values, where: str, config: TaskConfig) -> float:
+    value = values[config.columns.label]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise bad_data(
+            where,
+            f"the label {value!r} is no finite number, which regression needs.",
+            "Mend the record; names of classes are task.kind=classes.",
+        )
+    return number
+
+
+def _tags(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
+    name = config.column("tags")
+    tags = _list(values[name], where, name)
+    words = len(values[config.column("tokens")])
+    if len(tags) != words:
+        raise bad_data(
+            where, f"{words} tokens and {len(tags)} tags.", "Give each token one tag."
+        )
+    return tuple(_name(tag, where, config) for tag in tags)
+
+
+def _answers(values: Values, where: str, config: TaskConfig):
+    """Each stands in the context at its place; others, if kept, have place -1."""
+    found = _pairs(values[config.columns.answers], where)
+    context = values[config.columns.context]
+    for place, (text, start) in enumerate(found):
+        if context[start : start + len(text)] == text and start >= 0:
+            continue
+        if config.misplaced_answers == "keep":
+            found[place] = (text, NO_PLACE)
+            continue
+        places = [m.start() for m in re.finditer(re.escape(text), context)]
+        there = context[max(start, 0) : max(start, 0) + len(text)]
+        if places:
+            closest = min(places, key=lambda place: abs(place - start))
+            hint = f"It stands at character {closest}."
+            if len(context[:closest].encode()) == start:
+                hint = f"{hint} answer_start counts bytes; it must count characters."
+        else:
+            hint = "It is nowhere in the context: is one of them normalised?"
+        raise bad_data(
+            where,
+            f"the answer {text[:60]!r} is not in the context at answer_start={start}, "
+            f"where {there[:60]!r} stands.",
+            f"{hint} Mend it, or set task.misplaced_answers=keep.",
+        )
+    return tuple(found)
+
+
+def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
+    """Answers as SQuAD has them, a list of objects, or as datasets, lists in one."""
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+        if not isinstance(texts, list) or not isinstance(starts, list):
+            texts, starts = [None], [None]
+    else:
+        answers = [] if value is None else _list(value, where, "answers")
+        objects = [a if isinstance(a, dict) else {} for a in answers]
+        texts = [answer.get("text") for answer in objects]
+        starts = [answer.get("answer_start") for answer in objects]
+    good = len(texts) == len(starts)
+    good = good and all(isinstance(text, str) and text for text in texts)
+    if not good or any(type(start) is not int for start in starts):
+        raise bad_data(
+            where,
+            "the answers are not of SQuAD's form.",
+            'Write [{"text": ..., "answer_start": ...}], or [] where there is none.',
+        )
+    return list(zip(texts, starts, strict=True))  # pyright: ignore
+
+
+def _choice(values: Values, where: str, config: TaskConfig) -> int:
+    """A number from 0, a letter from A, or the name of the right choice's column."""
+    columns = column_names(config.columns.choices, "choices")
+    count = len(columns) if len(columns) > 1 else len(values[columns[0]])
+    text = str(values[config.columns.label]).strip()
+    letters: Sequence[str] = [chr(ord("A") + n) for n in range(min(count, 26))]
+    for names in ([str(n) for n in range(count)], letters, columns):
+        if text in names:
+            return list(names).index(text)
+    raise bad_data(
+        where,
+        f"the label {text!r} names none of {count} choices.",
+        f"Write 0 to {count - 1}, a letter from A, or the column's name.",
+    )
+
+
+LABELS = {
+    "classes": _class,
+    "multilabel": _set,
+    "regression": _number,
+    "tags": _tags,
+    "answers": _answers,
+    "choices": _choice,
+}

@@ -1,0 +1,105 @@
+"""Batches of a task's rows: training's by (seed, step) alone, evaluation's in order."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.data.features import NONE, Features
+from plmjax.data.loader import Batch, permute
+
+_PER_TOKEN = ("tokens", "segments", "positions", "types", "word_start")
+_EMPTY = -1  # the number of a row that only fills a batch
+_BATCHES = 1 << 32  # in a permutation's key: of batches, other numbers are buckets
+
+
+class TaskBatches:
+    """Training batches: each row once an epoch, in an order of its own.
+
+    `lengths`: rows go into the shortest that holds them, and a batch is of one length
+    (none: all are of the features' length). The last batch of each length is filled
+    with rows of weight 0. `mine` says which rows of a global batch this process
+    reads, by its size.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        batch: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] = (),
+        mine: Callable[[int], np.ndarray] = np.arange,
+    ):
+        self.features, self.size, self.seed = features, batch, seed
+        self.mine = mine
+        longest = features.length
+        if any(not 0 < length <= longest for length in lengths):
+            raise PlmjaxError(
+                f"the lengths {tuple(lengths)!r} of batches must be above 0, and at "
+                f"most task.length={longest}.",
+                hint="Leave out the others.",
+            )
+        self.lengths = sorted({*lengths, longest})
+        bucket = np.searchsorted(self.lengths, features.sizes())
+        self._rows = [np.flatnonzero(bucket == n) for n in range(len(self.lengths))]
+        self._ends = np.cumsum([-(-len(rows) // batch) for rows in self._rows])
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return int(self._ends[-1])
+
+    def rows(self, step: int) -> tuple[int, np.ndarray]:
+        """Returns the length and the rows [B] of a step's global batch, -1 empty."""
+        epoch, place = divmod(step, self.steps)
+        key = (self.seed << 96) | (epoch << 48)
+        place = permute(np.array([place]), self.steps, key | _BATCHES)[0]
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        rows = self._rows[number]
+        before = self._ends[number] - -(-len(rows) // self.size)
+        index = (place - before) * self.size + np.arange(self.size)
+        real = index < len(rows)
+        found = np.full(self.size, _EMPTY)
+        found[real] = rows[permute(index[real], len(rows), key | number)]
+        return self.lengths[number], found
+
+    def batch(self, step: int) -> Batch:
+        """Returns this process's rows of the global batch of a step, as numpy."""
+        length, rows = self.rows(step)
+        return take(self.features, rows[self.mine(self.size)], length)
+
+
+def batches_in_order(
+    features: Features,
+    batch: int,
+    *,
+    mine: Callable[[int], np.ndarray] = np.arange,
+) -> Iterator[Batch]:
+    """Yields every row once, in order; the last batch is filled with weight 0."""
+    for begin in range(0, features.rows, batch):
+        rows = begin + mine(batch)
+        yield take(features, np.where(rows < features.rows, rows, _EMPTY))
+
+
+def take(features: Features, rows: np.ndarray, length: int | None = None) -> Batch:
+    """Returns the arrays of these rows, cut to `length` tokens; a row of -1 is empty.
+
+    An empty row is padding, of weight 0; its label is -1, and where that cannot be,
+    of numbers and of answers, 0.
+    """
+    per_token: set[str] = set(_PER_TOKEN)
+    if features.word is not None:  # tags
+        per_token.add("label")
+    found = {}
+    empty = rows < 0
+    for name, array in features.arrays.items():
+        values = array[np.maximum(rows, 0)]
+        fill = 0
+        if name == "tokens":
+            fill = features.pad_id
+        elif name == "label" and values.dtype == np.int32 and features.spans is None:
+            fill = NONE
+        values[empty] = fill
+        found[name] = values[..., :length] if name in per_token else values
+    return found

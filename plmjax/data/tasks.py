@@ -1,0 +1,154 @@
+"""What a fine-tuning task is: its config, and what each kind of task needs."""
+
+import dataclasses
+from typing import Literal
+
+from plmjax import PlmjaxError
+
+_TABLES = ("jsonl", "parquet", "datasets", "tfds")
+_ALL_TABLES = ("csv", "tsv", *_TABLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a kind of task reads.
+
+    `fields` are the keys of ColumnsConfig that an example cannot do without, those of
+    the label last. `suffixes` are file endings that mean another format here.
+    """
+
+    fields: tuple[str, ...]
+    formats: tuple[str, ...]
+    suffixes: dict[str, str] = dataclasses.field(default_factory=dict)
+    label_names: bool = True  # whether a label is one of a fixed set of names
+
+
+# How each becomes an Example is in data/labelled.py, how rows in data/features.py.
+KINDS = {
+    "classes": Kind(("text", "label"), _ALL_TABLES),
+    "multilabel": Kind(("text", "label"), _ALL_TABLES),
+    "regression": Kind(("text", "label"), _ALL_TABLES, label_names=False),
+    "tags": Kind(
+        ("tokens", "tags"),
+        ("conll", "conllu", *_TABLES),
+        {name: "conll" for name in ("tsv", "txt", "bio", "iob", "iob2")},
+    ),
+    "answers": Kind(
+        ("question", "context", "answers"),
+        ("squad", *_TABLES),
+        {"json": "squad"},
+        label_names=False,
+    ),
+    "choices": Kind(("text", "choices", "label"), _ALL_TABLES, label_names=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+    """Which column, or field of a record, holds what; without a header "1", "2", ..."""
+
+    text: str = "text"
+    # The second text, if there is one. choices: what stands before each choice.
+    pair: str | None = None
+    # multilabel: "a,b,c" are columns of 0 and 1.
+    label: str = "label"
+    # None: "tokens" and "tags"; CoNLL's first and last column; CoNLL-U's FORM, UPOS.
+    tokens: str | None = None
+    tags: str | None = None
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
+    choices: str = "choices"  # one column of lists, or "a,b,c": a column a choice
+    id: str | None = None  # None: a number counted from 0
+    group: str | None = None  # examples of one group are never parted by a split
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Labelled data and how they become rows."""
+
+    kind: Literal[
+        "classes", "multilabel", "regression", "tags", "answers", "choices"
+    ] = "classes"
+    # auto: by the ending of the file's name; a folder is of datasets.
+    format: Literal[
+        "auto",
+        "csv",
+        "tsv",
+        "jsonl",
+        "parquet",
+        "conll",
+        "conllu",
+        "squad",
+        "datasets",
+        "tfds",
+    ] = "auto"
+    # Files and globs, comma between. datasets, tfds: the folder, or "folder:split".
+    train: str | None = None
+    held_out: str | None = None
+    test: str | None = None
+    dataset: str | None = None  # tfds: its name
+    header: bool = True  # csv, tsv: the first line names the columns
+    columns: ColumnsConfig = dataclasses.field(default_factory=ColumnsConfig)
+    labels: tuple | None = None  # their order; None: those of train, sorted
+    label_separator: str = ","  # multilabel: what parts labels written as one text
+    # Share of train that is held out where no held_out file is given.
+    held_out_percent: float = 10.0
+    length: int = 128  # tokens a row, special tokens included
+    # A text longer than a row: several windows, or its beginning alone.
+    long: Literal["window", "truncate"] = "window"
+    stride: int = 64  # tokens from the beginning of a window to that of the next
+    # answers: one that is not in the context where it should be. keep: it counts when
+    # predictions are scored, and is learned only if another is in its place.
+    misplaced_answers: Literal["error", "keep"] = "error"
+
+    def __post_init__(self):
+        kind = KINDS[self.kind]
+        if self.format not in ("auto", *kind.formats):
+            raise PlmjaxError(
+                f"task.format={self.format} does not hold task.kind={self.kind}.",
+                hint=f"Formats for it: {', '.join(kind.formats)}.",
+            )
+        if self.labels is not None:
+            self._check_labels(self.labels)
+        if not 0 < self.held_out_percent < 100:
+            raise PlmjaxError(
+                f"task.held_out_percent is {self.held_out_percent}; it must be above "
+                "0 and below 100.",
+                hint="10 is usual.",
+            )
+        if self.length < 8:
+            raise PlmjaxError(
+                f"task.length is {self.length}; a row needs at least 8 tokens.",
+                hint="128 and 384 are usual.",
+            )
+        if self.stride < 1:
+            raise PlmjaxError(
+                f"task.stride is {self.stride}; windows must move on by 1 or more.",
+                hint="Half of task.length is usual.",
+            )
+        if not self.label_separator:
+            raise PlmjaxError(
+                "task.label_separator is empty; it must be at least one character.",
+                hint="For example a comma.",
+            )
+
+    def _check_labels(self, labels: tuple) -> None:
+        if not KINDS[self.kind].label_names:
+            raise PlmjaxError(
+                f"task.labels names labels, but task.kind={self.kind} has none.",
+                hint="Leave task.labels out.",
+            )
+        names = [str(label) for label in labels]
+        least = 1 if self.kind == "multilabel" else 2
+        if len(set(names)) < max(least, len(names)):
+            raise PlmjaxError(
+                f"task.labels is {labels!r}; it must be {least} or more names, each "
+                "once.",
+                hint="Leave it out to take the labels of train.",
+            )
+
+    def column(self, field: str) -> str:
+        """Returns the name that a field of an example has in records."""
+        own = getattr(self.columns, field)
+        return own if own is not None else field

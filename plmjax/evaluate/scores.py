@@ -1,0 +1,112 @@
+"""Scores of predictions against labels, all as shares from 0 to 1 (or -1 to 1)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from plmjax.evaluate.entities import entity_scores, has_entities
+
+
+def class_scores(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> dict[str, float]:
+    """accuracy, f1_micro, f1_macro, mcc; of two labels also f1, that of the second.
+
+    f1_macro is the mean over the labels that occur in truth or prediction; a label
+    never predicted rightly has F1 0. f1_micro equals accuracy, as each text has one.
+    """
+    metrics = _sklearn()
+    with warnings.catch_warnings():  # of a single label, whose mcc is 0
+        warnings.filterwarnings("ignore", message="A single label was found")
+        mcc = metrics.matthews_corrcoef(truth, predicted)
+    scores = {
+        "accuracy": metrics.accuracy_score(truth, predicted),
+        **_f1(truth, predicted),
+        "mcc": mcc,
+    }
+    if len(labels) == 2:
+        scores["f1"] = metrics.f1_score(
+            truth, predicted, labels=labels[1:], average="macro", zero_division=0
+        )
+    return _floats(scores)
+
+
+def _sklearn() -> Any:
+    from sklearn import metrics  # its types are read off defaults, and wrong
+
+    return metrics
+
+
+def _f1(truth, predicted) -> dict:
+    f1 = _sklearn().f1_score
+    return {
+        f"f1_{average}": f1(truth, predicted, average=average, zero_division=0)
+        for average in ("micro", "macro")
+    }
+
+
+def _floats(scores: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in scores.items()}
+
+
+def multilabel_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """accuracy (all labels of a text right), f1_micro, f1_macro of [n, C] 0 and 1.
+
+    f1_macro is the mean over all C labels, one that occurs nowhere counting as 0.
+    """
+    truth, predicted = np.asarray(truth, bool), np.asarray(predicted, bool)
+    right = (truth & predicted).sum(0)
+    both = truth.sum(0) + predicted.sum(0)
+    scores = {
+        "accuracy": (truth == predicted).all(1).mean(),
+        "f1_micro": 2 * right.sum() / max(both.sum(), 1),
+        "f1_macro": (2 * right / np.maximum(both, 1)).mean(),
+    }
+    return _floats(scores)
+
+
+def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """pearson, spearman and mse of numbers [n]; correlations of a constant are nan."""
+    from scipy import stats
+
+    truth, predicted = np.asarray(truth, float), np.asarray(predicted, float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        pearson = stats.pearsonr(truth, predicted)
+        spearman = stats.spearmanr(truth, predicted)
+    mse = np.mean((truth - predicted) ** 2)
+    return _floats({"pearson": pearson[0], "spearman": spearman[0], "mse": mse})
+
+
+def tag_scores(
+    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """tag_accuracy, tag_f1_micro, tag_f1_macro over the tags of words of sentences.
+
+    tag_f1_micro equals tag_accuracy. Where the true tags are of entities (B-, I-, ...,
+    O) also entity_precision, entity_recall, entity_f1 and entity_f1_strict: the figures
+    of tags flatter there, as most words are O.
+    """
+    pairs = list(zip(truth, predicted, strict=True))
+    assert all(len(a) == len(b) for a, b in pairs), "a tag a word"
+    flat = [tag for tags in truth for tag in tags]
+    other = [tag for tags in predicted for tag in tags]
+    scores = {"accuracy": _sklearn().accuracy_score(flat, other), **_f1(flat, other)}
+    named = {f"tag_{name}": value for name, value in scores.items()}
+    if has_entities(flat):
+        named |= entity_scores(truth, predicted)
+    return _floats(named)
+
+
+def confusion(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> np.ndarray:
+    """[C, C] int64: how often what is labels[i] was taken for labels[j]."""
+    number = {label: place for place, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), np.int64)
+    true = [number[label] for label in truth]
+    np.add.at(counts, (true, [number[label] for label in predicted]), 1)
+    return counts
