@@ -254,6 +254,25 @@ def test_answers_that_are_not_there(wordpiece):
     assert answer_text(features, data, 0, 8, 7) == ""
 
 
+@pytest.mark.parametrize("long", ["window", "truncate"])
+@pytest.mark.parametrize(
+    "question, context, kept",
+    [(3, 40, 3), (40, 40, 8), (40, 4, 13), (4, 13, 4)],
+)
+def test_a_question_stays_whole_where_there_is_room(
+    wordpiece, question, context, kept, long
+):
+    data = [example((), word(question), word(context))]
+    config = TaskConfig(kind="answers", length=20, stride=5, long=long)
+    features = make_features(config, data, wordpiece)
+    types = features.arrays["types"]
+    assert (types.argmax(1) == kept + 2).all()
+    held = (types.sum(1) - 1).tolist()
+    assert max(held) == min(context, 17 - kept)
+    lost = question - kept + (context - held[0] if long == "truncate" else 0)
+    assert features.report["cut_tokens"] == lost
+
+
 # --- choices
 
 
