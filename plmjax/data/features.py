@@ -20,6 +20,7 @@ from plmjax.data.layout import (
     lay_out,
     plan_rows,
 )
+from plmjax.data.packing import count_up
 from plmjax.data.tasks import TaskConfig
 from plmjax.tokenizers import Tokenizer
 
@@ -123,14 +124,25 @@ def _tags(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
 
 def _answers(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
     questions = encode_texts(tokenizer, [example.texts[0] for example in examples])
-    encoded, offsets = tokenizer.encode_spans([e.texts[1] for e in examples])
-    contexts = Stream(*encoded)
+    contexts, offsets = _contexts([e.texts[1] for e in examples], tokenizer)
     sizes = [questions.sizes, contexts.sizes]
     plan = plan_rows(sizes, config, tokenizer, windowed=1)
     layout = lay_out([questions, contexts], plan, config.length, tokenizer)
     offsets = np.concatenate([offsets, np.full((1, 2), NONE, np.int32)])
     token = np.maximum(layout.source - layout.base[1], NONE)  # the last one is none
     return _of(layout, tokenizer, spans=offsets[token])
+
+
+def _contexts(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[Stream, np.ndarray]:
+    """The tokens of each text, and their spans; a text is read once if it is often."""
+    number = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    encoded, offsets = tokenizer.encode_spans([*number])
+    which = np.array([number[text] for text in texts])
+    sizes = encoded.lengths[which]
+    begin = (np.cumsum(encoded.lengths) - encoded.lengths)[which]
+    token = np.repeat(begin, sizes) + count_up(sizes)
+    stream = Stream(encoded.tokens[token], encoded.word_start[token], sizes)
+    return stream, offsets[token]
 
 
 def _choices(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
@@ -233,6 +245,18 @@ def _visible(text: str, start: int) -> tuple[int, int]:
     while begin < end and unicodedata.category(text[end - 1])[0] in "ZCM":
         end -= 1
     return start + begin, start + end
+
+
+def words_of(
+    features: Features, examples: Sequence[Example], values: np.ndarray
+) -> list[np.ndarray]:
+    """What `values` [N, L] say of each example's words; -1 of words that were cut."""
+    assert features.word is not None
+    found = [np.full(len(example.texts), NONE) for example in examples]
+    for row, column in zip(*np.nonzero(features.word >= 0), strict=True):
+        word = features.word[row, column]
+        found[features.example[row]][word] = values[row, column]
+    return found
 
 
 def answer_text(

@@ -107,8 +107,9 @@ def read_examples(
         label = LABELS[config.kind](record.values, where, config) if labelled else None
         if config.columns.group is not None:
             unit = str(record.values[config.columns.group])
-        number = record.values.get(config.columns.id or "id", len(examples))
-        examples.append(Example(str(number), where, texts, label, unit))
+        name = record.values.get(config.columns.id or "id")
+        name = len(examples) if name is None else name
+        examples.append(Example(str(name), where, texts, label, unit))
     if not examples:
         raise PlmjaxError(
             f"task.{role} ({getattr(config, role)}) holds no examples.",
@@ -122,7 +123,7 @@ def read_examples(
 
 def _records(config: TaskConfig, role: str) -> Iterator[Record]:
     paths = getattr(config, role)
-    folder = config.format == "auto" and Path(split_name(paths)).expanduser().is_dir()
+    folder = config.format == "auto" and Path(_folder_name(paths)).expanduser().is_dir()
     if folder or config.format in FOLDERS:
         read = FOLDERS["datasets" if folder else config.format]
         yield from read(*split_of(paths, role), config)
@@ -131,7 +132,7 @@ def _records(config: TaskConfig, role: str) -> Iterator[Record]:
         yield from FILES[_format(path, config, role)](path, config)
 
 
-def split_name(paths: str) -> str:
+def _folder_name(paths: str) -> str:
     """Returns the folder of "folder:split", and other paths as they are."""
     head, colon, _ = paths.rpartition(":")
     return head if colon and not Path(paths).expanduser().exists() else paths

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from plmjax.data.records import bad_data
@@ -233,10 +233,11 @@ def _choice(values: Values, where: str, config: TaskConfig) -> int:
     columns = column_names(config.columns.choices, "choices")
     count = len(columns) if len(columns) > 1 else len(values[columns[0]])
     text = str(values[config.columns.label]).strip()
-    letters: Sequence[str] = [chr(ord("A") + n) for n in range(min(count, 26))]
-    for names in ([str(n) for n in range(count)], letters, columns):
+    letters = [chr(ord("A") + n) for n in range(min(count, 26))]
+    named = columns if len(columns) > 1 else []
+    for names in ([str(n) for n in range(count)], letters, named):
         if text in names:
-            return list(names).index(text)
+            return names.index(text)
     raise bad_data(
         where,
         f"the label {text!r} names none of {count} choices.",

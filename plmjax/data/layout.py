@@ -111,9 +111,9 @@ def plan_rows(
 ) -> RowPlan:
     """Plans the rows of examples of one or two texts, `sizes` [examples] tokens each.
 
-    Of a pair the longer text is windowed, or always `windowed`; the other stays whole
-    up to half the room. Truncating takes from the longer text until both fit, or from
-    `windowed` alone in the same way.
+    Of a pair the longer text is windowed, or always `windowed`. The other stays whole
+    up to half the room, or as far as the first leaves more. Truncating takes from the
+    longer text until both fit; where `windowed` is given, it shares the room likewise.
     """
     size = np.stack(sizes, 1)
     count, texts = size.shape
@@ -123,7 +123,7 @@ def plan_rows(
     rest = size.sum(1) - size[every, main]
     own = size[every, main]
     long = own + rest > room
-    kept = np.where(long, np.minimum(rest, room // 2), rest)
+    kept = np.where(long, np.minimum(rest, np.maximum(room // 2, room - own)), rest)
     width = np.where(long, room - kept, own)
     windows = np.ones(count, np.int64)
     stride = np.clip(config.stride, 1, np.maximum(width, 1))

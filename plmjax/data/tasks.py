@@ -59,7 +59,7 @@ class ColumnsConfig:
     context: str = "context"
     answers: str = "answers"
     choices: str = "choices"  # one column of lists, or "a,b,c": a column a choice
-    id: str | None = None  # None: a number counted from 0
+    id: str | None = None  # None: "id" if there is one, else counted from 0
     group: str | None = None  # examples of one group are never parted by a split
 
 

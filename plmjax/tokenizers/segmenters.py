@@ -132,8 +132,19 @@ def next_solid(text: str) -> np.ndarray:
     return np.minimum.accumulate(place[::-1])[::-1]
 
 
-def places(plain: str, text: str) -> np.ndarray:
-    """[len(plain) + 1]: where each character of `Segmenter.plain` is in its text."""
+def own_characters(text: str, plain: str, offsets: np.ndarray) -> np.ndarray:
+    """[n, 2]: where in the text tokens are that have `offsets` in `Segmenter.plain`.
+
+    Blanks before a token's first letter are not its own.
+    """
+    place = _places(text, plain)
+    begin, last = place[offsets[:, 0]], place[np.maximum(offsets[:, 1] - 1, 0)]
+    end = np.where(offsets[:, 1] > offsets[:, 0], last + 1, begin)
+    return np.stack([np.minimum(next_solid(text)[begin], end), end], 1)
+
+
+def _places(text: str, plain: str) -> np.ndarray:
+    """[len(plain) + 1]: where each character of the plain text is in the text."""
     if plain == text:
         return np.arange(len(text) + 1)
     found, at = [], 0

@@ -147,20 +147,15 @@ class Tokenizer:
         Blanks before a token's first letter are not its own; of the bytes of one
         character each has all of it.
         """
-        encoded = self.encode_batch(texts)
         spans = [np.empty((0, 2), np.int64)]
-        for text in texts:
-            plain = text if self.segmenter is None else self.segmenter.plain(text)
-            encoding = self._plain.encode(plain, add_special_tokens=False)
-            found = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-            place = segmenters.places(plain, text)
-            begin, last = place[found[:, 0]], place[np.maximum(found[:, 1] - 1, 0)]
-            end = np.where(found[:, 1] > found[:, 0], last + 1, begin)
-            solid = segmenters.next_solid(text)[begin]
-            spans.append(np.stack([np.minimum(solid, end), end], 1))
-        result = np.concatenate(spans).astype(np.int32)
-        assert len(result) == len(encoded.tokens)
-        return encoded, result
+        for first in range(0, len(texts), 256):
+            some = texts[first : first + 256]
+            plain = [self.segmenter.plain(t) for t in some] if self.segmenter else some
+            encodings = self._plain.encode_batch(plain, add_special_tokens=False)
+            for text, read, encoding in zip(some, plain, encodings, strict=True):
+                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                spans.append(segmenters.own_characters(text, read, offsets))
+        return self.encode_batch(texts), np.concatenate(spans).astype(np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text in which [MASK] or <mask> stands for the mask."""

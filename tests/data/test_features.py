@@ -3,7 +3,7 @@ import pytest
 from tests_common import sentences
 
 from plmjax import PlmjaxError
-from plmjax.data.features import answer_text, make_features
+from plmjax.data.features import answer_text, make_features, words_of
 from plmjax.data.labelled import Example
 from plmjax.data.task_batches import TaskBatches, batches_in_order
 from plmjax.data.tasks import TaskConfig
@@ -183,6 +183,8 @@ def test_each_word_has_its_tag_once_at_its_first_piece(tokenizer, length, stride
     named = [("B", "I", "O", "X")[n] for n in label[label >= 0][order]]
     assert named == [*tags * 4]
     assert features.report["lost_words"] == 0
+    _, again = words_of(features, data, features.arrays["label"])
+    assert [("B", "I", "O", "X")[n] for n in again] == named
     assert features.arrays["word_start"][mine][label >= 0].all()
     blank = " " if tokenizer.kind == "bpe" else ""
     firsts = features.arrays["tokens"][mine][word_number >= 0][order]
@@ -196,6 +198,9 @@ def test_truncated_words_are_counted(wordpiece):
     config = TaskConfig(kind="tags", length=8, long="truncate")
     features = make_features(config, data, wordpiece, ("O", "B"))
     assert features.report["lost_words"] == 3
+    predicted = np.arange(8)[None]
+    (found,) = words_of(features, data, predicted)
+    assert found.tolist() == [1, 2, 3, 4, 5, 6, -1, -1, -1]
     assert (features.arrays["label"] >= 0).sum() == 6
 
 
@@ -247,6 +252,25 @@ def test_answers_that_are_not_there(wordpiece):
     assert features.report["answers_outside"] == 1
     assert answer_text(features, data, 0, 0, 0) == ""
     assert answer_text(features, data, 0, 8, 7) == ""
+
+
+@pytest.mark.parametrize("long", ["window", "truncate"])
+@pytest.mark.parametrize(
+    "question, context, kept",
+    [(3, 40, 3), (40, 40, 8), (40, 4, 13), (4, 13, 4)],
+)
+def test_a_question_stays_whole_where_there_is_room(
+    wordpiece, question, context, kept, long
+):
+    data = [example((), word(question), word(context))]
+    config = TaskConfig(kind="answers", length=20, stride=5, long=long)
+    features = make_features(config, data, wordpiece)
+    types = features.arrays["types"]
+    assert (types.argmax(1) == kept + 2).all()
+    held = (types.sum(1) - 1).tolist()
+    assert max(held) == min(context, 17 - kept)
+    lost = question - kept + (context - held[0] if long == "truncate" else 0)
+    assert features.report["cut_tokens"] == lost
 
 
 # --- choices
