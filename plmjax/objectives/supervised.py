@@ -133,6 +133,11 @@ def _labelled(batch: Batch):
     return (labels >= 0) & real.reshape(-1, *[1] * (labels.ndim - 1))
 
 
+def _answered(batch: Batch):
+    """Says which rows have an answer, or none for certain: (-1, -1) is neither."""
+    return _all(batch) & (batch["label"][:, 0] >= 0)
+
+
 _CLASSES = Kind(_labelled, _class_loss, _class_hit, _class_divergence)
 KINDS = {
     "classes": _CLASSES,
@@ -145,7 +150,7 @@ KINDS = {
         "absolute_error",
     ),
     "tags": _CLASSES,
-    "answers": Kind(_all, _end_loss, _end_hit, _end_divergence),
+    "answers": Kind(_answered, _end_loss, _end_hit, _end_divergence),
     "choices": _CLASSES,
 }
 

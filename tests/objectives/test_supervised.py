@@ -128,6 +128,8 @@ def test_filler_rows_and_missing_labels_weigh_nothing():
     )
     soft = batch | {"label": jnp.full((3, 2), 0.5)}
     np.testing.assert_array_equal(KINDS["classes"].has(soft), [True, True, False])
+    ends = batch | {"label": jnp.array([[0, 0], [-1, -1], [3, 4]])}
+    np.testing.assert_array_equal(KINDS["answers"].has(ends), [True, False, False])
     numbers = batch | {"label": jnp.array([-3.0, 1.0, 0.0])}
     np.testing.assert_array_equal(KINDS["regression"].has(numbers), [True, True, False])
 
