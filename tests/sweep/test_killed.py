@@ -88,16 +88,24 @@ def cores_of(pid: int) -> tuple[int, ...]:
 
 def trial_processes(root: Path) -> list[tuple[int, str]]:
     """Returns (process, workdir's name) of each trial that runs under `root`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    place = f"--workdir={root}/trials/"
+    found: dict[int, tuple[int, str]] = {}  # process -> (its parent, name)
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().decode().split("\0")
+            words = (path / "cmdline").read_bytes().decode().split("\0")
+            names = [w.removeprefix(place) for w in words if w.startswith(place)]
+            if names:
+                # What stands before the last ")" is the command's name.
+                state = (path / "stat").read_text().rpartition(")")[2].split()
+                found[int(path.name)] = (int(state[1]), names[0])
         except (OSError, UnicodeDecodeError):
             continue
-        place = f"--workdir={root}/trials/"
-        names = [w.removeprefix(place) for w in words if w.startswith(place)]
-        found += [(int(path.parent.name), name) for name in names]
-    return found
+    # A trial that starts a program (git) is two of one name until the exec.
+    return [
+        (pid, name)
+        for pid, (parent, name) in found.items()
+        if found.get(parent, (0, ""))[1] != name
+    ]
 
 
 def wait_for(condition, what: str, of: subprocess.Popen | None = None) -> None:
