@@ -24,6 +24,7 @@ from plmjax import Exit, PlmjaxError, __version__, tree
 from plmjax.train import digests, loading, processes, states
 from plmjax.train.loading import FORMAT, META, STATE
 from plmjax.train.saving import Saves, Saving
+from plmjax.train.stop import deferred
 from plmjax.train.storage import brief, open_storage, write_file
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -364,7 +365,8 @@ class Checkpoints:
 
         def read():
             try:
-                return states.read(self._storage, at, writer, abstract, only)
+                with deferred():
+                    return states.read(self._storage, at, writer, abstract, only)
             except (OSError, ValueError) as error:
                 told = f"{where} cannot be read: {brief(error)}."
                 raise PlmjaxError(told, code=Exit.MODEL) from error

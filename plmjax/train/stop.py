@@ -68,6 +68,35 @@ class Stop:
         return self.received is not None
 
 
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Lets a signal that would interrupt wait until the block is done; a second acts.
+
+    Orbax reads in threads with an event loop; broken off, they print tracebacks.
+    """
+    old: dict[int, Callable] = {}
+    waiting: list[int] = []
+
+    def receive(number, frame):
+        if waiting:
+            old[number](number, frame)
+        waiting.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            # What is no function ends the process, or belongs to jax.
+            if callable(handler := signal.getsignal(number)):
+                old[number] = handler
+                signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        for number in waiting[:1]:
+            old[number](number, None)
+
+
 class Watchdog:
     """Ends the process with exit code 75 when the run has not moved for too long.
 

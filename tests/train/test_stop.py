@@ -1,9 +1,13 @@
 """The watchdog: it bites what hangs, and nothing that only is slow."""
 
+import os
+import signal
 import time
 
+import pytest
+
 from plmjax import Exit
-from plmjax.train.stop import Watchdog
+from plmjax.train.stop import Watchdog, deferred
 
 
 class Ended(list):
@@ -66,3 +70,24 @@ def test_it_can_be_off(tmp_path):
     with Watchdog(None, tmp_path / "hang.txt", ended.append) as dog:
         dog.moved(1)
     assert not ended and not (tmp_path / "hang.txt").exists()
+
+
+def test_a_signal_waits_for_what_must_not_be_broken_off():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the rest")
+        done.append("what comes after")
+    assert done == ["the rest"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_does_not_wait():
+    done = []
+    with pytest.raises(KeyboardInterrupt), deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the first waits")
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the second does not")
+    assert done == ["the first waits"]
