@@ -1,7 +1,6 @@
 """The main job: text in, a trained model in the Hugging Face format out."""
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from plmjax import Exit, PlmjaxError, show, tree
+from plmjax import Exit, PlmjaxError, show
 from plmjax import config as config_lib
 from plmjax.compress import students, teachers
-from plmjax.display import TrainingDisplay, console
+from plmjax.display import console
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
+from plmjax.job import Job, Watched, run_job
 from plmjax.report import plot_curves
 from plmjax.run import (
     Run,
@@ -26,19 +26,15 @@ from plmjax.run import (
     origin,
 )
 from plmjax.start import (
-    abstract_state,
     beside_teacher,
     fresh_state,
     frozen_arrays,
-    step_of,
 )
 from plmjax.train import processes, sharding
-from plmjax.train.checkpoint import Checkpoints, write_json
+from plmjax.train.checkpoint import write_json
 from plmjax.train.config import MeshConfig
-from plmjax.train.loop import Outlets, Progress, Work, evaluate, fit
-from plmjax.train.metrics import MetricWriter
+from plmjax.train.loop import evaluate
 from plmjax.train.step import State, make_evaluation
-from plmjax.train.stop import Stop, Watchdog
 from plmjax.train.workdir import RunConfig, Workdir
 from plmjax.transfer import export_trained
 
@@ -156,85 +152,42 @@ def _check_same(run: Run, ours: dict, first: dict) -> None:
 
 
 def _train(run: Run, log: Callable[[str], Any]) -> dict:
-    workdir, train, batches = run.workdir, run.config.train, held_out(run)
-    checkpoints = Checkpoints(
-        workdir.checkpoints, train.keep_checkpoints, log, together=True
-    )
-    checkpoints.remove_unfinished()
-    abstract, frozen = abstract_state(run), frozen_arrays(run)
-    kind = jax.devices()[0].device_kind
-    log(
-        f"Model: {run.encoder.layers} layers x {run.encoder.width}, "
-        f"{tree.count(abstract.params):,} parameters, {run.encoder.dtype}; "
-        f"{run.steps:,} steps on {run.mesh.size} {kind}"
-        + (f" of {jax.process_count()} processes." if processes.several() else ".")
-    )
-    for sentence in sharding.undivided(run.mesh, abstract.params):
-        log(f"WARNING: {sentence}")
-    evaluation, stop, progress = make_evaluation(run.objective), Stop(), Progress()
-    hang = workdir / f"hang-{jax.process_index()}.txt"
-    watchdog, scorings = Watchdog(train.hang_after_seconds, hang), itertools.count()
+    batches, evaluation = held_out(run), make_evaluation(run.objective)
 
-    def rows() -> Iterator[dict]:
-        # A signal ends it at once; what it gave until then is thrown away.
-        for batch in itertools.takewhile(lambda _: not stop.received, batches()):
-            watchdog.moved()
-            yield batch
-
-    def scored(state: State) -> dict[str, float]:
-        if not next(scorings):
-            watchdog.compiles()
-        weights = state.params if state.average is None else state.average
-        found = evaluate(evaluation, weights, frozen, run.mesh, rows())
-        # Empty where the signal came before the first batch.
-        return run.objective.scores(found) if found else {}
-
-    resumed = checkpoints.good_step(set_aside=True)
-    if resumed is None:
+    def fresh(abstract: State, frozen: dict) -> State:
+        del abstract, frozen
         state = fresh_state(run, log)
         save_examples(run, state.params)
-    else:
-        meta = checkpoints.meta(resumed)
-        processes.together(lambda: _check_meta(run, meta))
-        state = checkpoints.load(resumed, abstract)
-        progress = Progress.of(meta)
-        if resumed >= run.steps:
-            log(f"{workdir.path} is finished: {resumed:,} of {run.steps:,} steps done.")
-        else:
-            log(f"Going on from step {resumed:,}.")
-    done = int(state.step)
-    writer = processes.together(
-        lambda: MetricWriter(workdir.path, train.tensorboard, done, log)
+        return state
+
+    def score(weights: dict, frozen: dict, watched: Watched) -> dict[str, float]:
+        found = evaluate(evaluation, weights, frozen, run.mesh, watched(batches()))
+        # Empty where a signal came before the first batch.
+        return run.objective.scores(found) if found else {}
+
+    ended = run_job(
+        Job(
+            run.workdir,
+            run.config.train,
+            run.config.mesh,
+            run.mesh,
+            run.encoder,
+            run.objective,
+            frozen_arrays(run),
+            run.steps,
+            run.loader.batch,
+            lambda step, ahead: run.loader.rows(step, ahead)[1],
+            run.flops,
+            fresh,
+            score,
+            lambda meta: _check_meta(run, meta),
+            origin(run) | {"config": config_lib.to_dict(run.config)},
+        ),
+        log,
     )
-    # A return to a checkpoint is on record before the next checkpoint knows of it.
-    left_out = processes.agreed(writer.skips)
-    progress.skips = max(progress.skips, left_out, key=len)
-    display = TrainingDisplay(run.steps, done)
-    work = Work(
-        step_of(run, run.steps),
-        run.loader.batch,
-        lambda step, ahead: run.loader.rows(step, ahead)[1],
-        scored,
-        run.objective.scores,
-        lambda step: checkpoints.load(step, abstract),
-        run.flops,
-        run.steps,
-        run.mesh,
-    )
-    outlets = Outlets(checkpoints, writer, display, stop, watchdog)
-    with checkpoints, display, stop, watchdog:
-        noted = origin(run) | {"config": config_lib.to_dict(run.config)}
-        result = fit(state, frozen, train, work, outlets, progress, noted)
-    writer.close()
-    if checkpoints.failure is not None:
-        processes.fail(checkpoints.failure)
-    processes.together(writer.check)
-    if result.stopped:
-        saved = checkpoints.steps()
-        return {"stopped": result.stopped, "step": saved[-1] if saved else None}
-    if skipped := int(result.state.skipped):
-        log(f"WARNING: {skipped:,} updates were skipped; they were not finite.")
-    return finish(run, result.state, result.scores or scored(result.state), log)
+    if ended.stopped:
+        return {"stopped": ended.stopped, "step": ended.saved}
+    return finish(run, ended.weights, ended.step, ended.scores, log)
 
 
 def _check_meta(run: Run, meta: dict) -> None:
@@ -280,17 +233,13 @@ def _alone():
 
 
 def finish(
-    run: Run,
-    state: State,
-    values: dict,
-    log: Callable[[str], Any],
+    run: Run, weights: dict, step: int, values: dict, log: Callable[[str], Any]
 ) -> dict:
     """Shows, draws and exports a trained model; returns its scores.
 
     One process does so, with the weights of all; the others wait for it.
     """
-    weights = state.params if state.average is None else state.average
-    weights, step = processes.whole(weights), int(state.step)
+    weights = processes.whole(weights)
 
     def first() -> dict:
         with _alone():

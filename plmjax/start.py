@@ -3,7 +3,6 @@
 Start weights come from a run or a folder, from a teacher, or from nowhere.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,50 +12,29 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.compress import students, teachers
 from plmjax.evaluate.model import Model, open_models
+from plmjax.job import initialise, shapes_of, step_for, with_params
 from plmjax.objectives import DistillConfig
 from plmjax.run import Run
 from plmjax.train import processes, sharding
-from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
-from plmjax.train.step import State, init_state, make_step
+from plmjax.train.step import State
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config
 
 
 def abstract_state(run: Run) -> State:
     """Returns shapes and shardings of the state; takes no memory."""
-    shapes = jax.eval_shape(_initialise(run), run.loader.batch(0))
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        sharding.shardings(run.mesh, shapes, run.config.mesh.zero1),
-    )
-
-
-def _initialise(run: Run) -> Callable:
-    train = run.config.train
-    return functools.partial(
-        init_state,
+    return shapes_of(
         run.objective,
-        make_optimizer(train.optimizer),
-        train.seed,
-        ema=train.ema_decay is not None,
+        run.config.train,
+        run.mesh,
+        run.config.mesh.zero1,
+        run.loader.batch(0),
     )
 
 
 def step_of(run: Run, steps: int) -> Callable:
     """Returns the jitted step of a run whose schedule has `steps` steps."""
-    train = run.config.train
-    return make_step(
-        run.objective,
-        make_optimizer(train.optimizer),
-        make_schedule(train.schedule, train.optimizer.learning_rate, steps),
-        run.mesh,
-        seed=train.seed,
-        steps=steps,
-        accumulation=train.accumulation,
-        ema_decay=train.ema_decay,
-        zero1=run.config.mesh.zero1,
-    )
+    config = run.config
+    return step_for(run.objective, config.train, run.mesh, config.mesh.zero1, steps)
 
 
 def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
@@ -65,12 +43,13 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
     Raises:
       PlmjaxError: the start weights are of another model.
     """
-    objective, initialise = run.config.objective, _initialise(run)
+    objective = run.config.objective
+    make = initialise(run.objective, run.config.train)
     # Only the shapes matter; the values must be alike on all processes.
     batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), run.loader.batch(0))
-    shapes = jax.eval_shape(initialise, batch)
+    shapes = jax.eval_shape(make, batch)
     places = sharding.shardings(run.mesh, shapes, run.config.mesh.zero1)
-    state = jax.jit(initialise, out_shardings=places)(batch)
+    state = jax.jit(make, out_shardings=places)(batch)
     if run.config.train.init_from is not None:
         params = start_weights(run, state.params, log)
     elif isinstance(objective, DistillConfig) and objective.start == "teacher":
@@ -83,13 +62,7 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
         log(f"Start weights: layers of the teacher {run.teacher.name}.")
     else:
         return state
-    params = jax.device_put(params, places.params)
-    if state.average is None:
-        return state._replace(params=params)
-    copy = jax.jit(
-        lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=places.average
-    )
-    return state._replace(params=params, average=copy(params))
+    return with_params(state, params, places)
 
 
 def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:

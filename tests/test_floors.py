@@ -24,6 +24,8 @@ FLOORS = {
     "show": 5,
     "transfer": 5,
     "run": 5,
+    "job": 5,
+    "finetuning": 5,
     "start": 5,
     "pretrain": 5,
     "dry_run": 5,

@@ -205,13 +205,13 @@ def load_params(
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)
-    ema = config.train.ema_decay is not None
+    averages = config.train.averages
     state = jax.eval_shape(
-        lambda batch: init_state(objective, optimizer, 0, batch, ema), batch
+        lambda batch: init_state(objective, optimizer, 0, batch, averages), batch
     )
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state
     )
-    field = "average" if ema else "params"
+    field = "average" if averages else "params"
     return getattr(checkpoints.load(step, abstract, only=field), field)

@@ -112,7 +112,10 @@ class Checkpoints:
             raise _unreachable(self, error) from error
 
     def best(self) -> tuple[int, float] | None:
-        """Returns (step, loss) of the evaluated step with the lowest loss, or None."""
+        """Returns (step, rank) of the evaluated step whose rank is lowest, or None.
+
+        The rank is the held-out loss where nothing else is compared.
+        """
         found = self._decided(self._best)
         return None if found is None else (found[0], found[1])
 
@@ -123,8 +126,8 @@ class Checkpoints:
             # Training asks, and goes on; who wants to load asks good_step, too.
             self.log(f"WARNING: {error}")
             return None
-        losses = {step: self._meta(step).get("loss") for step in steps}
-        known = {s: x for s, x in losses.items() if x is not None and math.isfinite(x)}
+        ranks = {step: _rank(self._meta(step)) for step in steps}
+        known = {s: x for s, x in ranks.items() if x is not None and math.isfinite(x)}
         return min(known.items(), key=lambda item: item[1]) if known else None
 
     def meta(self, step: int) -> dict:
@@ -143,8 +146,8 @@ class Checkpoints:
     def save(self, step: int, state, meta: dict, last: bool = False) -> None:
         """Starts writing a step, after the one before is done.
 
-        `meta` is what JSON can hold; "loss" in it is the step's held-out loss. If the
-        one before takes too long, this one is left out, unless it is the `last`.
+        `meta` is what JSON can hold; "rank" in it, or else "loss", is lower for better
+        steps. If the one before takes too long, this one is left out, unless it is the `last`.
         """
         assert self._together or jax.process_count() == 1, "every process must save"
         self._settle(None if last else _PATIENCE_SECONDS)
@@ -380,6 +383,10 @@ _GO, _DONE = "go", "done"
 
 def folder(step: int) -> str:
     return f"step_{step:08d}"
+
+
+def _rank(meta: dict) -> float | None:
+    return meta.get("rank", meta.get("loss"))
 
 
 def _unreachable(where, error: Exception) -> PlmjaxError:

@@ -140,9 +140,15 @@ class TrainConfig:
     # Keeps an exponential moving average of the weights, which then is evaluated and
     # exported; none: no average.
     ema_decay: float | None = None
+    # The plain mean of the weights after each step from this share of the steps on (SWA;
+    # Izmailov et al. 2018, arXiv:1803.05407), used as an exponential one is.
+    average_from_percent: float | None = None
     log_every_steps: int = 10
     evaluate_every_steps: int = 250
     checkpoint_every_steps: int = 250
+    # So many evaluations in a row without a better one end the training; none: it goes
+    # on to its last step.
+    patience_evaluations: int | None = None
     # Newest checkpoints kept, besides the best one.
     keep_checkpoints: int = 2
     # Where checkpoints go: a directory (from the workdir on), gs://BUCKET/PATH or
@@ -220,11 +226,38 @@ class TrainConfig:
             hang is None or hang > 0,
             f"train.hang_after_seconds is {hang}; it must be > 0, or none.",
         )
-        decay = self.ema_decay
+        decay, since = self.ema_decay, self.average_from_percent
         _require(
             decay is None or 0 < decay < 1,
             f"train.ema_decay is {decay}; it must lie between 0 and 1, or be none.",
         )
+        _require(
+            since is None or 0 <= since < 100,
+            f"train.average_from_percent is {since}; it must be at least 0 and below "
+            "100, or none.",
+        )
+        _require(
+            decay is None or since is None,
+            f"train.ema_decay={decay} and train.average_from_percent={since} both say "
+            "how weights are averaged.",
+            "Give one of them.",
+        )
+        patience = self.patience_evaluations
+        _require(
+            patience is None or patience >= 1,
+            f"train.patience_evaluations is {patience}; it must be at least 1, or none.",
+        )
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self.ema_decay is not None or self.average_from_percent is not None
+
+    def average_from(self, steps: int) -> int | None:
+        """Returns the first of `steps` steps whose weights count in the plain mean."""
+        if self.average_from_percent is None:
+            return None
+        return int(steps * self.average_from_percent / 100)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Work:
     `step` is the jitted step; `batch` gives this process's rows of a step as numpy, so
     many batches ahead, and `rows` the ids of all of its rows; `evaluate` scores a
     state, `scores` makes of a step's means what is compared; `restore` loads the state
-    of a checkpoint; `flops` says what a step costs.
+    of a checkpoint; `flops` says what a step costs; `rank` makes of an evaluation what
+    is lowest for the best one, and `tell` what a person sees of it.
     """
 
     step: Callable
@@ -60,6 +61,8 @@ class Work:
     flops: Callable[[int], float]
     steps: int
     mesh: Mesh
+    rank: Callable[[dict[str, float]], float]
+    tell: Callable[[dict[str, float]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +159,12 @@ def fit(
     meter = _Meter(config, outlets, progress, work.scores)
     found: dict[str, float] | None = None
     rollbacks = turn = 0
+    over = False  # nothing better has come for too long
     known: dict | None = None  # the shapes that the step was compiled for
 
     def save(more: dict):
         more = meta | dataclasses.asdict(progress) | more
-        last = now == work.steps or stop.received is not None
+        last = now == work.steps or over or stop.received is not None
         with watchdog.resting():  # a disk has limits of its own
             checkpoints.save(now, state, more, last)
 
@@ -170,15 +174,22 @@ def fit(
         if stop.received:
             return None
         outlets.writer.write("evaluation", now, values | progress.totals())
-        outlets.display.say(f"step {now}: held-out loss {values['loss']:.3f}")
+        outlets.display.say(f"step {now}: {work.tell(values)}")
         return values
 
-    def is_best(loss: float) -> bool:
+    def is_best(rank: float) -> bool:
         # What is being written may be the best so far.
         with watchdog.resting():
             checkpoints.wait(patient=False)
         best = checkpoints.best()
-        return math.isfinite(loss) and (best is None or loss < best[1])
+        return math.isfinite(rank) and (best is None or rank < best[1])
+
+    def has_lost_patience() -> bool:
+        if config.patience_evaluations is None:
+            return False
+        best = checkpoints.best()
+        patience = config.patience_evaluations * config.evaluate_every_steps
+        return best is not None and now - best[0] >= patience
 
     def evaluation_due() -> bool:
         return now > 0 and (now % config.evaluate_every_steps == 0 or now == work.steps)
@@ -235,8 +246,9 @@ def fit(
     if processes.agreed(evaluation_due() and now not in outlets.writer.evaluated):
         # The signal that ended the last start came before this.
         found = evaluated()
+    over = has_lost_patience()
     batches = upcoming()
-    while now < work.steps and not stop.due(turn):
+    while now < work.steps and not over and not stop.due(turn):
         rows = sharding.put_rows(work.mesh, next(batches))
         if (form := jax.tree.map(np.shape, rows)) != known:
             watchdog.compiles()
@@ -257,15 +269,25 @@ def fit(
             continue
         with meter.paused():
             found = evaluated() if evaluation_due() and not stop.received else None
-            loss = {} if found is None else {"loss": found["loss"]}
-            if save_due or (loss and is_best(loss["loss"])):
-                save(loss)
+            more, best = {}, False
+            if found is not None:
+                more = {"loss": found["loss"], "rank": work.rank(found)}
+                best = is_best(more["rank"])
+                over = not best and has_lost_patience()
+            if save_due or best or over:
+                save(more)
     if meter.take(waiting, keep=0) is None and stop.received and now > start:
         # A bad step is not saved: the next start meets it again, and goes back.
         save({})
     with watchdog.resting():
         checkpoints.wait()
-    return Result(state, stop.received, found if now == work.steps else None)
+    if over and not stop.received:
+        outlets.display.say(
+            f"Ends at step {now}: no evaluation was better for "
+            f"{config.patience_evaluations} in a row (train.patience_evaluations)."
+        )
+    done = over or now == work.steps
+    return Result(state, stop.received, found if done else None)
 
 
 _LOWER = "Lower train.optimizer.learning_rate or warm up for longer."

@@ -27,7 +27,7 @@ class State(NamedTuple):
     step: jax.Array  # int32: batches seen, skipped ones included
     params: dict
     moments: Any  # the optimizer's state
-    average: dict | None  # exponential moving average of params
+    average: dict | None  # of params over steps, exponential or plain
     bad_steps: jax.Array  # int32: updates skipped in a row
     skipped: jax.Array  # int32: updates skipped in all
 
@@ -146,9 +146,13 @@ def make_step(
     steps: int,
     accumulation: int = 1,
     ema_decay: float | None = None,
+    average_from: int | None = None,
     zero1: bool = False,
 ) -> Callable:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
+
+    The average is exponential by `ema_decay`, or the plain mean of the weights after
+    each step from `average_from` on.
 
     An update whose loss or gradient is not finite is skipped and counted. With `zero1`
     the gradients, too, are divided over the data axis, as the moments are.
@@ -172,6 +176,13 @@ def make_step(
         grads = constrain(grads, whole)
         return loss, metrics, constrain(grads, places)
 
+    def _share(now):
+        """Returns what share of the average the newest weights are."""
+        if ema_decay is not None:
+            return 1 - ema_decay
+        assert average_from is not None
+        return 1 / jnp.maximum(now - average_from + 1, 1).astype(jnp.float32)
+
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))
         batch = objective.corrupt(batch, key, state.step / steps)
@@ -183,8 +194,9 @@ def make_step(
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         average = state.average
-        if ema_decay is not None and average is not None:
-            average = optax.incremental_update(params, average, 1 - ema_decay)
+        if average is not None:
+            share = _share(state.step)
+            average = optax.incremental_update(params, average, share)
         old = (state.params, state.moments, state.average)
         new = (params, moments, average)
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)

@@ -69,6 +69,7 @@ MAY_CHANGE = (
     "train.rollback_batches",
     "train.max_rollbacks",
     "train.hang_after_seconds",
+    "train.patience_evaluations",
     "train.tensorboard",
     "data.workers",
     "objective.teacher",
@@ -80,10 +81,13 @@ MAY_CHANGE = (
 
 
 class Workdir:
-    """The paths of a run, and what is written there."""
+    """The paths of a run, and what is written there.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    `schema` is the dataclass that the run's config is built as.
+    """
+
+    def __init__(self, path: str | Path, schema: type = RunConfig):
+        self.path, self.schema = Path(path), schema
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -181,6 +185,11 @@ class Workdir:
                 f"{self.path} holds no run: it has {what}.",
                 hint="Give the --workdir of `plmjax pretrain`.",
             )
+        if "task" in saved:
+            raise PlmjaxError(
+                f"{self.path} holds a fine-tuned model.",
+                hint="Give the --workdir of `plmjax pretrain`.",
+            )
         return config_lib.build(RunConfig, saved)
 
     def tokenizer(self) -> Tokenizer:
@@ -234,7 +243,7 @@ class Workdir:
         # Both filled up: a key that is newer than the run has the default, which is
         # what the run did without it.
         old, new = (
-            json.loads(json.dumps(config_lib.to_dict(config_lib.build(RunConfig, c))))
+            json.loads(json.dumps(config_lib.to_dict(config_lib.build(self.schema, c))))
             for c in (saved, config)
         )
         changed = config_lib.changes(old, new)
