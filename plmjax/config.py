@@ -352,6 +352,14 @@ def load(
     return ConfigDict(values).lock()
 
 
+def show(schema: type, config: ConfigDict) -> None:
+    """Prints every key of a config with its value and type."""
+    values = flatten(config.to_dict())
+    for key, kind in fields(schema):
+        if key in values:  # others belong to another kind of a block
+            print(f"{key} = {values[key]!r}  ({describe(kind)})")
+
+
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
     """Returns {dotted key: value}."""
     flat = {}

@@ -1,7 +1,7 @@
 """The main job: text in, a trained model in the Hugging Face format out."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

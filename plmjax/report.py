@@ -1,8 +1,13 @@
 """Draws what a run wrote down."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from plmjax.evaluate.scores import confusion
 from plmjax.train.metrics import read_metrics
 
 # {field of a record: (label of the axis, scale)}.
@@ -43,6 +48,71 @@ def plot_curves(
     return written
 
 
+def plot_scores(workdir: Path, metric: str) -> list[Path]:
+    """Draws a score of the held-out part by step; none where it was never taken."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    found = [r for r in records if r["kind"] == "evaluation" and metric in r]
+    if not found or metric == "loss":
+        return []
+    (workdir / "plots").mkdir(exist_ok=True)
+    path = workdir / "plots" / f"{metric}_by_step.png"
+    with _figure(path) as plot:
+        steps = [record["step"] for record in found]
+        plot.plot(steps, [r[metric] for r in found], marker="o", markersize=3)
+        plot.set_xlabel("step")
+        plot.set_ylabel(f"{metric.replace('_', ' ')}, held out")
+    return [path]
+
+
+_MOST_LABELS = 40  # more would be no picture
+
+
+def plot_confusion(
+    path: Path, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> None:
+    """Draws how often what is one label (a row) was taken for another (a column).
+
+    Shades are shares of the row; of more than 40 labels the most frequent are drawn.
+    """
+    counts = confusion(truth, predicted, labels)
+    often = np.argsort(-counts.sum(1), kind="stable")[:_MOST_LABELS]
+    kept = np.sort(often) if len(labels) > _MOST_LABELS else np.arange(len(labels))
+    counts = counts[np.ix_(kept, kept)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [labels[place] for place in kept.tolist()]
+    side = max(4.2, 0.42 * len(names) + 1.8)
+    path.parent.mkdir(exist_ok=True)
+    with _figure(path, (side + 0.6, side)) as plot:
+        plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        plot.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
+        plot.set_yticks(range(len(names)), names)
+        plot.set_xlabel("predicted")
+        plot.set_ylabel("true")
+        size = "small" if len(names) <= 12 else "xx-small"
+        for row, column in np.argwhere(counts):
+            dark = shares[row, column] > 0.5
+            colour = "white" if dark else "0.2"
+            text = f"{counts[row, column]:,}"
+            plot.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=size
+            )
+
+
+@contextlib.contextmanager
+def _figure(path: Path, size: tuple[float, float] = (7, 4.2)) -> Iterator[Any]:
+    """Yields the axes of a plot, and writes it."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # No screen is needed, or looked for.
+    from matplotlib import pyplot
+
+    figure, plot = pyplot.subplots(figsize=size, layout="constrained")
+    yield plot
+    plot.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def _draw(
     path: Path,
     key: str,
@@ -51,35 +121,29 @@ def _draw(
     held_out: list[dict[str, Any]],
     baseline: float | None,
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")  # No screen is needed, or looked for.
-    from matplotlib import pyplot
-
     label, scale = _AXES[axis]
-    figure, plot = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     styles = (
         (train, {"color": "0.7", "linewidth": 1, "label": "training"}),
         (held_out, {"marker": "o", "markersize": 3, "label": "held out"}),
     )
-    for records, style in styles:
-        found = [r for r in records if key in r and axis in r]
-        plot.plot([r[axis] * scale for r in found], [r[key] for r in found], **style)
-    if baseline is not None:
-        plot.axhline(baseline, color="0.3", linestyle=":", linewidth=1)
-        plot.annotate(
-            "unigram baseline",
-            (1, baseline),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color="0.3",
-            fontsize="small",
-        )
-    plot.set_xlabel(label)
-    what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
-    plot.set_ylabel(f"{what} (nats)")
-    plot.legend(frameon=False)
-    plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with _figure(path) as plot:
+        for records, style in styles:
+            found = [r for r in records if key in r and axis in r]
+            plot.plot(
+                [r[axis] * scale for r in found], [r[key] for r in found], **style
+            )
+        if baseline is not None:
+            plot.axhline(baseline, color="0.3", linestyle=":", linewidth=1)
+            plot.annotate(
+                "unigram baseline",
+                (1, baseline),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                color="0.3",
+                fontsize="small",
+            )
+        plot.set_xlabel(label)
+        what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
+        plot.set_ylabel(f"{what} (nats)")
+        plot.legend(frameon=False)

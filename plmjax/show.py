@@ -103,6 +103,22 @@ class Examples:
         return table
 
 
+def task_lines(result: dict) -> list[str]:
+    """Returns the scores of a fine-tuned model as a line a split, the chosen first."""
+    lines = []
+    for split in ("held_out", "test"):
+        scores = dict(result.get(split, {}))
+        if not scores:
+            continue
+        first = {result["metric"]: scores.pop(result["metric"])}
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4f}"
+            for name, value in (first | scores).items()
+        )
+        lines.append(f"{split.replace('_', '-').capitalize()}: {told}.")
+    return lines
+
+
 def score_lines(
     objective: Objective, values: dict[str, float], baseline: float
 ) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from plmjax import PlmjaxError
+from plmjax import Exit, PlmjaxError
 
 
 def model_option(added: argparse.ArgumentParser) -> None:
@@ -22,6 +22,34 @@ def checkpoint_option(added: argparse.ArgumentParser) -> None:
     added.add_argument(
         "--checkpoint", default="newest", help="newest (default), best, or a step"
     )
+
+
+def group_options(added: argparse.ArgumentParser) -> None:
+    """Adds how a process of several finds the others."""
+    added.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 of several is; --num_processes and --process_id go with "
+        "it (found by itself on Slurm, Open MPI, TPU pods and Kubernetes)",
+    )
+    added.add_argument("--num_processes", type=int, metavar="N", help="of this run")
+    added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+
+
+def stopped(result: dict) -> Exit:
+    """Says what a signal cut short; returns the exit code of a training."""
+    from plmjax.train import processes
+
+    if "stopped" not in result:
+        return Exit.OK
+    if processes.is_first():
+        step = result["step"]
+        saved = "nothing is" if step is None else f"step {step:,} is"
+        print(
+            f"Stopped by {result['stopped']}; {saved} saved. "
+            "The same command goes on from there."
+        )
+    return Exit.RESUMABLE
 
 
 def start_jax(workdir: Path | None = None) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import load_config, start_jax
+from plmjax.cli.options import group_options, load_config, start_jax, stopped
 
 
 def add(verb) -> None:
@@ -17,14 +17,7 @@ def add(verb) -> None:
         config=True,
     )
     added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
-    added.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="where process 0 of several is; --num_processes and --process_id go with "
-        "it (found by itself on Slurm, Open MPI, TPU pods and Kubernetes)",
-    )
-    added.add_argument("--num_processes", type=int, metavar="N", help="of this run")
-    added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    group_options(added)
     added.add_argument(
         "--dry_run",
         nargs="?",
@@ -48,10 +41,7 @@ def _pretrain(args) -> int:
     if args.show_config:
         from plmjax.train.workdir import RunConfig
 
-        values = config_lib.flatten(config.to_dict())
-        for key, kind in config_lib.fields(RunConfig):
-            if key in values:  # others belong to another kind of objective
-                print(f"{key} = {values[key]!r}  ({config_lib.describe(kind)})")
+        config_lib.show(RunConfig, config)
         return Exit.OK
     values = config.to_dict()
     name = values["name"] or values["data"]["source"]["kind"]
@@ -78,14 +68,4 @@ def _pretrain(args) -> int:
         print(f"{jax.process_count()} processes, found by: {found}.", flush=True)
     from plmjax import pretrain
 
-    result = pretrain.pretrain(config, workdir)
-    if "stopped" in result:
-        if processes.is_first():
-            step = result["step"]
-            saved = "nothing is" if step is None else f"step {step:,} is"
-            print(
-                f"Stopped by {result['stopped']}; {saved} saved. "
-                "The same command goes on from there."
-            )
-        return Exit.RESUMABLE
-    return Exit.OK
+    return stopped(pretrain.pretrain(config, workdir))

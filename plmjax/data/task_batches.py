@@ -74,12 +74,23 @@ def batches_in_order(
     features: Features,
     batch: int,
     *,
+    lengths: Sequence[int] = (),
     mine: Callable[[int], np.ndarray] = np.arange,
-) -> Iterator[Batch]:
-    """Yields every row once, in order; the last batch is filled with weight 0."""
-    for begin in range(0, features.rows, batch):
-        rows = begin + mine(batch)
-        yield take(features, np.where(rows < features.rows, rows, _EMPTY))
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields (rows [B] of the global batch, -1 empty; this process's batch of them).
+
+    Every row comes once, in order, those of the shortest of `lengths` first; the last
+    batch of each length is filled with weight 0.
+    """
+    longest = features.length
+    known = sorted({*(n for n in lengths if n < longest), longest})
+    bucket = np.searchsorted(known, features.sizes())
+    for number, length in enumerate(known):
+        rows = np.flatnonzero(bucket == number)
+        for begin in range(0, len(rows), batch):
+            found = np.full(batch, _EMPTY)
+            found[: len(rows) - begin] = rows[begin : begin + batch]
+            yield found, take(features, found[mine(batch)], length)
 
 
 def take(features: Features, rows: np.ndarray, length: int | None = None) -> Batch:

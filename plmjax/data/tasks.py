@@ -98,9 +98,20 @@ class TaskConfig:
     # A text longer than a row: several windows, or its beginning alone.
     long: Literal["window", "truncate"] = "window"
     stride: int = 64  # tokens from the beginning of a window to that of the next
+    # What the windows of a text say together: the mean of their probabilities, the
+    # highest of each, or those of the first.
+    pooling: Literal["mean", "max", "first"] = "mean"
+    # Shorter lengths of batches, for rows that fit: less padding, and a program for
+    # each to compile.
+    buckets: tuple = ()
     # answers: one that is not in the context where it should be. keep: it counts when
     # predictions are scored, and is learned only if another is in its place.
     misplaced_answers: Literal["error", "keep"] = "error"
+    max_answer_tokens: int = 30
+    # answers: whether "there is none" may be said; none: if train has such a question.
+    unanswerable: bool | None = None
+    # answers: what is compared, words as in SQuAD, or characters as in CMRC.
+    compare_answers: Literal["words", "characters"] = "words"
 
     def __post_init__(self):
         kind = KINDS[self.kind]
@@ -126,6 +137,19 @@ class TaskConfig:
             raise PlmjaxError(
                 f"task.stride is {self.stride}; windows must move on by 1 or more.",
                 hint="Half of task.length is usual.",
+            )
+        for bucket in self.buckets:
+            if not isinstance(bucket, int) or not 8 <= bucket <= self.length:
+                raise PlmjaxError(
+                    f"task.buckets has {bucket!r}; each must be a length from 8 to "
+                    f"task.length={self.length}.",
+                    hint="For example (32, 64).",
+                )
+        if self.max_answer_tokens < 1:
+            raise PlmjaxError(
+                f"task.max_answer_tokens is {self.max_answer_tokens}; it must be at "
+                "least 1.",
+                hint="30 is usual.",
             )
         if not self.label_separator:
             raise PlmjaxError(

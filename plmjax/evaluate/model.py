@@ -106,6 +106,9 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
             f"--model={path} is no directory.",
             hint="Give a run's workdir or a Hugging Face folder.",
         )
+    if is_finetuned(directory):
+        model = _from_folder(finished(directory), "model")
+        return {"model": dataclasses.replace(model, name=directory.resolve().name)}
     folders = model_folders(directory)
     if not folders:
         return open_run(Workdir(directory), checkpoint).models()
@@ -133,6 +136,27 @@ def is_run(directory: Path) -> bool:
     """Says whether a directory is a run's workdir: its config has blocks of ours."""
     found = _config_keys(directory)
     return "objective" in found and "model_type" not in found
+
+
+def is_finetuned(directory: Path) -> bool:
+    """Says whether a directory is the workdir of a fine-tuning."""
+    return is_run(directory) and "task" in _config_keys(directory)
+
+
+def finished(workdir: Path) -> Path:
+    """Returns the folder with the model of a fine-tuning.
+
+    Raises:
+      PlmjaxError: it has not come to its end.
+    """
+    folder = workdir / "export"
+    if not is_folder(folder):
+        raise PlmjaxError(
+            f"the fine-tuning in {workdir} is not finished: it has no export.",
+            hint="Start it again by the same command.",
+            code=Exit.MODEL,
+        )
+    return folder
 
 
 def is_folder(directory: Path) -> bool:

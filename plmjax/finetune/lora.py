@@ -17,16 +17,16 @@ from plmjax.objectives import Objective
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels get an adapter, and how wide it is."""
+    """Which kernels get an adapter, and how wide it is; 0: there are none."""
 
-    rank: int = 8
+    rank: int = 0
     alpha: float = 16.0
     # A regex of whole names.
     targets: str = r"encoder/layer_\d+/attention/(query|value)/kernel"
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise PlmjaxError(f"lora.rank is {self.rank}; it must be at least 1.")
+        if self.rank < 0:
+            raise PlmjaxError(f"lora.rank is {self.rank}; it must not be negative.")
 
 
 def base(params: dict) -> dict:

@@ -28,6 +28,11 @@ class StartConfig:
     reinit_layers: int = 0
     # The pooler is drawn anew even where the model brings one.
     reinit_pooler: bool = False
+    # Dropout of the encoder while it learns the task; none: that of the model's config.
+    # (One that was pretrained without is worth fine-tuning with .1.)
+    dropout: float | None = None
+    # That before the classifier; none: what transformers' class has.
+    classifier_dropout: float | None = None
 
     def __post_init__(self):
         if self.layers is not None and self.layers < 1:
@@ -39,6 +44,10 @@ class StartConfig:
             raise PlmjaxError(
                 f"start.reinit_layers is {self.reinit_layers}; it must not be negative."
             )
+        for name in ("dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise PlmjaxError(f"start.{name} is {value}; it must be in [0, 1).")
 
 
 def start(
@@ -92,8 +101,11 @@ def _layer(name: str) -> int:
 
 
 def _cut(model: Model, config: StartConfig) -> EncoderConfig:
-    """Returns the encoder with as many layers as are kept."""
+    """Returns the encoder with as many layers as are kept, and its dropout."""
     encoder, kept = model.encoder, config.layers
+    if config.dropout is not None:
+        rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
+        encoder = dataclasses.replace(encoder, **rates)
     if kept is None or kept == encoder.layers:
         return encoder
     if kept > encoder.layers:

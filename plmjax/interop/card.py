@@ -59,6 +59,37 @@ _TASKS = {
 }
 
 
+_FOLLOWS = "It says of new texts like those it learned from what their labels might be."
+_WRONG = "Its labels are guesses; how often they are right is in the figures alone."
+_FINE_TUNED = {
+    kind: _Task(pipeline, "labels", use, limit)
+    for kind, pipeline, use, limit in (
+        ("classes", "text-classification", _FOLLOWS, _WRONG),
+        ("multilabel", "text-classification", _FOLLOWS, _WRONG),
+        (
+            "regression",
+            "text-classification",
+            "It gives a text a number.",
+            "Its numbers are guesses; how near they are is in the figures alone.",
+        ),
+        ("tags", "token-classification", "It gives each word a tag.", _WRONG),
+        (
+            "answers",
+            "question-answering",
+            "It finds the answer to a question in a text.",
+            "It only cuts out of the text; what it gives may be no answer.",
+        ),
+        (
+            "choices",
+            None,
+            "It says which of several continuations or answers fits best.",
+            "It must choose one, even where none is right.",
+        ),
+    )
+}
+_TASKS |= _FINE_TUNED
+
+
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
     """What a model card tells, as plain values.
@@ -81,7 +112,18 @@ class CardFacts:
     licence: str | None = None
     # Beyond those that hold for every such model.
     limitations: Sequence[str] = ()
-    task: Literal["masked-lm", "causal-lm", "detector", "encoder"] = "masked-lm"
+    task: Literal[
+        "masked-lm",
+        "causal-lm",
+        "detector",
+        "encoder",
+        "classes",
+        "multilabel",
+        "regression",
+        "tags",
+        "answers",
+        "choices",
+    ] = "masked-lm"
     objective: str | None = None
 
 
@@ -96,7 +138,8 @@ def model_card(facts: CardFacts) -> str:
         _front_matter(facts),
         f"# {_clean(facts.name)}",
         f"A {_clean(facts.family)} model of {facts.parameters:,} parameters, "
-        f"pretrained by {_clean(facts.objective or task.objective)} with plmjax "
+        f"{'fine-tuned' if facts.task in _FINE_TUNED else 'pretrained'} by "
+        f"{_clean(facts.objective or task.objective)} with plmjax "
         f"{__version__}. {task.use}",
         "## How to load it",
         _loading(facts),
@@ -166,6 +209,8 @@ def _snippet(facts: CardFacts) -> tuple[list[str], list[str]]:
             'write = pipeline("text-generation", model=model, tokenizer=tokenizer)',
             'print(write("The rows of a matrix", max_new_tokens=20))',
         ]
+    if facts.task in _USES:
+        return _use(facts.task)
     rows = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")'
     if facts.task == "encoder":
         return _loader("AutoModel"), [
@@ -200,6 +245,44 @@ def _snippet(facts: CardFacts) -> tuple[list[str], list[str]]:
         'scores = states @ head["dense_prediction.weight"][0]',
         'scores = scores + head["dense_prediction.bias"]',
         *show,
+    ]
+
+
+_USES = {
+    "classes": ("SequenceClassification", 'print(run("A text like those it saw."))'),
+    "multilabel": (
+        "SequenceClassification",
+        'print(run("A text like those it saw.", top_k=None))',
+    ),
+    "regression": (
+        "SequenceClassification",
+        'print(run("A text like those it saw.", function_to_apply="none"))',
+    ),
+    "tags": ("TokenClassification", 'print(run("A text like those it saw."))'),
+    "answers": (
+        "QuestionAnswering",
+        'print(run(question="Who sat?", context="The cat sat on the mat."))',
+    ),
+    "choices": ("MultipleChoice", ""),
+}
+
+
+def _use(task: str) -> tuple[list[str], list[str]]:
+    name, line = _USES[task]
+    loader = f"AutoModelFor{name}"
+    pipeline = _TASKS[task].pipeline
+    if pipeline is None:
+        return _loader(loader), [
+            _load(loader),
+            'first, choices = "It rains.", ["It is wet.", "It is dry."]',
+            'rows = tokenizer([first] * 2, choices, padding=True, return_tensors="pt")',
+            "rows = {name: values[None] for name, values in rows.items()}",
+            "print(model(**rows).logits.softmax(-1))",
+        ]
+    return _loader(loader, "pipeline"), [
+        _load(loader),
+        f'run = pipeline("{pipeline}", model=model, tokenizer=tokenizer)',
+        line,
     ]
 
 

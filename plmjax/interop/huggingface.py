@@ -6,6 +6,8 @@ Parameters are {"encoder": ..., and the heads by name}, nested dicts of float32 
 import dataclasses
 import json
 import shutil
+import types
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -58,13 +60,15 @@ def export_folder(
     card: str,
     length: int | None = None,
     task: Task | None = None,
+    files: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Writes a folder that transformers and its AutoTokenizer load.
 
     The class follows from the heads in `params`; a detector that no class holds goes
     into detector_head.safetensors beside the model. `card` becomes README.md; `length`
     is the longest row in tokens that the tokenizer shall give (the model's positions if
-    None); `task` is what a fine-tuned model was trained for. The folder appears whole
+    None); `task` is what a fine-tuned model was trained for; `files` holds further
+    files by name. The folder appears whole
     or not at all; an earlier export of plmjax in its place is replaced, anything else
     is not touched.
 
@@ -96,19 +100,20 @@ def export_folder(
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     body = config_json.to_json(config, heads, *ids, task)
-    tensors, beside = to_tensors(config, params, task.outputs if task else 0)
+    tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     check_replaceable(directory)
     with appearing(directory) as folder:
         text = json.dumps(body, indent=2, sort_keys=True) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        for name, held in ((WEIGHTS, tensors), (DETECTOR, beside)):
+        for name, held in ((WEIGHTS, tensors), (DETECTOR, detector)):
             if held:
                 save_file(held, folder / name, metadata={"format": "pt"})
                 # The library lets nobody else read it, unlike the files beside it.
                 shutil.copymode(folder / CONFIG, folder / name)
-        types = config.token_types > 1
-        tokenizer.save(folder, max_length=length, token_types=types, segmenter=False)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        several = config.token_types > 1
+        tokenizer.save(folder, max_length=length, token_types=several, segmenter=False)
+        for name, text in {CARD: card, **files}.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def read_folder(path: str | Path) -> Imported:

@@ -12,10 +12,11 @@ from plmjax import Exit, PlmjaxError
 from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
 
 CONFIG, CARD = "config.json", "README.md"
+TASK = "plmjax_task.json"  # how a fine-tuned model reads its input
 # All that an export writes, whatever the tokenizer's kind.
 _OURS = frozenset(
     f"""
-    {CONFIG} {CARD} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
+    {CONFIG} {CARD} {TASK} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
     special_tokens_map.json vocab.txt vocab.json merges.txt
     """.split()
 )

@@ -31,6 +31,8 @@ HEAD_OF = {
     "answers": "answers",
     "choices": "choices",
 }
+# The score of what cannot be chosen.
+OUT_OF_REACH = -1e30
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
 
 
@@ -179,7 +181,8 @@ def task_logits(
     """Returns the float32 scores of a batch; dropout is on with noise alone.
 
     "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
-    which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L].
+    which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L], of which an
+    empty one has -1e30, too.
     """
     rows = _rows(config, task, batch)
     x_BLH = heads.encode(config, params, rows, noise)
@@ -193,12 +196,13 @@ def task_logits(
     head = TaskHead(config, task.head, task.outputs, rate)
     scores: Any = head.apply({"params": params[task.head]}, x_TH, noise)
     if task.head == "choices":
-        return scores.reshape(shape)
+        there_BC = jnp.any(batch["segments"] > 0, axis=-1)
+        return jnp.where(there_BC, scores.reshape(shape), jnp.float32(OUT_OF_REACH))
     scores = scores.reshape(*shape, task.outputs)
     if task.head == "answers":
         # Unmasked, as in transformers, padding a row further would change its loss.
         real_BL = batch["segments"] > 0
-        scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(-1e30))
+        scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(OUT_OF_REACH))
     return scores
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
-from plmjax.models.task_heads import POOLERS, Task, task_logits
+from plmjax.models.task_heads import OUT_OF_REACH, POOLERS, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, whole
 
 _SMOOTHABLE = ("classes", "tags", "choices")
@@ -69,7 +69,9 @@ def _targets(scores, labels, smoothing: float):
 
 def _class_loss(scores, labels, smoothing: float):
     targets = _targets(scores, labels, smoothing)
-    return -jnp.sum(targets * jax.nn.log_softmax(scores), axis=-1)
+    # What cannot be chosen (padding) costs nothing, whatever is spread on it.
+    logs = jnp.where(scores > 0.5 * OUT_OF_REACH, jax.nn.log_softmax(scores), 0.0)
+    return -jnp.sum(targets * logs, axis=-1)
 
 
 def _class_hit(scores, labels):
@@ -153,6 +155,13 @@ KINDS = {
     "answers": Kind(_answered, _end_loss, _end_hit, _end_divergence),
     "choices": _CLASSES,
 }
+
+
+def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns (sum, count) of the held-out losses of a batch's rows or tokens."""
+    has = KINDS[kind].has(batch)
+    losses = KINDS[kind].loss(scores, batch["label"], 0.0)
+    return jnp.sum(jnp.where(has, losses, 0.0)), jnp.sum(has)
 
 
 def supervised(

@@ -147,7 +147,8 @@ class Checkpoints:
         """Starts writing a step, after the one before is done.
 
         `meta` is what JSON can hold; "rank" in it, or else "loss", is lower for better
-        steps. If the one before takes too long, this one is left out, unless it is the `last`.
+        steps. If the one before takes too long, this one is left out, unless it is the
+        `last`.
         """
         assert self._together or jax.process_count() == 1, "every process must save"
         self._settle(None if last else _PATIENCE_SECONDS)

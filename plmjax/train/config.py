@@ -140,8 +140,8 @@ class TrainConfig:
     # Keeps an exponential moving average of the weights, which then is evaluated and
     # exported; none: no average.
     ema_decay: float | None = None
-    # The plain mean of the weights after each step from this share of the steps on (SWA;
-    # Izmailov et al. 2018, arXiv:1803.05407), used as an exponential one is.
+    # The plain mean of the weights after each step from this share of the steps on
+    # (SWA; Izmailov et al. 2018, arXiv:1803.05407), used as an exponential one is.
     average_from_percent: float | None = None
     log_every_steps: int = 10
     evaluate_every_steps: int = 250
@@ -245,7 +245,8 @@ class TrainConfig:
         patience = self.patience_evaluations
         _require(
             patience is None or patience >= 1,
-            f"train.patience_evaluations is {patience}; it must be at least 1, or none.",
+            f"train.patience_evaluations is {patience}; it must be at least 1, or "
+            "none.",
         )
 
     @property

@@ -1,0 +1,84 @@
+"""`plmjax finetune` and `plmjax predict`."""
+
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.cli.options import at_least_one, group_options, log, start_jax
+
+
+def add(verb) -> None:
+    added = verb(
+        "finetune",
+        _finetune,
+        "put a head on a pretrained model and train both on labelled data",
+        "plmjax finetune --config.model=runs/mine --config.task.train=train.csv "
+        "--workdir=runs/sentiment",
+        config=True,
+    )
+    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    group_options(added)
+    added.add_argument(
+        "--show_config",
+        action="store_true",
+        help="print every key with its type and value, and stop",
+    )
+
+    added = verb(
+        "predict",
+        _predict,
+        "say what a fine-tuned model makes of new texts; several models, with a comma "
+        "between, are averaged",
+        "plmjax predict --model=runs/sentiment --input=new.csv --output=said.jsonl",
+        config=True,
+    )
+    added.add_argument(
+        "--model", required=True, help="a fine-tuning's workdir, or a folder with one"
+    )
+    added.add_argument("--input", required=True, help="texts without labels, or with")
+    added.add_argument("--output", required=True, help="FILE.jsonl, .csv or .tsv")
+    added.add_argument("--batch", type=int, default=32, help="rows at once")
+
+
+def _finetune(args) -> int:
+    from plmjax import config as config_lib
+    from plmjax.finetune.config import FinetuneConfig
+
+    config = config_lib.load(FinetuneConfig, args.config, args.overrides)
+    if args.show_config:
+        config_lib.show(FinetuneConfig, config)
+        return Exit.OK
+    workdir = Path(args.workdir) if args.workdir else None
+    if workdir is None:
+        if config.name is None:
+            raise PlmjaxError(
+                "the run has no place.", hint="Give --workdir=DIR or --config.name."
+            )
+        workdir = Path("runs") / str(config.name)
+    start_jax(workdir)
+    from plmjax.train import processes
+
+    processes.initialise(args.coordinator, args.num_processes, args.process_id)
+    if processes.is_first():
+        print(f"Run directory: {workdir}", flush=True)
+    from plmjax.cli.options import stopped
+    from plmjax.finetuning import finetune
+
+    return stopped(finetune(config, workdir))
+
+
+def _predict(args) -> int:
+    start_jax()
+    from plmjax.finetune.predict import predict
+
+    at_least_one(args, "batch")
+    done = predict(
+        args.model.split(","),
+        args.input,
+        Path(args.output),
+        args.overrides,
+        args.config,
+        args.batch,
+        log,
+    )
+    print(f"{done:,} predictions in {args.output}.")
+    return Exit.OK

@@ -1,0 +1,121 @@
+"""What a fine-tuning run is told."""
+
+import dataclasses
+from typing import Literal
+
+from plmjax import PlmjaxError
+from plmjax.data.tasks import TaskConfig
+from plmjax.finetune.lora import LoraConfig
+from plmjax.finetune.start import StartConfig
+from plmjax.objectives.supervised import SupervisedConfig
+from plmjax.train.config import MeshConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedsConfig:
+    """Where chance enters; none: train.seed. They can be varied one at a time."""
+
+    data: int | None = None  # the order of the rows
+    init: int | None = None  # the new head, and layers that are drawn anew
+    dropout: int | None = None
+
+    def __post_init__(self):
+        for name in ("data", "init", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise PlmjaxError(
+                    f"seeds.{name} is {value}; it must be between 0 and 2**32 - 1."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+    """Which step's weights are kept."""
+
+    # One of the task's scores, or loss; none: the task's usual one (docs/tasks.md).
+    metric: str | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldsConfig:
+    """Cross-validation: the held-out part is one of `count` folds of train."""
+
+    count: int | None = None
+    fold: int = 0  # which one, from 0
+    stratified: bool = False
+    seed: int = 0  # of the parting, the same for all folds of a study
+
+    def __post_init__(self):
+        if self.count is not None and not 0 <= self.fold < self.count:
+            raise PlmjaxError(
+                f"folds.fold={self.fold}, but there are {self.count} folds.",
+                hint=f"Give 0 to {self.count - 1}.",
+            )
+
+
+def _train() -> TrainConfig:
+    return TrainConfig(
+        epochs=3.0,
+        batch=32,
+        optimizer=OptimizerConfig(learning_rate=5e-5, b2=0.999),
+        evaluate_every_steps=100,
+        checkpoint_every_steps=100,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything a fine-tuning run is told."""
+
+    # Without --workdir the run goes to runs/NAME.
+    name: str | None = None
+    # A run's workdir, of pretraining or of another task, or a Hugging Face folder.
+    model: str | None = None
+    checkpoint: str = "newest"  # of a run of pretraining: newest, best, or a step
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    start: StartConfig = dataclasses.field(default_factory=StartConfig)
+    objective: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    # Share of the encoder's kernels' entries that are the start's in a step (Lee et al.
+    # 2020, arXiv:1909.11299).
+    mixout: float = 0.0
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    train: TrainConfig = dataclasses.field(default_factory=_train)
+    select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
+    seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
+    folds: FoldsConfig = dataclasses.field(default_factory=FoldsConfig)
+    # Simple models first, to see what the encoder is worth.
+    baselines: bool = True
+    vectors: str | None = None  # a word2vec file for one of them
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        if not 0 <= self.mixout < 1:
+            raise PlmjaxError(f"mixout is {self.mixout}; it must be in [0, 1).")
+        if self.mixout and self.lora.rank:
+            raise PlmjaxError(
+                f"mixout={self.mixout} holds the encoder's kernels near their start, "
+                f"but lora.rank={self.lora.rank} keeps them there anyway.",
+                hint="Give one of them.",
+            )
+        optimizer = self.train.optimizer
+        if self.lora.rank and (
+            optimizer.freeze is not None
+            or optimizer.unfreeze_every_steps is not None
+            or optimizer.layer_decay != 1
+        ):
+            raise PlmjaxError(
+                f"lora.rank={self.lora.rank} trains adapters and the head alone; "
+                "freeze, unfreeze_every_steps and layer_decay are for whole encoders.",
+                hint="Leave them out.",
+            )
+        if self.train.init_from is not None:
+            raise PlmjaxError(
+                f"train.init_from={self.train.init_from} is a key of pretraining.",
+                hint="Name the model by --config.model.",
+            )
+
+    def seed(self, name: str) -> int:
+        """Returns the seed of data, init or dropout."""
+        own = getattr(self.seeds, name)
+        return self.train.seed if own is None else own

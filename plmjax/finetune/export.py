@@ -1,0 +1,109 @@
+"""A fine-tuned model as a folder: for transformers, and how it reads its input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from plmjax import Exit, PlmjaxError, tree
+from plmjax import config as config_lib
+from plmjax.data.labelled import Labelled
+from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate.model import Model
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.huggingface import export_folder
+from plmjax.interop.place import TASK
+
+# Where the labelled data of one task lie says nothing of another's.
+_FILES = ("train", "held_out", "test", "dataset", "format")
+
+
+def export_task(
+    model: Model,
+    name: str,
+    config: FinetuneConfig,
+    data: Labelled,
+    scores: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Writes a fine-tuned model, with its card and the block of its task.
+
+    Raises:
+      PlmjaxError: what interop.export_folder raises.
+    """
+    assert model.task is not None
+    settings = config_lib.to_dict(data.config) | {"labels": list(data.labels) or None}
+    settings = {k: v for k, v in settings.items() if k not in _FILES}
+    figures = [
+        (f"{split.replace('_', '-')} {figure}", value, _HOW[split])
+        for split in ("test", "held_out")
+        for figure, value in scores.get(split, {}).items()
+    ]
+    recipe = {
+        key: value
+        for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
+        if value not in (None, ()) and not key.startswith("task.columns")
+    }
+    facts = CardFacts(
+        name=name,
+        family=model.encoder.family,
+        task=model.task.kind,
+        objective=f"labels, starting from {model.name}",
+        parameters=tree.count(model.params),
+        mask_token="",
+        data={
+            "kind": data.config.kind,
+            "training examples": len(data.train),
+            "held-out examples": len(data.held_out),
+            "test examples": len(data.test),
+            "labels": ", ".join(data.labels),
+        },
+        recipe=recipe,
+        figures=figures,
+    )
+    export_folder(
+        folder,
+        model.encoder,
+        model.params,
+        model.tokenizer,
+        model_card(facts),
+        data.config.length,
+        model.task,
+        {TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
+    )
+
+
+_HOW = {
+    "test": "on the test examples, which nothing was chosen by",
+    "held_out": "on the held-out examples, by which the best step was chosen",
+}
+
+
+def task_config(folder: Path, kind: str, labels: tuple[str, ...]) -> dict:
+    """Returns how a fine-tuned folder reads its input, as values of a TaskConfig.
+
+    A folder that plmjax did not write has the defaults.
+
+    Raises:
+      PlmjaxError: the file says something else than the model.
+    """
+    fresh = {"kind": kind, "labels": labels or None}
+    path = folder / TASK
+    if not path.exists():
+        return config_lib.to_dict(TaskConfig(**fresh))  # type: ignore[arg-type]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        config = config_lib.build(TaskConfig, found, "task.")
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        raise PlmjaxError(
+            f"{path} cannot be read: {error}.",
+            hint="Export the model again, or remove the file.",
+            code=Exit.MODEL,
+        ) from error
+    if (config.kind, config.labels or ()) != (kind, labels):
+        raise PlmjaxError(
+            f"{path} is of another task than the model beside it.",
+            hint="Export the model again, or remove the file.",
+            code=Exit.MODEL,
+        )
+    return config_lib.to_dict(config)

@@ -1,0 +1,287 @@
+"""The parts of a fine-tuning, made from its config, before anything is on a device."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError, tree
+from plmjax.data.features import Features, make_features
+from plmjax.data.folds import make_folds
+from plmjax.data.labelled import Example, Labelled, load_labelled
+from plmjax.data.task_batches import TaskBatches
+from plmjax.evaluate import predictions
+from plmjax.evaluate.model import Model, open_models
+from plmjax.finetune import lora, mixout
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.finetune.start import describe, start
+from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import Task
+from plmjax.objectives import Objective
+from plmjax.objectives.supervised import row_losses, supervised
+from plmjax.train import sharding
+from plmjax.train.config import TrainConfig
+from plmjax.train.groups import without_frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """All that a fine-tuning needs.
+
+    `params` are those to start from, `frozen` what the loss needs beside them, both
+    numpy; merge(params, frozen) -> the plain model's parameters. `data.config` is the
+    task's block with nothing left open.
+    """
+
+    config: FinetuneConfig
+    mesh: jax.sharding.Mesh
+    model: Model
+    data: Labelled
+    task: Task
+    encoder: EncoderConfig
+    objective: Objective
+    params: dict
+    frozen: dict
+    merge: Callable[[dict, Any], dict]
+    features: dict[str, Features]
+    batches: TaskBatches
+    metric: str
+
+    @property
+    def train(self) -> TrainConfig:
+        """The block of training, its seed that of the dropout."""
+        return dataclasses.replace(self.config.train, seed=self.config.seed("dropout"))
+
+    @property
+    def steps(self) -> int:
+        train = self.config.train
+        if train.steps is not None:
+            return train.steps
+        return math.ceil((train.epochs or 0) * self.batches.steps)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Digests of what a checkpoint is bound to."""
+        leaves = [x.tobytes() for _, x in sorted(tree.flatten(self.params).items())]
+        texts = [repr(e).encode() for e in (*self.data.train, *self.data.held_out)]
+        return {
+            "start": _digest([*leaves, repr(self.encoder).encode()]),
+            "labelled data": _digest([*texts, repr(self.data.labels).encode()]),
+            "tokenizer": self.model.tokenizer.digest,
+        }
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        return getattr(self.data, split)
+
+
+def _digest(parts: list[bytes]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(hashlib.blake2b(part).digest())
+    return found.hexdigest()
+
+
+def make_parts(
+    config: FinetuneConfig, mesh: jax.sharding.Mesh, log: Callable[[str], Any]
+) -> Parts:
+    """Reads and checks the data, opens the model, and makes everything of the two.
+
+    Raises:
+      PlmjaxError: whatever the user can mend.
+    """
+    check(config, mesh)
+    data = split_of(config, load_labelled(config.task))
+    settings = data.config
+    if settings.kind == "answers" and settings.unanswerable is None:
+        some = any(not example.label for example in data.train)
+        settings = dataclasses.replace(settings, unanswerable=some)
+        data = dataclasses.replace(data, config=settings)
+    metric = config.select.metric or predictions.usual_metric(settings, data.labels)
+    truth = [example.label for example in data.held_out]
+    predictions.check_metric(settings, data.labels, truth, metric)
+    model = next(iter(open_models(str(config.model), config.checkpoint).values()))
+    if settings.length > model.encoder.max_length:
+        raise PlmjaxError(
+            f"task.length={settings.length}, but {model.name} has positions for "
+            f"{model.encoder.max_length} tokens.",
+            hint=f"Set --config.task.length={model.encoder.max_length}, and "
+            "task.long=window reads long texts whole.",
+        )
+    task = Task(settings.kind, data.labels, config.start.classifier_dropout)
+    log(describe(model, task, config.start))
+    if not model.encoder.dropout and config.start.dropout is None:
+        log(
+            "Note: the model was pretrained without dropout, and is fine-tuned so; "
+            "--config.start.dropout=0.1 often helps."
+        )
+    encoder, params = start(model, task, config.start, config.seed("init"))
+    features = {}
+    for split in ("train", "held_out", "test"):
+        if examples := getattr(data, split):
+            made = make_features(settings, examples, model.tokenizer, data.labels)
+            features[split] = made
+            log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
+    batches = TaskBatches(
+        features["train"],
+        config.train.batch,
+        config.seed("data"),
+        lengths=settings.buckets,
+        mine=functools.partial(sharding.local_rows, mesh),
+    )
+    objective = supervised(config.objective, encoder, task)
+    objective, params, frozen, merge = _remedied(config, objective, params)
+    return Parts(
+        config,
+        mesh,
+        model,
+        data,
+        task,
+        encoder,
+        objective,
+        params,
+        frozen,
+        merge,
+        features,
+        batches,
+        metric,
+    )
+
+
+def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises PlmjaxError for values that cannot work together, before any work."""
+    if config.model is None:
+        raise PlmjaxError(
+            "no model is named to start from.",
+            hint="Set --config.model to a run's workdir or a Hugging Face folder.",
+        )
+    if config.train.steps is None and config.train.epochs is None:
+        raise PlmjaxError(
+            "nothing says how long to train.",
+            hint="Set --config.train.steps or --config.train.epochs.",
+        )
+    sharding.check_batch(mesh, config.train.batch, config.train.accumulation)
+
+
+def split_of(config: FinetuneConfig, data: Labelled) -> Labelled:
+    """Returns the data, its held-out part a fold of train where folds are asked for."""
+    if config.folds.count is None:
+        return data
+    examples = data.train
+    if config.task.held_out is None:  # a share of train had been held out
+        examples = examples + data.held_out
+    folds = make_folds(
+        examples,
+        config.folds.count,
+        config.folds.seed,
+        stratified=config.folds.stratified,
+    )
+    rest, fold = folds[config.folds.fold]
+    return dataclasses.replace(
+        data,
+        train=tuple(examples[place] for place in rest),
+        held_out=tuple(examples[place] for place in fold),
+    )
+
+
+def told(features: Features) -> str:
+    """Returns how examples became rows, and all that was left out, as a sentence."""
+    report = features.report
+    text = f"{report['examples']:,} examples in {report['rows']:,} rows"
+    if windowed := report.get("windowed_examples"):
+        text += f", {windowed:,} longer than a row and in several windows"
+    if cut := report.get("cut_examples"):
+        text += f"; {cut:,} were cut, by {report['cut_tokens']:,} tokens in all"
+    for name, what in (
+        ("lost_words", "words have no place in a row"),
+        ("answers_outside", "answers are whole in no row"),
+        ("answers_misplaced", "answers are not where they should be"),
+    ):
+        if count := report.get(name):
+            text += f"; {count:,} {what}"
+    return f"{text}."
+
+
+def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
+    """Returns the objective, first parameters, frozen arrays and merge of remedies."""
+
+    def plain(params: dict, frozen) -> dict:
+        del frozen
+        return params
+
+    merge, frozen = plain, {}
+    if config.mixout:
+        frozen = mixout.anchor(params)
+        objective = mixout.mixout(objective, config.mixout)
+    if config.lora.rank:
+        frozen = lora.base(params)
+        objective = lora.lora(objective, config.lora)
+        merge = functools.partial(lora.merged, config.lora)
+        key = jax.random.key(config.seed("init"))
+        # Its kernels alone; what is drawn for the rest of the model is not needed.
+        thin = jax.device_get(lora.adapters(config.lora, params["encoder"], key))
+        heads = {name: head for name, head in params.items() if name != "encoder"}
+        params = {"lora": thin} | heads
+    objective = without_frozen(config.train.optimizer, objective)
+    return objective, params, frozen, merge
+
+
+def score_split(
+    parts: Parts,
+    predict: Callable,
+    weights: dict,
+    frozen,
+    split: str,
+    watched: Callable[[Iterator], Iterator] = iter,
+) -> tuple[list, dict[str, float]]:
+    """Returns what the model says of each example of a split, and the scores.
+
+    Both are empty where `watched` ended the rows too soon.
+    """
+    features, examples = parts.features[split], parts.examples(split)
+    config, labels = parts.data.config, parts.data.labels
+    train = parts.config.train
+    losses, seen = np.zeros(2), 0
+
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal losses, seen
+        scored = predictions.score_rows(
+            functools.partial(predict, weights, frozen),
+            parts.mesh,
+            features,
+            train.batch // train.accumulation,
+            config.buckets,
+            watched,
+        )
+        for found, scores in scored:
+            label = features.arrays["label"][found]
+            if config.kind == "tags":
+                label = label[:, : scores.shape[1]]
+            batch = {"label": label, "weight": np.ones(len(found), np.float32)}
+            losses += np.array(row_losses(config.kind, scores, batch), np.float64)
+            seen += len(found)
+            yield found, scores
+
+    said = predictions.put_together(config, features, examples, rows())
+    if seen < features.rows:
+        return [], {}
+    truth = [example.label for example in examples]
+    predicted = predictions.read(config, labels, examples, said)
+    scores = predictions.task_scores(config, labels, truth, predicted)
+    return said, {"loss": float(losses[0] / max(losses[1], 1))} | scores
+
+
+def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:
+    """Raises PlmjaxError if a checkpoint began from something else."""
+    for what, digest in ours.items():
+        if meta.get(what) != digest:
+            raise PlmjaxError(
+                f"the checkpoint in {where} belongs to another {what} than is given "
+                "now.",
+                hint="Restore it, or start again in another --workdir.",
+                code=Exit.MODEL,
+            )

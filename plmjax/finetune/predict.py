@@ -1,0 +1,231 @@
+"""Predictions of new examples, from files to a file."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from plmjax import FREE_SPACE, Exit, PlmjaxError
+from plmjax import config as config_lib
+from plmjax.data.features import make_features
+from plmjax.data.labelled import Example, read_examples
+from plmjax.data.records import find_inputs, read_text
+from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate import predictions
+from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
+from plmjax.evaluate.predictions import Said
+from plmjax.finetune.export import task_config
+from plmjax.finetune.output import write_predictions
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+
+_CHUNK = 4096  # examples in memory as rows
+ENDINGS = (".jsonl", ".csv", ".tsv")
+
+
+class Predictor:
+    """Fine-tuned models of one task, ready to be asked; several are averaged.
+
+    `config` says how input is read: what stands with the first model, with overrides.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        overrides: Sequence[str] = (),
+        file: str | None = None,
+        batch: int = 32,
+    ):
+        """Opens the models.
+
+        Raises:
+          PlmjaxError: one has no head of a task, or they are of several tasks.
+        """
+        opened = [(path, *_open(path)) for path in paths]
+        (first, one, values), *others = opened
+        for path, model, _ in others:
+            if _said_of(model) != _said_of(one):
+                raise PlmjaxError(
+                    f"{path} and {first} are of different tasks or labels.",
+                    hint="Average models of one task.",
+                )
+        config = config_lib.load(TaskConfig, file, overrides, values)
+        self.config = config_lib.build(TaskConfig, config.to_dict())
+        _, self.labels = _said_of(one)
+        if (self.config.kind, self.config.labels or ()) != _said_of(one):
+            raise PlmjaxError(
+                "kind and labels of the task are those of the model.",
+                hint="Leave --config.kind and --config.labels out.",
+            )
+        self.mesh = sharding.make_mesh(MeshConfig())
+        sharding.check_batch(self.mesh, batch, 1, "--batch")
+        self._batch = batch
+        self._models = [(model.tokenizer, self._made(model)) for _, model, _ in opened]
+
+    def _made(self, model: Model) -> Callable:
+        assert model.task is not None
+        if self.config.length > model.encoder.max_length:
+            raise PlmjaxError(
+                f"length={self.config.length}, but {model.name} has positions for "
+                f"{model.encoder.max_length} tokens.",
+                hint=f"Set --config.length={model.encoder.max_length}.",
+            )
+        call = predictions.make_predict(model.encoder, model.task, self.mesh)
+        params = jax.device_put(model.params, sharding.replicated(self.mesh))
+        return functools.partial(call, params, {})
+
+    def say(self, examples: Sequence[Example]) -> list[Said]:
+        """Returns what the models say of each example together."""
+        several = []
+        with jax.set_mesh(self.mesh):
+            for tokenizer, call in self._models:
+                features = make_features(self.config, examples, tokenizer, self.labels)
+                scored = predictions.score_rows(
+                    call, self.mesh, features, self._batch, self.config.buckets
+                )
+                several.append(
+                    predictions.put_together(self.config, features, examples, scored)
+                )
+        return several[0] if len(several) == 1 else predictions.mean_of(several)
+
+
+def _said_of(model: Model) -> tuple[str, tuple[str, ...]]:
+    assert model.task is not None
+    return model.task.kind, model.task.labels
+
+
+def _open(path: str) -> tuple[Model, dict]:
+    model = next(iter(open_models(path).values()))
+    if model.task is None:
+        raise PlmjaxError(
+            f"{path} has no head of a task.",
+            hint="Give a model that `plmjax finetune` made.",
+            code=Exit.MODEL,
+        )
+    folder = Path(path)
+    if is_finetuned(folder):
+        folder = finished(folder)
+    return model, task_config(folder, model.task.kind, model.task.labels)
+
+
+def predict(
+    models: Sequence[str],
+    source: str,
+    to: Path,
+    overrides: Sequence[str] = (),
+    file: str | None = None,
+    batch: int = 32,
+    log: Callable[[str], Any] = print,
+) -> int:
+    """Writes what models say of the examples in files; returns how many there were.
+
+    The output appears whole or not at all.
+
+    Raises:
+      PlmjaxError: whatever the user can mend.
+    """
+    if to.suffix not in ENDINGS:
+        raise PlmjaxError(
+            f"--output={to} has an ending that says no format.",
+            hint=f"Give one of {', '.join(ENDINGS)}.",
+        )
+    if not to.parent.is_dir():
+        raise PlmjaxError(f"there is no directory {to.parent} for --output.")
+    asked = Predictor(models, overrides, file, batch)
+    examples = read_input(asked.config, source)
+
+    def records() -> Iterator[dict]:
+        for begin in range(0, len(examples), _CHUNK):
+            some = examples[begin : begin + _CHUNK]
+            said = asked.say(some)
+            yield from write_predictions(asked.config, asked.labels, some, said)
+            if len(examples) > _CHUNK:
+                log(f"{begin + len(some):,} of {len(examples):,} examples")
+
+    with _appearing(to) as path:
+        (_write_lines if to.suffix == ".jsonl" else _write_table)(path, records())
+    return len(examples)
+
+
+def read_input(
+    config: TaskConfig, source: str, *, labelled: bool = False
+) -> tuple[Example, ...]:
+    """Returns the examples of files; a .txt has one a line, tags' words by blanks."""
+    if not source.endswith((".txt", ".txt.gz")) or labelled:
+        config = dataclasses.replace(config, test=source)
+        return read_examples(config, "test", labelled=labelled)
+    if config.kind in ("answers", "choices"):
+        raise PlmjaxError(
+            f"{source} is plain text, but a question needs its context and choices.",
+            hint="Give .jsonl with the columns of the task.",
+        )
+    found = []
+    for path in find_inputs(source, "--input"):
+        lines = read_text(path).splitlines()
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                raise PlmjaxError(
+                    f"{path}:{number} is empty.",
+                    hint="Give a text a line, so that lines and predictions agree.",
+                    code=Exit.DATA,
+                )
+            texts = tuple(line.split()) if config.kind == "tags" else (line,)
+            name = str(len(found))
+            found.append(Example(name, f"{path}:{number}", texts, None, line))
+    if not found:
+        raise PlmjaxError(f"{source} holds no text.", code=Exit.DATA)
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _appearing(to: Path) -> Iterator[Path]:
+    """Yields a file that takes the place of `to` once all is written."""
+    path = to.with_name(f".{to.name}.part-{os.getpid()}")
+    try:
+        yield path
+        path.replace(to)
+    except OSError as error:
+        raise PlmjaxError(
+            f"{to} cannot be written: {error.strerror}.",
+            hint=FREE_SPACE,
+            code=Exit.DISK,
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_lines(path: Path, records: Iterator[dict]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _write_table(path: Path, records: Iterator[dict]) -> None:
+    """A column a figure: probabilities by label; lists as JSON."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        dialect = "excel-tab" if ".tsv" in path.name else "excel"
+        first = _flat(next(records))
+        writer = csv.DictWriter(file, [*first], dialect=dialect)
+        writer.writeheader()
+        for record in itertools.chain([first], map(_flat, records)):
+            writer.writerow(record)
+
+
+def _flat(record: dict) -> dict:
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found |= {f"probability of {label}": v for label, v in value.items()}
+        elif isinstance(value, list | tuple):
+            found[name] = json.dumps(value, ensure_ascii=False)
+        else:
+            found[name] = value
+    return found
