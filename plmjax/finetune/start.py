@@ -22,6 +22,8 @@ from plmjax.models.task_heads import Task
 class StartConfig:
     """What is kept of a pretrained model."""
 
+    # Nothing but its sizes and tokenizer: all is drawn anew, to see what it is worth.
+    from_scratch: bool = False
     # Only the first so many layers; none: all.
     layers: int | None = None
     # The last so many of them are drawn anew (Zhang et al. 2021, arXiv:2006.05987).
@@ -64,8 +66,8 @@ def start(
     task_heads.check(model.encoder)
     encoder = _cut(model, config)
     anew = _new_layers(encoder, config)
-    theirs = tree.flatten(model.params)
-    taken = {} if config.reinit_pooler else _pooler(model, task)
+    theirs = {} if config.from_scratch else tree.flatten(model.params)
+    taken = {} if config.from_scratch or config.reinit_pooler else _pooler(model, task)
     taken |= {
         name: name
         for name in theirs
@@ -164,6 +166,8 @@ def _pooler(model: Model, task: Task) -> dict[str, str]:
 
 def describe(model: Model, task: Task, config: StartConfig) -> str:
     """Returns a sentence that says what is taken over and what is new."""
+    if config.from_scratch:
+        return f"Start weights: drawn anew, in the sizes of {model.name}."
     new = ["classifier"]
     if task.head in task_heads.POOLERS:
         kept = not config.reinit_pooler and _pooler(model, task)
