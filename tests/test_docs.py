@@ -10,6 +10,8 @@ import pytest
 from plmjax import config
 from plmjax.cli import main
 from plmjax.cli.parser import make_parser
+from plmjax.data.tasks import TaskConfig
+from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain import EMBEDDED
 from plmjax.sweep import plan
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
@@ -23,7 +25,10 @@ PAGES = [
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|sweep|launch|doctor|bench"
+VERBS = (
+    "pretrain|finetune|predict|evaluate|fill|next|detect|export|import|sweep|launch|"
+    "doctor|bench"
+)
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -105,12 +110,37 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         assert path, "a sweep is a file of ours"
         plan.load(path, overrides)
         return
-    config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
+    if args.verb == "finetune":
+        config.load(FinetuneConfig, path, overrides)
+    elif args.verb == "predict":
+        config.load(TaskConfig, path, overrides)
+    else:
+        config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
 
 
 def test_there_are_commands_of_every_verb():
     verbs = {command.values[1][0] for command in COMMANDS if command.values[1]}
     assert verbs >= set(VERBS.split("|"))
+
+
+def test_every_key_of_fine_tuning_stands_in_its_table():
+    """With its default; those of training are in config.md."""
+    page = (ROOT / "docs" / "finetuning.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \|", page, re.MULTILINE))
+    default = config.flatten(config.to_dict(FinetuneConfig()))
+    wanted = {
+        key: str(default[key])
+        for key, _ in config.fields(FinetuneConfig)
+        if not key.startswith(("train.", "mesh."))
+    }
+    found = {key: value for key, value in rows.items() if not key.startswith("train.")}
+    assert found == {k: v.lower() if v == "None" else v for k, v in wanted.items()}
+    assert {k: v for k, v in rows.items() if k.startswith("train.")} == {
+        key: str(value)
+        for key, value in default.items()
+        if key.startswith("train.")
+        and value != config.flatten(config.to_dict(RunConfig()))[key]
+    }
 
 
 def tables() -> dict[str, dict[str, tuple[str, str]]]:
