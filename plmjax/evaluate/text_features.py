@@ -11,7 +11,7 @@ from plmjax.evaluate.linear import Featurise, Predict, row_texts
 
 # A word, or one sign that is none: no text is without them.
 UNITS = re.compile(r"\w+|[^\w\s]")
-MOST = 100_000  # n-grams kept of each sort, the most frequent ones
+MOST = 50_000  # n-grams kept of each sort, the most frequent ones
 _MANY = 10_000  # words, from which on a feature must occur twice
 _LONGEST_SUFFIX = 4
 
