@@ -14,8 +14,8 @@ from plmjax import Exit, PlmjaxError
 from plmjax.data.features import make_features
 from plmjax.data.labelled import Example, Labelled
 from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate import baselines, linear
 from plmjax.evaluate import gain as gains
-from plmjax.evaluate import linear
 from plmjax.evaluate.baselines import (
     Baseline,
     best_of,
@@ -41,6 +41,11 @@ from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 def example(label, *texts):
     return Example("0", "a:1", texts, label, "\0".join(texts))
+
+
+@pytest.fixture(autouse=True)
+def few_timed(monkeypatch):
+    monkeypatch.setattr(baselines, "_TIMED", 3)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +145,7 @@ TASKS = {
 }
 
 
-def make_task(kind, count=120):
+def make_task(kind, count=100):
     make, labels, metric = TASKS[kind]
     config = TaskConfig(kind=kind, length=16)
     task = Labelled(config, labels, tuple(make(count, 1)), (), tuple(make(60, 2)))
@@ -195,7 +200,7 @@ def test_every_kind_finds_what_was_planted(kind, model, tmp_path):
 
 
 def test_the_same_data_give_the_same_predictions(model):
-    task, _ = make_task("classes")
+    task, _ = make_task("classes", 40)
     first, second = (run_baselines(task, task.test, model) for _ in range(2))
     assert [one.predictions for one in first] == [one.predictions for one in second]
 
@@ -317,7 +322,7 @@ def test_too_many_rows_are_drawn_and_said(model, monkeypatch):
     task, _ = make_task("tags")
     log = []
     found = run_baselines(task, task.test, model, log=log.append)
-    assert "  fitted on 96 of the 720 words of train" in log
+    assert "  fitted on 96 of the 600 words of train" in log
     assert all(len(one.predictions) == 60 for one in found)
 
 
@@ -496,7 +501,7 @@ def test_what_cannot_be_scored_is_refused(model):
 ENTITY = ("B-x", "I-x", "B-y", "I-y", "O")
 
 
-def draw_predictions(kind, count=40):
+def draw_predictions(kind, count=30):
     """Truth and two models' predictions, of which the first is right more often."""
     chance = random.Random(kind)
     labels = ENTITY if kind == "entities" else tuple("abcd")
@@ -524,7 +529,7 @@ def draw_predictions(kind, count=40):
 @pytest.fixture
 def few_draws(monkeypatch):
     def few(score, *rest):
-        return compare_by(score, *rest, draws=10)
+        return compare_by(score, *rest, draws=5)
 
     monkeypatch.setattr(gains, "compare_by", few)
     return few
