@@ -5,7 +5,7 @@ import difflib
 from typing import Any
 
 from plmjax import __version__
-from plmjax.cli import bench, doctor, launch, pretrain, sweep, transfer, use
+from plmjax.cli import bench, doctor, embed, launch, pretrain, sweep, transfer, use
 
 _CONFIG_HELP = """\
   --config=FILE.py[:argument]   a config file (Python: it is executed) or config.json
@@ -64,6 +64,6 @@ def make_parser() -> argparse.ArgumentParser:
             added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
         return added
 
-    for group in (pretrain, use, transfer, sweep, launch, doctor, bench):
+    for group in (pretrain, use, embed, transfer, sweep, launch, doctor, bench):
         group.add(verb)
     return parser
