@@ -148,10 +148,10 @@ class Batch(NamedTuple):
 def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Batch]:
     """Puts rows of `sizes` tokens into batches of few shapes, the longest first.
 
-    A batch has about `batch_tokens` tokens with padding, and at least a row. A length
-    of its own, which costs a compilation, is kept where it saves a quarter of a batch;
-    else its rows go to the next longer one. The longest come first, as they need most
-    memory.
+    A batch has at most `batch_tokens` tokens with padding, or is one row. A length of
+    its own, which costs a compilation, is kept where it saves as much padding as a
+    batch has tokens; else its rows go to the next longer one. The longest come first,
+    as they need most memory.
     """
     lengths = np.array([n for n in _LENGTHS if n < longest] + [longest])
     bucket = np.searchsorted(lengths, sizes)
@@ -159,7 +159,7 @@ def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Bat
     for here, longer in zip(used[:-1], used[1:], strict=True):
         moved = bucket == here
         saved = moved.sum() * (lengths[longer] - lengths[here])
-        if saved < batch_tokens / 4:
+        if saved < batch_tokens:
             bucket[moved] = longer
     batches = []
     for number in np.unique(bucket)[::-1]:
