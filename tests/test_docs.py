@@ -23,7 +23,9 @@ PAGES = [
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|sweep|launch|doctor|bench"
+VERBS = (
+    "pretrain|evaluate|fill|next|detect|embed|export|import|sweep|launch|doctor|bench"
+)
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"

@@ -123,7 +123,7 @@ def _embed(args) -> int:
 
         def seen(now: Seen) -> None:
             if not bars:
-                bar = Bar("token", now.all_tokens, now.tokens, active=not args.json)
+                bar = Bar("tokens", now.all_tokens, now.tokens, active=not args.json)
                 bars.append(stack.enter_context(bar))
             bars[0].show(now.tokens, f"{now.texts:,} texts")
 

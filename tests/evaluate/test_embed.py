@@ -586,7 +586,7 @@ def start(folder, text_file, output, devices=1):
 @pytest.mark.timeout(280)
 def test_kills_and_signals_of_a_real_process(folder, tmp_path):
     text_file = tmp_path / "many.txt"
-    text_file.write_text("\n".join(sentences(20_000)) + "\n")
+    text_file.write_text("\n".join(sentences(8_000)) + "\n")
     whole = start(folder, text_file, tmp_path / "whole.npy")
     said, _ = whole.communicate(timeout=120)
     assert whole.returncode == Exit.OK, said
