@@ -26,8 +26,8 @@ CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
 VERBS = (
-    "pretrain|finetune|predict|evaluate|fill|next|detect|export|import|sweep|launch|"
-    "doctor|bench"
+    "pretrain|finetune|predict|evaluate|fill|next|detect|embed|export|import|"
+    "sweep|launch|doctor|bench"
 )
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.

@@ -8,6 +8,7 @@ from plmjax import __version__
 from plmjax.cli import (
     bench,
     doctor,
+    embed,
     finetune,
     launch,
     pretrain,
@@ -73,6 +74,16 @@ def make_parser() -> argparse.ArgumentParser:
             added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
         return added
 
-    for group in (pretrain, finetune, use, transfer, sweep, launch, doctor, bench):
+    for group in (
+        pretrain,
+        finetune,
+        use,
+        embed,
+        transfer,
+        sweep,
+        launch,
+        doctor,
+        bench,
+    ):
         group.add(verb)
     return parser

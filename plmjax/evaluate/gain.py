@@ -28,9 +28,14 @@ _CORRELATIONS = ("pearson", "spearman")
 
 
 def task_scores(
-    kind: str, truth: Sequence[Any], predicted: Sequence[Any], labels: Sequence[str]
+    kind: str,
+    truth: Sequence[Any],
+    predicted: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    by_characters: bool = False,
 ) -> dict[str, float]:
-    """Returns the scores that a kind of task has, by name."""
+    """Returns the scores that a kind of task has, by name; answers' by_characters."""
     if kind == "classes":
         return class_scores(truth, predicted, labels)
     if kind == "multilabel":
@@ -41,7 +46,8 @@ def task_scores(
     if kind == "tags":
         return tag_scores(truth, predicted)
     if kind == "answers":
-        return answer_scores(predicted, _answer_texts(truth))
+        texts = _answer_texts(truth)
+        return answer_scores(predicted, texts, by_characters=by_characters)
     return {"accuracy": float(_hits(truth, predicted).mean())}
 
 

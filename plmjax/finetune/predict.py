@@ -196,7 +196,7 @@ def evaluate(
         asked.config, asked.labels, examples, asked.say(examples)
     )
     truth = [example.label for example in examples]
-    scores = predictions.task_scores(asked.config, asked.labels, truth, predicted)
+    scores = predictions.scores_of(asked.config, asked.labels, truth, predicted)
     return scores | {"examples": len(examples)}
 
 
