@@ -7,6 +7,7 @@ from typing import Any
 from plmjax import __version__
 from plmjax.cli import (
     bench,
+    compare,
     doctor,
     finetune,
     launch,
@@ -73,6 +74,16 @@ def make_parser() -> argparse.ArgumentParser:
             added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
         return added
 
-    for group in (pretrain, finetune, use, transfer, sweep, launch, doctor, bench):
+    for group in (
+        pretrain,
+        finetune,
+        compare,
+        use,
+        transfer,
+        sweep,
+        launch,
+        doctor,
+        bench,
+    ):
         group.add(verb)
     return parser
