@@ -26,7 +26,7 @@ CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
 
 VERBS = (
-    "pretrain|finetune|predict|evaluate|fill|next|detect|embed|export|import|"
+    "pretrain|finetune|compare|predict|evaluate|fill|next|detect|embed|export|import|"
     "sweep|launch|doctor|bench"
 )
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)

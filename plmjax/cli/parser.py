@@ -7,6 +7,7 @@ from typing import Any
 from plmjax import __version__
 from plmjax.cli import (
     bench,
+    compare,
     doctor,
     embed,
     finetune,
@@ -77,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     for group in (
         pretrain,
         finetune,
+        compare,
         use,
         embed,
         transfer,
