@@ -70,7 +70,7 @@ def constant_score(lines: Lines, metric: str) -> float | None:
         return 0.0  # a constant goes along with nothing
     truth = lines.truth
     scores = [
-        predictions.task_scores(lines.config, lines.labels, truth, said)[metric]
+        predictions.scores_of(lines.config, lines.labels, truth, said)[metric]
         for said in _CONSTANTS[lines.config.kind](truth)
     ]
     return min(scores, key=lambda value: predictions.rank(metric, {metric: value}))
@@ -129,7 +129,7 @@ def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
         several = [_written(read_lines(outcome)) for outcome in outcomes]
     said = predictions.mean_of(several)
     predicted = predictions.read(config, labels, examples, said)
-    value = predictions.task_scores(config, labels, truth, predicted)[metric]
+    value = predictions.scores_of(config, labels, truth, predicted)[metric]
     return value if math.isfinite(value) else None
 
 
