@@ -24,6 +24,7 @@ PAGES = [
 ]
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
+ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
 VERBS = (
     "pretrain|finetune|compare|predict|evaluate|fill|next|detect|embed|export|import|"
@@ -110,7 +111,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         assert path, "a sweep is a file of ours"
         plan.load(path, overrides)
         return
-    if args.verb == "finetune":
+    if args.verb in ("finetune", "compare"):
         config.load(FinetuneConfig, path, overrides)
     elif args.verb == "predict":
         config.load(TaskConfig, path, overrides)
@@ -126,7 +127,7 @@ def test_there_are_commands_of_every_verb():
 def test_every_key_of_fine_tuning_stands_in_its_table():
     """With its default; those of training are in config.md."""
     page = (ROOT / "docs" / "finetuning.md").read_text()
-    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \|", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| `(.*?)` \|", page, re.MULTILINE))
     default = config.flatten(config.to_dict(FinetuneConfig()))
     wanted = {
         key: str(default[key])
@@ -208,10 +209,10 @@ def test_show_config_prints_the_keys_of_the_kind(kind, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_names_a_key_that_does_not_exist(page):
     named = set(NAMED.findall(page.read_text()))
-    blocks = {key.rsplit(".", 1)[0] for key in KEYS}
+    blocks = {key.rsplit(".", 1)[0] for key in ALL_KEYS}
     # What the store and the code call their files is no key.
     named = {name for name in named if not FILES.search(name)}
-    assert named <= KEYS.keys() | blocks, named - KEYS.keys() - blocks
+    assert named <= ALL_KEYS.keys() | blocks, named - ALL_KEYS.keys() - blocks
 
 
 def test_what_may_change_is_listed():
