@@ -11,6 +11,7 @@ from plmjax.cli import (
     finetune,
     launch,
     pretrain,
+    pseudo,
     sweep,
     transfer,
     use,
@@ -73,6 +74,16 @@ def make_parser() -> argparse.ArgumentParser:
             added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
         return added
 
-    for group in (pretrain, finetune, use, transfer, sweep, launch, doctor, bench):
+    for group in (
+        pretrain,
+        finetune,
+        pseudo,
+        use,
+        transfer,
+        sweep,
+        launch,
+        doctor,
+        bench,
+    ):
         group.add(verb)
     return parser
