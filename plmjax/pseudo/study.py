@@ -1,8 +1,8 @@
 """Semi-supervised fine-tuning: a model labels texts, and a fresh one learns from both.
 
-A chain is a round 0 on the labelled data alone, and rounds whose pseudo-labels are what
-the model of the round before says. Each fold, or seed, has chains of its own, so that no
-label comes from a model that saw the fold's held-out part.
+A chain is a round 0 on the labelled data alone, and rounds whose pseudo-labels are
+what the model of the round before says. Each fold, or seed, has chains of its own, so
+that no label comes from a model that saw the fold's held-out part.
 
 DIR/pseudo.json  what was asked         DIR/results.json, results.csv, plots/
 DIR[/fold-0]/round-0/                   a fine-tuning, and round-0.json of what it gave
@@ -27,7 +27,7 @@ from plmjax.data.labelled import Example, load_labelled
 from plmjax.data.records import find_inputs
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.predictions import Said
-from plmjax.finetune.added import Added
+from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.parts import split_of
 from plmjax.finetune.predict import Predictor, read_input
@@ -92,7 +92,8 @@ def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
     Raises:
       PlmjaxError: whatever the user can mend.
     """
-    built = config_lib.build(FinetuneConfig, config.to_dict())
+    values = config.to_dict()
+    built = config_lib.build(FinetuneConfig, values)
     check_kind(built.task.kind)
     if plan.folds is not None and built.folds.count is not None:
         raise PlmjaxError(
@@ -105,10 +106,10 @@ def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
     workdir.create()
     with workdir.locked():
         labelled = (*data.train, *data.held_out, *data.test)
-        _agree(path, config, plan, {"unlabelled": unlabelled, "labelled": labelled})
+        _agree(path, values, plan, {"unlabelled": unlabelled, "labelled": labelled})
         found = []
         try:
-            for name, own in _variants(config, plan):
+            for name, own in _variants(values, plan):
                 found += _Chain(own, plan, path, name, log).run(unlabelled)
         except _Stopped as stop:
             return stop.result
@@ -128,10 +129,10 @@ def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
 
 
 def _agree(
-    path: Path, config: ConfigDict, plan: Plan, data: dict[str, Sequence[Example]]
+    path: Path, values: dict, plan: Plan, data: dict[str, Sequence[Example]]
 ) -> None:
     """Notes what is asked; refuses what would mix two studies in one directory."""
-    asked = {"config": config.to_dict(), "plan": dataclasses.asdict(plan)}
+    asked = {"config": values, "plan": dataclasses.asdict(plan)}
     for name, examples in data.items():
         digest = hashlib.blake2b(digest_size=16)
         for example in examples:
@@ -154,16 +155,15 @@ def _agree(
     write_json(note, asked)
 
 
-def _variants(config: ConfigDict, plan: Plan) -> list[tuple[str, ConfigDict]]:
+def _variants(values: dict, plan: Plan) -> list[tuple[str, dict]]:
     """Returns (name of the directory, config) of each fold or seed; one has no name."""
     found = []
     for number in range(plan.folds or plan.seeds):
-        own = copy.deepcopy(config)
-        with own.unlocked():
-            if plan.folds is not None:
-                own.folds.count, own.folds.fold = plan.folds, number
-            else:
-                own.train.seed += number
+        own = copy.deepcopy(values)
+        if plan.folds is not None:
+            own["folds"] |= {"count": plan.folds, "fold": number}
+        else:
+            own["train"]["seed"] += number
         name = "fold" if plan.folds is not None else "seed"
         alone = plan.folds is None and plan.seeds == 1
         found.append(("" if alone else f"{name}-{number}", own))
@@ -173,10 +173,10 @@ def _variants(config: ConfigDict, plan: Plan) -> list[tuple[str, ConfigDict]]:
 class _Chain:
     """The rounds of one fold or seed, at each rate; all share round 0."""
 
-    def __init__(self, config: ConfigDict, plan: Plan, root: Path, name: str, log: Log):
-        self.config, self.plan, self.name, self.log = config, plan, name, log
+    def __init__(self, values: dict, plan: Plan, root: Path, name: str, log: Log):
+        self.values, self.plan, self.name, self.log = values, plan, name, log
         self.root, self.place = root, root / name
-        self.built = config_lib.build(FinetuneConfig, config.to_dict())
+        self.built = config_lib.build(FinetuneConfig, values)
         self.data = split_of(self.built, load_labelled(self.built.task))
 
     def run(self, unlabelled: Sequence[Example]) -> list[Round]:
@@ -185,10 +185,10 @@ class _Chain:
         self._introduce(pool, len(unlabelled))
         self.place.mkdir(exist_ok=True)
         begin = self.place / "round-0"
-        first = self._fine_tuned(begin, Added(), self.log)
+        first = self._fine_tuned(begin, NOTHING, self.log)
         found = [Round(self.name, 0.0, 0, **first)]
-        with self.config.unlocked():
-            self.config.baselines = False  # They would be those of round 0.
+        # The simple models' scores would be those of round 0.
+        self.values["baselines"] = False
         # All rates begin with these.
         said = functools.cache(lambda: self._ask(begin, pool))
         for rate in self.plan.rates:
@@ -257,7 +257,7 @@ class _Chain:
         """Fine-tunes, unless that was done; returns the scores."""
         note = Path(f"{workdir}.json")
         if not note.exists():
-            result = finetune(self.config, workdir, log, added)
+            result = finetune(ConfigDict(self.values), workdir, log, added)
             if "stopped" in result:
                 raise _Stopped(result)
             write_json(note, result)
