@@ -15,6 +15,7 @@ from plmjax import config as config_lib
 from plmjax.display import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
+from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
@@ -31,9 +32,12 @@ from plmjax.train.workdir import Workdir
 Log = Callable[[str], Any]
 
 
-def finetune(config: ConfigDict, path: Path, log: Log | None = None) -> dict:
+def finetune(
+    config: ConfigDict, path: Path, log: Log | None = None, added: Added = NOTHING
+) -> dict:
     """Fine-tunes a model in `path`, or goes on with what was begun there.
 
+    `added` examples are trained on beside those of the config's files.
     Returns {"held_out": scores, "test": scores if there is a test, "step",
     "metric"}; one cut short by a signal returns {"stopped": name, "step": saved}.
 
@@ -57,7 +61,7 @@ def finetune(config: ConfigDict, path: Path, log: Log | None = None) -> dict:
         changed, _ = processes.together(lambda: workdir.agree(values))
         for key, (old, new) in changed.items():
             log(f"{key} changes from {old} to {new}.")
-        parts = processes.together(lambda: make_parts(built, mesh, log))
+        parts = processes.together(lambda: make_parts(built, mesh, log, added))
 
         def note() -> None:
             if leads:  # only now: data that cannot be read leaves no run behind
@@ -233,7 +237,9 @@ def _write(
         parts.model, encoder=parts.encoder, params=whole, task=parts.task
     )
     name = parts.config.name or workdir.path.resolve().name
-    export_task(model, name, parts.config, parts.data, result, workdir / "export")
+    more = len(parts.added.examples)
+    folder = workdir / "export"
+    export_task(model, name, parts.config, parts.data, result, folder, more)
     log(f"Exported to {workdir / 'export'}.")
     log(
         f"\nNext:\n  plmjax predict --model={workdir.path} --input=FILE --output=FILE\n"

@@ -1,7 +1,7 @@
 """Draws what a run wrote down."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,32 @@ def plot_confusion(
             plot.text(
                 column, row, text, ha="center", va="center", color=colour, fontsize=size
             )
+
+
+def plot_rates(
+    path: Path, metric: str, curves: Mapping[str, Mapping[float, Sequence[float]]]
+) -> None:
+    """Draws scores by sampling rate, {split: {rate: a score a fold or seed}}.
+
+    Lines are means, bars standard deviations, faint points the scores themselves.
+    """
+    with _figure(path) as plot:
+        for number, (split, points) in enumerate(curves.items()):
+            rates = [*points]
+            means = [np.mean(values) for values in points.values()]
+            style = {"color": f"C{number}", "label": split.replace("_", " ")}
+            if all(len(values) > 1 for values in points.values()):
+                bars = [np.std(values, ddof=1) for values in points.values()]
+                plot.errorbar(rates, means, bars, marker="o", capsize=3, **style)
+                for rate, values in points.items():
+                    spots = {"color": f"C{number}", "alpha": 0.35, "linestyle": ""}
+                    plot.plot([rate] * len(values), values, marker=".", **spots)
+            else:
+                plot.plot(rates, means, marker="o", **style)
+        plot.set_xticks(sorted({rate for own in curves.values() for rate in own}))
+        plot.set_xlabel("share of the sure pseudo-labels that is trained on")
+        plot.set_ylabel(metric.replace("_", " "))
+        plot.legend(frameon=False)
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ KEYS = dict(config.fields(RunConfig))
 ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
 VERBS = (
-    "pretrain|finetune|compare|predict|evaluate|fill|next|detect|embed|export|import|"
-    "sweep|launch|doctor|bench"
+    "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
+    "import|sweep|launch|doctor|bench"
 )
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
@@ -111,7 +111,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         assert path, "a sweep is a file of ours"
         plan.load(path, overrides)
         return
-    if args.verb in ("finetune", "compare"):
+    if args.verb in ("finetune", "compare", "pseudo"):
         config.load(FinetuneConfig, path, overrides)
     elif args.verb == "predict":
         config.load(TaskConfig, path, overrides)

@@ -26,6 +26,7 @@ FLOORS = {
     "run": 5,
     "job": 5,
     "finetuning": 5,
+    "pseudo": 5,
     "start": 5,
     "pretrain": 5,
     "dry_run": 5,

@@ -33,7 +33,7 @@ class Features:
 
     [N, L] int32 (choices: [N, C, L], C the most choices of an example): tokens,
     segments (1 real, 0 padding), positions, types; word_start bool. [N]: row int32,
-    its number; weight float32, 1. label: see LABELS.
+    its number; weight float32, 1 as made here. label: see LABELS.
 
     `example` [N] int32 says which example a row is of. `spans` [N, L, 2] int32, of
     answers, are the characters of the context that a token is, -1 elsewhere. `word`

@@ -112,5 +112,9 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
         elif name == "label" and values.dtype == np.int32 and features.spans is None:
             fill = NONE
         values[empty] = fill
-        found[name] = values[..., :length] if name in per_token else values
+        if name == "label" and name in per_token:
+            values = values[:, :length]  # the last axis may be that of probabilities
+        elif name in per_token:
+            values = values[..., :length]
+        found[name] = values
     return found

@@ -25,8 +25,11 @@ def export_task(
     data: Labelled,
     scores: dict[str, Any],
     folder: Path,
+    added: int = 0,
 ) -> None:
     """Writes a fine-tuned model, with its card and the block of its task.
+
+    `added` is how many examples it learned from beside those of the files.
 
     Raises:
       PlmjaxError: what interop.export_folder raises.
@@ -54,6 +57,7 @@ def export_task(
         data={
             "kind": data.config.kind,
             "training examples": len(data.train),
+            **({"pseudo-labelled examples": added} if added else {}),
             "held-out examples": len(data.held_out),
             "test examples": len(data.test),
             "labels": ", ".join(data.labels),

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
-from plmjax.data.features import Features, make_features
+from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
 from plmjax.data.labelled import Example, Labelled, load_labelled
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, open_models
 from plmjax.finetune import lora, mixout
+from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig
@@ -35,7 +36,7 @@ class Parts:
 
     `params` are those to start from, `frozen` what the loss needs beside them, both
     numpy; merge(params, frozen) -> the plain model's parameters. `data.config` is the
-    task's block with nothing left open.
+    task's block with nothing left open. `added` is learned from beside `data.train`.
     """
 
     config: FinetuneConfig
@@ -51,6 +52,7 @@ class Parts:
     features: dict[str, Features]
     batches: TaskBatches
     metric: str
+    added: Added
 
     @property
     def train(self) -> TrainConfig:
@@ -69,6 +71,7 @@ class Parts:
         """Digests of what a checkpoint is bound to."""
         leaves = [x.tobytes() for _, x in sorted(tree.flatten(self.params).items())]
         texts = [repr(e).encode() for e in (*self.data.train, *self.data.held_out)]
+        texts += self.added.bytes()
         return {
             "start": _digest([*leaves, repr(self.encoder).encode()]),
             "labelled data": _digest([*texts, repr(self.data.labels).encode()]),
@@ -92,9 +95,14 @@ def _digest(parts: list[bytes]) -> str:
 
 
 def make_parts(
-    config: FinetuneConfig, mesh: jax.sharding.Mesh, log: Callable[[str], Any]
+    config: FinetuneConfig,
+    mesh: jax.sharding.Mesh,
+    log: Callable[[str], Any],
+    added: Added = NOTHING,
 ) -> Parts:
     """Reads and checks the data, opens the model, and makes everything of the two.
+
+    `added` examples are trained on beside those of the files.
 
     Raises:
       PlmjaxError: whatever the user can mend.
@@ -128,7 +136,10 @@ def make_parts(
     features = {}
     for split in ("train", "held_out", "test"):
         if examples := getattr(data, split):
-            made = make_features(settings, examples, model.tokenizer, data.labels)
+            more = added if split == "train" else NOTHING
+            made = added_features(
+                settings, examples, more, model.tokenizer, data.labels
+            )
             features[split] = made
             log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
     batches = TaskBatches(
@@ -154,6 +165,7 @@ def make_parts(
         features,
         batches,
         metric,
+        added,
     )
 
 

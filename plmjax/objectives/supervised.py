@@ -128,11 +128,13 @@ def _all(batch: Batch):
 
 
 def _labelled(batch: Batch):
-    """Says which rows or tokens have a label; probabilities always are one."""
+    """Says which rows or tokens have a label; probabilities of 0 alone are none."""
     labels, real = batch["label"], batch["weight"] > 0
     if labels.dtype == jnp.float32:
-        return real
-    return (labels >= 0) & real.reshape(-1, *[1] * (labels.ndim - 1))
+        has = jnp.sum(labels, axis=-1) > 0
+    else:
+        has = labels >= 0
+    return has & real.reshape(-1, *[1] * (has.ndim - 1))
 
 
 def _answered(batch: Batch):
@@ -170,7 +172,8 @@ def supervised(
     """Returns the objective that predicts batch["label"].
 
     The loss is the mean over all rows (tags: tokens) of the global batch that have a
-    label. What a model says of a batch is models.task_heads.task_logits.
+    label, weighted by batch["weight"]; losses and scores among the metrics are plain
+    means. What a model says of a batch is models.task_heads.task_logits.
 
     Raises:
       PlmjaxError: the family has no such head, or the kind of task no smoothing.
@@ -189,8 +192,11 @@ def supervised(
 
     def corrupt(batch: Batch, key: Key, progress) -> Batch:
         del key, progress
-        used_U = kind.has(batch).astype(jnp.float32)
-        return batch | {"weights": used_U / jnp.maximum(jnp.sum(used_U), 1)}
+        has = kind.has(batch)
+        weight_U = batch["weight"].reshape(-1, *[1] * (has.ndim - 1))
+        weight_U = jnp.where(has, weight_U, 0.0)
+        total = jnp.sum(weight_U)
+        return batch | {"weights": weight_U / jnp.where(total > 0, total, 1.0)}
 
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen

@@ -1,0 +1,83 @@
+"""Training examples that stand in no file of the task, as pseudo-labelled ones."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from plmjax.data.features import Features, make_features
+from plmjax.data.labelled import Example
+from plmjax.data.tasks import TaskConfig
+from plmjax.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """Labelled examples to train on beside those of train.
+
+    `soft` are the probabilities to learn in place of the labels, [C] an example, of
+    tags [words, C]; those of train become 0 and 1 then. `weight` is what one of these
+    examples counts in the loss, where one of train counts 1.
+    """
+
+    examples: tuple[Example, ...] = ()
+    soft: tuple[np.ndarray, ...] | None = None
+    weight: float = 1.0
+
+    def bytes(self) -> list[bytes]:
+        """Returns all that training depends on; [] where there is nothing."""
+        if not self.examples:
+            return []
+        found = [repr((e.texts, e.label)).encode() for e in self.examples]
+        found += [np.float64(values).tobytes() for values in self.soft or ()]
+        return [*found, repr(self.weight).encode()]
+
+
+NOTHING = Added()
+
+
+def added_features(
+    config: TaskConfig,
+    examples: Sequence[Example],
+    added: Added,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+) -> Features:
+    """Returns the rows of examples and, after them, of those that are added."""
+    every = (*examples, *added.examples)
+    features = make_features(config, every, tokenizer, labels)
+    if not added.examples:
+        return features
+    first = len(examples)
+    own = np.flatnonzero(features.example >= first)
+    features.arrays["weight"][own] = added.weight
+    if added.soft is not None:
+        place = features.example[own] - first
+        soften = _soften_tags if config.kind == "tags" else _soften
+        label = soften(features, own, place, added.soft, len(labels))
+        features.arrays["label"] = label
+    return features
+
+
+def _soften(features: Features, own, place, soft, classes: int) -> np.ndarray:
+    """[N, C] float32."""
+    label = features.arrays["label"]
+    if label.ndim == 1:
+        label = np.eye(classes, dtype=np.float32)[label]
+    label[own] = np.stack(soft)[place]
+    return label
+
+
+def _soften_tags(features: Features, own, place, soft, classes: int) -> np.ndarray:
+    """[N, L, C] float32, 0 where there is no label."""
+    assert features.word is not None
+    label, word = features.arrays["label"], features.word[own]
+    found = np.eye(classes, dtype=np.float32)[np.maximum(label, 0)]
+    found[label < 0] = 0
+    begin = np.cumsum([0, *map(len, soft)])[:-1]
+    row, column = np.nonzero(word >= 0)
+    # A word that was cut has no token here, so that its nan is never read.
+    found[own[row], column] = np.concatenate(soft)[
+        begin[place[row]] + word[row, column]
+    ]
+    return found

@@ -1,0 +1,1 @@
+"""Semi-supervised fine-tuning by pseudo-labels."""

@@ -1,0 +1,268 @@
+"""Semi-supervised fine-tuning: a model labels texts, and a fresh one learns from both.
+
+A chain is a round 0 on the labelled data alone, and rounds whose pseudo-labels are
+what the model of the round before says. Each fold, or seed, has chains of its own, so
+that no label comes from a model that saw the fold's held-out part.
+
+DIR/pseudo.json  what was asked         DIR/results.json, results.csv, plots/
+DIR[/fold-0]/round-0/                   a fine-tuning, and round-0.json of what it gave
+DIR[/fold-0]/rate-0.5/round-1.jsonl     the pseudo-labels that round-1/ learned from,
+                                        and round-1-drawn.json of how many there were
+"""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from plmjax import PlmjaxError
+from plmjax import config as config_lib
+from plmjax.data.labelled import Example, load_labelled
+from plmjax.data.records import find_inputs
+from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate.predictions import Said
+from plmjax.finetune.added import NOTHING, Added
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.finetune.parts import split_of
+from plmjax.finetune.predict import Predictor, read_input
+from plmjax.finetune.pseudo import (
+    Pool,
+    PseudoConfig,
+    check_kind,
+    choose,
+    make_pool,
+    read_added,
+    write_records,
+)
+from plmjax.finetuning import finetune
+from plmjax.pseudo.results import Round, conclude
+from plmjax.train.checkpoint import write_json
+from plmjax.train.workdir import Workdir
+
+Log = Callable[[str], Any]
+_CHUNK = 4096  # examples in memory as rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is tried: chains of `rounds` at each rate, for each of folds or seeds.
+
+    `rates` are shares of the pseudo-labels that are sure enough.
+    """
+
+    unlabelled: str  # files and globs, comma between
+    settings: PseudoConfig = dataclasses.field(default_factory=PseudoConfig)
+    rates: tuple[float, ...] = (1.0,)
+    rounds: int = 1
+    folds: int | None = None
+    seeds: int = 1
+
+    def __post_init__(self):
+        for rate in self.rates:
+            if not 0 <= rate <= 1:
+                raise PlmjaxError(f"the rate {rate} is no share; give 0 to 1.")
+        if self.folds is not None and self.folds < 2:
+            raise PlmjaxError(f"--folds={self.folds} must be at least 2.")
+        if self.folds is not None and self.seeds > 1:
+            raise PlmjaxError(
+                f"--folds={self.folds} and --seeds={self.seeds} are two ways to see "
+                "what is chance.",
+                hint="Give one of them.",
+            )
+
+
+class _Stopped(Exception):
+    """A signal cut a fine-tuning short; `result` is what finetune returned."""
+
+    def __init__(self, result: dict):
+        self.result = result
+
+
+def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
+    """Runs all chains in `path`, or goes on with those begun there; one process.
+
+    Returns what stands in results.json, or as finetune when a signal cut it short.
+
+    Raises:
+      PlmjaxError: whatever the user can mend.
+    """
+    values = config.to_dict()
+    built = config_lib.build(FinetuneConfig, values)
+    check_kind(built.task.kind)
+    if plan.folds is not None and built.folds.count is not None:
+        raise PlmjaxError(
+            "--folds runs every fold, and --config.folds.count one of them.",
+            hint="Give one of them.",
+        )
+    unlabelled = _read_unlabelled(built.task, plan.unlabelled)
+    data = load_labelled(built.task)
+    workdir = Workdir(path, FinetuneConfig)
+    workdir.create()
+    with workdir.locked():
+        labelled = (*data.train, *data.held_out, *data.test)
+        _agree(path, values, plan, {"unlabelled": unlabelled, "labelled": labelled})
+        found = []
+        try:
+            for name, own in _variants(values, plan):
+                found += _Chain(own, plan, path, name, log).run(unlabelled)
+        except _Stopped as stop:
+            return stop.result
+        return conclude(path, found, plan.folds, log)
+
+
+def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
+    if config.format == "auto" and not Path(source.partition(":")[0]).is_dir():
+        find_inputs(source, "--unlabelled")  # its error names the option
+    if config.columns.group is not None and source.endswith((".txt", ".txt.gz")):
+        raise PlmjaxError(
+            f"{source} is plain text, which says no groups, but task.columns.group="
+            f"{config.columns.group} keeps groups on one side.",
+            hint=f"Give .jsonl or .csv with {config.columns.group!r}.",
+        )
+    return read_input(config, source)
+
+
+def _agree(
+    path: Path, values: dict, plan: Plan, data: dict[str, Sequence[Example]]
+) -> None:
+    """Notes what is asked; refuses what would mix two studies in one directory."""
+    asked = {"config": values, "plan": dataclasses.asdict(plan)}
+    for name, examples in data.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for example in examples:
+            digest.update(repr((example.texts, example.label)).encode())
+        asked["plan"][f"{name} texts"] = digest.hexdigest()
+    asked = json.loads(json.dumps(asked))
+    note = path / "pseudo.json"
+    begun = any(path.rglob("round-0.json"))
+    if begun and note.exists():
+        changed = config_lib.changes(json.loads(note.read_text()), asked)
+        # More of these is more rounds of the same; what is done stays as it is.
+        free = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
+        refused = {k: v for k, v in changed.items() if k not in free}
+        if refused:
+            lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
+            raise PlmjaxError(
+                f"{path} holds another study:\n" + "\n".join(lines),
+                hint="\nChoose another --workdir, or go on as it was begun.",
+            )
+    write_json(note, asked)
+
+
+def _variants(values: dict, plan: Plan) -> list[tuple[str, dict]]:
+    """Returns (name of the directory, config) of each fold or seed; one has no name."""
+    found = []
+    for number in range(plan.folds or plan.seeds):
+        own = copy.deepcopy(values)
+        if plan.folds is not None:
+            own["folds"] |= {"count": plan.folds, "fold": number}
+        else:
+            own["train"]["seed"] += number
+        name = "fold" if plan.folds is not None else "seed"
+        alone = plan.folds is None and plan.seeds == 1
+        found.append(("" if alone else f"{name}-{number}", own))
+    return found
+
+
+class _Chain:
+    """The rounds of one fold or seed, at each rate; all share round 0."""
+
+    def __init__(self, values: dict, plan: Plan, root: Path, name: str, log: Log):
+        self.values, self.plan, self.name, self.log = values, plan, name, log
+        self.root, self.place = root, root / name
+        self.built = config_lib.build(FinetuneConfig, values)
+        self.data = split_of(self.built, load_labelled(self.built.task))
+
+    def run(self, unlabelled: Sequence[Example]) -> list[Round]:
+        grouped = self.built.task.columns.group is not None
+        pool = make_pool(unlabelled, self.data, grouped)
+        self._introduce(pool, len(unlabelled))
+        self.place.mkdir(exist_ok=True)
+        begin = self.place / "round-0"
+        first = self._fine_tuned(begin, NOTHING, self.log)
+        found = [Round(self.name, 0.0, 0, **first)]
+        # The simple models' scores would be those of round 0.
+        self.values["baselines"] = False
+        # All rates begin with these.
+        said = functools.cache(lambda: self._ask(begin, pool))
+        for rate in self.plan.rates:
+            here, teacher = self.place / f"rate-{rate:g}", begin
+            here.mkdir(exist_ok=True)
+            for number in range(1, self.plan.rounds + 1):
+                workdir = here / f"round-{number}"
+                note = Path(f"{workdir}-drawn.json")
+                if not note.exists():
+                    own = said() if teacher == begin else self._ask(teacher, pool)
+                    write_json(note, self._label(pool, own, rate, workdir, number))
+                counts = json.loads(note.read_text())
+                self.log(
+                    f"{workdir.relative_to(self.root)}: {counts['kept']:,} texts reach "
+                    f"the threshold, {counts['drawn']:,} of them are drawn."
+                )
+                teacher, result = begin, first
+                # Without any, training would be round 0 again, to the last bit.
+                if counts["drawn"]:
+                    teacher, result = workdir, self._learned(workdir)
+                found.append(Round(self.name, rate, number, **result, **counts))
+        return found
+
+    def _introduce(self, pool: Pool, unlabelled: int) -> None:
+        parts = [f"{count:,} {why}" for why, count in pool.left_out.items() if count]
+        out = f", but for what stands elsewhere ({', '.join(parts)})" if parts else ""
+        self.log(
+            f"{self.name or 'Data'}: {len(self.data.train):,} labelled examples; "
+            f"{len(pool.examples):,} of {unlabelled:,} unlabelled ones are in "
+            f"play{out}."
+        )
+
+    def _ask(self, teacher: Path, pool: Pool) -> list[Said]:
+        if not pool.examples:
+            return []
+        asked, said = Predictor([str(teacher)], batch=self.built.train.batch), []
+        for begin in range(0, len(pool.examples), _CHUNK):
+            said += asked.say(pool.examples[begin : begin + _CHUNK])
+        return said
+
+    def _label(
+        self, pool: Pool, said: list[Said], rate: float, workdir: Path, number: int
+    ) -> dict[str, Any]:
+        """Writes the pseudo-labels of a round; returns how many there are."""
+        seed = self.built.seed("data")
+        found = choose(self.plan.settings, self.data, pool, said, rate, seed)
+        records = [record | {"round": number} for record in found.records]
+        write_records(_labels(workdir), records)
+        return {
+            "pool": len(pool.examples),
+            "left_out": pool.left_out,
+            "kept": found.kept,
+            "drawn": len(records),
+        }
+
+    def _learned(self, workdir: Path) -> dict[str, Any]:
+        added = read_added(_labels(workdir), self.data, self.plan.settings)
+        workdir.mkdir(exist_ok=True)
+        # What the screen has seen of round 0, of the others a file has.
+        with open(workdir / "log.txt", "a", encoding="utf-8") as file:
+            return self._fine_tuned(
+                workdir, added, lambda line: file.write(f"{line}\n")
+            )
+
+    def _fine_tuned(self, workdir: Path, added: Added, log: Log) -> dict[str, Any]:
+        """Fine-tunes, unless that was done; returns the scores."""
+        note = Path(f"{workdir}.json")
+        if not note.exists():
+            result = finetune(ConfigDict(self.values), workdir, log, added)
+            if "stopped" in result:
+                raise _Stopped(result)
+            write_json(note, result)
+        return json.loads(note.read_text())
+
+
+def _labels(workdir: Path) -> Path:
+    return Path(f"{workdir}.jsonl")
