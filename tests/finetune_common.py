@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from interop.cases import draw
+from ml_collections import ConfigDict
 from tests_common import WORDS, sentences
 
 from plmjax import config as config_lib
@@ -77,8 +78,8 @@ def write(path: Path, lines: list[dict]) -> Path:
     return path
 
 
-def run(workdir: Path, folder: Path, data: Path, *overrides: str, said=None) -> dict:
-    """Fine-tunes on data/train.jsonl and data/held_out.jsonl; `said` gets the lines."""
+def config_of(folder: Path, data: Path, *overrides: str) -> ConfigDict:
+    """Returns a small fine-tuning on data/train.jsonl and data/held_out.jsonl."""
     values = (
         f"model={folder}",
         f"task.train={data / 'train.jsonl'}",
@@ -93,5 +94,10 @@ def run(workdir: Path, folder: Path, data: Path, *overrides: str, said=None) -> 
         "train.optimizer.learning_rate=0.01",
         "baselines=False",
     )
-    config = config_lib.load(FinetuneConfig, None, [*values, *overrides])
+    return config_lib.load(FinetuneConfig, None, [*values, *overrides])
+
+
+def run(workdir: Path, folder: Path, data: Path, *overrides: str, said=None) -> dict:
+    """Fine-tunes as `config_of` says; `said` gets the lines."""
+    config = config_of(folder, data, *overrides)
     return finetune(config, workdir, (said if said is not None else []).append)
