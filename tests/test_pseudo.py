@@ -81,9 +81,8 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     lines = [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
     write(tmp_path / "train.jsonl", lines)
     write(tmp_path / "held_out.jsonl", lines[:8])
-    # The same words in another order: no text is there twice.
-    turned = [{"text": " ".join(reversed(text.split()))} for text in texts]
-    write(tmp_path / "many.jsonl", turned)
+    # With a full stop, no text is there twice, and each says what it said.
+    write(tmp_path / "many.jsonl", [{"text": f"{text}."} for text in texts])
     more = ("start.from_scratch=True", "train.optimizer.learning_rate=0.005")
     more += ("train.steps=100", "train.evaluate_every_steps=100", "select.keep=last")
     more += ("train.checkpoint_every_steps=100",)
@@ -97,7 +96,7 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     pool = read_input(asked.config, str(tmp_path / "many.jsonl"))
     said = predictions.read(asked.config, asked.labels, pool, asked.say(pool))
     right = np.mean([a == b for a, b in zip(said, labels, strict=True)])
-    assert right > 0.9, "the teacher has learned the labels by heart"
+    assert right > 0.8, "the teacher has learned the labels by heart"
     leak = Added(tuple(_labelled(pool, said)))
     leaky = finetune(own, tmp_path / "leaky", lambda line: None, leak)
     assert len(split_of(built, load_labelled(built.task)).held_out) == 30
