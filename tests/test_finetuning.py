@@ -354,6 +354,7 @@ def test_verbs_say_what_they_lack(done, tmp_path, folder, capsys):
     where = f"--model={done[0]}"
     to = f"--output={tmp_path / 'x.jsonl'}"
     assert "no head of a task" in told("predict", f"--model={folder}", "--input=a", to)
+    assert "--input" in told("predict", where, "--input=nowhere.csv", to)
     assert "is empty" in told("predict", where, f"--input={tmp_path}/empty.txt", to)
     assert "no format" in told("predict", where, "--input=a", "--output=x.doc")
     assert "--config.name" in told("finetune", f"--config.model={folder}")

@@ -205,6 +205,8 @@ def read_input(
 ) -> tuple[Example, ...]:
     """Returns the examples of files; a .txt has one a line, tags' words by blanks."""
     if not source.endswith((".txt", ".txt.gz")) or labelled:
+        if config.format == "auto" and not Path(source.partition(":")[0]).is_dir():
+            find_inputs(source, "--input")  # its error names the option
         config = dataclasses.replace(config, test=source)
         return read_examples(config, "test", labelled=labelled)
     if config.kind in ("answers", "choices"):
