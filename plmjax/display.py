@@ -70,7 +70,8 @@ class Bar:
             self._progress.update(self._task, completed=done, description=told)
             return
         now = time.monotonic()
-        if now - self._shown < _EVERY_SECONDS and done < self.total:
+        early = now - self._shown < _EVERY_SECONDS or done == self._start
+        if early and done < self.total:
             return
         self._shown = now
         rate = (now - self._began) / max(done - self._start, 1)

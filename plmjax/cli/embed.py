@@ -85,7 +85,7 @@ def add(verb) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what the model computes in; bfloat16 is faster on accelerators",
+        help="what the model computes in; bfloat16 is less exact, for accelerators",
     )
     checkpoint_option(added)
     json_option(added)
