@@ -128,10 +128,56 @@ def test_filler_rows_and_missing_labels_weigh_nothing():
     )
     soft = batch | {"label": jnp.full((3, 2), 0.5)}
     np.testing.assert_array_equal(KINDS["classes"].has(soft), [True, True, False])
+    soft = batch | {"label": jnp.full((3, 2, 2), 0.5).at[1, 0].set(0)}
+    np.testing.assert_array_equal(
+        KINDS["tags"].has(soft), [[True, True], [False, True], [False, False]]
+    )
     ends = batch | {"label": jnp.array([[0, 0], [-1, -1], [3, 4]])}
     np.testing.assert_array_equal(KINDS["answers"].has(ends), [True, False, False])
     numbers = batch | {"label": jnp.array([-3.0, 1.0, 0.0])}
     np.testing.assert_array_equal(KINDS["regression"].has(numbers), [True, True, False])
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_the_loss_is_the_mean_weighted_by_rows(kind, strict):
+    _, corrupt, loss = made(kind)
+    plain = make_batch(kind)
+    weight = np.float32([1, 0.25, 0.5, 1, 0.25, 1, 0.125, 0])
+    batch = corrupt(plain | {"weight": weight})
+    assert batch["weights"].sum() == pytest.approx(1)
+    # Each row alone: what it costs, and how many of it have a label.
+    sums, counts = [], []
+    for row in range(8):
+        alone = np.zeros(8, np.float32)
+        alone[row] = 1
+        own = corrupt(plain | {"weight": alone})
+        total, count = loss(own, False)[1]["loss"]
+        sums.append(float(total))
+        counts.append(float(count))
+    wanted = (weight * sums).sum() / (weight * counts).sum()
+    value, metrics = loss(batch, False)
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    # What a person reads counts all alike.
+    assert float(metrics["loss"][0]) == pytest.approx(sum(sums[:7]), rel=1e-5)
+    # Weights are shares: all of them small is all of them 1.
+    small = corrupt(plain | {"weight": weight / 100})
+    np.testing.assert_allclose(small["weights"], batch["weights"], rtol=1e-6)
+
+
+def test_soft_labels_of_0_and_1_are_labels(strict):
+    for kind in ("classes", "tags"):
+        _, corrupt, loss = made(kind)
+        batch = make_batch(kind)
+        label = batch["label"]
+        soft = np.eye(3, dtype=np.float32)[np.maximum(label, 0)]
+        soft[label < 0] = 0
+        hard, softened = corrupt(batch), corrupt(batch | {"label": soft})
+        np.testing.assert_array_equal(hard["weights"], softened["weights"])
+        (a, ours), (b, theirs) = loss(hard, False), loss(softened, False)
+        assert float(a) == pytest.approx(float(b), rel=1e-6)
+        for name, (total, count) in ours.items():
+            assert float(total) == pytest.approx(float(theirs[name][0]), rel=1e-6)
+            assert float(count) == float(theirs[name][1])
 
 
 def test_a_batch_of_fillers_alone_has_no_loss():
