@@ -30,27 +30,28 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class TrainingDisplay:
-    """Shows loss, learning rate, tokens/s and time left of one training; process 0.
+class Bar:
+    """Shows how far some work is; process 0 alone, and only if `active`.
 
-    Use it as a context manager.
+    `unit` is what is counted up to `total`, from `start` on. Use it as a context
+    manager.
     """
 
-    def __init__(self, steps: int, start: int):
-        self.steps = steps
+    def __init__(self, unit: str, total: int, start: int = 0, active: bool = True):
+        self.unit, self.total = unit, total
         self._start, self._began = start, time.monotonic()
         self._shown = 0.0
-        self._active = jax.process_index() == 0
+        self._active = active and jax.process_index() == 0
         self._progress = None
         if self._active and sys.stdout.isatty():
             self._progress = Progress(
-                TextColumn("step {task.completed:,}/{task.total:,}"),
+                TextColumn(unit + " {task.completed:,}/{task.total:,}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
                 console=console(),
             )
-            self._task = self._progress.add_task("", total=steps, completed=start)
+            self._task = self._progress.add_task("", total=total, completed=start)
 
     def __enter__(self):
         if self._progress:
@@ -61,30 +62,20 @@ class TrainingDisplay:
         if self._progress:
             self._progress.stop()
 
-    def update(self, step: int, values: dict[str, float]) -> None:
-        """Takes the metrics of a step."""
+    def show(self, done: int, told: str) -> None:
+        """Shows that so much is done, and what is told beside it."""
         if not self._active:
             return
-        parts = [
-            f"loss {values['loss']:.3f}",
-            f"lr {values['learning_rate']:.1e}",
-            f"{values['tokens_per_second']:,.0f} tokens/s",
-        ]
-        if "mfu" in values:
-            parts.append(f"MFU {values['mfu']:.1%}")
         if self._progress:
-            self._progress.update(
-                self._task, completed=step, description="  ".join(parts)
-            )
+            self._progress.update(self._task, completed=done, description=told)
             return
         now = time.monotonic()
-        if now - self._shown < _EVERY_SECONDS and step < self.steps:
+        if now - self._shown < _EVERY_SECONDS and done < self.total:
             return
         self._shown = now
-        rate = (now - self._began) / max(step - self._start, 1)
-        left = duration(rate * (self.steps - step))
-        line = f"step {step:,}/{self.steps:,}  {'  '.join(parts)}  {left} left"
-        print(line, flush=True)
+        rate = (now - self._began) / max(done - self._start, 1)
+        left = duration(rate * (self.total - done))
+        print(f"{self.unit} {done:,}/{self.total:,}  {told}  {left} left", flush=True)
 
     def say(self, message: str) -> None:
         """Prints a line without tearing the bar."""
@@ -94,3 +85,21 @@ class TrainingDisplay:
             self._progress.console.print(message, markup=False)
         else:
             print(message, flush=True)
+
+
+class TrainingDisplay(Bar):
+    """Shows loss, learning rate, tokens/s and time left of one training."""
+
+    def __init__(self, steps: int, start: int):
+        super().__init__("step", steps, start)
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Takes the metrics of a step."""
+        parts = [
+            f"loss {values['loss']:.3f}",
+            f"lr {values['learning_rate']:.1e}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+        ]
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.1%}")
+        self.show(step, "  ".join(parts))

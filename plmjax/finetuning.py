@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from plmjax import config as config_lib
 from plmjax.display import console
 from plmjax.evaluate import predictions
+from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
@@ -68,6 +69,7 @@ def finetune(
                 workdir.write_environment()
 
         processes.together(note)
+        _run_baselines(parts, workdir, log)
         return _train(parts, workdir, log)
 
 
@@ -77,6 +79,41 @@ def _say(message: str) -> None:
 
 def _say_nothing(message: str) -> None:
     pass
+
+
+def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
+    """Fits simple models before any training, once; what they say is kept."""
+    path = workdir / "baselines.json"
+    if not parts.config.baselines or workdir.begun:
+        return
+
+    def first() -> None:
+        if processes.is_first() and not path.exists():
+            log("Simple models first:")
+            with _alone():
+                found = run_baselines(
+                    parts.data,
+                    parts.examples(parts.last),
+                    parts.model,
+                    parts.config.vectors,
+                    log,
+                )
+            write_json(path, {"found": [dataclasses.asdict(one) for one in found]})
+
+    processes.together(first)
+
+
+def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
+    """Returns lines: what the encoder gains over the simple models."""
+    kept = workdir.read("baselines.json", found=list)
+    if kept is None or not kept["found"]:
+        return []
+    metric, labels = parts.metric, parts.data.labels
+    if metric == "loss":
+        metric = predictions.usual_metric(parts.data.config, labels)
+    truth = [example.label for example in parts.examples(parts.last)]
+    found = [Baseline(**one) for one in kept["found"]]
+    return gain_lines(parts.data.config.kind, metric, truth, predicted, found, labels)
 
 
 def _train(parts: Parts, workdir: Workdir, log: Log) -> dict:
@@ -185,10 +222,12 @@ def _write(
         log(f"Curves: {path}")
     for path in plot_scores(workdir.path, parts.metric):
         log(f"Curves: {path}")
-    last = "test" if "test" in said else "held_out"
+    last = parts.last
+    examples = parts.examples(last)
+    predicted = predictions.read(config, labels, examples, said[last])
+    for line in _gain(parts, workdir, predicted):
+        log(line)
     if config.kind in ("classes", "tags"):
-        examples = parts.examples(last)
-        predicted = predictions.read(config, labels, examples, said[last])
         pairs = _flat(config.kind, [e.label for e in examples], predicted)
         path = workdir / "plots" / "confusion.png"
         plot_confusion(path, *pairs, labels)

@@ -1,6 +1,7 @@
 """Takes a run to the Hugging Face format, and a Hugging Face folder into a run."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.evaluate.model import Model, Trained, is_run, model_folders, open_run
+from plmjax.evaluate.model import (
+    Model,
+    Trained,
+    finished,
+    is_finetuned,
+    is_run,
+    model_folders,
+    open_run,
+)
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder, read_folder
+from plmjax.interop.place import appearing, check_replaceable
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
 from plmjax.train.workdir import RunConfig, Workdir
@@ -54,7 +64,19 @@ def export(
       PlmjaxError: no good checkpoint, no such part, or `to` holds something that is not
         ours.
     """
+    if is_finetuned(workdir.path):
+        _copy(finished(workdir.path), to, log)
+        return
     export_trained(open_run(workdir, checkpoint), workdir, to, log, part)
+
+
+def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
+    """Writes what a fine-tuning has exported, its best or last step, once more."""
+    _check_apart(to, [to])
+    check_replaceable(to)
+    with appearing(to) as place:
+        shutil.copytree(folder, place, dirs_exist_ok=True)
+    log(f"Exported to {to}.")
 
 
 def export_trained(

@@ -16,6 +16,7 @@ from tests_common import sentences
 from plmjax import config as config_lib
 from plmjax import pretrain, tree
 from plmjax.cli import main
+from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import PRESETS
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Pieces
@@ -28,7 +29,14 @@ from plmjax.train.workdir import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Sweeps are no recipes; tests/sweep/test_plan.py has them.
-FILES = sorted(set(CONFIGS.glob("*/*.py")) - set(CONFIGS.glob("sweeps/*.py")))
+FILES = sorted([*CONFIGS.glob("pretrain/*.py"), *CONFIGS.glob("distill/*.py")])
+FINETUNE = {
+    "choices": ("", "swag"),
+    "classes": ("", "base", "small"),
+    "glue": ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"),
+    "squad": ("", "cmrc"),
+    "tags": ("", "upos", "xpos"),
+}
 ALBERT = [f"{n}-{v}" for v in ("v1", "v2") for n in ("base", "large", "xlarge")]
 # "" is a recipe without an argument, or with its default.
 ARGUMENTS = {
@@ -53,6 +61,16 @@ RECIPES = [
     for name, arguments in ARGUMENTS.items()
     for argument in arguments
 ]
+
+
+@pytest.mark.parametrize(
+    "name, argument", [(n, a) for n, some in FINETUNE.items() for a in some]
+)
+def test_a_recipe_of_fine_tuning_is_valid(name, argument):
+    path = f"{CONFIGS}/finetune/{name}.py:{argument}".rstrip(":")
+    values = config_lib.load(FinetuneConfig, path).to_dict()
+    config_lib.build(FinetuneConfig, values)
+    assert {path.stem for path in CONFIGS.glob("finetune/*.py")} == FINETUNE.keys()
 
 
 IDS = jax.ShapeDtypeStruct((8, 128), np.int32)

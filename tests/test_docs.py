@@ -10,6 +10,8 @@ import pytest
 from plmjax import config
 from plmjax.cli import main
 from plmjax.cli.parser import make_parser
+from plmjax.data.tasks import TaskConfig
+from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain import EMBEDDED
 from plmjax.sweep import plan
 from plmjax.train.workdir import MAY_CHANGE, RunConfig
@@ -22,8 +24,12 @@ PAGES = [
 ]
 CONFIG = ROOT / "docs" / "config.md"
 KEYS = dict(config.fields(RunConfig))
+ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
-VERBS = "pretrain|evaluate|fill|next|detect|export|import|sweep|launch|doctor|bench"
+VERBS = (
+    "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
+    "import|sweep|launch|doctor|bench"
+)
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -105,12 +111,37 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         assert path, "a sweep is a file of ours"
         plan.load(path, overrides)
         return
-    config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
+    if args.verb in ("finetune", "compare", "pseudo"):
+        config.load(FinetuneConfig, path, overrides)
+    elif args.verb == "predict":
+        config.load(TaskConfig, path, overrides)
+    else:
+        config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
 
 
 def test_there_are_commands_of_every_verb():
     verbs = {command.values[1][0] for command in COMMANDS if command.values[1]}
     assert verbs >= set(VERBS.split("|"))
+
+
+def test_every_key_of_fine_tuning_stands_in_its_table():
+    """With its default; those of training are in config.md."""
+    page = (ROOT / "docs" / "finetuning.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| `(.*?)` \|", page, re.MULTILINE))
+    default = config.flatten(config.to_dict(FinetuneConfig()))
+    wanted = {
+        key: str(default[key])
+        for key, _ in config.fields(FinetuneConfig)
+        if not key.startswith(("train.", "mesh."))
+    }
+    found = {key: value for key, value in rows.items() if not key.startswith("train.")}
+    assert found == {k: v.lower() if v == "None" else v for k, v in wanted.items()}
+    assert {k: v for k, v in rows.items() if k.startswith("train.")} == {
+        key: str(value)
+        for key, value in default.items()
+        if key.startswith("train.")
+        and value != config.flatten(config.to_dict(RunConfig()))[key]
+    }
 
 
 def tables() -> dict[str, dict[str, tuple[str, str]]]:
@@ -178,10 +209,10 @@ def test_show_config_prints_the_keys_of_the_kind(kind, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_names_a_key_that_does_not_exist(page):
     named = set(NAMED.findall(page.read_text()))
-    blocks = {key.rsplit(".", 1)[0] for key in KEYS}
+    blocks = {key.rsplit(".", 1)[0] for key in ALL_KEYS}
     # What the store and the code call their files is no key.
     named = {name for name in named if not FILES.search(name)}
-    assert named <= KEYS.keys() | blocks, named - KEYS.keys() - blocks
+    assert named <= ALL_KEYS.keys() | blocks, named - ALL_KEYS.keys() - blocks
 
 
 def test_what_may_change_is_listed():

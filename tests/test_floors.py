@@ -30,6 +30,8 @@ FLOORS = {
     "start": 5,
     "pretrain": 5,
     "dry_run": 5,
+    "study": 5,
+    "webpage": 5,
     "bench": 5,
     "doctor": 5,
     "launch": 5,

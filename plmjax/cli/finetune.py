@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
+from plmjax.cli import compare
 from plmjax.cli.options import at_least_one, group_options, log, start_jax
 
 
@@ -16,6 +17,12 @@ def add(verb) -> None:
         config=True,
     )
     added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    compare.repeat_options(added)
+    added.add_argument(
+        "--safe",
+        action="store_true",
+        help="the recipe against seeds that do not learn (docs/studies.md)",
+    )
     group_options(added)
     added.add_argument(
         "--show_config",
@@ -44,7 +51,11 @@ def _finetune(args) -> int:
     from plmjax.finetune.config import FinetuneConfig
 
     config = config_lib.load(FinetuneConfig, args.config, args.overrides)
+    several = compare.is_repeated(args)
     if args.show_config:
+        if args.safe:
+            start_jax()
+            config = compare.settled_config(args, safe=True)
         config_lib.show(FinetuneConfig, config)
         return Exit.OK
     workdir = Path(args.workdir) if args.workdir else None
@@ -62,7 +73,17 @@ def _finetune(args) -> int:
         print(f"Run directory: {workdir}", flush=True)
     from plmjax.cli.options import stopped
     from plmjax.finetuning import finetune
+    from plmjax.study.outcomes import is_study
 
+    if args.safe:
+        config = processes.together(lambda: compare.settled_config(args, safe=True))
+    if several:
+        return compare.finetune_repeated(args, config, workdir)
+    if is_study(workdir):
+        raise PlmjaxError(
+            f"{workdir} holds a study of several runs.",
+            hint="Give its --seeds or --folds again, or another --workdir.",
+        )
     return stopped(finetune(config, workdir))
 
 

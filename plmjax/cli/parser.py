@@ -7,7 +7,9 @@ from typing import Any
 from plmjax import __version__
 from plmjax.cli import (
     bench,
+    compare,
     doctor,
+    embed,
     finetune,
     launch,
     pretrain,
@@ -77,8 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
     for group in (
         pretrain,
         finetune,
+        compare,
         pseudo,
         use,
+        embed,
         transfer,
         sweep,
         launch,

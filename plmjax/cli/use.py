@@ -1,10 +1,14 @@
 """Verbs that use trained models: evaluate, fill, next, detect."""
 
-from plmjax import Exit
+import json
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
     at_least_one,
     checkpoint_option,
     json_option,
+    log,
     model_option,
     start_jax,
 )
@@ -14,10 +18,19 @@ def add(verb) -> None:
     added = verb(
         "evaluate",
         _evaluate,
-        "score a run on its held-out text: loss, accuracy, perplexity, bits per byte",
-        "plmjax evaluate --workdir=runs/docstrings --batch=64",
+        "score a run on its held-out text: loss, accuracy, perplexity, bits per byte; "
+        "or a fine-tuned model on labelled data",
+        "plmjax evaluate --workdir=runs/docstrings --batch=64\n"
+        "  plmjax evaluate --workdir=runs/sentiment --input=test.csv",
     )
-    added.add_argument("--workdir", required=True)
+    added.add_argument(
+        "--workdir", required=True, help="or a folder with a task's head"
+    )
+    added.add_argument(
+        "--input",
+        metavar="FILE",
+        help="fine-tuned models: labelled data (default: its)",
+    )
     added.add_argument("--batch", type=int, default=32, help="rows at once")
     added.add_argument("--rows", type=int, help="the first so many rows only")
     checkpoint_option(added)
@@ -57,16 +70,20 @@ def add(verb) -> None:
 
 
 def _evaluate(args) -> int:
-    import json
-
     start_jax()
     from plmjax.evaluate.held_out import score_run
-    from plmjax.evaluate.model import open_run
+    from plmjax.evaluate.model import is_finetuned, is_folder, open_run
     from plmjax.show import as_text
     from plmjax.start import teacher_arrays
     from plmjax.train.workdir import Workdir
 
     at_least_one(args, "batch", "rows")
+    if is_finetuned(Path(args.workdir)) or is_folder(Path(args.workdir)):
+        return _evaluate_task(args)
+    if args.input is not None:
+        raise PlmjaxError(
+            f"{args.workdir} is not fine-tuned; --input is for models with a task."
+        )
     workdir = Workdir(args.workdir)
     run = open_run(workdir, args.checkpoint)
     frozen = teacher_arrays(run.config, workdir)
@@ -76,10 +93,28 @@ def _evaluate(args) -> int:
         return Exit.OK
     rows = int(found.pop("rows"))
     print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
+    _print_scores(found, lambda name, value: as_text(name, value, 4))
+    return Exit.OK
+
+
+def _evaluate_task(args) -> int:
+    from plmjax.finetune.predict import evaluate
+
+    if args.rows is not None or args.checkpoint != "newest":
+        raise PlmjaxError("--rows and --checkpoint are for runs of pretraining.")
+    found = evaluate(args.workdir, args.input, batch=args.batch, log=log)
+    if args.json:
+        print(json.dumps(found))
+        return Exit.OK
+    print(f"{args.workdir}, {int(found.pop('examples')):,} examples")
+    _print_scores(found, lambda name, value: f"{value:.4f}")
+    return Exit.OK
+
+
+def _print_scores(found: dict, text) -> None:
     width = max(map(len, found)) + 2
     for name, value in found.items():
-        print(f"{name.replace('_', ' '):{width}}{as_text(name, value, 4)}")
-    return Exit.OK
+        print(f"{name.replace('_', ' '):{width}}{text(name, value)}")
 
 
 def _fill(args) -> int:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from plmjax.data.records import bad_data
+from plmjax.data.records import bad_data, text_of
 from plmjax.data.tasks import TaskConfig
 
 Values = Mapping[str, Any]
@@ -19,26 +19,12 @@ def column_names(names: str, field: str) -> list[str]:
     return [name.strip() for name in names.split(",")] if several else [names]
 
 
-def _text(value: Any, where: str, column: str) -> str:
-    if not isinstance(value, str):
-        kind = "empty" if value is None else f"a {type(value).__name__}, not text"
-        raise bad_data(
-            where, f"the column {column!r} is {kind}.", "Mend or remove the record."
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        what = f"the column {column!r} holds half a surrogate pair."
-        raise bad_data(where, what, "Mend the text.") from None
-    return value
-
-
 # --- texts: (texts, what must not be parted from its like)
 
 
 def _one_or_two(values: Values, where: str, config: TaskConfig):
     names = [config.columns.text, config.columns.pair]
-    texts = tuple(_text(values[n], where, n) for n in names if n is not None)
+    texts = tuple(text_of(values[n], where, n) for n in names if n is not None)
     if not any(text.strip() for text in texts):
         raise bad_data(where, "the text is empty.", "Mend or remove the record.")
     return texts, "\0".join(texts)
@@ -49,12 +35,12 @@ def _words(values: Values, where: str, config: TaskConfig):
     words = _list(values[name], where, name)
     if not words:
         raise bad_data(where, "there are no tokens.", "Remove the record.")
-    return tuple(_text(word, where, name) for word in words), "\0".join(words)
+    return tuple(text_of(word, where, name) for word in words), "\0".join(words)
 
 
 def _question(values: Values, where: str, config: TaskConfig):
     names = (config.columns.question, config.columns.context)
-    question, context = (_text(values[name], where, name) for name in names)
+    question, context = (text_of(values[name], where, name) for name in names)
     if not context.strip():
         raise bad_data(where, "the context is empty.", "Remove the record.")
     return (question, context), context  # no context stands on two sides of a split
@@ -63,16 +49,17 @@ def _question(values: Values, where: str, config: TaskConfig):
 def _choices(values: Values, where: str, config: TaskConfig):
     names = column_names(config.columns.choices, "choices")
     if len(names) > 1:
-        found = [_text(values[name], where, name) for name in names]
+        found = [text_of(values[name], where, name) for name in names]
     else:
         found = [
-            _text(v, where, names[0]) for v in _list(values[names[0]], where, names[0])
+            text_of(v, where, names[0])
+            for v in _list(values[names[0]], where, names[0])
         ]
     if len(found) < 2:
         raise bad_data(where, f"{len(found)} choices; there must be two.", "Mend it.")
-    text = _text(values[config.columns.text], where, config.columns.text)
+    text = text_of(values[config.columns.text], where, config.columns.text)
     if config.columns.pair is not None:
-        stem = _text(values[config.columns.pair], where, config.columns.pair)
+        stem = text_of(values[config.columns.pair], where, config.columns.pair)
         found = [f"{stem} {choice}" for choice in found]
     return (text, *found), text
 

@@ -45,6 +45,21 @@ def no_column(where: str, name: str, key: str, found: Sequence[str]) -> PlmjaxEr
     return bad_data(where, f"there is no column {name!r}.", f"{hint} Set {key}.")
 
 
+def text_of(value: Any, where: str, column: str) -> str:
+    """The value of a column that must be text; `where` is file:line."""
+    if not isinstance(value, str):
+        kind = "empty" if value is None else f"a {type(value).__name__}, not text"
+        raise bad_data(
+            where, f"the column {column!r} is {kind}.", "Mend or remove the record."
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+        what = f"the column {column!r} holds half a surrogate pair."
+        raise bad_data(where, what, "Mend the text.") from None
+    return value
+
+
 # --- files
 
 

@@ -15,14 +15,8 @@ from plmjax.data.features import Features
 from plmjax.data.labelled import Example
 from plmjax.data.task_batches import batches_in_order
 from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate.answers import answer_scores
 from plmjax.evaluate.entities import has_entities
-from plmjax.evaluate.scores import (
-    class_scores,
-    multilabel_scores,
-    regression_scores,
-    tag_scores,
-)
+from plmjax.evaluate.gain import LOWER_IS_BETTER, task_scores
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task, task_logits
 from plmjax.train import sharding
@@ -32,7 +26,6 @@ from plmjax.train import sharding
 Said = Any
 NO_ANSWER = (-1, -1)
 _BEST = 20  # answers to choose among, as usual for SQuAD
-_HIGHER_IS_WORSE = ("loss", "mse")
 
 
 def make_predict(
@@ -244,7 +237,7 @@ _READ: dict[str, Callable[[Sequence[str], Example, Said], Any]] = {
 }
 
 
-def task_scores(
+def scores_of(
     config: TaskConfig,
     labels: Sequence[str],
     truth: Sequence[Any],
@@ -253,23 +246,10 @@ def task_scores(
     """Returns all scores of predictions; both as Example.label has them, answers' texts
     predicted.
     """
-    if config.kind == "classes":
-        return class_scores(truth, predicted, labels)
-    if config.kind == "multilabel":
-        return multilabel_scores(_sets(labels, truth), _sets(labels, predicted))
-    if config.kind == "regression":
-        return regression_scores(np.array(truth), np.array(predicted))
-    if config.kind == "tags":
-        return tag_scores(truth, predicted)
-    if config.kind == "choices":
-        return {"accuracy": float(np.mean(np.array(truth) == np.array(predicted)))}
-    known = [[text for text, _ in answers] for answers in truth]
     by_characters = config.compare_answers == "characters"
-    return answer_scores(predicted, known, by_characters=by_characters)
-
-
-def _sets(labels: Sequence[str], names: Sequence[Sequence[str]]) -> np.ndarray:
-    return np.array([[label in own for label in labels] for own in names], bool)
+    return task_scores(
+        config.kind, truth, predicted, labels, by_characters=by_characters
+    )
 
 
 def usual_metric(config: TaskConfig, labels: Sequence[str]) -> str:
@@ -291,7 +271,7 @@ def check_metric(
     said = list(truth)
     if config.kind == "answers":
         said = [own[0][0] if own else "" for own in truth]
-    known = [*task_scores(config, labels, truth, said), "loss"]
+    known = [*scores_of(config, labels, truth, said), "loss"]
     if metric not in known:
         raise PlmjaxError(
             f"select.metric={metric} is no score of this task.",
@@ -302,4 +282,4 @@ def check_metric(
 def rank(metric: str, scores: Mapping[str, float]) -> float:
     """Returns what is lower for better scores; nan where there is no telling."""
     value = scores[metric]
-    return value if metric in _HIGHER_IS_WORSE else -value
+    return value if metric in ("loss", *LOWER_IS_BETTER) else -value

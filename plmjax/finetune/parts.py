@@ -78,6 +78,11 @@ class Parts:
             "tokenizer": self.model.tokenizer.digest,
         }
 
+    @property
+    def last(self) -> str:
+        """The split that is reported: test, or held_out where there is no test."""
+        return "test" if self.data.test else "held_out"
+
     def examples(self, split: str) -> tuple[Example, ...]:
         return getattr(self.data, split)
 
@@ -283,7 +288,7 @@ def score_split(
         return [], {}
     truth = [example.label for example in examples]
     predicted = predictions.read(config, labels, examples, said)
-    scores = predictions.task_scores(config, labels, truth, predicted)
+    scores = predictions.scores_of(config, labels, truth, predicted)
     return said, {"loss": float(losses[0] / max(losses[1], 1))} | scores
 
 

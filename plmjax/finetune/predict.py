@@ -16,16 +16,24 @@ import jax
 from plmjax import FREE_SPACE, Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.features import make_features
-from plmjax.data.labelled import Example, read_examples
+from plmjax.data.labelled import (
+    Example,
+    check_labels,
+    load_labelled,
+    read_examples,
+)
 from plmjax.data.records import find_inputs, read_text
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.evaluate.predictions import Said
+from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
 from plmjax.finetune.output import write_predictions
+from plmjax.finetune.parts import split_of
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
+from plmjax.train.workdir import Workdir
 
 _CHUNK = 4096  # examples in memory as rows
 ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -153,6 +161,43 @@ def predict(
     with _appearing(to) as path:
         (_write_lines if to.suffix == ".jsonl" else _write_table)(path, records())
     return len(examples)
+
+
+def evaluate(
+    path: str,
+    source: str | None = None,
+    overrides: Sequence[str] = (),
+    batch: int = 32,
+    log: Callable[[str], Any] = print,
+) -> dict[str, float]:
+    """Returns the scores of a fine-tuned model on labelled files, and "examples".
+
+    Without files it is the test part of the fine-tuning's own data, or the held-out one
+    where there is no test.
+
+    Raises:
+      PlmjaxError: a folder without files, a label that the model does not know.
+    """
+    asked = Predictor([path], overrides, batch=batch)
+    if source is not None:
+        examples = read_input(asked.config, source, labelled=True)
+        check_labels(examples, asked.labels, source)
+    elif is_finetuned(Path(path)):
+        saved = Workdir(path, FinetuneConfig).read("config.json") or {}
+        config = config_lib.build(FinetuneConfig, saved)
+        data = split_of(config, load_labelled(config.task))
+        examples = data.test or data.held_out
+        log(f"The {'test' if data.test else 'held-out'} part of its own data.")
+    else:
+        raise PlmjaxError(
+            f"{path} is a folder without labelled data.", hint="Give --input=FILE."
+        )
+    predicted = predictions.read(
+        asked.config, asked.labels, examples, asked.say(examples)
+    )
+    truth = [example.label for example in examples]
+    scores = predictions.scores_of(asked.config, asked.labels, truth, predicted)
+    return scores | {"examples": len(examples)}
 
 
 def read_input(

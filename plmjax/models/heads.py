@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from plmjax.models.config import EncoderConfig
-from plmjax.models.encoder import Encoder, dense, norm
+from plmjax.models.encoder import Embeddings, Encoder, dense, norm
 from plmjax.models.layers import ACTIVATIONS, affine
 from plmjax.models.noise import Noise
 
@@ -115,6 +115,27 @@ def encode(config: EncoderConfig, params: dict, batch: Batch, noise: Noise | Non
         {"params": params["encoder"]}, *inputs(batch), noise
     )
     return states
+
+
+def encode_to(config: EncoderConfig, params: dict, batch: Batch, layer: int):
+    """Returns the hidden states [B, L, H] after a layer, counted from 1.
+
+    0: the embeddings; the last: what `encode` returns, its final norm included. What
+    later layers would compute, the compiler leaves out.
+    """
+    if layer == config.layers:
+        return encode(config, params, batch, None)
+    if layer == 0:
+        embeddings: Any = Embeddings(config)
+        ids = [batch[name] for name in ("tokens", "positions", "types")]
+        found = {"params": params["encoder"]["embeddings"]}
+        x_TH = embeddings.apply(found, *ids, None)
+    else:
+        encoder: Any = Encoder(config)
+        found = {"params": params["encoder"]}
+        _, kept = encoder.apply(found, *inputs(batch), mutable=["intermediates"])
+        x_TH = kept["intermediates"]["states"][layer - 1]
+    return x_TH.reshape(*batch["tokens"].shape, config.width)
 
 
 def token_table(params: dict) -> jax.Array:

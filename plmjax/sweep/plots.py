@@ -1,13 +1,7 @@
-"""The plots of a sweep, each an SVG to stand inside a page.
-
-Lines and letters take the page's own colour (currentColor), and the two colours of the
-data are readable on white and on black.
-"""
+"""The plots of a sweep, each an SVG to stand inside a page."""
 
 import dataclasses
-import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +10,8 @@ import numpy as np
 from plmjax.sweep.plan import as_text, short_names
 from plmjax.sweep.results import Outcome, value_of
 from plmjax.sweep.trials import Result
+from plmjax.webpage import GOOD, INK, OTHER, as_svg, figure_of
 
-# Stands for the page's colour of text until the SVG is written.
-_INK = "#010203"
-_GOOD, _OTHER = "#e8710a", "#4a86c5"
-_WIDTH = 8.6  # inches; the page scales it
 _NEAR = 0.16  # of an axis: closer labels would run into each other
 
 
@@ -69,43 +60,6 @@ def _tick(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else as_text(value)
 
 
-def _figure(height: float, columns: int = 1, rows: int = 1):
-    import matplotlib
-
-    matplotlib.use("Agg")  # No screen is needed, or looked for.
-    from matplotlib import pyplot
-
-    figure, plots = pyplot.subplots(
-        rows, columns, figsize=(_WIDTH, height), layout="constrained", squeeze=False
-    )
-    for plot in plots.flat:
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.tick_params(colors=_INK, which="both")
-        for spine in plot.spines.values():
-            spine.set(color=_INK, alpha=0.4)
-        plot.xaxis.label.set_color(_INK)
-        plot.yaxis.label.set_color(_INK)
-        plot.title.set_color(_INK)
-    return figure, plots
-
-
-def _svg(figure) -> str:
-    """Returns a figure as <svg>, in the page's letters and colour."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(figure)
-    text = out.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    # The page decides the width and the family of the letters.
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', text, count=1)
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-
-
 def _limits(values: Sequence[float], maximise: bool) -> tuple[float, float]:
     """Returns what to show of an axis: a run that diverged must not hide the others."""
     sign = -1 if maximise else 1
@@ -130,20 +84,20 @@ def history(found: Outcome) -> str | None:
     done, pruned = _valued(found, "finished"), _valued(found, "pruned")
     if not done:
         return None
-    figure, ((plot,),) = _figure(3.2)
+    figure, ((plot,),) = figure_of(3.2)
     if pruned:
         x, y = _points(pruned)
-        plot.plot(x, y, "x", color=_OTHER, alpha=0.8, label="pruned, at its last")
+        plot.plot(x, y, "x", color=OTHER, alpha=0.8, label="pruned, at its last")
     x, y = _points(done)
-    plot.plot(x, y, "o", color=_OTHER, label="finished")
+    plot.plot(x, y, "o", color=OTHER, label="finished")
     best = np.maximum.accumulate(y) if found.maximise else np.minimum.accumulate(y)
-    plot.step(x, best, where="post", color=_GOOD, linewidth=2, label="best so far")
+    plot.step(x, best, where="post", color=GOOD, linewidth=2, label="best so far")
     plot.set_ylim(_limits(y + _points(pruned)[1], found.maximise))
     plot.set_xlabel("trial")
     plot.set_ylabel(found.objective)
     plot.xaxis.get_major_locator().set_params(integer=True)
-    plot.legend(frameon=False, labelcolor=_INK)
-    return _svg(figure)
+    plot.legend(frameon=False, labelcolor=INK)
+    return as_svg(figure)
 
 
 def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
@@ -156,28 +110,28 @@ def curves(found: Outcome) -> str | None:
     drawn = [r for r in found.in_order() if r.curve]
     if not drawn:
         return None
-    figure, ((plot,),) = _figure(3.8)
+    figure, ((plot,),) = figure_of(3.8)
     values = []
     for r in sorted(drawn, key=lambda r: r is found.best):
         x, y = zip(*r.curve, strict=True)
-        style: dict[str, Any] = {"color": _OTHER, "alpha": 0.55, "linewidth": 1.2}
+        style: dict[str, Any] = {"color": OTHER, "alpha": 0.55, "linewidth": 1.2}
         if r is found.best:
-            style = {"color": _GOOD, "linewidth": 2.5}
+            style = {"color": GOOD, "linewidth": 2.5}
         dashed = "--" if r.state == "pruned" else "-"
         # One that ended at its first evaluation is a point.
         plot.plot(x, y, "x" if len(x) == 1 else dashed, **style)
         values += [value for value in y if math.isfinite(value)]
-    handles = [plot.plot([], [], "-", color=_OTHER, label="finished")[0]]
+    handles = [plot.plot([], [], "-", color=OTHER, label="finished")[0]]
     if any(r.state == "pruned" for r in drawn):
-        handles += plot.plot([], [], "--", color=_OTHER, label="pruned")
+        handles += plot.plot([], [], "--", color=OTHER, label="pruned")
     if found.best is not None:
         label = f"best: trial {found.best.trial.number}"
-        handles += plot.plot([], [], "-", color=_GOOD, linewidth=2.5, label=label)
-    plot.legend(handles=handles, frameon=False, labelcolor=_INK)
+        handles += plot.plot([], [], "-", color=GOOD, linewidth=2.5, label=label)
+    plot.legend(handles=handles, frameon=False, labelcolor=INK)
     plot.set_ylim(_limits(values, found.maximise))
     plot.set_xlabel("step")
     plot.set_ylabel(found.objective)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def by_key(found: Outcome) -> str | None:
@@ -188,7 +142,7 @@ def by_key(found: Outcome) -> str | None:
         return None
     names, columns = short_names(keys), min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure, plots = _figure(2.7 * rows, columns, rows)
+    figure, plots = figure_of(2.7 * rows, columns, rows)
     _, y = _points(done)
     for index, plot in enumerate(plots.flat):
         if index >= len(keys):
@@ -201,17 +155,17 @@ def by_key(found: Outcome) -> str | None:
         for state, marker in (("finished", "o"), ("pruned", "x")):
             of = [n for n, r in enumerate(done) if r.state == state]
             at, height = [x[n] for n in of], [y[n] for n in of]
-            plot.plot(at, height, marker, color=_OTHER, alpha=0.8)
+            plot.plot(at, height, marker, color=OTHER, alpha=0.8)
         if found.best in done:
             best = done.index(found.best)
-            plot.plot([x[best]], [y[best]], "o", color=_GOOD, markersize=9)
+            plot.plot([x[best]], [y[best]], "o", color=GOOD, markersize=9)
         plot.set_xticks([p for p, _ in axis.ticks], [t for _, t in axis.ticks])
         plot.set_xlim(-0.08, 1.08)
         plot.set_ylim(_limits(y, found.maximise))
         plot.set_xlabel(axis.name)
         if index % columns == 0:
             plot.set_ylabel(found.objective)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _varying(found: Outcome, results: Sequence[Result]) -> list[str]:
@@ -233,7 +187,7 @@ def parallel(found: Outcome) -> str | None:
     _, y = _points(done)
     low, high = _limits(y, found.maximise)
     goal = [min(max((value - low) / (high - low), 0.0), 1.0) for value in y]
-    figure, ((plot,),) = _figure(4.2)
+    figure, ((plot,),) = figure_of(4.2)
     better = np.argsort(np.argsort(y if found.maximise else np.negative(y)))
     for index in np.argsort(better):
         r = done[index]
@@ -249,7 +203,7 @@ def parallel(found: Outcome) -> str | None:
     marks = [(low + part * (high - low)) for part in (0, 0.25, 0.5, 0.75, 1)]
     last = Axis(found.objective, {}, [(i / 4, f"{v:.3g}") for i, v in enumerate(marks)])
     for place, axis in enumerate([*axes, last]):
-        plot.axvline(place, color=_INK, alpha=0.5, linewidth=1)
+        plot.axvline(place, color=INK, alpha=0.5, linewidth=1)
         for at, text in axis.ticks:
             plot.annotate(
                 text,
@@ -257,7 +211,7 @@ def parallel(found: Outcome) -> str | None:
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                color=_INK,
+                color=INK,
                 fontsize=9,
             )
     plot.set_xticks(range(len(axes) + 1), [*(a.name for a in axes), found.objective])
@@ -265,14 +219,14 @@ def parallel(found: Outcome) -> str | None:
     plot.set_xlim(-0.1, len(axes) + 0.35)
     plot.spines[:].set_visible(False)
     plot.tick_params(length=0)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _blend(share: float) -> tuple[float, ...]:
     """Returns a colour between that of the others, 0, and that of the best, 1."""
     from matplotlib.colors import to_rgb
 
-    low, high = np.array(to_rgb(_OTHER)), np.array(to_rgb(_GOOD))
+    low, high = np.array(to_rgb(OTHER)), np.array(to_rgb(GOOD))
     return tuple(low + (high - low) * share**2)
 
 
@@ -280,8 +234,8 @@ def bars(shares: dict[str, float], label: str) -> str:
     """Draws how much each key matters, the most first."""
     names = short_names([*shares])
     keys = sorted(shares, key=lambda key: shares[key])
-    figure, ((plot,),) = _figure(0.7 + 0.38 * len(keys))
-    plot.barh([names[key] for key in keys], [shares[k] for k in keys], color=_OTHER)
+    figure, ((plot,),) = figure_of(0.7 + 0.38 * len(keys))
+    plot.barh([names[key] for key in keys], [shares[k] for k in keys], color=OTHER)
     for place, key in enumerate(keys):
         plot.annotate(
             f"{shares[key]:.0%}",
@@ -289,12 +243,12 @@ def bars(shares: dict[str, float], label: str) -> str:
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=_INK,
+            color=INK,
         )
     plot.set_xlim(0, 1.08)
     plot.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     plot.set_xlabel(label)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def main_effects(found: Outcome) -> dict[str, float]:

@@ -115,5 +115,5 @@ def test_lora_adds_the_product_of_its_matrices():
 def test_lora_that_adapts_nothing_is_refused():
     with pytest.raises(PlmjaxError, match="matches no kernel"):
         adapters(LoraConfig(targets="x"), params(0)["encoder"], jax.random.key(0))
-    with pytest.raises(PlmjaxError, match=r"lora\.rank is 0"):
-        LoraConfig(rank=0)
+    with pytest.raises(PlmjaxError, match=r"lora\.rank is -1"):
+        LoraConfig(rank=-1)

@@ -1,0 +1,131 @@
+"""`plmjax compare`, and what `plmjax finetune` needs to run several seeds or folds."""
+
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.cli.options import start_jax, stopped
+
+
+def add(verb) -> None:
+    added = verb(
+        "compare",
+        _compare,
+        "fine-tune several models by one protocol, and say what differs by more than "
+        "chance",
+        "plmjax compare runs/mine bert-base --tasks=reviews.py,topics.py --seeds=5 "
+        "--workdir=runs/compared",
+        config=True,
+    )
+    add = added.add_argument
+    add("models", nargs="*", metavar="MODEL", help="runs' workdirs or folders")
+    add("--tasks", metavar="FILE,...", help="configs of `plmjax finetune`")
+    add(
+        "--setting",
+        action="append",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="plain (default), safe, or a name and what it sets; give several",
+    )
+    add("--workdir", help="where the study lives")
+    repeat_options(added)
+
+
+def repeat_options(added) -> None:
+    """Adds how often something is run."""
+    add = added.add_argument
+    add("--seeds", type=int, metavar="N", help="runs by N seeds, and compares them")
+    add("--folds", type=int, metavar="K", help="runs each of K folds of train")
+    add(
+        "--vary",
+        metavar="data,init,dropout",
+        help="which of the seeds differ; the others stay (default: all three)",
+    )
+
+
+def is_repeated(args) -> bool:
+    given = args.seeds is not None or args.folds is not None
+    if args.vary is not None and not given:
+        raise PlmjaxError(
+            f"--vary={args.vary} says which seeds differ, but there is one run.",
+            hint="Give --seeds=N, too.",
+        )
+    return given
+
+
+def repeats_of(args):
+    from plmjax.study.plan import VARY, Repeats
+
+    vary = VARY if args.vary is None else tuple(args.vary.split(","))
+    seeds = 1 if args.seeds is None else args.seeds
+    return Repeats(seeds, args.folds, vary)
+
+
+def settled_config(args, safe: bool):
+    """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
+    from ml_collections import ConfigDict
+
+    from plmjax.study import drive, plan
+
+    setting = plan.Setting("safe", True) if safe else plan.Setting()
+    values = plan.settled(args.config, args.overrides, setting, drive.encoders())
+    return ConfigDict(values).lock()
+
+
+def finetune_repeated(args, config, workdir: Path) -> int:
+    """Runs `plmjax finetune` by several seeds or folds."""
+    from plmjax.finetune.config import FinetuneConfig
+    from plmjax.study import plan
+
+    if config.model is None:
+        raise PlmjaxError(
+            "no model is named to start from.",
+            hint="Set --config.model to a run's workdir or a Hugging Face folder.",
+        )
+    file = args.config or config.task.train or FinetuneConfig.__name__
+    task = plan.distinct([file], "task file")[file]
+    setting = plan.Setting("safe", True) if args.safe else plan.Setting()
+    repeats = repeats_of(args)
+    found = plan.finetune_plan(workdir, task, setting, config.to_dict(), repeats)
+    return _run(found)
+
+
+def _compare(args) -> int:
+    for given, name in (
+        (args.models, "models: plmjax compare MODEL MODEL ..."),
+        (args.tasks, "task files: --tasks=FILE.py,FILE.py"),
+        (args.workdir, "place: --workdir=DIR"),
+    ):
+        if not given:
+            raise PlmjaxError("a comparison is not complete.", hint=f"Give its {name}.")
+    if args.config is not None:
+        raise PlmjaxError(
+            f"--config={args.config}: the configs of a comparison are its tasks.",
+            hint=f"Give --tasks={args.config}.",
+        )
+    from plmjax.study import drive, plan
+
+    root = Path(args.workdir)
+    repeats = repeats_of(args)
+    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
+    start_jax(root)
+    found = plan.compare_plan(
+        root,
+        args.models,
+        args.tasks.split(","),
+        settings,
+        repeats,
+        args.overrides,
+        drive.encoders(),
+    )
+    print(f"Study directory: {root}", flush=True)
+    return _run(found)
+
+
+def _run(found) -> Exit:
+    from plmjax.study import drive
+    from plmjax.train import processes
+
+    def say(text: str) -> None:
+        if processes.is_first():
+            print(text, end="", flush=True)
+
+    return stopped(drive.study(found, say))

@@ -1,0 +1,85 @@
+"""Texts for a trained model, one a row: the lines of a file, or a column of records."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from plmjax import Exit, PlmjaxError
+from plmjax.config import nearest
+from plmjax.data.corpus import file_digests
+from plmjax.data.records import (
+    bad_data,
+    find_inputs,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+    read_text,
+    read_tsv,
+    text_of,
+)
+from plmjax.data.tasks import TaskConfig
+
+# Endings of files of records; .gz may follow. A .txt is read by lines.
+READERS = {
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "tab": read_tsv,
+    "jsonl": read_jsonl,
+    "ndjson": read_jsonl,
+    "json": read_jsonl,
+    "parquet": read_parquet,
+}
+
+
+class Inputs(NamedTuple):
+    """Texts in the order of their rows, and a SHA-256 of the files they stand in."""
+
+    texts: list[str]
+    digest: str
+
+
+def read_inputs(paths: str, column: str) -> Inputs:
+    """Reads the texts of files (and globs, comma between) into memory.
+
+    A line of a .txt is a text, an empty one too; of records `column` is.
+
+    Raises:
+      PlmjaxError: no such file, an ending that is not known, no text at all (code 3),
+        or a record whose column is missing or no text, by file and line (3).
+    """
+    files = find_inputs(paths, "--input")
+    texts = [text for path in files for text in _texts(path, column)]
+    if not texts:
+        raise PlmjaxError(
+            f"--input={paths} holds no texts.",
+            hint="Give a file with at least one.",
+            code=Exit.DATA,
+        )
+    contents = [digest for _, _, digest in file_digests(files)]
+    digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return Inputs(texts, digest)
+
+
+def _texts(path: Path, column: str) -> Iterator[str]:
+    ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if ending == "txt":
+        lines = read_text(path).split("\n")
+        if not lines[-1]:  # the last line ends as the others do
+            lines.pop()
+        yield from (line.removesuffix("\r") for line in lines)
+        return
+    if ending not in READERS:
+        raise PlmjaxError(
+            f"--input: {path.name} has an ending that says no format.",
+            hint=f"Rename it: .txt has a text a line; {', '.join(READERS)} have "
+            "records. Only .gz may follow.",
+        )
+    for record in READERS[ending](path, TaskConfig()):
+        where = f"{record.file}:{record.line}"
+        if column not in record.values:
+            found = [*record.values]
+            what = f"there is no column {column!r} among {', '.join(found[:20])}."
+            raise bad_data(where, what, f"{nearest(column, found)} Set --column.")
+        yield text_of(record.values[column], where, column)

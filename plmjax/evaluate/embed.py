@@ -1,0 +1,260 @@
+"""Vectors of texts, or of words in them, by a trained encoder: `plmjax embed`."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plmjax import Exit, PlmjaxError, tree
+from plmjax.data.inputs import read_inputs
+from plmjax.evaluate.embed_file import (
+    VectorFile,
+    check_output,
+    write_npy,
+    write_parquet,
+)
+from plmjax.evaluate.embed_vectors import (
+    EmbedConfig,
+    Work,
+    columns_of,
+    compute,
+    plan_work,
+)
+from plmjax.evaluate.model import Model, is_run, model_folders, open_models
+from plmjax.train.stop import Stop
+from plmjax.train.workdir import Workdir
+
+_FORMAT = 1  # raise it when the same job would be cut into other batches
+_SAVE_SECONDS = 5.0  # what a kill can cost
+
+
+class Seen(NamedTuple):
+    """How far the work is: tokens with padding, and texts whose first row is done."""
+
+    tokens: int
+    all_tokens: int
+    texts: int
+
+
+class Embedded(NamedTuple):
+    """What became of a job: `vectors` of `width` numbers, in all.
+
+    `report` counts texts, rows, tokens and what was cut, of the whole job, of which
+    `before` texts were done by an earlier start. `texts` and `tokens` (without padding)
+    are of this start alone, in `seconds`, of which `compile_seconds` are not counted in
+    its rates. `stopped` names the signal, `finished` says that nothing was left to do.
+    """
+
+    vectors: int
+    width: int
+    report: dict[str, int]
+    before: int = 0
+    texts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    stopped: str | None = None
+    finished: bool = False
+
+    @property
+    def texts_per_second(self) -> float:
+        return self.texts / max(self.seconds - self.compile_seconds, 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds - self.compile_seconds, 1e-9)
+
+    def figures(self) -> dict[str, Any]:
+        """Returns all of it as JSON has it."""
+        return {
+            **self.report,
+            "vectors": self.vectors,
+            "width": self.width,
+            "texts_before": self.before,
+            "texts_now": self.texts,
+            "tokens_now": self.tokens,
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+            "texts_per_second": self.texts_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "stopped": self.stopped,
+            "finished_before": self.finished,
+        }
+
+
+def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
+    """Opens the first model of a workdir or folder, and says how long its rows are.
+
+    These are the longest that a run was trained with, or model_max_length of a folder;
+    positions beyond were never trained.
+
+    Raises:
+      PlmjaxError: what `open_models` raises.
+    """
+    model = next(iter(open_models(path, checkpoint).values()))
+    directory, longest = Path(path), model.encoder.max_length
+    if is_run(directory):
+        data = Workdir(directory).config().data
+        told = max([length for _, length, _ in data.phases] or [data.length])
+    else:
+        folder = model_folders(directory)[model.part]
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text())
+            told = int(settings["model_max_length"])
+        except (OSError, ValueError, KeyError, TypeError):
+            told = longest
+    return model, min(told, longest) if told >= 8 else longest
+
+
+def embed_texts(
+    model: Model, texts: Sequence[str], config: EmbedConfig, longest: int | None = None
+) -> np.ndarray:
+    """Returns a vector a text [N, H], float32; of words, one a word in their order.
+
+    Raises:
+      PlmjaxError: what `EmbedConfig.resolved` raises.
+    """
+    config = config.resolved(model, longest or model.encoder.max_length)
+    work = plan_work(model, texts, config)
+    found = np.empty(work.shape, np.float32)
+    for step in compute(model, config, work):
+        found[step.places] = step.vectors
+    blocks = [block["vector"] for block in columns_of(found, work, config, texts)]
+    return np.concatenate([np.empty((0, work.shape[1]), np.float32), *blocks])
+
+
+def embed_file(
+    model: Model,
+    longest: int,
+    paths: str,
+    output: Path,
+    config: EmbedConfig,
+    *,
+    column: str = "text",
+    log: Callable[[str], Any] = print,
+    seen: Callable[[Seen], Any] = lambda seen: None,
+    save_seconds: float = _SAVE_SECONDS,
+) -> Embedded:
+    """Writes the vectors of a file's texts to an .npy or .parquet file.
+
+    Ctrl-C, SIGTERM and a kill leave what is done; the same call goes on there, to the
+    same bytes.
+
+    Raises:
+      PlmjaxError: bad input (code 3), what the model cannot do, an output that is of
+        another job (2), or a disk that refuses (5).
+    """
+    check_output(output, config.words)
+    config = config.resolved(model, longest)
+    inputs = read_inputs(paths, column)
+    work = plan_work(model, inputs.texts, config)
+    if not work.shape[0]:
+        raise PlmjaxError(
+            f"--input={paths} holds no words.",
+            hint="Give texts with at least one.",
+            code=Exit.DATA,
+        )
+    _tell(work, config, log)
+    job = {
+        "format": _FORMAT,
+        "input": inputs.digest,
+        "column": column,
+        "model": _digest(model),
+        **dataclasses.asdict(config),
+    }
+    about = {"model": model.name, "part": model.part, "step": model.step}
+    with VectorFile(output, job, about, work.shape, len(work.batches)) as file:
+        if file.finished:
+            return Embedded(*work.made, work.rows.report, finished=True)
+        if file.done:
+            log(f"Goes on after batch {file.done:,} of {len(work.batches):,}.")
+        found = _fill(model, config, work, file, seen, save_seconds)
+        if not found.stopped:
+            write = None
+            blocks = columns_of(file.vectors(), work, config, inputs.texts)
+            if output.suffix == ".parquet":
+                write = functools.partial(write_parquet, blocks=blocks)
+            elif work.windowed:
+                vectors = (block["vector"] for block in blocks)
+                write = functools.partial(write_npy, blocks=vectors, shape=work.made)
+            file.finish(write)
+    return found
+
+
+def _tell(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:
+    """Says what of the texts is empty, long or lost."""
+    count = work.rows.report
+    if empty := count["empty_texts"]:
+        what = "have no word" if config.words else "get the vector of [CLS] [SEP]"
+        log(f"WARNING: {empty:,} empty texts {what}.")
+    if windowed := count["windowed_texts"]:
+        log(
+            f"{windowed:,} of {count['texts']:,} texts are longer than "
+            f"{config.length} tokens: {count['rows']:,} rows in windows."
+        )
+    if cut := count["cut_texts"]:
+        log(
+            f"WARNING: {cut:,} of {count['texts']:,} texts are cut to {config.length} "
+            f"tokens, {count['cut_tokens']:,} tokens are left out."
+        )
+    if lost := count.get("lost_words"):
+        log(f"WARNING: {lost:,} words are left out with them.")
+
+
+def _digest(model: Model) -> str:
+    """SHA-256 of all that makes vectors of texts: weights, config and vocabulary."""
+    digest = hashlib.sha256(model.tokenizer.digest.encode())
+    config = dataclasses.asdict(model.encoder)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for name, leaf in sorted(tree.flatten(model.params["encoder"]).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _fill(
+    model: Model,
+    config: EmbedConfig,
+    work: Work,
+    file: VectorFile,
+    seen: Callable[[Seen], Any],
+    save_seconds: float,
+) -> Embedded:
+    """Writes what is not written yet, until all is or a signal comes."""
+    first = work.rows.plan.start[:, 0] == 0
+    padded = np.cumsum([0, *(batch.size * batch.length for batch in work.batches)])
+    texts = np.cumsum([0, *(first[batch.rows].sum() for batch in work.batches)])
+    begin = file.done
+    total = int(padded[-1])
+    seen(Seen(int(padded[begin]), total, int(texts[begin])))
+    start = saved = time.monotonic()
+    done, tokens, compiled = begin, 0, 0.0
+    with Stop() as stop:
+        for step in compute(model, config, work, begin):
+            file.write(step.places, step.vectors)
+            done = step.done
+            tokens += int(work.rows.sizes[step.batch.rows].sum())
+            compiled += step.compile_seconds
+            seen(Seen(int(padded[done]), total, int(texts[done])))
+            if stop.due(done) and done < len(work.batches):
+                break
+            if time.monotonic() - saved >= save_seconds:
+                file.save(done)
+                saved = time.monotonic()
+        file.save(done)
+    return Embedded(
+        *work.made,
+        work.rows.report,
+        int(texts[begin]),
+        int(texts[done] - texts[begin]),
+        tokens,
+        time.monotonic() - start,
+        compiled,
+        stop.received if done < len(work.batches) else None,
+    )

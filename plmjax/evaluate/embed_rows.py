@@ -1,0 +1,195 @@
+"""Texts as rows, rows of like length as batches, and where words stand in rows."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from plmjax.data.layout import RowPlan, Stream, encode_texts, lay_out, plan_rows
+from plmjax.data.packing import count_up
+from plmjax.data.tasks import TaskConfig
+from plmjax.tokenizers import Tokenizer
+
+FRAME = 2  # [CLS] and [SEP]
+# Tokens a row, two to each doubling: a row has a third of padding at most, above 8.
+_LENGTHS = sorted(size << n for size in (8, 12) for n in range(16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Words of texts, in order; all [words] int64.
+
+    `text` is which text a word is of, `begin` and `end` its characters there. Its
+    pieces are `count` tokens of the row `row`, from place `first` on.
+    """
+
+    text: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    row: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of texts, a text or a window of one each, and their tokens.
+
+    `sizes` [rows] are tokens with [CLS] and [SEP]; `report` counts what is long, cut,
+    empty or lost. `words` is None where nobody asked for them.
+    """
+
+    stream: Stream
+    plan: RowPlan
+    begin: np.ndarray  # [rows] which token of the stream comes first
+    sizes: np.ndarray
+    report: dict[str, int]
+    words: Words | None = None
+
+    @property
+    def texts(self) -> int:
+        return len(self.stream.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def make_rows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    length: int,
+    long: str,
+    stride: int,
+    words: bool = False,
+) -> Rows:
+    """Plans rows of at most `length` tokens; `long` and `stride` as in TaskConfig."""
+    spans = None
+    if words:
+        encoded, spans = tokenizer.encode_spans(texts)
+        stream = Stream(*encoded)
+    else:
+        stream = encode_texts(tokenizer, texts)
+    config = TaskConfig(length=length, long=long, stride=stride)  # type: ignore[arg-type]
+    plan = plan_rows([stream.sizes], config, tokenizer)
+    offset = np.cumsum(stream.sizes) - stream.sizes
+    begin = offset[plan.example] + plan.start[:, 0]
+    report = {
+        "texts": len(texts),
+        "rows": len(begin),
+        "tokens": int(plan.size.sum()) + FRAME * len(begin),
+        "windowed_texts": plan.report["windowed_examples"],
+        "cut_texts": plan.report["cut_examples"],
+        "cut_tokens": plan.report["cut_tokens"],
+        "empty_texts": int((stream.sizes == 0).sum()),
+    }
+    rows = Rows(stream, plan, begin, plan.size[:, 0] + FRAME, report)
+    if spans is None:
+        return rows
+    found, total = _find_words(rows, spans)
+    report |= {"words": len(found), "lost_words": total - len(found)}
+    return dataclasses.replace(rows, words=found)
+
+
+def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
+    """Returns the words that a row holds, and how many there are with the others.
+
+    A word is taken from the row that has most of its pieces, and of several such from
+    the one where most stands around it.
+    """
+    sizes = rows.plan.size[:, 0]
+    starts = rows.stream.word_start.copy()
+    filled = rows.stream.sizes > 0
+    offset = np.cumsum(rows.stream.sizes) - rows.stream.sizes
+    starts[offset[filled]] = True
+    opens = np.flatnonzero(starts)
+    number = np.cumsum(starts) - 1  # of the word that a token is of
+    owner = np.repeat(np.arange(rows.texts), rows.stream.sizes)[opens]
+    begin = spans[opens, 0].astype(np.int64)
+    end = begin
+    if len(opens):
+        end = np.maximum.reduceat(spans[:, 1], opens).astype(np.int64)
+    visible = end > begin  # blanks alone are no word
+
+    row = np.repeat(np.arange(len(rows)), sizes)
+    place = count_up(sizes)
+    word = number[rows.begin[row] + place]
+    new = np.ones(len(word), bool)
+    new[1:] = (word[1:] != word[:-1]) | (row[1:] != row[:-1])
+    first = np.flatnonzero(new)
+    count = np.diff(np.append(first, len(word)))
+    row, place, word = row[first], place[first], word[first]
+    around = np.minimum(place, sizes[row] - place - count)
+    order = np.lexsort((-around, -count, word))
+    held, once = np.unique(word[order], return_index=True)
+    best, held = order[once][visible[held]], held[visible[held]]
+    words = Words(
+        owner[held],
+        begin[held],
+        end[held],
+        row[best],
+        place[best] + 1,  # after [CLS]
+        count[best],
+    )
+    return words, int(visible.sum())
+
+
+class Batch(NamedTuple):
+    """Which rows [n] go together, at most `size` of at most `length` tokens."""
+
+    length: int
+    size: int
+    rows: np.ndarray
+
+
+def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Batch]:
+    """Puts rows of `sizes` tokens into batches of few shapes, the longest first.
+
+    A batch has at most `batch_tokens` tokens with padding, or is one row. A length of
+    its own, which costs a compilation, is kept where it saves as much padding as a
+    batch has tokens; else its rows go to the next longer one. The longest come first,
+    as they need most memory.
+    """
+    lengths = np.array([n for n in _LENGTHS if n < longest] + [longest])
+    bucket = np.searchsorted(lengths, sizes)
+    used = np.unique(bucket)
+    for here, longer in zip(used[:-1], used[1:], strict=True):
+        moved = bucket == here
+        saved = moved.sum() * (lengths[longer] - lengths[here])
+        if saved < batch_tokens:
+            bucket[moved] = longer
+    batches = []
+    for number in np.unique(bucket)[::-1]:
+        rows, length = np.flatnonzero(bucket == number), int(lengths[number])
+        count = -(-len(rows) // max(batch_tokens // length, 1))
+        size = -(-len(rows) // count)
+        batches += [
+            Batch(length, size, rows[begin : begin + size])
+            for begin in range(0, len(rows), size)
+        ]
+    return batches
+
+
+def arrays(
+    rows: Rows, batch: Batch, tokenizer: Tokenizer, shards: int
+) -> dict[str, np.ndarray]:
+    """Returns tokens, segments, positions and types of a batch, each [B, L] int32.
+
+    Rows of padding make its size a multiple of `shards`.
+    """
+    sizes = rows.plan.size[batch.rows, 0]
+    token = np.repeat(rows.begin[batch.rows], sizes) + count_up(sizes)
+    stream = Stream(rows.stream.tokens[token], rows.stream.word_start[token], sizes)
+    count = len(batch.rows)
+    plan = RowPlan(np.arange(count), np.zeros((count, 1), int), sizes[:, None], {})
+    found = lay_out([stream], plan, batch.length, tokenizer).arrays
+    size = -(-batch.size // shards) * shards
+    made = {}
+    for name in ("tokens", "segments", "positions", "types"):
+        made[name] = np.zeros((size, batch.length), np.int32)
+        made[name][:count] = found[name]
+    made["tokens"][count:] = tokenizer.pad_id
+    return made

@@ -1,0 +1,301 @@
+"""Rows to vectors: what the device computes, and how its results become one a text.
+
+Legend: B rows, L tokens a row, H width, N texts or words, R rows of texts, T = B * L.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.evaluate.embed_rows import (
+    FRAME,
+    Batch,
+    Rows,
+    Words,
+    arrays,
+    make_batches,
+    make_rows,
+)
+from plmjax.evaluate.model import Model
+from plmjax.models import EncoderConfig, heads
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+
+_BLOCK = 4096  # vectors that are finished at once, and a row group of parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedConfig:
+    """What becomes of texts; None stands for what `resolved` says."""
+
+    # Over all tokens of a text, [CLS] and [SEP] too, as sentence-transformers does.
+    pooling: Literal["mean", "cls", "max"] = "mean"
+    # A vector for each word in the place of each text: the mean of its pieces.
+    words: bool = False
+    # 0: the embeddings; the last is -1, as in a list of layers + 1.
+    layer: int = -1
+    normalize: bool = False  # to length 1
+    length: int | None = None  # tokens a row, [CLS] and [SEP] included
+    # A text longer than a row: several windows, or its beginning alone.
+    long: Literal["window", "truncate"] = "window"
+    stride: int | None = None  # tokens from a window's beginning to the next's
+    batch_tokens: int = 16384  # at once, padding included
+    # bfloat16 is faster on accelerators, and good to some three digits.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def resolved(self, model: Model, longest: int) -> "EmbedConfig":
+        """Returns the config for a model whose rows are at most `longest` by default.
+
+        The stride is a window's room, so that each token counts once; for words half
+        of it, so that each has tokens around it.
+
+        Raises:
+          PlmjaxError: what the model cannot do.
+        """
+        encoder = model.encoder
+        length = longest if self.length is None else self.length
+        if not 8 <= length <= encoder.max_length:
+            raise PlmjaxError(
+                f"--length={length} must be from 8 to {encoder.max_length}, for which "
+                "the model has positions.",
+                hint=f"Leave it out for {longest}.",
+            )
+        if not -encoder.layers - 1 <= self.layer <= encoder.layers:
+            raise PlmjaxError(
+                f"--layer={self.layer}: {model.name} has layers 1 to {encoder.layers}.",
+                hint="0 is the embeddings; -1 is the last layer, -2 that before it.",
+            )
+        room = length - FRAME
+        usual = max(room // 2, 1) if self.words else room
+        stride = usual if self.stride is None else self.stride
+        if not 1 <= stride <= room:
+            raise PlmjaxError(
+                f"--stride={stride} must be from 1 to {room}, the tokens of a window, "
+                "or some would be left out.",
+                hint=f"Leave it out for {usual}.",
+            )
+        if encoder.causal and self.pooling == "cls" and not self.words:
+            raise PlmjaxError(
+                "--pooling=cls: the model reads one side only, so the first token "
+                "knows nothing of the text.",
+                hint="Give mean or max.",
+            )
+        layer = self.layer % (encoder.layers + 1)
+        return dataclasses.replace(self, length=length, stride=stride, layer=layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Rows and their batches; `shape` [N, H] is of what the batches write.
+
+    That is a vector a word, or a row.
+    """
+
+    rows: Rows
+    batches: list[Batch]
+    shape: tuple[int, int]
+
+    @property
+    def made(self) -> tuple[int, int]:
+        """What is made of them in the end, [N, H]: a vector a word, or a text."""
+        count = self.shape[0] if self.rows.words is not None else self.rows.texts
+        return count, self.shape[1]
+
+    @property
+    def windowed(self) -> bool:
+        """Whether texts have several rows, whose vectors are to become one."""
+        return self.rows.words is None and len(self.rows) > self.rows.texts
+
+
+def plan_work(model: Model, texts: Sequence[str], config: EmbedConfig) -> Work:
+    assert config.length is not None and config.stride is not None
+    long = (config.length, config.long, config.stride)
+    rows = make_rows(model.tokenizer, texts, *long, config.words)
+    batches = make_batches(rows.sizes, config.length, config.batch_tokens)
+    count = len(rows) if rows.words is None else len(rows.words)
+    return Work(rows, batches, (count, model.encoder.width))
+
+
+class Step(NamedTuple):
+    """A batch's vectors [n, H] and their places; `done` batches are behind it."""
+
+    done: int
+    batch: Batch
+    places: np.ndarray
+    vectors: np.ndarray
+    compile_seconds: float
+
+
+def compute(
+    model: Model, config: EmbedConfig, work: Work, begin: int = 0
+) -> Iterator[Step]:
+    """Yields the vectors of each batch; the device has the next one meanwhile."""
+    encoder = dataclasses.replace(model.encoder, dtype=config.dtype, remat=False)
+    mesh = sharding.make_mesh(MeshConfig())
+    params = {"encoder": model.params["encoder"]}
+    params = jax.device_put(params, sharding.replicated(mesh))
+    pooling = None if config.words else config.pooling
+    finish = functools.partial(_of_rows, config.normalize and not work.windowed)
+    if work.rows.words is not None:
+        by_row = _ByRow.of(work.rows.words)
+        finish = functools.partial(_of_words, config.normalize, by_row)
+    shapes: set[tuple[int, int]] = set()
+    pending: Callable[[], Step] | None = None
+    for number, batch in enumerate(work.batches[begin:], begin + 1):
+        made = arrays(work.rows, batch, model.tokenizer, mesh.size)
+        placed = sharding.put_rows(mesh, made)
+        started = time.monotonic()
+        # The default of GPUs and TPUs rounds float32 to ten bits or fewer.
+        exact = "highest" if config.dtype == "float32" else None
+        with _memory(batch), jax.default_matmul_precision(exact):
+            states = _states(encoder, config.layer, pooling, params, placed)
+        new = (batch.size, batch.length) not in shapes
+        shapes.add((batch.size, batch.length))
+        took = time.monotonic() - started if new else 0.0
+        if pending is not None:
+            yield pending()
+        pending = functools.partial(finish, number, batch, states, took)
+    if pending is not None:
+        yield pending()
+
+
+@contextlib.contextmanager
+def _memory(batch: Batch) -> Iterator[None]:
+    """Says in words that a batch does not fit the device."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise PlmjaxError(
+            f"the device has no memory for {batch.size:,} rows of {batch.length:,} "
+            "tokens.",
+            hint="Give a smaller --batch_tokens.",
+        ) from error
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _states(
+    encoder: EncoderConfig, layer: int, pooling: str | None, params, batch
+) -> jax.Array:
+    """Returns float32 vectors of rows [B, H]; without pooling, of tokens [B, L, H]."""
+    x_BLH = heads.encode_to(encoder, params, batch, layer).astype(jnp.float32)
+    real_BL1 = (batch["segments"] > 0)[:, :, None]
+    if pooling == "cls":
+        return x_BLH[:, 0]
+    if pooling == "max":
+        return jnp.where(real_BL1, x_BLH, -jnp.inf).max(1)
+    if pooling == "mean":
+        count_B1 = jnp.maximum(real_BL1.sum(1), 1).astype(jnp.float32)
+        return jnp.where(real_BL1, x_BLH, 0.0).sum(1) / count_B1
+    return x_BLH
+
+
+def _of_rows(
+    normalize: bool, number: int, batch: Batch, states: jax.Array, took: float
+) -> Step:
+    with _memory(batch):
+        vectors_BH = np.asarray(states)[: len(batch.rows)]
+    vectors_BH = _unit(vectors_BH) if normalize else vectors_BH
+    return Step(number, batch, batch.rows, vectors_BH, took)
+
+
+class _ByRow(NamedTuple):
+    """Words in the order of their rows: `order` [N], and the rows themselves."""
+
+    words: Words
+    order: np.ndarray
+    row: np.ndarray
+
+    @classmethod
+    def of(cls, words: Words) -> "_ByRow":
+        order = np.argsort(words.row, kind="stable")
+        return cls(words, order, words.row[order])
+
+
+def _of_words(
+    normalize: bool,
+    found: _ByRow,
+    number: int,
+    batch: Batch,
+    states: jax.Array,
+    took: float,
+) -> Step:
+    """The mean of each word's pieces."""
+    begin, end = (np.searchsorted(found.row, batch.rows, s) for s in ("left", "right"))
+    places = np.concatenate(
+        [np.empty(0, int)] + [found.order[b:e] for b, e in zip(begin, end, strict=True)]
+    )
+    length, words = batch.length, found.words
+    row = np.searchsorted(batch.rows, words.row[places])
+    first, count = row * length + words.first[places], words.count[places]
+    with _memory(batch):
+        x_TH = np.asarray(states).reshape(-1, states.shape[-1])
+    sums_NH = x_TH[first]
+    for piece in range(1, int(count.max(initial=1))):
+        more = np.flatnonzero(count > piece)
+        sums_NH[more] += x_TH[first[more] + piece]
+    vectors_NH = sums_NH / count[:, None].astype(np.float32)
+    order = np.argsort(places)
+    vectors_NH = _unit(vectors_NH) if normalize else vectors_NH
+    return Step(number, batch, places[order], vectors_NH[order], took)
+
+
+def _unit(vectors_NH: np.ndarray) -> np.ndarray:
+    norm_N1 = np.linalg.norm(vectors_NH, axis=1, keepdims=True)
+    return vectors_NH / np.maximum(norm_N1, np.float32(1e-12))
+
+
+# --- vectors of rows to those of texts, and their columns
+
+
+def columns_of(
+    vectors_RH: np.ndarray, work: Work, config: EmbedConfig, texts: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields columns of some texts or words at a time, in order."""
+    words = work.rows.words
+    count = work.rows.texts if words is None else len(words)
+    for begin in range(0, count, _BLOCK):
+        some = np.arange(begin, min(begin + _BLOCK, count))
+        if words is not None:
+            text, first, last = (x[some] for x in (words.text, words.begin, words.end))
+            spans = zip(text, first, last, strict=True)
+            yield {
+                "row": text,
+                "word": [texts[t][b:e] for t, b, e in spans],
+                "begin": first,
+                "end": last,
+                "vector": vectors_RH[some],
+            }
+        else:
+            vectors = vectors_RH[some]
+            if work.windowed:
+                vectors = _put_together(vectors_RH, work.rows, some, config)
+            yield {"row": some, "vector": vectors}
+
+
+def _put_together(
+    vectors_RH: np.ndarray, rows: Rows, texts: np.ndarray, config: EmbedConfig
+) -> np.ndarray:
+    """Returns a vector for each of some neighbouring texts from those of its windows.
+
+    The mean of the windows weighted by their tokens; of pooling=max, the maximum.
+    """
+    begin = np.searchsorted(rows.plan.example, texts)
+    end = np.searchsorted(rows.plan.example, texts[-1], "right")
+    vectors, at = vectors_RH[begin[0] : end], begin - begin[0]
+    if config.pooling == "max":
+        found = np.maximum.reduceat(vectors, at)
+    else:
+        weight = rows.sizes[begin[0] : end, None].astype(np.float64)
+        sums = np.add.reduceat(vectors * weight, at)
+        found = (sums / np.add.reduceat(weight, at)).astype(np.float32)
+    return _unit(found) if config.normalize else found

@@ -1,0 +1,113 @@
+"""What an encoder says of rows as it is: the features of a linear probe.
+
+Legend: B rows of a batch, L tokens a row, C choices, H width; N texts, or words, or
+choices.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.data.features import Features, make_features
+from plmjax.data.labelled import Example
+from plmjax.data.task_batches import take
+from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate.linear import Featurise, row_counts
+from plmjax.evaluate.model import Model
+from plmjax.models import EncoderConfig, heads
+from plmjax.models.heads import Batch
+
+_BATCH = 32  # rows at once
+_SHORTEST = 16  # tokens: rows are padded to a power of two, as each length is compiled
+
+
+def probe_features(config: TaskConfig, model: Model) -> Featurise:
+    """The last layer's states of a frozen encoder, float32 [N, H].
+
+    A text or pair: their mean over all tokens of all its windows, special ones
+    included. Of tags the state of the first piece of each word, 0 of a word that was
+    cut. A choice: the mean over its row.
+
+    Raises:
+      PlmjaxError: rows of the task are longer than the model's positions.
+    """
+    if config.length > model.encoder.max_length:
+        raise PlmjaxError(
+            f"task.length is {config.length}; the model has positions for "
+            f"{model.encoder.max_length} tokens.",
+            hint=f"Set task.length={model.encoder.max_length}.",
+        )
+    params = jax.device_put({"encoder": model.params["encoder"]})
+
+    def featurise(examples: Sequence[Example]) -> np.ndarray:
+        bare = [dataclasses.replace(example, label=None) for example in examples]
+        features = make_features(config, bare, model.tokenizer)
+        counts = row_counts(config.kind, examples)
+        begin = np.cumsum(counts) - counts
+        sums = np.zeros((counts.sum(), model.encoder.width))
+        tokens = np.zeros((counts.sum(), 1))
+        for rows, batch in _batches(features):
+            if features.word is not None:  # tags
+                states_BLH = np.asarray(_states(model.encoder, params, batch))
+                word_BL = features.word[rows, : batch["tokens"].shape[1]]
+                row, place = np.nonzero(word_BL >= 0)
+                which = begin[features.example[rows[row]]] + word_BL[row, place]
+                sums[which], tokens[which] = states_BLH[row, place], 1
+                continue
+            part_BCH = np.asarray(_sums(model.encoder, params, batch))[: len(rows)]
+            count_BC = (batch["segments"][: len(rows)] > 0).sum(-1)
+            if count_BC.ndim == 1:
+                part_BCH, count_BC = part_BCH[:, None], count_BC[:, None]
+            row, choice = np.nonzero(count_BC)  # a choice that is not there has none
+            which = begin[features.example[rows[row]]] + choice
+            np.add.at(sums, which, part_BCH[row, choice])
+            np.add.at(tokens, which, count_BC[row, choice][:, None])
+        return (sums / np.maximum(tokens, 1)).astype(np.float32)
+
+    return featurise
+
+
+def _batches(features: Features) -> Iterator[tuple[np.ndarray, dict]]:
+    """Yields rows of like length and their batch, the last one filled with padding."""
+    sizes = features.sizes()
+    order = np.argsort(sizes, kind="stable")
+    # A text alone, as a user waits for it, does not wait for a batch of padding.
+    size = min(1 << (len(order) - 1).bit_length(), _BATCH)
+    for begin in range(0, len(order), size):
+        rows = order[begin : begin + size]
+        longest = max(int(sizes[rows[-1]]), _SHORTEST)
+        length = min(1 << (longest - 1).bit_length(), features.length)
+        filled = np.concatenate([rows, np.full(size - len(rows), -1)])
+        yield rows, _cut(take(features, filled), length)
+
+
+def _cut(batch: dict, length: int) -> dict:
+    return {
+        name: batch[name][..., :length]
+        for name in ("tokens", "segments", "positions", "types")
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(encoder: EncoderConfig, params: dict, batch: Batch) -> jax.Array:
+    """[B, L] -> [B, L, H] float32."""
+    if encoder.token_types < 2:
+        # A table of one type has no row for sentence B; [SEP] alone parts them.
+        batch = batch | {"types": jnp.zeros_like(batch["types"])}
+    return heads.encode(encoder, params, batch, None).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(encoder: EncoderConfig, params: dict, batch: Batch) -> jax.Array:
+    """Sums of states over real tokens: [B, L] -> [B, H], [B, C, L] -> [B, C, H]."""
+    flat = {k: x.reshape(-1, x.shape[-1]) for k, x in batch.items()}
+    states_BLH = _states(encoder, params, flat)
+    real_BL1 = (flat["segments"] > 0)[:, :, None]
+    # Of padding alone attention says nothing that counts, and perhaps nan.
+    sums_BH = jnp.where(real_BL1, states_BLH, 0).sum(1)
+    return sums_BH.reshape(*batch["tokens"].shape[:-1], -1)

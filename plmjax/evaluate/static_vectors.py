@@ -1,0 +1,279 @@
+"""One vector a word whatever stands around it: of word2vec files and token tables.
+
+Legend: V words or pieces, E width, N texts or words.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import jax
+import numpy as np
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.corpus import unreadable
+from plmjax.data.labelled import Example
+from plmjax.data.layout import Stream, encode_texts, encode_words
+from plmjax.data.records import bad_data
+from plmjax.evaluate.linear import Featurise, row_texts
+from plmjax.evaluate.model import Model
+from plmjax.evaluate.text_features import UNITS
+from plmjax.models import heads
+
+_LONGEST = 10_000  # bytes of a word; where there are more, the file is no such file
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticVectors:
+    """`texts`: texts -> their mean vectors [N, E]; `words`: sentences of words -> the
+    vectors of all their words [N, E]. 0 where nothing is known. float32.
+    """
+
+    name: str
+    texts: Callable[[Sequence[str]], np.ndarray]
+    words: Callable[[Sequence[Sequence[str]]], np.ndarray]
+
+
+def static_features(kind: str, vectors: StaticVectors) -> Featurise:
+    """Features [N, ...] of rows from static vectors.
+
+    A text: its mean. A pair a, b: both means, |a - b| and a * b. Of tags: the vectors
+    of the word before, of the word and of the next, 0 beyond the ends.
+    """
+
+    def of_words(examples: Sequence[Example]) -> np.ndarray:
+        x_NE = vectors.words([example.texts for example in examples])
+        ends = np.cumsum([len(example.texts) for example in examples])
+        before, after = np.roll(x_NE, 1, 0), np.roll(x_NE, -1, 0)
+        before[np.concatenate([[0], ends[:-1]])] = 0
+        after[ends - 1] = 0
+        return np.concatenate([before, x_NE, after], 1)
+
+    def of_texts(examples: Sequence[Example]) -> np.ndarray:
+        sides = [*zip(*row_texts(kind, examples), strict=True)]
+        means = [vectors.texts(side) for side in sides]
+        if len(means) == 2:
+            a, b = means
+            means += [np.abs(a - b), a * b]
+        return np.concatenate(means, 1)
+
+    return of_words if kind == "tags" else of_texts
+
+
+def _means(table_VE: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Means of rows of a table: `ids` end to end, `sizes` [N] of them each."""
+    from scipy import sparse
+
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    shape = (len(sizes), len(table_VE))
+    counts = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape)
+    return (counts @ table_VE) / np.maximum(sizes, 1)[:, None].astype(np.float32)
+
+
+# --- a model's table
+
+
+def from_model(model: Model) -> StaticVectors:
+    """The vectors of a model's own token table: a text or word is the mean of its
+    pieces.
+    """
+    table_VE = np.asarray(jax.device_get(heads.token_table(model.params)), np.float32)
+
+    def texts(texts: Sequence[str]) -> np.ndarray:
+        stream = encode_texts(model.tokenizer, texts)
+        return _means(table_VE, stream.tokens, stream.sizes)
+
+    def words(sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        stream, first = encode_words(model.tokenizer, sentences)
+        return _means(table_VE, stream.tokens, _pieces(stream, first))
+
+    return StaticVectors("the model's token table", texts, words)
+
+
+def _pieces(stream: Stream, first: np.ndarray) -> np.ndarray:
+    """How many tokens each word has; `first` [T] is -1 inside a word."""
+    begins = np.flatnonzero(first >= 0)
+    return np.diff(np.concatenate([begins, [len(stream.tokens)]]))
+
+
+# --- a file
+
+
+def from_file(
+    path: str | Path, kind: str, examples: Sequence[Example]
+) -> tuple[StaticVectors, float]:
+    """Vectors of the words of these examples, and the share of words that have one.
+
+    A file of word2vec: text, with its header or without (as GloVe's), or if its name
+    ends in .bin the binary format; .gz too. A word that is not there is looked for in
+    lower case. Words of texts are runs of letters and digits, and single signs.
+
+    Raises:
+      PlmjaxError: no such file, a broken one, none of the words in it.
+    """
+    path = Path(path)
+    split = (lambda text: [text]) if kind == "tags" else UNITS.findall
+    asked = [word for e in examples for text in e.texts for word in split(text)]
+    wanted = {form for word in set(asked) for form in (word, word.lower())}
+    number, table_VE = read_vectors(path, wanted)
+
+    def find(word: str) -> int | None:
+        return number.get(word, number.get(word.lower()))
+
+    def texts(texts: Sequence[str]) -> np.ndarray:
+        return mean([UNITS.findall(text) for text in texts])
+
+    def words(sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        return mean([[word] for sentence in sentences for word in sentence])
+
+    def mean(bags: Sequence[Sequence[str]]) -> np.ndarray:
+        known = [[n for word in bag if (n := find(word)) is not None] for bag in bags]
+        ids = np.array([n for bag in known for n in bag], int)
+        return _means(table_VE, ids, np.array([len(bag) for bag in known], int))
+
+    share = np.mean([find(word) is not None for word in asked])
+    return StaticVectors(path.name, texts, words), float(share)
+
+
+def read_vectors(path: Path, wanted: set[str]) -> tuple[dict[str, int], np.ndarray]:
+    """Returns which row of the table [V, E] float32 a wanted word has, and the table.
+
+    The whole file is checked for its form; numbers are read of wanted words alone.
+    """
+    names = {word.encode(errors="surrogatepass"): word for word in wanted}
+    binary = path.name.removesuffix(".gz").endswith(".bin")
+    read = _read_binary if binary else _read_text
+    number: dict[str, int] = {}
+    rows = []
+    try:
+        with contextlib.closing(_open(path)) as file:
+            for where, name, row in read(file, path, names):
+                if not np.isfinite(row).all():
+                    what = f"the vector of {names[name]!r} is not finite."
+                    raise bad_data(where, what, "Mend or remove it.")
+                if names[name] not in number:  # of one that is there twice, the first
+                    number[names[name]] = len(rows)
+                    rows.append(row)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error) from None
+    if not rows:
+        raise PlmjaxError(
+            f"{path} has a vector for none of the {len(wanted):,} words of the task.",
+            hint="Is it of the same language, and are its words cut alike?",
+            code=Exit.DATA,
+        )
+    return number, np.stack(rows)
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # pyright: ignore
+
+
+Found = Iterator[tuple[str, bytes, np.ndarray]]  # where, the word, its vector [E]
+
+
+def _header(line: bytes) -> tuple[int, int] | None:
+    """Words and width, if a line says no more than that."""
+    fields = line.split()
+    if len(fields) != 2 or not all(field.isdigit() for field in fields):
+        return None
+    return int(fields[0]), int(fields[1])
+
+
+def _read_text(file: BinaryIO, path: Path, names) -> Found:
+    first = file.readline()
+    if not first.strip():
+        hint = "Give a file of word vectors."
+        raise bad_data(f"{path}:1", "the file begins with nothing.", hint)
+    header = _header(first)
+    width = header[1] if header else first.rstrip().count(b" ")
+    if not width:
+        raise bad_data(
+            f"{path}:1",
+            "the line is no word with its numbers, blanks between.",
+            "The name of a file in word2vec's binary format must end in .bin.",
+        )
+    count = 0
+    for line, raw in enumerate(itertools.chain([] if header else [first], file), 1):
+        text = raw.rstrip(b" \r\n")
+        extra = text.count(b" ") - width
+        count += 1
+        if extra > 0 and not _is_number(text.split(b" ", 2)[1]):
+            continue  # a word with a blank in it, as GloVe has some
+        where = f"{path}:{line + bool(header)}"
+        if extra:
+            raise bad_data(
+                where,
+                f"{max(width + extra, 0)} numbers where there should be {width}.",
+                "Mend or remove the line; was the file cut off?",
+            )
+        name, _, numbers = text.partition(b" ")
+        if name in names:
+            yield where, name, _numbers(numbers, where)
+    if header and count != header[0]:
+        raise _cut_off(path, header[0], count)
+
+
+def _read_binary(file: BinaryIO, path: Path, names) -> Found:
+    header = _header(file.readline(_LONGEST))
+    if not header or not header[1]:
+        raise bad_data(
+            f"{path}:1",
+            "the line does not say how many words there are, and of what width.",
+            "The name of a file of text must not end in .bin.",
+        )
+    words, width = header
+    for count in range(words):
+        name = _name(file)
+        raw = file.read(4 * width)
+        if name is None or len(raw) < 4 * width:
+            raise _cut_off(path, words, count)
+        if name in names:
+            row = np.frombuffer(raw, "<f4").astype(np.float32)
+            yield f"{path}, word {count + 1:,}", name, row
+    if file.read(2).strip():
+        hint = "Is it a file in word2vec's binary format?"
+        raise bad_data(str(path), f"more follows after its {words:,} words.", hint)
+
+
+def _name(file: BinaryIO) -> bytes | None:
+    """Reads a word up to its blank; None where there is none."""
+    found = bytearray()
+    while (byte := file.read(1)) != b" ":
+        if not byte or len(found) > _LONGEST:
+            return None
+        found += byte
+    return bytes(found).lstrip(b"\n")  # some writers end a word's numbers with it
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(text: bytes, where: str) -> np.ndarray:
+    fields = text.split(b" ")
+    bad = next((field for field in fields if not _is_number(field)), None)
+    if bad is not None:
+        shown = bad.decode(errors="replace")
+        raise bad_data(where, f"{shown!r} is no number.", "Mend or remove the line.")
+    return np.array(fields, np.float64).astype(np.float32)
+
+
+def _cut_off(path: Path, promised: int, there: int) -> PlmjaxError:
+    return bad_data(
+        f"{path}:1",
+        f"{promised:,} words are promised, and {there:,} are there.",
+        "Was the file cut off? Get it again, or mend the first line.",
+    )

@@ -1,0 +1,204 @@
+"""A study from its checks to its report: one run after the other, in this process."""
+
+import contextlib
+import gc
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from plmjax import Exit, PlmjaxError
+from plmjax.display import console, duration
+from plmjax.evaluate.model import open_models
+from plmjax.finetune.parts import make_parts
+from plmjax.finetuning import finetune
+from plmjax.job import shapes_of
+from plmjax.models import EncoderConfig
+from plmjax.study import page, results, tables
+from plmjax.study.outcomes import (
+    Outcome,
+    agree,
+    note_failure,
+    read_outcome,
+    state_of,
+)
+from plmjax.study.plan import Encoders, Plan, Run
+from plmjax.train import processes, sharding
+from plmjax.train.checkpoint import write_json
+from plmjax.train.workdir import Workdir
+
+# Prints a text as it is, a line's end with it or not.
+Say = Callable[[str], Any]
+
+
+def encoders() -> Encoders:
+    """Returns what gives the encoder of a model; each is opened once."""
+    known: dict[tuple[str, str], EncoderConfig] = {}
+
+    def encoder(path: str, checkpoint: str) -> EncoderConfig:
+        if (path, checkpoint) not in known:
+            model = next(iter(open_models(path, checkpoint).values()))
+            known[path, checkpoint] = model.encoder
+        return known[path, checkpoint]
+
+    return encoder
+
+
+def study(plan: Plan, say: Say) -> dict:
+    """Runs what has not been run, and reports all; {"stopped", "step"} at a signal.
+
+    A run whose loss is not finite is a row of the report; any other error ends it.
+
+    Raises:
+      PlmjaxError: whatever the user can mend, where possible before any training.
+    """
+    workdir = Workdir(plan.root)
+    processes.together(workdir.create)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> None:
+            if processes.leader(plan.root) == jax.process_index():
+                stack.enter_context(workdir.locked())
+            agree(plan)
+
+        processes.together(begin)
+        waiting = processes.decided(lambda: _waiting(plan.runs))
+        if waiting:
+            check([plan.runs[place] for place in waiting], say)
+        processes.together(lambda: _note(plan))
+        stopped = _run_all(plan, waiting, say)
+        if stopped is not None:
+            return stopped
+        report(plan, say)
+    return {}
+
+
+def _waiting(runs: Sequence[Run]) -> list[int]:
+    return [n for n, run in enumerate(runs) if state_of(run) == "waiting"]
+
+
+def _note(plan: Plan) -> None:
+    if processes.is_first():
+        write_json(plan.root / "study.json", plan.stands_on)
+
+
+def check(runs: Sequence[Run], say: Say) -> None:
+    """Reads the data and makes the parts of one run of each cell, all but trained.
+
+    Raises:
+      PlmjaxError: one of them cannot work.
+    """
+    first = {run.cell: run for run in reversed(runs)}
+    for run in reversed(first.values()):
+        config = run.config()
+        mesh = processes.together(lambda config=config: sharding.make_mesh(config.mesh))
+        with jax.set_mesh(mesh), _about(run):
+            parts = processes.together(
+                lambda config=config, mesh=mesh: make_parts(config, mesh, _quiet)
+            )
+            batch = parts.batches.batch(0)
+            zero1 = config.mesh.zero1
+            shapes_of(parts.objective, parts.train, mesh, zero1, batch)
+    say(f"Checked: {len(first)} of model x task x setting.\n")
+
+
+def _quiet(message: str) -> None:
+    """What a run says of its data goes to its own log."""
+
+
+@contextlib.contextmanager
+def _about(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except PlmjaxError as error:
+        where = ", ".join(run.cell)
+        raise PlmjaxError(
+            f"{where}: {error.message}", hint=error.hint, code=error.code
+        ) from error
+
+
+def _run_all(plan: Plan, waiting: Sequence[int], say: Say) -> dict | None:
+    """Runs the runs of these numbers; returns what a signal cut short."""
+    if done := len(plan.runs) - len(waiting):
+        say(f"{done} of {len(plan.runs)} runs are done already.\n")
+    began = time.monotonic()
+    for count, number in enumerate(waiting):
+        run = plan.runs[number]
+        say(f"Run {number + 1} of {len(plan.runs)}, {run.label}: ")
+        try:
+            ended = in_its_log(run)
+        except PlmjaxError as error:
+            say("FAILED.\n")
+            if error.code != Exit.NUMERIC:
+                raise
+            if processes.is_first():
+                note_failure(run, error)
+            if processes.several():
+                raise  # they have parted; the same command goes on with the next
+            say(f"  {error.message}\n")
+            continue
+        if "stopped" in ended:
+            say("stopped.\n")
+            return ended
+        if processes.is_first():
+            _tidy(run)
+        left = (time.monotonic() - began) / (count + 1) * (len(waiting) - count - 1)
+        end = f", {duration(left)} left.\n" if left else ".\n"
+        say(told(read_outcome(run)) + end)
+    return None
+
+
+def told(outcome: Outcome) -> str:
+    """Returns how a run came out: "test accuracy 0.7412, best step 700"."""
+    if outcome.metric is None:
+        return outcome.message
+    name = f"{outcome.split.replace('_', '-')} {outcome.metric.replace('_', ' ')}"
+    score = outcome.scores[outcome.split][outcome.metric]
+    return f"{name} {score:.4f} (step {outcome.step:,})"
+
+
+def in_its_log(run: Run) -> dict:
+    """Runs one, its output appended to its log.txt."""
+    processes.together(Workdir(run.directory).create)
+    name = "log.txt" if processes.is_first() else f"log-{jax.process_index()}.txt"
+    with open(run.directory / name, "a", encoding="utf-8", buffering=1) as log:
+        with contextlib.redirect_stdout(log):
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}")
+            try:
+                return finetune(ConfigDict(run.values).lock(), run.directory)
+            except PlmjaxError as error:
+                print(f"error: {error}")
+                raise
+            finally:
+                gc.collect()  # the state of one must not stand beside the next one's
+
+
+def _tidy(run: Run) -> None:
+    """Removes the checkpoints of a finished run; its export and scores stay.
+
+    Twenty runs of a BERT-base have 80 GB of them.
+    """
+    where = Workdir(run.directory).checkpoints
+    shutil.rmtree(where, ignore_errors=True)
+
+
+def report(plan: Plan, say: Say) -> None:
+    """Writes and shows what came of a study."""
+    cells = results.collect(plan)
+
+    def write() -> None:
+        if not processes.is_first():
+            return
+        say(f"\n{page.headline(plan, cells)}\n")
+        for own in tables.by_task(cells).values():
+            console().print(tables.screen(own))
+            for sentence in tables.sentences(own):
+                say(f"{sentence}\n")
+        files = tables.write(plan.root, plan, cells)
+        *pictures, whole = page.write(plan.root, plan, cells)
+        say(f"\nPage: {whole}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
+
+    processes.together(write)

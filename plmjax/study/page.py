@@ -1,0 +1,134 @@
+"""report.html and the plots of a study."""
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from plmjax import webpage
+from plmjax.display import duration
+from plmjax.study import plots, tables
+from plmjax.study.outcomes import Outcome
+from plmjax.study.plan import Plan
+from plmjax.study.results import Cell
+
+
+def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
+    """Writes plots/ and report.html; returns their paths, the page last."""
+    figures = {"boxes": plots.boxes(cells), "curves": plots.curves(cells)}
+    (root / "plots").mkdir(exist_ok=True)
+    written, drawn = [], {}
+    for name, figure in figures.items():
+        if figure is not None:
+            path = root / "plots" / f"{name}.png"
+            figure.savefig(path, dpi=150, facecolor="white")
+            written.append(path)
+            drawn[name] = webpage.as_svg(figure)
+    sections = [
+        f"<p>{html.escape(headline(plan, cells))}</p>",
+        *(_task(own) for own in tables.by_task(cells).values()),
+        webpage.section("Every run", _boxes(drawn.get("boxes"))),
+        webpage.section("By step", drawn.get("curves")),
+        webpage.section("Settings", _settings(plan)),
+        webpage.section("Runs", _runs(root, cells)),
+        webpage.section("Failures", _failures(cells)),
+    ]
+    title = f"Study {root.resolve().name}"
+    return [*written, webpage.write(root / "report.html", title, sections)]
+
+
+def headline(plan: Plan, cells: Sequence[Cell]) -> str:
+    """Returns what was run, as a sentence or two."""
+    outcomes = [outcome for cell in cells for outcome in cell.outcomes]
+    counts = {
+        state: sum(o.state == state for o in outcomes)
+        for state in ("finished", "failed", "waiting")
+    }
+    told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    repeats = plan.repeats
+    each = f"{repeats.seeds} seeds" if repeats.seeds > 1 else "1 seed"
+    if repeats.folds is not None:
+        each += f" x {repeats.folds} folds"
+    text = f"{len(outcomes)} runs ({told}): {len(cells)} x {each}."
+    if repeats.seeds > 1 and len(repeats.vary) < 3:
+        text += f" What differs between seeds is {' and '.join(repeats.vary)} alone."
+    return text
+
+
+def _task(cells: Sequence[Cell]) -> str | None:
+    head = ["", *tables.HEAD, f"against {tables.names_of(cells)[0]}"]
+    lines = []
+    for name, cell in zip(tables.names_of(cells), cells, strict=True):
+        s = cell.summary
+        keys = [len(cell.outcomes), *([None] * 6)]
+        if s is not None:
+            keys = [s.n, s.mean, s.low, s.deviation, s.least, s.most, cell.ensemble]
+        figures = zip(keys, tables.row(cell), strict=True)
+        first = webpage.cell(name, name)
+        last = webpage.cell(cell.verdict, cell.verdict)
+        lines.append([first, *(webpage.cell(key, text) for key, text in figures), last])
+    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in tables.sentences(cells))
+    title = f"{cells[0].task}: {tables.what(cells[0])}"
+    return webpage.section(title, f"{webpage.table(head, lines)}\n{said}")
+
+
+def _boxes(drawn: str | None) -> str | None:
+    if drawn is None:
+        return None
+    return (
+        "<p>A dot is a run; a cross is one that did not learn, a diamond the ensemble. "
+        "The box holds the middle half, its line is the median.</p>\n" + drawn
+    )
+
+
+def _settings(plan: Plan) -> str:
+    """Returns what each setting sets, of the first run that has it."""
+    lines = []
+    for name, (safe, *overrides) in plan.stands_on["settings"].items():
+        told = ["the safe recipe"] if safe else []
+        text = ", ".join([*told, *overrides]) or "the config as it is"
+        lines.append(f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>")
+    for name, path in plan.stands_on["models"].items():
+        lines.append(f"<p><b>{html.escape(name)}</b>: {html.escape(path)}</p>")
+    return "\n".join(lines)
+
+
+def _runs(root: Path, cells: Sequence[Cell]) -> str:
+    head = [
+        "task",
+        "model",
+        "setting",
+        "seed",
+        "fold",
+        "score",
+        "state",
+        "step",
+        "time",
+    ]
+    return webpage.table(
+        head, [_run(root, outcome) for cell in cells for outcome in cell.outcomes]
+    )
+
+
+def _run(root: Path, o: Outcome) -> list[str]:
+    where = html.escape(os.path.relpath(o.run.directory, root), quote=True)
+    fold = "" if o.run.fold is None else str(o.run.fold)
+    state = "did not learn" if o.learned is False else o.state
+    kind = "failed" if o.learned is False else o.state
+    return [
+        *(webpage.cell(name, name) for name in o.run.cell),
+        f'<td data-value="{o.run.seed}"><a href="{where}/">{o.run.seed}</a>',
+        webpage.cell(fold, fold),
+        webpage.cell(o.score, "" if o.score is None else f"{o.score:.4f}"),
+        f'<td class="{kind}">{state}',
+        webpage.cell(o.step, "" if o.step is None else f"{o.step:,}"),
+        webpage.cell(o.seconds, "" if o.seconds is None else duration(o.seconds)),
+    ]
+
+
+def _failures(cells: Sequence[Cell]) -> str:
+    failed = [o for cell in cells for o in cell.outcomes if o.state == "failed"]
+    return "\n".join(
+        f"<p>{html.escape(o.run.label)}</p><pre>{html.escape(o.message)}</pre>"
+        for o in failed
+    )

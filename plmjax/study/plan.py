@@ -1,0 +1,357 @@
+"""What a study runs: every model x task x setting, by the same seeds and folds.
+
+DIR/study.json                               what the study stands on
+DIR/seed-0/                                  of `plmjax finetune --seeds`
+DIR/TASK/MODEL/SETTING/seed-0/               of `plmjax compare`
+  log.txt  failure.json                      what it printed, why it failed
+  config.json  scores.json  export/ ...      the workdir of `plmjax finetune`
+With folds, the last is seed-0-fold-0.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plmjax import PlmjaxError
+from plmjax import config as config_lib
+from plmjax.finetune.config import FinetuneConfig, SeedsConfig
+from plmjax.finetune.safe import safe_for
+from plmjax.models import EncoderConfig
+
+VARY = tuple(field.name for field in dataclasses.fields(SeedsConfig))
+BUILT_IN = ("plain", "safe")
+# Two keys that say the same: of the later layer's one the other is void.
+_RIVALS = {
+    "train.steps": "train.epochs",
+    "train.epochs": "train.steps",
+    "train.ema_decay": "train.average_from_percent",
+    "train.average_from_percent": "train.ema_decay",
+}
+
+# What settings must share, or their scores could not be compared.
+_SHARED = re.compile(
+    r"(model|checkpoint|select\.metric|(seeds|folds)\..*|train\.seed"
+    r"|task\.(kind|format|train|held_out|test|dataset|labels|held_out_percent"
+    r"|columns\..*))"
+)
+
+# (path of a model, its checkpoint) -> its encoder.
+Encoders = Callable[[str, str], EncoderConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How models are fine-tuned: by the safe recipe or not, and what lies over it."""
+
+    name: str = "plain"
+    safe: bool = False
+    overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One fine-tuning of a study; `values` is its whole config."""
+
+    task: str
+    model: str
+    setting: str
+    seed: int
+    fold: int | None
+    directory: Path
+    values: dict[str, Any]
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        return self.task, self.model, self.setting
+
+    @property
+    def pair(self) -> tuple[int, int | None]:
+        """What it shares with the run of another model that it is compared with."""
+        return self.seed, self.fold
+
+    @property
+    def label(self) -> str:
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.task}, {self.model}, {self.setting}, seed {self.seed}{fold}"
+
+    def config(self) -> FinetuneConfig:
+        return config_lib.build(FinetuneConfig, self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """How often each is run: `vary` names the seeds that differ."""
+
+    seeds: int = 1
+    folds: int | None = None
+    vary: tuple[str, ...] = VARY
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise PlmjaxError(f"--seeds={self.seeds} must be at least 1.")
+        if self.folds is not None and self.folds < 2:
+            raise PlmjaxError(f"--folds={self.folds} must be at least 2.")
+        for name in self.vary:
+            if name not in VARY:
+                raise PlmjaxError(
+                    f"--vary={name} is no seed.", hint=config_lib.nearest(name, VARY)
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All runs of a study, in their order, and what it stands on, as JSON."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    repeats: Repeats
+    stands_on: dict[str, Any]
+
+    def cells(self) -> dict[tuple[str, str, str], list[Run]]:
+        """Returns {(task, model, setting): its runs}."""
+        found: dict[tuple[str, str, str], list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.cell, []).append(run)
+        return found
+
+
+def parse_setting(text: str) -> Setting:
+    """Reads plain, safe, NAME:key=value,key=value or NAME:safe,key=value.
+
+    Raises:
+      PlmjaxError: it is none of them.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon:
+        if name not in BUILT_IN:
+            raise PlmjaxError(
+                f"--setting={text} is no setting that plmjax has.",
+                hint=f"It has {' and '.join(BUILT_IN)}; write your own as "
+                f"{name}:key=value,key=value.",
+            )
+        return Setting(name, name == "safe")
+    if name in BUILT_IN or not re.fullmatch(r"[\w.+-]+", name):
+        raise PlmjaxError(
+            f"--setting={text}: {name!r} cannot be the name of a setting of yours.",
+            hint="Take letters, digits, '_', '-', '+' or '.', and neither plain nor "
+            "safe.",
+        )
+    # A value may hold commas: (32,64).
+    base, *overrides = re.split(r",(?=[a-z0-9_.]+=)", rest)
+    if "=" in base:
+        return Setting(name, False, (base, *overrides))
+    if base not in BUILT_IN:
+        raise PlmjaxError(
+            f"--setting={text}: {base!r} is neither key=value nor plain or safe.",
+            hint="Write NAME:key=value,key=value, or NAME:safe,key=value.",
+        )
+    return Setting(name, base == "safe", tuple(overrides))
+
+
+def compare_plan(
+    root: Path,
+    models: Sequence[str],
+    tasks: Sequence[str],
+    settings: Sequence[Setting],
+    repeats: Repeats,
+    overrides: Sequence[str],
+    encoders: Encoders,
+) -> Plan:
+    """Returns the runs of every model x task file x setting.
+
+    Raises:
+      PlmjaxError: a file, key or name that is wrong.
+    """
+    _check_once("--setting", [setting.name for setting in settings])
+    for setting in settings:
+        for key in map(_key, setting.overrides):
+            if _SHARED.fullmatch(key):
+                raise PlmjaxError(
+                    f"setting {setting.name}: {key} is the same for all settings, or "
+                    "there is nothing to compare.",
+                    hint=f"Give --config.{key} for all, or another task file.",
+                )
+    if "model" in map(_key, overrides):
+        raise PlmjaxError(
+            "--config.model names one model, but several are compared.",
+            hint="Give the models themselves: plmjax compare MODEL MODEL ...",
+        )
+    model_names, task_names = distinct(models, "model"), distinct(tasks, "task file")
+    runs = []
+    for file in tasks:
+        with _named(file):
+            config_lib.load(FinetuneConfig, file)
+        for model in models:
+            made: dict[str, dict] = {}
+            for setting in settings:
+                told = [*overrides, f"model={model}"]
+                values = settled(file, told, setting, encoders)
+                same = [name for name, other in made.items() if other == values]
+                if same:
+                    raise PlmjaxError(
+                        f"the settings {same[0]} and {setting.name} come to the same "
+                        f"config for {task_names[file]} and {model_names[model]}.",
+                        hint="Leave one of them out.",
+                    )
+                made[setting.name] = values
+                cell = task_names[file], model_names[model], setting.name
+                where = root.joinpath(*map(_slug, cell))
+                # They say nothing of a setting: one is enough.
+                baselines = len(made) == 1
+                runs += repeated(values, repeats, cell, where, baselines)
+    stands_on = {
+        "models": {name: model for model, name in model_names.items()},
+        "tasks": {name: file for file, name in task_names.items()},
+        "settings": {s.name: [s.safe, *s.overrides] for s in settings},
+    }
+    return Plan(root, tuple(runs), repeats, stands_on | dataclasses.asdict(repeats))
+
+
+def finetune_plan(
+    root: Path, task: str, setting: Setting, values: dict[str, Any], repeats: Repeats
+) -> Plan:
+    """Returns the runs of one config."""
+    model = str(values["model"])
+    names = distinct([model], "model")
+    cell = task, names[model], setting.name
+    runs = repeated(values, repeats, cell, root, True)
+    stands_on = {
+        "models": {names[model]: model},
+        "tasks": {task: task},
+        "settings": {setting.name: [setting.safe, *setting.overrides]},
+    }
+    return Plan(root, tuple(runs), repeats, stands_on | dataclasses.asdict(repeats))
+
+
+def settled(
+    file: str | None, overrides: Sequence[str], setting: Setting, encoders: Encoders
+) -> dict[str, Any]:
+    """Returns the config of a setting.
+
+    The safe recipe lies over the file, the overrides of all settings over it, a
+    setting's own over everything.
+
+    Raises:
+      PlmjaxError: a key or value that is wrong, said of the setting if it is its.
+    """
+    plain = config_lib.load(FinetuneConfig, file, overrides)
+    if setting == Setting(setting.name):
+        return plain.to_dict()
+    with _named(f"setting {setting.name}"):
+        told = _over(overrides, setting.overrides)
+        config = config_lib.load(FinetuneConfig, file, told)
+        if setting.safe and config.model is not None:
+            built = config_lib.build(FinetuneConfig, config.to_dict())
+            encoder = encoders(str(built.model), built.checkpoint)
+            recipe = [f"{k}={v}" for k, v in safe_for(encoder, built).items()]
+            config = config_lib.load(FinetuneConfig, file, _over(recipe, told))
+    return config.to_dict()
+
+
+def repeated(
+    values: Mapping[str, Any],
+    repeats: Repeats,
+    cell: tuple[str, str, str],
+    where: Path,
+    baselines: bool,
+) -> Iterator[Run]:
+    """Yields a config's runs by seed and fold.
+
+    Raises:
+      PlmjaxError: all would have their checkpoints in one place; a seed too large.
+    """
+    base = config_lib.build(FinetuneConfig, values)
+    place = base.train.checkpoints
+    if place is not None and ("://" in place or Path(place).is_absolute()):
+        raise PlmjaxError(
+            f"train.checkpoints={place} would be shared by all runs of a study.",
+            hint="Leave it out; each run keeps them in its own directory.",
+        )
+    folds = [None] if repeats.folds is None else range(repeats.folds)
+    for seed in range(repeats.seeds):
+        for fold in folds:
+            own = copy.deepcopy(dict(values))
+            for name in VARY:
+                own["seeds"][name] = base.seed(name)
+                if name in repeats.vary:
+                    own["seeds"][name] += seed
+            own["baselines"] = base.baselines and baselines and seed == 0
+            name = f"seed-{seed}"
+            if fold is not None:
+                own["folds"] |= {"count": repeats.folds, "fold": fold}
+                name += f"-fold-{fold}"
+            config_lib.build(FinetuneConfig, own)
+            yield Run(*cell, seed, fold, where / name, own)
+
+
+def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
+    """Returns {path: a short name}: its last part, or the parts that tell it apart.
+
+    Raises:
+      PlmjaxError: one is there twice.
+    """
+    places = {path: Path(path).absolute() for path in paths}
+    _check_once(what, [str(Path(path).absolute()) for path in paths])
+    parts = {path: _parts(place) for path, place in places.items()}
+    # runs/a/export and runs/b/export are a and b.
+    while len(parts) > 1 and len({own[-1] for own in parts.values()}) == 1:
+        parts = {path: own[:-1] for path, own in parts.items()}
+    longest = max(map(len, parts.values()))
+    for taken in range(1, longest + 1):
+        names = {path: "/".join(own[-taken:]) for path, own in parts.items()}
+        if len(set(map(_slug, names.values()))) == len(names):
+            return names
+    raise PlmjaxError(
+        f"the {what}s {', '.join(paths)} cannot be told apart by their names.",
+        hint="Rename one of them.",
+    )
+
+
+def _parts(place: Path) -> tuple[str, ...]:
+    """Returns the parts of a path; of FILE.py:argument the last is FILE-argument."""
+    file, colon, argument = place.name.partition(".py:")
+    last = f"{file}-{argument}" if colon else place.name.removesuffix(".py")
+    return (*place.parts[:-1], last)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-")
+
+
+def _check_once(what: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise PlmjaxError(
+                f"the {what} {name} is there twice.", hint="Name each once."
+            )
+
+
+def _over(below: Sequence[str], above: Sequence[str]) -> list[str]:
+    """Lays overrides over others, whose keys they void."""
+    void = set(map(_key, above))
+    for override in above:
+        key, _, value = override.partition("=")
+        if key in _RIVALS and value.lower() not in ("", "none"):
+            void.add(_RIVALS[key])
+    return [*(o for o in below if _key(o) not in void), *above]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Says of what an error is."""
+    try:
+        yield
+    except PlmjaxError as error:
+        if what in error.message:
+            raise
+        raise PlmjaxError(
+            f"{what}: {error.message}", hint=error.hint, code=error.code
+        ) from error

@@ -1,0 +1,207 @@
+"""The results of a study on the screen, as CSV and as JSON."""
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from plmjax.evaluate.comparison import SAME
+from plmjax.study.outcomes import Outcome
+from plmjax.study.plan import Plan
+from plmjax.study.results import Cell
+from plmjax.train.checkpoint import write_json
+
+
+def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Returns {task: its cells}, in their order."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.task, []).append(cell)
+    return found
+
+
+def names_of(cells: Sequence[Cell]) -> list[str]:
+    """Returns what cells of one task are called: only what differs among them."""
+    models, settings = ({getattr(c, n) for c in cells} for n in ("model", "setting"))
+    if len(models) == 1 and len(settings) > 1:
+        return [cell.setting for cell in cells]
+    if len(settings) == 1 and len(models) > 1:
+        return [cell.model for cell in cells]
+    return [f"{cell.model}, {cell.setting}" for cell in cells]
+
+
+def what(cell: Cell) -> str:
+    """Returns what is compared: "test accuracy"."""
+    return f"{cell.split.replace('_', '-')} {cell.metric.replace('_', ' ')}"
+
+
+HEAD = ("runs", "mean", "95 % of the mean", "deviation", "min", "max", "ensemble")
+
+
+def row(cell: Cell) -> list[str]:
+    """Returns the figures of a cell as HEAD names them."""
+    runs = str(len(cell.outcomes))
+    if (s := cell.summary) is None:
+        return [runs, *[""] * (len(HEAD) - 1)]
+    runs = runs if s.n == len(cell.outcomes) else f"{s.n} of {runs}"
+    interval = "" if s.low is None else f"{s.low:.4f} to {s.high:.4f}"
+    return [
+        runs,
+        f"{s.mean:.4f}",
+        interval,
+        "" if s.deviation is None else f"{s.deviation:.4f}",
+        f"{s.least:.4f}",
+        f"{s.most:.4f}",
+        "" if cell.ensemble is None else f"{cell.ensemble:.4f}",
+    ]
+
+
+def screen(cells: Sequence[Cell]) -> Table:
+    """Returns the cells of one task for the screen."""
+    shown = Table(title=f"{cells[0].task}: {what(cells[0])}", title_style="")
+    shown.add_column("")
+    for name in HEAD:
+        shown.add_column(name, justify="right")
+    for name, cell in zip(names_of(cells), cells, strict=True):
+        shown.add_row(name, *row(cell))
+    return shown
+
+
+def sentences(cells: Sequence[Cell]) -> list[str]:
+    """Returns what is to be said of the cells of one task."""
+    names, said = names_of(cells), []
+    for name, cell in zip(names, cells, strict=True):
+        own = [*_shortfalls(cell), *_ensemble(cell)]
+        if cell is not cells[0]:
+            own.append(_verdict(cell, names[0]))
+        said += [f"{name}: {sentence}" for sentence in own]
+    if cells[0].split == "held_out" and cells[0].done:
+        said.append(
+            "There is no test set: these are scores of the examples by which the best "
+            "step was chosen, and flatter."
+        )
+    return said
+
+
+def _shortfalls(cell: Cell) -> list[str]:
+    said, runs = [], len(cell.outcomes)
+    if cell.unlearned:
+        said.append(
+            f"{cell.unlearned} of {runs} runs did not learn (no better than one "
+            "answer for all)."
+        )
+    if failed := cell.count("failed"):
+        said.append(f"{failed} of {runs} runs failed.")
+    return said
+
+
+def _ensemble(cell: Cell) -> list[str]:
+    if cell.ensemble is None or cell.summary is None:
+        return []
+    n = cell.summary.n
+    of = f"ensemble of {n}"
+    if cell.split == "held_out" and cell.outcomes[0].run.fold is not None:
+        of = "ensembles of the seeds of each fold"
+    return [
+        f"{of}: {cell.ensemble:.4f} (mean {cell.summary.mean:.4f}, best single run "
+        f"{cell.best:.4f})."
+    ]
+
+
+def _verdict(cell: Cell, first: str) -> str:
+    if (found := cell.against) is None:
+        return f"not compared with {first}: {cell.pairs} pairs of runs are too few."
+    word = SAME if cell.verdict == SAME else cell.verdict
+    word += f" from {first}" if cell.verdict == SAME else f" than {first}"
+    return (
+        f"{word}: {found.difference:+.4f}, 95 % {found.low:+.4f} to {found.high:+.4f} "
+        f"({cell.pairs} pairs)."
+    )
+
+
+# --- files
+
+
+def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
+    """Writes results.json and results.csv, each whole; returns their paths."""
+    splits = {s: {n for c in cells for n in _figures(c, s)} for s in _SPLITS}
+    columns = [(s, name) for s in _SPLITS for name in sorted(splits[s])]
+    head = ["task", "model", "setting", "seed", "fold", "state", "metric", "score"]
+    head += ["learned", "step", "seconds", *(f"{s} {name}" for s, name in columns)]
+    part = root / "results.csv.tmp"
+    with open(part, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow([*head, "message", "workdir"])
+        for cell in cells:
+            for o in cell.outcomes:
+                rows.writerow(
+                    [
+                        *o.run.cell,
+                        *o.run.pair,
+                        *(o.state, o.metric, o.score, o.learned, o.step, o.seconds),
+                        *(o.scores.get(s, {}).get(name) for s, name in columns),
+                        *(o.message, o.run.directory),
+                    ]
+                )
+    os.replace(part, root / "results.csv")
+    values = {"study": plan.stands_on, "cells": [as_json(cell) for cell in cells]}
+    write_json(root / "results.json", values)
+    return [root / "results.json", root / "results.csv"]
+
+
+_SPLITS = ("held_out", "test")
+
+
+def _figures(cell: Cell, split: str) -> set[str]:
+    return {name for o in cell.outcomes for name in o.scores.get(split, {})}
+
+
+def as_json(cell: Cell) -> dict[str, Any]:
+    """Returns a cell as results.json has it."""
+    against = None
+    if cell.against is not None:
+        found = dataclasses.asdict(cell.against) | {"pairs": cell.pairs}
+        against = found | {"verdict": cell.verdict}
+    return {
+        "task": cell.task,
+        "model": cell.model,
+        "setting": cell.setting,
+        "metric": cell.metric,
+        "split": cell.split,
+        "summary": None if cell.summary is None else dataclasses.asdict(cell.summary),
+        "best": cell.best,
+        "ensemble": cell.ensemble,
+        "failed": cell.count("failed"),
+        "did_not_learn": cell.unlearned,
+        "against_first": against,
+        "runs": [_run(outcome) for outcome in cell.outcomes],
+    }
+
+
+def _run(o: Outcome) -> dict[str, Any]:
+    return {
+        "seed": o.run.seed,
+        "fold": o.run.fold,
+        "state": o.state,
+        "score": o.score,
+        "learned": o.learned,
+        "step": o.step,
+        "seconds": o.seconds,
+        "scores": {
+            split: {name: _number(value) for name, value in scores.items()}
+            for split, scores in o.scores.items()
+        },
+        "evaluations": [[step, _number(value)] for step, value in o.curve],
+        "message": o.message,
+        "workdir": str(o.run.directory),
+    }
+
+
+def _number(value: float) -> float | None:
+    """Returns what JSON can hold: it knows no NaN."""
+    return value if math.isfinite(value) else None

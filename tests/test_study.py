@@ -1,0 +1,266 @@
+"""Studies: what runs, what may not be compared, and what is more than chance."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finetune_common import make_folder, records, write
+from scipy import stats
+
+from plmjax import Exit, PlmjaxError
+from plmjax import config as config_lib
+from plmjax.cli import main
+from plmjax.evaluate.comparison import SAME
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.finetune.safe import SAFE, safe_for
+from plmjax.models import EncoderConfig
+from plmjax.study import results
+from plmjax.study.outcomes import Outcome
+from plmjax.study.plan import (
+    Repeats,
+    Run,
+    Setting,
+    compare_plan,
+    distinct,
+    finetune_plan,
+    parse_setting,
+    settled,
+)
+
+ENCODER = EncoderConfig(
+    vocab_size=9, layers=4, width=4, heads=2, ffn_width=4, max_positions=8
+)
+
+
+def encoders(path, checkpoint):
+    return ENCODER
+
+
+def outcomes(scores, setting="plain", metric="accuracy", folds=False):
+    """Finished runs with these test scores, as by seed or by fold."""
+    found = []
+    for n, score in enumerate(scores):
+        seed, fold = (0, n) if folds else (n, None)
+        run = Run("task", "model", setting, seed, fold, Path("nowhere"), {})
+        values = {"test": {"loss": 1.0, metric: score}}
+        found.append(Outcome(run, "finished", values, metric, 10))
+    return found
+
+
+def cell(scores, setting="plain", share=0.0, **more):
+    made = outcomes(scores, setting, **more)
+    return results.made("task", "model", setting, made, share)
+
+
+# --- statistics
+
+
+def test_a_summary_has_students_interval():
+    values = [0.61, 0.65, 0.58, 0.7]
+    found = results.summary(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    assert (found.n, found.least, found.most) == (4, 0.58, 0.7)
+    wider = results.summary(values, test_share=0.25)  # Nadeau and Bengio: 1/4 + 1/4
+    assert wider.high - wider.mean == pytest.approx((high - found.mean) * 2**0.5)
+    alone = results.summary([0.5])
+    assert alone.deviation is None and alone.low is None
+    assert results.summary([]) is None
+
+
+def test_the_same_seeds_are_compared():
+    first = cell([0.60, 0.70, 0.65, 0.62])
+    better = cell([0.64, 0.745, 0.69, 0.66], "other")
+    found = results.held_against(better, first, 0.0)
+    reference = stats.ttest_rel([0.64, 0.745, 0.69, 0.66], [0.60, 0.70, 0.65, 0.62])
+    interval = reference.confidence_interval(0.95)
+    assert found.against.low == pytest.approx(interval.low)
+    assert found.against.high == pytest.approx(interval.high)
+    # Unpaired, these would not differ: they spread more than they are apart.
+    assert found.verdict == "better" and found.pairs == 4
+    apart = stats.ttest_ind([0.64, 0.745, 0.69, 0.66], [0.60, 0.70, 0.65, 0.62])
+    assert apart.pvalue > 0.05
+    noise = results.held_against(cell([0.7, 0.6, 0.65, 0.62], "o"), first, 0.0)
+    assert noise.verdict == SAME
+
+
+def test_of_a_loss_lower_is_better():
+    first = cell([1.0, 1.1, 1.2], metric="loss")
+    lower = cell([0.8, 0.9, 1.01], "other", metric="loss")
+    assert results.held_against(lower, first, 0.0).verdict == "better"
+    assert lower.best == 0.8
+
+
+def test_one_pair_says_nothing():
+    found = results.held_against(cell([0.9], "other"), cell([0.1, 0.2]), 0.0)
+    assert found.against is None and found.pairs == 1 and found.verdict == ""
+
+
+# --- plans
+
+
+def test_seeds_differ_where_they_are_to(tmp_path):
+    config = config_lib.load(FinetuneConfig, None, ["model=x", "train.seed=5"])
+    repeats = Repeats(3, None, ("dropout",))
+    plan = finetune_plan(tmp_path, "task", Setting(), config.to_dict(), repeats)
+    seeds = [run.values["seeds"] for run in plan.runs]
+    assert [s["dropout"] for s in seeds] == [5, 6, 7]
+    assert {(s["data"], s["init"]) for s in seeds} == {(5, 5)}
+    assert [run.directory.name for run in plan.runs] == ["seed-0", "seed-1", "seed-2"]
+    # Simple models are the same for all.
+    assert [run.values["baselines"] for run in plan.runs] == [True, False, False]
+
+
+def test_folds_and_seeds_combine(tmp_path):
+    config = config_lib.load(FinetuneConfig, None, ["model=x"])
+    repeats = Repeats(2, 3)
+    plan = finetune_plan(tmp_path, "task", Setting(), config.to_dict(), repeats)
+    assert len(plan.runs) == 6 and len({run.directory for run in plan.runs}) == 6
+    folds = [run.values["folds"] for run in plan.runs]
+    assert [f["fold"] for f in folds] == [0, 1, 2] * 2
+    assert {f["count"] for f in folds} == {3}
+
+
+def test_names_tell_models_apart():
+    assert distinct(["runs/a/export", "runs/b/export"], "model") == {
+        "runs/a/export": "a",
+        "runs/b/export": "b",
+    }
+    assert [*distinct(["x.py:a", "x.py:b"], "task file").values()] == ["x-a", "x-b"]
+    with pytest.raises(PlmjaxError, match="there twice"):
+        distinct(["runs/a", "./runs/a"], "model")
+
+
+@pytest.mark.parametrize(
+    "text, setting",
+    [
+        ("plain", Setting()),
+        ("safe", Setting("safe", True)),
+        ("own:mixout=0.1,task.buckets=(8,16)", None),
+        ("own:safe,train.epochs=2", Setting("own", True, ("train.epochs=2",))),
+    ],
+)
+def test_settings_are_read(text, setting):
+    own = Setting("own", False, ("mixout=0.1", "task.buckets=(8,16)"))
+    assert parse_setting(text) == (setting or own)
+
+
+def test_the_safe_recipe_fits_every_model():
+    config = config_lib.build(FinetuneConfig, {"model": "x"})
+    assert safe_for(ENCODER, config) == SAFE
+    few = safe_for(dataclasses.replace(ENCODER, layers=2), config)
+    assert "start.reinit_layers" not in few
+    for more in ({"lora": {"rank": 2}}, {"train": {"epochs": 20.0}}):
+        base = config_lib.load(FinetuneConfig, None, [], {"model": "x"} | more)
+        recipe = safe_for(ENCODER, config_lib.build(FinetuneConfig, base.to_dict()))
+        overrides = [f"{key}={value}" for key, value in recipe.items()]
+        config_lib.load(FinetuneConfig, None, overrides, base.to_dict())
+
+
+def test_what_a_user_sets_wins_over_the_safe_recipe():
+    told = ["model=x", "train.epochs=2", "train.ema_decay=0.9"]
+    values = settled(None, told, Setting("safe", True), encoders)
+    assert values["train"]["epochs"] == 2
+    assert values["train"]["ema_decay"] == 0.9
+    assert values["train"]["average_from_percent"] is None
+    assert values["train"]["optimizer"]["layer_decay"] == 0.9
+    steps = settled(None, ["model=x", "train.steps=7"], Setting("s", True), encoders)
+    assert steps["train"]["steps"] == 7 and steps["train"]["epochs"] is None
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def task(tmp_path) -> Path:
+    path = tmp_path / "task.py"
+    values = {"task": {"train": "nowhere.jsonl"}}
+    path.write_text(f"def get_config():\n    return {values}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        (("own:mixuot=0.1",), "mixuot"),
+        (("own:task.train=x",), "the same for all settings"),
+        (("own:mixout=0.1", "too:mixout=0.1"), "come to the same config"),
+        (("plain", "plain"), "there twice"),
+        (("odd",), "no setting that plmjax has"),
+    ],
+)
+def test_settings_that_compare_nothing(settings, says, task, tmp_path):
+    with pytest.raises(PlmjaxError) as told:
+        found = [parse_setting(text) for text in settings]
+        compare_plan(
+            tmp_path / "s", ["m"], [str(task)], found, Repeats(2), (), encoders
+        )
+    assert says in str(told.value)
+
+
+def test_commands_say_what_they_lack(task, tmp_path, capsys):
+    def told(*arguments) -> str:
+        assert main([*map(str, arguments)]) == Exit.USAGE
+        return capsys.readouterr().err
+
+    where = f"--workdir={tmp_path / 'w'}"
+    assert "Give its models" in told("compare", f"--tasks={task}", where)
+    assert "Give its task files" in told("compare", "x", where)
+    assert "--seeds=0" in told("compare", "x", f"--tasks={task}", where, "--seeds=0")
+    assert "--vary=dropout" in told(
+        "finetune", "--config.model=x", where, "--vary=dropout"
+    )
+
+
+# --- a whole one
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys):
+    folder = make_folder(tmp_path / "bert")
+    for name, count, seed in (("train", 60, 0), ("held_out", 20, 1), ("test", 20, 2)):
+        write(tmp_path / f"{name}.jsonl", records("classes", count, seed))
+    values = {
+        "task": {
+            "length": 16,
+            **{n: f"{tmp_path}/{n}.jsonl" for n in ("train", "held_out", "test")},
+        },
+        "baselines": False,
+        "train": {
+            "steps": 2,
+            "batch": 16,
+            "evaluate_every_steps": 1,
+            "checkpoint_every_steps": 2,
+            "tensorboard": False,
+        },
+    }
+    (tmp_path / "words.py").write_text(f"def get_config():\n    return {values}\n")
+    root = tmp_path / "study"
+    command = ["compare", str(folder), f"--tasks={tmp_path}/words.py"]
+    command += ["--setting=plain", "--setting=still:train.optimizer.freeze=encoder"]
+    command += [f"--workdir={root}"]
+    assert main([*command, "--seeds=2"]) == Exit.OK
+    text = capsys.readouterr().out
+    assert "Run 4 of 4" in text and "still" in text
+    for name in ("results.json", "results.csv", "report.html", "plots/boxes.png"):
+        assert (root / name).stat().st_size > 300, name
+    assert (root / "plots" / "curves.png").is_file()
+    scores = [*root.rglob("scores.json")]
+    assert len(scores) == 4
+    before = {path: path.stat().st_mtime_ns for path in scores}
+    found = json.loads((root / "results.json").read_text())
+    csv = (root / "results.csv").read_text().splitlines()
+    assert len(csv) == 5 and "test accuracy" in csv[0]
+    assert json.dumps(found).count('"seed"') >= 4
+    # One seed more: the others stand.
+    assert main([*command, "--seeds=3"]) == Exit.OK
+    assert "4 of 6 runs are done already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # Another study does not.
+    changed = [*command[:-1], f"--workdir={root}", "--seeds=3", "--vary=data"]
+    assert main(changed) == Exit.USAGE
+    assert "another study" in capsys.readouterr().err
