@@ -9,13 +9,9 @@ from finetune_common import config_of, make_folder, records, write
 from tests_common import WORDS
 
 from plmjax import Exit, PlmjaxError
-from plmjax import config as config_lib
 from plmjax.cli import main
-from plmjax.data.labelled import load_labelled
 from plmjax.evaluate import predictions
 from plmjax.finetune.added import Added
-from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.parts import split_of
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.pseudo import PseudoConfig
 from plmjax.finetuning import finetune
@@ -81,44 +77,44 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     lines = [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
     write(tmp_path / "train.jsonl", lines)
     write(tmp_path / "held_out.jsonl", lines[:8])
-    # The same words in another order: no text is there twice.
-    turned = [{"text": " ".join(reversed(text.split()))} for text in texts]
-    write(tmp_path / "many.jsonl", turned)
+    # Nearly the same, as in many a crawl: too little for them to be left out.
+    write(tmp_path / "many.jsonl", [{"text": f"{text}."} for text in texts])
     more = ("start.from_scratch=True", "train.optimizer.learning_rate=0.005")
     more += ("train.steps=100", "train.evaluate_every_steps=100", "select.keep=last")
     more += ("train.checkpoint_every_steps=100",)
 
+    # The leak: one model has learned all folds, and labels the texts for each.
     everything = config_of(folder, tmp_path, *more)
     finetune(everything, tmp_path / "teacher", lambda line: None)
-    folds = ("folds.count=2", "folds.fold=0", "task.held_out=none")
-    own = config_of(folder, tmp_path, *more, *folds)
-    built = config_lib.build(FinetuneConfig, own.to_dict())
-    asked = Predictor([str(tmp_path / "teacher")], batch=16)
-    pool = read_input(asked.config, str(tmp_path / "many.jsonl"))
-    said = predictions.read(asked.config, asked.labels, pool, asked.say(pool))
-    right = np.mean([a == b for a, b in zip(said, labels, strict=True)])
-    assert right > 0.9, "the teacher has learned the labels by heart"
-    leak = Added(tuple(_labelled(pool, said)))
-    leaky = finetune(own, tmp_path / "leaky", lambda line: None, leak)
-    assert len(split_of(built, load_labelled(built.task)).held_out) == 30
-
-    honest = config_of(folder, tmp_path, *more, "task.held_out=none")
-    plan = Plan(str(tmp_path / "many.jsonl"), PseudoConfig(threshold=0.5), folds=2)
-    pseudo(honest, plan, tmp_path / "honest", lambda line: None)
-    last = json.loads(
-        (tmp_path / "honest" / "fold-0" / "rate-1" / "round-1.json").read_text()
+    teacher = Predictor([str(tmp_path / "teacher")], batch=16)
+    pool = read_input(teacher.config, str(tmp_path / "many.jsonl"))
+    said = predictions.read(teacher.config, teacher.labels, pool, teacher.say(pool))
+    leak = Added(
+        tuple(
+            dataclasses.replace(example, label=label)
+            for example, label in zip(pool, said, strict=True)
+        )
     )
-    ours = last["held_out"]["accuracy"]
-    theirs = leaky["held_out"]["accuracy"]
-    # Chance is .5; of 30 texts 3 standard deviations are .27.
-    assert theirs > 0.8 and abs(ours - 0.5) < 0.27
+    folded = (*more, "task.held_out=none")
+    theirs = []
+    for fold in range(2):
+        own = (*folded, "folds.count=2", f"folds.fold={fold}")
+        config, place = config_of(folder, tmp_path, *own), tmp_path / f"leaky-{fold}"
+        leaky = finetune(config, place, lambda line: None, leak)
+        theirs.append(leaky["held_out"]["accuracy"])
 
-
-def _labelled(pool, said):
-    return [
-        dataclasses.replace(example, label=label)
-        for example, label in zip(pool, said, strict=True)
-    ]
+    plan = Plan(str(tmp_path / "many.jsonl"), PseudoConfig(threshold=0.5), folds=2)
+    honest = pseudo(
+        config_of(folder, tmp_path, *folded),
+        plan,
+        tmp_path / "honest",
+        lambda line: None,
+    )
+    last = [r for r in honest["rounds"] if r["round"] == 1]
+    assert [r["kept"] for r in last] == [60, 60] and all(r["drawn"] > 30 for r in last)
+    ours = [r["held_out"]["accuracy"] for r in last]
+    # Chance is .5; the mean of 60 texts has a standard deviation of .065.
+    assert np.mean(theirs) > 0.8 and abs(np.mean(ours) - 0.5) < 0.2, (theirs, ours)
 
 
 def test_commands_say_what_they_lack(place, capsys):
