@@ -77,7 +77,7 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     lines = [{"text": t, "label": n} for t, n in zip(texts, labels, strict=True)]
     write(tmp_path / "train.jsonl", lines)
     write(tmp_path / "held_out.jsonl", lines[:8])
-    # With a full stop, no text is there twice, and each says what it said.
+    # Nearly the same, as in many a crawl: too little for them to be left out.
     write(tmp_path / "many.jsonl", [{"text": f"{text}."} for text in texts])
     more = ("start.from_scratch=True", "train.optimizer.learning_rate=0.005")
     more += ("train.steps=100", "train.evaluate_every_steps=100", "select.keep=last")
@@ -86,23 +86,14 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     # The leak: one model has learned all folds, and labels the texts for each.
     everything = config_of(folder, tmp_path, *more)
     finetune(everything, tmp_path / "teacher", lambda line: None)
-    folds = ("folds.count=2", "folds.fold=0", "task.held_out=none")
-    own = config_of(folder, tmp_path, *more, *folds)
-    built = config_lib.build(FinetuneConfig, own.to_dict())
-    asked = Predictor([str(tmp_path / "teacher")], batch=16)
-    pool = read_input(asked.config, str(tmp_path / "many.jsonl"))
-    said = predictions.read(asked.config, asked.labels, pool, asked.say(pool))
-    right = np.mean([a == b for a, b in zip(said, labels, strict=True)])
-    assert right > 0.8, "the teacher has learned the labels by heart"
-    leak = Added(tuple(_labelled(pool, said)))
-    leaky = finetune(own, tmp_path / "leaky", lambda line: None, leak)
-    assert len(split_of(built, load_labelled(built.task)).held_out) == 30
-
-    honest = config_of(folder, tmp_path, *more, "task.held_out=none")
-    plan = Plan(str(tmp_path / "many.jsonl"), PseudoConfig(threshold=0.5), folds=2)
-    pseudo(honest, plan, tmp_path / "honest", lambda line: None)
-    last = json.loads(
-        (tmp_path / "honest" / "fold-0" / "rate-1" / "round-1.json").read_text()
+    teacher = Predictor([str(tmp_path / "teacher")], batch=16)
+    pool = read_input(teacher.config, str(tmp_path / "many.jsonl"))
+    said = predictions.read(teacher.config, teacher.labels, pool, teacher.say(pool))
+    leak = Added(
+        tuple(
+            dataclasses.replace(example, label=label)
+            for example, label in zip(pool, said, strict=True)
+        )
     )
     folded = (*more, "task.held_out=none")
     theirs = []
