@@ -130,7 +130,7 @@ MODELS = [
     (("fill", "[MASK]", "--model=."), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=nowhere"), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=.", "--batch=0"), Exit.USAGE, "at least 1"),
-    (("evaluate", "--workdir=folder"), Exit.USAGE, "a Hugging Face config.json"),
+    (("evaluate", "--workdir=folder"), Exit.MODEL, "model_type is 't5'"),
     (("export", "--workdir=folder", "--to=x"), Exit.USAGE, "holds no run"),
     (("export", "--workdir=nowhere", "--to=x"), Exit.USAGE, "holds no run"),
     (("import", "--from=nowhere", "--workdir=x"), Exit.MODEL, "is no folder"),

@@ -342,13 +342,27 @@ def test_processes_read_their_rows_of_the_same_batch(many):
 
 
 def test_evaluation_sees_every_row_in_order(many):
-    found = list(batches_in_order(many, 8))
+    rows, found = zip(*batches_in_order(many, 8), strict=True)
     assert [len(batch["row"]) for batch in found] == [8] * 7
+    assert np.concatenate(rows).tolist() == [*range(53), -1, -1, -1]
     real = np.concatenate([batch["weight"] for batch in found]) > 0
     assert real.sum() == 53 and real[:53].all()
     assert np.concatenate([batch["row"] for batch in found])[:53].tolist() == [
         *range(53)
     ]
+
+
+def test_evaluation_by_length_sees_every_row_once(many):
+    lengths = (int(np.median(many.sizes())),)
+    seen = []
+    for rows, batch in batches_in_order(many, 8, lengths=lengths):
+        real = rows[rows >= 0]
+        assert (batch["row"][rows >= 0] == real).all()
+        # Nothing of a row is lost: what is cut off is padding.
+        length = batch["tokens"].shape[1]
+        assert (many.sizes()[real] <= length).all() and length in (*lengths, 24)
+        seen += real.tolist()
+    assert sorted(seen) == [*range(53)]
 
 
 def test_lengths_beyond_the_rows_are_refused(many):

@@ -72,7 +72,15 @@ def test_it_can_be_off(tmp_path):
     assert not ended and not (tmp_path / "hang.txt").exists()
 
 
-def test_a_signal_waits_for_what_must_not_be_broken_off():
+@pytest.fixture
+def interrupts():
+    """Ctrl-C interrupts, even where these tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_waits_for_what_must_not_be_broken_off(interrupts):
     done = []
     with pytest.raises(KeyboardInterrupt):
         with deferred():
@@ -83,7 +91,7 @@ def test_a_signal_waits_for_what_must_not_be_broken_off():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_signal_does_not_wait():
+def test_a_second_signal_does_not_wait(interrupts):
     done = []
     with pytest.raises(KeyboardInterrupt), deferred():
         os.kill(os.getpid(), signal.SIGINT)
