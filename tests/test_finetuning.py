@@ -74,7 +74,14 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(leaf, b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Numbers, sets and choices go the way of the others, and come later.
+SLOW = ("multilabel", "regression", "choices")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS],
+)
 def test_every_kind_is_trained_scored_exported_and_predicts(kind, tmp_path, folder):
     write(tmp_path / "train.jsonl", records(kind, 40))
     test = write(tmp_path / "held_out.jsonl", records(kind, 10, seed=1))
@@ -150,6 +157,7 @@ def test_a_run_that_is_stopped_goes_on_bit_equal(
     assert any("is finished" in line for line in said)
 
 
+@pytest.mark.slow
 def test_chance_enters_at_three_places(tmp_path, folder, data, done):
     again = run(tmp_path / "again", folder, data)
     assert again == done[1]
@@ -220,6 +228,7 @@ def test_lora_changes_its_targets_alone(tmp_path, folder, data):
     assert {name for name in changed if name.startswith("encoder/")} == targets
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(done, tmp_path, folder, data, all_devices):
     place = tmp_path / "run"
     result = run(place, folder, data, "train.accumulation=2")
@@ -375,6 +384,7 @@ def test_the_config_is_shown(capsys):
     assert "start.reinit_layers = 0  (int)" in text
 
 
+@pytest.mark.slow
 def test_the_average_is_the_mean_of_the_last_weights(tmp_path, folder, data):
     """Of four steps, the mean over the last two is what is exported."""
     last = ("train.steps=4", "select.keep=last", "train.checkpoint_every_steps=1")
