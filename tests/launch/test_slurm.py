@@ -1,5 +1,6 @@
 """The batch file of Slurm, run by bash with stand-ins for srun and scontrol."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,7 +29,9 @@ signal.signal(signal.SIGTERM, lambda *_: [p.terminate() for p in started])
 for task in range(tasks):
     place = {{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % per_node)}}
     started.append(subprocess.Popen(command, env=os.environ | own | place))
-    print("task", task, "pid", started[-1].pid, flush=True)
+    # In one write (print would make seven), lest the lines of two processes mix.
+    sys.stdout.write(f"task {{task}} pid {{started[-1].pid}}\n")
+    sys.stdout.flush()
 codes = [p.wait() for p in started]
 sys.exit(max(c if c >= 0 else 128 - c for c in codes))
 """
@@ -57,6 +60,7 @@ def job(tools, here, tmp_path):
     tools.add("scontrol", SCONTROL.format(calls=calls))
     task = tools.add("task", TASK)
     (here / "jobs").mkdir()
+    started = []
 
     def start(options: dict | None, arguments=("pretrain",), **environment: str):
         own = {"to": "jobs", "python": str(task)}
@@ -71,7 +75,7 @@ def job(tools, here, tmp_path):
             "NOTES": str(tmp_path / "srun.txt"),
             "EACH": "exit 0",
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", here / "jobs" / "plmjax.sbatch"],
             stdout=subprocess.PIPE,
             text=True,
@@ -79,6 +83,8 @@ def job(tools, here, tmp_path):
             env=os.environ | surroundings | environment,
             start_new_session=True,
         )
+        started.append(process)
+        return process
 
     def finish(process) -> tuple[int, list[str], str]:
         out, _ = process.communicate(timeout=60)
@@ -86,7 +92,13 @@ def job(tools, here, tmp_path):
         return process.returncode, out.splitlines(), requeued.strip()
 
     start.finish = finish
-    return start
+    yield start
+    # A test that failed must not leave its tasks running, nor its pipe open.
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def run(job, *arguments, **environment) -> tuple[int, list[str], str]:
@@ -171,8 +183,6 @@ def test_sigterm_to_the_tasks_saves_and_to_the_script_ends_it(job):
         pass
     process.terminate()
     assert process.wait(timeout=20) == -signal.SIGTERM
-    os.killpg(process.pid, signal.SIGKILL)
-    process.stdout.close()
 
 
 def test_a_task_of_an_array_runs_its_line(job, here):
