@@ -14,8 +14,10 @@ from study_common import LABELS, TRUTH, Pretended, probabilities
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.cli import main
+from plmjax.evaluate import predictions
 from plmjax.evaluate.comparison import SAME
 from plmjax.finetune.config import FinetuneConfig
+from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.safe import SAFE, safe_for
 from plmjax.models import EncoderConfig
 from plmjax.study import drive, results
@@ -319,8 +321,10 @@ def test_settings_are_compared_by_seed(driven, tmp_path):
     assert found["low"] == pytest.approx(reference.confidence_interval(0.95).low)
     assert found["verdict"] == "worse" and found["pairs"] == 4
     assert "slow: worse than plain: -0.2500" in text
+    assert "slow: the worst run, 0.6000, is no better than the mean of plain" in text
     page = (tmp_path / "s" / "report.html").read_text()
     assert "worse than plain" in page and page.count("<svg") == 2
+    assert "<b>slow</b>: train.epochs=9<" in page
     for address in re.findall(r"https?://[^\"' )]+", page):
         assert address.startswith("http://www.w3.org/"), address
 
@@ -370,9 +374,10 @@ def test_a_single_run_and_a_study_keep_apart(task, tmp_path):
 def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys):
     folder = make_folder(tmp_path / "bert")
     for name, count, seed in (("train", 60, 0), ("held_out", 20, 1), ("test", 20, 2)):
-        write(tmp_path / f"{name}.jsonl", records("classes", count, seed))
+        write(tmp_path / f"{name}.jsonl", records("tags", count, seed))
     values = {
         "task": {
+            "kind": "tags",
             "length": 16,
             **{n: f"{tmp_path}/{n}.jsonl" for n in ("train", "held_out", "test")},
         },
@@ -401,8 +406,15 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in scores}
     found = json.loads((root / "results.json").read_text())
     csv = (root / "results.csv").read_text().splitlines()
-    assert len(csv) == 5 and "test accuracy" in csv[0]
-    assert json.dumps(found).count('"seed"') >= 4
+    assert len(csv) == 5 and "test entity_f1" in csv[0]
+    # Of tags the models are asked again, together.
+    first = found["cells"][0]
+    asked = Predictor([run["workdir"] for run in first["runs"]], batch=16)
+    examples = read_input(asked.config, f"{tmp_path}/test.jsonl", labelled=True)
+    tags = predictions.read(asked.config, asked.labels, examples, asked.say(examples))
+    truth = [example.label for example in examples]
+    expected = predictions.scores_of(asked.config, asked.labels, truth, tags)
+    assert first["ensemble"] == pytest.approx(expected["entity_f1"])
     # One seed more: the others stand.
     assert main([*command, "--seeds=3"]) == Exit.OK
     assert "4 of 6 runs are done already" in capsys.readouterr().out
