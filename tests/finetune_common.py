@@ -1,9 +1,13 @@
 """A tiny pretrained folder, and labelled files whose labels can be learned."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 from interop.cases import draw
 from ml_collections import ConfigDict
 from tests_common import WORDS, sentences
@@ -14,6 +18,20 @@ from plmjax.finetuning import finetune
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
+from plmjax.train import sharding
+
+MESH = sharding.make_mesh
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Programs for one device compile sooner than those for eight."""
+    with pytest.MonkeyPatch.context() as patched:
+        first = jax.devices()[:1]
+        patched.setattr(
+            sharding, "make_mesh", lambda config, _=None: MESH(config, first)
+        )
+        yield
 
 
 def make_folder(path: Path, **changes) -> Path:

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from finetune_common import make_folder, records, run, write
+from finetune_common import MESH, make_folder, one_device, records, run, write
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.cli import main
@@ -19,17 +19,10 @@ from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.metrics import read_metrics
 from plmjax.train.stop import Stop
 
-MESH = sharding.make_mesh
-
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Programs for one device compile sooner; `all_devices` asks for what there is."""
-    with pytest.MonkeyPatch.context() as patched:
-        first = jax.devices()[:1]
-        patched.setattr(
-            sharding, "make_mesh", lambda config, _=None: MESH(config, first)
-        )
+def alone():
+    with one_device():
         yield
 
 

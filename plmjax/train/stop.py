@@ -82,9 +82,13 @@ def deferred() -> Iterator[None]:
             old[number](number, frame)
         waiting.append(number)
 
+    numbers = [signal.SIGINT, signal.SIGUSR2]
+    if jax.process_count() == 1:
+        # Else it is jax's, below Python, which would not give it back.
+        numbers.append(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            # What is no function ends the process, or belongs to jax.
+        for number in numbers:
+            # What is no function ends the process.
             if callable(handler := signal.getsignal(number)):
                 old[number] = handler
                 signal.signal(number, receive)

@@ -3,9 +3,15 @@
 import json
 
 import pytest
-from finetune_common import make_folder, records, run, write
+from finetune_common import make_folder, one_device, records, run, write
 
 pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    with one_device():
+        yield
 
 
 @pytest.fixture(scope="module")
