@@ -10,6 +10,7 @@ import pytest
 from finetune_common import make_folder, one_device, records, write
 from scipy import stats
 from study_common import LABELS, TRUTH, Pretended, probabilities
+from tests_common import TINY, run_cli
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
@@ -429,3 +430,27 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     changed = [*command[:-1], f"--workdir={root}", "--seeds=3", "--vary=data"]
     assert main(changed) == Exit.USAGE
     assert "another study" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_runs_of_a_study(corpus, tmp_path):
+    """They start from a run's checkpoint, which each must read onto a device of its."""
+    run, root = tmp_path / "run", tmp_path / "study"
+    paths = f"--config.data.source.paths={corpus}"
+    ended = run_cli("pretrain", *TINY, paths, f"--workdir={run}")
+    assert ended.returncode == Exit.OK, ended.stderr
+    for name, count in (("train", 60), ("test", 20)):
+        write(tmp_path / f"{name}.jsonl", records("classes", count, len(name)))
+    ended = run_cli(
+        *("launch", "--target=local", "--num_processes=2", "--", "finetune"),
+        *(f"--config.task.{n}={tmp_path}/{n}.jsonl" for n in ("train", "test")),
+        *(f"--config.model={run}", "--config.task.length=16"),
+        *("--config.train.steps=2", "--config.train.batch=16"),
+        *("--config.baselines=False", "--seeds=2", f"--workdir={root}"),
+    )
+    assert ended.returncode == Exit.OK, ended.stdout + ended.stderr
+    (cell,) = json.loads((root / "results.json").read_text())["cells"]
+    assert cell["summary"]["n"] == 2 and cell["ensemble"] is not None
+    assert ended.stdout.count("Run 2 of 2") == 1
+    assert (root / "seed-1" / "log-1.txt").is_file()
