@@ -20,7 +20,7 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
 from plmjax.finetune.parts import Parts, check_origin, make_parts, score_split
-from plmjax.job import Job, Watched, initialise, run_job, with_params
+from plmjax.job import Job, Watched, initialise, run_job
 from plmjax.report import plot_confusion, plot_curves, plot_scores
 from plmjax.show import task_lines
 from plmjax.train import processes, sharding
@@ -123,11 +123,15 @@ def _train(parts: Parts, workdir: Workdir, log: Log) -> dict:
 
     def fresh(abstract: State, frozen) -> State:
         del frozen
-        shapes = jax.tree.map(np.zeros_like, parts.batches.batch(0))
         places = sharding.shardings(mesh, abstract, zero1)
-        make = initialise(parts.objective, parts.train)
-        state = jax.jit(make, out_shardings=places)(shapes)
-        return with_params(state, parts.params, places)
+        params = jax.device_put(parts.params, places.params)
+
+        # Nothing is drawn: one program for all seeds, and a small one.
+        def make(params: dict) -> State:
+            objective = parts.objective._replace(init=lambda key, batch: params)
+            return initialise(objective, parts.train)({})
+
+        return jax.jit(make, out_shardings=places)(params)
 
     def score(weights: dict, frozen, watched: Watched) -> dict[str, float]:
         return score_split(parts, predict, weights, frozen, "held_out", watched)[1]

@@ -23,7 +23,7 @@ from plmjax.train.loop import Outlets, Progress, Work, fit
 from plmjax.train.metrics import MetricWriter
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import State, init_state, make_step
+from plmjax.train.step import State, Step, init_state, make_step
 from plmjax.train.stop import Stop, Watchdog
 from plmjax.train.workdir import Workdir
 
@@ -104,7 +104,7 @@ def shapes_of(
 
 def step_for(
     objective: Objective, train: TrainConfig, mesh, zero1: bool, steps: int
-) -> Callable:
+) -> Step:
     """Returns the jitted step of a training whose schedule has `steps` steps."""
     return make_step(
         objective,

@@ -16,7 +16,7 @@ from plmjax.job import initialise, shapes_of, step_for, with_params
 from plmjax.objectives import DistillConfig
 from plmjax.run import Run
 from plmjax.train import processes, sharding
-from plmjax.train.step import State
+from plmjax.train.step import State, Step
 from plmjax.train.workdir import RunConfig, Workdir, encoder_config
 
 
@@ -31,7 +31,7 @@ def abstract_state(run: Run) -> State:
     )
 
 
-def step_of(run: Run, steps: int) -> Callable:
+def step_of(run: Run, steps: int) -> Step:
     """Returns the jitted step of a run whose schedule has `steps` steps."""
     config = run.config
     return step_for(run.objective, config.train, run.mesh, config.mesh.zero1, steps)

@@ -97,7 +97,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #e8710a; }
 body { background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif;
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .best { border-left: 4px solid var(--good); padding-left: .8rem; }
 code, pre { font: .85em ui-monospace, monospace; }

@@ -2,21 +2,26 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from finetune_common import make_folder, one_device, records, write
 from scipy import stats
+from study_common import LABELS, TRUTH, Pretended, probabilities
+from tests_common import TINY, run_cli
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.cli import main
+from plmjax.evaluate import predictions
 from plmjax.evaluate.comparison import SAME
 from plmjax.finetune.config import FinetuneConfig
+from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.safe import SAFE, safe_for
 from plmjax.models import EncoderConfig
-from plmjax.study import results
+from plmjax.study import drive, results
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import (
     Repeats,
@@ -215,6 +220,153 @@ def test_commands_say_what_they_lack(task, tmp_path, capsys):
     )
 
 
+# --- driving
+
+
+@pytest.fixture
+def driven(task, tmp_path, monkeypatch):
+    """Returns (right answers, settings, seeds) -> (end, screen, runs), not training.
+
+    The checks before it are left out, too: they open a model.
+    """
+
+    def drive_it(right, settings=("plain",), seeds=3, **more):
+        found = [parse_setting(text) for text in settings]
+        repeats = Repeats(seeds, more.get("folds"))
+        plan = compare_plan(
+            tmp_path / "s", ["m"], [str(task)], found, repeats, (), encoders
+        )
+        pretended, said = Pretended(right), []
+        monkeypatch.setattr(drive, "finetune", pretended)
+        monkeypatch.setattr(drive, "check", lambda runs, say: None)
+        ended = drive.study(plan, said.append)
+        return ended, "".join(said), pretended.seen
+
+    return drive_it
+
+
+def read_results(tmp_path) -> list[dict]:
+    return json.loads((tmp_path / "s" / "results.json").read_text())["cells"]
+
+
+def test_a_run_that_fails_is_a_row(driven, tmp_path):
+    right = {"plain/seed-1": "nan", "others": 8}
+    ended, text, seen = driven(right)
+    assert ended == {} and len(seen) == 3
+    assert "1 of 3 runs failed" in text
+    (cell,) = read_results(tmp_path)
+    assert cell["summary"]["n"] == 2 and cell["failed"] == 1
+    failed = cell["runs"][1]
+    assert failed["state"] == "failed" and "not finite" in failed["message"]
+    assert "not finite" in (tmp_path / "s" / "report.html").read_text()
+    # It would fail again.
+    assert driven(right)[2] == []
+
+
+def test_another_error_ends_the_study(driven):
+    with pytest.raises(PlmjaxError, match="the disk"):
+        driven({"plain/seed-1": PlmjaxError("the disk is full.", code=Exit.DISK)})
+
+
+def test_a_signal_ends_it_and_the_same_command_goes_on(driven, tmp_path):
+    ended, text, seen = driven({"plain/seed-1": "stop"})
+    assert ended == {"stopped": "SIGTERM", "step": 10}
+    assert "Run 2 of 3" in text and "Run 3 of 3" not in text
+    assert not (tmp_path / "s" / "results.json").exists()
+    ended, text, seen = driven({})
+    assert ended == {} and seen == ["plain/seed-1", "plain/seed-2"]
+    assert "1 of 3 runs are done already" in text
+    log = tmp_path / "s" / "task" / "m" / "plain" / "seed-1" / "log.txt"
+    assert log.read_text().count("what a run says") == 2
+    assert "what a run says" not in text
+    assert not [*(tmp_path / "s").rglob("checkpoints")]
+
+
+def test_a_run_of_another_config_is_not_taken(driven, task):
+    driven({})
+    values = {"task": {"train": "nowhere.jsonl"}, "train": {"epochs": 7.0}}
+    task.write_text(f"def get_config():\n    return {values}\n")
+    with pytest.raises(PlmjaxError, match=r"train.epochs: 3.0 -> 7.0"):
+        driven({})
+
+
+def test_runs_that_did_not_learn_are_counted(driven, tmp_path):
+    # Half of the answers are "no": one answer for all has 5 of 10.
+    _, text, _ = driven({"plain/seed-0": 5, "plain/seed-1": 4, "plain/seed-2": 6})
+    (cell,) = read_results(tmp_path)
+    assert [run["learned"] for run in cell["runs"]] == [False, False, True]
+    assert "2 of 3 runs did not learn" in text
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(driven, tmp_path):
+    _, text, _ = driven({"plain/seed-0": 6, "plain/seed-1": 7, "plain/seed-2": 6})
+    said = [probabilities(right, seed) for seed, right in enumerate((6, 7, 6))]
+    top = np.mean(said, axis=0).argmax(1)
+    expected = np.mean([LABELS[n] == t for n, t in zip(top, TRUTH, strict=True)])
+    (cell,) = read_results(tmp_path)
+    assert cell["ensemble"] == pytest.approx(expected)
+    assert expected != pytest.approx(cell["summary"]["mean"])
+    assert f"ensemble of 3: {expected:.4f}" in text and cell["best"] == 0.7
+
+
+def test_settings_are_compared_by_seed(driven, tmp_path):
+    worse = {f"slow/seed-{n}": right for n, right in enumerate((7, 6, 7, 6))}
+    better = {f"plain/seed-{n}": right for n, right in enumerate((9, 9, 9, 9))}
+    settings = ("plain", "slow:train.epochs=9")
+    _, text, seen = driven(worse | better, settings, seeds=4)
+    assert len(seen) == 8
+    first, second = read_results(tmp_path)
+    assert first["against_first"] is None
+    found = second["against_first"]
+    reference = stats.ttest_rel([0.7, 0.6, 0.7, 0.6], [0.9] * 4)
+    assert found["low"] == pytest.approx(reference.confidence_interval(0.95).low)
+    assert found["verdict"] == "worse" and found["pairs"] == 4
+    assert "slow: worse than plain: -0.2500" in text
+    assert "slow: the worst run, 0.6000, is no better than the mean of plain" in text
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "worse than plain" in page and page.count("<svg") == 2
+    assert "<b>slow</b>: train.epochs=9<" in page
+    for address in re.findall(r"https?://[^\"' )]+", page):
+        assert address.startswith("http://www.w3.org/"), address
+
+
+def test_of_folds_the_interval_is_wider(driven, tmp_path):
+    right = {f"plain/seed-0-fold-{n}": v for n, v in enumerate((7, 8, 9, 8))}
+    driven(right, seeds=1, folds=4)
+    (cell,) = read_results(tmp_path)
+    values = [0.7, 0.8, 0.9, 0.8]
+    reach = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * np.sqrt(1 / 4 + 1 / 3)
+    assert cell["summary"]["high"] == pytest.approx(np.mean(values) + reach)
+
+
+def test_one_wrong_task_stops_all_before_any_training(task, tmp_path, monkeypatch):
+    pretended = Pretended({})
+    monkeypatch.setattr(drive, "finetune", pretended)
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def get_config():\n    return {'tsak': {}}\n")
+    files = [str(task), str(wrong)]
+    with pytest.raises(PlmjaxError, match=r"wrong\.py.*no key tsak"):
+        compare_plan(
+            tmp_path / "s", ["m"], files, [Setting()], Repeats(2), (), encoders
+        )
+    # Data that is not there is found by the check, which nothing replaces here.
+    plan = compare_plan(
+        tmp_path / "s", ["m"], [str(task)], [Setting()], Repeats(2), (), encoders
+    )
+    with pytest.raises(PlmjaxError, match=r"^task, m, plain: .*nowhere\.jsonl"):
+        drive.study(plan, lambda text: None)
+    assert pretended.seen == [] and not (tmp_path / "s" / "study.json").exists()
+
+
+def test_a_single_run_and_a_study_keep_apart(task, tmp_path):
+    root = tmp_path / "s"
+    root.mkdir()
+    (root / "config.json").write_text("{}")
+    plan = compare_plan(root, ["m"], [str(task)], [Setting()], Repeats(2), (), encoders)
+    with pytest.raises(PlmjaxError, match="holds a single run"):
+        drive.study(plan, lambda text: None)
+
+
 # --- a whole one
 
 
@@ -229,9 +381,10 @@ def alone():
 def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     folder = make_folder(tmp_path / "bert")
     for name, count, seed in (("train", 60, 0), ("held_out", 20, 1), ("test", 20, 2)):
-        write(tmp_path / f"{name}.jsonl", records("classes", count, seed))
+        write(tmp_path / f"{name}.jsonl", records("tags", count, seed))
     values = {
         "task": {
+            "kind": "tags",
             "length": 16,
             **{n: f"{tmp_path}/{n}.jsonl" for n in ("train", "held_out", "test")},
         },
@@ -260,8 +413,15 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     before = {path: path.stat().st_mtime_ns for path in scores}
     found = json.loads((root / "results.json").read_text())
     csv = (root / "results.csv").read_text().splitlines()
-    assert len(csv) == 5 and "test accuracy" in csv[0]
-    assert json.dumps(found).count('"seed"') >= 4
+    assert len(csv) == 5 and "test entity_f1" in csv[0]
+    # Of tags the models are asked again, together.
+    first = found["cells"][0]
+    asked = Predictor([run["workdir"] for run in first["runs"]], batch=16)
+    examples = read_input(asked.config, f"{tmp_path}/test.jsonl", labelled=True)
+    tags = predictions.read(asked.config, asked.labels, examples, asked.say(examples))
+    truth = [example.label for example in examples]
+    expected = predictions.scores_of(asked.config, asked.labels, truth, tags)
+    assert first["ensemble"] == pytest.approx(expected["entity_f1"])
     # One seed more: the others stand.
     assert main([*command, "--seeds=3"]) == Exit.OK
     assert "4 of 6 runs are done already" in capsys.readouterr().out
@@ -270,3 +430,27 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     changed = [*command[:-1], f"--workdir={root}", "--seeds=3", "--vary=data"]
     assert main(changed) == Exit.USAGE
     assert "another study" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_runs_of_a_study(corpus, tmp_path):
+    """They start from a run's checkpoint, which each must read onto a device of its."""
+    run, root = tmp_path / "run", tmp_path / "study"
+    paths = f"--config.data.source.paths={corpus}"
+    ended = run_cli("pretrain", *TINY, paths, f"--workdir={run}")
+    assert ended.returncode == Exit.OK, ended.stderr
+    for name, count in (("train", 60), ("test", 20)):
+        write(tmp_path / f"{name}.jsonl", records("classes", count, len(name)))
+    ended = run_cli(
+        *("launch", "--target=local", "--num_processes=2", "--", "finetune"),
+        *(f"--config.task.{n}={tmp_path}/{n}.jsonl" for n in ("train", "test")),
+        *(f"--config.model={run}", "--config.task.length=16"),
+        *("--config.train.steps=2", "--config.train.batch=16"),
+        *("--config.baselines=False", "--seeds=2", f"--workdir={root}"),
+    )
+    assert ended.returncode == Exit.OK, ended.stdout + ended.stderr
+    (cell,) = json.loads((root / "results.json").read_text())["cells"]
+    assert cell["summary"]["n"] == 2 and cell["ensemble"] is not None
+    assert ended.stdout.count("Run 2 of 2") == 1
+    assert (root / "seed-1" / "log-1.txt").is_file()

@@ -104,6 +104,7 @@ def _compile(
         key = (" x ".join(one.axes(sizes)), one.kind)
         totals[key] = totals.get(key, 0.0) + one.bytes * one.times
     memory = compiled.memory_analysis()
+    assert memory is not None
     return {
         "mesh": kind,
         "devices": devices,

@@ -21,7 +21,7 @@ from plmjax.run import Run, check, make_run
 from plmjax.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
-from plmjax.train.step import State
+from plmjax.train.step import State, Step
 from plmjax.train.workdir import RunConfig, Workdir
 
 # Steps that may be on their way before one is waited for, as in training.
@@ -107,7 +107,7 @@ def bench_train(
     }
 
 
-def _time_phase(run: Run, step: Callable, number: int, steps: int) -> dict[str, Any]:
+def _time_phase(run: Run, step: Step, number: int, steps: int) -> dict[str, Any]:
     phase = run.loader.phases[number]
     start = sum(earlier.steps for earlier in run.loader.phases[:number])
 
@@ -118,7 +118,7 @@ def _time_phase(run: Run, step: Callable, number: int, steps: int) -> dict[str, 
     state, frozen = fresh_state(run, _quiet), frozen_arrays(run)
     first = sharding.put_rows(run.mesh, batch(0))
     begin = time.perf_counter()
-    compiled = step.lower(state, frozen, first).compile()
+    compiled = step.compiled(state, frozen, first)
     compile_s = time.perf_counter() - begin
     take = functools.partial(run_steps, compiled, frozen=frozen, mesh=run.mesh)
     batches = read_ahead(batch, 0, steps + 2)

@@ -233,7 +233,7 @@ def load_params(
     state = jax.eval_shape(
         lambda batch: init_state(objective, optimizer, 0, batch, averages), batch
     )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state
     )

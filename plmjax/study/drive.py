@@ -102,7 +102,8 @@ def check(runs: Sequence[Run], say: Say) -> None:
             batch = parts.batches.batch(0)
             zero1 = config.mesh.zero1
             shapes_of(parts.objective, parts.train, mesh, zero1, batch)
-    say(f"Checked: {len(first)} of model x task x setting.\n")
+    what = "combination" if len(first) == 1 else "combinations"
+    say(f"Checked: {len(first)} {what} of model, task and setting.\n")
 
 
 def _quiet(message: str) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from plmjax import config as config_lib
 from plmjax import webpage
 from plmjax.display import duration
 from plmjax.study import plots, tables
@@ -29,7 +30,7 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
         *(_task(own) for own in tables.by_task(cells).values()),
         webpage.section("Every run", _boxes(drawn.get("boxes"))),
         webpage.section("By step", drawn.get("curves")),
-        webpage.section("Settings", _settings(plan)),
+        webpage.section("Settings and models", _settings(plan)),
         webpage.section("Runs", _runs(root, cells)),
         webpage.section("Failures", _failures(cells)),
     ]
@@ -56,7 +57,7 @@ def headline(plan: Plan, cells: Sequence[Cell]) -> str:
 
 
 def _task(cells: Sequence[Cell]) -> str | None:
-    head = ["", *tables.HEAD, f"against {tables.names_of(cells)[0]}"]
+    head = ["", *tables.HEAD, "against the first"]
     lines = []
     for name, cell in zip(tables.names_of(cells), cells, strict=True):
         s = cell.summary
@@ -67,9 +68,9 @@ def _task(cells: Sequence[Cell]) -> str | None:
         first = webpage.cell(name, name)
         last = webpage.cell(cell.verdict, cell.verdict)
         lines.append([first, *(webpage.cell(key, text) for key, text in figures), last])
-    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in tables.sentences(cells))
+    said = "".join(f"<li>{html.escape(text)}\n" for text in tables.sentences(cells))
     title = f"{cells[0].task}: {tables.what(cells[0])}"
-    return webpage.section(title, f"{webpage.table(head, lines)}\n{said}")
+    return webpage.section(title, f"{webpage.table(head, lines)}\n<ul>{said}</ul>")
 
 
 def _boxes(drawn: str | None) -> str | None:
@@ -82,15 +83,18 @@ def _boxes(drawn: str | None) -> str | None:
 
 
 def _settings(plan: Plan) -> str:
-    """Returns what each setting sets, of the first run that has it."""
-    lines = []
-    for name, (safe, *overrides) in plan.stands_on["settings"].items():
-        told = ["the safe recipe"] if safe else []
-        text = ", ".join([*told, *overrides]) or "the config as it is"
-        lines.append(f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>")
-    for name, path in plan.stands_on["models"].items():
-        lines.append(f"<p><b>{html.escape(name)}</b>: {html.escape(path)}</p>")
-    return "\n".join(lines)
+    """Returns what each setting changes, for the first model and task that has it."""
+    told = {}
+    for run in plan.runs:
+        first = next(one for one in plan.runs if one.cell[:2] == run.cell[:2])
+        changed = config_lib.changes(first.values, run.values).items()
+        texts = [f"{key}={new}" for key, (_, new) in changed if key != "baselines"]
+        told.setdefault(run.setting, ", ".join(texts) or "the config as it is")
+    told |= plan.stands_on["models"]
+    return "\n".join(
+        f"<p><b>{html.escape(name)}</b>: {html.escape(text)}</p>"
+        for name, text in told.items()
+    )
 
 
 def _runs(root: Path, cells: Sequence[Cell]) -> str:

@@ -32,7 +32,7 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
         return [cell.setting for cell in cells]
     if len(settings) == 1 and len(models) > 1:
         return [cell.model for cell in cells]
-    return [f"{cell.model}, {cell.setting}" for cell in cells]
+    return [f"{cell.model} ({cell.setting})" for cell in cells]
 
 
 def what(cell: Cell) -> str:
@@ -64,7 +64,7 @@ def row(cell: Cell) -> list[str]:
 def screen(cells: Sequence[Cell]) -> Table:
     """Returns the cells of one task for the screen."""
     shown = Table(title=f"{cells[0].task}: {what(cells[0])}", title_style="")
-    shown.add_column("")
+    shown.add_column("", overflow="fold")
     for name in HEAD:
         shown.add_column(name, justify="right")
     for name, cell in zip(names_of(cells), cells, strict=True):
@@ -79,6 +79,9 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
         own = [*_shortfalls(cell), *_ensemble(cell)]
         if cell is not cells[0]:
             own.append(_verdict(cell, names[0]))
+        place = next(n for n, c in enumerate(cells) if c.model == cell.model)
+        if cells[place] is not cell:
+            own += _worst(cell, cells[place], names[place])
         said += [f"{name}: {sentence}" for sentence in own]
     if cells[0].split == "held_out" and cells[0].done:
         said.append(
@@ -122,6 +125,17 @@ def _verdict(cell: Cell, first: str) -> str:
         f"{word}: {found.difference:+.4f}, 95 % {found.low:+.4f} to {found.high:+.4f} "
         f"({cell.pairs} pairs)."
     )
+
+
+def _worst(cell: Cell, first: Cell, name: str) -> list[str]:
+    """Of a model's other setting: the worst of it, beside what is usual without."""
+    s, other = cell.summary, first.summary
+    if s is None or other is None or s.n < 2:
+        return []
+    worst = max((s.least, s.most), key=cell.rank)
+    above = cell.rank(worst) < cell.rank(other.mean)
+    how = "better" if above else "no better"
+    return [f"the worst run, {worst:.4f}, is {how} than the mean of {name}."]
 
 
 # --- files

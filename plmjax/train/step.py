@@ -3,11 +3,13 @@
 Legend: A micro-batches (accumulation), B rows.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -136,6 +138,25 @@ def row_parallel(f: Callable, mesh: Mesh, places) -> Callable:
     return summed
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step with its seed, an argument: runs by several seeds compile once."""
+
+    jitted: Any
+    seed: np.uint32
+
+    def __call__(self, state: State, frozen, batch) -> tuple[State, dict]:
+        return self.jitted(state, frozen, batch, self.seed)
+
+    def lower(self, state, frozen, batch) -> jax.stages.Lowered:
+        return self.jitted.lower(state, frozen, batch, self.seed)
+
+    def compiled(self, state, frozen, batch) -> "Step":
+        """Returns it compiled for these shapes or arrays."""
+        compiled = self.lower(state, frozen, batch).compile()
+        return dataclasses.replace(self, jitted=compiled)
+
+
 def make_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -148,7 +169,7 @@ def make_step(
     ema_decay: float | None = None,
     average_from: int | None = None,
     zero1: bool = False,
-) -> Callable:
+) -> Step:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
     The average is exponential by `ema_decay`, or the plain mean of the weights after
@@ -183,8 +204,8 @@ def make_step(
         assert average_from is not None
         return 1 / jnp.maximum(now - average_from + 1, 1).astype(jnp.float32)
 
-    def step(state: State, frozen, batch) -> tuple[State, dict]:
-        key = Key(jnp.uint32(seed), state.step.astype(jnp.uint32))
+    def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
+        key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(batch, key, state.step / steps)
         loss, metrics, grads = summed(state.params, frozen, batch, key)
         norm = optax.tree.norm(grads)
@@ -216,7 +237,7 @@ def make_step(
         places = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, places), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return Step(jax.jit(step, donate_argnums=0), np.uint32(seed))
 
 
 def evaluation_key() -> Key:

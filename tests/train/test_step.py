@@ -193,7 +193,7 @@ def test_the_data_mesh_gives_the_losses_of_pmap():
     np.testing.assert_allclose(run((8, 1, 1))[0], losses, rtol=1e-6)
 
 
-def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
+def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     objective = mlm(MLMConfig(unit=unit), ENCODER, pieces(96))
@@ -203,13 +203,13 @@ def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
         optimizer,
         make_schedule(ScheduleConfig(), 1e-3, 100),
         mesh,
-        seed=0,
+        seed=seed,
         steps=100,
         accumulation=accumulation,
     )
     batch = make_batch()
     state = jax.eval_shape(
-        lambda b: init_state(objective, optimizer, 0, b, False), batch
+        lambda b: init_state(objective, optimizer, seed, b, False), batch
     )
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -220,7 +220,14 @@ def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
         k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
         for k, v in batch.items()
     }
-    return step.lower(state, {}, rows).compile().as_text()
+    return step.lower(state, {}, rows)
+
+
+def test_all_seeds_have_one_program():
+    programs = [
+        lowered((1, 1, 1), 1, "token", seed).as_text() for seed in (0, 2**32 - 1)
+    ]
+    assert programs[0] == programs[1]
 
 
 @pytest.mark.optimised
@@ -234,7 +241,7 @@ def lowered(mesh_sizes, accumulation: int, unit: str) -> str:
     ],
 )
 def test_the_data_mesh_reduces_once_after_the_accumulation_loop(unit):
-    text = lowered((8, 1, 1), 4, unit)
+    text = lowered((8, 1, 1), 4, unit).compile().as_text()
     for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {other}(" not in text
     # Computations are separated by blank lines; the entry is not the loop's body.
