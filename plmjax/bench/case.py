@@ -62,6 +62,8 @@ class PeerConfig:
     steps: int = 10
     # Steps of the race to a held-out loss; 0: no race.
     to_loss: int = 0
+    # Where both sides train: cpu or gpu.
+    device: str = "cpu"
 
     def __post_init__(self):
         for name in ("rounds", "steps", "batch"):

@@ -91,6 +91,11 @@ class Side:
 
     def loss(self) -> dict[str, float]:
         """Returns the losses of the first held-out batch, computed in float32."""
+        # A GPU's own float32 rounds factors to ten bits.
+        with jax.default_matmul_precision("highest"):
+            return self._losses()
+
+    def _losses(self) -> dict[str, float]:
         wide = open_run(dataclasses.replace(self.spec, dtype="float32"))
         params, batch = self.state.params, self.held_out[0]
         if isinstance(wide.config.objective, ElectraConfig):
@@ -135,8 +140,13 @@ class Side:
         return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
 
     def memory(self) -> int:
-        """Returns the peak resident bytes of this process."""
-        return machine.peak_rss_bytes()
+        """Returns the peak bytes of this process, on a GPU those it held there."""
+        held = jax.devices()[0].memory_stats()
+        return held["peak_bytes_in_use"] if held else machine.peak_rss_bytes()
+
+    def device(self) -> str:
+        """Returns what JAX calls what it computes on."""
+        return jax.devices()[0].device_kind
 
 
 def _sums(objective: Objective, params, frozen, batch) -> dict:

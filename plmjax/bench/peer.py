@@ -42,6 +42,11 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
                 f"`plmjax bench peer` needs {name}.",
                 hint='Run `pip install -e ".[peer]"`.',
             )
+    if config.device == "gpu" and not _torch_has_gpu():
+        raise PlmjaxError(
+            "`plmjax bench peer --device=gpu`: PyTorch finds no GPU here.",
+            hint="Install PyTorch with CUDA, or leave --device out.",
+        )
     # The tokenizers library's threads must not outlive the preparation.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     before = machine.load_average()
@@ -50,6 +55,7 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
         compared = [_compare(config, folder, dtype, log) for dtype in config.dtypes]
     return {
         "machine": machine.machine(),
+        "device": compared[0][0]["device"],
         "load": [before, machine.load_average()],
         "threads": machine.cores(),
         "case": case,
@@ -62,7 +68,9 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Measures one precision: our side against each of the peer's ways."""
     total = config.to_loss or _SCHEDULE_STEPS
-    spec = Spec(folder, dtype, config.batch, config.length, total)
+    spec = Spec(
+        folder, dtype, config.batch, config.length, total, device=config.device
+    )
     modes = (False, True) if config.compile else (False,)
     ways = [
         dataclasses.replace(spec, padding=padding, compile=mode)
@@ -95,9 +103,11 @@ def _compare(
             curves = _race([we, *they], config.to_loss)
             races = [_to_loss(curves[0], curve) for curve in curves[1:]]
         memory = [side.call("memory") for side in (we, *they)]
+        device = we.call("device")
     rows = [
         {
             "dtype": dtype,
+            "device": device,
             "peer": "torch.compile" if way.compile else "eager",
             "padding": way.padding,
             "initial_losses": losses,
@@ -116,6 +126,12 @@ def _compare(
     for row in rows:
         log(f"{_title(row)}: ratio {_range(row['ratio'])}.")
     return rows
+
+
+def _torch_has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _check_same(here: dict[str, float], there: dict[str, float]) -> None:
@@ -206,7 +222,7 @@ def as_text(result: dict[str, Any]) -> str:
     models = "; ".join(f"{name} {size}" for name, size in case["models"].items())
     lines = [
         machine.as_text(result["machine"]),
-        f"{result['threads']} threads a side; load average {before} before, "
+        f"on {result['device']}, {result['threads']} threads a side; load average {before} before, "
         f"{after} after",
         f"{case['objective']}, {case['preset']} ({models}), "
         f"{case['vocab_size']:,} pieces, {case['batch']} rows x "

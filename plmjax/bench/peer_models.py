@@ -94,7 +94,7 @@ def _sample(logits_TV, temperature: float):
     """
     p_TV = torch.softmax(logits_TV / temperature, dim=-1, dtype=torch.float32)
     end_TV = p_TV.cumsum_(-1)
-    at_T1 = torch.rand(len(end_TV), 1) * end_TV[:, -1:]
+    at_T1 = torch.rand(len(end_TV), 1, device=end_TV.device) * end_TV[:, -1:]
     drawn_T1 = torch.searchsorted(end_TV, at_T1, right=True)
     return drawn_T1[:, 0].clamp_(max=end_TV.shape[1] - 1)
 
@@ -119,6 +119,11 @@ class Distill(torch.nn.Module):
 
     def compile_models(self) -> None:
         self.compile()
+
+    def _apply(self, fn, recurse=True):
+        # Moved to a device with the student, though it is no part.
+        self._frozen[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, input_ids, attention_mask, labels, **_):
         return sum(self._terms(input_ids, attention_mask, labels).values())

@@ -30,6 +30,9 @@ class Side:
     def __init__(self, spec: Spec):
         torch.set_num_threads(machine.cores())
         self.spec = spec
+        self.device = torch.device("cuda" if spec.device == "gpu" else "cpu")
+        # As JAX multiplies float32 on GPUs; no difference on CPUs.
+        torch.set_float32_matmul_precision("high")
         folder = Path(spec.folder)
         settings = json.loads((folder / "config.json").read_text())["objective"]
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -47,10 +50,10 @@ class Side:
         self.dataset = rows.select_columns(names)
         self.row_tokens = np.load(folder / f"{spec.padding}.npy")
         with np.load(folder / "held_out.npz") as saved:
-            self.held_out = _as_peer_batches(dict(saved))
+            self.held_out = [self._put(x) for x in _as_peer_batches(dict(saved))]
         model = MODELS[settings["kind"]]
         full = spec.padding == "group_texts"
-        self.model = model(folder / "weights", settings, full).train()
+        self.model = model(folder / "weights", settings, full).train().to(self.device)
         if spec.compile:
             self.model.compile_models()
         self.initial = copy.deepcopy(self.model.state_dict())
@@ -78,22 +81,30 @@ class Side:
             # The order is ours, so that tokens are counted outside of the timing.
             order = order[: len(order) // self.spec.batch * self.spec.batch]
             self.order += order
-            yield from torch.utils.data.DataLoader(
+            batches = torch.utils.data.DataLoader(
                 self.dataset,  # type: ignore
                 batch_size=self.spec.batch,
                 sampler=order,
                 collate_fn=self.collator,
+                pin_memory=self.device.type == "cuda",
             )
+            yield from map(self._put, batches)
+
+    def _put(self, batch: dict) -> dict:
+        return {k: x.to(self.device, non_blocking=True) for k, x in batch.items()}
 
     def _autocast(self):
         if self.spec.dtype == "float32":
             return contextlib.nullcontext()
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def loss(self) -> dict[str, float]:
         """Returns the losses of the first held-out batch, computed in float32."""
+        torch.set_float32_matmul_precision("highest")
         with self._evaluating():
-            return self.model.start(self.held_out[0])
+            found = self.model.start(self.held_out[0])
+        torch.set_float32_matmul_precision("high")
+        return found
 
     def parameters(self) -> dict[str, float]:
         """Returns how many are trained."""
@@ -120,7 +131,7 @@ class Side:
     def train(self, steps: int) -> dict:
         """Takes steps; returns wall and CPU seconds and the documents' tokens."""
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for _ in range(steps):
             batch = next(self.batches)
             with self._autocast():
@@ -131,7 +142,7 @@ class Side:
             self.schedule.step()
             self.optimizer.zero_grad()
             total += loss.detach()
-        assert torch.isfinite(total)
+        assert torch.isfinite(total)  # also waits for the device
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
         size = self.spec.batch
         rows = self.order[self.done * size : (self.done + steps) * size]
@@ -140,7 +151,9 @@ class Side:
         return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
 
     def memory(self) -> int:
-        """Returns the peak resident bytes of this process."""
+        """Returns the peak bytes of this process, on a GPU those it held there."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
         return machine.peak_rss_bytes()
 
 

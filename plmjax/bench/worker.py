@@ -27,6 +27,7 @@ class Spec:
     # How the peer makes rows, and whether it compiles its model.
     padding: str = "group_texts"
     compile: bool = False
+    device: str = "cpu"
 
 
 class Worker:
@@ -36,6 +37,12 @@ class Worker:
         self.name = module.rpartition(".")[2]
         self.log = Path(spec.folder) / f"{self.name}-{id(self)}.log"
         command = [sys.executable, "-m", __name__, module]
+        # Weights and tokenizer are on the disk; nothing is fetched.
+        own = {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"}
+        own["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[spec.device]
+        if spec.device == "gpu":
+            # JAX would take three quarters of the memory, and the peers are there, too.
+            own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         with open(self.log, "w") as log:
             self._process = subprocess.Popen(
                 [*command, json.dumps(dataclasses.asdict(spec))],
@@ -43,8 +50,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                # Weights and tokenizer are on the disk; nothing is fetched.
-                env=os.environ | {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"},
+                env=os.environ | own,
             )
 
     def __enter__(self):

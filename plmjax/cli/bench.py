@@ -61,6 +61,7 @@ def _bench_verbs(verb, benches) -> None:
     add("--rounds", type=int, default=5, help="how often the sides take turns")
     add("--steps", type=int, default=10, help="steps a turn")
     add("--to_loss", type=int, default=0, metavar="STEPS", help="race so many steps")
+    add("--device", choices=("cpu", "gpu"), default="cpu", help="where both train")
     add("--paths", help="text files (default: docstrings of installed packages)")
     add("--vocab", metavar="PATH", help="a tokenizer (default: made from the text)")
     add("--vocab_size", type=int, help="rows of the model's table (default: 30522)")
@@ -124,7 +125,7 @@ def _bench_train(args) -> int:
 
 
 def _bench_peer(args) -> int:
-    # One device a side, whatever the machine has.
+    # This process prepares: the sides have the device, and one each.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     start_jax()
     from plmjax.bench import case, peer
@@ -143,6 +144,7 @@ def _bench_peer(args) -> int:
         rounds=args.rounds,
         steps=args.steps,
         to_loss=args.to_loss,
+        device=args.device,
     )
     return _bench_result(args, peer, peer.bench_peer(config, log))
 
