@@ -68,9 +68,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Measures one precision: our side against each of the peer's ways."""
     total = config.to_loss or _SCHEDULE_STEPS
-    spec = Spec(
-        folder, dtype, config.batch, config.length, total, device=config.device
-    )
+    spec = Spec(folder, dtype, config.batch, config.length, total, device=config.device)
     modes = (False, True) if config.compile else (False,)
     ways = [
         dataclasses.replace(spec, padding=padding, compile=mode)
@@ -222,8 +220,8 @@ def as_text(result: dict[str, Any]) -> str:
     models = "; ".join(f"{name} {size}" for name, size in case["models"].items())
     lines = [
         machine.as_text(result["machine"]),
-        f"on {result['device']}, {result['threads']} threads a side; load average {before} before, "
-        f"{after} after",
+        f"on {result['device']}, {result['threads']} threads a side; "
+        f"load average {before} before, {after} after",
         f"{case['objective']}, {case['preset']} ({models}), "
         f"{case['vocab_size']:,} pieces, {case['batch']} rows x "
         f"{case['length']} tokens, dropout {case['dropout']}; {case['activation']}",

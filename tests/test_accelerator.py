@@ -1,0 +1,119 @@
+"""On a GPU or TPU: what it trains is what a CPU trains, and a stopped run goes on.
+
+    PLMJAX_TEST_PLATFORM=cuda,cpu pytest -m accelerator -n0
+
+The first platform named is the accelerator, the CPU is what it is held against.
+"""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from finetune_common import make_folder
+from test_every_objective import CASES, train
+from test_resume import flat_state, records
+from test_step import run
+from tests_common import TINY, run_cli
+
+from plmjax.train import sharding
+from plmjax.train.checkpoint import Checkpoints
+
+pytestmark = [pytest.mark.accelerator, pytest.mark.optimised, pytest.mark.timeout(280)]
+MAKE_MESH = sharding.make_mesh
+
+
+@pytest.fixture(autouse=True, scope="module")
+def accelerator():
+    if jax.default_backend() == "cpu":
+        pytest.skip("no accelerator: see the top of this file")
+
+
+@contextlib.contextmanager
+def on(device, precision: str = "highest"):
+    """Meshes hold this one device; float32 products are full float32."""
+    with pytest.MonkeyPatch.context() as patched, jax.default_device(device):
+        patched.setattr(
+            sharding, "make_mesh", lambda config, _=None: MAKE_MESH(config, [device])
+        )
+        with jax.default_matmul_precision(precision):
+            yield
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_objective_trains_as_on_a_cpu(name):
+    with on(jax.devices("cpu")[0]):
+        losses, norms, _ = train(name, (1, 1, 1), steps=3)
+    with on(jax.devices()[0]):
+        found = train(name, (1, 1, 1), steps=3)
+    np.testing.assert_allclose(found[0], losses, rtol=1e-5)
+    np.testing.assert_allclose(found[1], norms, rtol=1e-4)
+
+
+def test_bfloat16_is_near_float32():
+    with on(jax.devices()[0]):
+        wide, *_ = run((1, 1, 1), dtype="float32")
+        narrow, *_ = run((1, 1, 1), dtype="bfloat16")
+    np.testing.assert_allclose(narrow, wide, rtol=5e-3)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """(arguments, workdir) of ten steps in one run, by exact additions."""
+    from tests_common import sentences
+
+    root = tmp_path_factory.mktemp("unbroken")
+    (root / "corpus.txt").write_text("\n".join(sentences(400)) + "\n")
+    arguments = (*TINY, f"--config.data.source.paths={root / 'corpus.txt'}")
+    pretrain(*arguments, f"--workdir={root / 'run'}")
+    return arguments, root / "run"
+
+
+def pretrain(*arguments, code: int = 0) -> str:
+    # Sums into a table's rows have no order on a GPU unless they are told to.
+    exact = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+    found = run_cli("pretrain", *arguments, **exact)
+    assert found.returncode == code, found.stderr
+    return found.stdout
+
+
+def test_a_run_that_goes_on_ends_as_the_unbroken_one(unbroken, tmp_path):
+    """Bit for bit: from a checkpoint in its midst, in another process."""
+    arguments, reference = unbroken
+    # As if it had been killed after its fifth step.
+    shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(Checkpoints(tmp_path / "run" / "checkpoints").path(10))
+    shutil.rmtree(tmp_path / "run" / "export")
+    told = pretrain(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert "Going on from step 5" in told
+    one, two = flat_state(reference), flat_state(tmp_path / "run")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    assert records(reference) == records(tmp_path / "run")
+
+
+def test_what_was_trained_is_evaluated_exported_and_fine_tuned(unbroken, tmp_path):
+    _, workdir = unbroken
+    found = run_cli("evaluate", f"--workdir={workdir}", "--json")
+    assert found.returncode == 0, found.stderr
+    here = json.loads(found.stdout)["loss"]
+    found = run_cli("evaluate", f"--workdir={workdir}", "--json", JAX_PLATFORMS="cpu")
+    assert found.returncode == 0, found.stderr
+    np.testing.assert_allclose(here, json.loads(found.stdout)["loss"], rtol=1e-3)
+
+    folder = make_folder(tmp_path / "folder")
+    lines = [{"text": f"the {word}", "label": word} for word in ("row", "list") * 40]
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)))
+    task = (f"--config.model={folder}", f"--config.task.train={data}")
+    sizes = ("--config.task.length=16", "--config.train.batch=8")
+    found = run_cli("finetune", *task, *sizes, f"--workdir={tmp_path / 'task'}")
+    assert found.returncode == 0, found.stderr
+    out = tmp_path / "out.jsonl"
+    given = (f"--model={tmp_path / 'task'}", f"--input={data}", f"--output={out}")
+    found = run_cli("predict", *given)
+    assert found.returncode == 0, found.stderr
+    assert len(out.read_text().splitlines()) == 80
