@@ -21,7 +21,15 @@ class Exit(enum.IntEnum):
 
 # What a disk answers when it is not the caller's fault.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-FREE_SPACE = "Free some space and run again."
+
+
+def disk_hint(error: OSError) -> str:
+    """Returns how to mend what a disk answered."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space and run again."
+    if error.errno == errno.EIO:
+        return "The disk fails; the system's log may say why."
+    return "Choose a place where you may write."
 
 
 class PlmjaxError(ValueError):

@@ -4,8 +4,8 @@
       --config.task.train=GLUE/CoLA/train.tsv \\
       --config.task.held_out=GLUE/CoLA/dev.tsv --workdir=runs/cola
 
-Arguments: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli. GLUE's test files have no
-labels; `plmjax predict` writes what its server wants to see, less the names of columns.
+Arguments: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli. GLUE's test files
+have no labels.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from plmjax import DISK_ERRORS, FREE_SPACE, Exit, PlmjaxError
+from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
 from plmjax.cli.parser import make_parser
 
 
@@ -87,7 +87,7 @@ def _explain(error: BaseException, args) -> int:
             # An interrupted import of compiled code says that the import failed.
             return _interrupted()
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            return _fail(f"{error}.", FREE_SPACE, Exit.DISK)
+            return _fail(f"{error}.", disk_hint(error), Exit.DISK)
         if _is_one_of_several() and _peer_is_gone(error):
             reason = str(error).strip().partition("\n")[0]
             message = f"another process of this run is gone ({reason})."

@@ -6,7 +6,6 @@ stays when FILE is finished, as the record of what the vectors are of.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import FREE_SPACE, Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, disk_hint
 from plmjax.train.storage import write_file
 
 ENDINGS = (".npy", ".parquet")
@@ -28,10 +27,9 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise PlmjaxError(
             f"{path} cannot be written: {error.strerror or error}.",
-            hint=FREE_SPACE if full else "Choose a place where you may write.",
+            hint=disk_hint(error),
             code=Exit.DISK,
         ) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from plmjax import FREE_SPACE, Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, disk_hint
 from plmjax import config as config_lib
 from plmjax.data.features import make_features
 from plmjax.data.labelled import (
@@ -242,7 +242,7 @@ def _appearing(to: Path) -> Iterator[Path]:
     except OSError as error:
         raise PlmjaxError(
             f"{to} cannot be written: {error.strerror}.",
-            hint=FREE_SPACE,
+            hint=disk_hint(error),
             code=Exit.DISK,
         ) from error
     finally:

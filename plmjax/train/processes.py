@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from plmjax import DISK_ERRORS, FREE_SPACE, Exit, PlmjaxError
+from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
 
 # Who waits at a barrier waits for work that may take hours (text is tokenised once);
 # a process that has died is noticed by its heartbeat, not by this.
@@ -287,7 +287,7 @@ def together(f: Callable[[], T]) -> T:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        failure = json.dumps([f"{error}.", FREE_SPACE, int(Exit.DISK)])
+        failure = json.dumps([f"{error}.", disk_hint(error), int(Exit.DISK)])
     # One may have hours to do, longer than collectives wait.
     barrier("together")
     if said := first_said(failure):
