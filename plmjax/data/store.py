@@ -149,6 +149,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         numbers = ("documents", "tokens", "shards", "shard_tokens")
         if any(type(facts[what]) is not int or facts[what] < 0 for what in numbers):
             raise ValueError(f"the sizes of the {name} split are none")
+        if facts["tokens"] > facts["shards"] * facts["shard_tokens"]:
+            raise ValueError(f"the {name} split has no room for its tokens")
         wanted = [offsets_file(name)]
         for shard in range(min(facts["shards"], len(files) + 1)):
             wanted += [tokens_file(name, shard), starts_file(name, shard)]

@@ -60,6 +60,7 @@ class OptimizerConfig:
             0 < decay <= 1,
             f"train.optimizer.layer_decay is {decay}; it must be in (0, 1].",
         )
+        _check_regex("no_decay", self.no_decay)
         for rule in self.rates:
             self._check_rate(rule)
         frozen = self.freeze
@@ -91,12 +92,16 @@ class OptimizerConfig:
             f"train.optimizer.rates has {rule!r}; each must be (regex, factor >= 0).",
             "For example (('encoder/.*', 0.1), ('.*', 1.0)).",
         )
-        try:
-            re.compile(rule[0])
-        except re.error as error:
-            raise PlmjaxError(
-                f"train.optimizer.rates: {rule[0]!r} is no regex: {error}."
-            ) from None
+        _check_regex("rates", rule[0])
+
+
+def _check_regex(key: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise PlmjaxError(
+            f"train.optimizer.{key}: {text!r} is no regex: {error}."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,6 +163,8 @@ class Workdir:
         trouble = "is no JSON object"
         try:
             found = json.loads(path.read_text())
+            # Escapes can spell half a character, which no file could hold again.
+            json.dumps(found, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             found, trouble = None, f"is no JSON: {error}"
         if isinstance(found, dict):

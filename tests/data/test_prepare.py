@@ -252,6 +252,8 @@ def test_damage_is_found(tokenizer, tmp_path, damage):
         (("splits",), []),
         (("splits", "train", "tokens"), None),
         (("splits", "train", "shards"), 10**9),
+        (("splits", "train", "shards"), 0),
+        (("splits", "train", "shard_tokens"), 1),
         (("splits", "held_out", "documents"), -1),
         (("files",), 5),
         (("files", "unigram.npy"), "a"),

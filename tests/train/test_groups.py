@@ -173,6 +173,7 @@ def test_more_frozen_layers_than_there_are():
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"rates": (("[", 1.0),)}, "no regex"),
+        ({"no_decay": "(a"}, "no_decay: .* is no regex"),
         ({"rates": (("a", "b"),)}, "each must be"),
         ({"rates": ("a",)}, "each must be"),
         ({"freeze": -1}, "freeze is -1"),

@@ -5,7 +5,9 @@ import threading
 
 import pytest
 
+from plmjax import PlmjaxError
 from plmjax.train.metrics import MetricWriter, read_metrics
+from plmjax.train.workdir import Workdir
 
 
 def steps(directory) -> list[int]:
@@ -65,3 +67,12 @@ def test_a_dead_tensorboard_thread_stops_nobody(tmp_path, monkeypatch):
     writer.write("train", 60, {"loss": 1.0})
     writer.close()
     assert json.loads(writer.path.read_text().splitlines()[-1])["step"] == 60
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"step": "1"}', '{"step": 1, "name": "\\ud800"}']
+)
+def test_a_file_of_the_run_that_is_damaged_is_named(tmp_path, content):
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(PlmjaxError, match=r"scores\.json is .*Restore it"):
+        Workdir(tmp_path).read("scores.json", step=int)
