@@ -4,8 +4,8 @@
 
 Each case changes one file of a run, of a Hugging Face folder or of a corpus and reads
 it as the verbs do. It may succeed, for not every change is wrong, or raise PlmjaxError;
-any other exception, a case of more than five seconds of the processor, one that hangs, or
-one that wants gigabytes, is a finding. Exit code 0 without findings.
+any other exception, a case of more than five seconds of the processor, one that hangs,
+or one that wants gigabytes, is a finding. Exit code 0 without findings.
 """
 
 import argparse
