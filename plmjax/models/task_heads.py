@@ -2,7 +2,8 @@
 
 A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one answer a
 row), "tags" (one a token), "answers" (where an answer begins and ends) or "choices"
-(which of several rows). One for embeddings has no head. Their leaves are pooler/dense and classifier in every family.
+(which of several rows). Their leaves are pooler/dense and classifier in every family. A
+model of embeddings is an encoder alone.
 
 Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O what
 the head gives for each of T.
