@@ -34,15 +34,16 @@ def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
     pair of a row with the same text; they are no negatives.
     """
     text_B1, pair_B1 = number_BC[:, :1], number_BC[:, 1:2]
-    own_BN = first + jnp.arange(len(number_BC))[:, None] == jnp.arange(len(real_N))
-    same_BN = text_B1 == number_NC[:, 0]
+    own_B1 = first + jnp.arange(len(number_BC))[:, None]
+    own_BN = own_B1 == jnp.arange(len(real_N))[None]
+    same_BN = text_B1 == number_NC[None, :, 0]
     parts = []
     for place in range(1, number_BC.shape[1]):
-        other_N = number_NC[:, place]
-        apart_BN = (other_N != text_B1) & (other_N != pair_B1)
+        other_1N = number_NC[None, :, place]
+        apart_BN = (other_1N != text_B1) & (other_1N != pair_B1)
         if place == 1:
             apart_BN &= ~same_BN
-        parts.append(apart_BN & real_N)
+        parts.append(apart_BN & real_N[None])
     parts[0] |= own_BN
     return jnp.concatenate(parts, axis=1)
 
