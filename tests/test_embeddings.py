@@ -17,7 +17,7 @@ from plmjax.evaluate.retrieval import candidates_of, find_pairs, numbers, rank_b
 from plmjax.evaluate.scores import rank_scores
 from plmjax.evaluate.text_features import tfidf_vectors
 from plmjax.finetune.predict import evaluate
-from plmjax.interop.huggingface import read_folder
+from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.interop.sentence_files import read_pooling, to_files
 from plmjax.models.task_heads import Task
 
@@ -292,3 +292,30 @@ def test_the_pooling_comes_back(pooling, tmp_path):
     (tmp_path / "modules.json").write_text("[1]")
     with pytest.raises(PlmjaxError, match="no list of modules"):
         read_pooling(tmp_path, notes)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_transformers_gives_the_same_vectors(pooling, folder, tmp_path):
+    import torch
+    import transformers
+
+    model, to = read_folder(folder), tmp_path / "folder"
+    params = {"encoder": model.params["encoder"]}
+    task = Task("embeddings", pooling=pooling)
+    export_folder(to, model.config, params, model.tokenizer, "A card.", 16, task)
+    examples = [
+        Example("", "", (line["text"], line["pair"]), 1, "")
+        for line in records("embeddings", 20)
+    ]
+    ours = vectors_of(to, examples)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(to, local_files_only=True)
+    theirs = transformers.AutoModel.from_pretrained(to, local_files_only=True).eval()
+    texts = [text for example in examples for text in example.texts]
+    rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        states = theirs(**rows).last_hidden_state
+    real = rows["attention_mask"][:, :, None]
+    means = (states * real).sum(1) / real.sum(1)
+    wanted = states[:, 0] if pooling == "cls" else means
+    np.testing.assert_allclose(ours.reshape(len(texts), -1), wanted.numpy(), atol=1e-5)
