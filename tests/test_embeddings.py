@@ -165,6 +165,7 @@ def test_its_neighbours_go_along(more, tmp_path, folder):
     result = run(tmp_path / "run", folder, tmp_path, *KIND, *more, "train.steps=2")
     assert 0 < result["held_out"]["mrr"] <= 1
     model, _ = open_encoder(str(tmp_path / "run"))
+    assert model.task is not None
     assert model.task.pooling == ("cls" if "task.pooling=cls" in more else "mean")
     examples = held_out(tmp_path)
     if not more[0].startswith("folds"):
