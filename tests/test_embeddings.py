@@ -8,7 +8,12 @@ from finetune_common import make_folder, one_device, records, run, write
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import main
-from plmjax.data.labelled import Example, Labelled, load_labelled
+from plmjax.data.labelled import (
+    Example,
+    Labelled,
+    load_labelled,
+    read_examples,
+)
 from plmjax.data.tasks import ColumnsConfig, TaskConfig
 from plmjax.evaluate.baselines import run_baselines
 from plmjax.evaluate.embed import EmbedConfig, embed_texts, open_encoder
@@ -63,8 +68,7 @@ def vectors_of(path, examples, **values):
 
 def held_out(data):
     config = TaskConfig("embeddings", train=str(data / "held_out.jsonl"))
-    loaded = load_labelled(config)
-    return (*loaded.train, *loaded.held_out)
+    return read_examples(config, "train")
 
 
 def ranks_of(vectors, examples):
