@@ -245,8 +245,9 @@ def _write(
     folder = workdir / "export"
     export_task(model, name, parts.config, parts.data, result, folder, more)
     log(f"Exported to {workdir / 'export'}.")
+    use = "embed" if config.kind == "embeddings" else "predict"
     log(
-        f"\nNext:\n  plmjax predict --model={workdir.path} --input=FILE --output=FILE\n"
+        f"\nNext:\n  plmjax {use} --model={workdir.path} --input=FILE --output=FILE\n"
         f"  plmjax evaluate --workdir={workdir.path} --input=FILE"
     )
 

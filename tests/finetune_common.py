@@ -21,6 +21,8 @@ from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 from plmjax.train import sharding
 
 MESH = sharding.make_mesh
+_SORTED = sorted(set(WORDS))[:40]
+HALVES = _SORTED[:20], _SORTED[20:]
 
 
 @contextlib.contextmanager
@@ -83,6 +85,11 @@ _RECORDS = {
         "tags": ["B-LONG" if len(word) > 5 else "O" for word in words],
     },
     "answers": _answer,
+    # Each word of the pair stands for one of the text, by a rule that can be learned.
+    "embeddings": lambda words, random: {
+        "text": " ".join(kept := random.permutation(HALVES[0])[:3].tolist()),
+        "pair": " ".join(HALVES[1][HALVES[0].index(word)] for word in kept[::-1]),
+    },
     "choices": lambda words, random: {
         "text": words[0],
         "choices": words[1 : 3 + int(random.integers(2))],

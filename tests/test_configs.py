@@ -33,6 +33,7 @@ FILES = sorted([*CONFIGS.glob("pretrain/*.py"), *CONFIGS.glob("distill/*.py")])
 FINETUNE = {
     "choices": ("", "swag"),
     "classes": ("", "base", "small"),
+    "embeddings": ("", "base", "small"),
     "glue": ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"),
     "squad": ("", "cmrc"),
     "tags": ("", "upos", "xpos"),

@@ -49,7 +49,8 @@ def add(verb) -> None:
     add(
         "--pooling",
         choices=("mean", "cls", "max"),
-        help="how the vectors of a text's tokens become one (mean)",
+        help="how the vectors of a text's tokens become one (as the model was "
+        "trained for embeddings, else mean)",
     )
     add(
         "--words",
@@ -107,7 +108,7 @@ def _embed(args) -> int:
     output = Path(args.output)
     check_output(output, args.words)
     config = EmbedConfig(
-        args.pooling or "mean",
+        args.pooling,
         args.words,
         args.layer,
         args.normalize,

@@ -106,7 +106,9 @@ def _evaluate_task(args) -> int:
     if args.json:
         print(json.dumps(found))
         return Exit.OK
-    print(f"{args.workdir}, {int(found.pop('examples')):,} examples")
+    among = found.pop("candidates", None)
+    told = f"{args.workdir}, {int(found.pop('examples')):,} examples"
+    print(told if among is None else f"{told}, {int(among):,} candidates each")
     _print_scores(found, lambda name, value: f"{value:.4f}")
     return Exit.OK
 

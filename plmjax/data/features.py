@@ -31,7 +31,8 @@ NONE = -1  # the label of what has none
 class Features:
     """Rows of a task: `arrays` hold them along their first axis.
 
-    [N, L] int32 (choices: [N, C, L], C the most choices of an example): tokens,
+    [N, L] int32 (choices: [N, C, L], C the most choices of an example; embeddings: C
+    the texts of one): tokens,
     segments (1 real, 0 padding), positions, types; word_start bool. [N]: row int32,
     its number; weight float32, 1 as made here. label: see LABELS.
 
@@ -73,9 +74,12 @@ def make_features(
     Raises:
       PlmjaxError: a vocabulary without [UNK] meets a word that it has no piece for.
     """
-    make = {"tags": _tags, "answers": _answers, "choices": _choices}.get(
-        config.kind, _texts
-    )
+    make = {
+        "tags": _tags,
+        "answers": _answers,
+        "choices": _choices,
+        "embeddings": _belonging,
+    }.get(config.kind, _texts)
     features = make(config, examples, tokenizer)
     rows = features.rows
     row = {"row": np.arange(rows, dtype=np.int32), "weight": np.ones(rows, np.float32)}
@@ -167,6 +171,21 @@ def _choices(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
         arrays[name] = whole
     example = np.arange(len(examples), dtype=np.int32)
     return Features(arrays, example, plan.report, tokenizer.pad_id)
+
+
+def _belonging(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
+    """Each text of an example in a frame of its own, side by side."""
+    count = len(examples[0].texts)
+    stream = encode_texts(tokenizer, [text for e in examples for text in e.texts])
+    # A text has one vector: windows would give it several.
+    config = dataclasses.replace(config, long="truncate")
+    plan = plan_rows([stream.sizes], config, tokenizer)
+    layout = lay_out([stream], plan, config.length, tokenizer)
+    shape = (len(examples), count, config.length)
+    arrays = {name: flat.reshape(shape) for name, flat in layout.arrays.items()}
+    example = np.arange(len(examples), dtype=np.int32)
+    report = plan.report | {"examples": len(examples)}
+    return Features(arrays, example, report, tokenizer.pad_id)
 
 
 # --- labels, and in which places they stand
@@ -278,6 +297,18 @@ def _choice_numbers(features: Features, examples, labels) -> np.ndarray:
     return np.array([example.label for example in examples], np.int32)
 
 
+def _text_numbers(features: Features, examples, labels) -> np.ndarray:
+    """[N, C] int32: one number for all texts of the same tokens, whatever their place.
+
+    By it a loss knows which texts of a batch are no negatives of each other.
+    """
+    tokens = features.arrays["tokens"]
+    number: dict[bytes, int] = {}
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    found = [number.setdefault(row.tobytes(), len(number)) for row in flat]
+    return np.array(found, np.int32).reshape(tokens.shape[:-1])
+
+
 LABELS: dict[str, Callable[..., np.ndarray]] = {
     "classes": _class_labels,
     "multilabel": _label_sets,
@@ -285,4 +316,5 @@ LABELS: dict[str, Callable[..., np.ndarray]] = {
     "tags": _word_tags,
     "answers": _answer_tokens,
     "choices": _choice_numbers,
+    "embeddings": _text_numbers,
 }

@@ -45,10 +45,12 @@ class Example:
     """One labelled text, or several that belong together; `where` is file:line.
 
     texts are (text,), (text, pair), (question, context) or, of choices, (text, choice,
-    choice, ...); of tags they are the words. The label is None where there is none;
+    choice, ...), of embeddings (text, pair) or (text, pair, negative); of tags they are
+    the words. The label is None where there is none;
     classes: a name; multilabel: names; regression: a float; tags: a name a word;
     answers: (text, its first character) each, none where there is no answer, -1 where
-    the place is wrong; choices: which, from 0.
+    the place is wrong; choices: which, from 0; embeddings: 1, the rank that the pair
+    should have.
     """
 
     id: str
@@ -88,6 +90,9 @@ def load_labelled(config: TaskConfig) -> Labelled:
         check_labels(examples, labels, f"task.{role}")
     if config.held_out is None:
         train, others["held_out"] = hold_out(train, config.held_out_percent)
+    if config.kind == "embeddings":
+        for role, examples in others.items():
+            _check_candidates(examples, role)
     return Labelled(config, labels, train, others["held_out"], others["test"])
 
 
@@ -159,7 +164,7 @@ def _check_columns(
     chosen = {field: config.column(field) for field in fields}
     optional = {
         field: name
-        for field in ("pair", "id", "group")
+        for field in ("pair", "negative", "id", "group")
         if (name := getattr(config.columns, field)) is not None
     }
     for field, names in {**chosen, **optional}.items():
@@ -223,18 +228,31 @@ def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
     """Nothing can be learned from labels that are all one."""
     if config.kind == "answers":
         return
+    field = {"tags": "tags", "embeddings": "pair"}.get(config.kind, "label")
     if config.kind == "tags":
         found = {name for example in train for name in example.label}
+    elif config.kind == "embeddings":
+        found = {example.texts[1] for example in train}
     else:
         found = {example.label for example in train}
     if len(found) < 2:
         (one,) = found
-        column = config.column("tags" if config.kind == "tags" else "label")
+        what = "column" if field == "pair" else "label column"
         raise PlmjaxError(
-            f"task.train ({config.train}): the label column {column!r} is {one!r} in "
-            f"all {len(train):,} examples.",
-            hint=f"Is task.columns.{'tags' if config.kind == 'tags' else 'label'} "
-            "right?",
+            f"task.train ({config.train}): the {what} {config.column(field)!r} is "
+            f"{one!r} in all {len(train):,} examples.",
+            hint=f"Is task.columns.{field} right?",
+            code=Exit.DATA,
+        )
+
+
+def _check_candidates(examples: Sequence[Example], role: str) -> None:
+    """A pair must be found among several, or finding it says nothing."""
+    if examples and len({example.texts[1] for example in examples}) < 2:
+        raise PlmjaxError(
+            f"the {role.replace('_', '-')} part has a single pair, and so nothing to "
+            "find it among.",
+            hint=f"Give more pairs as task.{role}, or more training data.",
             code=Exit.DATA,
         )
 

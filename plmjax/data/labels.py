@@ -64,6 +64,18 @@ def _choices(values: Values, where: str, config: TaskConfig):
     return (text, *found), text
 
 
+def _belonging(values: Values, where: str, config: TaskConfig):
+    """A text, its pair, and perhaps a negative; none may be empty."""
+    names = [config.columns.text, config.column("pair"), config.columns.negative]
+    names = [name for name in names if name is not None]
+    texts = tuple(text_of(values[name], where, name) for name in names)
+    for name, text in zip(names, texts, strict=True):
+        if not text.strip():
+            what = f"the column {name!r} is empty."
+            raise bad_data(where, what, "Mend or remove the record.")
+    return texts, texts[0]  # all pairs of a text stand on one side of a split
+
+
 def _list(value: Any, where: str, column: str) -> list:
     if not isinstance(value, list):
         kind = type(value).__name__
@@ -80,6 +92,7 @@ FIELDS = {
     "tags": _words,
     "answers": _question,
     "choices": _choices,
+    "embeddings": _belonging,
 }
 
 
@@ -239,4 +252,6 @@ LABELS = {
     "tags": _tags,
     "answers": _answers,
     "choices": _choice,
+    # The rank that a text's own pair should have among those of all texts.
+    "embeddings": lambda values, where, config: 1,
 }

@@ -1,6 +1,7 @@
 """What a fine-tuning task is: its config, and what each kind of task needs."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from plmjax import PlmjaxError
@@ -40,6 +41,7 @@ KINDS = {
         label_names=False,
     ),
     "choices": Kind(("text", "choices", "label"), _ALL_TABLES, label_names=False),
+    "embeddings": Kind(("text", "pair"), _ALL_TABLES, label_names=False),
 }
 
 
@@ -49,7 +51,9 @@ class ColumnsConfig:
 
     text: str = "text"
     # The second text, if there is one. choices: what stands before each choice.
+    # embeddings: the text that belongs to the first; None: "pair".
     pair: str | None = None
+    negative: str | None = None  # embeddings: a text that looks right and is not
     # multilabel: "a,b,c" are columns of 0 and 1.
     label: str = "label"
     # None: "tokens" and "tags"; CoNLL's first and last column; CoNLL-U's FORM, UPOS.
@@ -68,7 +72,13 @@ class TaskConfig:
     """Labelled data and how they become rows."""
 
     kind: Literal[
-        "classes", "multilabel", "regression", "tags", "answers", "choices"
+        "classes",
+        "multilabel",
+        "regression",
+        "tags",
+        "answers",
+        "choices",
+        "embeddings",
     ] = "classes"
     # auto: by the ending of the file's name; a folder is of datasets.
     format: Literal[
@@ -99,8 +109,11 @@ class TaskConfig:
     long: Literal["window", "truncate"] = "window"
     stride: int = 64  # tokens from the beginning of a window to that of the next
     # What the windows of a text say together: the mean of their probabilities, the
-    # highest of each, or those of the first.
-    pooling: Literal["mean", "max", "first"] = "mean"
+    # highest of each, or those of the first. embeddings, where a text has one row: the
+    # mean of its tokens' vectors, or cls: that of the first token.
+    pooling: Literal["mean", "max", "first", "cls"] = "mean"
+    # embeddings: what cosines are divided by before the softmax over candidates.
+    temperature: float = 0.05
     # Shorter lengths of batches, for rows that fit: less padding, and a program for
     # each to compile.
     buckets: tuple = ()
@@ -145,6 +158,7 @@ class TaskConfig:
                     f"task.length={self.length}.",
                     hint="For example (32, 64).",
                 )
+        self._check_embeddings()
         if self.max_answer_tokens < 1:
             raise PlmjaxError(
                 f"task.max_answer_tokens is {self.max_answer_tokens}; it must be at "
@@ -155,6 +169,26 @@ class TaskConfig:
             raise PlmjaxError(
                 "task.label_separator is empty; it must be at least one character.",
                 hint="For example a comma.",
+            )
+
+    def _check_embeddings(self) -> None:
+        embeds = self.kind == "embeddings"
+        poolings = ("mean", "cls") if embeds else ("mean", "max", "first")
+        if self.pooling not in poolings:
+            raise PlmjaxError(
+                f"task.pooling={self.pooling} is not for task.kind={self.kind}.",
+                hint=f"Set one of {', '.join(poolings)}.",
+            )
+        if self.columns.negative is not None and not embeds:
+            raise PlmjaxError(
+                f"task.columns.negative={self.columns.negative}, but "
+                f"task.kind={self.kind} has no negatives.",
+                hint="It is for task.kind=embeddings; leave it out.",
+            )
+        if not 0 < self.temperature < math.inf:
+            raise PlmjaxError(
+                f"task.temperature is {self.temperature}; it must be above 0.",
+                hint="0.05 is usual.",
             )
 
     def _check_labels(self, labels: tuple) -> None:

@@ -21,6 +21,7 @@ from plmjax.evaluate.gain import gain, task_scores, worth
 from plmjax.evaluate.linear import Featurise, Log, Predict, fit_linear
 from plmjax.evaluate.model import Model
 from plmjax.evaluate.probe import probe_features
+from plmjax.evaluate.retrieval import rank_by
 from plmjax.evaluate.static_vectors import (
     StaticVectors,
     from_file,
@@ -30,6 +31,7 @@ from plmjax.evaluate.static_vectors import (
 from plmjax.evaluate.text_features import (
     most_frequent,
     tfidf,
+    tfidf_vectors,
     usual_tags,
     word_features,
 )
@@ -117,9 +119,13 @@ def _baselines(
     def static(vectors: StaticVectors) -> Fit:
         return linear(lambda: static_features(kind, vectors))
 
-    yield "majority", lambda: majority(kind, labels, train)
+    if kind != "embeddings":
+        yield "majority", lambda: majority(kind, labels, train)
     if kind == "answers":
         log("  answers have no other baseline: words and vectors mark no stretch")
+        return
+    if kind == "embeddings":
+        yield from _vectors(labelled, examples, model, vectors, log)
         return
     model_of = "ridge" if kind == "regression" else "logistic regression"
     if kind == "tags":
@@ -136,6 +142,27 @@ def _baselines(
         return
     yield f"token table + {model_of}", static(from_model(model))
     yield "linear probe", linear(lambda: probe_features(labelled.config, model))
+
+
+def _vectors(
+    labelled: Labelled, examples: Sequence[Example], model, vectors, log: Log
+) -> Iterator[tuple[str, Fit]]:
+    """Vectors of texts by which a text's pair is the nearest, or is not."""
+    yield "TF-IDF", lambda: rank_by(tfidf_vectors(labelled.train))
+    if vectors is not None:
+        found, share = from_file(vectors, "embeddings", [*labelled.train, *examples])
+        log(f"  {share:.1%} of the words have a vector in {vectors}")
+        yield f"mean of {found.name}", lambda: rank_by(found.texts)
+    if model is None:
+        log("  no model is given, so its token table and its states are left out")
+        return
+    yield "mean of the token table", lambda: rank_by(from_model(model).texts)
+    featurise = probe_features(labelled.config, model)
+
+    def states(texts: Sequence[str]) -> np.ndarray:
+        return featurise([Example("", "", (text,), None, text) for text in texts])
+
+    yield "mean of its states, untrained", lambda: rank_by(states)
 
 
 def majority(kind: str, labels: Sequence[str], train: Sequence[Example]) -> Predict:

@@ -26,7 +26,14 @@ from plmjax.evaluate.embed_vectors import (
     compute,
     plan_work,
 )
-from plmjax.evaluate.model import Model, is_run, model_folders, open_models
+from plmjax.evaluate.model import (
+    Model,
+    finished,
+    is_finetuned,
+    is_run,
+    model_folders,
+    open_models,
+)
 from plmjax.train.stop import Stop
 from plmjax.train.workdir import Workdir
 
@@ -99,6 +106,8 @@ def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
     """
     model = next(iter(open_models(path, checkpoint).values()))
     directory, longest = Path(path), model.encoder.max_length
+    if is_finetuned(directory):
+        directory = finished(directory)
     if is_run(directory):
         data = Workdir(directory).config().data
         told = max([length for _, length, _ in data.phases] or [data.length])

@@ -37,7 +37,8 @@ class EmbedConfig:
     """What becomes of texts; None stands for what `resolved` says."""
 
     # Over all tokens of a text, [CLS] and [SEP] too, as sentence-transformers does.
-    pooling: Literal["mean", "cls", "max"] = "mean"
+    # None: what a model of embeddings was trained with, else mean.
+    pooling: Literal["mean", "cls", "max"] | None = None
     # A vector for each word in the place of each text: the mean of its pieces.
     words: bool = False
     # 0: the embeddings; the last is -1, as in a list of layers + 1.
@@ -82,14 +83,18 @@ class EmbedConfig:
                 "or some would be left out.",
                 hint=f"Leave it out for {usual}.",
             )
-        if encoder.causal and self.pooling == "cls" and not self.words:
+        own = model.task.pooling if model.task is not None else "mean"
+        pooling = self.pooling or own
+        if encoder.causal and pooling == "cls" and not self.words:
             raise PlmjaxError(
                 "--pooling=cls: the model reads one side only, so the first token "
                 "knows nothing of the text.",
                 hint="Give mean or max.",
             )
         layer = self.layer % (encoder.layers + 1)
-        return dataclasses.replace(self, length=length, stride=stride, layer=layer)
+        return dataclasses.replace(
+            self, length=length, stride=stride, layer=layer, pooling=pooling
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,16 +192,10 @@ def _states(
     encoder: EncoderConfig, layer: int, pooling: str | None, params, batch
 ) -> jax.Array:
     """Returns float32 vectors of rows [B, H]; without pooling, of tokens [B, L, H]."""
-    x_BLH = heads.encode_to(encoder, params, batch, layer).astype(jnp.float32)
-    real_BL1 = (batch["segments"] > 0)[:, :, None]
-    if pooling == "cls":
-        return x_BLH[:, 0]
-    if pooling == "max":
-        return jnp.where(real_BL1, x_BLH, -jnp.inf).max(1)
-    if pooling == "mean":
-        count_B1 = jnp.maximum(real_BL1.sum(1), 1).astype(jnp.float32)
-        return jnp.where(real_BL1, x_BLH, 0.0).sum(1) / count_B1
-    return x_BLH
+    x_BLH = heads.encode_to(encoder, params, batch, layer)
+    if pooling is None:
+        return x_BLH.astype(jnp.float32)
+    return heads.pooled(x_BLH, batch["segments"], pooling)
 
 
 def _of_rows(

@@ -1,8 +1,8 @@
 """Scores of any kind of task, and one model's gain over another with its interval.
 
 Truth and predictions are lists, one entry a text, of the form of `Example.label`: a
-class name, label names, a number, tags, answers, the number of a choice. Only an
-answer predicted is its text alone, "" for none.
+class name, label names, a number, tags, answers, the number of a choice, the rank of a
+pair. Only an answer predicted is its text alone, "" for none.
 """
 
 import math
@@ -18,6 +18,7 @@ from plmjax.evaluate.entities import entities
 from plmjax.evaluate.scores import (
     class_scores,
     multilabel_scores,
+    rank_scores,
     regression_scores,
     tag_scores,
 )
@@ -48,6 +49,8 @@ def task_scores(
     if kind == "answers":
         texts = _answer_texts(truth)
         return answer_scores(predicted, texts, by_characters=by_characters)
+    if kind == "embeddings":
+        return rank_scores(predicted)
     return {"accuracy": float(_hits(truth, predicted).mean())}
 
 
@@ -123,6 +126,8 @@ _MEANS: dict[tuple[str, str], Callable[[Any, Any], np.ndarray]] = {
     ("classes", "accuracy"): _hits,
     ("classes", "f1_micro"): _hits,
     ("choices", "accuracy"): _hits,
+    ("embeddings", "accuracy_at_1"): _hits,
+    ("embeddings", "mrr"): lambda truth, ranks: 1 / np.asarray(ranks, float),
     ("multilabel", "accuracy"): _set_hits,
     ("regression", "mse"): _squares,
     ("answers", "exact_match"): lambda t, p: answer_values(p, _answer_texts(t))[0],

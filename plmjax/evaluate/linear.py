@@ -53,7 +53,7 @@ class Linear:
 
 def row_counts(kind: str, examples: Sequence[Example]) -> np.ndarray:
     """Returns how many rows each example has."""
-    beside = {"tags": 0, "choices": 1}  # texts that are no row
+    beside = {"tags": 0, "choices": 1, "embeddings": 0}  # texts that are no row
     if kind not in beside:
         return np.ones(len(examples), int)
     return np.array([len(example.texts) - beside[kind] for example in examples], int)

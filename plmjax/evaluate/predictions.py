@@ -17,12 +17,14 @@ from plmjax.data.task_batches import batches_in_order
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.entities import has_entities
 from plmjax.evaluate.gain import LOWER_IS_BETTER, task_scores
+from plmjax.evaluate.retrieval import find_pairs
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task, task_logits
 from plmjax.train import sharding
 
 # Of an example: [C] probabilities; of tags [words, C]; of regression [1], the number;
-# of answers {(first character, the one after the last): probability}.
+# of answers {(first character, the one after the last): probability}; of embeddings
+# retrieval.Found.
 Said = Any
 NO_ANSWER = (-1, -1)
 _BEST = 20  # answers to choose among, as usual for SQuAD
@@ -84,7 +86,8 @@ def put_together(
     scored: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> list[Said]:
     """Returns what a model says of each example, of all its windows together."""
-    together = {"tags": _tags, "answers": _answers}.get(config.kind, _whole)
+    own = {"tags": _tags, "answers": _answers, "embeddings": _pairs}
+    together = own.get(config.kind, _whole)
     return together(config, features, examples, scored)
 
 
@@ -134,6 +137,20 @@ def _tags(config: TaskConfig, features: Features, examples, scored) -> list[Said
         for owner, at, value in zip(owners, word[place, column], values, strict=True):
             found[owner][at] = value
     return found or []
+
+
+def _pairs(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
+    """Where each text's pair stands among those of all examples."""
+    found: np.ndarray | None = None
+    seen = 0
+    for rows, vectors in scored:
+        if found is None:
+            found = np.empty((len(examples), *vectors.shape[1:]), np.float32)
+        found[features.example[rows]] = vectors
+        seen += len(rows)
+    if found is None or seen < features.rows:
+        return []  # broken off
+    return find_pairs(found, features.arrays["label"], config.temperature)
 
 
 def _answers(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
@@ -200,7 +217,8 @@ def read(
     examples: Sequence[Example],
     said: Sequence[Said],
 ) -> list[Any]:
-    """Returns each example's label: a name, names, a number, tags, a text, a choice.
+    """Returns each example's label: a name, names, a number, tags, a text, a choice, a
+    rank.
 
     A word that was cut has the tag O, or the first where there is no O.
     """
@@ -234,6 +252,7 @@ _READ: dict[str, Callable[[Sequence[str], Example, Said], Any]] = {
     "tags": _read_tags,
     "answers": lambda labels, example, said: best_answer(example, said)[0],
     "choices": lambda labels, example, said: int(said.argmax()),
+    "embeddings": lambda labels, example, said: said.rank,
 }
 
 
@@ -260,6 +279,7 @@ def usual_metric(config: TaskConfig, labels: Sequence[str]) -> str:
         "multilabel": "f1_micro",
         "regression": "pearson",
         "answers": "f1",
+        "embeddings": "mrr",
     }.get(config.kind, "accuracy")
 
 

@@ -31,7 +31,7 @@ def probe_features(config: TaskConfig, model: Model) -> Featurise:
 
     A text or pair: their mean over all tokens of all its windows, special ones
     included. Of tags the state of the first piece of each word, 0 of a word that was
-    cut. A choice: the mean over its row.
+    cut. A choice, and each text of embeddings: the mean over its row.
 
     Raises:
       PlmjaxError: rows of the task are longer than the model's positions.

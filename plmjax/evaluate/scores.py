@@ -101,6 +101,15 @@ def tag_scores(
     return _floats(named)
 
 
+def rank_scores(ranks: Sequence[int]) -> dict[str, float]:
+    """accuracy_at_1 and mrr of the ranks, from 1, of what was looked for.
+
+    Both hang on how many candidates there were.
+    """
+    found = np.asarray(ranks)
+    return _floats({"accuracy_at_1": (found == 1).mean(), "mrr": (1 / found).mean()})
+
+
 def confusion(
     truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> np.ndarray:

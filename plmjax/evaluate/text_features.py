@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from plmjax.data.labelled import Example
@@ -26,6 +26,42 @@ def tfidf(kind: str, train: Sequence[Example]) -> Featurise:
     and then their cosines.
     """
     from scipy import sparse
+
+    views = _views(train)
+
+    def featurise(examples: Sequence[Example]):
+        sides = [
+            [view.transform(side) for view in views]
+            for side in zip(*row_texts(kind, examples), strict=True)
+        ]
+        blocks = [block for side in sides for block in side]
+        if len(sides) == 2:
+            cosines = [a.multiply(b).sum(1) for a, b in zip(*sides, strict=True)]
+            blocks += [sparse.csr_array(cosine.reshape(-1, 1)) for cosine in cosines]
+        return sparse.hstack(blocks, format="csr")
+
+    return featurise
+
+
+def tfidf_vectors(train: Sequence[Example]) -> Callable[[Sequence[str]], Any]:
+    """The same features of single texts, [N, F] sparse: products are means of cosines.
+
+    That is of the cosines of words and of characters.
+    """
+    from scipy import sparse
+
+    views = _views(train)
+    share = len(views) ** -0.5
+
+    def vectors(texts: Sequence[str]):
+        blocks = [share * view.transform(texts) for view in views]
+        return sparse.hstack(blocks, format="csr")
+
+    return vectors
+
+
+def _views(train: Sequence[Example]) -> list[Any]:
+    """The fitted vectorizers of words and of characters."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     views: list[Any] = [
@@ -41,19 +77,7 @@ def tfidf(kind: str, train: Sequence[Example]) -> Featurise:
     ]
     for view in views:
         view.fit(text for example in train for text in example.texts)
-
-    def featurise(examples: Sequence[Example]):
-        sides = [
-            [view.transform(side) for view in views]
-            for side in zip(*row_texts(kind, examples), strict=True)
-        ]
-        blocks = [block for side in sides for block in side]
-        if len(sides) == 2:
-            cosines = [a.multiply(b).sum(1) for a, b in zip(*sides, strict=True)]
-            blocks += [sparse.csr_array(cosine.reshape(-1, 1)) for cosine in cosines]
-        return sparse.hstack(blocks, format="csr")
-
-    return featurise
+    return views
 
 
 # --- words

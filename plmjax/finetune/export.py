@@ -9,10 +9,12 @@ from plmjax import config as config_lib
 from plmjax.data.labelled import Labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.model import Model
+from plmjax.evaluate.retrieval import candidates_of, numbers
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder
 from plmjax.interop.place import TASK
+from plmjax.models.task_heads import Task
 
 # Where the labelled data of one task lie says nothing of another's.
 _FILES = ("train", "held_out", "test", "dataset", "format")
@@ -47,11 +49,13 @@ def export_task(
         for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
         if value not in (None, ()) and not key.startswith("task.columns")
     }
+    pairs = model.task.kind == "embeddings"
+    learned = "pairs of texts that belong together" if pairs else "labels"
     facts = CardFacts(
         name=name,
         family=model.encoder.family,
         task=model.task.kind,
-        objective=f"labels, starting from {model.name}",
+        objective=f"{learned}, starting from {model.name}",
         parameters=tree.count(model.params),
         mask_token="",
         data={
@@ -60,6 +64,7 @@ def export_task(
             **({"pseudo-labelled examples": added} if added else {}),
             "held-out examples": len(data.held_out),
             "test examples": len(data.test),
+            **(_of_pairs(model.task, data) if pairs else {}),
             "labels": ", ".join(data.labels),
         },
         recipe=recipe,
@@ -75,6 +80,18 @@ def export_task(
         model.task,
         {TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
     )
+
+
+def _of_pairs(task: Task, data: Labelled) -> dict[str, Any]:
+    """Returns what figures of finding pairs are nothing without."""
+    found = {
+        f"{split.replace('_', '-')} candidates, among which a pair is looked for": (
+            candidates_of(numbers(examples)).pairs
+        )
+        for split in ("held_out", "test")
+        if (examples := getattr(data, split))
+    }
+    return {"pooling": task.pooling, **found}
 
 
 _HOW = {

@@ -23,7 +23,8 @@ def write_predictions(
 
     classes: label, probabilities; multilabel: labels, probabilities; regression: value;
     tags: tokens, tags, probabilities (of each tag given; none where a word was cut);
-    answers: answer, start (-1 none), probability; choices: choice, probabilities.
+    answers: answer, start (-1 none), probability; choices: choice, probabilities;
+    embeddings: rank of the pair, cosine.
     "truth" is there where an example has a label.
     """
     write = _WRITE[config.kind]
@@ -75,4 +76,8 @@ _WRITE = {
     "tags": _tags,
     "answers": _answer,
     "choices": _choice,
+    "embeddings": lambda labels, example, rank, said: {
+        "rank": rank,
+        "cosine": round(said.cosine, _DIGITS),
+    },
 }

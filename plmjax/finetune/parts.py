@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
 from plmjax.data.labelled import Example, Labelled, load_labelled
 from plmjax.data.task_batches import TaskBatches
-from plmjax.evaluate import predictions
+from plmjax.evaluate import predictions, retrieval
 from plmjax.evaluate.model import Model, open_models
 from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
@@ -23,7 +23,7 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task
-from plmjax.objectives import Objective
+from plmjax.objectives import Objective, contrastive
 from plmjax.objectives.supervised import row_losses, supervised
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
@@ -125,7 +125,7 @@ def make_parts(
             hint=f"Set --config.task.length={model.encoder.max_length}, and "
             "task.long=window reads long texts whole.",
         )
-    task = Task(settings.kind, data.labels, config.start.classifier_dropout)
+    task = _task(config, data)
     log(describe(model, task, config.start))
     if not model.encoder.dropout and config.start.dropout is None:
         log(
@@ -142,6 +142,8 @@ def make_parts(
             )
             features[split] = made
             log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
+            if settings.kind == "embeddings" and split != "train":
+                log(told_candidates(examples))
     batches = TaskBatches(
         features["train"],
         config.train.batch,
@@ -149,7 +151,16 @@ def make_parts(
         lengths=settings.buckets,
         mine=functools.partial(sharding.local_rows, mesh),
     )
-    objective = supervised(config.objective, encoder, task)
+    if settings.kind == "embeddings":
+        objective = contrastive(
+            config.objective,
+            encoder,
+            task,
+            settings.temperature,
+            len(data.train[0].texts),
+        )
+    else:
+        objective = supervised(config.objective, encoder, task)
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(
         config,
@@ -181,7 +192,28 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
             "nothing says how long to train.",
             hint="Set --config.train.steps or --config.train.epochs.",
         )
-    sharding.check_batch(mesh, config.train.batch, config.train.accumulation)
+    train = config.train
+    sharding.check_batch(mesh, train.batch, train.accumulation)
+    if config.task.kind == "embeddings" and train.batch // train.accumulation < 2:
+        raise PlmjaxError(
+            f"train.batch={train.batch} with train.accumulation={train.accumulation} "
+            "is one row at once; a pair is learned against those of other rows.",
+            hint="Give a larger batch: the more rows, the better.",
+        )
+
+
+def _task(config: FinetuneConfig, data: Labelled) -> Task:
+    """Returns what the model is for; embeddings have no classifier to drop before."""
+    kind, dropout = data.config.kind, config.start.classifier_dropout
+    if kind != "embeddings":
+        return Task(kind, data.labels, dropout)
+    if dropout is not None:
+        raise PlmjaxError(
+            f"start.classifier_dropout={dropout}, but a model of embeddings has no "
+            "classifier.",
+            hint="Leave it out; start.dropout is that of the encoder.",
+        )
+    return Task(kind, pooling="cls" if data.config.pooling == "cls" else "mean")
 
 
 def split_of(config: FinetuneConfig, data: Labelled) -> Labelled:
@@ -221,6 +253,16 @@ def told(features: Features) -> str:
         if count := report.get(name):
             text += f"; {count:,} {what}"
     return f"{text}."
+
+
+def told_candidates(examples: Sequence[Example]) -> str:
+    """Returns among how many a pair is looked for, and what chance would reach."""
+    found = retrieval.candidates_of(retrieval.numbers(examples)).pairs
+    chance = float(np.mean(1 / np.arange(1, found + 1)))
+    return (
+        f"  Each text looks for its pair among {found:,}; by chance mrr would be "
+        f"{chance:.4f}."
+    )
 
 
 def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
@@ -275,17 +317,22 @@ def score_split(
             watched,
         )
         for found, scores in scored:
+            seen += len(found)
+            if config.kind == "embeddings":  # of all rows together, below
+                yield found, scores
+                continue
             label = features.arrays["label"][found]
             if config.kind == "tags":
                 label = label[:, : scores.shape[1]]
             batch = {"label": label, "weight": np.ones(len(found), np.float32)}
             losses += np.array(row_losses(config.kind, scores, batch), np.float64)
-            seen += len(found)
             yield found, scores
 
     said = predictions.put_together(config, features, examples, rows())
     if seen < features.rows:
         return [], {}
+    if config.kind == "embeddings":
+        losses += [sum(own.loss for own in said), len(said)]
     truth = [example.label for example in examples]
     predicted = predictions.read(config, labels, examples, said)
     scores = predictions.scores_of(config, labels, truth, predicted)

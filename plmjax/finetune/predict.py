@@ -24,7 +24,7 @@ from plmjax.data.labelled import (
 )
 from plmjax.data.records import find_inputs, read_text
 from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate import predictions
+from plmjax.evaluate import predictions, retrieval
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.evaluate.predictions import Said
 from plmjax.finetune.config import FinetuneConfig
@@ -148,6 +148,13 @@ def predict(
     if not to.parent.is_dir():
         raise PlmjaxError(f"there is no directory {to.parent} for --output.")
     asked = Predictor(models, overrides, file, batch)
+    if asked.config.kind == "embeddings":
+        raise PlmjaxError(
+            f"--model={','.join(models)} makes vectors of texts; it has nothing to "
+            "predict.",
+            hint=f"`plmjax embed --model={models[0]} --input={source} "
+            "--output=FILE.npy` writes them.",
+        )
     examples = read_input(asked.config, source)
 
     def records() -> Iterator[dict]:
@@ -171,6 +178,8 @@ def evaluate(
     log: Callable[[str], Any] = print,
 ) -> dict[str, float]:
     """Returns the scores of a fine-tuned model on labelled files, and "examples".
+
+    Of embeddings also "candidates", among which a text's pair was looked for.
 
     Without files it is the test part of the fine-tuning's own data, or the held-out one
     where there is no test.
@@ -197,7 +206,11 @@ def evaluate(
     )
     truth = [example.label for example in examples]
     scores = predictions.scores_of(asked.config, asked.labels, truth, predicted)
-    return scores | {"examples": len(examples)}
+    scores |= {"examples": len(examples)}
+    if asked.config.kind == "embeddings":
+        found = retrieval.candidates_of(retrieval.numbers(examples))
+        scores |= {"candidates": found.pairs}
+    return scores
 
 
 def read_input(

@@ -59,6 +59,8 @@ def check_kind(kind: str) -> None:
         "and is not comparable between contexts",
         "choices": "a choice's probability is one among its own example's choices, "
         "and is not comparable between examples",
+        "embeddings": "there are no labels, and a place among candidates is no "
+        "probability",
     }[kind]
     raise PlmjaxError(
         f"there are no pseudo-labels for task.kind={kind}: {why}.",

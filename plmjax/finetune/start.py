@@ -84,7 +84,7 @@ def _fresh(
 ) -> dict[str, np.ndarray]:
     """Returns fresh leaves by name, but for those that are taken."""
     names = ("tokens", "segments", "positions", "types")
-    shape = (1, 1, 1) if task.head == "choices" else (1, 1)
+    shape = (1, 1, 1) if task.kind in ("choices", "embeddings") else (1, 1)
     batch = {name: jnp.ones(shape, jnp.int32) for name in names}
 
     # What is not returned is neither drawn nor compiled.
@@ -150,6 +150,8 @@ def _pooler(model: Model, task: Task) -> dict[str, str]:
     Two heads have one pooler where transformers calls both the same.
     """
     family = model.encoder.family
+    if task.head is None:
+        return {}
     held = tree.flatten(model.params)
     wanted = {
         entry.theirs: entry.ours[0]
@@ -168,11 +170,11 @@ def describe(model: Model, task: Task, config: StartConfig) -> str:
     """Returns a sentence that says what is taken over and what is new."""
     if config.from_scratch:
         return f"Start weights: drawn anew, in the sizes of {model.name}."
-    new = ["classifier"]
+    new = ["classifier"] if task.head is not None else []
     if task.head in task_heads.POOLERS:
         kept = not config.reinit_pooler and _pooler(model, task)
         new += [] if kept else ["pooler"]
     if config.reinit_layers:
         new.append(f"the last {config.reinit_layers} layers")
     layers = "" if config.layers is None else f", its first {config.layers} layers"
-    return f"Start weights: {model.name}{layers}; new: {', '.join(new)}."
+    return f"Start weights: {model.name}{layers}; new: {', '.join(new) or 'nothing'}."

@@ -87,6 +87,12 @@ _FINE_TUNED = {
         ),
     )
 }
+_FINE_TUNED["embeddings"] = _Task(
+    "sentence-similarity",
+    "pairs of texts that belong together",
+    "It gives a text a vector, which is near to those of texts that belong to it.",
+    "What is near need not mean the same; how often it is right is in the figures.",
+)
 _TASKS |= _FINE_TUNED
 
 
@@ -123,6 +129,7 @@ class CardFacts:
         "tags",
         "answers",
         "choices",
+        "embeddings",
     ] = "masked-lm"
     objective: str | None = None
 
@@ -211,6 +218,8 @@ def _snippet(facts: CardFacts) -> tuple[list[str], list[str]]:
         ]
     if facts.task in _USES:
         return _use(facts.task)
+    if facts.task == "embeddings":
+        return _vectors(facts.data.get("pooling") == "cls")
     rows = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")'
     if facts.task == "encoder":
         return _loader("AutoModel"), [
@@ -283,6 +292,26 @@ def _use(task: str) -> tuple[list[str], list[str]]:
         _load(loader),
         f'run = pipeline("{pipeline}", model=model, tokenizer=tokenizer)',
         line,
+    ]
+
+
+def _vectors(first: bool) -> tuple[list[str], list[str]]:
+    """Of the first token, or the mean over all of them but padding."""
+    if first:
+        lines = ["vectors = states[:, 0]"]
+    else:
+        lines = [
+            'real = rows["attention_mask"][:, :, None]',
+            "vectors = (states * real).sum(1) / real.sum(1)",
+        ]
+    return _loader("AutoModel"), [
+        _load("AutoModel"),
+        'texts = ["The rows of a matrix", "Lines of numbers"]',
+        'rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
+        "states = model(**rows).last_hidden_state",
+        *lines,
+        "vectors = vectors / vectors.norm(dim=1, keepdim=True)",
+        "print(vectors @ vectors.T)  # cosines",
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from plmjax import PlmjaxError
-from plmjax.interop import config_json, task_names
+from plmjax.interop import config_json, sentence_files, task_names
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.place import CARD, CONFIG, appearing, check_replaceable
 from plmjax.interop.safetensors_file import (
@@ -41,7 +41,8 @@ class Imported:
 
     `params` holds "encoder", and those of "head", "pair" and "detector" that the
     checkpoint has whole; or the head of fine-tuning that its class names, whose `task`
-    then is not None. `notes` say, one a line, what was left out, converted or taken by
+    then is not None. So is that of a folder with the files of sentence-transformers:
+    embeddings. `notes` say, one a line, what was left out, converted or taken by
     default.
     """
 
@@ -67,10 +68,10 @@ def export_folder(
     The class follows from the heads in `params`; a detector that no class holds goes
     into detector_head.safetensors beside the model. `card` becomes README.md; `length`
     is the longest row in tokens that the tokenizer shall give (the model's positions if
-    None); `task` is what a fine-tuned model was trained for; `files` holds further
-    files by name. The folder appears whole
-    or not at all; an earlier export of plmjax in its place is replaced, anything else
-    is not touched.
+    None); `task` is what a fine-tuned model was trained for (of embeddings the files of
+    sentence-transformers are written, too); `files` holds further files by name. The
+    folder appears whole or not at all; an earlier export of plmjax in its place is
+    replaced, anything else is not touched.
 
     Raises:
       PlmjaxError: transformers cannot express the model (code 2), the folder holds
@@ -92,7 +93,8 @@ def export_folder(
             "Export a model with the tokenizer that it was trained with.",
         )
     heads = [name for name in params if name != "encoder"]
-    if [head for head in heads if head in TASK_HEADS] != ([task.head] if task else []):
+    own = [] if task is None or task.head is None else [task.head]
+    if [head for head in heads if head in TASK_HEADS] != own:
         raise refusal(
             f"the heads {', '.join(heads)} are not that of the task "
             f"{task.kind if task else None}.",
@@ -101,6 +103,9 @@ def export_folder(
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     body = config_json.to_json(config, heads, *ids, task)
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
+    if task is not None and task.kind == "embeddings":
+        own_files = sentence_files.to_files(task.pooling, config.width, length)
+        files = own_files | dict(files)
     check_replaceable(directory)
     with appearing(directory) as folder:
         text = json.dumps(body, indent=2, sort_keys=True) + "\n"
@@ -113,6 +118,7 @@ def export_folder(
         several = config.token_types > 1
         tokenizer.save(folder, max_length=length, token_types=several, segmenter=False)
         for name, text in {CARD: card, **files}.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -154,6 +160,8 @@ def _read_folder(folder: Path) -> Imported:
             task = task_names.from_json(
                 config.family, body, head, found.outputs, str(path)
             )
+    if task is None and (pooling := sentence_files.read_pooling(folder, notes)):
+        task = Task("embeddings", pooling=pooling)
     params = read_params(found)
     check_tied(folder, config.family, found)
     return Imported(config, params, tokenizer, notes, task)

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from plmjax import Exit, PlmjaxError
+from plmjax.interop import sentence_files
 from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
 
 CONFIG, CARD = "config.json", "README.md"
@@ -18,6 +19,7 @@ _OURS = frozenset(
     f"""
     {CONFIG} {CARD} {TASK} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
     special_tokens_map.json vocab.txt vocab.json merges.txt
+    {sentence_files.POOLING} {" ".join(sentence_files.FILES)}
     """.split()
 )
 
@@ -30,6 +32,9 @@ def check_replaceable(directory: Path) -> None:
     if directory.is_symlink() or not directory.is_dir():
         raise PlmjaxError(f"{directory} is not a folder of its own.", hint=hint)
     names = {path.name for path in directory.iterdir()}
+    inner = directory / sentence_files.POOLING
+    if inner.is_dir():
+        names |= {f"{inner.name}/{path.name}" for path in inner.iterdir()}
     if not names:
         return
     if foreign := sorted(names - _OURS):

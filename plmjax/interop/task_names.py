@@ -85,6 +85,8 @@ def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
     A dropout for which the class has no key is not written: it shapes training alone.
     """
     body: dict[str, Any] = {}
+    if task.head is None:
+        return body
     if task.kind in _PROBLEMS:
         body["problem_type"] = _PROBLEMS[task.kind]
     if task.head in ("sequence", "tags"):

@@ -117,6 +117,21 @@ def encode(config: EncoderConfig, params: dict, batch: Batch, noise: Noise | Non
     return states
 
 
+def pooled(x_BLH: jax.Array, segments_BL: jax.Array, pooling: str) -> jax.Array:
+    """Returns one float32 vector [B, H] a row: mean or max of its tokens, or "cls".
+
+    Special tokens count, padding (segment 0) does not.
+    """
+    x_BLH = x_BLH.astype(jnp.float32)
+    if pooling == "cls":
+        return x_BLH[:, 0]
+    real_BL1 = (segments_BL > 0)[:, :, None]
+    if pooling == "max":
+        return jnp.where(real_BL1, x_BLH, -jnp.inf).max(1)
+    count_B1 = jnp.maximum(real_BL1.sum(1), 1).astype(jnp.float32)
+    return jnp.where(real_BL1, x_BLH, 0.0).sum(1) / count_B1
+
+
 def encode_to(config: EncoderConfig, params: dict, batch: Batch, layer: int):
     """Returns the hidden states [B, L, H] after a layer, counted from 1.
 

@@ -2,7 +2,8 @@
 
 A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one answer a
 row), "tags" (one a token), "answers" (where an answer begins and ends) or "choices"
-(which of several rows). Their leaves are pooler/dense and classifier in every family.
+(which of several rows). Their leaves are pooler/dense and classifier in every family. A
+model of embeddings is an encoder alone.
 
 Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O what
 the head gives for each of T.
@@ -23,13 +24,14 @@ from plmjax.models.heads import Batch, Pooler, tanh
 from plmjax.models.layers import dense, dropout, gelu
 from plmjax.models.noise import Noise
 
-HEAD_OF = {
+HEAD_OF: dict[str, str | None] = {
     "classes": "sequence",
     "multilabel": "sequence",
     "regression": "sequence",
     "tags": "tags",
     "answers": "answers",
     "choices": "choices",
+    "embeddings": None,  # the encoder's own vectors
 }
 # The score of what cannot be chosen.
 OUT_OF_REACH = -1e30
@@ -41,19 +43,30 @@ class Task:
     """What a model is fine-tuned for.
 
     `labels` names the classes, labels or tags, or the choices of a row where they are
-    the same everywhere; regression and answers have none. `dropout` is that before the
-    classifier, None for what the class of the family has by default.
+    the same everywhere; regression, answers and embeddings have none. `dropout` is that
+    before the classifier, None for what the class of the family has by default.
+    `pooling` says how the tokens' vectors become that of a text (embeddings).
     """
 
-    kind: Literal["classes", "multilabel", "regression", "tags", "answers", "choices"]
+    kind: Literal[
+        "classes",
+        "multilabel",
+        "regression",
+        "tags",
+        "answers",
+        "choices",
+        "embeddings",
+    ]
     labels: tuple[str, ...] = ()
     dropout: float | None = None
+    pooling: Literal["mean", "cls", "max"] = "mean"
 
     def __post_init__(self):
         count = len(self.labels)
         # Of one class there is nothing to choose; one label may be there or not.
         least = {"classes": 2, "tags": 2, "multilabel": 1}.get(self.kind, 0)
-        if count < least or (count and self.kind in ("regression", "answers")):
+        without = self.kind in ("regression", "answers", "embeddings")
+        if count < least or (count and without):
             raise PlmjaxError(
                 f"a task of kind {self.kind} has {count} labels; it needs "
                 + (f"at least {least}." if least else "none."),
@@ -71,7 +84,8 @@ class Task:
             )
 
     @property
-    def head(self) -> str:
+    def head(self) -> str | None:
+        """The name of its head; None where the encoder alone is the model."""
         return HEAD_OF[self.kind]
 
     @property
@@ -172,6 +186,8 @@ def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) 
     """Returns fresh parameters of an encoder and the task's head."""
     keys = jax.random.split(key)
     params = heads.init_model(config, keys[0], _rows(config, task, batch), ())
+    if task.head is None:
+        return params
     return params | {task.head: init_head(config, task.head, task.outputs, keys[1])}
 
 
@@ -182,12 +198,16 @@ def task_logits(
 
     "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
     which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L], of which an
-    empty one has -1e30, too.
+    empty one has -1e30, too. Without a head: float32 vectors [B, C, H] of tokens
+    [B, C, L].
     """
     rows = _rows(config, task, batch)
     x_BLH = heads.encode(config, params, rows, noise)
-    x_TH = x_BLH.reshape(-1, config.width)
     shape = batch["tokens"].shape
+    if task.head is None:
+        vectors_TH = heads.pooled(x_BLH, rows["segments"], task.pooling)
+        return vectors_TH.reshape(*shape[:-1], config.width)
+    x_TH = x_BLH.reshape(-1, config.width)
     if task.head in POOLERS:
         x_TH, shape = x_BLH[:, 0], shape[:-1]
     rate = task.dropout
@@ -207,9 +227,9 @@ def task_logits(
 
 
 def _rows(config: EncoderConfig, task: Task, batch: Batch) -> Batch:
-    """Returns what the encoder reads: [B, C, L] of choices as so many rows."""
+    """Returns what the encoder reads: [B, C, L] as so many rows."""
     rows = {name: batch[name] for name in ("tokens", "segments", "positions", "types")}
-    if task.head == "choices":
+    if task.kind in ("choices", "embeddings"):
         length = rows["tokens"].shape[-1]
         rows = {name: array.reshape(-1, length) for name, array in rows.items()}
     if config.token_types < 2:

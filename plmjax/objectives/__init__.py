@@ -2,14 +2,15 @@
 
 from plmjax.objectives.base import Key, Objective, Part, Pieces
 from plmjax.objectives.clm import CLMConfig, clm
+from plmjax.objectives.contrastive import contrastive
 from plmjax.objectives.distill import DistillConfig, distill
 from plmjax.objectives.electra import ElectraConfig, electra
 from plmjax.objectives.mlm import MLMConfig, mlm
 from plmjax.objectives.supervised import SupervisedConfig, supervised
 
 # Each makes an objective of its block, the encoder that the model block names, and
-# what it needs to know of the tokenizer. Fine-tuning, `supervised`, asks for the task
-# in the place of the tokenizer's pieces, and so is none of them.
+# what it needs to know of the tokenizer. Fine-tuning, `supervised` and `contrastive`,
+# asks for the task in the place of the tokenizer's pieces, and so is none of them.
 OBJECTIVES = {"mlm": mlm, "clm": clm, "electra": electra, "distill": distill}
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Pieces",
     "SupervisedConfig",
     "clm",
+    "contrastive",
     "distill",
     "electra",
     "mlm",

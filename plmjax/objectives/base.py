@@ -90,6 +90,23 @@ class ObjectiveConfig:
         return None
 
 
+def of_all_rows(arrays):
+    """Returns a pytree's arrays [B, ...] of all devices' rows, and where the own begin.
+
+    Where each device computes for itself (train.step.row_parallel) they are put
+    together; elsewhere the arrays are those of all rows as they are. What flows back
+    through them is summed over the devices.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    if not axes:
+        return arrays, 0
+    rows = jax.tree.leaves(arrays)[0].shape[0]
+    gathered = jax.tree.map(
+        lambda x: jax.lax.all_gather(x, axes, axis=0, tiled=True), arrays
+    )
+    return gathered, jax.lax.axis_index(axes) * rows
+
+
 def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, Part]:
     """Returns the parts of a run whose parameters are one model."""
     names = ("encoder", *heads)

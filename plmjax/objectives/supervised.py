@@ -179,6 +179,7 @@ def supervised(
       PlmjaxError: the family has no such head, or the kind of task no smoothing.
     """
     task_heads.check(encoder)
+    assert task.head is not None, "embeddings are learned by contrastive"
     if config.label_smoothing and task.kind not in _SMOOTHABLE:
         raise PlmjaxError(
             f"objective.label_smoothing={config.label_smoothing} means nothing for a "

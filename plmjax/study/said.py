@@ -90,6 +90,8 @@ _CONSTANTS: dict[str, Callable[[list], list[list]]] = {
         for one in _frequent([tag for own in truth for tag in own])
     ],
     "answers": lambda truth: [[""] * len(truth)],
+    # Any order of the candidates has each rank as often as the others.
+    "embeddings": lambda truth: [[*range(1, len(truth) + 1)]],
 }
 
 
@@ -112,6 +114,9 @@ def has_learned(outcome: Outcome) -> bool | None:
 def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
     """Returns the score of the mean of what runs of one split say; None of a loss.
 
+    None of embeddings, too: the vectors of two models have nothing to do with each
+    other.
+
     Raises:
       PlmjaxError: predictions or models that cannot be read.
     """
@@ -120,6 +125,8 @@ def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
     if metric == "loss":
         return None
     lines = read_lines(outcomes[0])
+    if lines.config.kind == "embeddings":
+        return None
     if lines.config.kind in _ASKED_AGAIN:
         config, labels, examples, several = _asked(outcomes)
         truth = [example.label for example in examples]

@@ -85,6 +85,7 @@ def test_names_do_not_break_out(name):
         ("causal-lm", "text-generation", "AutoModelForCausalLM"),
         ("detector", None, "ElectraForPreTraining"),
         ("encoder", "feature-extraction", "AutoModel"),
+        ("embeddings", "sentence-similarity", "AutoModel"),
     ],
 )
 def test_each_kind_of_model_has_its_own_words(task, pipeline, loader):
@@ -96,7 +97,8 @@ def test_each_kind_of_model_has_its_own_words(task, pipeline, loader):
     assert f"- {task}\n" in card
     assert ("masked language modelling" in card) == (task == "masked-lm")
     named = model_card(dataclasses.replace(facts, objective="SpanBERT (Joshi 2020)"))
-    assert "pretrained by SpanBERT (Joshi 2020) with plmjax" in named
+    how = "fine-tuned" if task == "embeddings" else "pretrained"
+    assert f"{how} by SpanBERT (Joshi 2020) with plmjax" in named
 
 
 @pytest.mark.peer
@@ -110,6 +112,7 @@ def test_each_kind_of_model_has_its_own_words(task, pipeline, loader):
         ("deberta-detector", "detector"),
         ("bert-detector", "detector"),
         ("albert-bare", "encoder"),
+        ("albert-bare", "embeddings"),
     ],
 )
 def test_its_lines_of_code_run(tiny, tmp_path, capsys, case, task):

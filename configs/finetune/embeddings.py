@@ -1,0 +1,33 @@
+"""Vectors of texts: pairs that belong together, csv, tsv, jsonl, parquet or datasets.
+
+  plmjax finetune --config=configs/finetune/embeddings.py --config.model=runs/mine \\
+      --config.task.train=train.jsonl --config.task.test=test.jsonl \\
+      --workdir=runs/vectors
+  plmjax embed --model=runs/vectors --input=texts.txt --output=texts.npy
+
+A line is {"text": ..., "pair": ...}: a question and its answer, a title and its text, a
+sentence and the same said otherwise. --config.task.columns.negative=NAME is a third
+text, that looks right and is not. A row is held against the others of its batch, so the
+batch is as large as memory allows: with train.accumulation it is a micro-batch. Rates
+are those that are usual for base sizes and, with the argument small, for models under
+some 30 million parameters.
+"""
+
+from ml_collections import ConfigDict
+
+RATES = {"base": 2e-5, "small": 3e-4}
+
+
+def get_config(size: str = "base") -> ConfigDict:
+    return ConfigDict(
+        {
+            "task": {"kind": "embeddings", "length": 64},
+            "start": {"dropout": 0.1},
+            "train": {
+                "epochs": 1.0,
+                "batch": 128,
+                "optimizer": {"learning_rate": RATES[size], "b2": 0.999},
+                "schedule": {"warmup_percent": 10.0},
+            },
+        }
+    )

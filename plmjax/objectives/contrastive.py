@@ -1,0 +1,121 @@
+"""Sentence embeddings by contrast: a text's own pair among those of the batch.
+
+InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the other rows' pairs as
+negatives (Henderson et al. 2017, arXiv:1705.00652).
+
+Legend: B rows of a device, N of all devices, C texts a row (text, pair, and perhaps a
+negative), M candidates: the N pairs, then the N negatives; H width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig, flops, task_heads
+from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
+from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, whole
+from plmjax.objectives.supervised import SupervisedConfig
+
+# Of padding alone all numbers may be 0, and the root has no slope there.
+_LEAST = 1e-12
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Returns float32 vectors scaled to length 1."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.float32(_LEAST)))
+
+
+def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
+    """Says which candidates each row's text is held against, [B, M] bool.
+
+    `number` is one for equal texts, `first` where the B rows stand among the N. What
+    is left out besides filler rows: the text itself, its pair in another row, and the
+    pair of a row with the same text; they are no negatives.
+    """
+    text_B1, pair_B1 = number_BC[:, :1], number_BC[:, 1:2]
+    own_B1 = first + jnp.arange(len(number_BC))[:, None]
+    own_BN = own_B1 == jnp.arange(len(real_N))[None]
+    same_BN = text_B1 == number_NC[None, :, 0]
+    parts = []
+    for place in range(1, number_BC.shape[1]):
+        other_1N = number_NC[None, :, place]
+        apart_BN = (other_1N != text_B1) & (other_1N != pair_B1)
+        if place == 1:
+            apart_BN &= ~same_BN
+        parts.append(apart_BN & real_N[None])
+    parts[0] |= own_BN
+    return jnp.concatenate(parts, axis=1)
+
+
+def contrastive(
+    config: SupervisedConfig,
+    encoder: EncoderConfig,
+    task: Task,
+    temperature: float,
+    texts: int = 2,
+) -> Objective:
+    """Returns the objective by which a text is nearer to its pair than to others.
+
+    Rows are batch["tokens"] [B, C, L] of `texts` C, batch["label"] [B, C] numbers
+    that equal texts share. The loss is the mean over all rows of the global batch; what
+    a row is held against are the pairs and negatives of its micro-batch, on all
+    devices.
+
+    Raises:
+      PlmjaxError: the family is not one to fine-tune, or what is for labels is asked.
+    """
+    task_heads.check(encoder)
+    for key in ("label_smoothing", "rdrop_weight"):
+        if value := getattr(config, key):
+            raise PlmjaxError(
+                f"objective.{key}={value} means nothing for a task of kind "
+                f"{task.kind}.",
+                hint="Leave it out.",
+            )
+
+    def init(key, batch):
+        return task_heads.init_model(encoder, task, key, batch)
+
+    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+        del key, progress
+        weight_B = jnp.where(batch["weight"] > 0, batch["weight"], 0.0)
+        total = jnp.sum(weight_B)
+        return batch | {"weights": weight_B / jnp.where(total > 0, total, 1.0)}
+
+    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+        del frozen
+        noise = key.noise(batch) if train else None
+        vectors_BCH = unit(task_logits(encoder, task, params, batch, noise))
+        number_BC, weights_B = batch["label"], batch["weights"]
+        (vectors_NCH, number_NC, real_N), first = of_all_rows(
+            (vectors_BCH, number_BC, batch["weight"] > 0)
+        )
+        others_MH = jnp.concatenate([*vectors_NCH.transpose(1, 0, 2)[1:]])
+        # The default of GPUs and TPUs rounds to ten bits or fewer, which the division
+        # would make 20 times as coarse.
+        scores_BM = jnp.matmul(vectors_BCH[:, 0], others_MH.T, precision="highest")
+        against_BM = candidates(number_BC, number_NC, real_N, first)
+        scores_BM = jnp.where(
+            against_BM, scores_BM / jnp.float32(temperature), jnp.float32(OUT_OF_REACH)
+        )
+        own_B = first + jnp.arange(len(number_BC))
+        logs_BM = jax.nn.log_softmax(scores_BM)
+        loss_B = -jnp.take_along_axis(logs_BM, own_B[:, None], axis=1)[:, 0]
+        hit_B = (jnp.argmax(scores_BM, axis=1) == own_B).astype(jnp.float32)
+        used_B = (weights_B > 0).astype(jnp.float32)
+        count = jnp.sum(used_B)
+        metrics = {
+            "loss": (jnp.sum(loss_B * used_B), count),
+            "accuracy": (jnp.sum(hit_B * used_B), count),
+        }
+        return jnp.sum(loss_B * weights_B), metrics
+
+    def scores(means):
+        return {name: means[name] for name in ("loss", "accuracy")}
+
+    def cost(length):
+        return texts * flops.encoder_flops(encoder, length)
+
+    parts = whole(encoder, ())
+    return Objective(init, corrupt, loss, parts, scores, None, lambda length: 1, cost)
