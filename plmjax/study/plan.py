@@ -65,7 +65,7 @@ class Model:
     told: str
 
     def path(self, seed: int) -> str:
-        return self.paths[seed] if len(self.paths) > 1 else self.paths[0]
+        return self.paths[seed % len(self.paths)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from plmjax.study.budget import Budget, measured, planned
 from plmjax.study.plan import Model, Plan, Repeats, Setting, crossed_plan
 from plmjax.sweep import compute, drive, trials
 from plmjax.sweep import plan as sweep_plan
-from plmjax.sweep.local import Start, start_process
 from plmjax.train.workdir import RunConfig, Workdir
 
 
@@ -71,11 +70,7 @@ def check_data(plan: Plan) -> None:
 
 
 def pretrain(
-    plan: Plan,
-    sweep: sweep_plan.Plan,
-    parallel: int,
-    log: Callable[[str], Any],
-    start: Start = start_process,
+    plan: Plan, sweep: sweep_plan.Plan, parallel: int, log: Callable[[str], Any]
 ) -> tuple[int, Plan]:
     """Trains what is not trained yet; returns the exit code, and the study.
 
@@ -84,7 +79,7 @@ def pretrain(
     """
     where = plan.root / "pretrained"
     options = drive.Options(parallel=parallel, retry_failed=True)
-    code = drive.sweep(sweep, where, options, log, start)
+    code = drive.sweep(sweep, where, options, log)
     if code != Exit.OK:
         return code, plan
     return code, dataclasses.replace(plan, budgets=_measured(plan.root, sweep))

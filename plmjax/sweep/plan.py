@@ -208,7 +208,7 @@ def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
             cost = compute.cost_of(config)
             flops = cost.flops if flops is None else flops
             sized[name] = values | {"train.steps": compute.steps_for(config, flops)}
-    first = config_lib.load(RunConfig, None, plan.fixed, plan.base).train.seed
+    first = plan.config({})["train"]["seed"]
     listed = tuple(
         values | {"train.seed": first + seed}
         for values in sized.values()
