@@ -80,6 +80,8 @@ def pretrain(
     where = plan.root / "pretrained"
     options = drive.Options(parallel=parallel, retry_failed=True)
     code = drive.sweep(sweep, where, options, log)
+    if code not in (Exit.OK, Exit.RESUMABLE):
+        log("Nothing is fine-tuned before all are trained; the same command tries it.")
     if code != Exit.OK:
         return code, plan
     return code, dataclasses.replace(plan, budgets=_measured(plan.root, sweep))
