@@ -92,7 +92,10 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         for word in command
         if word.startswith("--config.")
     ]
-    rest = [word for word in command if not word.startswith("--config.")]
+    prefix = "--pretrain."
+    pretraining = [w.removeprefix(prefix) for w in command if w.startswith(prefix)]
+    own = ("--config.", prefix)
+    rest = [word for word in command if not word.startswith(own)]
     try:
         args = make_parser().parse_args(rest)
     except SystemExit as leaving:
@@ -111,6 +114,9 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
         assert path, "a sweep is a file of ours"
         plan.load(path, overrides)
         return
+    if pretraining:
+        assert args.pretrain, "--pretrain.KEY goes with --pretrain=FILE"
+        plan.load(args.pretrain, pretraining, args.seeds)
     if args.verb in ("finetune", "compare", "pseudo"):
         config.load(FinetuneConfig, path, overrides)
     elif args.verb == "predict":

@@ -20,19 +20,23 @@ def main(argv: list[str] | None = None) -> int:
     # What stands behind "--" is the command that `plmjax launch` starts.
     end = argv.index("--") if "--" in argv else len(argv)
     own, command = argv[:end], argv[end + 1 :]
-    overrides = [a.removeprefix("--config.") for a in own if a.startswith("--config.")]
-    rest = [a for a in own if not a.startswith("--config.")]
+    overrides, rest = _parted(own, "--config.")
+    pretraining, rest = _parted(rest, "--pretrain.")
     parser = make_parser()
     try:
         args = parser.parse_args(rest)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     args.overrides, args.command = overrides, command
+    args.pretrain_overrides = pretraining
     if args.verb is None:
         parser.print_help()
         return Exit.USAGE
     if overrides and not hasattr(args, "config"):
         return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+    if pretraining and getattr(args, "pretrain", None) is None:
+        hint = "It goes with `plmjax compare --pretrain=FILE`."
+        return _fail(f"--pretrain.{pretraining[0]} is of no use.", hint, Exit.USAGE)
     where = getattr(args, "workdir", None) or ""
     if "://" in where:
         return _fail(
@@ -61,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def _parted(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Returns those that begin with a prefix, without it, and the others."""
+    found = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
+    return found, [a for a in arguments if not a.startswith(prefix)]
 
 
 def _explain(error: BaseException, args) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import start_jax, stopped
+from plmjax.cli.options import at_least_one, log, start_jax, stopped
 
 
 def add(verb) -> None:
@@ -18,6 +18,14 @@ def add(verb) -> None:
     )
     add = added.add_argument
     add("models", nargs="*", metavar="MODEL", help="runs' workdirs or folders")
+    add(
+        "--pretrain",
+        metavar="FILE",
+        help="in the place of models: a file of configs/sweeps with settings of "
+        "pretraining, each trained by every seed at equal compute first; "
+        "--pretrain.KEY=VALUE sets a key of all",
+    )
+    add("--parallel", type=int, metavar="N", help="pretrainings at a time (default: 1)")
     add("--tasks", metavar="FILE,...", help="configs of `plmjax finetune`")
     add(
         "--setting",
@@ -90,7 +98,7 @@ def finetune_repeated(args, config, workdir: Path) -> int:
 
 def _compare(args) -> int:
     for given, name in (
-        (args.models, "models: plmjax compare MODEL MODEL ..."),
+        (args.models or args.pretrain, "models: plmjax compare MODEL MODEL ..."),
         (args.tasks, "task files: --tasks=FILE.py,FILE.py"),
         (args.workdir, "place: --workdir=DIR"),
     ):
@@ -100,6 +108,13 @@ def _compare(args) -> int:
         raise PlmjaxError(
             f"--config={args.config}: the configs of a comparison are its tasks.",
             hint=f"Give --tasks={args.config}.",
+        )
+    if args.pretrain is not None:
+        return _pretrain_and_compare(args)
+    if args.parallel is not None:
+        raise PlmjaxError(
+            f"--parallel={args.parallel} is of pretrainings, and there are none.",
+            hint="Give --pretrain=FILE, or leave it out.",
         )
     from plmjax.study import drive, plan
 
@@ -117,6 +132,40 @@ def _compare(args) -> int:
         drive.encoders(),
     )
     print(f"Study directory: {root}", flush=True)
+    return _run(found)
+
+
+def _pretrain_and_compare(args) -> int:
+    if args.models:
+        raise PlmjaxError(
+            f"{args.models[0]} and the models of --pretrain={args.pretrain} did not "
+            "cost the same.",
+            hint="Compare finished models without --pretrain.",
+        )
+    if args.vary is not None:
+        raise PlmjaxError(
+            f"--vary={args.vary}, but each seed has a pretraining of its own.",
+            hint="Leave it out: everything differs between seeds.",
+        )
+    at_least_one(args, "parallel", "seeds")
+    from plmjax.display import console
+    from plmjax.study import budget, plan, pretrained
+    from plmjax.sweep import plan as sweep_plan
+
+    root = Path(args.workdir)
+    start_jax(root)
+    sweep = sweep_plan.load(args.pretrain, args.pretrain_overrides, args.seeds)
+    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
+    tasks = args.tasks.split(",")
+    found = pretrained.pretrained_plan(
+        root, sweep, tasks, settings, args.folds, args.overrides
+    )
+    pretrained.check_data(found)
+    print(f"Study directory: {root}", flush=True)
+    console().print(budget.screen(found.budgets))
+    code, found = pretrained.pretrain(found, sweep, args.parallel or 1, log)
+    if code != Exit.OK:
+        return code
     return _run(found)
 
 

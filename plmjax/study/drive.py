@@ -17,7 +17,7 @@ from plmjax.finetune.parts import make_parts
 from plmjax.finetuning import finetune
 from plmjax.job import shapes_of
 from plmjax.models import EncoderConfig
-from plmjax.study import page, results, tables
+from plmjax.study import budget, page, results, tables
 from plmjax.study.outcomes import (
     Outcome,
     agree,
@@ -194,6 +194,8 @@ def report(plan: Plan, say: Say) -> None:
         if not processes.is_first():
             return
         say(f"\n{page.headline(plan, cells)}\n")
+        if plan.budgets:
+            console().print(budget.screen(plan.budgets))
         for own in tables.by_task(cells).values():
             console().print(tables.screen(own))
             for sentence in tables.sentences(own):

@@ -8,7 +8,7 @@ from pathlib import Path
 from plmjax import config as config_lib
 from plmjax import webpage
 from plmjax.display import duration
-from plmjax.study import plots, tables
+from plmjax.study import budget, plots, tables
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import Plan
 from plmjax.study.results import Cell
@@ -27,6 +27,7 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
             drawn[name] = webpage.as_svg(figure)
     sections = [
         f"<p>{html.escape(headline(plan, cells))}</p>",
+        webpage.section("Pretraining, each seed", _budgets(plan)),
         *(_task(own) for own in tables.by_task(cells).values()),
         webpage.section("Every run", _boxes(drawn.get("boxes"))),
         webpage.section("By step", drawn.get("curves")),
@@ -54,6 +55,20 @@ def headline(plan: Plan, cells: Sequence[Cell]) -> str:
     if repeats.seeds > 1 and len(repeats.vary) < 3:
         text += f" What differs between seeds is {' and '.join(repeats.vary)} alone."
     return text
+
+
+def _budgets(plan: Plan) -> str | None:
+    if not plan.budgets:
+        return None
+    first = plan.budgets[0]
+    lines = []
+    for own in plan.budgets:
+        cost = own.cost
+        keys = [cost.steps, cost.tokens, cost.flops, cost.flops, own.parameters]
+        figures = zip(keys, budget.row(own, first), strict=True)
+        named = webpage.cell(own.name, own.name)
+        lines.append([named, *(webpage.cell(key, text) for key, text in figures)])
+    return webpage.table(["", *budget.HEAD], lines)
 
 
 def _task(cells: Sequence[Cell]) -> str | None:

@@ -21,6 +21,7 @@ from plmjax import config as config_lib
 from plmjax.finetune.config import FinetuneConfig, SeedsConfig
 from plmjax.finetune.safe import safe_for
 from plmjax.models import EncoderConfig
+from plmjax.study.budget import Budget
 
 VARY = tuple(field.name for field in dataclasses.fields(SeedsConfig))
 BUILT_IN = ("plain", "safe")
@@ -50,6 +51,21 @@ class Setting:
     name: str = "plain"
     safe: bool = False
     overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is fine-tuned: the same for all seeds, or one that was pretrained by each.
+
+    `told` is what the study remembers it by.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    told: str
+
+    def path(self, seed: int) -> str:
+        return self.paths[seed % len(self.paths)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +120,16 @@ class Repeats:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All runs of a study, in their order, and what it stands on, as JSON."""
+    """All runs of a study, in their order, and what it stands on, as JSON.
+
+    `budgets` are what its models' pretraining cost, where that belongs to the study.
+    """
 
     root: Path
     runs: tuple[Run, ...]
     repeats: Repeats
     stands_on: dict[str, Any]
+    budgets: tuple[Budget, ...] = ()
 
     def cells(self) -> dict[tuple[str, str, str], list[Run]]:
         """Returns {(task, model, setting): its runs}."""
@@ -166,6 +186,25 @@ def compare_plan(
     Raises:
       PlmjaxError: a file, key or name that is wrong.
     """
+    names = distinct(models, "model")
+    found = [Model(names[path], (path,), path) for path in models]
+    return crossed_plan(root, found, tasks, settings, repeats, overrides, encoders)
+
+
+def crossed_plan(
+    root: Path,
+    models: Sequence[Model],
+    tasks: Sequence[str],
+    settings: Sequence[Setting],
+    repeats: Repeats,
+    overrides: Sequence[str],
+    encoders: Encoders,
+) -> Plan:
+    """Returns the runs of every model x task file x setting, the models named.
+
+    Raises:
+      PlmjaxError: a file, key or name that is wrong.
+    """
     _check_once("--setting", [setting.name for setting in settings])
     for setting in settings:
         for key in map(_key, setting.overrides):
@@ -180,7 +219,7 @@ def compare_plan(
             "--config.model names one model, but several are compared.",
             hint="Give the models themselves: plmjax compare MODEL MODEL ...",
         )
-    model_names, task_names = distinct(models, "model"), distinct(tasks, "task file")
+    task_names = distinct(tasks, "task file")
     runs = []
     for file in tasks:
         with _named(file):
@@ -188,27 +227,35 @@ def compare_plan(
         for model in models:
             made: dict[str, dict] = {}
             for setting in settings:
-                told = [*overrides, f"model={model}"]
+                told = [*overrides, f"model={model.path(0)}"]
                 values = settled(file, told, setting, encoders)
                 same = [name for name, other in made.items() if other == values]
                 if same:
                     raise PlmjaxError(
                         f"the settings {same[0]} and {setting.name} come to the same "
-                        f"config for {task_names[file]} and {model_names[model]}.",
+                        f"config for {task_names[file]} and {model.name}.",
                         hint="Leave one of them out.",
                     )
                 made[setting.name] = values
-                cell = task_names[file], model_names[model], setting.name
+                cell = task_names[file], model.name, setting.name
                 where = root.joinpath(*map(_slug, cell))
                 # They say nothing of a setting: one is enough.
                 baselines = len(made) == 1
-                runs += repeated(values, repeats, cell, where, baselines)
+                runs += [
+                    _of_seed(run, model)
+                    for run in repeated(values, repeats, cell, where, baselines)
+                ]
     stands_on = {
-        "models": {name: model for model, name in model_names.items()},
+        "models": {model.name: model.told for model in models},
         "tasks": {name: file for file, name in task_names.items()},
         "settings": {s.name: [s.safe, *s.overrides] for s in settings},
     }
     return Plan(root, tuple(runs), repeats, stands_on | dataclasses.asdict(repeats))
+
+
+def _of_seed(run: Run, model: Model) -> Run:
+    values = run.values | {"model": model.path(run.seed)}
+    return dataclasses.replace(run, values=values)
 
 
 def finetune_plan(

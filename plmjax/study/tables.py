@@ -164,6 +164,8 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
                 )
     os.replace(part, root / "results.csv")
     values = {"study": plan.stands_on, "cells": [as_json(cell) for cell in cells]}
+    if plan.budgets:
+        values["pretraining"] = [dataclasses.asdict(own) for own in plan.budgets]
     write_json(root / "results.json", values)
     return [root / "results.json", root / "results.csv"]
 

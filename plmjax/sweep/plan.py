@@ -7,12 +7,15 @@ A sweep file is Python, and has
                           that path and {key: value} of what is changed in it
   get_hyper(hyper)        a list of {key: value}, made with plmjax/sweep/hyper.py
   get_space(space)        or {key: range}, made with plmjax/sweep/space.py
+  get_settings([argument])  or {name: {key: value}}: each is trained by the same seeds,
+                          for as many FLOPs as the first
   get_study()             optional: a dict with the fields of StudyConfig
 """
 
 import contextlib
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ from ml_collections import ConfigDict
 
 from plmjax import PlmjaxError, run
 from plmjax import config as config_lib
-from plmjax.sweep import hyper
+from plmjax.sweep import compute, hyper
 from plmjax.sweep import space as space_lib
 from plmjax.train import sharding
 from plmjax.train.workdir import RunConfig
@@ -46,9 +49,12 @@ class StudyConfig:
     # trial that is not among the best 1/prune_factor ends. None: each goes to its end.
     prune_from_step: int | None = None
     prune_factor: int = 3
+    # By which each of get_settings is trained.
+    seeds: int = 3
 
     def __post_init__(self):
-        for name, least in (("trials", 1), ("prune_from_step", 1), ("prune_factor", 2)):
+        least_of = {"trials": 1, "prune_from_step": 1, "prune_factor": 2, "seeds": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlmjaxError(f"{name} is {value}; it must be at least {least}.")
@@ -67,6 +73,9 @@ class Plan:
     space: Mapping[str, space_lib.Range] | None
     # Of each listed trial.
     configs: tuple[dict[str, Any], ...] = ()
+    # Of get_settings: {name: what it sets, its steps too}; `listed` has each by all
+    # seeds, one setting after the other.
+    settings: Mapping[str, Values] = dataclasses.field(default_factory=dict)
 
     def config(self, values: Values) -> dict[str, Any]:
         """Returns the whole config of a trial, as JSON has it.
@@ -91,28 +100,39 @@ class Plan:
         return json.loads(json.dumps(config_lib.to_dict(built)))
 
 
-def load(path: str, fixed: Sequence[str] = ()) -> Plan:
+_WANTS = ("get_hyper", "get_space", "get_settings")
+
+
+def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan:
     """Reads a sweep file, FILE.py[:argument], and checks every trial that it lists.
+
+    `seeds` is laid over those that the file has for its settings.
 
     Raises:
       PlmjaxError: anything wrong in it; the message names the trial.
     """
     name, _, argument = path.partition(":")
     module = config_lib.load_module(name)
-    wants = [w for w in ("get_hyper", "get_space") if hasattr(module, w)]
+    wants = [w for w in _WANTS if hasattr(module, w)]
     if len(wants) != 1 or not hasattr(module, "get_config"):
         raise PlmjaxError(
             f"{name} is no sweep: it has {' and '.join(wants) or 'no get_hyper'}.",
-            hint="It needs get_config, and one of get_hyper(hyper), get_space(space); "
-            "configs/sweeps has examples.",
+            hint="It needs get_config, and one of get_hyper(hyper), get_space(space), "
+            "get_settings(); configs/sweeps has examples.",
         )
     listed = space = None
+    settings: dict[str, Values] = {}
+    given = (argument,) if argument else ()
     with config_lib.errors_of(path):
-        base = module.get_config(argument) if argument else module.get_config()
+        base = module.get_config(*given)
         base, changed = base if isinstance(base, tuple) else (base, {})
         study = module.get_study() if hasattr(module, "get_study") else {}
         if hasattr(module, "get_hyper"):
             listed = tuple(_cleaned(trial) for trial in module.get_hyper(hyper))
+        elif hasattr(module, "get_settings"):
+            found = module.get_settings(*given)
+            settings = {name: _cleaned(values) for name, values in found.items()}
+            listed = tuple(settings.values())
         else:
             space = _cleaned(module.get_space(space_lib))
     plan = Plan(
@@ -123,6 +143,10 @@ def load(path: str, fixed: Sequence[str] = ()) -> Plan:
         space,
     )
     _check_keys(plan)
+    if settings:
+        over = {} if seeds is None else {"seeds": seeds}
+        study = dataclasses.replace(plan.study, **over)
+        plan = _at_equal_compute(dataclasses.replace(plan, study=study), settings)
     if listed is not None:
         return dataclasses.replace(plan, configs=tuple(_configs(plan)))
     _check_space(plan)
@@ -164,10 +188,39 @@ def _check_keys(plan: Plan) -> None:
         )
 
 
+def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
+    """Gives each setting the steps that cost what the first one's cost, and seeds."""
+    flops, sized = None, {}
+    for name, values in settings.items():
+        with _naming(f"setting {name}"):
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise PlmjaxError(
+                    "this cannot be its name.",
+                    hint="Take letters, digits, '_', '-', '+' or '.'.",
+                )
+            if own := {"train.steps", "train.seed"} & values.keys():
+                raise PlmjaxError(
+                    f"it sets {min(own)}, which is not its to set: steps follow from "
+                    "the compute of the first setting, seeds are those of all.",
+                    hint="Set it in get_config.",
+                )
+            config = config_lib.build(RunConfig, plan.config(values))
+            cost = compute.cost_of(config)
+            flops = cost.flops if flops is None else flops
+            sized[name] = values | {"train.steps": compute.steps_for(config, flops)}
+    first = plan.config({})["train"]["seed"]
+    listed = tuple(
+        values | {"train.seed": first + seed}
+        for values in sized.values()
+        for seed in range(plan.study.seeds)
+    )
+    return dataclasses.replace(plan, listed=listed, settings=sized)
+
+
 def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
     """Yields the config of each listed trial."""
     if not plan.listed:
-        raise PlmjaxError("get_hyper lists no trials.")
+        raise PlmjaxError("the file lists no trials.")
     seen: dict[str, int] = {}
     for number, values in enumerate(plan.listed):
         with _naming(f"trial {number} ({describe(values)})"):

@@ -123,6 +123,12 @@ def settle(root: Path, plan: Plan) -> list[Trial]:
     )
 
 
+def in_order(plan: Plan, known: Sequence[Trial]) -> list[Trial]:
+    """Returns the trials of a list as the list has them, not by number."""
+    found = {_identity(trial.config): trial for trial in known}
+    return [found[_as_key(config)] for config in plan.configs]
+
+
 def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
     """Raises PlmjaxError where the file would give a started trial another config."""
     for trial in trials:

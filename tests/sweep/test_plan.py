@@ -200,5 +200,6 @@ def test_a_shipped_sweep_is_valid_and_opens_with_its_command(file):
     found = plan.load(str(file))
     assert (found.listed or found.space) and found.base
     text = " ".join(file.read_text().split('"""')[1].split())
-    assert f"plmjax sweep --config=configs/sweeps/{file.name}" in text
+    start = "compare --pretrain" if found.settings else "sweep --config"
+    assert f"plmjax {start}=configs/sweeps/{file.name}" in text
     assert "core" in text or "GPU" in text

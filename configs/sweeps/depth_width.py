@@ -1,0 +1,45 @@
+"""Deep and narrow, or shallow and wide, at about as many parameters of the layers.
+
+  plmjax compare --pretrain=configs/sweeps/depth_width.py:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+      --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/depth
+
+Argument: small (around 4 layers x 256, two CPU cores) or gpu (default; around 12 x
+768). All cost what the first one's steps cost; the learning rate is the same for all,
+which may favour some. No time or score is claimed: text and tasks are yours.
+"""
+
+# (layers, width): layers x width^2 is within a fifth of the first one's.
+SHAPES = {
+    "small": ((4, 256), (1, 512), (2, 384), (8, 192)),
+    "gpu": ((12, 768), (3, 1536), (6, 1024), (24, 512)),
+}
+
+
+def get_config(size: str = "gpu"):
+    if size == "small":
+        changed = {
+            "train.steps": 2_000,
+            "train.batch": 16,
+            "tokenizer.vocab_size": 8192,
+        }
+        return "../pretrain/bert_mini.py", changed
+    return "../pretrain/bert.py:base", {
+        "data.phases": (),
+        "train.steps": 100_000,
+        "train.batch": 256,
+        "objective.masks": "dynamic",
+        "train.schedule.warmup_steps": None,
+    }
+
+
+def get_settings(size: str = "gpu"):
+    return {
+        f"{layers}x{width}": {
+            "model.layers": layers,
+            "model.width": width,
+            "model.heads": width // 64,
+            "model.ffn_width": 4 * width,
+        }
+        for layers, width in SHAPES[size]
+    }

@@ -1,0 +1,41 @@
+"""With and without next-sentence prediction (Devlin et al. 2018; Liu et al. 2019).
+
+  plmjax compare --pretrain=configs/sweeps/nsp.py:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+      --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/nsp
+
+Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768). none:
+rows full of running text. pairs: rows of two segments, of which nothing is asked. nsp:
+does the second follow? sop: which is first? The third less the second is what the loss
+does, the second less the first what the rows do. Documents are blocks between blank
+lines, and must have several sentences. No time or score is claimed: text and tasks are
+yours.
+"""
+
+
+def get_config(size: str = "gpu"):
+    common = {"data.source.document": "blank", "data.sentences": "punctuation"}
+    if size == "small":
+        return "../pretrain/bert_mini.py", common | {
+            "train.steps": 2_000,
+            "train.batch": 16,
+            "tokenizer.vocab_size": 8192,
+        }
+    return "../pretrain/bert.py:base", common | {
+        "data.phases": (),
+        "train.steps": 100_000,
+        "train.batch": 256,
+        "objective.masks": "dynamic",
+        "train.schedule.warmup_steps": None,
+    }
+
+
+def get_settings(size: str = "gpu"):
+    del size
+    pairs = "objective.pairs"
+    return {
+        "none": {pairs: "none"},
+        "pairs": {pairs: "nsp", "objective.pair_weight": 0.0},
+        "nsp": {pairs: "nsp"},
+        "sop": {pairs: "sop"},
+    }

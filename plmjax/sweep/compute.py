@@ -1,0 +1,67 @@
+"""What a pretraining costs, and how many steps of another one cost as much."""
+
+import dataclasses
+
+from plmjax import PlmjaxError
+from plmjax.models import EncoderConfig
+from plmjax.models.config import resolve
+from plmjax.objectives import OBJECTIVES, Pieces
+from plmjax.train.workdir import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """A training's steps, the tokens of their rows (padding too), its matrix FLOPs."""
+
+    steps: int
+    tokens: int
+    flops: float
+
+
+def encoder_of(config: RunConfig, vocab_size: int | None = None) -> EncoderConfig:
+    """Returns the encoder of a run whose tokenizer may not be there yet."""
+    return resolve(config.model, vocab_size or config.tokenizer.vocab_size, pad_id=0)
+
+
+def cost_of(config: RunConfig, vocab_size: int | None = None) -> Cost:
+    """Returns what a training costs, its generator and heads counted in.
+
+    `vocab_size` is the tokenizer's; None: as many pieces as the config asks for.
+
+    Raises:
+      PlmjaxError: its steps depend on the text, or its cost on a teacher.
+    """
+    steps = _steps(config)
+    rows = steps * config.train.batch
+    each = _row_flops(config, vocab_size)
+    return Cost(steps, rows * config.data.length, rows * each)
+
+
+def steps_for(config: RunConfig, flops: float) -> int:
+    """Returns how many steps of a training come nearest to a number of FLOPs."""
+    each = config.train.batch * _row_flops(config, None)
+    return max(1, round(flops / each))
+
+
+def _steps(config: RunConfig) -> int:
+    if config.train.steps is None or config.data.phases:
+        raise PlmjaxError(
+            "equal compute needs a number of steps, and this config has "
+            f"{'data.phases' if config.data.phases else 'train.epochs'}.",
+            hint="Set train.steps, of which the other settings' follow.",
+        )
+    return config.train.steps
+
+
+def _row_flops(config: RunConfig, vocab_size: int | None) -> float:
+    if config.objective.kind == "distill":
+        raise PlmjaxError(
+            "objective.kind=distill has a teacher, whose cost is not counted.",
+            hint="Compare it by `plmjax compare` of finished models.",
+        )
+    encoder = encoder_of(config, vocab_size)
+    make = OBJECTIVES[config.objective.kind]
+    # No figure depends on the pieces themselves.
+    return make(config.objective, encoder, Pieces(0, (0,), (1,))).flops(
+        config.data.length
+    )
