@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from finetune_common import MESH, make_folder, one_device, records, run, write
+from tests_common import WORDS
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.cli import main
@@ -355,11 +356,18 @@ def test_verbs_say_what_they_lack(done, tmp_path, folder, capsys):
         return capsys.readouterr().err
 
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "empty.csv").write_text("text\n")
     where = f"--model={done[0]}"
     to = f"--output={tmp_path / 'x.jsonl'}"
     assert "no head of a task" in told("predict", f"--model={folder}", "--input=a", to)
     assert "--input" in told("predict", where, "--input=nowhere.csv", to)
     assert "is empty" in told("predict", where, f"--input={tmp_path}/empty.txt", to)
+    empty = told("predict", where, f"--input={tmp_path}/empty.csv", to)
+    assert "--input (" in empty and "holds no examples" in empty
+    (tmp_path / "a.doc").write_text("a")
+    assert "--input: a.doc has" in told(
+        "predict", where, f"--input={tmp_path}/a.doc", to
+    )
     assert "no format" in told("predict", where, "--input=a", "--output=x.doc")
     assert "--config.name" in told("finetune", f"--config.model={folder}")
     assert "without labelled data" in told("evaluate", f"--workdir={done[0]}/export")
@@ -377,6 +385,39 @@ def test_the_config_is_shown(capsys):
     text = capsys.readouterr().out
     assert "train.optimizer.learning_rate = 5e-05" in text
     assert "start.reinit_layers = 0  (int)" in text
+
+
+@pytest.mark.slow
+def test_relations_are_learned_by_the_places_of_entities(tmp_path, folder, capsys):
+    """Which of the two comes first is the label: the texts alone do not tell."""
+    random, lines = np.random.default_rng(0), []
+    for _ in range(200):
+        words = random.choice(WORDS, 3).tolist()
+        text, first = " ".join([*words, "row", *words, "list"]), random.integers(2)
+        places = [(text.rindex(word), len(word)) for word in ("row", "list")]
+        (a, m), (c, n) = places if first else places[::-1]
+        place = {"a": a, "b": a + m, "c": c, "d": c + n}
+        lines.append({"text": text, "label": ["later", "first"][first], **place})
+    write(tmp_path / "train.jsonl", lines[:160])
+    held = write(tmp_path / "held_out.jsonl", lines[160:])
+    signs = ("task.columns.entities=a,b,c,d", "task.markers=('.','or')")
+    long = ("train.steps=200", "train.evaluate_every_steps=100", "task.length=32")
+    long += ("train.optimizer.learning_rate=3e-3", "start.dropout=0.0")
+    start = make_folder(tmp_path / "start", layers=2, width=32)
+    result = run(tmp_path / "run", start, tmp_path, *signs, *long)
+    assert result["held_out"]["accuracy"] > 0.9
+    out = tmp_path / "said.jsonl"
+    given = (f"--model={tmp_path}/run", f"--input={held}")
+    assert main(["predict", *given, f"--output={out}"]) == Exit.OK
+    said = [json.loads(line)["label"] for line in out.read_text().splitlines()]
+    right = [a == line["label"] for a, line in zip(said, lines[160:], strict=True)]
+    assert np.mean(right) == pytest.approx(result["held_out"]["accuracy"])
+    (tmp_path / "a.txt").write_text("a text")
+    plain = (f"--model={tmp_path}/run", f"--input={tmp_path}/a.txt")
+    assert main(["predict", *plain, f"--output={out}"]) == Exit.USAGE
+    assert "places of its entities" in capsys.readouterr().err
+    with pytest.raises(PlmjaxError, match="no piece for '@'"):
+        run(tmp_path / "other", folder, tmp_path, signs[0])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from plmjax import PlmjaxError
 from plmjax.data.labelled import Example
 from plmjax.data.labels import NO_PLACE
 from plmjax.data.layout import (
@@ -100,12 +101,25 @@ def _of(layout: Layout, tokenizer: Tokenizer, **more) -> Features:
 
 
 def _texts(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
+    if config.columns.entities is not None:
+        _check_markers(config, tokenizer)
     streams = [
         encode_texts(tokenizer, texts)
         for texts in zip(*(example.texts for example in examples), strict=True)
     ]
     plan = plan_rows([s.sizes for s in streams], config, tokenizer)
     return _of(lay_out(streams, plan, config.length, tokenizer), tokenizer)
+
+
+def _check_markers(config: TaskConfig, tokenizer: Tokenizer) -> None:
+    """Raises PlmjaxError for a marker that the vocabulary does not tell from others."""
+    for mark in config.markers:
+        found = tokenizer.encode_batch([mark]).tokens
+        if not len(found) or tokenizer.unk_id in found:
+            raise PlmjaxError(
+                f"task.markers: the model's vocabulary has no piece for {mark!r}.",
+                hint="Choose two signs that its texts have, for example ('*', '#').",
+            )
 
 
 def _tags(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:

@@ -97,13 +97,17 @@ def load_labelled(config: TaskConfig) -> Labelled:
 
 
 def read_examples(
-    config: TaskConfig, role: str, *, labelled: bool = True
+    config: TaskConfig, role: str, *, labelled: bool = True, option: str = ""
 ) -> tuple[Example, ...]:
-    """Reads the files of train, held_out or test; without labels if not `labelled`."""
+    """Reads the files of train, held_out or test; without labels if not `labelled`.
+
+    `option` is what a user calls them: task.ROLE, unless given.
+    """
+    option = option or f"task.{role}"
     examples = []
     kind = KINDS[config.kind]
     fields = FIELDS[config.kind]
-    for record in _records(config, role):
+    for record in _records(config, role, option):
         where = f"{record.file}:{record.line}"
         _check_columns(
             record, where, config, kind.fields if labelled else kind.fields[:-1]
@@ -117,7 +121,7 @@ def read_examples(
         examples.append(Example(str(name), where, texts, label, unit))
     if not examples:
         raise PlmjaxError(
-            f"task.{role} ({getattr(config, role)}) holds no examples.",
+            f"{option} ({getattr(config, role)}) holds no examples.",
             hint="Give files with at least one.",
             code=Exit.DATA,
         )
@@ -126,15 +130,15 @@ def read_examples(
     return tuple(examples)
 
 
-def _records(config: TaskConfig, role: str) -> Iterator[Record]:
+def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
     paths = getattr(config, role)
     folder = config.format == "auto" and Path(_folder_name(paths)).expanduser().is_dir()
     if folder or config.format in FOLDERS:
         read = FOLDERS["datasets" if folder else config.format]
         yield from read(*split_of(paths, role), config)
         return
-    for path in find_inputs(paths, f"task.{role}"):
-        yield from FILES[_format(path, config, role)](path, config)
+    for path in find_inputs(paths, option):
+        yield from FILES[_format(path, config, option)](path, config)
 
 
 def _folder_name(paths: str) -> str:
@@ -143,7 +147,7 @@ def _folder_name(paths: str) -> str:
     return head if colon and not Path(paths).expanduser().exists() else paths
 
 
-def _format(path: Path, config: TaskConfig, role: str) -> str:
+def _format(path: Path, config: TaskConfig, option: str) -> str:
     if config.format != "auto":
         return config.format
     kind = KINDS[config.kind]
@@ -151,7 +155,7 @@ def _format(path: Path, config: TaskConfig, role: str) -> str:
     found = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
     if found not in kind.formats:
         raise PlmjaxError(
-            f"task.{role}: {path.name} has an ending that says no format of "
+            f"{option}: {path.name} has an ending that says no format of "
             f"task.kind={config.kind}.",
             hint=f"Set task.format: {', '.join(kind.formats)}.",
         )
@@ -164,7 +168,7 @@ def _check_columns(
     chosen = {field: config.column(field) for field in fields}
     optional = {
         field: name
-        for field in ("pair", "negative", "id", "group")
+        for field in ("pair", "negative", "entities", "id", "group")
         if (name := getattr(config.columns, field)) is not None
     }
     for field, names in {**chosen, **optional}.items():

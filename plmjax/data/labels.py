@@ -14,8 +14,8 @@ _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def column_names(names: str, field: str) -> list[str]:
-    """The columns that a field is in: those of choices and labels may be several."""
-    several = field in ("label", "choices") and "," in names
+    """The columns that a field is in: those of some may be several."""
+    several = field in ("label", "choices", "entities") and "," in names
     return [name.strip() for name in names.split(",")] if several else [names]
 
 
@@ -27,7 +27,41 @@ def _one_or_two(values: Values, where: str, config: TaskConfig):
     texts = tuple(text_of(values[n], where, n) for n in names if n is not None)
     if not any(text.strip() for text in texts):
         raise bad_data(where, "the text is empty.", "Mend or remove the record.")
-    return texts, "\0".join(texts)
+    unit = "\0".join(texts)  # without marks: all relations of a text stay together
+    if config.columns.entities is not None:
+        texts = (_marked(texts[0], values, where, config), *texts[1:])
+    return texts, unit
+
+
+def _marked(text: str, values: Values, where: str, config: TaskConfig) -> str:
+    """Returns the text with each of its two entities between two of its marker."""
+    assert config.columns.entities is not None
+    names = column_names(config.columns.entities, "entities")
+    places = [_place(values[name], where, name) for name in names]
+    cuts = []
+    for start, end, mark in zip(places[::2], places[1::2], config.markers, strict=True):
+        if not 0 <= start < end <= len(text) or not text[start:end].strip():
+            what = (
+                f"an entity is at {start} to {end} of a text of {len(text)} characters."
+            )
+            raise bad_data(where, what, "Mend the places, or task.columns.entities.")
+        # One ends before the next begins; of two, the inner one ends first.
+        cuts += [(start, 1, -end, mark), (end, 0, -start, mark)]
+    parts, last = [], 0
+    for at, *_, mark in sorted(cuts):
+        parts += [text[last:at], mark]
+        last = at
+    return " ".join(part.strip() for part in [*parts, text[last:]] if part.strip())
+
+
+def _place(value: Any, where: str, column: str) -> int:
+    try:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        what = f"the column {column!r} is {value!r}, not a place in the text."
+        raise bad_data(where, what, "Count characters from 0.") from None
 
 
 def _words(values: Values, where: str, config: TaskConfig):

@@ -54,6 +54,9 @@ class ColumnsConfig:
     # embeddings: the text that belongs to the first; None: "pair".
     pair: str | None = None
     negative: str | None = None  # embeddings: a text that looks right and is not
+    # Relations: "start,end,start,end", where two entities of the text begin and end,
+    # in characters from 0, the end not included.
+    entities: str | None = None
     # multilabel: "a,b,c" are columns of 0 and 1.
     label: str = "label"
     # None: "tokens" and "tags"; CoNLL's first and last column; CoNLL-U's FORM, UPOS.
@@ -101,6 +104,9 @@ class TaskConfig:
     header: bool = True  # csv, tsv: the first line names the columns
     columns: ColumnsConfig = dataclasses.field(default_factory=ColumnsConfig)
     labels: tuple | None = None  # their order; None: those of train, sorted
+    # What stands before and after the first entity, and the second (Zhou and Chen 2022,
+    # arXiv:2102.01373: signs that a vocabulary has do as well as new tokens).
+    markers: tuple = ("@", "#")
     label_separator: str = ","  # multilabel: what parts labels written as one text
     # Share of train that is held out where no held_out file is given.
     held_out_percent: float = 10.0
@@ -159,6 +165,7 @@ class TaskConfig:
                     hint="For example (32, 64).",
                 )
         self._check_embeddings()
+        self._check_entities()
         if self.max_answer_tokens < 1:
             raise PlmjaxError(
                 f"task.max_answer_tokens is {self.max_answer_tokens}; it must be at "
@@ -189,6 +196,27 @@ class TaskConfig:
             raise PlmjaxError(
                 f"task.temperature is {self.temperature}; it must be above 0.",
                 hint="0.05 is usual.",
+            )
+
+    def _check_entities(self) -> None:
+        marks = self.markers
+        if len(set(marks)) != 2 or not all(isinstance(m, str) and m for m in marks):
+            raise PlmjaxError(
+                f"task.markers is {marks!r}; it must be two signs that differ.",
+                hint="('@', '#') is usual.",
+            )
+        columns = self.columns.entities
+        if columns is None:
+            return
+        if self.kind not in ("classes", "multilabel", "regression"):
+            raise PlmjaxError(
+                f"task.columns.entities is for classes, multilabel and regression, and "
+                f"task.kind is {self.kind}."
+            )
+        if len(columns.split(",")) != 4:
+            raise PlmjaxError(
+                f"task.columns.entities is {columns!r}; it must name four columns.",
+                hint="For example 'head_start,head_end,tail_start,tail_end'.",
             )
 
     def _check_labels(self, labels: tuple) -> None:

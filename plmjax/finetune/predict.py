@@ -214,21 +214,25 @@ def evaluate(
 
 
 def read_input(
-    config: TaskConfig, source: str, *, labelled: bool = False
+    config: TaskConfig, source: str, *, labelled: bool = False, option: str = "--input"
 ) -> tuple[Example, ...]:
-    """Returns the examples of files; a .txt has one a line, tags' words by blanks."""
+    """Returns the examples of files; a .txt has one a line, tags' words by blanks.
+
+    `option` is what a user calls them.
+    """
     if not source.endswith((".txt", ".txt.gz")) or labelled:
-        if config.format == "auto" and not Path(source.partition(":")[0]).is_dir():
-            find_inputs(source, "--input")  # its error names the option
         config = dataclasses.replace(config, test=source)
-        return read_examples(config, "test", labelled=labelled)
-    if config.kind in ("answers", "choices"):
+        return read_examples(config, "test", labelled=labelled, option=option)
+    lacks = {"answers": "its context", "choices": "its choices"}.get(config.kind)
+    if config.columns.entities is not None:
+        lacks = "the places of its entities"
+    if lacks is not None:
         raise PlmjaxError(
-            f"{source} is plain text, but a question needs its context and choices.",
+            f"{source} is plain text, but a text needs {lacks}.",
             hint="Give .jsonl with the columns of the task.",
         )
     found = []
-    for path in find_inputs(source, "--input"):
+    for path in find_inputs(source, option):
         lines = read_text(path).splitlines()
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.labelled import Example, load_labelled
-from plmjax.data.records import find_inputs
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.predictions import Said
 from plmjax.finetune.added import NOTHING, Added
@@ -117,15 +116,13 @@ def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
 
 
 def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
-    if config.format == "auto" and not Path(source.partition(":")[0]).is_dir():
-        find_inputs(source, "--unlabelled")  # its error names the option
     if config.columns.group is not None and source.endswith((".txt", ".txt.gz")):
         raise PlmjaxError(
             f"{source} is plain text, which says no groups, but task.columns.group="
             f"{config.columns.group} keeps groups on one side.",
             hint=f"Give .jsonl or .csv with {config.columns.group!r}.",
         )
-    return read_input(config, source)
+    return read_input(config, source, option="--unlabelled")
 
 
 def _agree(

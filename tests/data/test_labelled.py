@@ -258,6 +258,46 @@ def test_pairs_several_labels_numbers_and_choices(write):
     assert seen(found) == [(("It", "is a", "is b"), 1), (("It", "was c", "was d"), 0)]
 
 
+ENTITIES = {"entities": "a,b,c,d"}
+
+
+def test_two_entities_are_marked_and_their_text_stays_together(write):
+    text = "Ada met Bob."
+    places = [
+        dict(zip("abcd", at, strict=True)) for at in ((0, 3, 8, 11), (8, 11, 0, 3))
+    ]
+    # One within the other; one right after the other, with numbers as csv has them.
+    places += [{"a": 0, "b": 7, "c": 4, "d": 7}, {"a": "0", "b": "4", "c": 4, "d": 7}]
+    records = [{"text": text, "label": "x", **at} for at in places]
+    found = read(write("a.jsonl", lines(*records)), ENTITIES)
+    assert [example.texts[0] for example in found] == [
+        "@ Ada @ met # Bob # .",
+        "# Ada # met @ Bob @ .",
+        "@ Ada # met # @ Bob.",
+        "@ Ada @ # met # Bob.",
+    ]
+    assert len({example.unit for example in found}) == 1
+    (other,) = read(
+        write("b.jsonl", lines(records[0])), ENTITIES, markers=("<s>", "</s>")
+    )
+    assert other.texts[0] == "<s> Ada <s> met </s> Bob </s> ."
+
+
+@pytest.mark.parametrize(
+    "place, words",
+    [
+        (13, "0 to 13 of a text of 12"),
+        (0, "0 to 0"),
+        (1.5, "not a place"),
+        (None, "'b'"),
+    ],
+)
+def test_an_entity_that_is_not_in_its_text(write, place, words):
+    record = {"text": "Ada met Bob.", "label": "x", "a": 0, "b": place, "c": 8, "d": 11}
+    path = write("a.jsonl", lines(record))
+    fails("a.jsonl:1", words, columns=ENTITIES, train=path)
+
+
 def test_labels_are_in_order_of_numbers_or_names(write):
     path = write("a.csv", "text,label\n" + "".join(f"t{n},{n}\n" for n in (10, 9, 2)))
     assert load_labelled(TaskConfig(train=path)).labels == ("2", "9", "10")
