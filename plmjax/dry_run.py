@@ -18,6 +18,7 @@ from rich.table import Table
 from plmjax import config as config_lib
 from plmjax import show, tree
 from plmjax.display import console
+from plmjax.models.task_heads import TASK_HEADS
 from plmjax.run import Run, check, make_run
 from plmjax.start import abstract_state, frozen_arrays, step_of
 from plmjax.train import collectives, sharding
@@ -54,7 +55,7 @@ def dry_run(config: ConfigDict, path: Path, compiles: bool = True) -> None:
             say("\nCompiling the step; Ctrl-C if you have seen enough.")
             begin = time.monotonic()
             compiled = compile_step(run, state)
-            _print_compiled(out, compiled, mesh, time.monotonic() - begin)
+            print_compiled(out, compiled, mesh, time.monotonic() - begin)
         say("\nDry run: nothing was trained.")
 
 
@@ -120,7 +121,8 @@ def _bytes_by_name(mesh: Mesh, state: State, zero1: bool) -> dict[str, int]:
 
 def _block_name(name: str) -> str:
     """Returns "encoder/layer_0" of "encoder/layer_0/ffn/up/kernel"."""
-    found = re.match(r"(.*?\bencoder/[^/]+|.*?\b(?:head|pair|detector))\b", name)
+    heads = ("head", "pair", "detector", *TASK_HEADS)
+    found = re.match(rf"(.*?\bencoder/[^/]+|.*?\b(?:{'|'.join(heads)}))\b", name)
     return found[1] if found else name
 
 
@@ -196,7 +198,7 @@ def _mb(size: float) -> str:
     return f"{size / 1e6:,.1f}" if size >= 1e6 else f"{size / 1e6:.3f}"
 
 
-_SIZES = ("weights", "gradients", "optimizer")
+SIZES = ("weights", "gradients", "optimizer")
 
 
 def block_table(blocks: list[Block]) -> Table:
@@ -206,14 +208,14 @@ def block_table(blocks: list[Block]) -> Table:
         title_style="",
     )
     table.add_column("block")
-    for name in ("parameters", *_SIZES):
+    for name in ("parameters", *SIZES):
         table.add_column(name, justify="right", no_wrap=True)
     for block in blocks:
-        sizes = (_mb(getattr(block, name)) for name in _SIZES)
+        sizes = (_mb(getattr(block, name)) for name in SIZES)
         table.add_row(block.name, f"{block.parameters:,}", *sizes)
     table.add_section()
-    parameters = f"{_total(blocks, 'parameters'):,}"
-    table.add_row("all", parameters, *(_mb(_total(blocks, name)) for name in _SIZES))
+    parameters = f"{total(blocks, 'parameters'):,}"
+    table.add_row("all", parameters, *(_mb(total(blocks, name)) for name in SIZES))
     return table
 
 
@@ -236,19 +238,19 @@ def sharding_table(blocks: list[Block]) -> Table | str:
     return table
 
 
-def _total(blocks: list[Block], name: str) -> int:
+def total(blocks: list[Block], name: str) -> int:
     return sum(getattr(block, name) for block in blocks)
 
 
 def _plan_table(run: Run, blocks: list[Block]) -> Table:
-    train, devices = run.config.train, run.mesh.size
+    train = run.config.train
     phase = run.loader.phases[0]
     length, shards = phase.plan.length, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     rows = phase.batch // train.accumulation // shards
     slots = run.objective.slots(length)
-    sizes = {name: _total(blocks, name) for name in _SIZES}
+    sizes = {name: total(blocks, name) for name in SIZES}
     if run.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(run.mesh):
-        sizes["weights put together"] = 4 * _total(blocks, "parameters")
+        sizes["weights put together"] = 4 * total(blocks, "parameters")
     sizes["activations"] = sum(
         show.activation_bytes(part.encoder, rows, length, slots)
         for part in run.objective.parts.values()
@@ -264,8 +266,7 @@ def _plan_table(run: Run, blocks: list[Block]) -> Table:
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",
         "predicted a row": f"at most {slots} of {length}",
         "FLOPs in all": f"{flops:.2e}",
-        "devices": f"{devices} x {jax.devices()[0].device_kind}, mesh "
-        + " x ".join(f"{axis} {run.mesh.shape[axis]}" for axis in sharding.AXES)
+        "devices": devices_text(run.mesh)
         + (", zero1" if run.config.mesh.zero1 else ""),
         "memory a device": f"about {sum(sizes.values()) / 1e6:,.0f} MB: "
         + ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in sizes.items())
@@ -275,23 +276,33 @@ def _plan_table(run: Run, blocks: list[Block]) -> Table:
     return table
 
 
+def devices_text(mesh: Mesh) -> str:
+    axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.AXES)
+    return f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}"
+
+
 def compile_step(run: Run, state: State) -> jax.stages.Compiled:
     """Returns the compiled step of a run's first phase.
 
     `state` holds shapes and shardings; no parameter is made.
     """
-    rows, batch = sharding.rows(run.mesh), run.loader.phases[0].batch
-    shapes = {
-        name: jax.ShapeDtypeStruct(
-            (batch, *array.shape[1:]), array.dtype, sharding=rows
-        )
-        for name, array in run.loader.batch(0).items()
-    }
+    shapes = batch_shapes(run.mesh, run.loader.phases[0].batch, run.loader.batch(0))
     step = step_of(run, run.steps)
     return step.lower(state, frozen_arrays(run), shapes).compile()
 
 
-def _print_compiled(
+def batch_shapes(mesh: Mesh, batch: int, arrays: dict) -> dict:
+    """Returns the shapes and shardings of a global batch."""
+    rows = sharding.rows(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(
+            (batch, *array.shape[1:]), array.dtype, sharding=rows
+        )
+        for name, array in arrays.items()
+    }
+
+
+def print_compiled(
     out: Console, compiled: jax.stages.Compiled, mesh: Mesh, seconds: float
 ) -> None:
     kind = jax.devices()[0].device_kind

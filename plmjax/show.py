@@ -4,6 +4,7 @@ Legend: B rows, K slots a row, L tokens.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,26 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
         labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
         words.append(f"\nPairs: {', '.join(labels) or 'none'}")
     return " ".join(words)
+
+
+def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
+    """Returns the first row of a task's batch as the model sees it, and its label.
+
+    Of several texts a row, each stands on a line of its own.
+    """
+    tokens, segments = batch["tokens"][0], batch["segments"][0]
+    length = tokens.shape[-1]
+    lines = [
+        " ".join(
+            tokenizer.backend.id_to_token(int(token)) or ""
+            for token in row[real > 0].tolist()
+        )
+        for row, real in zip(
+            tokens.reshape(-1, length), segments.reshape(-1, length), strict=True
+        )
+    ]
+    told = [line for line in lines if line]  # a choice that is not there has no token
+    return "\n".join(told if label is None else [*told, f"Label: {label}"])
 
 
 def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:

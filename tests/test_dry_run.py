@@ -81,7 +81,7 @@ def test_bytes_of_a_device(sizes, zero1, weights, optimizer):
     state = state_of(objective, ema=True)
     found = blocks(objective, sizes, zero1, ema=True)
     whole = tree.size_in_bytes(state.params)
-    held = {n: sum(getattr(b, n) for b in found) / whole for n in lib._SIZES}
+    held = {n: sum(getattr(b, n) for b in found) / whole for n in lib.SIZES}
     assert held["weights"] == pytest.approx(weights, abs=0.03)
     # Two moments and the average.
     assert held["optimizer"] == pytest.approx(3 * optimizer, abs=0.09)

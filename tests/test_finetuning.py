@@ -1,6 +1,7 @@
 """Fine-tuning from a folder to a folder: every kind, every remedy, and going on."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -378,6 +379,33 @@ def test_verbs_say_what_they_lack(done, tmp_path, folder, capsys):
     half.mkdir()
     shutil.copy(done[0] / "config.json", half)
     assert "is not finished" in told("predict", f"--model={half}", "--input=a", to)
+
+
+def test_a_dry_run_shows_the_task_and_leaves_no_run(folder, data, tmp_path, capsys):
+    values = [
+        f"--config.{key}={value}"
+        for key, value in (
+            ("model", folder),
+            ("task.train", data / "train.jsonl"),
+            ("task.length", 16),
+            ("train.batch", 16),
+            ("train.epochs", 2),
+        )
+    ]
+    where = f"--workdir={tmp_path / 'run'}"
+    assert main(["finetune", *values, where, "--dry_run=shapes"]) == Exit.OK
+    told = capsys.readouterr().out
+    first = json.loads((data / "train.jsonl").read_text().splitlines()[0])
+    assert re.search(rf"labels of train .*{first['label']} [0-9.]+ ?%", told)
+    assert re.search(r"steps +│ 14 ", told) and "sequence " in told
+    shown = told[told.index("as the model sees it") :].splitlines()[1:3]
+    assert shown[0].startswith("[CLS] ") and shown[0].endswith(" [SEP]")
+    label = "with" if " the " in shown[0] else "without"
+    assert shown[1] == f"Label: {label}"
+    left = [path.name for path in (tmp_path / "run").glob("[!.]*")]
+    assert not left
+    again = ["finetune", *values, where, "--dry_run", "--seeds=2"]
+    assert main(again) == Exit.USAGE
 
 
 def test_the_config_is_shown(capsys):

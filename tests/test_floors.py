@@ -30,6 +30,7 @@ FLOORS = {
     "start": 5,
     "pretrain": 5,
     "dry_run": 5,
+    "dry_run_task": 5,
     "study": 5,
     "webpage": 5,
     "bench": 5,

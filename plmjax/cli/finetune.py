@@ -25,6 +25,14 @@ def add(verb) -> None:
     )
     group_options(added)
     added.add_argument(
+        "--dry_run",
+        nargs="?",
+        const="compile",
+        choices=("compile", "shapes"),
+        help="read and check everything, print sizes, memory, steps, labels and the "
+        "first row, compile the step (shapes: do not); stop",
+    )
+    added.add_argument(
         "--show_config",
         action="store_true",
         help="print every key with its type and value, and stop",
@@ -75,6 +83,8 @@ def _finetune(args) -> int:
     from plmjax.finetuning import finetune
     from plmjax.study.outcomes import is_study
 
+    if args.dry_run:
+        return _dry_run(args, config, workdir)
     if args.safe:
         config = processes.together(lambda: compare.settled_config(args, safe=True))
     if several:
@@ -85,6 +95,21 @@ def _finetune(args) -> int:
             hint="Give its --seeds or --folds again, or another --workdir.",
         )
     return stopped(finetune(config, workdir))
+
+
+def _dry_run(args, config, workdir: Path) -> int:
+    from plmjax.dry_run_task import dry_run
+    from plmjax.train.processes import several
+
+    if several() or compare.is_repeated(args):
+        raise PlmjaxError(
+            "--dry_run looks at one fine-tuning from one process.",
+            hint="Leave --seeds, --folds and the flags of several processes out.",
+        )
+    if args.safe:
+        config = compare.settled_config(args, safe=True)
+    dry_run(config, workdir, compiles=args.dry_run == "compile")
+    return Exit.OK
 
 
 def _predict(args) -> int:
