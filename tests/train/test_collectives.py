@@ -186,6 +186,10 @@ def test_loops_within_loops_calls_and_branches():
 SMALL = 200
 
 
+def compiled(mesh_sizes, accumulation: int) -> str:
+    return lowered(mesh_sizes, accumulation, "token").compile().as_text()
+
+
 def parameter_bytes() -> int:
     objective = mlm(MLMConfig(), ENCODER, pieces(96))
     return tree.size_in_bytes(
@@ -196,7 +200,7 @@ def parameter_bytes() -> int:
 @pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.timeout(120)
 def test_a_data_parallel_step_sends_the_gradients_once(accumulation):
-    found = lib.collectives(lowered((8, 1, 1), accumulation, "token"))
+    found = lib.collectives(compiled((8, 1, 1), accumulation))
     assert {one.kind for one in found} == {"all-reduce"}
     assert all(one.known and one.times == 1 for one in found)
     assert 0 <= lib.sent(found) * 8 / (2 * 7) - parameter_bytes() < SMALL
@@ -205,7 +209,7 @@ def test_a_data_parallel_step_sends_the_gradients_once(accumulation):
 @pytest.mark.timeout(120)
 def test_an_fsdp_step_gathers_weights_and_scatters_gradients_once():
     """Nothing that grows with the batch is sent, whatever the accumulation."""
-    found = lib.collectives(lowered((1, 8, 1), 2, "token"))
+    found = lib.collectives(compiled((1, 8, 1), 2))
     assert all(one.known and one.times == 1 for one in found)
     sums = lib.sent_by_axis(found, {"data": 1, "fsdp": 8, "tensor": 1})["fsdp"]
     assert sums.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
@@ -221,7 +225,7 @@ def test_an_fsdp_step_gathers_weights_and_scatters_gradients_once():
 @pytest.mark.timeout(120)
 def test_every_collective_of_the_mixed_mesh_is_understood():
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    found = lib.collectives(lowered((2, 2, 2), 2, "token"))
+    found = lib.collectives(compiled((2, 2, 2), 2))
     assert all(one.known for one in found)
     # The loop of two micro-batches.
     assert {one.times for one in found} == {1, 2}
