@@ -255,8 +255,7 @@ def load_file(path: str) -> dict:
             raise PlmjaxError(f"{name} is no JSON: {error}.") from error
         return _block(values, name)
     module = load_module(name)
-    hint = f"The top of {name} says which arguments it takes." if argument else ""
-    with errors_of(path, hint):
+    with errors_of(path):
         values = module.get_config(argument) if argument else module.get_config()
     return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
 
@@ -296,14 +295,19 @@ def load_module(name: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def errors_of(path: str, hint: str = "") -> Iterator[None]:
-    """Whatever the user's file raises is theirs to mend; --debug shows where."""
+def errors_of(path: str) -> Iterator[None]:
+    """Whatever the user's file raises is theirs to mend; --debug shows where.
+
+    `path` is FILE.py[:argument].
+    """
     try:
         yield
     except PlmjaxError:
         raise
     except (Exception, SystemExit) as error:
         message = f"{path}: {type(error).__name__}: {error}."
+        name, _, argument = path.partition(":")
+        hint = f"The top of {name} says which arguments it takes." if argument else ""
         raise PlmjaxError(message, hint=hint) from error
 
 

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from tests_common import sentences
 
+from plmjax import PlmjaxError, pretrain, tree
 from plmjax import config as config_lib
-from plmjax import pretrain, tree
 from plmjax.cli import main
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import PRESETS
-from plmjax.models.config import resolve
+from plmjax.models.config import ModelConfig, resolve
 from plmjax.objectives import OBJECTIVES, Pieces
 from plmjax.run import check
+from plmjax.sweep import plan as sweep_plan
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.optimizer import make_optimizer
@@ -62,6 +63,26 @@ RECIPES = [
     for name, arguments in ARGUMENTS.items()
     for argument in arguments
 ]
+
+
+SWEEPS = ("albert", "depth_width", "electra_ablation", "nsp", "static_masks")
+TAKE_ONE = [
+    *(f"finetune/{name}" for name, some in FINETUNE.items() if len(some) > 1),
+    *(name for name, some in ARGUMENTS.items() if len(some) > 1),
+    *(f"sweeps/{name}" for name in SWEEPS),
+]
+
+
+@pytest.mark.parametrize("name", TAKE_ONE)
+def test_an_unknown_argument_is_not_taken_for_another(name):
+    path = f"{CONFIGS}/{name}.py:nonsense"
+    with pytest.raises(PlmjaxError, match="nonsense"):
+        if name.startswith("sweeps/"):
+            sweep_plan.load(path)
+        else:
+            # It may name a preset, which is then refused.
+            values = config_lib.load_file(path)
+            resolve(ModelConfig(preset=values["model"]["preset"]), 100, pad_id=0)
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,26 @@ SHAPES = {
 }
 
 
+RECIPES = {
+    "small": (
+        "../pretrain/bert_mini.py",
+        {"train.steps": 2_000, "train.batch": 16, "tokenizer.vocab_size": 8192},
+    ),
+    "gpu": (
+        "../pretrain/bert.py:base",
+        {
+            "data.phases": (),
+            "train.steps": 100_000,
+            "train.batch": 256,
+            "objective.masks": "dynamic",
+            "train.schedule.warmup_steps": None,
+        },
+    ),
+}
+
+
 def get_config(size: str = "gpu"):
-    if size == "small":
-        changed = {
-            "train.steps": 2_000,
-            "train.batch": 16,
-            "tokenizer.vocab_size": 8192,
-        }
-        return "../pretrain/bert_mini.py", changed
-    return "../pretrain/bert.py:base", {
-        "data.phases": (),
-        "train.steps": 100_000,
-        "train.batch": 256,
-        "objective.masks": "dynamic",
-        "train.schedule.warmup_steps": None,
-    }
+    return RECIPES[size]
 
 
 def get_settings(size: str = "gpu"):

@@ -12,22 +12,28 @@ lines, and must have several sentences. No time or score is claimed: text and ta
 yours.
 """
 
+RECIPES = {
+    "small": (
+        "../pretrain/bert_mini.py",
+        {"train.steps": 2_000, "train.batch": 16, "tokenizer.vocab_size": 8192},
+    ),
+    "gpu": (
+        "../pretrain/bert.py:base",
+        {
+            "data.phases": (),
+            "train.steps": 100_000,
+            "train.batch": 256,
+            "objective.masks": "dynamic",
+            "train.schedule.warmup_steps": None,
+        },
+    ),
+}
+
 
 def get_config(size: str = "gpu"):
-    common = {"data.source.document": "blank", "data.sentences": "punctuation"}
-    if size == "small":
-        return "../pretrain/bert_mini.py", common | {
-            "train.steps": 2_000,
-            "train.batch": 16,
-            "tokenizer.vocab_size": 8192,
-        }
-    return "../pretrain/bert.py:base", common | {
-        "data.phases": (),
-        "train.steps": 100_000,
-        "train.batch": 256,
-        "objective.masks": "dynamic",
-        "train.schedule.warmup_steps": None,
-    }
+    recipe, changed = RECIPES[size]
+    documents = {"data.source.document": "blank", "data.sentences": "punctuation"}
+    return recipe, documents | changed
 
 
 def get_settings(size: str = "gpu"):

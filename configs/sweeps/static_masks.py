@@ -10,21 +10,25 @@ They differ from dynamic ones only after as many epochs, so the text must be sma
 enough for the steps. No time or score is claimed: text and tasks are yours.
 """
 
+RECIPES = {
+    "small": (
+        "../pretrain/bert_mini.py",
+        {"train.steps": 2_000, "train.batch": 16, "tokenizer.vocab_size": 8192},
+    ),
+    "gpu": (
+        "../pretrain/bert.py:base",
+        {
+            "data.phases": (),
+            "train.steps": 100_000,
+            "train.batch": 256,
+            "train.schedule.warmup_steps": None,
+        },
+    ),
+}
+
 
 def get_config(size: str = "gpu"):
-    if size == "small":
-        changed = {
-            "train.steps": 2_000,
-            "train.batch": 16,
-            "tokenizer.vocab_size": 8192,
-        }
-        return "../pretrain/bert_mini.py", changed
-    return "../pretrain/bert.py:base", {
-        "data.phases": (),
-        "train.steps": 100_000,
-        "train.batch": 256,
-        "train.schedule.warmup_steps": None,
-    }
+    return RECIPES[size]
 
 
 def get_settings(size: str = "gpu"):

@@ -6,6 +6,9 @@ from typing import Literal
 
 from plmjax import PlmjaxError
 
+TaskKind = Literal[
+    "classes", "multilabel", "regression", "tags", "answers", "choices", "embeddings"
+]
 _TABLES = ("jsonl", "parquet", "datasets", "tfds")
 _ALL_TABLES = ("csv", "tsv", *_TABLES)
 
@@ -74,15 +77,7 @@ class ColumnsConfig:
 class TaskConfig:
     """Labelled data and how they become rows."""
 
-    kind: Literal[
-        "classes",
-        "multilabel",
-        "regression",
-        "tags",
-        "answers",
-        "choices",
-        "embeddings",
-    ] = "classes"
+    kind: TaskKind = "classes"
     # auto: by the ending of the file's name; a folder is of datasets.
     format: Literal[
         "auto",

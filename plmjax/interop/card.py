@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from plmjax import __version__
+from plmjax.data.tasks import TaskKind
 
 _SECRET = re.compile(
     r"(.*[_.-])?(key|secret|password|passwd|credentials?)"
@@ -118,19 +119,9 @@ class CardFacts:
     licence: str | None = None
     # Beyond those that hold for every such model.
     limitations: Sequence[str] = ()
-    task: Literal[
-        "masked-lm",
-        "causal-lm",
-        "detector",
-        "encoder",
-        "classes",
-        "multilabel",
-        "regression",
-        "tags",
-        "answers",
-        "choices",
-        "embeddings",
-    ] = "masked-lm"
+    task: Literal["masked-lm", "causal-lm", "detector", "encoder"] | TaskKind = (
+        "masked-lm"
+    )
     objective: str | None = None
 
 
