@@ -6,6 +6,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from finetune_common import records, write
 
 from plmjax import config
 from plmjax.cli import main
@@ -85,7 +86,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("page, command", COMMANDS)
-def test_a_command_parses(page, command, capsys, monkeypatch):
+def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     overrides = [
         word.removeprefix("--config.")
@@ -112,13 +113,19 @@ def test_a_command_parses(page, command, capsys, monkeypatch):
     overrides = [override for override in overrides if not override.endswith("=...")]
     if args.verb == "sweep":
         assert path, "a sweep is a file of ours"
+        if any(override.startswith("model=") for override in overrides):
+            train = write(tmp_path / "train.jsonl", records("classes", 40))
+            overrides += [f"model={tmp_path}", f"task.train={train}"]
         plan.load(path, overrides)
         return
     if pretraining:
         assert args.pretrain, "--pretrain.KEY goes with --pretrain=FILE"
         plan.load(args.pretrain, pretraining, args.seeds)
     if args.verb in ("finetune", "compare", "pseudo"):
-        config.load(FinetuneConfig, path, overrides)
+        tasks = (getattr(args, "tasks", None) or "").split(",")
+        ours = [task for task in tasks if Path(task.partition(":")[0]).is_file()]
+        for file in ours or [path]:
+            config.load(FinetuneConfig, file, overrides)
     elif args.verb == "predict":
         config.load(TaskConfig, path, overrides)
     else:

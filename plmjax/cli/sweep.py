@@ -10,7 +10,8 @@ def add(verb) -> None:
     added = verb(
         "sweep",
         _sweep,
-        "train the runs that a file lists, or that a search draws, and compare them",
+        "train the runs that a file lists, or a search draws, and compare them; they "
+        "pretrain or fine-tune",
         "plmjax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates "
         "--parallel=2",
         config=True,

@@ -108,15 +108,8 @@ def make_parts(
       PlmjaxError: whatever the user can mend.
     """
     check(config, mesh)
-    data = split_of(config, load_labelled(config.task))
+    data, metric = read_data(config)
     settings = data.config
-    if settings.kind == "answers" and settings.unanswerable is None:
-        some = any(not example.label for example in data.train)
-        settings = dataclasses.replace(settings, unanswerable=some)
-        data = dataclasses.replace(data, config=settings)
-    metric = config.select.metric or predictions.usual_metric(settings, data.labels)
-    truth = [example.label for example in data.held_out]
-    predictions.check_metric(settings, data.labels, truth, metric)
     model = next(iter(open_models(str(config.model), config.checkpoint).values()))
     if settings.length > model.encoder.max_length:
         raise PlmjaxError(
@@ -178,6 +171,24 @@ def make_parts(
         metric,
         added,
     )
+
+
+def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
+    """Returns the labelled data, and the score that chooses the best step.
+
+    Raises:
+      PlmjaxError: data that cannot be read, or that this score is none of.
+    """
+    data = split_of(config, load_labelled(config.task))
+    settings = data.config
+    if settings.kind == "answers" and settings.unanswerable is None:
+        some = any(not example.label for example in data.train)
+        settings = dataclasses.replace(settings, unanswerable=some)
+        data = dataclasses.replace(data, config=settings)
+    metric = config.select.metric or predictions.usual_metric(settings, data.labels)
+    truth = [example.label for example in data.held_out]
+    predictions.check_metric(settings, data.labels, truth, metric)
+    return data, metric
 
 
 def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:

@@ -19,6 +19,7 @@ from plmjax.sweep.search import Search
 from plmjax.sweep.study import Listed, Study
 from plmjax.sweep.texts import Texts
 from plmjax.sweep.trials import Trial
+from plmjax.sweep.verbs import verb_of
 from plmjax.train.workdir import Workdir
 
 Runner = Literal["local", "slurm", "print"]
@@ -55,7 +56,8 @@ def sweep(
             return _hand_out(found, root, known, study, options.runner, log)
         held = [*(root / "trials").glob("*"), *(root / "texts").glob("*")]
         trials.wait_until_free(held, log)
-        texts = Texts(root, known) if options.share_text else None
+        shared = options.share_text and verb_of(found.base).shares_text
+        texts = Texts(root, known) if shared else None
         local = Local(
             study,
             found.study,

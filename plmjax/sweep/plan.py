@@ -4,7 +4,8 @@ A sweep file is Python, and has
 
   get_config([argument])  the config that all trials start from: a ConfigDict, the
                           path of a recipe, relative to the sweep file, or a pair of
-                          that path and {key: value} of what is changed in it
+                          that path and {key: value} of what is changed in it; with a
+                          block `task` its trials are fine-tunings
   get_hyper(hyper)        a list of {key: value}, made with plmjax/sweep/hyper.py
   get_space(space)        or {key: range}, made with plmjax/sweep/space.py
   get_settings([argument])  or {name: {key: value}}: each is trained by the same seeds,
@@ -16,19 +17,17 @@ import contextlib
 import dataclasses
 import json
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from ml_collections import ConfigDict
 
-from plmjax import PlmjaxError, run
+from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.sweep import compute, hyper
 from plmjax.sweep import space as space_lib
-from plmjax.train import sharding
+from plmjax.sweep.verbs import PRETRAIN, usual_objective, verb_of
 from plmjax.train.workdir import RunConfig
 
 Values = dict[str, Any]
@@ -38,7 +37,8 @@ Values = dict[str, Any]
 class StudyConfig:
     """What is compared, how a search goes about it, and when a trial is given up."""
 
-    # A figure of scores.json, or of the evaluations in metrics.jsonl.
+    # A figure of scores.json, or of the evaluations in metrics.jsonl. Where the file
+    # names none: the loss of pretraining, the score that chooses a fine-tuning's step.
     objective: str = "loss"
     maximise: bool = False
     # A search's: how many, chosen by what, from which seed.
@@ -84,7 +84,8 @@ class Plan:
           PlmjaxError: a key or value is wrong, or the values cannot work together.
         """
         overrides = (*self.fixed, *overrides_of(values))
-        config = config_lib.load(RunConfig, None, overrides, self.base).to_dict()
+        verb = verb_of(self.base)
+        config = config_lib.load(verb.config, None, overrides, self.base).to_dict()
         found = config_lib.flatten(config)
         for key, value in values.items():
             if found[key] != _plain(value):
@@ -92,10 +93,8 @@ class Plan:
                     f"{key} is given as {value!r} and read as {found[key]!r}.",
                     hint="Give the value itself, not its spelling.",
                 )
-        # How many devices a trial has is known where it runs.
-        one = jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
-        built = config_lib.build(RunConfig, config)
-        run.check(built, typing.cast(jax.sharding.Mesh, one))
+        built = config_lib.build(verb.config, config)
+        verb.check(built)
         # As it was built: the 10 of a key with fractions is 10.0.
         return json.loads(json.dumps(config_lib.to_dict(built)))
 
@@ -126,7 +125,7 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
     with config_lib.errors_of(path):
         base = module.get_config(*given)
         base, changed = base if isinstance(base, tuple) else (base, {})
-        study = module.get_study() if hasattr(module, "get_study") else {}
+        asked = module.get_study() if hasattr(module, "get_study") else {}
         if hasattr(module, "get_hyper"):
             listed = tuple(_cleaned(trial) for trial in module.get_hyper(hyper))
         elif hasattr(module, "get_settings"):
@@ -138,19 +137,31 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
     plan = Plan(
         _layer(base, name),
         (*overrides_of(_cleaned(changed)), *fixed),
-        config_lib.build(StudyConfig, study),
+        config_lib.build(StudyConfig, asked),
         listed,
         space,
     )
     _check_keys(plan)
+    if settings and verb_of(plan.base) is not PRETRAIN:
+        raise PlmjaxError(
+            f"{name}: get_settings is for pretraining, at equal compute.",
+            hint="List fine-tunings in get_hyper, or compare them by "
+            "`plmjax compare --setting=NAME:key=value`.",
+        )
     if settings:
         over = {} if seeds is None else {"seeds": seeds}
         study = dataclasses.replace(plan.study, **over)
         plan = _at_equal_compute(dataclasses.replace(plan, study=study), settings)
     if listed is not None:
-        return dataclasses.replace(plan, configs=tuple(_configs(plan)))
-    _check_space(plan)
-    return plan
+        plan = dataclasses.replace(plan, configs=tuple(_configs(plan)))
+        first = plan.configs[0]
+    else:
+        first = _check_space(plan)
+    if "objective" in asked or verb_of(plan.base) is PRETRAIN:
+        return plan
+    objective, maximise = usual_objective(first)
+    study = dataclasses.replace(plan.study, objective=objective, maximise=maximise)
+    return dataclasses.replace(plan, study=study)
 
 
 def _layer(base: Any, name: str) -> dict[str, Any]:
@@ -231,8 +242,11 @@ def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
         yield config
 
 
-def _check_space(plan: Plan) -> None:
-    """Tries the ends of every range; what lies between them is tried when drawn."""
+def _check_space(plan: Plan) -> dict[str, Any]:
+    """Tries the ends of every range, and returns the config of all first ends.
+
+    What lies between them is tried when drawn.
+    """
     assert plan.space is not None
     if not plan.space:
         raise PlmjaxError("get_space names no key to vary.")
@@ -252,6 +266,7 @@ def _check_space(plan: Plan) -> None:
         for value in values.ends:
             with _naming(f"{key}={value!r} of get_space"):
                 plan.config(first | {key: value})
+    return plan.config(first)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ DIR/base.json                     the config that all trials start from
 DIR/trials/0007/trial.json        what the trial is: its values, its whole config
 DIR/trials/0007/log.txt           what its process printed
 DIR/trials/0007/outcome.json      how it ended, unless it finished
-DIR/trials/0007/...               the workdir of `plmjax pretrain`
+DIR/trials/0007/...               the workdir of `plmjax pretrain` or `plmjax finetune`
 
 A trial has finished when its scores.json is there: the run itself says so, whoever
 started it. A trial that was stopped has neither file, and goes on.
@@ -22,9 +22,10 @@ from typing import Any, Literal
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.sweep.plan import Plan, Values, describe, overrides_of
+from plmjax.sweep.verbs import FINETUNE, verb_of
 from plmjax.train.checkpoint import write_json
 from plmjax.train.metrics import read_metrics
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.train.workdir import Workdir
 
 State = Literal["finished", "pruned", "failed", "stopped", "waiting"]
 
@@ -52,7 +53,7 @@ class Trial:
         """Returns the arguments of `plmjax` that run it, or go on with it."""
         overrides = [*fixed, *overrides_of(self.values)]
         return [
-            "pretrain",
+            verb_of(self.config).name,
             f"--config={self.directory.parents[1] / 'base.json'}",
             *(f"--config.{override}" for override in overrides),
             f"--workdir={self.directory}",
@@ -139,7 +140,8 @@ def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
 
 def _full(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config with the keys filled up that are newer than it is."""
-    filled = config_lib.to_dict(config_lib.build(RunConfig, config))
+    built = config_lib.build(verb_of(config).config, config)
+    filled = config_lib.to_dict(built)
     return json.loads(json.dumps(filled))
 
 
@@ -185,7 +187,8 @@ def note(root: Path, plan: Plan) -> None:
 
 def _stands_on(plan: Plan) -> dict[str, Any]:
     if plan.space is None:
-        return {"kind": "list"}
+        verb = {"verb": "finetune"} if verb_of(plan.base) is FINETUNE else {}
+        return {"kind": "list"} | verb
     space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
     goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
     return json.loads(json.dumps({"kind": "search", **goal, "space": space}))
@@ -214,6 +217,7 @@ def result(trial: Trial, objective: str) -> Result:
     if scores is not None:
         _check_own(trial, workdir.read("config.json") or {})
         step = scores.pop("step")
+        scores = verb_of(trial.config).figures(scores)
         value = scores.get(objective, last.get("value"))
         if value is None:
             raise unknown_objective(objective, scores)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import BASE, GRID, RATE, SEARCH, SEED, sweep_file
+from finetune_common import records, write
 
 from plmjax import PlmjaxError
 from plmjax.sweep import hyper, plan, space
@@ -196,8 +197,12 @@ def test_every_sweep_is_here():
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_a_shipped_sweep_is_valid_and_opens_with_its_command(file):
-    found = plan.load(str(file))
+def test_a_shipped_sweep_is_valid_and_opens_with_its_command(file, tmp_path):
+    given = []
+    if file.stem.startswith("finetune"):
+        train = write(tmp_path / "train.jsonl", records("classes", 40))
+        given = [f"model={tmp_path}", f"task.train={train}"]
+    found = plan.load(str(file), given)
     assert (found.listed or found.space) and found.base
     text = " ".join(file.read_text().split('"""')[1].split())
     start = "compare --pretrain" if found.settings else "sweep --config"

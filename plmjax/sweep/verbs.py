@@ -1,0 +1,88 @@
+"""What a trial runs: a pretraining, or, with a block `task`, a fine-tuning."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from plmjax import PlmjaxError, run
+from plmjax import config as config_lib
+from plmjax.data.labelled import Labelled
+from plmjax.evaluate import predictions
+from plmjax.finetune import parts
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.train import sharding
+from plmjax.train.workdir import RunConfig
+
+# How many devices a trial has is known where it runs.
+_ONE = typing.cast(
+    jax.sharding.Mesh, jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A verb of plmjax: its config, what is wrong in one, and what scores.json says.
+
+    `figures` makes {name: number} of that file; `shares_text` says whether trials read
+    text that is tokenised once for all.
+    """
+
+    name: str
+    config: type
+    check: Callable[[Any], None]
+    figures: Callable[[dict[str, Any]], dict[str, float]]
+    shares_text: bool
+
+
+def verb_of(config: Mapping[str, Any]) -> Verb:
+    """Returns what runs a config, or the part of one that a file sets."""
+    return FINETUNE if "task" in config else PRETRAIN
+
+
+def usual_objective(config: dict[str, Any]) -> tuple[str, bool]:
+    """Returns the score that chooses a fine-tuning's step, and whether more is better.
+
+    Raises:
+      PlmjaxError: its data cannot be read.
+    """
+    _, metric = _read(config_lib.build(FinetuneConfig, config))
+    return metric, predictions.rank(metric, {metric: 1.0}) < 0
+
+
+def _check_finetune(config: FinetuneConfig) -> None:
+    parts.check(config, _ONE)
+    if not Path(str(config.model)).is_dir():
+        raise PlmjaxError(
+            f"model={config.model} is no directory.",
+            hint="Give a run's workdir or a Hugging Face folder.",
+        )
+    _read(config)
+
+
+def _read(config: FinetuneConfig) -> tuple[Labelled, str]:
+    """Reads the labelled data, of many trials with the same data once."""
+    return _read_once(config.task, config.folds, config.select.metric)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(task, folds, metric) -> tuple[Labelled, str]:
+    select = dataclasses.replace(FinetuneConfig().select, metric=metric)
+    config = dataclasses.replace(
+        FinetuneConfig(), task=task, folds=folds, select=select
+    )
+    return parts.read_data(config)
+
+
+def _figures(scores: dict[str, Any]) -> dict[str, float]:
+    """Returns the held-out scores under their names, those of the test part apart."""
+    test = {f"test {name}": value for name, value in scores.get("test", {}).items()}
+    return scores["held_out"] | test
+
+
+PRETRAIN = Verb("pretrain", RunConfig, lambda c: run.check(c, _ONE), dict, True)
+FINETUNE = Verb("finetune", FinetuneConfig, _check_finetune, _figures, False)
