@@ -192,6 +192,27 @@ def test_a_signal_that_looks_like_an_error_is_no_bug(monkeypatch, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
+def test_a_signal_in_executed_text_leaves_the_exit_code_as_it_is(tmp_path):
+    """dataclasses and namedtuples are made of text, which exec runs."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, sys, time\n"
+        "from plmjax import cli\n"
+        "from plmjax.cli import use\n"
+        "use._fill = lambda _: exec('os.kill(os.getpid(), 15); time.sleep(60)')\n"
+        "sys.exit(cli.main(['fill', 'a [MASK]', '--model=a']))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=environment(PLMJAX_HUGE_PAGES="0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == Exit.RESUMABLE, ended.stderr
+    assert "Interrupted" in ended.stderr
+
+
 def test_the_reader_of_the_output_leaves(trained, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "plmjax", "pretrain", *TINY]

@@ -118,6 +118,10 @@ def _interrupt(number: int, _frame) -> None:
 
 
 def _interrupted() -> int:
+    # An interrupt that comes out of executed text (a dataclass is made of one) leaves a
+    # mark, for which `python -m` ends by SIGINT whatever the code. The next text to be
+    # executed takes it away.
+    exec("")
     print("\nInterrupted. The same command goes on.", file=sys.stderr)
     return Exit.RESUMABLE
 

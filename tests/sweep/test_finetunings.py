@@ -112,7 +112,8 @@ def test_a_sweep_of_fine_tunings_from_its_file_to_its_results(place):
     ended = run_cli(*command, timeout=300)
     assert ended.returncode == Exit.OK, ended.stderr
     assert "accuracy" in ended.stdout and "2 finished" in ended.stdout
-    rows = [*csv.DictReader((where / "results.csv").open())]
+    table = (where / "results.csv").read_text().splitlines()
+    rows = [*csv.DictReader(table)]
     assert len(rows) == 2
     assert float(rows[0]["accuracy"]) >= float(rows[1]["accuracy"])
     for row in rows:
