@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from plmjax import PlmjaxError
 
@@ -125,7 +126,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
             hint="Example: plmjax launch --target=local -- pretrain --workdir=runs/a",
         )
     overrides = [a for a in arguments if a.startswith("--config.")]
-    rest = [a for a in arguments if not a.startswith("--config.")]
+    others = ("--config.", "--pretrain.")
+    rest = [a for a in arguments if not a.startswith(others)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -143,3 +145,22 @@ def check_arguments(arguments: Sequence[str]) -> None:
             f"--workdir={parsed.workdir} must be a directory.",
             hint=f"Checkpoints go to --config.train.checkpoints={parsed.workdir}.",
         )
+    _check_config(parsed, [o.removeprefix("--config.") for o in overrides])
+
+
+def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Refuses keys and values that a training would refuse, where its config is here.
+
+    A file may be on the other machine alone, and so may the workdir that says what a
+    pretraining without a file goes on with.
+    """
+    from plmjax import config as config_lib
+    from plmjax.finetune.config import FinetuneConfig
+    from plmjax.train.workdir import RunConfig
+
+    schemas = {"pretrain": RunConfig, "finetune": FinetuneConfig}
+    file = getattr(parsed, "config", None)
+    if parsed.verb not in schemas or not file:
+        return
+    if Path(file.partition(":")[0]).is_file():
+        config_lib.load(schemas[parsed.verb], file, overrides)

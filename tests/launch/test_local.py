@@ -201,6 +201,9 @@ def test_a_training_of_two_goes_on_after_one_was_killed(corpus, tmp_path):
     assert "[0] step 15: held-out loss" in out
 
 
+RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -216,6 +219,18 @@ def test_a_training_of_two_goes_on_after_one_was_killed(corpus, tmp_path):
         (
             ["--target=local", "--", "fill", "x", "--model=m", "--config.a=1"],
             "takes no --config",
+        ),
+        (
+            ["--target=slurm", "--", "pretrain", RECIPE, "--config.train.stpes=9"],
+            "Did you mean train.steps",
+        ),
+        (
+            ["--target=sky", "--", "pretrain", f"{RECIPE}:3"],
+            "bert_mini.py",
+        ),
+        (
+            ["--target=local", "--", "finetune", RECIPE],
+            "no key data",
         ),
         (
             ["--target=local", "--num_processes=0", "--", "pretrain"],
