@@ -24,6 +24,7 @@ from plmjax.dry_run import (
     sharding_table,
     total,
 )
+from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.parts import Parts, make_parts
 from plmjax.job import shapes_of, step_for
@@ -48,7 +49,7 @@ def dry_run(config: ConfigDict, path: Path, compiles: bool = True) -> None:
     mesh, zero1 = sharding.make_mesh(built.mesh), built.mesh.zero1
     Workdir(path, FinetuneConfig).agree(values)
     with jax.set_mesh(mesh):
-        parts = make_parts(built, mesh, say)
+        parts = with_states(make_parts(built, mesh, say), say, reads=False)
         first = parts.batches.batch(0)
         state = shapes_of(parts.objective, parts.train, mesh, zero1, first)
         blocks = blocks_of(mesh, state, zero1)

@@ -16,6 +16,7 @@ from plmjax.display import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
 from plmjax.finetune.added import NOTHING, Added
+from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
@@ -70,7 +71,7 @@ def finetune(
 
         processes.together(note)
         _run_baselines(parts, workdir, log)
-        return _train(parts, workdir, log)
+        return _train(with_states(parts, log), workdir, log)
 
 
 def _say(message: str) -> None:

@@ -35,7 +35,8 @@ class Features:
     [N, L] int32 (choices: [N, C, L], C the most choices of an example; embeddings: C
     the texts of one): tokens,
     segments (1 real, 0 padding), positions, types; word_start bool. [N]: row int32,
-    its number; weight float32, 1 as made here. label: see LABELS.
+    its number; weight float32, 1 as made here. label: see LABELS. states: what a frozen
+    encoder makes of the rows (plmjax/finetune/cached.py adds it).
 
     `example` [N] int32 says which example a row is of. `spans` [N, L, 2] int32, of
     answers, are the characters of the context that a token is, -1 elsewhere. `word`

@@ -114,6 +114,9 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
         values[empty] = fill
         if name == "label" and name in per_token:
             values = values[:, :length]  # the last axis may be that of probabilities
+        elif name == "states":
+            # The axis of tokens, or of the one that a pooler reads.
+            values = values[..., :length, :]
         elif name in per_token:
             values = values[..., :length]
         found[name] = values

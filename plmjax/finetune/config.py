@@ -80,6 +80,9 @@ class FinetuneConfig:
     # 2020, arXiv:1909.11299).
     mixout: float = 0.0
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    # With train.optimizer.freeze=encoder: it reads each training row once, without
+    # dropout, and the head learns from what it made of them.
+    cache_features: bool = False
     train: TrainConfig = dataclasses.field(default_factory=_train)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
@@ -109,10 +112,32 @@ class FinetuneConfig:
                 "freeze, unfreeze_every_steps and layer_decay are for whole encoders.",
                 hint="Leave them out.",
             )
+        if self.cache_features:
+            self._check_cache()
         if self.train.init_from is not None:
             raise PlmjaxError(
                 f"train.init_from={self.train.init_from} is a key of pretraining.",
                 hint="Name the model by --config.model.",
+            )
+
+    def _check_cache(self) -> None:
+        if (frozen := self.train.optimizer.freeze) != "encoder":
+            raise PlmjaxError(
+                "cache_features keeps what an encoder makes of the rows, so that it "
+                f"must not learn, but train.optimizer.freeze={frozen}.",
+                hint="Set --config.train.optimizer.freeze=encoder.",
+            )
+        if self.mixout:
+            raise PlmjaxError(
+                f"mixout={self.mixout} changes the encoder in every step: there is "
+                "nothing to keep for cache_features.",
+                hint="Leave one of them out.",
+            )
+        if self.task.kind == "embeddings":
+            raise PlmjaxError(
+                "cache_features is for a head above a frozen encoder, and a model of "
+                "embeddings has none.",
+                hint="Leave it out.",
             )
 
     def seed(self, name: str) -> int:

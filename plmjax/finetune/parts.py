@@ -153,7 +153,7 @@ def make_parts(
             len(data.train[0].texts),
         )
     else:
-        objective = supervised(config.objective, encoder, task)
+        objective = supervised(config.objective, encoder, task, config.cache_features)
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(
         config,

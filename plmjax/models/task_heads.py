@@ -35,6 +35,8 @@ HEAD_OF: dict[str, str | None] = {
 }
 # The score of what cannot be chosen.
 OUT_OF_REACH = -1e30
+# What a batch calls the states that `encode` made of it before.
+STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
 
 
@@ -191,25 +193,45 @@ def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) 
     return params | {task.head: init_head(config, task.head, task.outputs, keys[1])}
 
 
+def encode(
+    config: EncoderConfig, task: Task, params: dict, batch: Batch, noise: Noise | None
+) -> jax.Array:
+    """Returns of the encoder's states those that the task's head reads.
+
+    [B, L, H]; where a row gets one answer the first token's alone, [B, 1, H]; of
+    choices [B, C, 1, H].
+    """
+    x_BLH = heads.encode(config, params, _rows(config, task, batch), noise)
+    if task.head in POOLERS:
+        x_BLH = x_BLH[:, :1]
+    return x_BLH.reshape(*batch["tokens"].shape[:-1], *x_BLH.shape[1:])
+
+
 def task_logits(
     config: EncoderConfig, task: Task, params: dict, batch: Batch, noise: Noise | None
 ) -> jax.Array:
     """Returns the float32 scores of a batch; dropout is on with noise alone.
+
+    batch["states"], where it is there, is what `encode` made of the batch before.
 
     "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
     which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L], of which an
     empty one has -1e30, too. Without a head: float32 vectors [B, C, H] of tokens
     [B, C, L].
     """
-    rows = _rows(config, task, batch)
-    x_BLH = heads.encode(config, params, rows, noise)
     shape = batch["tokens"].shape
     if task.head is None:
+        rows = _rows(config, task, batch)
+        x_BLH = heads.encode(config, params, rows, noise)
         vectors_TH = heads.pooled(x_BLH, rows["segments"], task.pooling)
         return vectors_TH.reshape(*shape[:-1], config.width)
-    x_TH = x_BLH.reshape(-1, config.width)
+    if STATES in batch:
+        states = batch[STATES]
+    else:
+        states = encode(config, task, params, batch, noise)
+    x_TH = states.reshape(-1, config.width)
     if task.head in POOLERS:
-        x_TH, shape = x_BLH[:, 0], shape[:-1]
+        shape = shape[:-1]
     rate = task.dropout
     if rate is None:
         rate = default_dropout(config, task.head)

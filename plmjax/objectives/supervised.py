@@ -167,9 +167,12 @@ def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def supervised(
-    config: SupervisedConfig, encoder: EncoderConfig, task: Task
+    config: SupervisedConfig, encoder: EncoderConfig, task: Task, cached: bool = False
 ) -> Objective:
     """Returns the objective that predicts batch["label"].
+
+    `cached` says that training batches come with the encoder's states, so that a step
+    does not cost what the encoder costs.
 
     The loss is the mean over all rows (tags: tokens) of the global batch that have a
     label, weighted by batch["weight"]; losses and scores among the metrics are plain
@@ -233,7 +236,8 @@ def supervised(
         pooled = task.head in POOLERS
         head = flops.task_flops(encoder, 1 if pooled else length, pooled, task.outputs)
         passes = 2 if config.rdrop_weight else 1
-        return passes * several * (flops.encoder_flops(encoder, length) + head)
+        reads = 0 if cached else flops.encoder_flops(encoder, length)
+        return passes * several * (reads + head)
 
     parts = whole(encoder, (task.head,))
     return Objective(init, corrupt, loss, parts, scores, None, slots, cost)

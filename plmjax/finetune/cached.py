@@ -1,0 +1,95 @@
+"""Frozen features: what a frozen encoder makes of the training rows, computed once.
+
+The head then learns from the states themselves, and a step costs what the head costs.
+The encoder reads without dropout, for its states are the same in every epoch.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from plmjax import PlmjaxError
+from plmjax.data.features import Features
+from plmjax.data.task_batches import TaskBatches
+from plmjax.evaluate.predictions import score_rows
+from plmjax.finetune.parts import Parts
+from plmjax.models.task_heads import STATES, encode
+from plmjax.train import processes, sharding
+
+
+def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> Parts:
+    """Returns parts whose training batches hold the encoder's states of their rows.
+
+    Without cache_features in the config they are returned as they are. With `reads`
+    False the states are all 0, for looks at shapes alone.
+
+    Raises:
+      PlmjaxError: this machine has not the memory for them.
+    """
+    if not parts.config.cache_features:
+        return parts
+    features = parts.features["train"]
+    params = {"encoder": parts.params["encoder"]}
+    task, encoder, mesh = parts.task, parts.encoder, parts.mesh
+
+    def states(params: dict, batch: dict) -> jax.Array:
+        return encode(encoder, task, params, batch, None)
+
+    one = jax.eval_shape(states, params, _first(features))
+    processes.together(lambda: _check_memory(features.rows, one))
+    if not reads:
+        zero = np.zeros((1, *one.shape[1:]), one.dtype)
+        return _holding(parts, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
+    params = jax.device_put(params, sharding.shardings(mesh, params))
+    read = jax.jit(states, out_shardings=sharding.replicated(mesh))
+    train, kept = (
+        parts.config.train,
+        np.zeros((features.rows, *one.shape[1:]), one.dtype),
+    )
+    batch = train.batch // train.accumulation
+    buckets = parts.data.config.buckets
+    for rows, found in score_rows(
+        functools.partial(read, params), mesh, features, batch, buckets
+    ):
+        kept[rows, ..., : found.shape[-2], :] = found
+    log(
+        f"Features of {features.rows:,} rows, read once: {kept.nbytes / 1e6:,.1f} MB. "
+        "The encoder is not run again in training."
+    )
+    return _holding(parts, kept)
+
+
+def _first(features: Features) -> dict[str, np.ndarray]:
+    return {name: array[:1] for name, array in features.arrays.items()}
+
+
+def _holding(parts: Parts, states: np.ndarray) -> Parts:
+    old = parts.features["train"]
+    features = dataclasses.replace(old, arrays=old.arrays | {STATES: states})
+    batches = TaskBatches(
+        features,
+        parts.batches.size,
+        parts.batches.seed,
+        lengths=parts.data.config.buckets,
+        mine=parts.batches.mine,
+    )
+    return dataclasses.replace(
+        parts, features=parts.features | {"train": features}, batches=batches
+    )
+
+
+def _check_memory(rows: int, one: jax.ShapeDtypeStruct) -> None:
+    wanted = rows * one.size * one.dtype.itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > 0.8 * memory:
+        raise PlmjaxError(
+            f"cache_features would keep {wanted / 1e9:,.0f} GB of states, and this "
+            f"machine has {memory / 1e9:,.0f} GB of memory.",
+            hint="Leave it out: the encoder then reads every row in every epoch. Or "
+            "give a smaller task.length.",
+        )
