@@ -237,7 +237,6 @@ def _write(
         path = workdir / "plots" / "confusion.png"
         plot_confusion(path, *pairs, labels)
         log(f"Confusion of the {last.replace('_', ' ')} part: {path}")
-    write_json(workdir / "scores.json", result)
     model = dataclasses.replace(
         parts.model, encoder=parts.encoder, params=whole, task=parts.task
     )
@@ -245,6 +244,8 @@ def _write(
     more = len(parts.added.examples)
     folder = workdir / "export"
     export_task(model, name, parts.config, parts.data, result, folder, more)
+    # Last: it vouches for all the rest.
+    write_json(workdir / "scores.json", result)
     log(f"Exported to {workdir / 'export'}.")
     use = "embed" if config.kind == "embeddings" else "predict"
     log(

@@ -57,6 +57,10 @@ def test_rounds_go_on_where_they_were_stopped(place, monkeypatch):
         patched.setattr(Stop, "due", later)
         stopped = pseudo(values, plan, place / "run", said.append)
     assert stopped["stopped"] == "SIGTERM"
+    # As begun by a plmjax that did not have this key yet.
+    note = json.loads((place / "run" / "pseudo.json").read_text())
+    del note["config"]["cache_features"]
+    (place / "run" / "pseudo.json").write_text(json.dumps(note))
     assert pseudo(values, plan, place / "run", said.append) == whole
     assert (place / "run" / "plots" / "score_by_rate.png").stat().st_size > 1000
     assert len((place / "run" / "results.csv").read_text().splitlines()) >= 3

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from plmjax.train.memory import memory_bytes
+
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "datasets")
 
 
@@ -65,11 +67,6 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int:
-    """Returns the machine's memory, whoever may use it."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _read(path: str) -> str:

@@ -126,8 +126,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
             hint="Example: plmjax launch --target=local -- pretrain --workdir=runs/a",
         )
     overrides = [a for a in arguments if a.startswith("--config.")]
-    others = ("--config.", "--pretrain.")
-    rest = [a for a in arguments if not a.startswith(others)]
+    pretraining = [a for a in arguments if a.startswith("--pretrain.")]
+    rest = [a for a in arguments if a not in (*overrides, *pretraining)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -140,6 +140,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise PlmjaxError(f"`plmjax {' '.join(rest)}` cannot be launched.")
     if overrides and not hasattr(parsed, "config"):
         raise PlmjaxError(f"`plmjax {parsed.verb}` takes no --config.")
+    if pretraining and getattr(parsed, "pretrain", None) is None:
+        raise PlmjaxError(
+            f"{pretraining[0]} is of no use.",
+            hint="It goes with `plmjax compare --pretrain=FILE`.",
+        )
     if "://" in (getattr(parsed, "workdir", None) or ""):
         raise PlmjaxError(
             f"--workdir={parsed.workdir} must be a directory.",
@@ -160,7 +165,7 @@ def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     schemas = {"pretrain": RunConfig, "finetune": FinetuneConfig}
     file = getattr(parsed, "config", None)
-    if parsed.verb not in schemas or not file:
+    if parsed.verb not in schemas or (not file and parsed.verb == "pretrain"):
         return
-    if Path(file.partition(":")[0]).is_file():
+    if not file or Path(file.partition(":")[0]).is_file():
         config_lib.load(schemas[parsed.verb], file, overrides)

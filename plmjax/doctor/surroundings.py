@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from plmjax import PlmjaxError
-from plmjax.bench.machine import cores, memory_bytes
+from plmjax.bench.machine import cores
 from plmjax.doctor.check import Check, ok, problem, warning
+from plmjax.train.memory import memory_bytes, memory_limit
 
 # What a scheduler sets for each task; one that lacks some of them is in a shell.
 _SLURM = (
@@ -70,7 +71,7 @@ def _files() -> Check:
 
 
 def _memory() -> Check:
-    whole, limit = memory_bytes(), _memory_limit()
+    whole, limit = memory_bytes(), memory_limit()
     seen = f"{whole / 1e9:.1f} GB, {cores()} cores"
     if limit is None or limit >= whole:
         return ok("memory", seen)
@@ -79,28 +80,6 @@ def _memory() -> Check:
         mend = "Ask the scheduler for more, or it will kill the run."
         return warning("memory", seen, mend)
     return ok("memory", seen)
-
-
-def _memory_limit() -> int | None:
-    """Returns the bytes that control groups (version 2, or 1) leave us; None: all."""
-    limits = []
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, kinds, path = line.split(":", 2)
-        if not kinds:
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif "memory" in kinds.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        # A group's parents limit it, too. In a container the root is its own group.
-        here = root / path.lstrip("/")
-        for group in (here, *here.parents):
-            text = _read(group / name).strip()
-            if text.isdecimal():
-                limits.append(int(text))
-            if group == root:
-                break
-    return min(limits, default=None)
 
 
 def _shared() -> list[Check]:

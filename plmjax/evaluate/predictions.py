@@ -283,15 +283,22 @@ def usual_metric(config: TaskConfig, labels: Sequence[str]) -> str:
     }.get(config.kind, "accuracy")
 
 
-def check_metric(
-    config: TaskConfig, labels: Sequence[str], truth: Sequence[Any], metric: str
-) -> None:
-    """Raises PlmjaxError for a score that the task does not have."""
+def metrics_of(
+    config: TaskConfig, labels: Sequence[str], truth: Sequence[Any]
+) -> list[str]:
+    """Returns the names of the scores that a task has, loss among them."""
     # What the truth would score, had a model said it.
     said = list(truth)
     if config.kind == "answers":
         said = [own[0][0] if own else "" for own in truth]
-    known = [*scores_of(config, labels, truth, said), "loss"]
+    return [*scores_of(config, labels, truth, said), "loss"]
+
+
+def check_metric(
+    config: TaskConfig, labels: Sequence[str], truth: Sequence[Any], metric: str
+) -> None:
+    """Raises PlmjaxError for a score that the task does not have."""
+    known = metrics_of(config, labels, truth)
     if metric not in known:
         raise PlmjaxError(
             f"select.metric={metric} is no score of this task.",

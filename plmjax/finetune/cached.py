@@ -6,7 +6,6 @@ The encoder reads without dropout, for its states are the same in every epoch.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +17,9 @@ from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
 from plmjax.finetune.parts import Parts
-from plmjax.models.task_heads import STATES, encode
+from plmjax.models.task_heads import POOLERS, STATES, Task, encode
 from plmjax.train import processes, sharding
+from plmjax.train.memory import memory_bytes, memory_limit
 
 
 def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> Parts:
@@ -41,7 +41,7 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
         return encode(encoder, task, params, batch, None)
 
     one = jax.eval_shape(states, params, _first(features))
-    processes.together(lambda: _check_memory(features.rows, one))
+    processes.together(lambda: _check_memory(task, features.rows, one))
     if not reads:
         zero = np.zeros((1, *one.shape[1:]), one.dtype)
         return _holding(parts, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
@@ -83,13 +83,15 @@ def _holding(parts: Parts, states: np.ndarray) -> Parts:
     )
 
 
-def _check_memory(rows: int, one: jax.ShapeDtypeStruct) -> None:
+def _check_memory(task: Task, rows: int, one: jax.ShapeDtypeStruct) -> None:
     wanted = rows * one.size * one.dtype.itemsize
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = memory_bytes()
+    memory = min(whole, memory_limit() or whole)
     if wanted > 0.8 * memory:
+        shorter = "" if task.head in POOLERS else " A smaller task.length keeps less."
         raise PlmjaxError(
             f"cache_features would keep {wanted / 1e9:,.0f} GB of states, and this "
-            f"machine has {memory / 1e9:,.0f} GB of memory.",
-            hint="Leave it out: the encoder then reads every row in every epoch. Or "
-            "give a smaller task.length.",
+            f"process may use {memory / 1e9:,.0f} GB of memory.",
+            hint="Leave it out: the encoder then reads every row in every epoch."
+            + shorter,
         )

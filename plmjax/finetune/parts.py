@@ -120,7 +120,8 @@ def make_parts(
         )
     task = _task(config, data)
     log(describe(model, task, config.start))
-    if not model.encoder.dropout and config.start.dropout is None:
+    silent = config.cache_features or config.start.dropout is not None
+    if not model.encoder.dropout and not silent:
         log(
             "Note: the model was pretrained without dropout, and is fine-tuned so; "
             "--config.start.dropout=0.1 often helps."

@@ -139,7 +139,11 @@ def _agree(
     note = path / "pseudo.json"
     begun = any(path.rglob("round-0.json"))
     if begun and note.exists():
-        changed = config_lib.changes(json.loads(note.read_text()), asked)
+        before = json.loads(note.read_text())
+        # Keys that are newer than the note have their defaults.
+        filled = config_lib.build(FinetuneConfig, before["config"])
+        before["config"] = json.loads(json.dumps(config_lib.to_dict(filled)))
+        changed = config_lib.changes(before, asked)
         # More of these is more rounds of the same; what is done stays as it is.
         free = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
         refused = {k: v for k, v in changed.items() if k not in free}

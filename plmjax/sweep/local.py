@@ -237,8 +237,7 @@ class Local:
 
     def _to_prune(self, job: _Job) -> bool:
         first, step = self.config.prune_from_step, max(job.curve)
-        steps = job.trial.config["train"]["steps"]
-        if first is None or job.pruned or (steps is not None and step >= steps):
+        if first is None or job.pruned or step >= job.trial.config["train"]["steps"]:
             return False
         others = [c for n, c in self._curves.items() if n != job.trial.number]
         factor, maximise = self.config.prune_factor, self.config.maximise

@@ -27,7 +27,7 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.sweep import compute, hyper
 from plmjax.sweep import space as space_lib
-from plmjax.sweep.verbs import PRETRAIN, usual_objective, verb_of
+from plmjax.sweep.verbs import PRETRAIN, judged_by, verb_of
 from plmjax.train.workdir import RunConfig
 
 Values = dict[str, Any]
@@ -157,9 +157,15 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
         first = plan.configs[0]
     else:
         first = _check_space(plan)
-    if "objective" in asked or verb_of(plan.base) is PRETRAIN:
+    if plan.study.prune_from_step is not None and first["train"]["steps"] is None:
+        raise PlmjaxError(
+            "prune_from_step compares trials at steps, and nobody knows how many "
+            "train.epochs are: a trial could be given up at its last.",
+            hint="Set train.steps.",
+        )
+    if verb_of(plan.base) is PRETRAIN:
         return plan
-    objective, maximise = usual_objective(first)
+    objective, maximise = judged_by(first, asked)
     study = dataclasses.replace(plan.study, objective=objective, maximise=maximise)
     return dataclasses.replace(plan, study=study)
 

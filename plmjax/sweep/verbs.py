@@ -11,7 +11,6 @@ import jax
 
 from plmjax import PlmjaxError, run
 from plmjax import config as config_lib
-from plmjax.data.labelled import Labelled
 from plmjax.evaluate import predictions
 from plmjax.finetune import parts
 from plmjax.finetune.config import FinetuneConfig
@@ -44,14 +43,28 @@ def verb_of(config: Mapping[str, Any]) -> Verb:
     return FINETUNE if "task" in config else PRETRAIN
 
 
-def usual_objective(config: dict[str, Any]) -> tuple[str, bool]:
-    """Returns the score that chooses a fine-tuning's step, and whether more is better.
+def judged_by(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[str, bool]:
+    """Returns the score that fine-tunings are compared by, and whether more is better.
+
+    `asked` is what a sweep file says of it: objective, maximise, both or neither. Else
+    it is the score that chooses the step.
 
     Raises:
-      PlmjaxError: its data cannot be read.
+      PlmjaxError: the data cannot be read, or has no such held-out score.
     """
-    _, metric = _read(config_lib.build(FinetuneConfig, config))
-    return metric, predictions.rank(metric, {metric: 1.0}) < 0
+    usual, known = _read(config_lib.build(FinetuneConfig, config))
+    objective = asked.get("objective", usual)
+    if objective not in known:
+        test = str(objective).startswith("test ")
+        raise PlmjaxError(
+            f"the objective {objective!r} is no held-out score of this task.",
+            hint="What is chosen by its score on the test part looks better there than "
+            "it is."
+            if test
+            else f"It has {', '.join(known)}.",
+        )
+    better = predictions.rank(objective, {objective: 1.0}) < 0
+    return objective, asked.get("maximise", better)
 
 
 def _check_finetune(config: FinetuneConfig) -> None:
@@ -64,18 +77,23 @@ def _check_finetune(config: FinetuneConfig) -> None:
     _read(config)
 
 
-def _read(config: FinetuneConfig) -> tuple[Labelled, str]:
-    """Reads the labelled data, of many trials with the same data once."""
+def _read(config: FinetuneConfig) -> tuple[str, list[str]]:
+    """Reads the labelled data, of many trials with the same data once.
+
+    Returns the score that chooses the step, and the names of all.
+    """
     return _read_once(config.task, config.folds, config.select.metric)
 
 
-@functools.lru_cache(maxsize=1)
-def _read_once(task, folds, metric) -> tuple[Labelled, str]:
+@functools.cache
+def _read_once(task, folds, metric) -> tuple[str, list[str]]:
     select = dataclasses.replace(FinetuneConfig().select, metric=metric)
     config = dataclasses.replace(
         FinetuneConfig(), task=task, folds=folds, select=select
     )
-    return parts.read_data(config)
+    data, usual = parts.read_data(config)
+    truth = [example.label for example in data.held_out]
+    return usual, predictions.metrics_of(data.config, data.labels, truth)
 
 
 def _figures(scores: dict[str, Any]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from plmjax.doctor import (
     together,
     versions,
 )
+from plmjax.train import memory
 
 
 def by_name(checks: list[check.Check]) -> dict[str, check.Check]:
@@ -211,7 +212,7 @@ def test_few_open_files_and_little_memory(monkeypatch, tmp_path):
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    monkeypatch.setattr(surroundings, "_memory_limit", lambda: 2_000_000_000)
+    monkeypatch.setattr(surroundings, "memory_limit", lambda: 2_000_000_000)
     found = surroundings_in(monkeypatch)
     assert found["open files"].status == "warning"
     assert "ulimit -n 4096" in found["open files"].mend
@@ -224,10 +225,10 @@ def test_the_memory_of_a_control_group_and_its_parents(monkeypatch):
         "/sys/fs/cgroup/job/step/memory.max": "max\n",
         "/sys/fs/cgroup/job/memory.max": "3000000000\n",
     }
-    monkeypatch.setattr(surroundings, "_read", lambda path: files.get(str(path), ""))
-    assert surroundings._memory_limit() == 3_000_000_000
+    monkeypatch.setattr(memory, "_read", lambda path: files.get(str(path), ""))
+    assert memory.memory_limit() == 3_000_000_000
     files["/sys/fs/cgroup/job/memory.max"] = "max\n"
-    assert surroundings._memory_limit() is None
+    assert memory.memory_limit() is None
 
 
 # --- disk and clock

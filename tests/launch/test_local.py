@@ -224,13 +224,15 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
             ["--target=slurm", "--", "pretrain", RECIPE, "--config.train.stpes=9"],
             "Did you mean train.steps",
         ),
+        (["--target=sky", "--", "pretrain", f"{RECIPE}:3"], "bert_mini.py"),
+        (["--target=local", "--", "finetune", RECIPE], "no key data"),
         (
-            ["--target=sky", "--", "pretrain", f"{RECIPE}:3"],
-            "bert_mini.py",
+            ["--target=gke", "--", "finetune", "--config.task.trian=x"],
+            "Did you mean task.train",
         ),
         (
-            ["--target=local", "--", "finetune", RECIPE],
-            "no key data",
+            ["--target=gke", "--", "pretrain", RECIPE, "--pretrain.train.steps=9"],
+            "--pretrain.train.steps=9 is of no use",
         ),
         (
             ["--target=local", "--num_processes=0", "--", "pretrain"],

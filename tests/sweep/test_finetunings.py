@@ -73,6 +73,24 @@ def test_what_a_file_is_judged_by_is_its_own_say(place):
     assert (study.objective, study.maximise) == ("loss", False)
     chosen = plan.load(text(place), ["select.metric=loss"]).study
     assert (chosen.objective, chosen.maximise) == ("loss", False)
+    other = RATES + "def get_study():\n    return {'objective': 'f1_macro'}\n"
+    study = plan.load(text(place, other)).study
+    assert (study.objective, study.maximise) == ("f1_macro", True)
+
+
+@pytest.mark.parametrize(
+    "study, message",
+    [
+        ({"objective": "test accuracy"}, "test accuracy.*looks better there than it"),
+        ({"objective": "acuracy"}, "'acuracy' is no held-out score.*It has accuracy"),
+        ({"prune_from_step": 2}, "nobody knows how many train.epochs"),
+    ],
+)
+def test_what_it_cannot_be_judged_by_is_refused(place, study, message):
+    own = RATES + f"def get_study():\n    return {study!r}\n"
+    given = ["train.steps=none", "train.epochs=1"]
+    with pytest.raises(PlmjaxError, match=message):
+        plan.load(text(place, own), given)
 
 
 @pytest.mark.parametrize(
