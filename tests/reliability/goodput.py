@@ -72,12 +72,17 @@ def _live(case: runs.Case, workdir: Path, until: int | None) -> tuple[float, flo
     step, seconds in all).
     """
     begin, first = time.monotonic(), runs.newest_checkpoint(workdir)
+    records = workdir / runs.METRICS
+    old = records.stat().st_ino if records.exists() else None
+
+    def steps() -> bool:
+        # What an earlier start has recorded beyond its checkpoint is there until a new
+        # file takes its place, right before the first step.
+        anew = records.exists() and records.stat().st_ino != old
+        return anew and runs.last_step(workdir) > first
+
     with case.pretrain(workdir) as group:
-        # What an earlier start has recorded is dropped before the first step.
-        assert wait_until(
-            lambda: "Model:" in group.output(0) and runs.last_step(workdir) > first,
-            group,
-        ), group.all_output()
+        assert wait_until(steps, group), group.all_output()
         started = time.monotonic() - begin
         if until is None:
             (finished,) = group.finish(LIMIT_SECONDS)
