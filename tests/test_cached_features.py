@@ -5,7 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from finetune_common import config_of, make_folder, one_device, records, run, write
+from finetune_common import (
+    MESH,
+    config_of,
+    make_folder,
+    one_device,
+    records,
+    run,
+    write,
+)
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -42,10 +50,10 @@ def data(path, kind, count=40):
     return path
 
 
-def parts_of(folder, path, kind, *overrides):
+def parts_of(folder, path, kind, *overrides, make_mesh=None):
     config = config_of(folder, data(path, kind), f"task.kind={kind}", *overrides)
     built = config_lib.build(FinetuneConfig, config.to_dict())
-    mesh = sharding.make_mesh(built.mesh)
+    mesh = (make_mesh or sharding.make_mesh)(built.mesh)
     said = []
     with jax.set_mesh(mesh):
         parts = make_parts(built, mesh, said.append)
@@ -100,6 +108,14 @@ def test_the_encoder_is_not_computed_in_a_step(folder, tmp_path):
     plain, _ = parts_of(folder, tmp_path, "classes", *FROZEN)
     length = parts.batches.rows(0)[0]
     assert parts.objective.flops(length) < plain.objective.flops(length) / 5
+
+
+def test_eight_devices_read_what_one_reads(folder, tmp_path):
+    one, _ = parts_of(folder, tmp_path, "tags", *CACHED)
+    many, _ = parts_of(folder, tmp_path, "tags", *CACHED, make_mesh=MESH)
+    assert many.mesh.size == 8
+    read = [parts.features["train"].arrays[STATES] for parts in (one, many)]
+    np.testing.assert_allclose(*read, atol=1e-5)
 
 
 def test_without_the_key_nothing_is_kept(folder, tmp_path):
