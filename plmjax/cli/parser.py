@@ -48,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all verbs, in the order in which people use them."""
     parser = _Parser(
         prog="plmjax",
         description="Train encoder language models: raw text in, a model of your own "

@@ -29,6 +29,11 @@ ENDS = {"line": re.compile("\n"), "blank": re.compile("\n[ \t]*\n"), "file": Non
 
 
 def open_text(config: SourceConfig, errors: str) -> Source:
+    """Opens text files; `errors` is what decoding does with bytes that are no UTF-8.
+
+    Raises:
+      PlmjaxError: no file matches.
+    """
     files = find_files(config.paths)
     digests = file_digests(files)
     if config.document is not None:

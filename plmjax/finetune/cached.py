@@ -47,10 +47,8 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
         return _holding(parts, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
     params = jax.device_put(params, sharding.shardings(mesh, params))
     read = jax.jit(states, out_shardings=sharding.replicated(mesh))
-    train, kept = (
-        parts.config.train,
-        np.zeros((features.rows, *one.shape[1:]), one.dtype),
-    )
+    kept = np.zeros((features.rows, *one.shape[1:]), one.dtype)
+    train = parts.config.train
     batch = train.batch // train.accumulation
     buckets = parts.data.config.buckets
     for rows, found in score_rows(

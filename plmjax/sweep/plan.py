@@ -95,6 +95,12 @@ class Plan:
                 )
         built = config_lib.build(verb.config, config)
         verb.check(built)
+        if self.study.prune_from_step is not None and built.train.steps is None:
+            raise PlmjaxError(
+                "prune_from_step compares trials at steps, and nobody knows how many "
+                "train.epochs are: a trial could be given up at its last.",
+                hint="Set train.steps.",
+            )
         # As it was built: the 10 of a key with fractions is 10.0.
         return json.loads(json.dumps(config_lib.to_dict(built)))
 
@@ -157,12 +163,6 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
         first = plan.configs[0]
     else:
         first = _check_space(plan)
-    if plan.study.prune_from_step is not None and first["train"]["steps"] is None:
-        raise PlmjaxError(
-            "prune_from_step compares trials at steps, and nobody knows how many "
-            "train.epochs are: a trial could be given up at its last.",
-            hint="Set train.steps.",
-        )
     if verb_of(plan.base) is PRETRAIN:
         return plan
     objective, maximise = judged_by(first, asked)
