@@ -305,7 +305,7 @@ def batch_shapes(mesh: Mesh, batch: int, arrays: dict) -> dict:
 def print_compiled(
     out: Console, compiled: jax.stages.Compiled, mesh: Mesh, seconds: float
 ) -> None:
-    """Prints the memory and the collectives of a step that took `seconds` to compile."""
+    """Prints memory and collectives of a step that took `seconds` to compile."""
     kind = jax.devices()[0].device_kind
     out.print(f"The step as compiled for {kind} in {seconds:.1f} s:", markup=False)
     memory = compiled.memory_analysis()
