@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,7 +117,7 @@ def _check(value: Any, kind: Any, key: str) -> Any:
                 return None
         elif arm is float and isinstance(value, int | float):
             if not isinstance(value, bool):
-                return float(value)
+                return _finite(value, key)
         elif arm is tuple and isinstance(value, list | tuple):
             # JSON knows lists only.
             return tuple(tuple(v) if isinstance(v, list) else v for v in value)
@@ -130,6 +131,15 @@ def _check(value: Any, kind: Any, key: str) -> Any:
             f"{key} cannot be {value!r}.", hint=nearest(str(value), choices)
         )
     raise PlmjaxError(f"{key} is {value!r}; it must be: {describe(kind)}.")
+
+
+def _finite(value: float, key: str) -> float:
+    with contextlib.suppress(OverflowError):  # an int may be larger than any float
+        value = float(value)
+        if math.isfinite(value):
+            return value
+    told = value if isinstance(value, float) else "so large a number"
+    raise PlmjaxError(f"{key} must be a finite number, which {told} is not.")
 
 
 def build(schema: type[T], values: Mapping, prefix: str = "") -> T:

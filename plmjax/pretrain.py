@@ -277,7 +277,7 @@ def _finish(
         log(f"Not exported: {problem}")
     else:
         trained = _trained(run, weights, step)
-        export_trained(trained, workdir, workdir / "export", log)
+        export_trained(trained, workdir, run.store.manifest, workdir / "export", log)
     lines = f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:

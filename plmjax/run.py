@@ -133,7 +133,7 @@ def prepare_data(
     if workdir.begun:
         tokenizer = workdir.tokenizer()
         check(tokenizer)
-        return tokenizer, workdir.store(verify=True)
+        return tokenizer, workdir.store()
     run = workdir.read("run.json", store=str, recipe=str)
     source = open_source(config.data.source, config.data.errors)
     settings = _tokenizer_settings(config, workdir)

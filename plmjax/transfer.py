@@ -67,7 +67,8 @@ def export(
     if is_finetuned(workdir.path):
         _copy(finished(workdir.path), to, log)
         return
-    export_trained(open_run(workdir, checkpoint), workdir, to, log, part)
+    run, store = open_run(workdir, checkpoint), workdir.store()
+    export_trained(run, workdir, store.manifest, to, log, part)
 
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
@@ -82,12 +83,13 @@ def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
 def export_trained(
     run: Trained,
     workdir: Workdir,
+    manifest: dict[str, Any],
     to: Path,
     log: Callable[[str], Any],
     part: str | None = None,
 ) -> None:
-    """Writes what `export` does, of weights that are at hand."""
-    models, store = run.models(), workdir.store()
+    """Writes what `export` does, of weights and a token store's manifest at hand."""
+    models = run.models()
     if part is not None and part not in models:
         raise PlmjaxError(
             f"{workdir.path} has no part {part!r}.",
@@ -104,7 +106,7 @@ def export_trained(
     length = max(lengths or [run.config.data.length])
     for name, folder in folders.items():
         model = models[name]
-        facts = _card_facts(model, run.config, store.manifest, scores)
+        facts = _card_facts(model, run.config, manifest, scores)
         export_folder(
             folder,
             model.encoder,

@@ -1,6 +1,7 @@
 """Test process: eight virtual CPU devices, no network, no accelerator."""
 
 import os
+import sys
 
 # Before jax is imported. With fewer threads than this, collectives between eight
 # virtual devices wait for each other for ever on few cores.
@@ -9,9 +10,13 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("PLMJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PLMJAX_HUGE_PAGES"] = "0"
+# Compiles in a quarter of the time, here and in the processes that a test starts. Tests
+# marked `optimised` have LLVM's optimisations, children with tests_common.USERS all.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import atexit
 import contextlib
+import gc
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,21 +27,43 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
+    # Tiny programs, too: a command line compiles dozens of them.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
+import jaxlib
 import pytest
 from tests_common import sentences
 
+if jaxlib.version.__version_info__ < (
+    0,
+    13,
+):  # An XLA that does not know a flag aborts.
+    quick = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+# Looking for cycles among what JAX keeps costs a twentieth of the time.
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish(session):
+    """Refuses to import torch and transformers where no test of the run is `peer`."""
+    if not any(item.get_closest_marker("peer") for item in session.items):
+        os.environ["USE_TORCH"] = "0"  # `datasets` imports torch wherever it is.
+        sys.addaudithook(refuse_peers)
+
+
+def refuse_peers(event: str, arguments: tuple) -> None:
+    if event == "import" and arguments[0] in ("torch", "transformers"):
+        name = arguments[0]
+        raise ModuleNotFoundError(f"{name} is there for `-m peer` alone.", name=name)
+
 
 @pytest.fixture(autouse=True)
-def optimised(request):
-    """Compiles in a third of the time what this process compiles, less well.
-
-    A test or module marked `optimised` has what users have; so have command lines that
-    run in processes of their own.
-    """
+def optimised(request, monkeypatch):
+    """Compiles as for users where the test or its module is marked `optimised`."""
     quick = request.node.get_closest_marker("optimised") is None
     jax.config.update("jax_disable_most_optimizations", quick)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
 
 
 @pytest.fixture

@@ -67,7 +67,9 @@ def losses(workdir):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("buckets", ["()", "(8,)"])
+@pytest.mark.parametrize(
+    "buckets", [pytest.param("()", marks=pytest.mark.slow), "(8,)"]
+)
 def test_states_of_a_batch_give_the_scores_that_its_tokens_give(
     folder, tmp_path, kind, buckets
 ):
@@ -110,6 +112,7 @@ def test_the_encoder_is_not_computed_in_a_step(folder, tmp_path):
     assert parts.objective.flops(length) < plain.objective.flops(length) / 5
 
 
+@pytest.mark.slow
 def test_eight_devices_read_what_one_reads(folder, tmp_path):
     one, _ = parts_of(folder, tmp_path, "tags", *CACHED)
     many, _ = parts_of(folder, tmp_path, "tags", *CACHED, make_mesh=MESH)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from tests_common import TINY, environment, run_cli, sentences
+from tests_common import TINY, environment, once, run_cli, sentences
 
 from plmjax import Exit, cli
 from plmjax.cli import use
@@ -32,7 +32,11 @@ def call(capsys):
 def trained(tmp_path_factory):
     """A folder where `pretrain` ran, the workdir given relative to it; its output."""
     # White space and letters of other alphabets are nothing special in a path.
-    folder = tmp_path_factory.mktemp("ein läuf")
+    folder = once(tmp_path_factory, "ein läuf", train)
+    return folder, (folder / "said").read_text()
+
+
+def train(folder):
     (folder / "corpus.txt").write_text("\n".join(sentences(400)) + "\n")
     arguments = [*TINY, "--config.data.source.paths=*.txt", "--workdir=runs/mine"]
     found = subprocess.run(
@@ -45,7 +49,7 @@ def trained(tmp_path_factory):
     )
     assert found.returncode == Exit.OK, found.stderr
     assert found.stderr == ""
-    return folder, found.stdout
+    (folder / "said").write_text(found.stdout)
 
 
 def test_a_run_says_where_it_is_and_holds_what_the_docs_say(trained):
@@ -115,6 +119,7 @@ def test_export_of_any_checkpoint_and_never_over_foreign_files(trained, call, tm
     assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_an_imported_folder_is_trained_on_filled_and_exported(trained, tmp_path):
     folder, workdir = trained[0], tmp_path / "run"
     source = f"--from={folder / 'runs/mine/export'}"

@@ -177,8 +177,12 @@ def test_changes_name_old_and_new():
     assert config.changes(a, b) == {"train.batch": (16, 4)}
 
 
-def test_the_embedded_default_is_valid():
-    config.build(RunConfig, load(base=EMBEDDED).to_dict())
+def test_the_embedded_default_is_the_job_that_the_readme_tells_of():
+    built = config.build(RunConfig, load(base=EMBEDDED).to_dict())
+    assert built.data.source.kind == "docstrings" and built.objective.kind == "mlm"
+    assert (built.tokenizer.kind, built.tokenizer.vocab_size) == ("wordpiece", 8192)
+    assert (built.model.preset, built.model.width) == ("bert-tiny", 256)
+    assert (built.train.steps, built.train.batch, built.data.length) == (2400, 8, 128)
 
 
 def test_none_is_a_choice_where_a_key_has_it():

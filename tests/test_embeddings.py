@@ -78,6 +78,7 @@ def ranks_of(vectors, examples):
 # --- from end to end
 
 
+@pytest.mark.slow
 def test_training_brings_pairs_together(done, folder, data):
     place, result, said = done
     examples = held_out(data)

@@ -40,7 +40,8 @@ def test_rounds_go_on_where_they_were_stopped(place, monkeypatch):
     plan = Plan(str(place / "many.jsonl"), settings, rates=(0.5,), rounds=1)
     said: list[str] = []
     whole = pseudo(values, plan, place / "whole", said.append)
-    assert any("1 " in line and "held_out" in line for line in said), said
+    left_out = {"test": 0, "held_out": 1, "train": 1, "repeated": 0}
+    assert [r["left_out"] for r in whole["rounds"]] == [{}, left_out]
     drawn = (place / "whole" / "rate-0.5" / "round-1.jsonl").read_text().splitlines()
     assert 28 <= len(drawn) <= 32
     for line in map(json.loads, drawn):

@@ -21,7 +21,7 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.safe import SAFE, safe_for
 from plmjax.models import EncoderConfig
-from plmjax.study import drive, results
+from plmjax.study import drive, plots, results
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import (
     Repeats,
@@ -227,10 +227,12 @@ def test_commands_say_what_they_lack(task, tmp_path, capsys):
 def driven(task, tmp_path, monkeypatch):
     """Returns (right answers, settings, seeds) -> (end, screen, runs), not training.
 
-    The checks before it are left out, too: they open a model.
+    The checks before it are left out, too: they open a model; and so are the plots.
     """
 
-    def drive_it(right, settings=("plain",), seeds=3, **more):
+    def drive_it(right, settings=("plain",), seeds=3, plotted=False, **more):
+        for name in () if plotted else ("boxes", "curves"):
+            monkeypatch.setattr(plots, name, lambda cells: None)
         found = [parse_setting(text) for text in settings]
         repeats = Repeats(seeds, more.get("folds"))
         plan = compare_plan(
@@ -313,7 +315,7 @@ def test_settings_are_compared_by_seed(driven, tmp_path):
     worse = {f"slow/seed-{n}": right for n, right in enumerate((7, 6, 7, 6))}
     better = {f"plain/seed-{n}": right for n, right in enumerate((9, 9, 9, 9))}
     settings = ("plain", "slow:train.epochs=9")
-    _, text, seen = driven(worse | better, settings, seeds=4)
+    _, text, seen = driven(worse | better, settings, seeds=4, plotted=True)
     assert len(seen) == 8
     first, second = read_results(tmp_path)
     assert first["against_first"] is None

@@ -1,8 +1,14 @@
 """What several tests share: a made-up corpus, a tiny config, the command line."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 WORDS = """the model learns a word from its context and every row of the matrix holds
 one vector for each token in the list while the function returns an array of values that
@@ -42,6 +48,10 @@ TINY = (
 )
 
 
+# The environment of a child whose programs are compiled as users have them.
+USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+
+
 def environment(**more: str) -> dict[str, str]:
     """Returns a child's environment: one device, unless asked for more."""
     return os.environ | {"JAX_NUM_CPU_DEVICES": "1", "TERM": "dumb"} | more
@@ -56,3 +66,31 @@ def run_cli(*arguments: str, timeout: float = 240, **more: str):
         timeout=timeout,
         env=environment(**more),
     )
+
+
+def campaign(cases, *kept) -> list:
+    """Returns cases of a test; all but the `kept` ones are for .ci/nightly alone."""
+    unknown = [case for case in kept if case not in cases]
+    assert not unknown, unknown
+
+    def rare(case):
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=pytest.mark.campaign)
+
+    return [case if case in kept else rare(case) for case in cases]
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable) -> Path:
+    """Returns a folder that `make(folder)` filled, once for all workers of pytest."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with open(root / f"{name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder

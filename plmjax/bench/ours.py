@@ -16,7 +16,6 @@ from plmjax.bench.worker import Spec
 from plmjax.compress.teachers import open_teacher
 from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
-from plmjax.data.store import open_store
 from plmjax.evaluate.model import Model
 from plmjax.models import heads
 from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
@@ -36,9 +35,7 @@ def open_run(spec: Spec) -> Run:
     """Returns the run whose config, tokenizer and store stand in the case's folder."""
     workdir = Workdir(spec.folder)
     config, tokenizer = workdir.config(), workdir.tokenizer()
-    made = workdir.read("run.json")
-    assert made is not None
-    store = open_store(workdir / "data" / made["store"])
+    store = workdir.store()
     encoder = encoder_config(config, tokenizer)
     encoder = dataclasses.replace(encoder, dtype=spec.dtype)
     plan = load_plan(store.split("train"), spec.length, True, store.directory)

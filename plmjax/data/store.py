@@ -63,6 +63,20 @@ class Split:
     def __reduce__(self):
         return Split, self._recipe  # a mapped array would be pickled with its content
 
+    def agrees(self) -> bool:
+        """Says whether the arrays have the sizes that the manifest gives."""
+        _, _, facts = self._recipe
+        sizes = [len(tokens) for tokens in self._tokens]
+        ends = [(self.offsets, self.documents)]
+        if self.sentences is not None:
+            ends.append((self.sentences, facts["sentences"]))
+        return (
+            sizes == [len(starts) for starts in self._starts]
+            and sum(sizes) == self.tokens
+            and all(size == self._shard_tokens for size in sizes[:-1])
+            and all(len(x) == n + 1 and x[-1] == self.tokens for x, n in ends)
+        )
+
     def document(self, index: np.ndarray) -> np.ndarray:
         """Which document the stream positions are in, from 0."""
         return np.searchsorted(self.offsets, index, side="right") - 1
@@ -117,7 +131,7 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
     if found != FORMAT:
         raise _damaged(directory, MANIFEST, f"of format {found}, not {FORMAT}")
     try:
-        _check_manifest(manifest)
+        _check_manifest(directory, manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(directory, MANIFEST, f"not complete ({error})") from None
     for name, facts in files.items():
@@ -129,10 +143,18 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
             raise _damaged(directory, name, f"{size:,} bytes, not {facts['bytes']:,}")
         if verify and sha256(path) != facts["sha256"]:
             raise _damaged(directory, name, "not as it was written (SHA-256 differs)")
-    return Store(directory, manifest)
+    store = Store(directory, manifest)
+    for name in SPLITS:
+        try:
+            agrees = store.split(name).agrees()
+        except (OSError, ValueError) as error:
+            raise _damaged(directory, f"{name}.*", f"no array ({error})") from None
+        if not agrees:
+            raise _damaged(directory, MANIFEST, f"not of the size of the {name} split")
+    return store
 
 
-def _check_manifest(manifest: dict[str, Any]) -> None:
+def _check_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Raises ValueError or what a missing or mistyped value gives, unless all that
     readers take from a manifest is there; no digest vouches for the manifest itself.
     """
@@ -140,8 +162,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     for facts in files.values():
         if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
             raise ValueError("a file's size or digest is none")
-    if not isinstance(manifest["key"], str):
-        raise ValueError("its key is no name")
+    if manifest["key"] != directory.name:
+        raise ValueError("its key is not the name of the directory")
     if not isinstance(manifest["source"]["counts"], dict):
         raise ValueError("nothing was counted")
     for name in SPLITS:
@@ -151,7 +173,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
             raise ValueError(f"the sizes of the {name} split are none")
         if facts["tokens"] > facts["shards"] * facts["shard_tokens"]:
             raise ValueError(f"the {name} split has no room for its tokens")
-        wanted = [offsets_file(name)]
+        wanted = [UNIGRAM, offsets_file(name)]
+        if "sentences" in facts:
+            wanted.append(sentences_file(name))
         for shard in range(min(facts["shards"], len(files) + 1)):
             wanted += [tokens_file(name, shard), starts_file(name, shard)]
         if missing := [file for file in wanted if file not in files]:

@@ -48,7 +48,7 @@ def score_run(
     Masks depend on the row alone, so neither the batch size nor the device matters.
 
     Raises:
-      PlmjaxError: the run's token store is gone.
+      PlmjaxError: the run's token store is gone, or damaged.
     """
     config, store = model.config, workdir.store()
     split = store.split("held_out")

@@ -72,12 +72,14 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
     from scipy import stats
 
     truth, predicted = np.asarray(truth, float), np.asarray(predicted, float)
+    mse = np.mean((truth - predicted) ** 2)
+    if len(truth) < 2:  # of which scipy refuses to speak
+        return _floats({"pearson": np.nan, "spearman": np.nan, "mse": mse})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
         pearson = stats.pearsonr(truth, predicted)
         spearman = stats.spearmanr(truth, predicted)
-    mse = np.mean((truth - predicted) ** 2)
     return _floats({"pearson": pearson[0], "spearman": spearman[0], "mse": mse})
 
 

@@ -47,10 +47,18 @@ class FoldsConfig:
     seed: int = 0  # of the parting, the same for all folds of a study
 
     def __post_init__(self):
+        if self.count is not None and self.count < 2:
+            raise PlmjaxError(
+                f"folds.count is {self.count}; it must be at least 2, or none."
+            )
         if self.count is not None and not 0 <= self.fold < self.count:
             raise PlmjaxError(
                 f"folds.fold={self.fold}, but there are {self.count} folds.",
                 hint=f"Give 0 to {self.count - 1}.",
+            )
+        if not 0 <= self.seed < 2**32:
+            raise PlmjaxError(
+                f"folds.seed is {self.seed}; it must be between 0 and 2**32 - 1."
             )
 
 

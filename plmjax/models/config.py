@@ -69,10 +69,14 @@ class EncoderConfig:
     remat: bool | Literal["dots"] = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "layers", "width", "heads", "ffn_width", "groups"):
-            if getattr(self, name) < 1:
+        sizes = ("vocab_size", "layers", "width", "heads", "ffn_width", "groups")
+        least = dict.fromkeys((*sizes, "max_positions"), 1)
+        least |= dict.fromkeys(("position_offset", "token_types", "init_std"), 0)
+        for name, smallest in (least | {"norm_eps": 0}).items():
+            if getattr(self, name) < smallest:
                 raise PlmjaxError(
-                    f"model.{name} is {getattr(self, name)}; it must be at least 1."
+                    f"model.{name} is {getattr(self, name)}; it must be at least "
+                    f"{smallest}."
                 )
         if self.embedding_width is not None and self.embedding_width < 1:
             raise PlmjaxError(

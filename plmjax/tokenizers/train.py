@@ -48,6 +48,13 @@ class TokenizerConfig:
     segmenter: Literal["none", "jieba", "spaces"] = "none"
     user_dictionary: str | None = None  # more words for jieba: one a line
 
+    def __post_init__(self):
+        for name in ("vocab_size", "min_frequency"):
+            if getattr(self, name) < 1:
+                raise PlmjaxError(
+                    f"tokenizer.{name} is {getattr(self, name)}; it must be at least 1."
+                )
+
 
 def check_segmenter(config: TokenizerConfig) -> Segmenter | None:
     """Returns the segmenter that config names; reads no more than its dictionary.

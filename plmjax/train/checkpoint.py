@@ -160,7 +160,8 @@ class Checkpoints:
             "leaves": loading.leaves(state),
             "layout": loading.layout(state),
         }
-        answer = self._decided(lambda: self._prepare(step, tree.size_in_bytes(state)))
+        size, ranked = tree.size_in_bytes(state), _rank(meta) is not None
+        answer = self._decided(lambda: self._prepare(step, size, ranked))
         if answer == _DONE:
             return
         if answer == _GO:
@@ -179,13 +180,18 @@ class Checkpoints:
 
         self._saves.now = Saving(self._storage, step, folder(step), state, meta, ended)
 
-    def _prepare(self, step: int, size: int) -> str:
-        """Makes room for a step; returns _GO, _DONE, or why it cannot be saved."""
+    def _prepare(self, step: int, size: int, ranked: bool) -> str:
+        """Makes room for a step; returns _GO, _DONE, or why it cannot be saved.
+
+        One that is there is written anew if it was saved without the rank that it has.
+        """
         if (told := self._saves.objection(step)) is not None:
             return told
         try:
             if step in self._steps():
-                return _DONE
+                if not ranked or _rank(self._meta(step)) is not None:
+                    return _DONE
+                self._remove(step)
             self._storage.delete(folder(step))
             self._storage.make(folder(step))
             free = self._storage.free()

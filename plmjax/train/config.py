@@ -1,6 +1,7 @@
 """The blocks of a config that training reads: optimizer, schedule, mesh, intervals."""
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -50,6 +51,12 @@ class OptimizerConfig:
                 0 <= value < 1,
                 f"train.optimizer.{name} is {value}; it must be in [0, 1).",
             )
+        for name in ("eps", "weight_decay"):
+            value = getattr(self, name)
+            _require(
+                value >= 0,
+                f"train.optimizer.{name} is {value}; it must not be negative.",
+            )
         clip = self.clip_norm
         _require(
             clip is None or clip > 0,
@@ -88,7 +95,7 @@ class OptimizerConfig:
             and len(rule) == 2
             and isinstance(rule[0], str)
             and type(rule[1]) in (int, float)
-            and rule[1] >= 0,
+            and 0 <= rule[1] < math.inf,
             f"train.optimizer.rates has {rule!r}; each must be (regex, factor >= 0).",
             "For example (('encoder/.*', 0.1), ('.*', 1.0)).",
         )
@@ -125,6 +132,11 @@ class ScheduleConfig:
                 0 <= value <= 100,
                 f"train.schedule.{name} is {value}; it is a percentage, 0 to 100.",
             )
+        _require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            f"train.schedule.warmup_steps is {self.warmup_steps}; it must not be "
+            "negative.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +298,8 @@ class MeshConfig:
             sizes.count("auto") <= 1,
             f"mesh sizes {sizes}: only one axis can be 'auto'.",
         )
-        _require(
-            all(size == "auto" or size >= 1 for size in sizes),
-            f"mesh sizes {sizes}: each must be at least 1, or 'auto'.",
-        )
+        for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
+            _require(
+                size == "auto" or size >= 1,
+                f"mesh.{name} is {size}; it must be at least 1, or 'auto'.",
+            )

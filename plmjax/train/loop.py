@@ -246,6 +246,12 @@ def fit(
     if processes.agreed(evaluation_due() and now not in outlets.writer.evaluated):
         # The signal that ended the last start came before this.
         found = evaluated()
+        if found is not None:
+            more = {"loss": found["loss"], "rank": work.rank(found)}
+            if is_best(more["rank"]):
+                save(more)
+                with watchdog.resting():
+                    checkpoints.wait()  # what follows asks for the best
     over = has_lost_patience()
     batches = upcoming()
     while now < work.steps and not over and not stop.due(turn):

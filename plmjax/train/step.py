@@ -214,13 +214,16 @@ def make_step(
 
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        average = state.average
+        old, new = (state.params, state.moments), (params, moments)
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        params, moments = new
+        average: Any = state.average
         if average is not None:
             share = _share(state.step)
+            if ema_decay is not None:
+                share = jnp.where(good, share, 0)
+            # In the plain mean, the weights that a skipped update leaves count again.
             average = optax.incremental_update(params, average, share)
-        old = (state.params, state.moments, state.average)
-        new = (params, moments, average)
-        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         bad_steps = jnp.where(good, 0, state.bad_steps + 1)
         metrics |= {
             "objective": (loss, jnp.float32(1)),
@@ -228,7 +231,6 @@ def make_step(
             "learning_rate": (rate, jnp.float32(1)),
             "bad_steps": (bad_steps.astype(jnp.float32), jnp.float32(1)),
         }
-        params, moments, average = new
         skipped = state.skipped + jnp.where(good, 0, 1)
         metrics["skipped"] = (skipped.astype(jnp.float32), jnp.float32(1))
         state = State(state.step + 1, params, moments, average, bad_steps, skipped)

@@ -197,8 +197,8 @@ class Workdir:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.path / "tokenizer")
 
-    def store(self, verify: bool = False) -> Store:
-        """Opens the run's token store.
+    def store(self) -> Store:
+        """Opens the run's token store, of which every byte is verified.
 
         Raises:
           PlmjaxError: it is gone, or damaged.
@@ -210,7 +210,7 @@ class Workdir:
                 hint="Start `plmjax pretrain` on it again.",
                 code=Exit.DATA,
             )
-        return open_store(self.path / "data" / run["store"], verify)
+        return open_store(self.path / "data" / run["store"], verify=True)
 
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder of the run's teacher; None where it has none."""

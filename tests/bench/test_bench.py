@@ -159,7 +159,7 @@ def test_peer_compares_the_same_model(corpus):
 
 
 @pytest.mark.peer
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("objective", "preset", "models", "losses"),
     [

@@ -145,6 +145,7 @@ def test_vocabularies_are_compared():
         check(far, OURS, align="strings")
 
 
+@pytest.mark.slow
 def test_a_comparison_of_a_model_with_itself_and_with_a_half():
     still = dataclasses.replace(TEACHER, layers=2)
     half = dataclasses.replace(STUDENT, layers=1)

@@ -74,6 +74,7 @@ def shapes(config: EncoderConfig):
     return jax.eval_shape(encoder.init, jax.random.key(0), ids, ids, ids, ids)
 
 
+@pytest.mark.slow
 def test_every_preset_has_its_published_size():
     assert COUNTS.keys() == PRESETS.keys()
     for name, config in PRESETS.items():
@@ -301,6 +302,7 @@ def test_recomputing_layers_changes_no_gradient():
         )
 
 
+@pytest.mark.slow
 def test_remat_computes_again_what_it_says():
     """Counts the products in the program: with "dots", attention's alone come again."""
 

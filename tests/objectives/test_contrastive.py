@@ -138,7 +138,8 @@ def program(shape):
     f = gradients(objective_of(), 1)
     if mesh.size > 1 and sharding.is_row_parallel(mesh):
         f = row_parallel(f, mesh, sharding.shardings(mesh, params()))
-    f = jax.jit(f)
+    # The quicker code of tests/conftest.py rounds exp by where it stands in an array.
+    f = jax.jit(f, compiler_options={"xla_cpu_use_fusion_emitters": True})
 
     def call(batch):
         with jax.set_mesh(mesh):
@@ -152,8 +153,9 @@ def program(shape):
 ALONE = (1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape", [(4, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)]
+    "shape", [(4, 2, 1), pytest.param((2, 2, 2), marks=pytest.mark.campaign)]
 )
 def test_negatives_are_those_of_all_devices(shape):
     (loss, grads), (wanted, theirs) = (program(s)(corrupted()) for s in (shape, ALONE))

@@ -160,8 +160,9 @@ def test_gradients_of_soft_loss_and_cosine_are_those_of_pytorch():
     np.testing.assert_allclose(jax.grad(ours)(a), x.grad.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "where", ["masked", pytest.param("all", marks=pytest.mark.slow)]
+    "where", ["masked", pytest.param("all", marks=pytest.mark.campaign)]
 )
 def test_the_soft_loss_by_hand(where):
     """The default suite's check of the three terms, in float64 NumPy."""
@@ -228,7 +229,7 @@ def test_the_layer_terms_by_hand():
     np.testing.assert_allclose(total / count, expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "more", [{}, {"remat": True}, {"sharing": "all"}], ids=["plain", "remat", "shared"]
 )
@@ -315,7 +316,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it():
         pytest.param(
             dataclasses.replace(FULL, soft_positions="masked"),
             NARROW,
-            marks=pytest.mark.slow,
+            marks=pytest.mark.campaign,
         ),
     ],
     ids=["three terms", "all terms, narrower"],
@@ -392,7 +393,7 @@ def test_the_teacher_reads_its_own_ids():
     assert abs(losses(objective, params, bare, batch)[0] - expected) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_data_mesh_gathers_nothing():
     mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
     objective = distill(FULL, NARROW, PIECES, TEACHER)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests_common import campaign
 
 from plmjax import PlmjaxError, tree
 from plmjax.interop import weights
@@ -306,6 +307,7 @@ def test_a_fresh_discriminator_follows_a_placed_generator():
 # --- samples
 
 
+@pytest.mark.slow
 def test_samples_follow_the_softmax():
     """Over blocks and within them, at more than one temperature."""
     random = np.random.default_rng(0)
@@ -341,6 +343,7 @@ def test_the_ends_of_the_distribution():
     assert drawn(logits, u, 1.0).tolist() == [3, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_hashed_numbers_sample_every_slot_on_its_own():
     rows, slots = 4000, 5
     noise = Noise(jnp.uint32(1), jnp.uint32(2), jnp.arange(rows, dtype=jnp.int32))
@@ -465,7 +468,7 @@ def test_the_copy_mechanism():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", JUDGES)
+@pytest.mark.parametrize("variant", campaign(JUDGES, "all_tokens_mlm"))
 def test_micro_batches_add_up(variant):
     """Loss and gradients with dropout, and the loss from the metrics alone."""
     objective = electra(config_of(variant), ENCODER, PIECES)
@@ -485,7 +488,7 @@ def test_micro_batches_add_up(variant):
     np.testing.assert_allclose(objective.scores(means)["loss"], loss, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_evaluation_depends_on_the_rows_alone():
     objective = electra(config_of(), ENCODER, PIECES)
     params, batch = initialised(objective), make_batch(16)
@@ -580,7 +583,7 @@ def learn(config, steps: int = 150):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", JUDGES)
+@pytest.mark.parametrize("variant", campaign(JUDGES, "all_tokens_mlm"))
 def test_overfits_one_batch(variant):
     """With the generator its samples stay, which the discriminator learns by heart."""
     first, last = learn(config_of(variant, "none", generator_weight=0.0), 300)
@@ -598,7 +601,7 @@ def test_overfits_one_batch(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("tie", campaign(TIES, "tokens", "disentangled"))
 def test_generator_and_discriminator_overfit_one_batch(tie):
     first, last = learn(config_of(tie=tie), 250)
     assert first["generator_loss"] > 3 and last["generator_loss"] < 0.3
@@ -632,7 +635,7 @@ def test_flops_grow_with_what_is_run():
 # --- the step
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "variant, tie", [("electra", "tokens"), ("all_tokens_mlm", "disentangled")]
 )

@@ -13,6 +13,7 @@ import optax
 import pytest
 from processes_common import succeed
 from test_step import ENCODER, make_batch, pieces, run
+from tests_common import campaign
 
 from plmjax.models import heads
 from plmjax.objectives import (
@@ -134,7 +135,7 @@ KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 
 # ELECTRA's variants and ties learn theirs in test_electra.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["span", *KINDS])
+@pytest.mark.parametrize("name", campaign(["span", *KINDS], "pairs", "clm"))
 def test_it_learns_one_batch_by_heart(name):
     case = CASES[name]
     objective, frozen = case.without_dropout(), case.frozen()
@@ -170,36 +171,29 @@ def reference(name: str):
     return train(name, steps=STEPS)
 
 
-def compare(name: str, mesh, accumulation: int) -> None:
+# Data alone, all three axes, layers divided alone.
+LAYOUTS = (((8, 1, 1), 4), ((2, 2, 2), 2), ((1, 8, 1), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    "name, mesh, accumulation",
+    campaign(
+        [(name, *layout) for name in CASES for layout in LAYOUTS],
+        # Each kind once, and each layout; "mlm" has its own in tests/train.
+        *((name, *LAYOUTS[n % len(LAYOUTS)]) for n, name in enumerate(KINDS)),
+    ),
+)
+def test_meshes_and_accumulation_train_alike(name, mesh, accumulation):
+    """Dropout and draws are on; devices and micro-batches change nothing."""
     losses, norms, _ = reference(name)
     others = train(name, mesh, accumulation, steps=2)
     np.testing.assert_allclose(others[0], losses[:2], rtol=1e-5)
     np.testing.assert_allclose(others[1], norms[:2], rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["span", "all_tokens_mlm", *KINDS])
-@pytest.mark.timeout(200)
-def test_meshes_and_accumulation_train_alike(name):
-    """Dropout and draws are on; eight devices and four micro-batches change nothing."""
-    compare(name, (8, 1, 1), 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.timeout(200)
-def test_sharded_layers_train_alike(name):
-    compare(name, (2, 2, 2), 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlm", *KINDS])
-@pytest.mark.timeout(200)
-def test_sharded_weights_train_alike(name):
-    compare(name, (1, 8, 1), 1)
-
-
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1500)
 def test_two_processes_of_four_devices_train_alike():
     worker = Path(__file__).parents[1] / "train" / "objectives_worker.py"
@@ -213,7 +207,7 @@ def test_two_processes_of_four_devices_train_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", campaign(KINDS, "electra", "distill"))
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
     def restart(state):
         with Checkpoints(tmp_path) as checkpoints:
@@ -252,6 +246,7 @@ def test_its_parts_are_whole_models(name):
         assert set(said) == set(part.heads)
 
 
+@pytest.mark.slow
 def test_weights_of_each_term_sum_to_one():
     for name, case in CASES.items():
         objective, batch = case.make(), case.batches()

@@ -174,9 +174,10 @@ def test_the_slots_suffice_for_every_row():
             assert masking.slots(probability, length) >= most
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize(
-    "unit", ["word", pytest.param("token", marks=pytest.mark.slow)]
+    "unit", ["word", pytest.param("token", marks=pytest.mark.campaign)]
 )
 def test_overfits_one_batch(unit):
     """With the masks fixed, one batch is learnt by heart."""

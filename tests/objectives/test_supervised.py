@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests_common import campaign
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
@@ -86,9 +87,9 @@ def made(kind, **values):
 @pytest.mark.parametrize(
     "kind",
     [
-        "classes",
         "tags",
-        "choices",
+        pytest.param("classes", marks=pytest.mark.slow),
+        pytest.param("choices", marks=pytest.mark.slow),
         pytest.param("multilabel", marks=pytest.mark.slow),
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("answers", marks=pytest.mark.slow),
@@ -298,6 +299,9 @@ def test_what_is_refused():
         supervised(SupervisedConfig(label_smoothing=0.1), ENCODER, TASKS["answers"])
 
 
+LAYOUTS = (((1, 1, 1), 2), ((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 1, 1), 4))
+
+
 @functools.cache
 def trained(kind, mesh=(1, 1, 1), accumulation=1):
     """Losses and gradient norms of three steps of a run, R-Drop included."""
@@ -315,10 +319,13 @@ def trained(kind, mesh=(1, 1, 1), accumulation=1):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize(
-    "mesh, accumulation",
-    [((1, 1, 1), 2), ((1, 1, 1), 4), ((8, 1, 1), 1), ((2, 2, 2), 2)],
+    "kind, mesh, accumulation",
+    campaign(
+        [(kind, *layout) for kind in TASKS for layout in LAYOUTS],
+        # Each kind once, and each layout.
+        *((kind, *LAYOUTS[n % len(LAYOUTS)]) for n, kind in enumerate(TASKS)),
+    ),
 )
 def test_meshes_and_accumulation_give_the_same_training(kind, mesh, accumulation):
     for found, wanted in zip(

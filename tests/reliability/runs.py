@@ -140,7 +140,7 @@ def rows_read(case: Case, workdir: Path) -> list[list[int]]:
     from plmjax.train.workdir import Workdir, row_plan
 
     run = Workdir(workdir)
-    config, store, tokenizer = run.config(), run.store(verify=True), run.tokenizer()
+    config, store, tokenizer = run.config(), run.store(), run.tokenizer()
     split = store.split("train")
     plan = row_plan(config, split, config.data.length, store)
     phase = Phase(case.steps, config.train.batch, plan)

@@ -12,7 +12,7 @@ from tests_common import TINY, environment, run_cli, sentences
 
 from plmjax import Exit, cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
 
 READ_ONLY = """
 set -e
@@ -39,6 +39,7 @@ def run(tmp_path_factory):
     return folder, arguments
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
 def test_a_read_only_disk(run):
     folder, arguments = run
@@ -83,6 +84,7 @@ def pretrain(run, tmp_path, capsys):
         signal.signal(number, handler)
 
 
+@pytest.mark.campaign
 def test_a_disk_that_fails_under_a_save(pretrain, monkeypatch):
     """Training goes on; the end says that the last save is missing, with its path."""
     fsync = os.fsync
@@ -103,6 +105,7 @@ def test_a_disk_that_fails_under_a_save(pretrain, monkeypatch):
     assert code == Exit.OK, said
 
 
+@pytest.mark.campaign
 def test_a_disk_that_fails_under_a_record(pretrain, tmp_path, monkeypatch):
     """It is kept in memory; once the disk takes it, the file is whole."""
     from plmjax.train import metrics
@@ -124,6 +127,7 @@ def test_a_disk_that_fails_under_a_record(pretrain, tmp_path, monkeypatch):
     assert steps == sorted(steps) and set(steps) >= set(range(1, 11))
 
 
+@pytest.mark.campaign
 def test_a_disk_that_takes_no_record_at_all(pretrain, tmp_path, monkeypatch):
     from plmjax.train import metrics
 
@@ -138,6 +142,7 @@ def test_a_disk_that_takes_no_record_at_all(pretrain, tmp_path, monkeypatch):
     assert code == Exit.OK and "Exported step 10" in said, said
 
 
+@pytest.mark.campaign
 def test_a_slow_disk_costs_its_time_and_no_more(pretrain, monkeypatch):
     fsync, calls = os.fsync, []
 

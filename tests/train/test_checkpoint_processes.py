@@ -22,7 +22,7 @@ def saved_alone(tmp_path) -> Checkpoints:
 
 @pytest.mark.parametrize(
     ("processes", "devices"),
-    ((2, 2), pytest.param(4, 1, marks=pytest.mark.slow)),
+    ((2, 2), pytest.param(4, 1, marks=pytest.mark.campaign)),
 )
 def test_processes_save_and_load_together(tmp_path, processes, devices):
     """One process x 8 devices saves, n x m go on, this one reads on any mesh."""
@@ -43,7 +43,7 @@ def test_processes_save_and_load_together(tmp_path, processes, devices):
         assert Path(f"state/state/ocdbt.process_{index}/manifest.ocdbt") in files
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_processes_write_together_what_orbax_cannot(tmp_path):
     checkpoints = saved_alone(tmp_path)
     said = succeed(2, 2, PROGRAM, checkpoints, "arrays", "move", "refuse", "end")
@@ -55,7 +55,7 @@ def test_processes_write_together_what_orbax_cannot(tmp_path):
     assert_holds(checkpoints.load(5, shapes(mesh(2, 4))), 5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_process_that_fails_or_hangs_in_a_save(tmp_path):
     checkpoints = saved_alone(tmp_path)
     said = succeed(2, 2, PROGRAM, checkpoints, "fail", "hang")
@@ -66,7 +66,7 @@ def test_a_process_that_fails_or_hangs_in_a_save(tmp_path):
     assert_holds(checkpoints.load(6, shapes(mesh(8, 1))), 6)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_training_saves_at_every_other_step(tmp_path):
     """Orbax's barriers must not meet the collectives of the steps beside them."""
     corpus = tmp_path / "corpus.txt"

@@ -1,6 +1,9 @@
 """Collectives read from HLO: by hand what a line says, and the real step's against its
 parameter count."""
 
+import functools
+import re
+
 import jax
 import pytest
 from test_step import ENCODER, lowered, make_batch, pieces
@@ -9,7 +12,6 @@ from plmjax import tree
 from plmjax.objectives import MLMConfig, mlm
 from plmjax.train import collectives as lib
 
-pytestmark = pytest.mark.optimised
 HEAD = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
 
 
@@ -186,8 +188,9 @@ def test_loops_within_loops_calls_and_branches():
 SMALL = 200
 
 
-def compiled(mesh_sizes, accumulation: int) -> str:
-    return lowered(mesh_sizes, accumulation, "token").compile().as_text()
+@functools.cache
+def compiled(mesh_sizes, accumulation: int, unit: str = "word") -> str:
+    return lowered(mesh_sizes, accumulation, unit).compile().as_text()
 
 
 def parameter_bytes() -> int:
@@ -197,7 +200,9 @@ def parameter_bytes() -> int:
     )
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize(
+    "accumulation", [pytest.param(1, marks=pytest.mark.campaign), 4]
+)
 @pytest.mark.timeout(120)
 def test_a_data_parallel_step_sends_the_gradients_once(accumulation):
     found = lib.collectives(compiled((8, 1, 1), accumulation))
@@ -206,6 +211,31 @@ def test_a_data_parallel_step_sends_the_gradients_once(accumulation):
     assert 0 <= lib.sent(found) * 8 / (2 * 7) - parameter_bytes() < SMALL
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "word",
+        *(
+            pytest.param(u, marks=pytest.mark.campaign)
+            for u in ("token", "span", "ngram")
+        ),
+    ],
+)
+def test_the_data_mesh_reduces_once_after_the_accumulation_loop(unit):
+    text = compiled((8, 1, 1), 4, unit)
+    for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {other}(" not in text
+    # Computations are separated by blank lines; the entry is not the loop's body.
+    entry = next(b for b in text.split("\n\n") if b.startswith("ENTRY "))
+    reductions = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    assert reductions == re.findall(r"= (.*) all-reduce(?:-start)?\(", entry)
+    before, after = entry[: entry.index(" while(")], entry[entry.index(" while(") :]
+    # Before the loop, the number of masked tokens: one scalar. After it, all gradients.
+    assert re.findall(r"= (\S+) all-reduce", before) == ["f32[]"]
+    assert len(re.findall(r" all-reduce(?:-start)?\(", after)) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_an_fsdp_step_gathers_weights_and_scatters_gradients_once():
     """Nothing that grows with the batch is sent, whatever the accumulation."""
@@ -221,7 +251,7 @@ def test_an_fsdp_step_gathers_weights_and_scatters_gradients_once():
     assert split > 0.8 * parameter_bytes() * 7 / 8
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(120)
 def test_every_collective_of_the_mixed_mesh_is_understood():
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}

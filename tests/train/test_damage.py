@@ -75,7 +75,7 @@ def test_every_kind_of_damage_to_every_file_is_found(saved):
     assert checkpoints.good_step() == 3
 
 
-@pytest.mark.parametrize("stride", (9, pytest.param(1, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("stride", (9, pytest.param(1, marks=pytest.mark.campaign)))
 def test_every_byte_of_the_digests_counts(saved, stride):
     checkpoints, _, whole = saved
     path = restore(checkpoints, whole) / digests.FILE
@@ -102,7 +102,7 @@ def test_random_flips_are_found(saved):
     random_flips(saved, 20)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_many_random_flips_are_found(saved):
     random_flips(saved, 500)
 

@@ -254,7 +254,7 @@ save(3)
     assert names == ["step_00000001", "step_00000003"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
 def test_a_small_disk_that_fills_up_and_turns_read_only(tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from test_step import run
 
 from plmjax import tree
 from plmjax.train.config import OptimizerConfig
 
 # A rate and a decay that show in thirty steps.
-pytestmark = pytest.mark.optimised
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
 # float32, one device, dropout .1. Other processors add in another order: thirty steps
 # of that stay far below the tolerance, and a change of a mask, a seed or a formula is

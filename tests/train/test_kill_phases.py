@@ -12,7 +12,9 @@ from plmjax.train.checkpoint import Checkpoints
 FEW = ("in the state", "in the digests", "in the removal")
 
 
-@pytest.mark.parametrize("phases", (FEW, pytest.param(PHASES, marks=pytest.mark.slow)))
+@pytest.mark.parametrize(
+    "phases", (FEW, pytest.param(PHASES, marks=pytest.mark.campaign))
+)
 def test_a_kill_in_every_phase_of_a_save(tmp_path, phases):
     program = Path(__file__).parent / "kill_phases.py"
     (said,) = succeed(1, 1, program, tmp_path, *phases)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes_common import spawn, start, succeed
 from test_resume import assert_same_run, records
-from tests_common import TINY
+from tests_common import TINY, campaign, once, sentences
 
 from plmjax import PlmjaxError
 from plmjax.train import processes
@@ -144,18 +144,20 @@ def test_two_processes_train_one_run(corpus, tmp_path):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """(corpus, workdir) of a run of two processes that nobody touched."""
-    from tests_common import sentences
 
-    root = tmp_path_factory.mktemp("unbroken")
-    corpus = root / "corpus.txt"
-    corpus.write_text("\n".join(sentences(400)) + "\n")
-    succeed(2, 2, *command(corpus, root / "run", *STEPS), timeout=600)
-    return corpus, root / "run"
+    def make(folder):
+        (folder / "corpus.txt").write_text("\n".join(sentences(400)) + "\n")
+        arguments = command(folder / "corpus.txt", folder / "run", *STEPS)
+        succeed(2, 2, *arguments, timeout=600)
+
+    folder = once(tmp_path_factory, "unbroken-processes", make)
+    return folder / "corpus.txt", folder / "run"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.alone
+@pytest.mark.parametrize("index", campaign([0, 1], 0))
 def test_a_signal_to_one_stops_all_and_no_step_is_lost(unbroken, tmp_path, index):
     corpus, reference = unbroken
     arguments = command(corpus, tmp_path / "run", *STEPS)
@@ -173,7 +175,8 @@ def test_a_signal_to_one_stops_all_and_no_step_is_lost(unbroken, tmp_path, index
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.alone
+@pytest.mark.parametrize("index", campaign([0, 1], 0))
 def test_when_one_is_killed_the_others_end_and_the_run_goes_on(
     unbroken, tmp_path, index
 ):
@@ -191,7 +194,7 @@ def test_when_one_is_killed_the_others_end_and_the_run_goes_on(
     assert_same_run(reference, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_a_process_that_hangs_is_noticed(corpus, tmp_path):
     patience = "--config.train.hang_after_seconds=10"
@@ -206,7 +209,7 @@ def test_a_process_that_hangs_is_noticed(corpus, tmp_path):
     assert "in fit" in stacks
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1200)
 def test_a_run_goes_on_with_other_processes_devices_and_meshes(unbroken, tmp_path):
     """The same batches in the same order: losses as if nothing had changed."""
@@ -244,7 +247,7 @@ def wait_for_step(group, workdir, step: int, timeout: float = 400) -> None:
     raise AssertionError(f"no step {step}:\n{group.all_output()}")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(120)
 def test_an_error_of_one_is_the_end_of_all(corpus, tmp_path):
     """A workdir in use: the process that finds it speaks, none waits for ever."""

@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from tests_common import TINY, environment, run_cli
+from tests_common import TINY, USERS, environment, once, run_cli, sentences
 
 from plmjax.train.checkpoint import Checkpoints
 
@@ -68,36 +68,52 @@ def records(workdir) -> list[dict]:
     ]
 
 
+def run_unbroken(factory, name: str, **environment: str):
+    """Returns (arguments, workdir, environment) of 200 steps in one run."""
+
+    def make(folder):
+        (folder / "corpus.txt").write_text("\n".join(sentences(400)) + "\n")
+        at = f"--workdir={folder / 'run'}"
+        found = run_cli("pretrain", *arguments(folder), at, **environment)
+        assert found.returncode == 0, found.stderr
+
+    def arguments(folder):
+        return (*TINY, *LONG, f"--config.data.source.paths={folder / 'corpus.txt'}")
+
+    folder = once(factory, name, make)
+    return arguments(folder), folder / "run", environment
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """(arguments, workdir) of 200 steps in one run."""
-    from tests_common import sentences
-
-    root = tmp_path_factory.mktemp("unbroken")
-    corpus = root / "corpus.txt"
-    corpus.write_text("\n".join(sentences(400)) + "\n")
-    arguments = (*TINY, *LONG, f"--config.data.source.paths={corpus}")
-    found = run_cli("pretrain", *arguments, f"--workdir={root / 'run'}")
-    assert found.returncode == 0, found.stderr
-    return arguments, root / "run"
+    return run_unbroken(tmp_path_factory, "unbroken")
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
-    arguments, reference = unbroken
+@pytest.fixture(scope="module")
+def as_users(tmp_path_factory):
+    """The same run, compiled as users have it."""
+    return run_unbroken(tmp_path_factory, "unbroken-users", **USERS)
+
+
+@pytest.mark.parametrize(
+    "run", ["unbroken", pytest.param("as_users", marks=pytest.mark.slow)]
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(run, request, tmp_path):
+    arguments, reference, more = request.getfixturevalue(run)
     workdir = f"--workdir={tmp_path / 'run'}"
-    process = start(arguments, tmp_path / "run")
+    process = start(arguments, tmp_path / "run", **more)
     wait_for_step(tmp_path / "run", 33)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
     assert "The same command goes on" in out
-    found = run_cli("pretrain", *arguments, workdir)
+    found = run_cli("pretrain", *arguments, workdir, **more)
     assert found.returncode == 0, found.stderr
     assert "Going on from step" in found.stdout
     assert_same_run(reference, tmp_path / "run")
 
 
-def start(arguments, workdir):
+def start(arguments, workdir, **more: str):
     """Starts a run in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "plmjax", "pretrain", *arguments]
@@ -105,7 +121,7 @@ def start(arguments, workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(),
+        env=environment(**more),
     )
 
 
@@ -120,24 +136,24 @@ def wait_for_step(workdir, step: int, timeout: float = 120) -> None:
 
 
 @pytest.mark.slow
-def test_killed_once(unbroken, tmp_path):
+def test_killed_once(as_users, tmp_path):
     """Between two records; tests/reliability/ kills at other moments, and again."""
-    arguments, reference = unbroken
+    arguments, reference, more = as_users
     chance = random.Random(0)
-    process = start(arguments, tmp_path / "run")
+    process = start(arguments, tmp_path / "run", **more)
     wait_for_step(tmp_path / "run", 3 * chance.randint(8, 40))
     time.sleep(chance.random() * 0.02)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
-    found = run_cli("pretrain", *arguments, f"--workdir={tmp_path / 'run'}")
+    found = run_cli("pretrain", *arguments, f"--workdir={tmp_path / 'run'}", **more)
     assert found.returncode == 0, found.stderr
     assert "Going on from step" in found.stdout
     assert_same_run(reference, tmp_path / "run")
 
 
 def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
-    arguments, reference = unbroken
+    arguments, reference, _ = unbroken
     workdir = f"--workdir={reference}"
     found = run_cli("pretrain", *arguments, workdir)
     assert found.returncode == 0 and "is finished: 200 of 200" in found.stdout
@@ -149,7 +165,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
 
 @pytest.mark.slow
 def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
-    arguments, reference = unbroken
+    arguments, reference, _ = unbroken
     shutil.copytree(reference, tmp_path / "run")
     arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
     found = run_cli("pretrain", *arguments, "--config.train.steps=203")
@@ -161,7 +177,7 @@ def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside(unbroken, tmp_path):
-    arguments, reference = unbroken
+    arguments, reference, _ = unbroken
     shutil.copytree(reference, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     newest = checkpoints.path(checkpoints.steps()[-1])

@@ -140,7 +140,7 @@ def test_a_bad_step_stops_the_run_where_it_shall(corpus, tmp_path, monkeypatch):
     assert Checkpoints(tmp_path / "checkpoints").steps() == [5]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_run_does_not_go_back_for_ever(corpus, tmp_path, monkeypatch):
     poison(monkeypatch, jnp.nan)
     # With so little text the row comes again, and again.
@@ -152,7 +152,7 @@ def test_a_run_does_not_go_back_for_ever(corpus, tmp_path, monkeypatch):
     assert caught.value.code == Exit.NUMERIC
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_finite_spike_is_noticed(corpus, tmp_path, monkeypatch):
     poison(monkeypatch, 30.0, step=36)
     more = ("--config.train.spike_sigmas=6", "--config.train.steps=38")

@@ -4,9 +4,9 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -148,9 +148,6 @@ def test_what_orbax_wrote_is_not_read_from_s3(monkeypatch):
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
     """The URL of a bucket in moto's S3, which runs on this machine alone."""
-    server = shutil.which(os.environ.get("MOTO_SERVER", "moto_server"))
-    if server is None:
-        pytest.skip("no moto_server here (pip install 'moto[server]')")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -162,7 +159,8 @@ def s3(monkeypatch, tmp_path):
     }.items():
         monkeypatch.setenv(name, value)
     with open(tmp_path / "moto.txt", "wb") as file:
-        command = [server, "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, "-m", "moto.server"]
+        command += ["-H", "127.0.0.1", "-p", str(port)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 60

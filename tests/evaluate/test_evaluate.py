@@ -1,0 +1,582 @@
+"""What is written and printed of a model, against its outputs, counted one by one.
+
+Fine-tuned models of every kind are stood in for by random scores, a function of the
+tokens: rows, windows, batches, losses, files and the command line are as they are.
+"""
+
+import functools
+import json
+import math
+import types
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from finetune_common import config_of, one_device, records, write
+from interop.cases import draw
+from tests_common import TINY, sentences
+
+from plmjax import cli, finetuning, pretrain
+from plmjax import config as config_lib
+from plmjax.data.features import make_features
+from plmjax.data.tasks import KINDS
+from plmjax.evaluate import model
+from plmjax.finetune import parts as parts_lib
+from plmjax.finetune import predict as predict_lib
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.job import Ended
+from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import OUT_OF_REACH, Task
+from plmjax.objectives.masked import masked_logits
+from plmjax.objectives.supervised import row_losses
+from plmjax.run import make_run
+from plmjax.tokenizers import TokenizerConfig, train_tokenizer
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+from plmjax.train.step import evaluation_key
+from plmjax.train.workdir import RunConfig, Workdir
+
+LENGTH, BATCH, EXAMPLES = 12, 4, 14
+# Compiled as one: a dozen small programs of each shape take seconds.
+QUICK_LOSSES = jax.jit(row_losses, static_argnums=0)
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    with one_device():
+        yield
+
+
+@functools.cache
+def tokenizer():
+    return train_tokenizer(TokenizerConfig(vocab_size=160), sentences(100))
+
+
+# --- fine-tuned models
+
+_OUTPUTS = {"classes": 2, "multilabel": 2, "regression": 1, "tags": 2, "answers": 2}
+
+
+def scores_of_tokens(kind: str, tokens) -> np.ndarray:
+    """Random scores of a row without its padding: [C], of each token [L, C]."""
+    chance = np.random.default_rng([7, *(int(t) for t in tokens)])
+    if kind in ("tags", "answers"):
+        return chance.normal(0, 2, (len(tokens), _OUTPUTS[kind]))
+    if kind == "embeddings":
+        return chance.normal(size=3)
+    return chance.normal(0, 2, _OUTPUTS.get(kind, 1))
+
+
+def stand_in(kind: str):
+    """A model: (weights, frozen, batch) -> float32 scores, as task_logits has them."""
+
+    def predict(weights, frozen, batch):
+        tokens, real = np.asarray(batch["tokens"]), np.asarray(batch["segments"]) > 0
+        nested = kind in ("choices", "embeddings")
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        found = []
+        for row, there in zip(flat, real.reshape(flat.shape), strict=True):
+            own = scores_of_tokens(kind, row[there])
+            if kind == "choices" and not there.any():
+                own = np.array([OUT_OF_REACH])
+            if kind in ("tags", "answers"):
+                fill = OUT_OF_REACH if kind == "answers" else 0.0
+                whole = np.full((len(row), own.shape[1]), fill)
+                whole[: len(own)] = own
+                own = whole
+            found.append(own)
+        found = np.array(found, np.float32)
+        if nested:
+            found = found.reshape(*tokens.shape[:2], -1)
+        return found[..., 0] if kind == "choices" else found
+
+    return predict
+
+
+def softmax(scores) -> list[float]:
+    top = max(scores)
+    raised = [math.exp(x - top) for x in scores]
+    return [x / sum(raised) for x in raised]
+
+
+def rows_of(features, example: int):
+    """Yields the number and the tokens without padding of an example's rows."""
+    for row in np.flatnonzero(features.example == example):
+        real = features.arrays["segments"][row] > 0
+        yield row, features.arrays["tokens"][row][real]
+
+
+def whole_text(kind, features, example, record, pooling):
+    """Of a text with one answer: what is said, how likely, and its rows' losses."""
+    each, losses = [], []
+    for _, tokens in rows_of(features, example):
+        own = scores_of_tokens(kind, tokens)
+        if kind == "classes":
+            share = softmax(own)
+            losses.append(-math.log(share[["with", "without"].index(record["label"])]))
+            each.append(share)
+        elif kind == "multilabel":
+            yes = [1 / (1 + math.exp(-x)) for x in own]
+            is_there = [name in record["label"] for name in ("of", "the")]
+            parts = [y if t else 1 - y for y, t in zip(yes, is_there, strict=True)]
+            losses.append(-sum(map(math.log, parts)) / 2)
+            each.append(yes)
+        else:
+            losses.append((own[0] - record["label"]) ** 2)
+            each.append(own.tolist())
+    if pooling == "mean":
+        pooled = [sum(values) / len(each) for values in zip(*each, strict=True)]
+    elif pooling == "max":
+        pooled = [max(values) for values in zip(*each, strict=True)]
+    else:
+        pooled = each[0]
+    if kind == "classes":
+        names = ["with", "without"]
+        return (
+            names[pooled.index(max(pooled))],
+            dict(zip(names, pooled, strict=True)),
+            losses,
+        )
+    if kind == "multilabel":
+        both = dict(zip(("of", "the"), pooled, strict=True))
+        return [name for name, yes in both.items() if yes > 0.5], both, losses
+    return pooled[0], None, losses
+
+
+def words_tagged(features, example, record, labels):
+    """Each word by its first piece, in the one row that speaks for it."""
+    said, losses = ["O"] * len(record["tokens"]), []
+    likely = [None] * len(said)
+    for row, tokens in rows_of(features, example):
+        scores = scores_of_tokens("tags", tokens)
+        for place, word in enumerate(features.word[row][: len(tokens)]):
+            if word < 0:
+                continue
+            share = softmax(scores[place])
+            said[word], likely[word] = labels[share.index(max(share))], max(share)
+            losses.append(-math.log(share[labels.index(record["tags"][word])]))
+    return said, likely, losses
+
+
+def answered(features, example, record, most):
+    """The best stretch of all windows, or none, if that is likelier in all of them."""
+    known, none, losses = {}, math.inf, []
+    for row, tokens in rows_of(features, example):
+        scores = scores_of_tokens("answers", tokens).astype(np.float32).astype(float)
+        none = min(none, scores[0, 0] + scores[0, 1])
+        spans = features.spans[row]
+        context = [n for n in range(len(tokens)) if spans[n, 0] >= 0]
+        for first in context:
+            for last in context:
+                value = scores[first, 0] + scores[last, 1]
+                place = spans[first, 0], spans[last, 1]
+                if first <= last < first + most:
+                    known[place] = max(value, known.get(place, -math.inf))
+        begin = end = 0  # none, or not in this window
+        if record["answers"]:
+            start = record["answers"][0]["answer_start"]
+            stop = start + len(record["answers"][0]["text"])
+            firsts = [n for n in context if spans[n, 0] == start]
+            lasts = [n for n in context if spans[n, 1] == stop]
+            if firsts and lasts:
+                begin, end = firsts[0], lasts[0]
+        parts = (softmax(scores[:, 0])[begin], softmax(scores[:, 1])[end])
+        losses.append(-sum(map(math.log, parts)) / 2)
+    place, best = max(known.items(), key=lambda item: item[1])
+    text = record["context"][place[0] : place[1]] if best > none else ""
+    # Likely among the twenty best, and none.
+    every = [*sorted(known.values())[-20:], none]
+    return text, max(softmax(every)), losses
+
+
+def chosen(features, example, record):
+    tokens = features.arrays["tokens"][example]
+    real = features.arrays["segments"][example] > 0
+    scores = [
+        float(scores_of_tokens("choices", tokens[n][real[n]])[0])
+        for n in range(len(record["choices"]))
+    ]
+    share = softmax(scores)
+    return share.index(max(share)), share, [-math.log(share[record["label"]])]
+
+
+def pairs_found(features, lines):
+    """The rank of each text's pair among all distinct pairs, by cosine; the losses."""
+    texts = [(line["text"], line["pair"]) for line in lines]
+    vector_of = {}
+    for example, both in enumerate(texts):
+        for place, text in enumerate(both):
+            real = features.arrays["segments"][example, place] > 0
+            tokens = features.arrays["tokens"][example, place][real]
+            own = scores_of_tokens("embeddings", tokens)
+            vector_of[text] = own / math.sqrt(float(own @ own))
+    said, likely, losses = [], [], []
+    for text, own in texts:
+        also = {b for a, b in texts if a == text and b != own} | {text}
+        near = {
+            b: float(vector_of[text] @ vector_of[b]) for _, b in texts if b not in also
+        }
+        said.append(sum(value >= near[own] for value in near.values()))
+        likely.append(near[own])
+        total = sum(math.exp((value - near[own]) / 0.05) for value in near.values())
+        losses.append(math.log(total))
+    return said, likely, losses
+
+
+def reference(config, features, lines, labels):
+    """What is said of each line, how likely, and all losses of rows (tags: words)."""
+    kind = config.kind
+    if kind == "embeddings":
+        return pairs_found(features, lines)
+    said, likely, losses = [], [], []
+    for example, record in enumerate(lines):
+        if kind == "tags":
+            own = words_tagged(features, example, record, labels)
+        elif kind == "answers":
+            own = answered(features, example, record, config.max_answer_tokens)
+        elif kind == "choices":
+            own = chosen(features, example, record)
+        else:
+            own = whole_text(kind, features, example, record, config.pooling)
+        said.append(own[0])
+        likely.append(own[1])
+        losses += own[2]
+    return said, likely, losses
+
+
+def agree(a, b) -> float:
+    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def main_score(kind: str, said, lines) -> tuple[str, float]:
+    """One score of each kind, from what is said alone."""
+    if kind == "regression":
+        squares = [(s - line["label"]) ** 2 for s, line in zip(said, lines)]  # noqa: B905
+        return "mse", sum(squares) / len(squares)
+    if kind == "tags":
+        flat = [tag for line in lines for tag in line["tags"]]
+        return "tag_accuracy", agree([tag for own in said for tag in own], flat)
+    if kind == "answers":
+        true = [line["answers"][0]["text"] if line["answers"] else "" for line in lines]
+        # The words are small, without articles but "a" and "the".
+        plain = [
+            [" ".join(w for w in t.split() if w not in ("a", "an", "the")) for t in own]
+            for own in (said, true)
+        ]
+        return "exact_match", agree(*plain)
+    if kind == "embeddings":
+        return "mrr", sum(1 / rank for rank in said) / len(said)
+    truth = [line["label"] for line in lines]
+    if kind == "multilabel":
+        said, truth = ([set(own) for own in one] for one in (said, truth))
+    return "accuracy", agree(said, truth)
+
+
+# What chooses the best step where nobody says.
+USUAL = {"classes": "accuracy", "multilabel": "f1_micro", "regression": "pearson"}
+USUAL |= {"tags": "entity_f1", "answers": "f1", "choices": "accuracy"}
+USUAL |= {"embeddings": "mrr"}
+_SAID = {"classes": "label", "multilabel": "labels", "regression": "value"}
+_SAID |= {"tags": "tags", "answers": "answer", "choices": "choice"}
+_SAID |= {"embeddings": "rank"}
+
+
+def uneven(kind: str, n: int, line: dict) -> dict:
+    """One line of three is longer than a row, one short enough for a bucket.
+
+    Answers are of two words.
+    """
+    if kind in ("choices", "embeddings") or (n % 3 == 2 and kind != "answers"):
+        return line
+    names = {"tags": ("tokens", "tags"), "answers": ("context",)}.get(kind, ("text",))
+    for name in names:
+        given = line[name]
+        words = given.split() if isinstance(given, str) else given
+        words = ([*words, *words[::-1]], words[:3], words)[n % 3]
+        line[name] = " ".join(words) if isinstance(given, str) else words
+    if kind == "answers":
+        starts = [a["answer_start"] for a in line["answers"]]
+        two = [" ".join(line["context"][at:].split()[:2]) for at in starts]
+        both = [*zip(starts, two, strict=True)]
+        line["answers"] = [{"text": t, "answer_start": at} for at, t in both if t]
+    return line
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Returns (kind, overrides) -> what stands in for a fine-tuning, and its lines."""
+
+    def make(kind: str, *overrides: str):
+        lines = [
+            uneven(kind, n, line) for n, line in enumerate(records(kind, EXAMPLES))
+        ]
+        if kind == "embeddings":  # a pair of two texts, and a text of two pairs
+            lines[5] |= {"pair": lines[2]["pair"]}
+            lines[7] |= {"text": lines[3]["text"]}
+        write(tmp_path / "held_out.jsonl", lines)
+        write(tmp_path / "train.jsonl", records(kind, 30, seed=4))
+        told = ("task.stride=3", f"task.length={LENGTH}", "task.buckets=(9,)")
+        told = (f"task.kind={kind}", f"train.batch={2 * BATCH}", *told)
+        told = (*told, "train.accumulation=2", *overrides)
+        values = config_of("none", tmp_path, *told).to_dict()
+        config = config_lib.build(FinetuneConfig, values)
+        data, metric = parts_lib.read_data(config)
+        features = make_features(data.config, data.held_out, tokenizer(), data.labels)
+        mesh = sharding.make_mesh(MeshConfig())
+        sizes = {"layers": 1, "width": 4, "heads": 1, "ffn_width": 4}
+        encoder = EncoderConfig(
+            vocab_size=tokenizer().vocab_size, max_positions=16, **sizes
+        )
+        task = Task(kind, data.labels)
+        parts = types.SimpleNamespace(
+            config=config,
+            data=data,
+            metric=metric,
+            features={"held_out": features},
+            examples=lambda split: data.held_out,
+            last="held_out",
+            mesh=mesh,
+            merge=lambda weights, frozen: {},
+            model=model.Model(encoder, {}, tokenizer(), "none"),
+            encoder=encoder,
+            task=task,
+            added=types.SimpleNamespace(examples=()),
+        )
+        return parts, values, lines
+
+    monkeypatch.setattr(parts_lib, "row_losses", QUICK_LOSSES)
+    for name in ("plot_curves", "plot_scores", "plot_confusion"):
+        monkeypatch.setattr(finetuning, name, lambda *_: [])
+    monkeypatch.setattr(finetuning, "export_task", lambda *_: None)
+    return make
+
+
+def printed(text: str) -> dict[str, str]:
+    """The figures of lines "name   value"; the first line says of what they are."""
+    rows = (line.rsplit(maxsplit=1) for line in text.splitlines()[1:])
+    return {name.strip(): value for name, value in rows}
+
+
+CASES = [
+    ("classes", ()),
+    ("classes", ("task.pooling=max",)),
+    ("classes", ("task.pooling=first",)),
+    ("multilabel", ()),
+    ("regression", ()),
+    ("tags", ()),
+    ("answers", ("task.max_answer_tokens=3",)),
+    ("choices", ()),
+    ("embeddings", ()),
+]
+
+
+def test_the_cases_are_of_every_kind():
+    assert {kind for kind, _ in CASES} == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind, overrides", CASES)
+def test_every_figure_of_a_fine_tuning(
+    kind, overrides, made, tmp_path, monkeypatch, capsys
+):
+    """scores.json, the predictions, the lines shown, and `evaluate` in both forms."""
+    parts, values, lines = made(kind, *overrides)
+    features, place = parts.features["held_out"], Workdir(tmp_path / "run")
+    # Windows, a shorter bucket, and a last batch that is not full, of each length.
+    short = int((features.sizes() <= 9).sum())
+    assert 0 < short < features.rows or kind in ("choices", "embeddings")
+    if kind in ("classes", "multilabel", "regression", "tags", "answers"):
+        assert features.rows > EXAMPLES
+    place.create()
+    log: list[str] = []
+    result = finetuning._finish(parts, place, {}, {}, 5, stand_in(kind), log.append)
+    said, likely, losses = reference(
+        parts.data.config, features, lines, parts.data.labels
+    )
+    name, value = main_score(kind, said, lines)
+    scores = result["held_out"]
+    assert scores["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert scores[name] == pytest.approx(value, rel=1e-5)
+    assert json.loads((place / "scores.json").read_text()) == result
+    assert result["step"] == 5 and parts.metric == result["metric"] == USUAL[kind]
+    assert log[0].startswith(f"Held-out: {USUAL[kind].replace('_', ' ')} ")
+    shown = f"{name.replace('_', ' ')} {value:.4f}"
+    assert any(shown in line for line in log), (shown, log)
+    # The file of predictions says the same, line by line.
+    text = (place / "predictions-held_out.jsonl").read_text()
+    written = [json.loads(line) for line in text.splitlines()]
+    found = [line[_SAID[kind]] for line in written]
+    for line, record in zip(written, lines, strict=True):
+        if kind != "answers":  # whose truth is pairs of text and place
+            truth = record.get("label", record.get("tags", 1))
+            assert line["truth"] == truth
+        if kind == "tags":
+            assert line["tokens"] == record["tokens"]
+    if kind == "regression":
+        assert found == pytest.approx(said, rel=1e-5)
+    else:
+        assert found == said
+        names = {"answers": "probability", "embeddings": "cosine"}
+        for line, wanted in zip(written, likely, strict=True):
+            shown = line[names.get(kind, "probabilities")]
+            assert shown == pytest.approx(wanted, abs=2e-6)
+    # And so does the command line, of another batch.
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps(values | {"objective": {}})
+    )
+    opened = (
+        types.SimpleNamespace(
+            tokenizer=tokenizer(), encoder=parts.encoder, task=parts.task, name="none"
+        ),
+        config_lib.to_dict(parts.data.config) | {"labels": parts.data.labels or None},
+    )
+    monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
+    monkeypatch.setattr(
+        predict_lib.Predictor,
+        "_made",
+        lambda self, _: functools.partial(stand_in(kind), {}, {}),
+    )
+    given = ["evaluate", f"--workdir={tmp_path / 'run'}", "--batch=5"]
+    given.append(f"--input={tmp_path / 'held_out.jsonl'}")
+    capsys.readouterr()
+    assert cli.main([*given, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("examples") == EXAMPLES
+    if kind == "embeddings":
+        assert told.pop("candidates") == len({line["pair"] for line in lines})
+    assert told == pytest.approx({n: scores[n] for n in scores if n != "loss"})
+    assert cli.main(given) == 0
+    out = capsys.readouterr().out
+    assert f", {EXAMPLES} examples" in out
+    wanted = {n.replace("_", " "): f"{told[n]:.4f}" for n in told}
+    assert printed(out) == wanted
+
+
+# --- pretraining
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run that has text and weights, but was never trained."""
+    place = tmp_path_factory.mktemp("pretrained")
+    # Words of more than 100 letters have no piece of their own.
+    lines = [f"{line} {'e' * 120}" for line in sentences(60)]
+    (place / "corpus.txt").write_text("\n".join(lines) + "\n")
+    told = [option.removeprefix("--config.") for option in TINY]
+    told += [f"data.source.paths={place / 'corpus.txt'}", "data.length=12"]
+    told += ["tokenizer.vocab_size=60", "model.layers=1", "model.width=8"]
+    told += ["model.ffn_width=8", "model.dtype=float32", "train.batch=4"]
+    config = config_lib.load(RunConfig, None, told, pretrain.EMBEDDED)
+    workdir = Workdir(place / "run")
+    workdir.create()
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    with one_device():
+        mesh = sharding.make_mesh(MeshConfig())
+        built = config_lib.build(RunConfig, config.to_dict())
+        run = make_run(built, workdir, mesh, lambda line: None)
+    params = draw(run.encoder, ("head",))
+    # It guesses what is frequent, and so is right now and then.
+    often = np.log(run.store.unigram + 1.0).astype(np.float32)
+    return run, jax.tree.map(
+        lambda x: x + often if x.shape == often.shape else 4 * x, params
+    )
+
+
+def counted(run, params, most: int | None = None) -> dict[str, float]:
+    """The figures of the first `most` held-out rows, mask by mask."""
+
+    @jax.jit
+    def outputs(batch):
+        masked = run.objective.corrupt(batch, evaluation_key(), 1.0)
+        logits, _ = masked_logits(run.encoder, params, masked, None)
+        return masked["mask_positions"], masked["weights"] > 0, logits
+
+    nats, hits, sizes, seen = [], [], [], 0
+    for batch in pretrain.held_out(run)():
+        places, used, logits = map(np.asarray, outputs(batch))
+        logits = logits.reshape(*places.shape, -1).astype(float)
+        for row, slot in np.ndindex(places.shape):
+            if not used[row, slot] or (most is not None and seen + row >= most):
+                continue
+            own = logits[row, slot]
+            truth = int(batch["tokens"][row, places[row, slot]])
+            nats.append(math.log(np.exp(own - own.max()).sum()) + own.max())
+            nats[-1] -= own[truth]
+            hits.append(int(own.argmax()) == truth)
+            piece = run.tokenizer.backend.id_to_token(truth)
+            sizes.append(len(piece.removeprefix("##").encode()))
+        seen += len(places)
+    loss = sum(nats) / len(nats)
+    return {
+        "loss": loss,
+        "accuracy": sum(hits) / len(hits),
+        "perplexity": math.exp(loss),
+        "bits_per_byte": sum(nats) / math.log(2) / sum(sizes),
+    }
+
+
+def unigram_nats(run) -> float:
+    """What a held-out token costs by the counts of the training text, plus one each."""
+    special = set(run.tokenizer.special_ids)
+    train, seen = (
+        [t for t in split.take(np.arange(split.tokens))[0].tolist() if t not in special]
+        for split in map(run.store.split, ("train", "held_out"))
+    )
+    counts = Counter(train)
+    total = len(train) + run.tokenizer.vocab_size - len(special)
+    return -sum(math.log((counts[t] + 1) / total) for t in seen) / len(seen)
+
+
+def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
+    """scores.json, the lines shown, and `evaluate`, whose last batches are not full."""
+    run, params = pretrained
+    path = run.workdir.path
+    batches = [*pretrain.held_out(run)()]
+    real = [int((b["segments"] > 0).any(1).sum()) for b in batches]
+    rows = sum(real)
+    last = batches[-1]["segments"]
+    assert real[-1] < 4 and rows % 7 and (last[: real[-1]] == 0).any()
+    wanted = counted(run, params)
+    assert 0 < wanted["accuracy"] < 1
+    baseline = {"unigram_loss": unigram_nats(run)}
+
+    def run_job(job, log):
+        scores = job.score(params, {}, iter)
+        log(job.tell(scores))
+        return Ended(None, 3, params, 3, scores)
+
+    monkeypatch.setattr(pretrain, "run_job", run_job)
+    monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
+    monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
+    monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
+    log: list[str] = []
+    found = pretrain._train(run, log.append)
+    assert found == pytest.approx(wanted | baseline, rel=1e-5)
+    written = json.loads((path / "scores.json").read_text())
+    assert written == found | {"step": 3}
+    apart = baseline["unigram_loss"] - wanted["loss"]
+    told = "\n".join(log)
+    assert f"held-out loss {wanted['loss']:.3f}" in told
+    assert f"unigram baseline {baseline['unigram_loss']:.3f} ({apart:.2f} nats" in told
+    assert f"bits per byte {wanted['bits_per_byte']:.3f}" in told
+
+    trained = pretrain._trained(run, params, 3)
+    monkeypatch.setattr(model, "open_run", lambda *_: trained)
+    given = ["evaluate", f"--workdir={path}", "--batch=7"]
+    capsys.readouterr()
+    assert cli.main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    more = {"rows": rows, "step": 3}
+    assert found == pytest.approx(wanted | baseline | more, rel=1e-5)
+    assert cli.main([*given, "--rows=5"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{path}, step 3, 5 held-out rows\n")
+    few = counted(run, params, 5)
+    assert few["loss"] != pytest.approx(wanted["loss"], rel=1e-3)
+    assert printed(out) == {
+        "loss": f"{few['loss']:.4f}",
+        "accuracy": f"{few['accuracy']:.2%}",
+        "perplexity": f"{few['perplexity']:.2f}",
+        "bits per byte": f"{few['bits_per_byte']:.4f}",
+        "unigram loss": f"{baseline['unigram_loss']:.4f}",
+    }
