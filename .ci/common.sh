@@ -11,13 +11,14 @@ export JAX_COMPILATION_CACHE_DIR="$work/xla" JAX_PERSISTENT_CACHE_MIN_COMPILE_TI
 "${PYTHON:-python3}" -m venv "$work/venv"
 trap 'code=$?; "$bin/python" .ci/times.py "$work" "$SECONDS"; rm -rf "$work"; exit $code' EXIT
 
-# step NAME COMMAND [ARGUMENT ...]: runs it and notes how long it took.
+# step NAME COMMAND [ARGUMENT ...]: runs it, notes how long it took, gives its exit code.
 step() {
-  local name=$1 begun=$SECONDS
+  local name=$1 begun=$SECONDS code=0
   shift
   printf '\n== %s\n' "$name"
-  "$@"
+  "$@" || code=$?
   printf '%s\t%s\n' "$((SECONDS - begun))" "$name" >>"$work/steps.tsv"
+  return "$code"
 }
 
 # tests NAME [ARGUMENT ...]: a step of pytest, whose tests' times are noted, too.
@@ -30,6 +31,6 @@ tests() {
 # torch comes first, and by its version: another choice of pip's brings gigabytes of CUDA.
 # The default tests run beside it without it (tests/conftest.py).
 install() {
-  "$bin/pip" install -q torch==2.13.0
-  "$bin/pip" install -q -e ".[test,dev,peer]"
+  "$bin/pip" install -q torch==2.13.0 &&
+    "$bin/pip" install -q -e ".[test,dev,peer]"
 }
