@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 from fakes import BASE, RATE, Fakes, sweep_file
-from finetune_common import config_of, records, write
 
 from plmjax import finetuning, job, pretrain
 from plmjax.data.labelled import Example
@@ -26,9 +25,6 @@ from plmjax.evaluate.comparison import compare, compare_by
 from plmjax.evaluate.gain import gain, task_scores, worth
 from plmjax.evaluate.model import _wanted_step
 from plmjax.finetune.config import SelectConfig
-from plmjax.finetune.pseudo import PseudoConfig
-from plmjax.pseudo import results as pseudo_results
-from plmjax.pseudo import study as pseudo_study
 from plmjax.pseudo.results import Round, gains
 from plmjax.study import results as study_results
 from plmjax.study import said, tables
@@ -554,51 +550,6 @@ def test_pseudo_labels_gain_where_the_score_gets_better(metric):
     for rate, value in ((0.5, worse), (1.0, better)):
         difference = value - 0.4 + 0.003 * rate
         assert found[rate]["difference"] == pytest.approx(difference)
-
-
-def test_rounds_have_the_scores_of_their_fine_tunings(monkeypatch, tmp_path):
-    """Driven to its end by fine-tunings that take no time; more examples are better."""
-    for seed, (name, count) in enumerate({"train": 20, "held_out": 8}.items()):
-        write(tmp_path / f"{name}.jsonl", records("classes", count, seed))
-    texts = [{"text": one["text"]} for one in records("classes", 40, 2)]
-    many = write(tmp_path / "many.jsonl", texts)
-    scores = {}
-
-    def finetune(config, workdir, log, added):
-        better = len(added.examples) / 100 * (1 + config.train.seed / 50)
-        own = {"loss": 1 - better, "accuracy": 0.5 + better}
-        scores[workdir.relative_to(tmp_path / "run")] = own
-        return {"held_out": own, "step": 6, "metric": "accuracy"}
-
-    def ask(self, teacher, pool):
-        chance = np.random.default_rng(len(teacher.parts))
-        sure = chance.uniform(0.6, 0.9, len(pool.examples))
-        return [np.array([a, 1 - a]) for a in np.where(sure < 0.75, sure, 1 - sure)]
-
-    monkeypatch.setattr(pseudo_study, "finetune", finetune)
-    monkeypatch.setattr(pseudo_study._Chain, "_ask", ask)
-    monkeypatch.setattr(pseudo_results, "plot_rates", lambda *_: None)
-    options = PseudoConfig(threshold=0.0, proportions="kept")
-    asked = pseudo_study.Plan(str(many), options, (0.5, 1.0), rounds=2, seeds=3)
-    config = config_of("none", tmp_path)
-    said = []
-    found = pseudo_study.pseudo(config, asked, tmp_path / "run", said.append)
-    assert len(found["rounds"]) == 15 and len(scores) == 15
-    chains = [own["chain"] for own in found["rounds"]]
-    assert chains == [f"seed-{n // 5}" for n in range(15)]
-    for own in found["rounds"]:
-        place = Path(own["chain"], f"rate-{own['rate']:g}") if own["rate"] else None
-        place = (place or Path(own["chain"])) / f"round-{own['round']}"
-        assert own["held_out"] == scores[place]
-        if own["round"]:
-            lines = (tmp_path / "run" / f"{place}.jsonl").read_text().splitlines()
-            assert own["drawn"] == len(lines)
-            assert own["drawn"] == pytest.approx(own["kept"] * own["rate"], abs=1)
-    assert {g["rate"]: g["verdict"] for g in found["gains"]} == {
-        0.5: "better",
-        1.0: "better",
-    }
-    assert any("Rate 1 against round 0, held-out accuracy: +0.4080" in s for s in said)
 
 
 # --- simple models, and what is gained over them

@@ -3,10 +3,8 @@
 A value is refused by a PlmjaxError that names its key.
 """
 
-import json
 import math
 import re
-import struct
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,6 @@ from plmjax import config as config_lib
 from plmjax.evaluate import fill
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.interop import safetensors_file
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import ElectraConfig, Key, MLMConfig, Pieces, electra, mlm
@@ -231,42 +228,6 @@ def test_phases_are_three_numbers_from_one_on(phase):
     load("pretraining", "data.phases", ((1, 16, 1),))
     with pytest.raises(PlmjaxError, match=r"data\.phases"):
         load("pretraining", "data.phases", (phase,))
-
-
-# --- headers of safetensors files
-
-
-def with_header(path, length: int) -> None:
-    """Writes one tensor behind a header of so many bytes, blanks at its end."""
-    text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
-    path.write_bytes(
-        struct.pack("<Q", length) + text.ljust(length).encode() + b"\0" * 8
-    )
-
-
-def test_a_header_is_as_long_as_its_limit_at_most(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    for limit in (200, 5000):
-        monkeypatch.setattr(safetensors_file, "_MAX_HEADER_BYTES", limit)
-        with_header(path, limit)
-        assert set(safetensors_file.read_header(path)) == {"a"}
-        with_header(path, limit + 1)
-        with pytest.raises(
-            PlmjaxError, match=f"header of {limit + 1:,} bytes"
-        ) as caught:
-            safetensors_file.read_header(path)
-        assert caught.value.code == Exit.MODEL
-
-
-def test_the_limit_of_a_header_itself(tmp_path):
-    """A sparse file takes no room; beyond the limit nothing of it is read."""
-    path, limit = tmp_path / "model.safetensors", 10_000_000
-    for length, words in ((limit, "broken JSON"), (limit + 1, "promise a header")):
-        with open(path, "wb") as file:
-            file.write(struct.pack("<Q", length))
-            file.truncate(8 + length + 8)
-        with pytest.raises(PlmjaxError, match=words):
-            safetensors_file.read_header(path)
 
 
 # --- a table of more rows than pieces

@@ -141,6 +141,7 @@ def test_the_best_step_is_exported(done, folder, data):
         assert (place / "plots" / f"{name}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_bit_equal(
     done, tmp_path, folder, data, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from plmjax.finetune.added import Added
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.pseudo import PseudoConfig
 from plmjax.finetuning import finetune
+from plmjax.pseudo import results as pseudo_results
+from plmjax.pseudo import study as pseudo_study
+from plmjax.pseudo.results import Round, gains
 from plmjax.pseudo.study import Plan, pseudo
 from plmjax.train.stop import Stop
 
@@ -135,3 +139,65 @@ def test_commands_say_what_they_lack(place, capsys):
     assert "--folds=1" in told(many, "--folds=1")
     assert "no pseudo-labels" in told(many, "--config.task.kind=regression")
     assert "nowhere" in told(f"--unlabelled={place}/nowhere.txt")
+
+
+def test_rounds_have_the_scores_of_their_fine_tunings(monkeypatch, tmp_path):
+    """Driven to its end by fine-tunings that take no time; more examples are better."""
+    for seed, (name, count) in enumerate({"train": 20, "held_out": 8}.items()):
+        write(tmp_path / f"{name}.jsonl", records("classes", count, seed))
+    texts = [{"text": one["text"]} for one in records("classes", 40, 2)]
+    many = write(tmp_path / "many.jsonl", texts)
+    scores = {}
+
+    def finetune(config, workdir, log, added):
+        better = len(added.examples) / 100 * (1 + config.train.seed / 50)
+        own = {"loss": 1 - better, "accuracy": 0.5 + better}
+        scores[workdir.relative_to(tmp_path / "run")] = own
+        return {"held_out": own, "step": 6, "metric": "accuracy"}
+
+    def ask(self, teacher, pool):
+        chance = np.random.default_rng(len(teacher.parts))
+        sure = chance.uniform(0.6, 0.9, len(pool.examples))
+        return [np.array([a, 1 - a]) for a in np.where(sure < 0.75, sure, 1 - sure)]
+
+    monkeypatch.setattr(pseudo_study, "finetune", finetune)
+    monkeypatch.setattr(pseudo_study._Chain, "_ask", ask)
+    monkeypatch.setattr(pseudo_results, "plot_rates", lambda *_: None)
+    options = PseudoConfig(threshold=0.0, proportions="kept")
+    asked = pseudo_study.Plan(str(many), options, (0.5, 1.0), rounds=2, seeds=3)
+    config = config_of("none", tmp_path)
+    said = []
+    found = pseudo_study.pseudo(config, asked, tmp_path / "run", said.append)
+    assert len(found["rounds"]) == 15 and len(scores) == 15
+    chains = [own["chain"] for own in found["rounds"]]
+    assert chains == [f"seed-{n // 5}" for n in range(15)]
+    for own in found["rounds"]:
+        place = Path(own["chain"], f"rate-{own['rate']:g}") if own["rate"] else None
+        place = (place or Path(own["chain"])) / f"round-{own['round']}"
+        assert own["held_out"] == scores[place]
+        if own["round"]:
+            lines = (tmp_path / "run" / f"{place}.jsonl").read_text().splitlines()
+            assert own["drawn"] == len(lines)
+            assert own["drawn"] == pytest.approx(own["kept"] * own["rate"], abs=1)
+    assert {g["rate"]: g["verdict"] for g in found["gains"]} == {
+        0.5: "better",
+        1.0: "better",
+    }
+    assert any("Rate 1 against round 0, held-out accuracy: +0.4080" in s for s in said)
+
+
+@pytest.mark.parametrize("metric, sign", [("accuracy", 1), ("loss", -1)])
+def test_a_gain_is_what_gets_better(metric, sign):
+    """Of a loss, less is more."""
+    rounds = [
+        Round(
+            str(chain), rate, number, metric, 9, {metric: score + 0.003 * chain * rate}
+        )
+        for chain in range(3)
+        for rate, number, score in ((0.0, 0, 0.4), (0.5, 1, 0.2), (1.0, 1, 0.6))
+    ]
+    verdicts = {gain["rate"]: gain["verdict"] for gain in gains(rounds, None)}
+    assert verdicts == {
+        0.5: "worse" if sign > 0 else "better",
+        1.0: "better" if sign > 0 else "worse",
+    }

@@ -33,6 +33,7 @@ def by_name(checks: list[check.Check]) -> dict[str, check.Check]:
     return {found.name: found for found in checks}
 
 
+@pytest.mark.slow
 def test_a_sound_machine(tmp_path):
     found = run_cli("doctor", f"--workdir={tmp_path}", "--json", timeout=200)
     assert found.returncode == Exit.OK, found.stdout + found.stderr

@@ -1,4 +1,6 @@
+import itertools
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from plmjax import PlmjaxError
 from plmjax.evaluate.answers import answer_scores, answer_values, characters_of
 from plmjax.evaluate.comparison import SAME, compare, compare_by
 from plmjax.evaluate.entities import entities, entity_scores, has_entities
+from plmjax.evaluate.gain import task_scores
 from plmjax.evaluate.scores import (
     class_scores,
     confusion,
@@ -260,3 +263,107 @@ def test_what_cannot_be_compared_is_refused(a, b):
     with pytest.raises(PlmjaxError) as info:
         compare(a, b)
     assert info.value.hint
+
+
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+def squad_words(text: str) -> list[str]:
+    """Small letters, no punctuation, no articles, single blanks."""
+    kept = [c for c in text.lower() if c not in PUNCTUATION]
+    runs = ["".join(run) for _, run in itertools.groupby(kept, str.isalnum)]
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def cmrc_units(text: str) -> list[str]:
+    """Characters without punctuation and white space; letters of ASCII in runs."""
+    units: list[str] = []
+    for c in text.lower():
+        if unicodedata.category(c)[0] not in "LMN":
+            continue
+        if c.isascii() and units and units[-1].isascii():
+            units[-1] += c
+        else:
+            units.append(c)
+    return units
+
+
+def bag_overlap(a: list[str], b: list[str]) -> int:
+    left, same = list(b), 0
+    for word in a:
+        if word in left:
+            left.remove(word)
+            same += 1
+    return same
+
+
+def stretch_overlap(a: list[str], b: list[str]) -> int:
+    """The longest stretch of both: every pair of beginnings is tried."""
+    longest = 0
+    for i, j in itertools.product(range(len(a)), range(len(b))):
+        size = 0
+        while i + size < len(a) and j + size < len(b) and a[i + size] == b[j + size]:
+            size += 1
+        longest = max(longest, size)
+    return longest
+
+
+def judged(text: str, known, units, overlap) -> tuple[float, float]:
+    """Exact match and F1 with the best of the true answers."""
+    true = [units(one) for one in known if units(one)] or [[]]
+    mine, f1s = units(text), []
+    for one in true:
+        if not mine or not one:
+            f1s.append(float(mine == one))
+            continue
+        same = overlap(mine, one)
+        precision, recall = same / len(mine), same / len(one)
+        f1s.append(2 * precision * recall / (precision + recall) if same else 0.0)
+    return float(mine in true), max(f1s)
+
+
+WORDS = "a The an cat Cat cats dog. ... the-cat theatre cata acat thecat Über".split()
+WORDS += [*"cat,dog 2 —the— ca't a.n cat dog _an_ data another".split(), ""]
+WORDS += [f"cat{sign}" for sign in PUNCTUATION] + ["the"] * 6 + ["cat"] * 12
+SIGNS = ["泡", "泡", "堂", "年", "，", "。", " ", "NBA", "20", "1", "a", "-", "é", "堂"]
+
+
+@pytest.mark.parametrize("by_characters", [False, True], ids=["words", "characters"])
+def test_random_answers_are_judged_as_defined(by_characters):
+    """Several true answers, repeated words, articles, punctuation, no answer."""
+    chance = random.Random(0)
+    pool, join = (SIGNS, "") if by_characters else (WORDS, " ")
+
+    def draw():
+        return join.join(chance.choices(pool, k=chance.randrange(6)))
+
+    truth = [[draw() for _ in range(chance.randrange(4))] for _ in range(600)]
+    said = [
+        chance.choice(own) if own and chance.random() < 0.3 else draw() for own in truth
+    ]
+    units = cmrc_units if by_characters else squad_words
+    overlap = stretch_overlap if by_characters else bag_overlap
+    expected = [
+        judged(text, own, units, overlap) for text, own in zip(said, truth, strict=True)
+    ]
+    exact, f1 = answer_values(said, truth, by_characters=by_characters)
+    assert exact.tolist() == [one for one, _ in expected]
+    np.testing.assert_allclose(f1, [one for _, one in expected], atol=1e-12)
+    # Enough of every kind are among them.
+    assert 60 < exact.sum() < 400 and 100 < ((0 < f1) & (f1 < 1)).sum()
+    groups = {
+        "": expected,
+        "has_answer_": [e for e, own in zip(expected, truth, strict=True) if own],
+        "no_answer_": [e for e, own in zip(expected, truth, strict=True) if not own],
+    }
+    wanted = {}
+    for name, own in groups.items():
+        wanted[f"{name}exact_match"] = sum(one for one, _ in own) / len(own)
+        wanted[f"{name}f1"] = sum(one for _, one in own) / len(own)
+    found = answer_scores(said, truth, by_characters=by_characters)
+    assert found == pytest.approx(wanted)
+    labels = [tuple((text, 0) for text in own) for own in truth]
+    found = task_scores("answers", labels, said, (), by_characters=by_characters)
+    assert found == pytest.approx(wanted)
+    if by_characters:
+        assert [characters_of(text) for text in said] == [cmrc_units(t) for t in said]

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from plmjax import Exit, PlmjaxError
-from plmjax.interop import read_folder
+from plmjax.interop import read_folder, safetensors_file
 from plmjax.interop.safetensors_file import read_header
 
 TOKEN = "bert.embeddings.word_embeddings.weight"
@@ -353,3 +353,36 @@ def test_query_key_and_value_of_another_width(tiny, tmp_path):
     # As torch.nn.Linear would keep it.
     change_tensors(folder, lambda t: t.update({name: np.ascontiguousarray(t[name].T)}))
     refused(folder, r"is \[30, 10\], not \[10, 30\]")
+
+
+def with_header(path, length: int) -> None:
+    """Writes one tensor behind a header of so many bytes, blanks at its end."""
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+    path.write_bytes(
+        struct.pack("<Q", length) + text.ljust(length).encode() + b"\0" * 8
+    )
+
+
+def test_a_header_is_as_long_as_its_limit_at_most(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    for limit in (200, 5000):
+        monkeypatch.setattr(safetensors_file, "_MAX_HEADER_BYTES", limit)
+        with_header(path, limit)
+        assert set(safetensors_file.read_header(path)) == {"a"}
+        with_header(path, limit + 1)
+        with pytest.raises(
+            PlmjaxError, match=f"header of {limit + 1:,} bytes"
+        ) as caught:
+            safetensors_file.read_header(path)
+        assert caught.value.code == Exit.MODEL
+
+
+def test_the_limit_of_a_header_itself(tmp_path):
+    """A sparse file takes no room; beyond the limit nothing of it is read."""
+    path, limit = tmp_path / "model.safetensors", 10_000_000
+    for length, words in ((limit, "broken JSON"), (limit + 1, "promise a header")):
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", length))
+            file.truncate(8 + length + 8)
+        with pytest.raises(PlmjaxError, match=words):
+            safetensors_file.read_header(path)

@@ -142,6 +142,17 @@ def test_three_terms_are_those_of_pytorch(where):
     np.testing.assert_allclose(value, float(total), rtol=1e-5)
 
 
+def test_the_gradient_of_the_soft_loss_keeps_the_scale_of_its_temperature():
+    """T^2 times the divergence of softmax(z / T) has T times the gap as gradient."""
+    random = np.random.default_rng(1)
+    a, b = (3 * random.standard_normal((5, 9)).astype(np.float32) for _ in "ab")
+    p, q = (np.exp(z / 3) / np.exp(z / 3).sum(1, keepdims=True) for z in (a, b))
+    found = jax.grad(lambda a: jnp.sum(distances.softened_kl(a, b, 3.0)))(a)
+    np.testing.assert_allclose(found, 3 * (p - q), rtol=1e-4, atol=1e-6)
+    value = distances.softened_kl(a, b, 3.0)
+    np.testing.assert_allclose(value, 9 * (q * np.log(q / p)).sum(1), rtol=1e-4)
+
+
 @pytest.mark.peer
 def test_gradients_of_soft_loss_and_cosine_are_those_of_pytorch():
     torch = pytest.importorskip("torch")

@@ -262,6 +262,8 @@ def test_a_causal_model_does_not_learn_where_rows_end():
     objective, batch = CASES["clm"].make(), make_documents()
     out = objective.corrupt(batch, Key(jnp.uint32(0), jnp.uint32(0)), jnp.float32(0))
     half, end = 16, 24
+    # Each position predicts the token after it.
+    np.testing.assert_array_equal(out["labels"], make_documents()["tokens"][:, 1:])
     weighs = np.asarray(out["weights"] > 0)
     # The first document goes on elsewhere, the second ends; [CLS] is not predicted.
     expected = [True] * (half - 2) + [False, False] + [True] * (end - half - 1)

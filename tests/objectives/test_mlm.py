@@ -13,6 +13,7 @@ import pytest
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Key, MLMConfig, Pieces, masking, mlm
+from plmjax.objectives.masked import token_loss
 
 SPECIAL = (0, 1, 2, 3, 4)
 MASK = 4
@@ -68,7 +69,8 @@ def test_masking_statistics(unit, probability):
     for step in range(20):
         out = corrupted(config, batch, key(step))
         used = out["weights"] > 0
-        np.testing.assert_allclose(out["weights"].sum(), 1, rtol=1e-5)
+        # Each chosen position weighs the same, whatever its row.
+        np.testing.assert_allclose(out["weights"], used / used.sum(), rtol=1e-5)
         at = out["mask_positions"]
         rows = np.arange(len(at))[:, None]
         # Never a special piece or padding, never a position twice.
@@ -107,6 +109,32 @@ def test_every_position_is_chosen_equally_often():
     expected = counts.sum() / 128
     # Chi-squared with 127 degrees of freedom: 215 has a probability below 1e-6.
     assert ((counts - expected) ** 2 / expected).sum() < 215
+
+
+def test_figures_count_the_slots_that_are_used():
+    """By hand, of slots of which some are unused and pieces of 1 to 7 bytes."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(3, 4, 7)).astype(np.float32)
+    labels = random.integers(0, 7, (3, 4)).astype(np.int32)
+    labels[:2] = logits[:2].argmax(-1)  # Right, in the unused slots, too.
+    used = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    batch = {"labels": labels, "weights": (used / used.sum()).astype(np.float32)}
+    size = np.arange(1, 8, dtype=np.float32)
+    loss, metrics = token_loss(jnp.asarray(logits.reshape(-1, 7)), batch, size)
+    nll, hits, length = [], 0, 0
+    for row, slot in zip(*np.nonzero(used), strict=True):
+        scores, label = np.float64(logits[row, slot]), labels[row, slot]
+        nll.append(np.log(np.exp(scores).sum()) - scores[label])
+        hits += scores.argmax() == label
+        length += size[label]
+    assert float(loss) == pytest.approx(np.mean(nll), rel=1e-5)
+    for name, total, count in (
+        ("loss", sum(nll), 6),
+        ("accuracy", hits, 6),
+        ("nats_per_byte", sum(nll), length),
+    ):
+        found = [float(value) for value in metrics[name]]
+        assert found == pytest.approx([total, count], rel=1e-5), name
 
 
 def test_whole_words_are_masked_whole():

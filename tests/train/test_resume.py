@@ -155,6 +155,10 @@ def test_killed_once(as_users, tmp_path):
 def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
     arguments, reference, _ = unbroken
     workdir = f"--workdir={reference}"
+    evaluated = [r for r in records(reference) if r["kind"] == "evaluation"]
+    lowest = min(evaluated, key=lambda record: record["loss"])
+    best, loss = Checkpoints(reference / "checkpoints").best()
+    assert (best, loss) == (lowest["step"], lowest["loss"])
     found = run_cli("pretrain", *arguments, workdir)
     assert found.returncode == 0 and "is finished: 200 of 200" in found.stdout
     found = run_cli("pretrain", *arguments, workdir, "--config.train.batch=16")

@@ -112,7 +112,9 @@ def reference(dtype: str):
         pytest.param("float32", (1, 1, 1), 2, marks=pytest.mark.slow),
         pytest.param("float32", (8, 1, 1), 1, marks=pytest.mark.slow),
         pytest.param("float32", (8, 1, 1), 4, marks=pytest.mark.slow),
-        ("float32", (2, 2, 2), 2),
+        # Rows over two axes.
+        ("float32", (2, 2, 1), 4),
+        pytest.param("float32", (2, 2, 2), 2, marks=pytest.mark.slow),
         pytest.param("float32", (1, 8, 1), 1, marks=pytest.mark.slow),
         pytest.param("bfloat16", (1, 1, 1), 4, marks=pytest.mark.slow),
         pytest.param("bfloat16", (8, 1, 1), 1, marks=pytest.mark.slow),
@@ -253,50 +255,16 @@ def test_the_step_depends_on_the_row_not_on_its_place():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_a_bad_update_is_skipped_and_counted():
-    mesh = sharding.make_mesh(MeshConfig(1), jax.devices()[:1])
-    real = mlm(MLMConfig(), ENCODER, pieces(96))
-
-    def loss(params, frozen, batch, key, train):
-        value, metrics = real.loss(params, frozen, batch, key, train)
-        return jnp.where(key.step == 1, jnp.nan, value), metrics
-
-    optimizer = make_optimizer(OptimizerConfig())
-    schedule = make_schedule(ScheduleConfig(), 1e-3, 10)
-    objective = real._replace(loss=loss)
-    start = jax.jit(lambda batch: init_state(objective, optimizer, 0, batch, True))
-    state, frozen = start(make_batch()), {}
-    step = make_step(
-        objective, optimizer, schedule, mesh, seed=0, steps=10, ema_decay=0.9
-    )
-    states = [jax.device_get(state)]
-    for i in range(3):
-        state, metrics = step(state, frozen, make_batch(step=i))
-        states.append(jax.device_get(state))
-    assert [int(s.bad_steps) for s in states] == [0, 0, 1, 0]
-    assert [int(s.skipped) for s in states] == [0, 0, 1, 1]
-    assert [int(s.step) for s in states] == [0, 1, 2, 3]
-    for field in ("params", "moments", "average"):
-        kept = jax.tree.map(
-            np.array_equal, getattr(states[1], field), getattr(states[2], field)
-        )
-        assert all(jax.tree.leaves(kept))
-    moved = jax.tree.map(np.array_equal, states[2].params, states[3].params)
-    assert not all(jax.tree.leaves(moved))
-
-
-@pytest.mark.slow
 def test_the_average_follows_the_weights():
-    _, _, start = run((1, 1, 1), steps=0, ema=0.5)
-    _, _, end = run((1, 1, 1), steps=1, ema=0.5)
+    _, _, start = run((1, 1, 1), steps=0, ema=0.9)
+    _, _, end = run((1, 1, 1), steps=1, ema=0.9)
     for a, b, mean in zip(
         jax.tree.leaves(start.params),
         jax.tree.leaves(end.params),
         jax.tree.leaves(end.average),
         strict=True,
     ):
-        np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
+        np.testing.assert_allclose(mean, 0.9 * a + 0.1 * b, atol=1e-6)
 
 
 def test_evaluation_does_not_depend_on_the_batch():
