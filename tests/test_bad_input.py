@@ -186,7 +186,7 @@ echo ${{PIPESTATUS[0]}} disk/run/checkpoints/step_*
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
 def test_a_full_disk(tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:

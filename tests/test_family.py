@@ -91,7 +91,7 @@ def test_an_electra_export_is_imported_and_trained_on(corpus, tmp_path, capsys):
     assert after["loss"] < before["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_two_stages_join_by_init_from(corpus, tmp_path, capsys):
     """A masked language model starts a discriminator and a generator of its size."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -218,7 +218,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(corpus, tmp_path, capsys):
     assert "objective.mlm_weight: 1.0 -> 2.0" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_model_that_sees_no_mask_is_shown_too(corpus, tmp_path, capsys):
     shares = ["--config.objective.mask_share=0", "--config.objective.random_share=1"]
     assert pretrain(corpus, tmp_path / "random", *shares) == 0
@@ -232,7 +232,7 @@ def test_a_model_that_sees_no_mask_is_shown_too(corpus, tmp_path, capsys):
     assert "guesses after" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_tables_apart_do_not_start_a_run_that_ties_them(corpus, tmp_path, capsys):
     apart, tied = tmp_path / "apart", tmp_path / "tied"
     assert pretrain(corpus, apart, *ELECTRA, "--config.objective.tie=disentangled") == 0

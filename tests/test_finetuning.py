@@ -431,7 +431,7 @@ def test_the_config_is_shown(capsys):
     assert "start.reinit_layers = 0  (int)" in text
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_relations_are_learned_by_the_places_of_entities(tmp_path, folder, capsys):
     """Which of the two comes first is the label: the texts alone do not tell."""
     random, lines = np.random.default_rng(0), []

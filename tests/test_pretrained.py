@@ -175,7 +175,7 @@ class Ended:
     def kill(self) -> None: ...
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_one_command_pretrains_stops_goes_on_and_compares(
     tmp_path, task, monkeypatch, capsys

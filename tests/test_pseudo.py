@@ -75,7 +75,7 @@ def test_rounds_go_on_where_they_were_stopped(place, monkeypatch):
         pseudo(values, other, place / "run", said.append)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     """Labels are pure chance, but texts can be learned by heart."""

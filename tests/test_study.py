@@ -434,7 +434,7 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     assert "another study" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_two_processes_share_the_runs_of_a_study(corpus, tmp_path):
     """They start from a run's checkpoint, which each must read onto a device of its."""

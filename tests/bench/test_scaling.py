@@ -142,7 +142,7 @@ def test_a_child_that_dies_is_not_silent(monkeypatch):
         scaling.bench_scaling(config, lambda _: None)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_the_command_compiles_and_prints_its_tables():
     given = "--preset=bert-tiny --length=32 --batch=512 --tensor=2 --devices=8"

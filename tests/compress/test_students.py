@@ -300,7 +300,7 @@ def test_a_recipe_fits_its_teacher(recipe):
     assert tree.count(params) == count
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_a_run_distils_resumes_and_is_evaluated(tmp_path, corpus):
     shared = [*TINY, f"--config.data.source.paths={corpus}"]

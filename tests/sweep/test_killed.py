@@ -17,7 +17,8 @@ from tests_common import environment, sentences
 from plmjax import Exit
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.campaign,
+    pytest.mark.alone,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
 

@@ -167,7 +167,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
     assert "Traceback" not in found.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
     arguments, reference, _ = unbroken
     shutil.copytree(reference, tmp_path / "run")
