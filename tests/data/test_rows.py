@@ -128,16 +128,18 @@ def make_loader(plan, **more) -> Loader:
 
 
 def test_an_epoch_reads_every_row_once(plan):
+    """Each of six in an order of its own, whether its rows are of one batch or many."""
+    source = Loader(Stream(lengths()), [Phase(6, plan.rows, plan)], Ids(), seed=3)
+    epochs = [source.rows(step)[1] for step in range(6)]
+    for number, rows in enumerate(epochs):
+        np.testing.assert_array_equal(np.sort(rows), np.arange(plan.rows))
+        for before in epochs[:number]:
+            assert (rows != before).any(), number
     source = make_loader(plan)
     found = np.concatenate([source.rows(3 + i)[1] for i in range(500)])
-    first = found[: plan.rows]
+    first, second = found[: plan.rows], found[plan.rows : 2 * plan.rows]
     np.testing.assert_array_equal(np.sort(first), np.arange(plan.rows))
-    for e in range(1, len(found) // plan.rows):
-        own = found[e * plan.rows : (e + 1) * plan.rows]
-        np.testing.assert_array_equal(np.sort(own), np.arange(plan.rows))
-        for other in range(e):
-            before = found[other * plan.rows : (other + 1) * plan.rows]
-            assert (own != before).any(), (e, other)
+    assert (first[: len(second)] != second).any()
 
 
 def test_batches_are_a_function_of_seed_and_step(plan):

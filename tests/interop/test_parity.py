@@ -155,7 +155,7 @@ def check(case, config, theirs, batch, gradient):
     [
         # Shared layers; attention that is disentangled; one side; all that BERT has.
         case
-        if case in ("albert", "deberta_v3", "gpt2", "bert_nsp")
+        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp")
         else pytest.param(case, marks=pytest.mark.slow)
         for case in GOLDENS.GOLDEN
     ],
