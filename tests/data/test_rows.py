@@ -131,10 +131,10 @@ def test_an_epoch_reads_every_row_once(plan):
     """Each of six in an order of its own, whether its rows are of one batch or many."""
     source = Loader(Stream(lengths()), [Phase(6, plan.rows, plan)], Ids(), seed=3)
     epochs = [source.rows(step)[1] for step in range(6)]
-    for number, rows in enumerate(epochs):
-        np.testing.assert_array_equal(np.sort(rows), np.arange(plan.rows))
+    for number, order in enumerate(epochs):
+        np.testing.assert_array_equal(np.sort(order), np.arange(plan.rows))
         for before in epochs[:number]:
-            assert (rows != before).any(), number
+            assert (order != before).any(), number
     source = make_loader(plan)
     found = np.concatenate([source.rows(3 + i)[1] for i in range(500)])
     first, second = found[: plan.rows], found[plan.rows : 2 * plan.rows]
