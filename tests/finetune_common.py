@@ -14,7 +14,7 @@ from tests_common import WORDS, sentences
 
 from plmjax import config as config_lib
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetuning import finetune
+from plmjax.finetune.run import finetune
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer

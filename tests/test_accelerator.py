@@ -18,8 +18,8 @@ from test_resume import flat_state, records
 from test_step import run
 from tests_common import TINY, run_cli
 
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.train import sharding
-from plmjax.train.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.accelerator, pytest.mark.optimised, pytest.mark.timeout(280)]
 MAKE_MESH = sharding.make_mesh

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fakes import BASE, RATE, Fakes, sweep_file
 
-from plmjax import finetuning, job, pretrain
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.labelled import Example
 from plmjax.data.tasks import KINDS, TaskConfig
 from plmjax.evaluate import gain as gain_lib
@@ -24,8 +24,11 @@ from plmjax.evaluate.baselines import Baseline, best_of, gain_lines
 from plmjax.evaluate.comparison import compare, compare_by
 from plmjax.evaluate.gain import gain, task_scores, worth
 from plmjax.evaluate.model import _wanted_step
+from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
+from plmjax.pretrain import run as pretrain
 from plmjax.pseudo.results import Round, gains
+from plmjax.stop import Stop
 from plmjax.study import results as study_results
 from plmjax.study import said, tables
 from plmjax.study.outcomes import Outcome
@@ -33,12 +36,11 @@ from plmjax.study.plan import Run
 from plmjax.sweep import drive, halving, page, plan, plots, results, search, verbs
 from plmjax.sweep.space import uniform
 from plmjax.sweep.trials import Result, Trial
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.train import job
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.sharding import make_mesh
 from plmjax.train.step import State
-from plmjax.train.stop import Stop
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 # Whether more of it is better, written by hand.
 HIGHER = {

@@ -13,6 +13,7 @@ import pytest
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.evaluate import fill
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
@@ -21,8 +22,7 @@ from plmjax.models.config import resolve
 from plmjax.objectives import ElectraConfig, Key, MLMConfig, Pieces, electra, mlm
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.masked import bytes_of
-from plmjax.train.checkpoint import Checkpoints
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 TINY, HUGE = 1e-9, 1e9
 SEED = [0, 2**32 - 1], [-1, 2**32]

@@ -19,8 +19,8 @@ from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.data.task_batches import TaskBatches
 from plmjax.finetune import cached
+from plmjax.finetune.build import make_parts
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.parts import make_parts
 from plmjax.interop.huggingface import read_folder
 from plmjax.models.task_heads import STATES, task_logits
 from plmjax.train import sharding

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from plmjax import PlmjaxError, config, run
-from plmjax.pretrain import EMBEDDED
+from plmjax import PlmjaxError, config
+from plmjax.pretrain import build as run
+from plmjax.pretrain.run import EMBEDDED
 from plmjax.train import sharding
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 
 def load(*overrides, path=None, base=None):

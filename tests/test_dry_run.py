@@ -12,10 +12,10 @@ from rich.console import Console
 from test_step import ENCODER, make_batch, pieces
 from tests_common import TINY
 
-from plmjax import dry_run as lib
 from plmjax import tree
 from plmjax.cli import main
 from plmjax.objectives import OBJECTIVES, ElectraConfig, MLMConfig, mlm
+from plmjax.pretrain import dry_run as lib
 from plmjax.train import sharding
 from plmjax.train.collectives import Collective
 from plmjax.train.config import MeshConfig, OptimizerConfig

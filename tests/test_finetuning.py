@@ -11,15 +11,15 @@ from finetune_common import MESH, make_folder, one_device, records, run, write
 from tests_common import WORDS, campaign, once
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.cli import main
 from plmjax.data.tasks import KINDS
 from plmjax.evaluate.model import open_models
 from plmjax.finetune.predict import Predictor, evaluate, predict, read_input
 from plmjax.interop.huggingface import read_folder
+from plmjax.stop import Stop
 from plmjax.train import sharding
-from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.metrics import read_metrics
-from plmjax.train.stop import Stop
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,10 +21,11 @@ from interop.cases import draw
 from tests_common import WORDS, sentences
 
 from plmjax import config as config_lib
-from plmjax import finetuning, tree
-from plmjax.compress import students, teachers
+from plmjax import tree
 from plmjax.evaluate.model import open_model
 from plmjax.finetune import mixout
+from plmjax.finetune import run as finetuning
+from plmjax.finetune.build import make_parts, read_data
 from plmjax.finetune.config import (
     FinetuneConfig,
     FoldsConfig,
@@ -32,9 +33,7 @@ from plmjax.finetune.config import (
     SelectConfig,
 )
 from plmjax.finetune.lora import LoraConfig
-from plmjax.finetune.parts import make_parts, read_data
 from plmjax.finetune.start import StartConfig
-from plmjax.job import initialise, step_for
 from plmjax.models import EncoderConfig, heads, task_heads
 from plmjax.models.layers import dropout
 from plmjax.models.task_heads import task_logits
@@ -54,14 +53,16 @@ from plmjax.objectives import (
 )
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.supervised import SupervisedConfig
-from plmjax.pretrain import EMBEDDED
-from plmjax.run import make_run
-from plmjax.start import start_weights
+from plmjax.pretrain import students, teachers
+from plmjax.pretrain.build import make_run
+from plmjax.pretrain.run import EMBEDDED
+from plmjax.pretrain.start import start_weights
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from plmjax.train.job import initialise, step_for
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 BLOCKS = {
     "mlm": MLMConfig,
@@ -667,7 +668,7 @@ def _(made):
 
 @row("distill.start")
 def _(made):
-    from plmjax.start import fresh_state
+    from plmjax.pretrain.start import fresh_state
 
     found = {}
     for start in ("teacher", "fresh"):
@@ -690,7 +691,7 @@ def zeros(run) -> dict:
 
 
 def make_objective_init(run):
-    from plmjax.train.workdir import make_objective
+    from plmjax.workdir import make_objective
 
     seen = None if run.teacher is None else run.teacher.encoder
     return make_objective(run.config, run.encoder, run.tokenizer, seen).init

@@ -18,14 +18,14 @@ from tests_common import TINY, sentences
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.cli import main
-from plmjax.dry_run import dry_run
-from plmjax.pretrain import pretrain
+from plmjax.pretrain.dry_run import dry_run
+from plmjax.pretrain.run import pretrain
 from plmjax.study import budget
 from plmjax.study.plan import Setting
 from plmjax.study.pretrained import check_data, pretrained_plan
 from plmjax.sweep import drive
 from plmjax.sweep import plan as sweep_plan
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 SETTINGS = """
 def get_config():

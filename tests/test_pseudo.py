@@ -15,12 +15,12 @@ from plmjax.evaluate import predictions
 from plmjax.finetune.added import Added
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.pseudo import PseudoConfig
-from plmjax.finetuning import finetune
+from plmjax.finetune.run import finetune
 from plmjax.pseudo import results as pseudo_results
 from plmjax.pseudo import study as pseudo_study
 from plmjax.pseudo.results import Round, gains
 from plmjax.pseudo.study import Plan, pseudo
-from plmjax.train.stop import Stop
+from plmjax.stop import Stop
 
 
 @pytest.fixture

@@ -16,11 +16,16 @@ from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
 from plmjax.bench import ours
 from plmjax.bench.worker import Spec
-from plmjax.job import initialise
-from plmjax.pretrain import EMBEDDED
-from plmjax.run import prepare_data
-from plmjax.train.checkpoint import Checkpoints, write_json
-from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
+from plmjax.checkpoint.checkpoints import Checkpoints, write_json
+from plmjax.pretrain.build import prepare_data
+from plmjax.pretrain.run import EMBEDDED
+from plmjax.train.job import initialise
+from plmjax.workdir import (
+    RunConfig,
+    Workdir,
+    encoder_config,
+    make_objective,
+)
 
 OPTIONS = (
     "data.source.kind=text",
@@ -245,4 +250,4 @@ def test_stores_are_opened_in_one_place():
         for path in package.rglob("*.py")
         if re.search(r"\b(open_store|Store)\(", path.read_text())
     }
-    assert found == {"data/store.py", "data/prepare.py", "train/workdir.py"}
+    assert found == {"data/store.py", "data/prepare.py", "workdir.py"}

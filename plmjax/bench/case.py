@@ -13,6 +13,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.bench import ours
 from plmjax.bench.worker import Spec
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.loader import held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.rows import Plan, gather, load_plan
@@ -21,12 +22,11 @@ from plmjax.data.store import Split, Store
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import PRESETS, ModelConfig, resolve
-from plmjax.run import Run
+from plmjax.pretrain.build import Run
+from plmjax.pretrain.start import fresh_state
 from plmjax.show import masked
-from plmjax.start import fresh_state
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
-from plmjax.train.checkpoint import write_json
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 PADDINGS = ("group_texts", "line_by_line")
 DTYPES = ("float32", "bfloat16")

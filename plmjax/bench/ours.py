@@ -13,7 +13,6 @@ from plmjax import tree
 from plmjax.bench import machine
 from plmjax.bench.train import run_steps
 from plmjax.bench.worker import Spec
-from plmjax.compress.teachers import open_teacher
 from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.evaluate.model import Model
@@ -21,11 +20,17 @@ from plmjax.models import heads
 from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
 from plmjax.objectives.electra import JUDGES, substituted
 from plmjax.objectives.masked import masked_logits, token_loss
-from plmjax.run import Run
-from plmjax.start import fresh_state, frozen_arrays, step_of
+from plmjax.pretrain.build import Run
+from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
+from plmjax.pretrain.teachers import open_teacher
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
-from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
+from plmjax.workdir import (
+    RunConfig,
+    Workdir,
+    encoder_config,
+    make_objective,
+)
 
 # More steps than any benchmark takes: the loader must only not end.
 _ENDLESS = 1 << 40

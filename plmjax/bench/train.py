@@ -17,12 +17,12 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
-from plmjax.run import Run, check, make_run
-from plmjax.start import fresh_state, frozen_arrays, step_of
+from plmjax.pretrain.build import Run, check, make_run
+from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
 from plmjax.train.step import State, Step
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 # Steps that may be on their way before one is waited for, as in training.
 _IN_FLIGHT = 2

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(rest)
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    args.overrides, args.command = overrides, command
+    args.overrides, args.command, args.parser = overrides, command, parser
     args.pretrain_overrides = pretraining
     if args.verb is None:
         parser.print_help()
@@ -132,7 +132,7 @@ def _is_one_of_several() -> bool:
 
 
 def _peer_is_gone(error: Exception) -> bool:
-    from plmjax.train.processes import peer_is_gone
+    from plmjax.processes import peer_is_gone
 
     return peer_is_gone(error)
 

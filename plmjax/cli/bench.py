@@ -107,7 +107,7 @@ def _scaling_verb(verb, benches) -> None:
 
 def _bench_train(args) -> int:
     from plmjax import config as config_lib
-    from plmjax.train.workdir import RunConfig, Workdir
+    from plmjax.workdir import RunConfig, Workdir
 
     at_least_one(args, "steps")
     workdir = Path(args.workdir) if args.workdir else None

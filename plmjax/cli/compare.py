@@ -148,7 +148,7 @@ def _pretrain_and_compare(args) -> int:
             hint="Leave it out: everything differs between seeds.",
         )
     at_least_one(args, "parallel", "seeds")
-    from plmjax.display import console
+    from plmjax.console import console
     from plmjax.study import budget, plan, pretrained
     from plmjax.sweep import plan as sweep_plan
 
@@ -170,8 +170,8 @@ def _pretrain_and_compare(args) -> int:
 
 
 def _run(found) -> Exit:
+    from plmjax import processes
     from plmjax.study import drive
-    from plmjax.train import processes
 
     def say(text: str) -> None:
         if processes.is_first():

@@ -94,7 +94,7 @@ def add(verb) -> None:
 
 def _embed(args) -> int:
     start_jax()
-    from plmjax.display import Bar
+    from plmjax.console import Bar
     from plmjax.evaluate.embed import EmbedConfig, Seen, embed_file, open_encoder
     from plmjax.evaluate.embed_file import check_output
 

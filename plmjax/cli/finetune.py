@@ -74,13 +74,13 @@ def _finetune(args) -> int:
             )
         workdir = Path("runs") / str(config.name)
     start_jax(workdir)
-    from plmjax.train import processes
+    from plmjax import processes
 
     processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
     from plmjax.cli.options import stopped
-    from plmjax.finetuning import finetune
+    from plmjax.finetune.run import finetune
     from plmjax.study.outcomes import is_study
 
     if args.dry_run:
@@ -98,8 +98,8 @@ def _finetune(args) -> int:
 
 
 def _dry_run(args, config, workdir: Path) -> int:
-    from plmjax.dry_run_task import dry_run
-    from plmjax.train.processes import several
+    from plmjax.finetune.dry_run import dry_run
+    from plmjax.processes import several
 
     if several() or compare.is_repeated(args):
         raise PlmjaxError(

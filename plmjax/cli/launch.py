@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,25 +102,24 @@ def _launch(args) -> int:
         if isinstance(value, int) and value < least:
             raise PlmjaxError(f"--{name}={value} must be at least {least}.")
     options = target.Options(**given)
+    check = functools.partial(check_arguments, args.parser)
     if args.target == "slurm" and options.commands:
-        return target.launch(options, args.command, args.dry_run, check_arguments)
+        return target.launch(options, args.command, args.dry_run, check)
     if not args.command and args.misplaced:
         raise PlmjaxError(
             "the command stands behind --: "
             f"plmjax launch --target={args.target} -- {' '.join(args.misplaced)}"
         )
-    check_arguments(args.command)
+    check(args.command)
     return target.launch(options, args.command, args.dry_run)
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Refuses now what plmjax would refuse on the other machine, hours later.
 
     Raises:
       PlmjaxError: the arguments are no command of plmjax that can be launched.
     """
-    from plmjax.cli.parser import make_parser
-
     if not arguments:
         raise PlmjaxError(
             "no command stands behind --.",
@@ -131,7 +131,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parsed = make_parser().parse_args(rest)
+            parsed = parser.parse_args(rest)
     except SystemExit as leaving:
         line = said.getvalue().strip().splitlines()[-1] if leaving.code else ""
         reason = line.partition("error: ")[2] or "it only prints something"
@@ -161,7 +161,7 @@ def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     """
     from plmjax import config as config_lib
     from plmjax.finetune.config import FinetuneConfig
-    from plmjax.train.workdir import RunConfig
+    from plmjax.workdir import RunConfig
 
     schemas = {"pretrain": RunConfig, "finetune": FinetuneConfig}
     file = getattr(parsed, "config", None)

@@ -38,7 +38,7 @@ def group_options(added: argparse.ArgumentParser) -> None:
 
 def stopped(result: dict) -> Exit:
     """Says what a signal cut short; returns the exit code of a training."""
-    from plmjax.train import processes
+    from plmjax import processes
 
     if "stopped" not in result:
         return Exit.OK
@@ -68,9 +68,9 @@ def start_jax(workdir: Path | None = None) -> None:
 
 def load_config(args, workdir: Path | None):
     from plmjax import config as config_lib
-    from plmjax.pretrain import EMBEDDED
-    from plmjax.train.workdir import RunConfig, Workdir
-    from plmjax.transfer import imported_layer
+    from plmjax.pretrain.export import imported_layer
+    from plmjax.pretrain.run import EMBEDDED
+    from plmjax.workdir import RunConfig, Workdir
 
     base = imported_layer(Workdir(workdir)) if workdir else {}
     if args.config is None and not base:

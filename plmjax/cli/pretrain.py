@@ -39,7 +39,7 @@ def _pretrain(args) -> int:
     workdir = Path(args.workdir) if args.workdir else None
     config = load_config(args, workdir)
     if args.show_config:
-        from plmjax.train.workdir import RunConfig
+        from plmjax.workdir import RunConfig
 
         config_lib.show(RunConfig, config)
         return Exit.OK
@@ -47,7 +47,7 @@ def _pretrain(args) -> int:
     name = values["name"] or values["data"]["source"]["kind"]
     workdir = workdir or Path("runs") / name
     start_jax(workdir)
-    from plmjax.train import processes
+    from plmjax import processes
 
     found = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
@@ -58,7 +58,7 @@ def _pretrain(args) -> int:
             hint="Leave the flags of several out; JAX_NUM_CPU_DEVICES=8 shows a mesh.",
         )
     if args.dry_run:
-        from plmjax.dry_run import dry_run
+        from plmjax.pretrain.dry_run import dry_run
 
         dry_run(config, workdir, compiles=args.dry_run == "compile")
         return Exit.OK
@@ -66,6 +66,6 @@ def _pretrain(args) -> int:
         import jax
 
         print(f"{jax.process_count()} processes, found by: {found}.", flush=True)
-    from plmjax import pretrain
+    from plmjax.pretrain.run import pretrain
 
-    return stopped(pretrain.pretrain(config, workdir))
+    return stopped(pretrain(config, workdir))

@@ -41,7 +41,7 @@ def add(verb) -> None:
 
 
 def _sweep(args) -> int:
-    from plmjax.display import console
+    from plmjax.console import console
     from plmjax.sweep import drive, plan
 
     at_least_one(args, "parallel")

@@ -34,8 +34,8 @@ def add(verb) -> None:
 
 def _export(args) -> int:
     start_jax()
-    from plmjax.train.workdir import Workdir
-    from plmjax.transfer import export
+    from plmjax.pretrain.export import export
+    from plmjax.workdir import Workdir
 
     workdir = Workdir(args.workdir)
     export(workdir, Path(args.to), print, args.checkpoint, args.part)
@@ -44,8 +44,8 @@ def _export(args) -> int:
 
 def _import(args) -> int:
     start_jax()
-    from plmjax.train.workdir import Workdir
-    from plmjax.transfer import import_folder
+    from plmjax.pretrain.export import import_folder
+    from plmjax.workdir import Workdir
 
     import_folder(Path(args.source), Workdir(args.workdir), print)
     return Exit.OK

@@ -73,9 +73,9 @@ def _evaluate(args) -> int:
     start_jax()
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import is_finetuned, is_folder, open_run
+    from plmjax.pretrain.start import teacher_arrays
     from plmjax.show import as_text
-    from plmjax.start import teacher_arrays
-    from plmjax.train.workdir import Workdir
+    from plmjax.workdir import Workdir
 
     at_least_one(args, "batch", "rows")
     if is_finetuned(Path(args.workdir)) or is_folder(Path(args.workdir)):

@@ -30,7 +30,7 @@ def checks() -> list[Check]:
 
 def _cluster() -> Check:
     try:
-        from plmjax.train import processes
+        from plmjax import processes
     except ImportError as error:
         return warning("cluster", f"cannot be told: {error}", "Mend jax first.")
     try:

@@ -70,7 +70,7 @@ def _member() -> None:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from plmjax.train import processes
+    from plmjax import processes
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     processes.initialise()

@@ -34,8 +34,8 @@ from plmjax.evaluate.model import (
     model_folders,
     open_models,
 )
-from plmjax.train.stop import Stop
-from plmjax.train.workdir import Workdir
+from plmjax.stop import Stop
+from plmjax.workdir import Workdir
 
 _FORMAT = 1  # raise it when the same job would be cut into other batches
 _SAVE_SECONDS = 5.0  # what a kill can cost

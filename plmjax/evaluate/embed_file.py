@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, disk_hint
-from plmjax.train.storage import write_file
+from plmjax.checkpoint.storage import write_file
 
 ENDINGS = (".npy", ".parquet")
 

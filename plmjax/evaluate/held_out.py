@@ -13,7 +13,7 @@ from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.loop import evaluate
 from plmjax.train.step import make_evaluation
-from plmjax.train.workdir import Workdir, row_plan
+from plmjax.workdir import Workdir, row_plan
 
 
 def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:

@@ -7,15 +7,20 @@ from pathlib import Path
 import jax
 
 from plmjax import Exit, PlmjaxError
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
-from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import init_state
-from plmjax.train.workdir import RunConfig, Workdir, encoder_config, make_objective
+from plmjax.workdir import (
+    RunConfig,
+    Workdir,
+    encoder_config,
+    make_objective,
+)
 
 # Folders of an export of several models, the one that people are after first.
 PARTS = ("discriminator", "generator")

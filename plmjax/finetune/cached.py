@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, processes
 from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
-from plmjax.finetune.parts import Parts
+from plmjax.finetune.build import Parts
 from plmjax.models.task_heads import POOLERS, STATES, Task, encode
-from plmjax.train import processes, sharding
+from plmjax.train import sharding
 from plmjax.train.memory import memory_bytes, memory_limit
 
 

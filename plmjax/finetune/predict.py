@@ -27,13 +27,13 @@ from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions, retrieval
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.evaluate.predictions import Said
+from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
 from plmjax.finetune.output import write_predictions
-from plmjax.finetune.parts import split_of
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 _CHUNK = 4096  # examples in memory as rows
 ENDINGS = (".jsonl", ".csv", ".tsv")

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.checkpoint.storage import write_file
 from plmjax.data.labelled import Example, Labelled, check_labels
 from plmjax.evaluate import predictions
 from plmjax.evaluate.predictions import Said
 from plmjax.finetune.added import Added
-from plmjax.train.storage import write_file
 
 # The kinds with labels that a model can be sure of, and where a record has them.
 KINDS = {"classes": "label", "multilabel": "labels", "tags": "tags"}

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
-from plmjax.display import console
+from plmjax.checkpoint.checkpoints import write_json
+from plmjax.checkpoint.storage import write_file
+from plmjax.console import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.comparison import SAME, compare
-from plmjax.report import plot_rates
-from plmjax.train.checkpoint import write_json
-from plmjax.train.storage import write_file
+from plmjax.report.curves import plot_rates
 
 
 @dataclasses.dataclass(frozen=True)

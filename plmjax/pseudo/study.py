@@ -23,12 +23,13 @@ from ml_collections import ConfigDict
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.labelled import Example, load_labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.predictions import Said
 from plmjax.finetune.added import NOTHING, Added
+from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.parts import split_of
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.pseudo import (
     Pool,
@@ -39,10 +40,9 @@ from plmjax.finetune.pseudo import (
     read_added,
     write_records,
 )
-from plmjax.finetuning import finetune
+from plmjax.finetune.run import finetune
 from plmjax.pseudo.results import Round, conclude
-from plmjax.train.checkpoint import write_json
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 Log = Callable[[str], Any]
 _CHUNK = 4096  # examples in memory as rows

@@ -12,7 +12,7 @@ from plmjax import tree
 from plmjax.models import heads
 from plmjax.sweep import compute
 from plmjax.sweep.compute import Cost
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

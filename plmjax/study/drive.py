@@ -10,12 +10,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from plmjax import Exit, PlmjaxError
-from plmjax.display import console, duration
+from plmjax import Exit, PlmjaxError, processes
+from plmjax.checkpoint.checkpoints import write_json
+from plmjax.console import console, duration
 from plmjax.evaluate.model import open_models
-from plmjax.finetune.parts import make_parts
-from plmjax.finetuning import finetune
-from plmjax.job import shapes_of
+from plmjax.finetune.build import make_parts
+from plmjax.finetune.run import finetune
 from plmjax.models import EncoderConfig
 from plmjax.study import budget, page, results, tables
 from plmjax.study.outcomes import (
@@ -26,9 +26,9 @@ from plmjax.study.outcomes import (
     state_of,
 )
 from plmjax.study.plan import Encoders, Plan, Run
-from plmjax.train import processes, sharding
-from plmjax.train.checkpoint import write_json
-from plmjax.train.workdir import Workdir
+from plmjax.train import sharding
+from plmjax.train.job import shapes_of
+from plmjax.workdir import Workdir
 
 # Prints a text as it is, a line's end with it or not.
 Say = Callable[[str], Any]

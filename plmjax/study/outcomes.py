@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.model import is_folder
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.study.plan import Plan, Run
-from plmjax.train.checkpoint import write_json
 from plmjax.train.metrics import read_metrics
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 # What may change between two starts of a study: no score depends on it.
 HARMLESS = (

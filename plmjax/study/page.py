@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plmjax import config as config_lib
-from plmjax import webpage
-from plmjax.display import duration
+from plmjax.console import duration
+from plmjax.report import page
 from plmjax.study import budget, plots, tables
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import Plan
@@ -24,19 +24,19 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
             path = root / "plots" / f"{name}.png"
             figure.savefig(path, dpi=150, facecolor="white")
             written.append(path)
-            drawn[name] = webpage.as_svg(figure)
+            drawn[name] = page.as_svg(figure)
     sections = [
         f"<p>{html.escape(headline(plan, cells))}</p>",
-        webpage.section("Pretraining, each seed", _budgets(plan)),
+        page.section("Pretraining, each seed", _budgets(plan)),
         *(_task(own) for own in tables.by_task(cells).values()),
-        webpage.section("Every run", _boxes(drawn.get("boxes"))),
-        webpage.section("By step", drawn.get("curves")),
-        webpage.section("Settings and models", _settings(plan)),
-        webpage.section("Runs", _runs(root, cells)),
-        webpage.section("Failures", _failures(cells)),
+        page.section("Every run", _boxes(drawn.get("boxes"))),
+        page.section("By step", drawn.get("curves")),
+        page.section("Settings and models", _settings(plan)),
+        page.section("Runs", _runs(root, cells)),
+        page.section("Failures", _failures(cells)),
     ]
     title = f"Study {root.resolve().name}"
-    return [*written, webpage.write(root / "report.html", title, sections)]
+    return [*written, page.write(root / "report.html", title, sections)]
 
 
 def headline(plan: Plan, cells: Sequence[Cell]) -> str:
@@ -66,9 +66,9 @@ def _budgets(plan: Plan) -> str | None:
         cost = own.cost
         keys = [cost.steps, cost.tokens, cost.flops, cost.flops, own.parameters]
         figures = zip(keys, budget.row(own, first), strict=True)
-        named = webpage.cell(own.name, own.name)
-        lines.append([named, *(webpage.cell(key, text) for key, text in figures)])
-    return webpage.table(["", *budget.HEAD], lines)
+        named = page.cell(own.name, own.name)
+        lines.append([named, *(page.cell(key, text) for key, text in figures)])
+    return page.table(["", *budget.HEAD], lines)
 
 
 def _task(cells: Sequence[Cell]) -> str | None:
@@ -80,12 +80,12 @@ def _task(cells: Sequence[Cell]) -> str | None:
         if s is not None:
             keys = [s.n, s.mean, s.low, s.deviation, s.least, s.most, cell.ensemble]
         figures = zip(keys, tables.row(cell), strict=True)
-        first = webpage.cell(name, name)
-        last = webpage.cell(cell.verdict, cell.verdict)
-        lines.append([first, *(webpage.cell(key, text) for key, text in figures), last])
+        first = page.cell(name, name)
+        last = page.cell(cell.verdict, cell.verdict)
+        lines.append([first, *(page.cell(key, text) for key, text in figures), last])
     said = "".join(f"<li>{html.escape(text)}\n" for text in tables.sentences(cells))
     title = f"{cells[0].task}: {tables.what(cells[0])}"
-    return webpage.section(title, f"{webpage.table(head, lines)}\n<ul>{said}</ul>")
+    return page.section(title, f"{page.table(head, lines)}\n<ul>{said}</ul>")
 
 
 def _boxes(drawn: str | None) -> str | None:
@@ -124,7 +124,7 @@ def _runs(root: Path, cells: Sequence[Cell]) -> str:
         "step",
         "time",
     ]
-    return webpage.table(
+    return page.table(
         head, [_run(root, outcome) for cell in cells for outcome in cell.outcomes]
     )
 
@@ -135,13 +135,13 @@ def _run(root: Path, o: Outcome) -> list[str]:
     state = "did not learn" if o.learned is False else o.state
     kind = "failed" if o.learned is False else o.state
     return [
-        *(webpage.cell(name, name) for name in o.run.cell),
+        *(page.cell(name, name) for name in o.run.cell),
         f'<td data-value="{o.run.seed}"><a href="{where}/">{o.run.seed}</a>',
-        webpage.cell(fold, fold),
-        webpage.cell(o.score, "" if o.score is None else f"{o.score:.4f}"),
+        page.cell(fold, fold),
+        page.cell(o.score, "" if o.score is None else f"{o.score:.4f}"),
         f'<td class="{kind}">{state}',
-        webpage.cell(o.step, "" if o.step is None else f"{o.step:,}"),
-        webpage.cell(o.seconds, "" if o.seconds is None else duration(o.seconds)),
+        page.cell(o.step, "" if o.step is None else f"{o.step:,}"),
+        page.cell(o.seconds, "" if o.seconds is None else duration(o.seconds)),
     ]
 
 

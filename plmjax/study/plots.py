@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from plmjax.report.page import (
+    GOOD,
+    INK,
+    OTHER,
+    figure_of,
+)
 from plmjax.study.results import Cell
 from plmjax.study.tables import by_task, names_of, what
-from plmjax.webpage import GOOD, INK, OTHER, figure_of
 
 # Readable on white and on black; a ninth cell is drawn as the first.
 _COLOURS = (

@@ -17,7 +17,7 @@ from plmjax.study.budget import Budget, measured, planned
 from plmjax.study.plan import Model, Plan, Repeats, Setting, crossed_plan
 from plmjax.sweep import compute, drive, trials
 from plmjax.sweep import plan as sweep_plan
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 
 def pretrained_plan(

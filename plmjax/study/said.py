@@ -13,7 +13,7 @@ from plmjax import config as config_lib
 from plmjax.data.labelled import Example, load_labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions
-from plmjax.finetune.parts import split_of
+from plmjax.finetune.build import split_of
 from plmjax.finetune.predict import Predictor
 from plmjax.study.outcomes import Outcome
 

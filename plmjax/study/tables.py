@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.comparison import SAME
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import Plan
 from plmjax.study.results import Cell
-from plmjax.train.checkpoint import write_json
 
 
 def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

@@ -6,7 +6,7 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Pieces
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

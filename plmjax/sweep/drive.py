@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from plmjax import Exit, PlmjaxError
-from plmjax.display import console
+from plmjax.console import console
 from plmjax.sweep import handout, page, results, trials
 from plmjax.sweep.devices import local_slots
 from plmjax.sweep.local import Local, Start, start_process
@@ -20,7 +20,7 @@ from plmjax.sweep.study import Listed, Study
 from plmjax.sweep.texts import Texts
 from plmjax.sweep.trials import Trial
 from plmjax.sweep.verbs import verb_of
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 Runner = Literal["local", "slurm", "print"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from plmjax import Exit
-from plmjax.display import duration
+from plmjax.console import duration
 from plmjax.sweep import halving, trials
 from plmjax.sweep.devices import Slot
 from plmjax.sweep.plan import StudyConfig, as_text, describe

@@ -4,8 +4,9 @@ import html
 import os
 from pathlib import Path
 
-from plmjax import PlmjaxError, show, webpage
-from plmjax.display import duration
+from plmjax import PlmjaxError, show
+from plmjax.console import duration
+from plmjax.report import page
 from plmjax.sweep import plots
 from plmjax.sweep.local import how_ended
 from plmjax.sweep.plan import Plan, as_text, describe, short_names
@@ -21,16 +22,16 @@ def write(root: Path, name: str, plan: Plan, found: Outcome) -> Path:
     """Writes report.html, whole, and returns its path."""
     sections = [
         _headline(found),
-        webpage.section("Means over seeds", _settings(found)),
-        webpage.section("Trials", _trials(root, found)),
-        webpage.section("History", plots.history(found)),
-        webpage.section("Learning curves", plots.curves(found)),
-        webpage.section(f"{found.objective.capitalize()} by key", plots.by_key(found)),
-        webpage.section("Parallel coordinates", plots.parallel(found)),
-        webpage.section("Importance", _importance(plan, found)),
-        webpage.section("Failures", _failures(found)),
+        page.section("Means over seeds", _settings(found)),
+        page.section("Trials", _trials(root, found)),
+        page.section("History", plots.history(found)),
+        page.section("Learning curves", plots.curves(found)),
+        page.section(f"{found.objective.capitalize()} by key", plots.by_key(found)),
+        page.section("Parallel coordinates", plots.parallel(found)),
+        page.section("Importance", _importance(plan, found)),
+        page.section("Failures", _failures(found)),
     ]
-    return webpage.write(root / "report.html", f"Sweep {name}", sections)
+    return page.write(root / "report.html", f"Sweep {name}", sections)
 
 
 def _headline(found: Outcome) -> str:
@@ -63,7 +64,7 @@ def _settings(found: Outcome) -> str | None:
         ]
         for row in rows
     ]
-    return webpage.table(head, lines)
+    return page.table(head, lines)
 
 
 def _trials(root: Path, found: Outcome) -> str:
@@ -87,7 +88,7 @@ def _trials(root: Path, found: Outcome) -> str:
                 *(_figure(name, r.figures.get(name)) for name in figures),
             ]
         )
-    return webpage.table([*head, *(name.replace("_", " ") for name in figures)], lines)
+    return page.table([*head, *(name.replace("_", " ") for name in figures)], lines)
 
 
 def _cell(value, text: str | None = None) -> str:
@@ -95,7 +96,7 @@ def _cell(value, text: str | None = None) -> str:
     shown = as_text(value) if text is None else text
     if value is None and text is None:
         shown = ""
-    return webpage.cell(value, shown)
+    return page.cell(value, shown)
 
 
 def _figure(name: str, value: float | None) -> str:

@@ -28,7 +28,7 @@ from plmjax import config as config_lib
 from plmjax.sweep import compute, hyper
 from plmjax.sweep import space as space_lib
 from plmjax.sweep.verbs import PRETRAIN, judged_by, verb_of
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 Values = dict[str, Any]
 

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from plmjax.report.page import (
+    GOOD,
+    INK,
+    OTHER,
+    as_svg,
+    figure_of,
+)
 from plmjax.sweep.plan import as_text, short_names
 from plmjax.sweep.results import Outcome, value_of
 from plmjax.sweep.trials import Result
-from plmjax.webpage import GOOD, INK, OTHER, as_svg, figure_of
 
 _NEAR = 0.16  # of an axis: closer labels would run into each other
 

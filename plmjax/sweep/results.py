@@ -13,10 +13,10 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import config as config_lib
-from plmjax.display import duration
+from plmjax.checkpoint.checkpoints import write_json
+from plmjax.console import duration
 from plmjax.sweep.plan import as_text, short_names
 from plmjax.sweep.trials import Result
-from plmjax.train.checkpoint import write_json
 
 _SEED = "train.seed"
 _ORDER = ("finished", "pruned", "failed", "stopped", "waiting")

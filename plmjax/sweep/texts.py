@@ -16,7 +16,7 @@ from typing import Any
 
 from plmjax import config as config_lib
 from plmjax.sweep.trials import Trial
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 # What of the data block does not shape tokens.
 _NOT_SHAPING = ("length", "rows", "workers", "phases")

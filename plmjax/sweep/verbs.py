@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 
-from plmjax import PlmjaxError, run
+from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.evaluate import predictions
-from plmjax.finetune import parts
+from plmjax.finetune.build import check, read_data
 from plmjax.finetune.config import FinetuneConfig
+from plmjax.pretrain.build import check as check_run
 from plmjax.train import sharding
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 # How many devices a trial has is known where it runs.
 _ONE = typing.cast(
@@ -68,7 +69,7 @@ def judged_by(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[str, bo
 
 
 def _check_finetune(config: FinetuneConfig) -> None:
-    parts.check(config, _ONE)
+    check(config, _ONE)
     if not Path(str(config.model)).is_dir():
         raise PlmjaxError(
             f"model={config.model} is no directory.",
@@ -91,7 +92,7 @@ def _read_once(task, folds, metric) -> tuple[str, list[str]]:
     config = dataclasses.replace(
         FinetuneConfig(), task=task, folds=folds, select=select
     )
-    data, usual = parts.read_data(config)
+    data, usual = read_data(config)
     truth = [example.label for example in data.held_out]
     return usual, predictions.metrics_of(data.config, data.labels, truth)
 
@@ -102,5 +103,5 @@ def _figures(scores: dict[str, Any]) -> dict[str, float]:
     return scores["held_out"] | test
 
 
-PRETRAIN = Verb("pretrain", RunConfig, lambda c: run.check(c, _ONE), dict, True)
+PRETRAIN = Verb("pretrain", RunConfig, lambda c: check_run(c, _ONE), dict, True)
 FINETUNE = Verb("finetune", FinetuneConfig, _check_finetune, _figures, False)

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, processes
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.loader import read_ahead
-from plmjax.train import processes, rollback, sharding
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.stop import Stop, Watchdog
+from plmjax.train import rollback, sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.metrics import (
     MetricWriter,
@@ -27,7 +28,6 @@ from plmjax.train.metrics import (
 )
 from plmjax.train.rollback import BadStep
 from plmjax.train.step import State
-from plmjax.train.stop import Stop, Watchdog
 
 # Steps that may be on their way to the device before their metrics are read: enough
 # that the device never waits for the host, few enough that memory stays bounded.

@@ -11,7 +11,7 @@ from plmjax.bench import machine, peer
 from plmjax.bench.case import PeerConfig
 from plmjax.bench.worker import Spec, Worker
 from plmjax.config import load, to_dict
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 
 @pytest.mark.slow

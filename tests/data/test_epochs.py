@@ -154,9 +154,9 @@ def test_a_run_that_stops_in_its_second_phase_goes_on_bit_for_bit(
     tmp_path, monkeypatch
 ):
     """It is taken back to what a kill at step 5 of 7 would have left."""
-    from plmjax.pretrain import pretrain
+    from plmjax.pretrain.run import pretrain
     from plmjax.train import sharding
-    from plmjax.train.workdir import RunConfig
+    from plmjax.workdir import RunConfig
 
     mesh, first = sharding.make_mesh, jax.devices()[:1]
     monkeypatch.setattr(

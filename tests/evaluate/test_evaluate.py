@@ -17,25 +17,27 @@ from finetune_common import config_of, one_device, records, write
 from interop.cases import draw
 from tests_common import TINY, sentences
 
-from plmjax import cli, finetuning, pretrain
+from plmjax import cli
 from plmjax import config as config_lib
 from plmjax.data.features import make_features
 from plmjax.data.tasks import KINDS
 from plmjax.evaluate import model
-from plmjax.finetune import parts as parts_lib
+from plmjax.finetune import build as parts_lib
 from plmjax.finetune import predict as predict_lib
+from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.job import Ended
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import OUT_OF_REACH, Task
 from plmjax.objectives.masked import masked_logits
 from plmjax.objectives.supervised import row_losses
-from plmjax.run import make_run
+from plmjax.pretrain import run as pretrain
+from plmjax.pretrain.build import make_run
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
+from plmjax.train.job import Ended
 from plmjax.train.step import evaluation_key
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 LENGTH, BATCH, EXAMPLES = 12, 4, 14
 # Compiled as one: a dozen small programs of each shape take seconds.

@@ -15,13 +15,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plmjax import report
 from plmjax.evaluate.comparison import SAME, compare, compare_by
 from plmjax.evaluate.entities import entities
 from plmjax.evaluate.gain import task_scores
 from plmjax.evaluate.retrieval import find_pairs
 from plmjax.evaluate.scores import confusion
 from plmjax.pseudo.results import Round, curve, gains, settings
+from plmjax.report import curves as report
 from plmjax.show import as_text, score_lines, task_lines
 from plmjax.study.results import summary
 

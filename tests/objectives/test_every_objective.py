@@ -15,6 +15,7 @@ from processes_common import succeed
 from test_step import ENCODER, make_batch, pieces, run
 from tests_common import campaign
 
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.models import heads
 from plmjax.objectives import (
     CLMConfig,
@@ -29,7 +30,6 @@ from plmjax.objectives import (
     mlm,
 )
 from plmjax.objectives.generator import GeneratorConfig
-from plmjax.train.checkpoint import Checkpoints
 
 PIECES = pieces(96)
 STEPS = 4

@@ -142,8 +142,8 @@ def _open_models(folder: Path):
 
 
 def _export(workdir: Path):
-    from plmjax.train.workdir import Workdir
-    from plmjax.transfer import export
+    from plmjax.pretrain.export import export
+    from plmjax.workdir import Workdir
 
     export(Workdir(workdir), workdir.with_name("out"), _silent)
 
@@ -152,11 +152,11 @@ def _go_on(workdir: Path):
     """What `plmjax pretrain` reads before the first step of a run that goes on."""
     import jax
 
-    from plmjax.run import check, check_origin, make_run
-    from plmjax.start import abstract_state
+    from plmjax.checkpoint.checkpoints import Checkpoints
+    from plmjax.pretrain.build import check, check_origin, make_run
+    from plmjax.pretrain.start import abstract_state
     from plmjax.train import sharding
-    from plmjax.train.checkpoint import Checkpoints
-    from plmjax.train.workdir import Workdir
+    from plmjax.workdir import Workdir
 
     run = Workdir(workdir)
     config = run.config()
@@ -174,13 +174,13 @@ def _go_on(workdir: Path):
 
 
 def _examples(workdir: Path):
-    from plmjax.train.workdir import Workdir
+    from plmjax.workdir import Workdir
 
     return Workdir(workdir).read("examples.json", before=list)
 
 
 def _records(workdir: Path):
-    from plmjax.report import plot_curves
+    from plmjax.report.curves import plot_curves
     from plmjax.train.metrics import MetricWriter
 
     MetricWriter(workdir, False, 3).close()
@@ -199,7 +199,7 @@ def _documents(folder: Path):
 
 def _config(folder: Path):
     from plmjax import config
-    from plmjax.train.workdir import RunConfig
+    from plmjax.workdir import RunConfig
 
     found = config.load(RunConfig, str(folder / "a.json"), [], {})
     return config.build(RunConfig, found.to_dict())

@@ -137,7 +137,7 @@ def newest_checkpoint(workdir: Path) -> int:
 def rows_read(case: Case, workdir: Path) -> list[list[int]]:
     """Returns the rows of each step, as the run's own store and config give them."""
     from plmjax.data.loader import Loader, Phase
-    from plmjax.train.workdir import Workdir, row_plan
+    from plmjax.workdir import Workdir, row_plan
 
     run = Workdir(workdir)
     config, store, tokenizer = run.config(), run.store(), run.tokenizer()

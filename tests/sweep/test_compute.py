@@ -10,7 +10,7 @@ from plmjax import config as config_lib
 from plmjax.models import flops
 from plmjax.objectives import ElectraConfig
 from plmjax.sweep import compute, plan
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 COMPARED = sorted(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 
 class Small(NamedTuple):

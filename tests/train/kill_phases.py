@@ -11,8 +11,13 @@ from pathlib import Path
 import tensorstore as ts
 from checkpoint_common import state
 
-from plmjax.train import digests, saving, states, storage
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint import (
+    digests,
+    saving,
+    states,
+    storage,
+)
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 
 def die(*_, **__):

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax.train import digests
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint import digests
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 WIDTH = 768
 

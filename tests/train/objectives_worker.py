@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main(names: list[str]) -> None:
-    from plmjax.train import processes
+    from plmjax import processes
 
     processes.initialise()
     here = Path(__file__).parent

@@ -11,9 +11,16 @@ import jax
 from checkpoint_common import assert_holds, mesh, shapes, state
 from orbax.checkpoint.experimental.v1._src.synchronization import compatibility
 
-from plmjax import PlmjaxError
-from plmjax.train import checkpoint, processes, saving, states, storage
-from plmjax.train.checkpoint import Checkpoints
+from plmjax import PlmjaxError, processes
+from plmjax.checkpoint import (
+    checkpoints as checkpoint,
+)
+from plmjax.checkpoint import (
+    saving,
+    states,
+    storage,
+)
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 COMMIT = compatibility.async_futures
 

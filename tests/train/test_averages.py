@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from plmjax import job
 from plmjax.objectives.base import Objective
-from plmjax.train import sharding
+from plmjax.train import job, sharding
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.loop import evaluate
 from plmjax.train.step import init_state, make_evaluation, make_step

@@ -19,8 +19,17 @@ from checkpoint_common import (
 from jax.sharding import SingleDeviceSharding
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import checkpoint, digests, loading, states
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint import (
+    checkpoints as checkpoint,
+)
+from plmjax.checkpoint import (
+    digests,
+    states,
+)
+from plmjax.checkpoint import (
+    meta as loading,
+)
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 
 @pytest.fixture

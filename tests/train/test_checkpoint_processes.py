@@ -8,7 +8,7 @@ from checkpoint_common import assert_holds, mesh, shapes, state
 from processes_common import start, succeed
 from tests_common import TINY, sentences
 
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 PROGRAM = Path(__file__).parent / "save_together.py"
 

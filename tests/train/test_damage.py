@@ -8,8 +8,8 @@ import pytest
 from checkpoint_common import assert_holds, save, shapes
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import digests
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint import digests
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 
 @pytest.fixture

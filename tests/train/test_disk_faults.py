@@ -12,8 +12,15 @@ from checkpoint_common import assert_holds, save, shapes, state
 from processes_common import environment
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import checkpoint, saving, states, storage
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint import (
+    checkpoints as checkpoint,
+)
+from plmjax.checkpoint import (
+    saving,
+    states,
+    storage,
+)
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 
 @pytest.fixture

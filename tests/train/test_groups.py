@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from plmjax import PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.models import EncoderConfig
 from plmjax.objectives import MLMConfig, Pieces, mlm
 from plmjax.train import groups
-from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.config import OptimizerConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import State

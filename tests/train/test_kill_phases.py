@@ -7,7 +7,7 @@ from checkpoint_common import assert_holds, save, shapes
 from kill_phases import PHASES
 from processes_common import succeed
 
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 FEW = ("in the state", "in the digests", "in the removal")
 

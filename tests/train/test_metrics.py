@@ -7,7 +7,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.train.metrics import MetricWriter, read_metrics
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 
 def steps(directory) -> list[int]:

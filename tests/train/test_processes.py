@@ -10,9 +10,8 @@ from processes_common import spawn, start, succeed
 from test_resume import assert_same_run, records
 from tests_common import TINY, campaign, once, sentences
 
-from plmjax import PlmjaxError
-from plmjax.train import processes
-from plmjax.train.checkpoint import Checkpoints
+from plmjax import PlmjaxError, processes
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -251,7 +250,7 @@ def wait_for_step(group, workdir, step: int, timeout: float = 400) -> None:
 @pytest.mark.timeout(120)
 def test_an_error_of_one_is_the_end_of_all(corpus, tmp_path):
     """A workdir in use: the process that finds it speaks, none waits for ever."""
-    from plmjax.train.workdir import Workdir
+    from plmjax.workdir import Workdir
 
     workdir = Workdir(tmp_path / "run")
     workdir.create()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests_common import TINY, USERS, environment, once, run_cli, sentences
 
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 # Long enough to be stopped in its midst; records and checkpoints fall on steps of their
 # own, so that a stop falls between them.

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from tests_common import TINY
 
-from plmjax import Exit, PlmjaxError, pretrain
+from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax import run as run_lib
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.loader import Loader
+from plmjax.pretrain import build as run_lib
+from plmjax.pretrain import run as pretrain
 from plmjax.train import rollback, sharding
-from plmjax.train.checkpoint import Checkpoints
 from plmjax.train.rollback import BadStep
-from plmjax.train.workdir import RunConfig
+from plmjax.workdir import RunConfig
 
 
 def test_a_spike_stands_out_from_the_losses_before_it():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, processes
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Key, MLMConfig, Pieces, mlm
-from plmjax.train import processes, sharding
+from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from plmjax import Exit
-from plmjax.train.stop import Watchdog, deferred
+from plmjax.stop import Watchdog, deferred
 
 
 class Ended(list):

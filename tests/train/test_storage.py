@@ -14,9 +14,10 @@ import pytest
 from checkpoint_common import assert_holds, mesh, save, shapes, state
 
 from plmjax import Exit, PlmjaxError
-from plmjax.train import checkpoint, states, storage
-from plmjax.train.checkpoint import Checkpoints
-from plmjax.train.storage import Local, Remote, open_storage
+from plmjax.checkpoint import checkpoints as checkpoint
+from plmjax.checkpoint import states, storage
+from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.checkpoint.storage import Local, Remote, open_storage
 
 
 def memory() -> Remote:

@@ -17,13 +17,13 @@ from rich.table import Table
 
 from plmjax import config as config_lib
 from plmjax import show, tree
-from plmjax.display import console
+from plmjax.console import console
 from plmjax.models.task_heads import TASK_HEADS
-from plmjax.run import Run, check, make_run
-from plmjax.start import abstract_state, frozen_arrays, step_of
+from plmjax.pretrain.build import Run, check, make_run
+from plmjax.pretrain.start import abstract_state, frozen_arrays, step_of
 from plmjax.train import collectives, sharding
 from plmjax.train.step import State
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 
 def dry_run(config: ConfigDict, path: Path, compiles: bool = True) -> None:

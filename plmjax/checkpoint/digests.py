@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from plmjax.train.storage import Storage
+from plmjax.checkpoint.storage import Storage
 
 FILE = "DIGESTS.json"
 Digests = dict[str, tuple[int, str]]

@@ -13,13 +13,13 @@ from tests_common import TINY, run_cli
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.compress import students, teachers
 from plmjax.evaluate import model as model_lib
 from plmjax.evaluate.model import Model, open_model
 from plmjax.models import PRESETS, EncoderConfig, heads
 from plmjax.models.config import resolve
 from plmjax.objectives import DistillConfig, Pieces, distill
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.pretrain import students, teachers
+from plmjax.workdir import RunConfig, Workdir
 
 TEACHER = EncoderConfig(
     vocab_size=40, layers=5, width=16, heads=2, ffn_width=24, max_positions=24

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plmjax import tree
-from plmjax.train import digests, processes, states
-from plmjax.train.loading import META, STATE
-from plmjax.train.notes import Notes
-from plmjax.train.storage import Storage, brief
+from plmjax import processes, tree
+from plmjax.checkpoint import digests, states
+from plmjax.checkpoint.meta import META, STATE
+from plmjax.checkpoint.notes import Notes
+from plmjax.checkpoint.storage import Storage, brief
 
 # A disk slower than this, in bytes a second, counts as one that hangs.
 _SLOWEST = 5e6

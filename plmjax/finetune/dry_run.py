@@ -12,8 +12,11 @@ from rich.table import Table
 
 from plmjax import config as config_lib
 from plmjax import show
-from plmjax.display import console
-from plmjax.dry_run import (
+from plmjax.console import console
+from plmjax.finetune.build import Parts, make_parts
+from plmjax.finetune.cached import with_states
+from plmjax.finetune.config import FinetuneConfig
+from plmjax.pretrain.dry_run import (
     SIZES,
     Block,
     batch_shapes,
@@ -24,12 +27,9 @@ from plmjax.dry_run import (
     sharding_table,
     total,
 )
-from plmjax.finetune.cached import with_states
-from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.parts import Parts, make_parts
-from plmjax.job import shapes_of, step_for
 from plmjax.train import sharding
-from plmjax.train.workdir import Workdir
+from plmjax.train.job import shapes_of, step_for
+from plmjax.workdir import Workdir
 
 _SHOWN = 8  # labels
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.compress import teachers
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
@@ -22,6 +22,7 @@ from plmjax.interop import config_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
+from plmjax.pretrain import teachers
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -29,9 +30,8 @@ from plmjax.tokenizers import (
     get_tokenizer,
 )
 from plmjax.train import sharding
-from plmjax.train.checkpoint import write_json
 from plmjax.train.schedule import make_schedule
-from plmjax.train.workdir import (
+from plmjax.workdir import (
     RunConfig,
     Workdir,
     encoder_config,

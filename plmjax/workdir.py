@@ -20,6 +20,7 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__
 from plmjax import config as config_lib
+from plmjax.checkpoint.checkpoints import Checkpoints, write_json
 from plmjax.data.config import DataConfig
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
@@ -34,7 +35,6 @@ from plmjax.objectives import (
     Pieces,
 )
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
-from plmjax.train.checkpoint import Checkpoints, write_json
 from plmjax.train.config import MeshConfig, TrainConfig
 
 
@@ -295,7 +295,7 @@ class Workdir:
 
 def _commit() -> str | None:
     """Returns the git commit of plmjax's own checkout, if it runs from one."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

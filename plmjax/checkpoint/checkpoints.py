@@ -20,12 +20,20 @@ from typing import Any, TypeVar
 
 import jax
 
-from plmjax import Exit, PlmjaxError, __version__, tree
-from plmjax.train import digests, loading, processes, states
-from plmjax.train.loading import FORMAT, META, STATE
-from plmjax.train.saving import Saves, Saving
-from plmjax.train.stop import deferred
-from plmjax.train.storage import brief, open_storage, write_file
+from plmjax import Exit, PlmjaxError, __version__, processes, tree
+from plmjax.checkpoint import digests, states
+from plmjax.checkpoint.meta import (
+    FORMAT,
+    META,
+    STATE,
+    check,
+    layout,
+    layout_changes,
+    leaves,
+)
+from plmjax.checkpoint.saving import Saves, Saving
+from plmjax.checkpoint.storage import brief, open_storage, write_file
+from plmjax.stop import deferred
 
 _STEP = re.compile(r"step_(\d{8,})")
 _DAMAGED = "damaged"
@@ -157,8 +165,8 @@ class Checkpoints:
             "state": states.writer(self._storage),
             "step": step,
             "plmjax": __version__,
-            "leaves": loading.leaves(state),
-            "layout": loading.layout(state),
+            "leaves": leaves(state),
+            "layout": layout(state),
         }
         size, ranked = tree.size_in_bytes(state), _rank(meta) is not None
         answer = self._decided(lambda: self._prepare(step, size, ranked))
@@ -367,8 +375,8 @@ class Checkpoints:
         """
         meta = self.meta(step)
         where = f"the checkpoint of step {step} in {self}"
-        loading.check(where, meta, abstract)
-        if only is None and (changes := loading.layout_changes(meta, abstract)):
+        check(where, meta, abstract)
+        if only is None and (changes := layout_changes(meta, abstract)):
             self.log(f"Going on with {changes}: the same batches, equal to rounding.")
 
         at, writer = f"{folder(step)}/{STATE}", meta.get("state", states.ORBAX)

@@ -7,25 +7,25 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from plmjax import tree
-from plmjax.display import TrainingDisplay
+from plmjax import processes, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.console import TrainingDisplay
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Objective
-from plmjax.train import processes, sharding
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.stop import Stop, Watchdog
+from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.loop import Outlets, Progress, Work, fit
 from plmjax.train.metrics import MetricWriter
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, Step, init_state, make_step
-from plmjax.train.stop import Stop, Watchdog
-from plmjax.train.workdir import Workdir
 
 # Ends the batches of an evaluation at a signal, and tells the watchdog of each.
 Watched = Callable[[Iterator[dict]], Iterator[dict]]
@@ -43,7 +43,8 @@ class Job:
     checkpoint's state is what comes out, not the last.
     """
 
-    workdir: Workdir
+    directory: Path
+    checkpoints: str | Path
     train: TrainConfig
     mesh_config: MeshConfig
     mesh: jax.sharding.Mesh
@@ -133,16 +134,16 @@ def with_params(state: State, params: dict, places: State) -> State:
 
 def run_job(job: Job, log: Callable[[str], Any]) -> Ended:
     """Trains to the end, or until a signal; goes on from the newest good checkpoint."""
-    workdir, train = job.workdir, job.train
+    train = job.train
     checkpoints = Checkpoints(
-        workdir.checkpoints, train.keep_checkpoints, log, together=True
+        job.checkpoints, train.keep_checkpoints, log, together=True
     )
     checkpoints.remove_unfinished()
     zero1 = job.mesh_config.zero1
     abstract = shapes_of(job.objective, train, job.mesh, zero1, job.batch(0, 0))
     _introduce(job, abstract, log)
     stop, progress = Stop(), Progress()
-    hang = workdir / f"hang-{jax.process_index()}.txt"
+    hang = job.directory / f"hang-{jax.process_index()}.txt"
     watchdog, scorings = Watchdog(train.hang_after_seconds, hang), itertools.count()
 
     def watched(batches: Iterator[dict]) -> Iterator[dict]:
@@ -165,12 +166,14 @@ def run_job(job: Job, log: Callable[[str], Any]) -> Ended:
         state = checkpoints.load(resumed, abstract)
         progress = Progress.of(meta)
         if resumed >= job.steps:
-            log(f"{workdir.path} is finished: {resumed:,} of {job.steps:,} steps done.")
+            log(
+                f"{job.directory} is finished: {resumed:,} of {job.steps:,} steps done."
+            )
         else:
             log(f"Going on from step {resumed:,}.")
     done = int(state.step)
     writer = processes.together(
-        lambda: MetricWriter(workdir.path, train.tensorboard, done, log)
+        lambda: MetricWriter(job.directory, train.tensorboard, done, log)
     )
     # A return to a checkpoint is on record before the next checkpoint knows of it.
     left_out = processes.agreed(writer.skips)

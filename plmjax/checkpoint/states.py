@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from plmjax.train import arrays, processes
-from plmjax.train.storage import Storage
+from plmjax import processes
+from plmjax.checkpoint import arrays
+from plmjax.checkpoint.storage import Storage
 
 ORBAX, ARRAYS = "orbax", "tensorstore"
 # Small enough to be hashed several at a time, and to be held in memory where the

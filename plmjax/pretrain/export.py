@@ -25,7 +25,7 @@ from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.interop.place import appearing, check_replaceable
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 # How each figure of scores.json was measured, for the model card; those of an objective
 # with several terms have the term before the name.

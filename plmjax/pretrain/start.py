@@ -9,15 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, tree
-from plmjax.compress import students, teachers
+from plmjax import Exit, PlmjaxError, processes, tree
 from plmjax.evaluate.model import Model, open_models
-from plmjax.job import initialise, shapes_of, step_for, with_params
 from plmjax.objectives import DistillConfig
-from plmjax.run import Run
-from plmjax.train import processes, sharding
+from plmjax.pretrain import students, teachers
+from plmjax.pretrain.build import Run
+from plmjax.train import sharding
+from plmjax.train.job import (
+    initialise,
+    shapes_of,
+    step_for,
+    with_params,
+)
 from plmjax.train.step import State, Step
-from plmjax.train.workdir import RunConfig, Workdir, encoder_config
+from plmjax.workdir import RunConfig, Workdir, encoder_config
 
 
 def abstract_state(run: Run) -> State:

@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from plmjax.train import processes
+from plmjax import processes
 
 
 class Notes:

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.model import Model, open_model
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import DistillConfig, Pieces, distill
 from plmjax.objectives.distill import no_teacher
 from plmjax.tokenizers import Tokenizer
-from plmjax.train.checkpoint import write_json
-from plmjax.train.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir
 
 # With fewer of the student's pieces known to it, a teacher sees little but masks.
 _SMALLEST_SHARE = 0.5

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from plmjax import tree
-from plmjax.train.storage import ANSWER_SECONDS, Storage, brief
+from plmjax.checkpoint.storage import ANSWER_SECONDS, Storage, brief
 
 # Files of about this size: small enough to be hashed several at a time, and to be held
 # in memory where the store is remote.

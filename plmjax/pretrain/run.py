@@ -8,15 +8,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from plmjax import Exit, PlmjaxError, show
+from plmjax import Exit, PlmjaxError, processes, show
 from plmjax import config as config_lib
-from plmjax.compress import students, teachers
-from plmjax.display import console
+from plmjax.checkpoint.checkpoints import write_json
+from plmjax.console import console
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
-from plmjax.job import Job, Watched, run_job
-from plmjax.report import plot_curves
-from plmjax.run import (
+from plmjax.pretrain import students, teachers
+from plmjax.pretrain.build import (
     Run,
     check,
     check_origin,
@@ -25,18 +24,15 @@ from plmjax.run import (
     not_exportable,
     origin,
 )
-from plmjax.start import (
-    beside_teacher,
-    fresh_state,
-    frozen_arrays,
-)
-from plmjax.train import processes, sharding
-from plmjax.train.checkpoint import write_json
+from plmjax.pretrain.export import export_trained
+from plmjax.pretrain.start import beside_teacher, fresh_state, frozen_arrays
+from plmjax.report.curves import plot_curves
+from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
+from plmjax.train.job import Job, Watched, run_job
 from plmjax.train.loop import evaluate
 from plmjax.train.step import State, make_evaluation
-from plmjax.train.workdir import RunConfig, Workdir
-from plmjax.transfer import export_trained
+from plmjax.workdir import RunConfig, Workdir
 
 # What `plmjax pretrain` does when it is told nothing.
 EMBEDDED = {
@@ -167,7 +163,8 @@ def _train(run: Run, log: Callable[[str], Any]) -> dict:
 
     ended = run_job(
         Job(
-            run.workdir,
+            run.workdir.path,
+            run.workdir.checkpoints,
             run.config.train,
             run.config.mesh,
             run.mesh,

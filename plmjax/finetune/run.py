@@ -12,23 +12,34 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from plmjax import config as config_lib
-from plmjax.display import console
+from plmjax import processes
+from plmjax.checkpoint.checkpoints import write_json
+from plmjax.console import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
 from plmjax.finetune.added import NOTHING, Added
+from plmjax.finetune.build import (
+    Parts,
+    check_origin,
+    make_parts,
+    score_split,
+)
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
-from plmjax.finetune.parts import Parts, check_origin, make_parts, score_split
-from plmjax.job import Job, Watched, initialise, run_job
-from plmjax.report import plot_confusion, plot_curves, plot_scores
+from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.show import task_lines
-from plmjax.train import processes, sharding
-from plmjax.train.checkpoint import write_json
+from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
+from plmjax.train.job import (
+    Job,
+    Watched,
+    initialise,
+    run_job,
+)
 from plmjax.train.step import State
-from plmjax.train.workdir import Workdir
+from plmjax.workdir import Workdir
 
 Log = Callable[[str], Any]
 
@@ -146,7 +157,8 @@ def _train(parts: Parts, workdir: Workdir, log: Log) -> dict:
     origin = parts.origin
     ended = run_job(
         Job(
-            workdir,
+            workdir.path,
+            workdir.checkpoints,
             parts.train,
             parts.config.mesh,
             mesh,

@@ -1,0 +1,1 @@
+"""Pretraining: text in, a trained model in the Hugging Face format out."""
