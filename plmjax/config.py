@@ -352,8 +352,8 @@ def load(
     path: str | None = None,
     overrides: Sequence[str] = (),
     base: Mapping | None = None,
-) -> ConfigDict:
-    """Returns the locked config: defaults, `base`, the file, "a.b=value" overrides.
+) -> T:
+    """Returns the config: defaults, `base`, the file, "a.b=value" overrides.
 
     Each lies over the one before; every key and type has been checked.
     """
@@ -362,14 +362,13 @@ def load(
     if path is not None:
         _merge(values, load_file(path), schema)
     _merge(values, _nested(overrides, dict(fields(schema))), schema)
-    build(schema, values)
-    return ConfigDict(values).lock()
+    return build(schema, values)
 
 
-def show(schema: type, config: ConfigDict) -> None:
+def show(config: Any) -> None:
     """Prints every key of a config with its value and type."""
-    values = flatten(config.to_dict())
-    for key, kind in fields(schema):
+    values = flatten(to_dict(config))
+    for key, kind in fields(type(config)):
         if key in values:  # others belong to another kind of a block
             print(f"{key} = {values[key]!r}  ({describe(kind)})")
 

@@ -23,6 +23,15 @@ def console() -> Console:
     return _Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
+def say(message: str) -> None:
+    """Prints a line as it stands."""
+    console().print(message, markup=False, soft_wrap=True)
+
+
+def say_nothing(message: str) -> None:
+    """Is the log of whoever has no reader."""
+
+
 def duration(seconds: float) -> str:
     """Returns 75 as "1:15" and 3725 as "1:02:05"."""
     minutes, rest = divmod(round(seconds), 60)

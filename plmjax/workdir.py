@@ -13,12 +13,12 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError, __version__
+from plmjax import Exit, PlmjaxError, __version__, processes
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints, write_json
 from plmjax.data.config import DataConfig
@@ -217,11 +217,10 @@ class Workdir:
         found = self.read("teacher.json", encoder=dict, digest=str)
         return None if found is None else EncoderConfig(**found["encoder"])
 
-    def agree(self, config: Mapping[str, Any]) -> tuple[dict, bool]:
-        """Compares a config with the one the run was started with.
+    def agree(self, config: Any) -> dict[str, tuple]:
+        """Returns {key: (old, new)} of permitted changes to the run that is here.
 
-        Returns ({key: (old, new)} of permitted changes, whether there was a run). One
-        that has not come to a checkpoint has nothing to lose: anything may change.
+        One that has not come to a checkpoint has nothing to lose: anything may change.
 
         Raises:
           PlmjaxError: something else changed, with the difference.
@@ -233,8 +232,8 @@ class Workdir:
                 hint="Choose another --workdir; `plmjax import` starts from a folder.",
             )
         if saved is None or not self.begun:
-            return {}, False
-        return self.compare(saved, config), True
+            return {}
+        return self.compare(saved, config_lib.to_dict(config))
 
     def compare(self, saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
         """Returns {key: (old, new)} of permitted changes to what a run began with.
@@ -261,6 +260,11 @@ class Workdir:
                 hint="\nChoose another --workdir, or go on with the config it has.",
             )
         return changed
+
+    def write_config(self, config: Any) -> None:
+        """Writes the config that the run is started with."""
+        found = json.dumps(config_lib.to_dict(config), sort_keys=True)
+        write_json(self.path / "config.json", json.loads(found))
 
     def write_environment(self) -> None:
         """Writes what the run stands on: versions, devices, host, git commit."""
@@ -291,6 +295,36 @@ class Workdir:
                 "packages": {name: metadata.version(name) for name in names},
             },
         )
+
+
+@contextlib.contextmanager
+def training_session(
+    workdir: Workdir, config: Any, mesh, log: Callable[[str], Any]
+) -> Iterator[tuple[bool, set[str]]]:
+    """Holds a workdir for a training by all processes, with the mesh set.
+
+    Yields whether this process makes what all that see the directory then read, and
+    the keys that differ from those that the run was begun with.
+
+    Raises:
+      PlmjaxError: it cannot be written, is in use, or holds a run of another config.
+    """
+    import jax
+
+    processes.together(workdir.create)
+    leads = processes.leader(workdir.path) == jax.process_index()
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> dict:
+            if leads:
+                stack.enter_context(workdir.locked())
+            return workdir.agree(config)
+
+        changed = processes.together(begin)
+        stack.enter_context(jax.set_mesh(mesh))
+        for key, (old, new) in changed.items():
+            log(f"{key} changes from {old} to {new}.")
+        yield leads, set(changed)
 
 
 def _commit() -> str | None:

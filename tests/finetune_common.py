@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from interop.cases import draw
-from ml_collections import ConfigDict
 from tests_common import WORDS, sentences
 
 from plmjax import config as config_lib
@@ -103,7 +102,7 @@ def write(path: Path, lines: list[dict]) -> Path:
     return path
 
 
-def config_of(folder: Path, data: Path, *overrides: str) -> ConfigDict:
+def config_of(folder: Path, data: Path, *overrides: str) -> FinetuneConfig:
     """Returns a small fine-tuning on data/train.jsonl and data/held_out.jsonl."""
     values = (
         f"model={folder}",

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.config import to_dict
 
 LABELS = ("no", "yes")
 TRUTH = ["no", "no", "yes", "yes", "no", "yes", "no", "yes", "yes", "no"]
@@ -74,4 +75,4 @@ class Pretended:
         (path / "checkpoints" / "step").mkdir(parents=True)
         assert isinstance(what, int)
         seed = config.seeds.data
-        return write_run(path, config.to_dict(), probabilities(what, seed))
+        return write_run(path, to_dict(config), probabilities(what, seed))

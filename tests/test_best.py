@@ -36,7 +36,7 @@ from plmjax.study.plan import Run
 from plmjax.sweep import drive, halving, page, plan, plots, results, search, verbs
 from plmjax.sweep.space import uniform
 from plmjax.sweep.trials import Result, Trial
-from plmjax.train import job
+from plmjax.train import job, loop
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.sharding import make_mesh
 from plmjax.train.step import State
@@ -128,15 +128,9 @@ def test_a_lower_rank_and_a_higher_worth_are_better(metric):
 
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
-    """Returns metric -> the job that pretraining (none) or fine-tuning hands over."""
+    """Returns metric -> what pretraining (none) or fine-tuning hands to fit."""
 
-    def take(metric: str | None = None, keep: str = "best") -> job.Job:
-        jobs = []
-
-        def run_job(given, log):
-            jobs.append(given)
-            return job.Ended("SIGTERM", None, {}, 0, {})
-
+    def take(metric: str | None = None, keep: str = "best") -> job.Training:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         own = {
             "mesh": mesh,
@@ -145,7 +139,6 @@ def taken(monkeypatch, tmp_path):
             "steps": 4,
         }
         if metric is None:
-            monkeypatch.setattr(pretrain, "run_job", run_job)
             for name in ("held_out", "make_evaluation", "frozen_arrays", "origin"):
                 monkeypatch.setattr(pretrain, name, lambda *_: {})
             made = SimpleNamespace(
@@ -155,9 +148,8 @@ def taken(monkeypatch, tmp_path):
                 flops=None,
                 **own,
             )
-            pretrain._train(made, print)
+            return pretrain.training_of(made, print)
         else:
-            monkeypatch.setattr(finetuning, "run_job", run_job)
             config = SimpleNamespace(
                 mesh=MeshConfig(), select=SelectConfig(metric, keep)
             )
@@ -169,10 +161,10 @@ def taken(monkeypatch, tmp_path):
                 train=TrainConfig(),
                 metric=metric,
                 origin={},
+                batches=None,
                 **own,
             )
-            finetuning._train(parts, Workdir(tmp_path / "run"), print)
-        return jobs[0]
+            return finetuning.training_of(parts, Workdir(tmp_path / "run"), None)
 
     return take
 
@@ -186,9 +178,9 @@ def test_a_fine_tuning_ranks_and_tells_by_the_metric_it_selects(taken, metric):
     assert found.rank(better) < found.rank(worse)
     name = "held-out loss" if metric == "loss" else metric.replace("_", " ")
     for scores in (worse, better):
-        assert f"{name} {scores[metric]:.3f}" in found.tell(scores)
-        assert f"held-out loss {scores['loss']:.3f}" in found.tell(scores)
-    assert found.takes_best and not taken(metric, "last").takes_best
+        assert f"{name} {scores[metric]:.3f}" in found.describe(scores)
+        assert f"held-out loss {scores['loss']:.3f}" in found.describe(scores)
+    assert found.keep_best and not taken(metric, "last").keep_best
 
 
 def trained(taken_job, monkeypatch, values, metric, path, **more):
@@ -212,7 +204,7 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
         moved = state._replace(step=state.step + 1, params=new)
         return moved, counted | {"tokens": (4.0, 1.0)}
 
-    def score(weights, frozen, watched):
+    def score(weights, watched):
         value = values[int(weights["w"]) - 1]
         opposite = -value if HIGHER[metric] else value
         return {"loss": 5.0 - opposite * 0.1, metric: value}
@@ -222,8 +214,8 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
 
-    monkeypatch.setattr(job, "step_for", lambda *_: step)
-    monkeypatch.setattr(job, "shapes_of", abstract)
+    monkeypatch.setattr(loop, "step_for", lambda *_: step)
+    monkeypatch.setattr(loop, "shapes_of", abstract)
     train = TrainConfig(
         steps=len(values),
         evaluate_every_steps=1,
@@ -233,19 +225,20 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
         **more,
     )
     changes = {
-        "workdir": Workdir(path),
-        "train": train,
+        "directory": path,
+        "checkpoints": path / "checkpoints",
+        "config": train,
         "steps": len(values),
         "batch": lambda step, ahead: {"segments": np.ones((1, 4), np.int32)},
         "rows": lambda step, ahead: np.zeros(1, int),
         "flops": lambda step: 1.0,
-        "fresh": lambda abstract, frozen: state,
+        "first_state": lambda shapes: state,
         "score": score,
         "check_meta": lambda meta: None,
-        "noted": {},
+        "origin": {},
     }
-    changes["workdir"].create()
-    return job.run_job(dataclasses.replace(taken_job, **changes), lambda line: None)
+    path.mkdir(parents=True, exist_ok=True)
+    return loop.fit(dataclasses.replace(taken_job, **changes), lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +288,7 @@ def test_patience_counts_from_the_best(
 def test_a_signal_in_an_evaluation_does_not_hide_the_best(taken, monkeypatch, tmp_path):
     """Scored by the next start, a step is kept as if nothing had come between."""
     stops = []
-    monkeypatch.setattr(job, "Stop", lambda: stops.append(Stop()) or stops[-1])
+    monkeypatch.setattr(loop, "Stop", lambda: stops.append(Stop()) or stops[-1])
 
     class Interrupted(list):
         def __getitem__(self, place):

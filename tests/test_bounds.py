@@ -176,7 +176,7 @@ def load(schema: str, key: str, value) -> None:
     ):
         values["objective.kind"] = "distill"
     config = config_lib.load(kind, None, (), nested(values))
-    built = config_lib.build(kind, config.to_dict())
+    built = config
     if schema == "pretraining":
         resolve(built.model, 40, 0)
 

@@ -52,7 +52,7 @@ def data(path, kind, count=40):
 
 def parts_of(folder, path, kind, *overrides, make_mesh=None):
     config = config_of(folder, data(path, kind), f"task.kind={kind}", *overrides)
-    built = config_lib.build(FinetuneConfig, config.to_dict())
+    built = config
     mesh = (make_mesh or sharding.make_mesh)(built.mesh)
     said = []
     with jax.set_mesh(mesh):
@@ -130,7 +130,7 @@ def test_without_the_key_nothing_is_kept(folder, tmp_path):
 
 def test_a_look_at_shapes_reads_nothing(folder, tmp_path):
     config = config_of(folder, data(tmp_path, "tags"), "task.kind=tags", *CACHED)
-    built = config_lib.build(FinetuneConfig, config.to_dict())
+    built = config
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
         parts = make_parts(built, mesh, lambda line: None)

@@ -91,8 +91,7 @@ def test_an_unknown_argument_is_not_taken_for_another(name):
 )
 def test_a_recipe_of_fine_tuning_is_valid(name, argument):
     path = f"{CONFIGS}/finetune/{name}.py:{argument}".rstrip(":")
-    values = config_lib.load(FinetuneConfig, path).to_dict()
-    config_lib.build(FinetuneConfig, values)
+    config_lib.load(FinetuneConfig, path)
     assert {path.stem for path in CONFIGS.glob("finetune/*.py")} == FINETUNE.keys()
 
 
@@ -105,7 +104,9 @@ def name_of(file: Path) -> str:
 
 
 def load(recipe: str, overrides=()) -> dict:
-    return config_lib.load(RunConfig, f"{CONFIGS}/{recipe}", overrides).to_dict()
+    return config_lib.to_dict(
+        config_lib.load(RunConfig, f"{CONFIGS}/{recipe}", overrides)
+    )
 
 
 def teacher_of(recipe: str):
@@ -113,8 +114,7 @@ def teacher_of(recipe: str):
     if recipe == "distill/distilbert.py":
         return PRESETS["bert-base"]
     if recipe == "distill/docstrings.py":
-        block = config_lib.load(RunConfig, base=pretrain.EMBEDDED).to_dict()
-        built = config_lib.build(RunConfig, block)
+        built = config_lib.load(RunConfig, base=pretrain.DEFAULT_CONFIG)
         return resolve(built.model, built.tokenizer.vocab_size, 0)
     return None
 
@@ -183,8 +183,8 @@ def test_a_recipe_opens_with_its_command_and_arguments(file):
 
 def test_the_written_out_default_is_the_embedded_one():
     written = config_lib.load(RunConfig, str(CONFIGS / "pretrain/docstrings.py"))
-    embedded = config_lib.load(RunConfig, base=pretrain.EMBEDDED)
-    assert written.to_dict() == embedded.to_dict()
+    embedded = config_lib.load(RunConfig, base=pretrain.DEFAULT_CONFIG)
+    assert written == embedded
 
 
 CHINESE = ("我们", "今天", "去", "北京", "大学", "学习", "语言", "模型", "天气", "很好")

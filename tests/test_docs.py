@@ -13,7 +13,7 @@ from plmjax.cli import main
 from plmjax.cli.parser import make_parser
 from plmjax.data.tasks import TaskConfig
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.pretrain.run import EMBEDDED
+from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.sweep import plan
 from plmjax.workdir import MAY_CHANGE, RunConfig
 
@@ -129,7 +129,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
     elif args.verb == "predict":
         config.load(TaskConfig, path, overrides)
     else:
-        config.load(RunConfig, path, overrides, {} if args.config else EMBEDDED)
+        config.load(RunConfig, path, overrides, {} if args.config else DEFAULT_CONFIG)
 
 
 def test_there_are_commands_of_every_verb():

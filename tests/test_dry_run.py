@@ -15,7 +15,7 @@ from tests_common import TINY
 from plmjax import tree
 from plmjax.cli import main
 from plmjax.objectives import OBJECTIVES, ElectraConfig, MLMConfig, mlm
-from plmjax.pretrain import dry_run as lib
+from plmjax.report import dry_run as lib
 from plmjax.train import sharding
 from plmjax.train.collectives import Collective
 from plmjax.train.config import MeshConfig, OptimizerConfig
@@ -110,7 +110,8 @@ def test_layers_that_differ_are_not_joined():
     # Two sets of parameters serve four layers.
     assert "encoder/layer_0 .. 1" in names
     odd = [
-        lib.Block(f"encoder/layer_{i}", 10 + (i == 2), 1, 1, 1, ()) for i in range(4)
+        lib.Block(f"encoder/layer_{i}", 10 + (i == 2), 1, 1, 1, arrays=())
+        for i in range(4)
     ]
     joined = [(b.name, b.parameters) for b in lib._folded(odd)]
     assert joined == [

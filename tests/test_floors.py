@@ -17,7 +17,7 @@ FLOORS = (
     ("interop", "train"),
     ("workdir",),
     ("evaluate",),
-    ("report", "show"),
+    ("report",),
     ("pretrain",),
     ("bench", "finetune"),
     ("doctor", "pseudo", "sweep"),

@@ -9,7 +9,6 @@ import functools
 import inspect
 import math
 import re
-import types
 from collections import Counter
 
 import jax
@@ -55,7 +54,7 @@ from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.supervised import SupervisedConfig
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import make_run
-from plmjax.pretrain.run import EMBEDDED
+from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.pretrain.start import start_weights
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -1051,16 +1050,14 @@ class Made:
             keys.append("model.causal=True")
         if kinds == ["objective.kind=distill"]:
             keys += [*kinds, f"objective.teacher={self.folder}"]
-        config = config_lib.load(RunConfig, None, [*keys, *overrides], EMBEDDED)
+        config = config_lib.load(RunConfig, None, [*keys, *overrides], DEFAULT_CONFIG)
         workdir = Workdir(self.root / "run")
         workdir.create()
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        built = config_lib.build(RunConfig, config.to_dict())
-        return make_run(built, workdir, mesh, lambda _: None)
+        return make_run(config, workdir, mesh, lambda _: None)
 
     def config(self, *overrides: str) -> FinetuneConfig:
-        values = config_of(self.folder, self.data, *overrides).to_dict()
-        return config_lib.build(FinetuneConfig, values)
+        return config_of(self.folder, self.data, *overrides)
 
     @functools.cache  # noqa: B019
     def parts(self, *overrides: str):
@@ -1276,28 +1273,19 @@ def _(name, made):
 
 
 @row("select.metric", "select.keep")
-def _(name, made, monkeypatch):
+def _(name, made):
     """What becomes the best step, and whether it is what comes out."""
 
-    def job(*overrides):
-        jobs = []
-
-        def run_job(job, log):
-            jobs.append(job)
-            return types.SimpleNamespace(stopped="a test", saved=None)
-
-        monkeypatch.setattr(finetuning, "run_job", run_job)
+    def training(*overrides):
         parts = made.parts(*overrides)
-        with jax.set_mesh(parts.mesh):
-            finetuning._train(parts, Workdir(made.root / "tuned"), lambda _: None)
-        return jobs[0]
+        return finetuning.training_of(parts, Workdir(made.root / "tuned"), None)
 
     good, bad = {"loss": 9.0, "accuracy": 0.9}, {"loss": 1.0, "accuracy": 0.1}
-    assert job().rank(good) < job().rank(bad)
-    by_loss = job("select.metric=loss")
+    assert training().rank(good) < training().rank(bad)
+    by_loss = training("select.metric=loss")
     assert by_loss.rank(good) > by_loss.rank(bad)
-    assert job().takes_best and not job("select.keep=last").takes_best
-    assert job("seeds.dropout=9").train.seed == 9
+    assert training().keep_best and not training("select.keep=last").keep_best
+    assert training("seeds.dropout=9").config.seed == 9
 
 
 @row("folds.count", "folds.fold", "folds.stratified", "folds.seed")

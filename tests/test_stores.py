@@ -18,7 +18,7 @@ from plmjax.bench import ours
 from plmjax.bench.worker import Spec
 from plmjax.checkpoint.checkpoints import Checkpoints, write_json
 from plmjax.pretrain.build import prepare_data
-from plmjax.pretrain.run import EMBEDDED
+from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.train.job import initialise
 from plmjax.workdir import (
     RunConfig,
@@ -51,15 +51,15 @@ def made(tmp_path_factory):
     corpus = root / "corpus.txt"
     corpus.write_text("\n".join(sentences(60)) + "\n")
     overrides = [*OPTIONS, f"data.source.paths={corpus}", "data.sentences=punctuation"]
-    config = config_lib.load(RunConfig, None, overrides, EMBEDDED)
-    built, workdir = config_lib.build(RunConfig, config.to_dict()), Workdir(root / "a")
+    config = config_lib.load(RunConfig, None, overrides, DEFAULT_CONFIG)
+    workdir = Workdir(root / "a")
     workdir.create()
-    tokenizer, _ = prepare_data(built, workdir, lambda _: None, lambda _: None)
-    write_json(workdir / "config.json", config.to_dict())
-    objective = make_objective(built, encoder_config(built, tokenizer), tokenizer)
+    tokenizer, _ = prepare_data(config, workdir, lambda _: None, lambda _: None)
+    write_json(workdir / "config.json", config_lib.to_dict(config))
+    objective = make_objective(config, encoder_config(config, tokenizer), tokenizer)
     ids = np.zeros((1, 8), np.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
-    state = jax.jit(initialise(objective, built.train))(batch)
+    state = jax.jit(initialise(objective, config.train))(batch)
     with Checkpoints(workdir.checkpoints) as checkpoints:
         checkpoints.save(1, state, {"loss": 1.0})
         checkpoints.wait()
@@ -231,10 +231,9 @@ def test_several_shards_are_of_one_size_but_the_last(tmp_path, monkeypatch, made
 
     overrides, _ = made
     config = config_lib.load(RunConfig, None, overrides)
-    built = config_lib.build(RunConfig, config.to_dict())
     monkeypatch.setattr(prepare, "SHARD_TOKENS", 100)
     workdir = Workdir(tmp_path)
-    _, store = prepare_data(built, workdir, lambda _: None, lambda _: None)
+    _, store = prepare_data(config, workdir, lambda _: None, lambda _: None)
     assert store.manifest["splits"]["train"]["shards"] > 2
     assert workdir.store().key == store.key
     manifest("splits", "train", "shard_tokens", add=1)(store.directory)

@@ -110,7 +110,7 @@ def test_one_pair_says_nothing():
 def test_seeds_differ_where_they_are_to(tmp_path):
     config = config_lib.load(FinetuneConfig, None, ["model=x", "train.seed=5"])
     repeats = Repeats(3, None, ("dropout",))
-    plan = finetune_plan(tmp_path, "task", Setting(), config.to_dict(), repeats)
+    plan = finetune_plan(tmp_path, "task", Setting(), config, repeats)
     seeds = [run.values["seeds"] for run in plan.runs]
     assert [s["dropout"] for s in seeds] == [5, 6, 7]
     assert {(s["data"], s["init"]) for s in seeds} == {(5, 5)}
@@ -122,7 +122,7 @@ def test_seeds_differ_where_they_are_to(tmp_path):
 def test_folds_and_seeds_combine(tmp_path):
     config = config_lib.load(FinetuneConfig, None, ["model=x"])
     repeats = Repeats(2, 3)
-    plan = finetune_plan(tmp_path, "task", Setting(), config.to_dict(), repeats)
+    plan = finetune_plan(tmp_path, "task", Setting(), config, repeats)
     assert len(plan.runs) == 6 and len({run.directory for run in plan.runs}) == 6
     folds = [run.values["folds"] for run in plan.runs]
     assert [f["fold"] for f in folds] == [0, 1, 2] * 2
@@ -160,20 +160,21 @@ def test_the_safe_recipe_fits_every_model():
     assert "start.reinit_layers" not in few
     for more in ({"lora": {"rank": 2}}, {"train": {"epochs": 20.0}}):
         base = config_lib.load(FinetuneConfig, None, [], {"model": "x"} | more)
-        recipe = safe_for(ENCODER, config_lib.build(FinetuneConfig, base.to_dict()))
+        recipe = safe_for(ENCODER, base)
         overrides = [f"{key}={value}" for key, value in recipe.items()]
-        config_lib.load(FinetuneConfig, None, overrides, base.to_dict())
+        config_lib.load(FinetuneConfig, None, overrides, config_lib.to_dict(base))
 
 
 def test_what_a_user_sets_wins_over_the_safe_recipe():
     told = ["model=x", "train.epochs=2", "train.ema_decay=0.9"]
-    values = settled(None, told, Setting("safe", True), encoders)
-    assert values["train"]["epochs"] == 2
-    assert values["train"]["ema_decay"] == 0.9
-    assert values["train"]["average_from_percent"] is None
-    assert values["train"]["optimizer"]["layer_decay"] == 0.9
-    steps = settled(None, ["model=x", "train.steps=7"], Setting("s", True), encoders)
-    assert steps["train"]["steps"] == 7 and steps["train"]["epochs"] is None
+    train = settled(None, told, Setting("safe", True), encoders).train
+    assert train.epochs == 2
+    assert train.ema_decay == 0.9
+    assert train.average_from_percent is None
+    assert train.optimizer.layer_decay == 0.9
+    told = ["model=x", "train.steps=7"]
+    train = settled(None, told, Setting("s", True), encoders).train
+    assert train.steps == 7 and train.epochs is None
 
 
 # --- what is refused

@@ -19,12 +19,12 @@ from plmjax.data.prepare import prepare
 from plmjax.data.rows import Plan, gather, load_plan
 from plmjax.data.sources import Source, open_source
 from plmjax.data.store import Split, Store
+from plmjax.evaluate.examples import masked
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import PRESETS, ModelConfig, resolve
 from plmjax.pretrain.build import Run
 from plmjax.pretrain.start import fresh_state
-from plmjax.show import masked
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 from plmjax.workdir import RunConfig, Workdir
 
@@ -114,8 +114,7 @@ def make_case(
         # `bench peer` is about speed; the sides need only start alike.
         values["objective"] |= {"teacher": str(folder / "teacher"), "start": "fresh"}
         values["model"] |= _student(PRESETS[config.name])
-    values = config_lib.load(RunConfig, base=values).to_dict()
-    built, workdir = config_lib.build(RunConfig, values), Workdir(folder)
+    built, workdir = config_lib.load(RunConfig, base=values), Workdir(folder)
     opened = open_source(built.data.source)
     tokenizer = _vocabulary(config, opened, wanted, log)
     tokenizer.save(folder / "tokenizer")

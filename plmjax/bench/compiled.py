@@ -26,7 +26,7 @@ from plmjax.train import collectives, sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import init_state, make_step
+from plmjax.train.step import init_state, lower, make_step
 
 
 def objective_of(encoder: EncoderConfig) -> Objective:
@@ -96,7 +96,7 @@ def _compile(
     state = _placed(state, sharding.shardings(mesh, state, zero1))
     batch = _placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, {}, batch).compile()
+        compiled = lower(step, state, {}, batch).compile()
     found = collectives.collectives(compiled.as_text() or "")
     assert all(one.known for one in found)
     totals: dict[tuple[str, str], float] = {}

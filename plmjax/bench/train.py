@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from plmjax import PlmjaxError
-from plmjax import config as config_lib
 from plmjax.bench import machine
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.pretrain.build import Run, check, make_run
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
-from plmjax.train.step import State, Step
+from plmjax.train.step import State, lower
 from plmjax.workdir import RunConfig, Workdir
 
 # Steps that may be on their way before one is waited for, as in training.
@@ -67,7 +65,7 @@ def run_steps(
 
 
 def bench_train(
-    config: ConfigDict,
+    config: RunConfig,
     steps: int = 20,
     workdir: Path | None = None,
     log: Callable[[str], Any] = print,
@@ -83,12 +81,11 @@ def bench_train(
     """
     if steps < 1:
         raise PlmjaxError(f"--steps={steps} must be at least 1.")
-    built = config_lib.build(RunConfig, config.to_dict())
-    mesh = sharding.make_mesh(built.mesh)
-    check(built, mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    check(config, mesh)
     before = machine.load_average()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        run = make_run(built, Workdir(workdir or folder), mesh, log)
+        run = make_run(config, Workdir(workdir or folder), mesh, log)
         step, phases = step_of(run, run.steps), []
         for number in range(len(run.loader.phases)):
             phases.append(_time_phase(run, step, number, steps))
@@ -107,7 +104,9 @@ def bench_train(
     }
 
 
-def _time_phase(run: Run, step: Step, number: int, steps: int) -> dict[str, Any]:
+def _time_phase(
+    run: Run, step: functools.partial, number: int, steps: int
+) -> dict[str, Any]:
     phase = run.loader.phases[number]
     start = sum(earlier.steps for earlier in run.loader.phases[:number])
 
@@ -118,7 +117,8 @@ def _time_phase(run: Run, step: Step, number: int, steps: int) -> dict[str, Any]
     state, frozen = fresh_state(run, _quiet), frozen_arrays(run)
     first = sharding.put_rows(run.mesh, batch(0))
     begin = time.perf_counter()
-    compiled = step.compiled(state, frozen, first)
+    compiled = lower(step, state, frozen, first).compile()
+    compiled = functools.partial(compiled, **step.keywords)
     compile_s = time.perf_counter() - begin
     take = functools.partial(run_steps, compiled, frozen=frozen, mesh=run.mesh)
     batches = read_ahead(batch, 0, steps + 2)

@@ -186,7 +186,14 @@ class Checkpoints:
                 self._clear(step)
                 self._failed(step, trouble)
 
-        self._saves.now = Saving(self._storage, step, folder(step), state, meta, ended)
+        self._saves.now = Saving(
+            storage=self._storage,
+            step=step,
+            folder=folder(step),
+            state=state,
+            meta=meta,
+            ended=ended,
+        )
 
     def _prepare(self, step: int, size: int, ranked: bool) -> str:
         """Makes room for a step; returns _GO, _DONE, or why it cannot be saved.

@@ -69,13 +69,10 @@ def repeats_of(args):
 
 def settled_config(args, safe: bool):
     """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
-    from ml_collections import ConfigDict
-
     from plmjax.study import drive, plan
 
     setting = plan.Setting("safe", True) if safe else plan.Setting()
-    values = plan.settled(args.config, args.overrides, setting, drive.encoders())
-    return ConfigDict(values).lock()
+    return plan.settled(args.config, args.overrides, setting, drive.encoders())
 
 
 def finetune_repeated(args, config, workdir: Path) -> int:
@@ -92,7 +89,7 @@ def finetune_repeated(args, config, workdir: Path) -> int:
     task = plan.distinct([file], "task file")[file]
     setting = plan.Setting("safe", True) if args.safe else plan.Setting()
     repeats = repeats_of(args)
-    found = plan.finetune_plan(workdir, task, setting, config.to_dict(), repeats)
+    found = plan.finetune_plan(workdir, task, setting, config, repeats)
     return _run(found)
 
 
@@ -126,10 +123,10 @@ def _compare(args) -> int:
         root,
         args.models,
         args.tasks.split(","),
-        settings,
-        repeats,
-        args.overrides,
-        drive.encoders(),
+        settings=settings,
+        repeats=repeats,
+        overrides=args.overrides,
+        encoders=drive.encoders(),
     )
     print(f"Study directory: {root}", flush=True)
     return _run(found)
@@ -158,7 +155,12 @@ def _pretrain_and_compare(args) -> int:
     settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
     tasks = args.tasks.split(",")
     found = pretrained.pretrained_plan(
-        root, sweep, tasks, settings, args.folds, args.overrides
+        root,
+        sweep,
+        tasks,
+        settings=settings,
+        folds=args.folds,
+        overrides=args.overrides,
     )
     pretrained.check_data(found)
     print(f"Study directory: {root}", flush=True)

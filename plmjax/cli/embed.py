@@ -108,15 +108,15 @@ def _embed(args) -> int:
     output = Path(args.output)
     check_output(output, args.words)
     config = EmbedConfig(
-        args.pooling,
-        args.words,
-        args.layer,
-        args.normalize,
-        args.length,
-        args.long,
-        args.stride,
-        args.batch_tokens,
-        args.dtype,
+        pooling=args.pooling,
+        words=args.words,
+        layer=args.layer,
+        normalize=args.normalize,
+        length=args.length,
+        long=args.long,
+        stride=args.stride,
+        batch_tokens=args.batch_tokens,
+        dtype=args.dtype,
     )
     model, longest = open_encoder(args.model, args.checkpoint)
     with contextlib.ExitStack() as stack:

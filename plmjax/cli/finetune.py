@@ -64,7 +64,7 @@ def _finetune(args) -> int:
         if args.safe:
             start_jax()
             config = compare.settled_config(args, safe=True)
-        config_lib.show(FinetuneConfig, config)
+        config_lib.show(config)
         return Exit.OK
     workdir = Path(args.workdir) if args.workdir else None
     if workdir is None:
@@ -121,10 +121,10 @@ def _predict(args) -> int:
         args.model.split(","),
         args.input,
         Path(args.output),
-        args.overrides,
-        args.config,
-        args.batch,
-        log,
+        overrides=args.overrides,
+        file=args.config,
+        batch=args.batch,
+        log=log,
     )
     print(f"{done:,} predictions in {args.output}.")
     return Exit.OK

@@ -69,12 +69,12 @@ def start_jax(workdir: Path | None = None) -> None:
 def load_config(args, workdir: Path | None):
     from plmjax import config as config_lib
     from plmjax.pretrain.export import imported_layer
-    from plmjax.pretrain.run import EMBEDDED
+    from plmjax.pretrain.run import DEFAULT_CONFIG
     from plmjax.workdir import RunConfig, Workdir
 
     base = imported_layer(Workdir(workdir)) if workdir else {}
     if args.config is None and not base:
-        base = EMBEDDED
+        base = DEFAULT_CONFIG
     return config_lib.load(RunConfig, args.config, args.overrides, base)
 
 

@@ -39,12 +39,9 @@ def _pretrain(args) -> int:
     workdir = Path(args.workdir) if args.workdir else None
     config = load_config(args, workdir)
     if args.show_config:
-        from plmjax.workdir import RunConfig
-
-        config_lib.show(RunConfig, config)
+        config_lib.show(config)
         return Exit.OK
-    values = config.to_dict()
-    name = values["name"] or values["data"]["source"]["kind"]
+    name = config.name or config.data.source.kind
     workdir = workdir or Path("runs") / name
     start_jax(workdir)
     from plmjax import processes

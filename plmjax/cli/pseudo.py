@@ -70,12 +70,12 @@ def _pseudo(args) -> int:
     from plmjax.pseudo.study import Plan, pseudo
 
     plan = Plan(
-        args.unlabelled,
-        PseudoConfig(args.threshold, args.soft, args.weight, args.proportions),
-        _rates(args),
-        args.rounds,
-        args.folds,
-        args.seeds,
+        unlabelled=args.unlabelled,
+        settings=PseudoConfig(args.threshold, args.soft, args.weight, args.proportions),
+        rates=_rates(args),
+        rounds=args.rounds,
+        folds=args.folds,
+        seeds=args.seeds,
     )
     return stopped(pseudo(config, plan, workdir, log))
 

@@ -74,7 +74,7 @@ def _evaluate(args) -> int:
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import is_finetuned, is_folder, open_run
     from plmjax.pretrain.start import teacher_arrays
-    from plmjax.show import as_text
+    from plmjax.report.scores import as_text
     from plmjax.workdir import Workdir
 
     at_least_one(args, "batch", "rows")

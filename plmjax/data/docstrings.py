@@ -92,12 +92,12 @@ def installed_packages() -> list[Package]:
             if len(row) == 3 and row[0].endswith(".py") and not _LEFT_OUT.search(row[0])
         )
         packages[name] = Package(
-            name,
-            distribution.version,
-            licence(distribution.metadata),
-            _digest(rows),
-            {row[0]: Path(str(distribution.locate_file(row[0]))) for row in rows},
-            sum(int(row[2] or 0) for row in rows),
+            name=name,
+            version=distribution.version,
+            licence=licence(distribution.metadata),
+            digest=_digest(rows),
+            files={row[0]: Path(str(distribution.locate_file(row[0]))) for row in rows},
+            size=sum(int(row[2] or 0) for row in rows),
         )
     return sorted(packages.values(), key=lambda package: package.name.lower())
 
@@ -119,7 +119,14 @@ def standard_library() -> Package:
     files = {name: root / name for name in names if not _LEFT_OUT.search(name)}
     size = sum(path.stat().st_size for path in files.values())
     version = platform.python_version()
-    return Package("Python", version, "PSF-2.0", _digest(list(files)), files, size)
+    return Package(
+        name="Python",
+        version=version,
+        licence="PSF-2.0",
+        digest=_digest(list(files)),
+        files=files,
+        size=size,
+    )
 
 
 def _digest(value) -> str:

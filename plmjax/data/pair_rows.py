@@ -75,7 +75,16 @@ def _draw(split: Split, plan: PairPlan, rows, epochs, key) -> Drawn:
     cut, amid = end.copy(), np.zeros(len(end), bool)
     cut[paired], amid[paired] = plan.cut[chosen[paired]], plan.amid[chosen[paired]]
     label = np.where(paired, below(words[1], 2), -1)
-    drawn = Drawn(piece, row, counter, cut, amid, cut.copy(), end, label)
+    drawn = Drawn(
+        piece=piece,
+        row=row,
+        counter=counter,
+        cut=cut,
+        amid=amid,
+        begin=cut.copy(),
+        end=end,
+        label=label,
+    )
     if plan.pairs.kind == "nsp":
         _replace(split, plan, drawn, np.flatnonzero(label == 1), key)
     return drawn
@@ -106,11 +115,13 @@ def _replace(split: Split, plan: PairPlan, drawn: Drawn, false: np.ndarray, key)
     for window, draws in _ROUNDS:
         if not len(left):
             return
-        found = _candidates(plan, drawn, left, key, block, window, draws)
+        found = _candidates(
+            plan, drawn, left, key=key, block=block, window=window, draws=draws
+        )
         left = _take_first(split, plan, drawn, left, found)
         block += draws // 2
     for one in left.tolist():
-        _search(split, plan, drawn, one, key, block)
+        _search(split, plan, drawn, one=one, key=key, block=block)
 
 
 def _candidates(

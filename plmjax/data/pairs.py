@@ -116,14 +116,14 @@ def make_pair_plan(
     kept = opens[unit] | ~sentences[piece]
     cuts = np.bincount(piece[kept], minlength=len(size))
     return PairPlan(
-        length,
-        first,
-        start,
-        size,
-        pairs,
-        np.concatenate([[0], np.cumsum(cuts)]),
-        bounds[unit[kept]],
-        ~opens[unit[kept]],
+        length=length,
+        first=first,
+        start=start,
+        size=size,
+        pairs=pairs,
+        cut_first=np.concatenate([[0], np.cumsum(cuts)]),
+        cut=bounds[unit[kept]],
+        amid=~opens[unit[kept]],
     )
 
 

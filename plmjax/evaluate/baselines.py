@@ -226,7 +226,7 @@ def gain_lines(
       PlmjaxError: what `gain` raises.
     """
     best = best_of(baselines, metric)
-    found = gain(kind, metric, truth, ours, best.predictions, labels)
+    found = gain(kind, metric, truth, ours=ours, theirs=best.predictions, labels=labels)
     score = task_scores(kind, truth, ours, labels)[metric]
     return [*table(baselines, metric), _verdict(found, metric, score, best)]
 

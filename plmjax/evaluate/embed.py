@@ -183,7 +183,9 @@ def embed_file(
             return Embedded(*work.made, work.rows.report, finished=True)
         if file.done:
             log(f"Goes on after batch {file.done:,} of {len(work.batches):,}.")
-        found = _fill(model, config, work, file, seen, save_seconds)
+        found = _fill(
+            model, config, work, file=file, seen=seen, save_seconds=save_seconds
+        )
         if not found.stopped:
             write = None
             blocks = columns_of(file.vectors(), work, config, inputs.texts)

@@ -127,12 +127,12 @@ def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
     held, once = np.unique(word[order], return_index=True)
     best, held = order[once][visible[held]], held[visible[held]]
     words = Words(
-        owner[held],
-        begin[held],
-        end[held],
-        row[best],
-        place[best] + 1,  # after [CLS]
-        count[best],
+        text=owner[held],
+        begin=begin[held],
+        end=end[held],
+        row=row[best],
+        first=place[best] + 1,  # after [CLS]
+        count=count[best],
     )
     return words, int(visible.sum())
 

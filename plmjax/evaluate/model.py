@@ -64,12 +64,12 @@ class Trained:
         """Returns the models that the objective trains, by part."""
         return {
             name: Model(
-                part.encoder,
-                part.take(self.params),
-                self.tokenizer,
-                self.name,
-                name,
-                self.step,
+                encoder=part.encoder,
+                params=part.take(self.params),
+                tokenizer=self.tokenizer,
+                name=self.name,
+                part=name,
+                step=self.step,
             )
             for name, part in self.objective.parts.items()
         }
@@ -211,7 +211,14 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
     # On the host: where they are wanted, and on how many devices, others know.
     params = jax.device_get(load_params(config, objective, checkpoints, step))
     name = config.name or workdir.path.resolve().name
-    return Trained(config, objective, params, tokenizer, name, step)
+    return Trained(
+        config=config,
+        objective=objective,
+        params=params,
+        tokenizer=tokenizer,
+        name=name,
+        step=step,
+    )
 
 
 def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:

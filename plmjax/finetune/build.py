@@ -157,20 +157,20 @@ def make_parts(
         objective = supervised(config.objective, encoder, task, config.cache_features)
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(
-        config,
-        mesh,
-        model,
-        data,
-        task,
-        encoder,
-        objective,
-        params,
-        frozen,
-        merge,
-        features,
-        batches,
-        metric,
-        added,
+        config=config,
+        mesh=mesh,
+        model=model,
+        data=data,
+        task=task,
+        encoder=encoder,
+        objective=objective,
+        params=params,
+        frozen=frozen,
+        merge=merge,
+        features=features,
+        batches=batches,
+        metric=metric,
+        added=added,
     )
 
 
@@ -303,15 +303,14 @@ def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
 
 def score_split(
     parts: Parts,
-    predict: Callable,
-    weights: dict,
-    frozen,
+    read: Callable,
     split: str,
     watched: Callable[[Iterator], Iterator] = iter,
 ) -> tuple[list, dict[str, float]]:
     """Returns what the model says of each example of a split, and the scores.
 
-    Both are empty where `watched` ended the rows too soon.
+    `read` gives the scores of a batch of rows. Both results are empty where `watched`
+    ended the rows too soon.
     """
     features, examples = parts.features[split], parts.examples(split)
     config, labels = parts.data.config, parts.data.labels
@@ -321,12 +320,12 @@ def score_split(
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal losses, seen
         scored = predictions.score_rows(
-            functools.partial(predict, weights, frozen),
+            read,
             parts.mesh,
             features,
             train.batch // train.accumulation,
             config.buckets,
-            watched,
+            watched=watched,
         )
         for found, scores in scored:
             seen += len(found)

@@ -1,40 +1,33 @@
 """What a fine-tuning would be, without training: data, sizes, memory, the step."""
 
 import collections
-import functools
-import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from rich.table import Table
 
-from plmjax import config as config_lib
-from plmjax import show
-from plmjax.console import console
+from plmjax.console import say
 from plmjax.finetune.build import Parts, make_parts
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.pretrain.dry_run import (
+from plmjax.finetune.run import on_devices, training_of
+from plmjax.report.dry_run import (
     SIZES,
     Block,
-    batch_shapes,
-    block_table,
-    blocks_of,
     devices_text,
-    print_compiled,
-    sharding_table,
+    example_as_seen,
+    show_training,
     total,
 )
 from plmjax.train import sharding
-from plmjax.train.job import shapes_of, step_for
 from plmjax.workdir import Workdir
 
 _SHOWN = 8  # labels
 
 
-def dry_run(config: ConfigDict, path: Path, compiles: bool = True) -> None:
+def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     """Builds everything of a fine-tuning and prints what it would be.
 
     What it compiles serves the run itself later; nothing else is left in `path`.
@@ -42,38 +35,27 @@ def dry_run(config: ConfigDict, path: Path, compiles: bool = True) -> None:
     Raises:
       PlmjaxError: whatever the user can mend; `path` holds another fine-tuning.
     """
-    out = console()
-    say = functools.partial(out.print, markup=False, soft_wrap=True)
-    values = config.to_dict()
-    built = config_lib.build(FinetuneConfig, values)
-    mesh, zero1 = sharding.make_mesh(built.mesh), built.mesh.zero1
-    Workdir(path, FinetuneConfig).agree(values)
+    mesh = sharding.make_mesh(config.mesh)
+    workdir = Workdir(path, FinetuneConfig)
+    workdir.agree(config)
     with jax.set_mesh(mesh):
-        parts = with_states(make_parts(built, mesh, say), say, reads=False)
-        first = parts.batches.batch(0)
-        state = shapes_of(parts.objective, parts.train, mesh, zero1, first)
-        blocks = blocks_of(mesh, state, zero1)
-        out.print(block_table(blocks))
-        out.print(sharding_table(blocks))
-        out.print(_task_table(parts, mesh, blocks))
-        row = parts.batches.rows(0)[1][0]
-        example = parts.features["train"].example[row]
-        label = parts.data.train[example].label
-        say("\nThe first row, as the model sees it:")
-        # Of embeddings it is a rank, the same for all.
-        label = None if parts.task.kind == "embeddings" else label
-        say(show.example_as_seen(parts.model.tokenizer, first, label))
-        if compiles:
-            say("\nCompiling the step; Ctrl-C if you have seen enough.")
-            begin = time.monotonic()
-            step = step_for(parts.objective, parts.train, mesh, zero1, parts.steps)
-            frozen = jax.device_put(
-                parts.frozen, sharding.shardings(mesh, parts.frozen)
-            )
-            shapes = batch_shapes(mesh, built.train.batch, first)
-            compiled = step.lower(state, frozen, shapes).compile()
-            print_compiled(out, compiled, mesh, time.monotonic() - begin)
-        say("\nDry run: nothing was trained.")
+        parts = with_states(make_parts(config, mesh, say), say, reads=False)
+        parts = on_devices(parts)
+        show_training(
+            training_of(parts, workdir, lambda *_: None),
+            lambda blocks: _task_table(parts, mesh, blocks),
+            _first_row(parts),
+            compiles,
+        )
+
+
+def _first_row(parts: Parts) -> str:
+    row = parts.batches.rows(0)[1][0]
+    example = parts.features["train"].example[row]
+    label: Any = parts.data.train[example].label
+    # Of embeddings it is a rank, the same for all.
+    label = None if parts.task.kind == "embeddings" else label
+    return example_as_seen(parts.model.tokenizer, parts.batches.batch(0), label)
 
 
 def _task_table(parts: Parts, mesh: Mesh, blocks: list[Block]) -> Table:

@@ -74,11 +74,11 @@ def export_task(
         folder,
         model.encoder,
         model.params,
-        model.tokenizer,
-        model_card(facts),
-        data.config.length,
-        model.task,
-        {TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
+        tokenizer=model.tokenizer,
+        card=model_card(facts),
+        length=data.config.length,
+        task=model.task,
+        files={TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
     )
 
 

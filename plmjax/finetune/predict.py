@@ -65,8 +65,7 @@ class Predictor:
                     f"{path} and {first} are of different tasks or labels.",
                     hint="Average models of one task.",
                 )
-        config = config_lib.load(TaskConfig, file, overrides, values)
-        self.config = config_lib.build(TaskConfig, config.to_dict())
+        self.config = config_lib.load(TaskConfig, file, overrides, values)
         _, self.labels = _said_of(one)
         if (self.config.kind, self.config.labels or ()) != _said_of(one):
             raise PlmjaxError(

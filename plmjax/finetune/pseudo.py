@@ -192,7 +192,14 @@ def choose(
     names = [_same(pool.examples[place]) for place in kept]
     drawn = [kept[n] for n in draw(strata, names, rate, seed, shares)]
     records = [
-        _record(kind, pool.examples[n], found[n], sure[n], said[n], settings)
+        _record(
+            kind,
+            pool.examples[n],
+            found[n],
+            sure=sure[n],
+            said=said[n],
+            settings=settings,
+        )
         for n in drawn
     ]
     return Drawn(len(kept), records)

@@ -1,7 +1,8 @@
 """Fine-tuning: a pretrained model and labelled data in, a model for the task out."""
 
-import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from plmjax import config as config_lib
 from plmjax import processes
 from plmjax.checkpoint.checkpoints import write_json
-from plmjax.console import console
+from plmjax.console import say, say_nothing
 from plmjax.evaluate import predictions
 from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
 from plmjax.finetune.added import NOTHING, Added
@@ -29,23 +28,22 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
-from plmjax.show import task_lines
+from plmjax.report.scores import task_lines
 from plmjax.train import sharding
-from plmjax.train.config import MeshConfig
 from plmjax.train.job import (
-    Job,
+    Training,
     Watched,
     initialise,
-    run_job,
 )
+from plmjax.train.loop import Result, fit
 from plmjax.train.step import State
-from plmjax.workdir import Workdir
+from plmjax.workdir import Workdir, training_session
 
 Log = Callable[[str], Any]
 
 
 def finetune(
-    config: ConfigDict, path: Path, log: Log | None = None, added: Added = NOTHING
+    config: FinetuneConfig, path: Path, log: Log | None = None, added: Added = NOTHING
 ) -> dict:
     """Fine-tunes a model in `path`, or goes on with what was begun there.
 
@@ -56,41 +54,26 @@ def finetune(
     Raises:
       PlmjaxError: whatever the user can mend.
     """
-    workdir, values = Workdir(path, FinetuneConfig), config.to_dict()
-    built = config_lib.build(FinetuneConfig, values)
-    mesh = processes.together(lambda: sharding.make_mesh(built.mesh))
-    log = (log or _say) if processes.is_first() else _say_nothing
-    processes.together(workdir.create)
-    leads = processes.leader(workdir.path) == jax.process_index()
-    with contextlib.ExitStack() as stack:
+    workdir = Workdir(path, FinetuneConfig)
+    log = (log or say) if processes.is_first() else say_nothing
+    mesh = processes.together(lambda: sharding.make_mesh(config.mesh))
+    with training_session(workdir, config, mesh, log) as (leads, _):
 
-        def lock() -> None:
-            if leads:
-                stack.enter_context(workdir.locked())
-
-        processes.together(lock)
-        stack.enter_context(jax.set_mesh(mesh))
-        changed, _ = processes.together(lambda: workdir.agree(values))
-        for key, (old, new) in changed.items():
-            log(f"{key} changes from {old} to {new}.")
-        parts = processes.together(lambda: make_parts(built, mesh, log, added))
-
-        def note() -> None:
+        def build() -> Parts:
+            parts = make_parts(config, mesh, log, added)
             if leads:  # only now: data that cannot be read leaves no run behind
-                write_json(workdir / "config.json", values)
+                workdir.write_config(config)
                 workdir.write_environment()
+            return parts
 
-        processes.together(note)
+        parts = processes.together(build)
         _run_baselines(parts, workdir, log)
-        return _train(with_states(parts, log), workdir, log)
-
-
-def _say(message: str) -> None:
-    console().print(message, markup=False, soft_wrap=True)
-
-
-def _say_nothing(message: str) -> None:
-    pass
+        parts = on_devices(with_states(parts, log))
+        predict = predictions.make_predict(parts.encoder, parts.task, mesh, parts.merge)
+        result = fit(training_of(parts, workdir, predict), log)
+        if result.stopped:
+            return {"stopped": result.stopped, "step": result.saved}
+        return finish(parts, workdir, result, predict, log)
 
 
 def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
@@ -102,7 +85,7 @@ def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
     def first() -> None:
         if processes.is_first() and not path.exists():
             log("Simple models first:")
-            with _alone():
+            with sharding.alone():
                 found = run_baselines(
                     parts.data,
                     parts.examples(parts.last),
@@ -125,17 +108,22 @@ def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
         metric = predictions.usual_metric(parts.data.config, labels)
     truth = [example.label for example in parts.examples(parts.last)]
     found = [Baseline(**one) for one in kept["found"]]
-    return gain_lines(parts.data.config.kind, metric, truth, predicted, found, labels)
+    kind = parts.data.config.kind
+    return gain_lines(kind, metric, truth, predicted, found, labels=labels)
 
 
-def _train(parts: Parts, workdir: Workdir, log: Log) -> dict:
-    mesh, zero1 = parts.mesh, parts.config.mesh.zero1
-    predict = predictions.make_predict(parts.encoder, parts.task, mesh, parts.merge)
-    frozen = jax.device_put(parts.frozen, sharding.shardings(mesh, parts.frozen))
+def on_devices(parts: Parts) -> Parts:
+    """Returns parts whose frozen arrays are on the devices of their mesh."""
+    places = sharding.shardings(parts.mesh, parts.frozen)
+    return dataclasses.replace(parts, frozen=jax.device_put(parts.frozen, places))
 
-    def fresh(abstract: State, frozen) -> State:
-        del frozen
-        places = sharding.shardings(mesh, abstract, zero1)
+
+def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
+    """Returns the training of a task; `predict` as make_predict gives it."""
+    zero1, batches, metric = parts.config.mesh.zero1, parts.batches, parts.metric
+
+    def first_state(shapes: State) -> State:
+        places = sharding.shardings(parts.mesh, shapes, zero1)
         params = jax.device_put(parts.params, places.params)
 
         # Nothing is drawn: one program for all seeds, and a small one.
@@ -145,128 +133,125 @@ def _train(parts: Parts, workdir: Workdir, log: Log) -> dict:
 
         return jax.jit(make, out_shardings=places)(params)
 
-    def score(weights: dict, frozen, watched: Watched) -> dict[str, float]:
-        return score_split(parts, predict, weights, frozen, "held_out", watched)[1]
+    def score(weights: dict, watched: Watched) -> dict[str, float]:
+        read = functools.partial(predict, weights, parts.frozen)
+        return score_split(parts, read, "held_out", watched)[1]
 
-    def tell(scores: dict[str, float]) -> str:
-        told = f"held-out loss {scores['loss']:.3f}"
-        if parts.metric != "loss":
-            told += f", {parts.metric.replace('_', ' ')} {scores[parts.metric]:.4f}"
-        return told
+    def describe(scores: dict[str, float]) -> str:
+        text = f"held-out loss {scores['loss']:.3f}"
+        if metric != "loss":
+            text += f", {metric.replace('_', ' ')} {scores[metric]:.4f}"
+        return text
+
+    def rows(step: int, skipped: int) -> np.ndarray:
+        found = batches.rows(step + skipped)[1]
+        return found[found >= 0]
+
+    def flops(step: int) -> float:
+        return parts.objective.flops(batches.rows(step)[0]) * parts.config.train.batch
 
     origin = parts.origin
-    ended = run_job(
-        Job(
-            workdir.path,
-            workdir.checkpoints,
-            parts.train,
-            parts.config.mesh,
-            mesh,
-            parts.encoder,
-            parts.objective,
-            frozen,
-            parts.steps,
-            lambda step, ahead: parts.batches.batch(step + ahead),
-            lambda step, ahead: _real(parts.batches.rows(step + ahead)[1]),
-            lambda step: (
-                parts.objective.flops(parts.batches.rows(step)[0])
-                * parts.config.train.batch
-            ),
-            fresh,
-            score,
-            lambda meta: check_origin(origin, meta, workdir.checkpoints),
-            origin,
-            lambda scores: predictions.rank(parts.metric, scores),
-            tell,
-            parts.config.select.keep == "best",
-        ),
-        log,
+    return Training(
+        directory=workdir.path,
+        checkpoints=workdir.checkpoints,
+        config=parts.train,
+        mesh=parts.mesh,
+        zero1=zero1,
+        encoder=parts.encoder,
+        objective=parts.objective,
+        frozen=parts.frozen,
+        steps=parts.steps,
+        batch=lambda step, skipped: batches.batch(step + skipped),
+        rows=rows,
+        flops=flops,
+        first_state=first_state,
+        score=score,
+        origin=origin,
+        check_meta=lambda meta: check_origin(origin, meta, workdir.checkpoints),
+        rank=lambda scores: predictions.rank(metric, scores),
+        describe=describe,
+        keep_best=parts.config.select.keep == "best",
     )
-    if ended.stopped:
-        return {"stopped": ended.stopped, "step": ended.saved}
-    return _finish(parts, workdir, ended.weights, frozen, ended.step, predict, log)
 
 
-def _real(rows: np.ndarray) -> np.ndarray:
-    return rows[rows >= 0]
-
-
-def _finish(
-    parts: Parts,
-    workdir: Workdir,
-    weights: dict,
-    frozen,
-    step: int,
-    predict: Callable,
-    log: Log,
+def finish(
+    parts: Parts, workdir: Workdir, result: Result, predict: Callable, log: Log
 ) -> dict:
     """Scores all splits, by all processes; one writes, draws and exports."""
-    said, scores = {}, {}
-    for split in ("held_out", "test"):
-        if split in parts.features:
-            found = score_split(parts, predict, weights, frozen, split)
-            said[split], scores[split] = found
-    whole = processes.whole(parts.merge(weights, frozen))
-    result = scores | {"step": step, "metric": parts.metric}
+    read = functools.partial(predict, result.weights, parts.frozen)
+    splits = [name for name in ("held_out", "test") if name in parts.features]
+    found = {name: score_split(parts, read, name) for name in splits}
+    said = {name: own for name, (own, _) in found.items()}
+    scores = {name: own for name, (_, own) in found.items()}
+    whole = processes.whole(parts.merge(result.weights, parts.frozen))
+    scores |= {"step": result.step, "metric": parts.metric}
 
     def first() -> None:
         if processes.is_first():
-            with _alone():
-                _write(parts, workdir, whole, said, result, log)
+            with sharding.alone():
+                _write_predictions(parts, workdir, said)
+                _show(parts, workdir, said[parts.last], scores, log)
+                _export(parts, workdir, whole, scores, log)
 
     processes.together(first)
-    return result
+    return scores
 
 
-def _alone():
-    """Returns the context in which one process works without the others."""
-    return jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
-
-
-def _write(
-    parts: Parts, workdir: Workdir, whole: dict, said: dict, result: dict, log: Log
-) -> None:
-    config, labels = parts.data.config, parts.data.labels
+def _write_predictions(parts: Parts, workdir: Workdir, said: dict) -> None:
     for split, own in said.items():
-        examples = parts.examples(split)
+        lines = write_predictions(
+            parts.data.config, parts.data.labels, parts.examples(split), own
+        )
         path = workdir / f"predictions-{split}.jsonl"
         with open(path, "w", encoding="utf-8") as file:
-            for line in write_predictions(config, labels, examples, own):
+            for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    for line in task_lines(result):
+
+
+def _show(parts: Parts, workdir: Workdir, said: list, scores: dict, log: Log) -> None:
+    """Shows scores, curves, the gain over simple models, and what is confused."""
+    config, labels, last = parts.data.config, parts.data.labels, parts.last
+    for line in task_lines(scores):
         log(line)
     for path in plot_curves(workdir.path, None):
         log(f"Curves: {path}")
     for path in plot_scores(workdir.path, parts.metric):
         log(f"Curves: {path}")
-    last = parts.last
     examples = parts.examples(last)
-    predicted = predictions.read(config, labels, examples, said[last])
+    predicted = predictions.read(config, labels, examples, said)
     for line in _gain(parts, workdir, predicted):
         log(line)
     if config.kind in ("classes", "tags"):
-        pairs = _flat(config.kind, [e.label for e in examples], predicted)
+        truth = [example.label for example in examples]
+        if config.kind == "tags":
+            truth, predicted = (
+                list(itertools.chain(*own)) for own in (truth, predicted)
+            )
         path = workdir / "plots" / "confusion.png"
-        plot_confusion(path, *pairs, labels)
+        plot_confusion(path, truth, predicted, labels)
         log(f"Confusion of the {last.replace('_', ' ')} part: {path}")
+
+
+def _export(
+    parts: Parts, workdir: Workdir, params: dict, scores: dict, log: Log
+) -> None:
     model = dataclasses.replace(
-        parts.model, encoder=parts.encoder, params=whole, task=parts.task
+        parts.model, encoder=parts.encoder, params=params, task=parts.task
     )
-    name = parts.config.name or workdir.path.resolve().name
-    more = len(parts.added.examples)
-    folder = workdir / "export"
-    export_task(model, name, parts.config, parts.data, result, folder, more)
+    export_task(
+        model,
+        parts.config.name or workdir.path.resolve().name,
+        parts.config,
+        parts.data,
+        scores,
+        folder=workdir / "export",
+        added=len(parts.added.examples),
+    )
     # Last: it vouches for all the rest.
-    write_json(workdir / "scores.json", result)
+    write_json(workdir / "scores.json", scores)
     log(f"Exported to {workdir / 'export'}.")
-    use = "embed" if config.kind == "embeddings" else "predict"
+    use = "embed" if parts.data.config.kind == "embeddings" else "predict"
     log(
         f"\nNext:\n  plmjax {use} --model={workdir.path} --input=FILE --output=FILE\n"
         f"  plmjax evaluate --workdir={workdir.path} --input=FILE"
     )
-
-
-def _flat(kind: str, truth: list, predicted: list) -> tuple[list[str], list[str]]:
-    if kind == "classes":
-        return truth, predicted
-    return [t for own in truth for t in own], [t for own in predicted for t in own]

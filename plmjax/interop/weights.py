@@ -184,7 +184,15 @@ def choose(
             "behind an enhanced mask decoder, which plmjax has not: train it further."
         )
     outputs = _outputs(wanted, found)
-    _check_all(folder, config, tensors, found, wanted, known, outputs)
+    _check_all(
+        folder,
+        config,
+        tensors,
+        found=found,
+        wanted=wanted,
+        known=known,
+        outputs=outputs,
+    )
     for dtype in sorted({tensor.dtype for _, tensor in found.values()} - {"F32"}):
         notes.append(f"Weights stored as {dtype} became float32.")
     return Found(found, heads, wanted, outputs)

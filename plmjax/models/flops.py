@@ -1,4 +1,7 @@
-"""Matrix FLOPs of training, counted from a config."""
+"""Matrix FLOPs and memory of training, counted from a config."""
+
+import jax.numpy as jnp
+import numpy as np
 
 from plmjax.models.config import EncoderConfig
 
@@ -35,3 +38,21 @@ def task_flops(config: EncoderConfig, positions: int, pooled: bool, outputs: int
     """Returns the matrix FLOPs of training a head of fine-tuning on some positions."""
     inner = config.width if pooled else 0
     return 3.0 * positions * 2 * config.width * (inner + outputs)
+
+
+def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:
+    """Estimates what the forward pass keeps for the backward pass of `rows` rows.
+
+    Counts the arrays that our layers save: about 10 of the model's width and 3 of the
+    inner width a token and layer, attention weights twice, float32 logits twice.
+    """
+    size = np.dtype(jnp.dtype(config.dtype)).itemsize
+    per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
+    layers = 1 if config.remat else config.layers
+    # What a layer that is computed again starts from.
+    kept = config.layers * config.width if config.remat else 0
+    if config.remat == "dots":
+        kept = config.layers * (6 * config.width + config.ffn_width)
+    tokens = rows * length
+    logits = 2 * 4 * rows * slots * config.vocab_size
+    return int(tokens * size * (layers * per_token + kept) + logits)

@@ -168,9 +168,9 @@ def prepare_data(
         tokenizer,
         workdir / "data",
         config.data.held_out_percent,
-        config.data.workers,
-        log,
-        _sentences(config),
+        workers=config.data.workers,
+        log=log,
+        sentences=_sentences(config),
     )
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
@@ -250,7 +250,15 @@ def make_run(
         mine=functools.partial(sharding.local_rows, mesh),
     )
     return Run(
-        config, workdir, mesh, tokenizer, store, encoder, objective, loader, teacher
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        store=store,
+        encoder=encoder,
+        objective=objective,
+        loader=loader,
+        teacher=teacher,
     )
 
 

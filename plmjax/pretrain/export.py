@@ -68,7 +68,7 @@ def export(
         _copy(finished(workdir.path), to, log)
         return
     run, store = open_run(workdir, checkpoint), workdir.store()
-    export_trained(run, workdir, store.manifest, to, log, part)
+    export_trained(run, workdir, store.manifest, to=to, log=log, part=part)
 
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
@@ -111,9 +111,9 @@ def export_trained(
             folder,
             model.encoder,
             jax.device_get(model.params),
-            model.tokenizer,
-            model_card(facts),
-            length,
+            tokenizer=model.tokenizer,
+            card=model_card(facts),
+            length=length,
         )
         log(f"Exported step {run.step:,} to {folder}.")
 

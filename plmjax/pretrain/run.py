@@ -1,19 +1,19 @@
 """The main job: text in, a trained model in the Hugging Face format out."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from plmjax import Exit, PlmjaxError, processes, show
+from plmjax import Exit, PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import write_json
-from plmjax.console import console
+from plmjax.console import console, say, say_nothing
+from plmjax.evaluate.examples import Examples
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
+from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
     Run,
@@ -27,15 +27,15 @@ from plmjax.pretrain.build import (
 from plmjax.pretrain.export import export_trained
 from plmjax.pretrain.start import beside_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
+from plmjax.report.scores import score_lines
 from plmjax.train import sharding
-from plmjax.train.config import MeshConfig
-from plmjax.train.job import Job, Watched, run_job
-from plmjax.train.loop import evaluate
+from plmjax.train.job import Training, Watched
+from plmjax.train.loop import Result, evaluate, fit
 from plmjax.train.step import State, make_evaluation
-from plmjax.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig, Workdir, training_session
 
 # What `plmjax pretrain` does when it is told nothing.
-EMBEDDED = {
+DEFAULT_CONFIG = {
     "model": {
         "preset": "bert-tiny",
         "width": 256,
@@ -56,7 +56,7 @@ EMBEDDED = {
 }
 
 
-def pretrain(config: ConfigDict, path: Path) -> dict:
+def pretrain(config: RunConfig, path: Path) -> dict:
     """Trains a model in `path`, or goes on with the training begun there.
 
     Returns the final scores. A run cut short by a signal returns {"stopped": name}.
@@ -66,51 +66,39 @@ def pretrain(config: ConfigDict, path: Path) -> dict:
       PlmjaxError: whatever the user can mend.
     """
     workdir = Workdir(path)
-    values = config.to_dict()
-    built = config_lib.build(RunConfig, values)
-    mesh = processes.together(lambda: sharding.make_mesh(built.mesh))
-    processes.together(lambda: check(built, mesh))
-    log = _say if processes.is_first() else _say_nothing
-    processes.together(workdir.create)
-    # Of the processes that share a directory, one makes what all of them read.
-    leads = processes.leader(workdir.path) == jax.process_index()
-    with contextlib.ExitStack() as stack:
+    log = say if processes.is_first() else say_nothing
 
-        def lock():
-            if leads:
-                stack.enter_context(workdir.locked())
+    def make_mesh() -> jax.sharding.Mesh:
+        mesh = sharding.make_mesh(config.mesh)
+        check(config, mesh)
+        return mesh
 
-        processes.together(lock)
-        stack.enter_context(jax.set_mesh(mesh))
-        changed, again = processes.together(lambda: workdir.agree(values))
-        for key, (old, new) in changed.items():
-            log(f"{key} changes from {old} to {new}.")
-        longer = {"train.steps", "train.epochs"} & changed.keys()
-        if again and longer and built.train.schedule.kind != "constant":
+    mesh = processes.together(make_mesh)
+    with training_session(workdir, config, mesh, log) as (leads, changed):
+        longer = {"train.steps", "train.epochs"} & changed
+        if longer and config.train.schedule.kind != "constant":
             log(
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
-        return _train(_make_run(built, workdir, mesh, log, values, leads), log)
+        run = _build(config, workdir, mesh, log if leads else None)
+        result = fit(training_of(run, log), log)
+        if result.stopped:
+            return {"stopped": result.stopped, "step": result.saved}
+        return finish(run, result, log)
 
 
-def _say(message: str) -> None:
-    console().print(message, markup=False, soft_wrap=True)
-
-
-def _say_nothing(message: str) -> None:
-    pass
-
-
-def _make_run(
+def _build(
     config: RunConfig,
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
-    log: Callable[[str], Any],
-    values: dict,
-    leads: bool,
+    log: Callable[[str], Any] | None,
 ) -> Run:
-    """Builds the run, its leader's files first, and notes what it is."""
+    """Builds the run, and notes what it is.
+
+    Of the processes that share a directory, the one with a `log` comes first: it makes
+    the files that the others read.
+    """
 
     def make(log: Callable[[str], Any]) -> Run:
         run = make_run(config, workdir, mesh, log)
@@ -118,25 +106,25 @@ def _make_run(
         return run
 
     def lead() -> Run | None:
-        if not leads:
+        if log is None:
             return None
         run = make(log)
         # Only now: text that cannot be read leaves no run behind.
-        write_json(workdir / "config.json", values)
+        workdir.write_config(config)
         teachers.remember(config, workdir, run.teacher)
         workdir.write_environment()
         return run
 
     led = processes.together(lead)
-    run = processes.together(lambda: make(_say_nothing) if led is None else led)
-    ours = processes.together(lambda: origin(run))
-    first = processes.agreed(ours)
-    processes.together(lambda: _check_same(run, ours, first))
+    run = processes.together(lambda: make(say_nothing) if led is None else led)
+    first = processes.decided(lambda: origin(run))
+    processes.together(lambda: _check_same(run, first))
     return run
 
 
-def _check_same(run: Run, ours: dict, first: dict) -> None:
+def _check_same(run: Run, first: dict) -> None:
     """Raises PlmjaxError unless this process has the first one's text and tokenizer."""
+    ours = origin(run)
     if ours != first:
         what = next(name for name in first if ours.get(name) != first[name])
         raise PlmjaxError(
@@ -147,44 +135,40 @@ def _check_same(run: Run, ours: dict, first: dict) -> None:
         )
 
 
-def _train(run: Run, log: Callable[[str], Any]) -> dict:
+def training_of(run: Run, log: Callable[[str], Any]) -> Training:
+    """Returns the training of a run, its teacher's arrays on their devices."""
     batches, evaluation = held_out(run), make_evaluation(run.objective)
+    frozen = frozen_arrays(run)
 
-    def fresh(abstract: State, frozen: dict) -> State:
-        del abstract, frozen
+    def first_state(shapes: State) -> State:
+        del shapes
         state = fresh_state(run, log)
         save_examples(run, state.params)
         return state
 
-    def score(weights: dict, frozen: dict, watched: Watched) -> dict[str, float]:
-        found = evaluate(evaluation, weights, frozen, run.mesh, watched(batches()))
+    def score(weights: dict, watched: Watched) -> dict[str, float]:
+        means = evaluate(evaluation, weights, frozen, run.mesh, watched(batches()))
         # Empty where a signal came before the first batch.
-        return run.objective.scores(found) if found else {}
+        return run.objective.scores(means) if means else {}
 
-    ended = run_job(
-        Job(
-            run.workdir.path,
-            run.workdir.checkpoints,
-            run.config.train,
-            run.config.mesh,
-            run.mesh,
-            run.encoder,
-            run.objective,
-            frozen_arrays(run),
-            run.steps,
-            run.loader.batch,
-            lambda step, ahead: run.loader.rows(step, ahead)[1],
-            run.flops,
-            fresh,
-            score,
-            lambda meta: _check_meta(run, meta),
-            origin(run) | {"config": config_lib.to_dict(run.config)},
-        ),
-        log,
+    return Training(
+        directory=run.workdir.path,
+        checkpoints=run.workdir.checkpoints,
+        config=run.config.train,
+        mesh=run.mesh,
+        zero1=run.config.mesh.zero1,
+        encoder=run.encoder,
+        objective=run.objective,
+        frozen=frozen,
+        steps=run.steps,
+        batch=run.loader.batch,
+        rows=lambda step, skipped: run.loader.rows(step, skipped)[1],
+        flops=run.flops,
+        first_state=first_state,
+        score=score,
+        origin=origin(run) | {"config": config_lib.to_dict(run.config)},
+        check_meta=lambda meta: _check_meta(run, meta),
     )
-    if ended.stopped:
-        return {"stopped": ended.stopped, "step": ended.saved}
-    return finish(run, ended.weights, ended.step, ended.scores, log)
 
 
 def _check_meta(run: Run, meta: dict) -> None:
@@ -199,15 +183,22 @@ def _check_meta(run: Run, meta: dict) -> None:
 
 def _trained(run: Run, params: dict, step: int = 0) -> Trained:
     name = run.config.name or run.workdir.path.resolve().name
-    return Trained(run.config, run.objective, params, run.tokenizer, name, step)
+    return Trained(
+        config=run.config,
+        objective=run.objective,
+        params=params,
+        tokenizer=run.tokenizer,
+        name=name,
+        step=step,
+    )
 
 
-def _examples(run: Run, params) -> show.Examples | None:
+def _examples(run: Run, params) -> Examples | None:
     """Returns examples for the first model that guesses words, if there is one."""
     model = with_head(_trained(run, params).models(), "head")
     # The first rows of all, however many processes there are.
     batch = next(held_out(run, alone=True)())
-    examples = model and show.Examples(run.objective, model, batch)
+    examples = model and Examples(run.objective, model, batch)
     return examples if examples and examples.places else None
 
 
@@ -216,7 +207,7 @@ def save_examples(run: Run, params) -> None:
     params = processes.whole(params)
 
     def save() -> None:
-        with _alone():
+        with sharding.alone():
             examples = _examples(run, params)
             if examples is not None:
                 write_json(run.workdir / "examples.json", {"before": examples.guess()})
@@ -224,23 +215,16 @@ def save_examples(run: Run, params) -> None:
     processes.together(lambda: save() if processes.is_first() else None)
 
 
-def _alone():
-    """Returns the context in which one process works without the others."""
-    return jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
-
-
-def finish(
-    run: Run, weights: dict, step: int, values: dict, log: Callable[[str], Any]
-) -> dict:
+def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
     """Shows, draws and exports a trained model; returns its scores.
 
     One process does so, with the weights of all; the others wait for it.
     """
-    weights = processes.whole(weights)
+    weights = processes.whole(result.weights)
 
     def first() -> dict:
-        with _alone():
-            return _finish(run, weights, step, values, log)
+        with sharding.alone():
+            return _finish(run, weights, result.step, result.scores, log)
 
     return processes.together(lambda: first() if processes.is_first() else {})
 
@@ -258,7 +242,7 @@ def _finish(
     examples = _examples(run, weights)
     if saved is not None and examples is not None:
         out.print(examples.table(saved["before"], examples.guess()))
-    for line in show.score_lines(run.objective, values, baseline):
+    for line in score_lines(run.objective, values, baseline):
         log(line)
     for path in plot_curves(workdir.path, run.objective.token_loss, baseline):
         log(f"Curves: {path}")
@@ -275,9 +259,22 @@ def _finish(
     else:
         trained = _trained(run, weights, step)
         export_trained(trained, workdir, run.store.manifest, workdir / "export", log)
-    lines = f"\nNext:\n{show.try_it(run.objective, workdir.path)}"
+    lines = f"\nNext:\n{suggested_commands(run.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:
         lines += f"\n  plmjax export --workdir={workdir.path} --to=DIR"
     log(lines)
     return figures
+
+
+def suggested_commands(objective: Objective, workdir: Path) -> str:
+    """Returns the commands that use what the objective has trained, a line each."""
+    causal = any(part.encoder.causal for part in objective.parts.values())
+    text = "The rows of the" if causal else "The [MASK] of the array"
+    commands = {
+        "head": f'plmjax fill "{text}" --model={workdir}',
+        "pair": f'plmjax next "It was late." "We went home." --model={workdir}',
+        "detector": f'plmjax detect "The rows of the array" --model={workdir}',
+    }
+    trained = {head for part in objective.parts.values() for head in part.heads}
+    return "".join(f"  {commands[head]}\n" for head in commands if head in trained)

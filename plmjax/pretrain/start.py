@@ -3,6 +3,7 @@
 Start weights come from a run or a folder, from a teacher, or from nowhere.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from plmjax.train.job import (
     step_for,
     with_params,
 )
-from plmjax.train.step import State, Step
+from plmjax.train.step import State
 from plmjax.workdir import RunConfig, Workdir, encoder_config
 
 
@@ -36,7 +37,7 @@ def abstract_state(run: Run) -> State:
     )
 
 
-def step_of(run: Run, steps: int) -> Step:
+def step_of(run: Run, steps: int) -> functools.partial:
     """Returns the jitted step of a run whose schedule has `steps` steps."""
     config = run.config
     return step_for(run.objective, config.train, run.mesh, config.mesh.zero1, steps)

@@ -19,8 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import write_json
@@ -83,7 +81,7 @@ class _Stopped(Exception):
         self.result = result
 
 
-def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
+def pseudo(config: FinetuneConfig, plan: Plan, path: Path, log: Log) -> dict:
     """Runs all chains in `path`, or goes on with those begun there; one process.
 
     Returns what stands in results.json, or as finetune when a signal cut it short.
@@ -91,24 +89,22 @@ def pseudo(config: ConfigDict, plan: Plan, path: Path, log: Log) -> dict:
     Raises:
       PlmjaxError: whatever the user can mend.
     """
-    values = config.to_dict()
-    built = config_lib.build(FinetuneConfig, values)
-    check_kind(built.task.kind)
-    if plan.folds is not None and built.folds.count is not None:
+    check_kind(config.task.kind)
+    if plan.folds is not None and config.folds.count is not None:
         raise PlmjaxError(
             "--folds runs every fold, and --config.folds.count one of them.",
             hint="Give one of them.",
         )
-    unlabelled = _read_unlabelled(built.task, plan.unlabelled)
-    data = load_labelled(built.task)
+    unlabelled = _read_unlabelled(config.task, plan.unlabelled)
+    data = load_labelled(config.task)
     workdir = Workdir(path, FinetuneConfig)
     workdir.create()
     with workdir.locked():
         labelled = (*data.train, *data.held_out, *data.test)
-        _agree(path, values, plan, {"unlabelled": unlabelled, "labelled": labelled})
+        _agree(path, config, plan, {"unlabelled": unlabelled, "labelled": labelled})
         found = []
         try:
-            for name, own in _variants(values, plan):
+            for name, own in _variants(config, plan):
                 found += _Chain(own, plan, path, name, log).run(unlabelled)
         except _Stopped as stop:
             return stop.result
@@ -126,10 +122,10 @@ def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
 
 
 def _agree(
-    path: Path, values: dict, plan: Plan, data: dict[str, Sequence[Example]]
+    path: Path, config: FinetuneConfig, plan: Plan, data: dict[str, Sequence[Example]]
 ) -> None:
     """Notes what is asked; refuses what would mix two studies in one directory."""
-    asked = {"config": values, "plan": dataclasses.asdict(plan)}
+    asked = {"config": config_lib.to_dict(config), "plan": dataclasses.asdict(plan)}
     for name, examples in data.items():
         digest = hashlib.blake2b(digest_size=16)
         for example in examples:
@@ -156,15 +152,16 @@ def _agree(
     write_json(note, asked)
 
 
-def _variants(values: dict, plan: Plan) -> list[tuple[str, dict]]:
+def _variants(config: FinetuneConfig, plan: Plan) -> list[tuple[str, FinetuneConfig]]:
     """Returns (name of the directory, config) of each fold or seed; one has no name."""
     found = []
     for number in range(plan.folds or plan.seeds):
-        own = copy.deepcopy(values)
+        own = copy.deepcopy(config_lib.to_dict(config))
         if plan.folds is not None:
             own["folds"] |= {"count": plan.folds, "fold": number}
         else:
             own["train"]["seed"] += number
+        own = config_lib.build(FinetuneConfig, own)
         name = "fold" if plan.folds is not None else "seed"
         alone = plan.folds is None and plan.seeds == 1
         found.append(("" if alone else f"{name}-{number}", own))
@@ -174,14 +171,15 @@ def _variants(values: dict, plan: Plan) -> list[tuple[str, dict]]:
 class _Chain:
     """The rounds of one fold or seed, at each rate; all share round 0."""
 
-    def __init__(self, values: dict, plan: Plan, root: Path, name: str, log: Log):
-        self.values, self.plan, self.name, self.log = values, plan, name, log
+    def __init__(
+        self, config: FinetuneConfig, plan: Plan, root: Path, name: str, log: Log
+    ):
+        self.config, self.plan, self.name, self.log = config, plan, name, log
         self.root, self.place = root, root / name
-        self.built = config_lib.build(FinetuneConfig, values)
-        self.data = split_of(self.built, load_labelled(self.built.task))
+        self.data = split_of(self.config, load_labelled(self.config.task))
 
     def run(self, unlabelled: Sequence[Example]) -> list[Round]:
-        grouped = self.built.task.columns.group is not None
+        grouped = self.config.task.columns.group is not None
         pool = make_pool(unlabelled, self.data, grouped)
         self._introduce(pool, len(unlabelled))
         self.place.mkdir(exist_ok=True)
@@ -189,7 +187,7 @@ class _Chain:
         first = self._fine_tuned(begin, NOTHING, self.log)
         found = [Round(self.name, 0.0, 0, **first)]
         # The simple models' scores would be those of round 0.
-        self.values["baselines"] = False
+        self.config = dataclasses.replace(self.config, baselines=False)
         # All rates begin with these.
         said = functools.cache(lambda: self._ask(begin, pool))
         for rate in self.plan.rates:
@@ -225,7 +223,7 @@ class _Chain:
     def _ask(self, teacher: Path, pool: Pool) -> list[Said]:
         if not pool.examples:
             return []
-        asked, said = Predictor([str(teacher)], batch=self.built.train.batch), []
+        asked, said = Predictor([str(teacher)], batch=self.config.train.batch), []
         for begin in range(0, len(pool.examples), _CHUNK):
             said += asked.say(pool.examples[begin : begin + _CHUNK])
         return said
@@ -234,8 +232,8 @@ class _Chain:
         self, pool: Pool, said: list[Said], rate: float, workdir: Path, number: int
     ) -> dict[str, Any]:
         """Writes the pseudo-labels of a round; returns how many there are."""
-        seed = self.built.seed("data")
-        found = choose(self.plan.settings, self.data, pool, said, rate, seed)
+        seed = self.config.seed("data")
+        found = choose(self.plan.settings, self.data, pool, said, rate=rate, seed=seed)
         records = [record | {"round": number} for record in found.records]
         write_records(_labels(workdir), records)
         return {
@@ -258,7 +256,7 @@ class _Chain:
         """Fine-tunes, unless that was done; returns the scores."""
         note = Path(f"{workdir}.json")
         if not note.exists():
-            result = finetune(ConfigDict(self.values), workdir, log, added)
+            result = finetune(self.config, workdir, log, added)
             if "stopped" in result:
                 raise _Stopped(result)
             write_json(note, result)

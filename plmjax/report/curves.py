@@ -43,7 +43,7 @@ def plot_curves(
     written = []
     for name, (key, axis, line) in figures.items():
         path = workdir / "plots" / f"{name}.png"
-        _draw(path, key, axis, train, held_out, line)
+        _draw(path, key, axis, train=train, held_out=held_out, baseline=line)
         written.append(path)
     return written
 

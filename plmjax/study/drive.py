@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from plmjax import Exit, PlmjaxError, processes
 from plmjax.checkpoint.checkpoints import write_json
@@ -169,7 +168,7 @@ def in_its_log(run: Run) -> dict:
         with contextlib.redirect_stdout(log):
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}")
             try:
-                return finetune(ConfigDict(run.values).lock(), run.directory)
+                return finetune(run.config(), run.directory)
             except PlmjaxError as error:
                 print(f"error: {error}")
                 raise

@@ -86,13 +86,15 @@ def read_outcome(run: Run) -> Outcome:
     assert found is not None
     metric = found["metric"]
     return Outcome(
-        run,
-        state,
-        {split: found[split] for split in ("held_out", "test") if split in found},
-        metric,
-        found["step"],
-        seconds,
-        tuple(
+        run=run,
+        state=state,
+        scores={
+            split: found[split] for split in ("held_out", "test") if split in found
+        },
+        metric=metric,
+        step=found["step"],
+        seconds=seconds,
+        curve=tuple(
             (record["step"], record[metric])
             for record in records
             if record["kind"] == "evaluation" and metric in record

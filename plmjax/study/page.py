@@ -103,7 +103,11 @@ def _settings(plan: Plan) -> str:
     for run in plan.runs:
         first = next(one for one in plan.runs if one.cell[:2] == run.cell[:2])
         changed = config_lib.changes(first.values, run.values).items()
-        texts = [f"{key}={new}" for key, (_, new) in changed if key != "baselines"]
+        texts = [
+            f"{key}={new:g}" if isinstance(new, float) else f"{key}={new}"
+            for key, (_, new) in changed
+            if key != "baselines"
+        ]
         told.setdefault(run.setting, ", ".join(texts) or "the config as it is")
     told |= plan.stands_on["models"]
     return "\n".join(

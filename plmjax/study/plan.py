@@ -12,7 +12,7 @@ import contextlib
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,15 @@ def compare_plan(
     """
     names = distinct(models, "model")
     found = [Model(names[path], (path,), path) for path in models]
-    return crossed_plan(root, found, tasks, settings, repeats, overrides, encoders)
+    return crossed_plan(
+        root,
+        found,
+        tasks,
+        settings=settings,
+        repeats=repeats,
+        overrides=overrides,
+        encoders=encoders,
+    )
 
 
 def crossed_plan(
@@ -225,25 +233,25 @@ def crossed_plan(
         with _named(file):
             config_lib.load(FinetuneConfig, file)
         for model in models:
-            made: dict[str, dict] = {}
+            made: dict[str, FinetuneConfig] = {}
             for setting in settings:
                 told = [*overrides, f"model={model.path(0)}"]
-                values = settled(file, told, setting, encoders)
-                same = [name for name, other in made.items() if other == values]
+                config = settled(file, told, setting, encoders)
+                same = [name for name, other in made.items() if other == config]
                 if same:
                     raise PlmjaxError(
                         f"the settings {same[0]} and {setting.name} come to the same "
                         f"config for {task_names[file]} and {model.name}.",
                         hint="Leave one of them out.",
                     )
-                made[setting.name] = values
+                made[setting.name] = config
                 cell = task_names[file], model.name, setting.name
                 where = root.joinpath(*map(_slug, cell))
                 # They say nothing of a setting: one is enough.
                 baselines = len(made) == 1
                 runs += [
                     _of_seed(run, model)
-                    for run in repeated(values, repeats, cell, where, baselines)
+                    for run in repeated(config, repeats, cell, where, baselines)
                 ]
     stands_on = {
         "models": {model.name: model.told for model in models},
@@ -259,13 +267,13 @@ def _of_seed(run: Run, model: Model) -> Run:
 
 
 def finetune_plan(
-    root: Path, task: str, setting: Setting, values: dict[str, Any], repeats: Repeats
+    root: Path, task: str, setting: Setting, config: FinetuneConfig, repeats: Repeats
 ) -> Plan:
     """Returns the runs of one config."""
-    model = str(values["model"])
+    model = str(config.model)
     names = distinct([model], "model")
     cell = task, names[model], setting.name
-    runs = repeated(values, repeats, cell, root, True)
+    runs = repeated(config, repeats, cell, root, True)
     stands_on = {
         "models": {names[model]: model},
         "tasks": {task: task},
@@ -276,7 +284,7 @@ def finetune_plan(
 
 def settled(
     file: str | None, overrides: Sequence[str], setting: Setting, encoders: Encoders
-) -> dict[str, Any]:
+) -> FinetuneConfig:
     """Returns the config of a setting.
 
     The safe recipe lies over the file, the overrides of all settings over it, a
@@ -287,20 +295,19 @@ def settled(
     """
     plain = config_lib.load(FinetuneConfig, file, overrides)
     if setting == Setting(setting.name):
-        return plain.to_dict()
+        return plain
     with _named(f"setting {setting.name}"):
         told = _over(overrides, setting.overrides)
         config = config_lib.load(FinetuneConfig, file, told)
         if setting.safe and config.model is not None:
-            built = config_lib.build(FinetuneConfig, config.to_dict())
-            encoder = encoders(str(built.model), built.checkpoint)
-            recipe = [f"{k}={v}" for k, v in safe_for(encoder, built).items()]
+            encoder = encoders(str(config.model), config.checkpoint)
+            recipe = [f"{k}={v}" for k, v in safe_for(encoder, config).items()]
             config = config_lib.load(FinetuneConfig, file, _over(recipe, told))
-    return config.to_dict()
+    return config
 
 
 def repeated(
-    values: Mapping[str, Any],
+    config: FinetuneConfig,
     repeats: Repeats,
     cell: tuple[str, str, str],
     where: Path,
@@ -311,8 +318,7 @@ def repeated(
     Raises:
       PlmjaxError: all would have their checkpoints in one place; a seed too large.
     """
-    base = config_lib.build(FinetuneConfig, values)
-    place = base.train.checkpoints
+    place = config.train.checkpoints
     if place is not None and ("://" in place or Path(place).is_absolute()):
         raise PlmjaxError(
             f"train.checkpoints={place} would be shared by all runs of a study.",
@@ -321,17 +327,17 @@ def repeated(
     folds = [None] if repeats.folds is None else range(repeats.folds)
     for seed in range(repeats.seeds):
         for fold in folds:
-            own = copy.deepcopy(dict(values))
+            own = copy.deepcopy(config_lib.to_dict(config))
             for name in VARY:
-                own["seeds"][name] = base.seed(name)
+                own["seeds"][name] = config.seed(name)
                 if name in repeats.vary:
                     own["seeds"][name] += seed
-            own["baselines"] = base.baselines and baselines and seed == 0
+            own["baselines"] = config.baselines and baselines and seed == 0
             name = f"seed-{seed}"
             if fold is not None:
                 own["folds"] |= {"count": repeats.folds, "fold": fold}
                 name += f"-fold-{fold}"
-            config_lib.build(FinetuneConfig, own)
+            own = config_lib.to_dict(config_lib.build(FinetuneConfig, own))
             yield Run(*cell, seed, fold, where / name, own)
 
 

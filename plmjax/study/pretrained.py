@@ -54,7 +54,15 @@ def pretrained_plan(
         return compute.encoder_of(encoders[path])
 
     repeats = Repeats(sweep.study.seeds, folds)
-    plan = crossed_plan(root, models, tasks, settings, repeats, overrides, encoder)
+    plan = crossed_plan(
+        root,
+        models,
+        tasks,
+        settings=settings,
+        repeats=repeats,
+        overrides=overrides,
+        encoders=encoder,
+    )
     budgets = tuple(planned(name, config) for name, config in configs.items())
     return dataclasses.replace(plan, budgets=budgets)
 

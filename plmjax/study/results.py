@@ -36,14 +36,24 @@ def summary(values: Sequence[float], test_share: float = 0.0) -> Summary | None:
         return None
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
-        return Summary(1, mean, None, mean, mean, None, None)
+        return Summary(
+            n=1, mean=mean, deviation=None, least=mean, most=mean, low=None, high=None
+        )
     from scipy import stats
 
     deviation = statistics.stdev(values)
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation
     reach = float(reach * math.sqrt(1 / n + test_share))
     low, high = mean - reach, mean + reach
-    return Summary(n, mean, deviation, min(values), max(values), low, high)
+    return Summary(
+        n=n,
+        mean=mean,
+        deviation=deviation,
+        least=min(values),
+        most=max(values),
+        low=low,
+        high=high,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,9 @@ def sweep(
     with workdir.locked():
         known, study = _study(found, root, options.retry_failed, log)
         if options.runner != "local":
-            return _hand_out(found, root, known, study, options.runner, log)
+            return _hand_out(
+                found, root, known, study=study, runner=options.runner, log=log
+            )
         held = [*(root / "trials").glob("*"), *(root / "texts").glob("*")]
         trials.wait_until_free(held, log)
         shared = options.share_text and verb_of(found.base).shares_text
@@ -62,11 +64,11 @@ def sweep(
             study,
             found.study,
             found.fixed,
-            texts,
-            local_slots(options.parallel),
-            log,
-            start,
-            options.poll_seconds,
+            texts=texts,
+            slots=local_slots(options.parallel),
+            log=log,
+            start=start,
+            poll_seconds=options.poll_seconds,
         )
         before = [trials.result(trial, found.study.objective) for trial in known]
         local.remember(before)

@@ -214,7 +214,16 @@ class Local:
         # All trials of a text wait for it: it may have every core.
         given = slot if follower else dataclasses.replace(slot, cores=())
         process = self._start(command, log, given, cache | _own_cache())
-        job = _Job(trial, process, slot, log, begins, time.monotonic(), follower, {})
+        job = _Job(
+            trial=trial,
+            process=process,
+            slot=slot,
+            log=log,
+            log_begins=begins,
+            began=time.monotonic(),
+            follower=follower,
+            curve={},
+        )
         self._jobs.append(job)
         return job
 

@@ -4,9 +4,9 @@ import html
 import os
 from pathlib import Path
 
-from plmjax import PlmjaxError, show
+from plmjax import PlmjaxError
 from plmjax.console import duration
-from plmjax.report import page
+from plmjax.report import page, scores
 from plmjax.sweep import plots
 from plmjax.sweep.local import how_ended
 from plmjax.sweep.plan import Plan, as_text, describe, short_names
@@ -100,7 +100,7 @@ def _cell(value, text: str | None = None) -> str:
 
 
 def _figure(name: str, value: float | None) -> str:
-    return _cell(value, "" if value is None else show.as_text(name, value))
+    return _cell(value, "" if value is None else scores.as_text(name, value))
 
 
 def _importance(plan: Plan, found: Outcome) -> str | None:

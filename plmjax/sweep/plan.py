@@ -85,15 +85,14 @@ class Plan:
         """
         overrides = (*self.fixed, *overrides_of(values))
         verb = verb_of(self.base)
-        config = config_lib.load(verb.config, None, overrides, self.base).to_dict()
-        found = config_lib.flatten(config)
+        built = config_lib.load(verb.config, None, overrides, self.base)
+        found = config_lib.flatten(config_lib.to_dict(built))
         for key, value in values.items():
             if found[key] != _plain(value):
                 raise PlmjaxError(
                     f"{key} is given as {value!r} and read as {found[key]!r}.",
                     hint="Give the value itself, not its spelling.",
                 )
-        built = config_lib.build(verb.config, config)
         verb.check(built)
         if self.study.prune_from_step is not None and built.train.steps is None:
             raise PlmjaxError(

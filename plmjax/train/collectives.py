@@ -163,7 +163,12 @@ def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
     size_in_bytes = _bytes(shape) * (size if kind == "reduce-scatter" else 1)
     source = re.search(r'op_name="([^"]*)"', line)
     return Collective(
-        kind, size_in_bytes, groups, times, known, source[1] if source else ""
+        kind=kind,
+        bytes=size_in_bytes,
+        groups=groups,
+        times=times,
+        known=known,
+        source=source[1] if source else "",
     )
 
 

@@ -1,23 +1,25 @@
-"""fit: the only training loop. Everything it needs is handed to it."""
+"""fit: the only training loop, whatever is learned."""
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plmjax import Exit, PlmjaxError, processes
+from plmjax import Exit, PlmjaxError, processes, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.console import TrainingDisplay
 from plmjax.data.loader import read_ahead
 from plmjax.stop import Stop, Watchdog
 from plmjax.train import rollback, sharding
-from plmjax.train.config import TrainConfig
+from plmjax.train.job import Training, shapes_of, step_for, weights_of
 from plmjax.train.metrics import (
     MetricWriter,
     Sums,
@@ -32,48 +34,6 @@ from plmjax.train.step import State
 # Steps that may be on their way to the device before their metrics are read: enough
 # that the device never waits for the host, few enough that memory stays bounded.
 _IN_FLIGHT = 2
-
-
-class Display(Protocol):
-    """Shows progress to a person."""
-
-    def update(self, step: int, values: dict[str, float]) -> None: ...
-    def say(self, message: str) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What there is to do, as functions.
-
-    `step` is the jitted step; `batch` gives this process's rows of a step as numpy, so
-    many batches ahead, and `rows` the ids of all of its rows; `evaluate` scores a
-    state, `scores` makes of a step's means what is compared; `restore` loads the state
-    of a checkpoint; `flops` says what a step costs; `rank` makes of an evaluation what
-    is lowest for the best one, and `tell` what a person sees of it.
-    """
-
-    step: Callable
-    batch: Callable[[int, int], dict]
-    rows: Callable[[int, int], np.ndarray]
-    evaluate: Callable[[State], dict[str, float]]
-    scores: Callable[[dict[str, float]], dict[str, float]]
-    restore: Callable[[int], State]
-    flops: Callable[[int], float]
-    steps: int
-    mesh: Mesh
-    rank: Callable[[dict[str, float]], float]
-    tell: Callable[[dict[str, float]], str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Outlets:
-    """Where a run's results go, and what may stop it."""
-
-    checkpoints: Checkpoints
-    writer: MetricWriter
-    display: Display
-    stop: Stop
-    watchdog: Watchdog
 
 
 @dataclasses.dataclass
@@ -108,20 +68,19 @@ class Progress:
     def totals(self) -> dict[str, float]:
         return {"tokens": self.tokens, "seconds": self.seconds}
 
-    def ahead(self, step: int) -> int:
-        """Returns how many batches are left out before the one of a step."""
-        return rollback.batches_ahead(self.skips, step)
-
 
 class Result(NamedTuple):
-    """How a fit ended: `stopped` names the signal that cut it short, or is None.
+    """How a training ended: `stopped` names the signal that cut it short, or is None.
 
-    `scores` are those of the final evaluation, if it took place in this fit.
+    `saved` is the newest checkpoint then. `weights` are those to use, of `step`: the
+    average where one is kept.
     """
 
-    state: State
     stopped: str | None
-    scores: dict[str, float] | None
+    saved: int | None
+    weights: dict
+    step: int
+    scores: dict[str, float]
 
 
 def evaluate(
@@ -137,180 +96,296 @@ def evaluate(
     return means(added(total, fetch(pending)) if pending else {})
 
 
-def fit(
-    state: State,
-    frozen,
-    config: TrainConfig,
-    work: Work,
-    outlets: Outlets,
-    progress: Progress,
-    meta: dict,
-) -> Result:
-    """Trains from state.step to the end, evaluating and saving on the way.
-
-    `meta` is written into each checkpoint, with the progress.
+def fit(training: Training, log: Callable[[str], Any]) -> Result:
+    """Trains to the end, or until a signal; goes on from the newest good checkpoint.
 
     Raises:
-      PlmjaxError: a bad step, or too many of them (exit code 6).
+      PlmjaxError: a bad step, or too many of them (exit code 6); a checkpoint of
+        another run; a disk that fails.
     """
-    checkpoints, stop, watchdog = outlets.checkpoints, outlets.stop, outlets.watchdog
-    now = start = int(state.step)
-    waiting: deque = deque()
-    meter = _Meter(config, outlets, progress, work.scores)
-    found: dict[str, float] | None = None
-    rollbacks = turn = 0
-    over = False  # nothing better has come for too long
-    known: dict | None = None  # the shapes that the step was compiled for
+    run = Fit(training, log)
+    with run.checkpoints, run.display, run.stop, run.watchdog:
+        run.begin()
+        while run.goes_on():
+            bad = run.step()
+            if bad is not None:
+                run.go_back(bad)
+            elif run.evaluation_due() or run.save_due():
+                run.pause()
+        run.end()
+    return run.result()
 
-    def save(more: dict):
-        more = meta | dataclasses.asdict(progress) | more
-        last = now == work.steps or over or stop.received is not None
-        with watchdog.resting():  # a disk has limits of its own
-            checkpoints.save(now, state, more, last)
 
-    def evaluated() -> dict[str, float] | None:
-        """Scores the state; None if that was interrupted: the next start does it."""
-        values = work.evaluate(state)
-        if stop.received:
-            return None
-        outlets.writer.write("evaluation", now, values | progress.totals())
-        outlets.display.say(f"step {now}: {work.tell(values)}")
-        return values
+class Fit:
+    """A training under way: its state, its step, and where its results go."""
 
-    def is_best(rank: float) -> bool:
+    def __init__(self, training: Training, log: Callable[[str], Any]):
+        self.training, self.config, self.log = training, training.config, log
+        self.stop, self.progress = Stop(), Progress()
+        self.checkpoints = Checkpoints(
+            training.checkpoints, self.config.keep_checkpoints, log, together=True
+        )
+        self.checkpoints.remove_unfinished()
+        given = training.objective, self.config, training.mesh, training.zero1
+        self.shapes = shapes_of(*given, training.batch(0, 0))
+        self._introduce()
+        hang = training.directory / f"hang-{jax.process_index()}.txt"
+        self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
+        self.state = self._first_or_saved_state()
+        # `now` counts all steps, `turn` those of this start.
+        self.now = self.start = int(self.state.step)
+        self.turn = self.rollbacks = self.evaluations = 0
+        self.writer = processes.together(
+            lambda: MetricWriter(
+                training.directory, self.config.tensorboard, self.now, log
+            )
+        )
+        # A return to a checkpoint is on record before the next checkpoint knows of it.
+        left_out = processes.agreed(self.writer.skips)
+        self.progress.skips = max(self.progress.skips, left_out, key=len)
+        self.display = TrainingDisplay(training.steps, self.now)
+        self.train_step = step_for(*given, training.steps)
+        self.waiting: deque = deque()  # steps whose metrics have not been read
+        self.scores: dict[str, float] | None = None  # of the last evaluation
+        self.over = False  # nothing better has come for too long
+        self.compiled_for: Any = None  # the shapes of a batch
+
+    def _introduce(self) -> None:
+        training = self.training
+        kind = jax.devices()[0].device_kind
+        self.log(
+            f"Model: {training.encoder.layers} layers x {training.encoder.width}, "
+            f"{tree.count(self.shapes.params):,} parameters, {training.encoder.dtype}; "
+            f"{training.steps:,} steps on {training.mesh.size} {kind}"
+            + (f" of {jax.process_count()} processes." if processes.several() else ".")
+        )
+        for sentence in sharding.undivided(training.mesh, self.shapes.params):
+            self.log(f"WARNING: {sentence}")
+
+    def _first_or_saved_state(self) -> State:
+        training = self.training
+        saved = self.checkpoints.good_step(set_aside=True)
+        if saved is None:
+            return training.first_state(self.shapes)
+        meta = self.checkpoints.meta(saved)
+        processes.together(lambda: training.check_meta(meta))
+        state, self.progress = (
+            self.checkpoints.load(saved, self.shapes),
+            Progress.of(meta),
+        )
+        if saved >= training.steps:
+            done = f"{saved:,} of {training.steps:,} steps"
+            self.log(f"{training.directory} is finished: {done} done.")
+        else:
+            self.log(f"Going on from step {saved:,}.")
+        return state
+
+    def begin(self) -> None:
+        """Does the evaluation that a signal kept the last start from."""
+        self.meter = _Meter(self)
+        due = self.evaluation_due() and self.now not in self.writer.evaluated
+        if processes.agreed(due) and self.evaluate():
+            if self.is_best():
+                self.save()
+                with self.watchdog.resting():
+                    self.checkpoints.wait()  # what follows asks for the best
+        self.over = self.has_lost_patience()
+        self.batches = self.upcoming()
+
+    def goes_on(self) -> bool:
+        ended = self.now >= self.training.steps or self.over
+        return not ended and not self.stop.due(self.turn)
+
+    def step(self) -> BadStep | None:
+        """Takes a step; returns the first one so far that must not stand."""
+        rows = sharding.put_rows(self.training.mesh, next(self.batches))
+        if (shapes := jax.tree.map(np.shape, rows)) != self.compiled_for:
+            self.watchdog.compiles()
+            self.compiled_for = shapes
+        self.state, metrics = self.train_step(self.state, self.training.frozen, rows)
+        self.now, self.turn = self.now + 1, self.turn + 1
+        self.waiting.append((self.now, self.training.flops(self.now - 1), metrics))
+        pauses = self.evaluation_due() or self.save_due()
+        bad = self.meter.take(keep=0 if pauses else _IN_FLIGHT)
+        self.watchdog.moved(self.now)
+        return bad
+
+    def pause(self) -> None:
+        """Evaluates and saves, where that is due."""
+        with self.meter.paused():
+            self.scores, best = None, False
+            if self.evaluation_due() and not self.stop.received and self.evaluate():
+                best = self.is_best()
+                self.over = not best and self.has_lost_patience()
+            if self.save_due() or best or self.over:
+                self.save()
+
+    def end(self) -> None:
+        """Saves what a signal has cut short, and waits for what is being written."""
+        bad = self.meter.take(keep=0)
+        if bad is None and self.stop.received and self.now > self.start:
+            # A bad step is not saved: the next start meets it again, and goes back.
+            self.scores = None
+            self.save()
+        with self.watchdog.resting():
+            self.checkpoints.wait()
+        if self.over and not self.stop.received:
+            self.display.say(
+                f"Ends at step {self.now}: no evaluation was better for "
+                f"{self.config.patience_evaluations} in a row "
+                "(train.patience_evaluations)."
+            )
+
+    def result(self) -> Result:
+        """Returns how it ended, with the weights and scores to use.
+
+        Raises:
+          PlmjaxError: a disk failed, on whichever process.
+        """
+        self.writer.close()
+        if self.checkpoints.failure is not None:
+            processes.fail(self.checkpoints.failure)
+        processes.together(self.writer.check)
+        if self.stop.received:
+            saved = self.checkpoints.steps()
+            newest = saved[-1] if saved else None
+            return Result(self.stop.received, newest, {}, int(self.state.step), {})
+        if skipped := int(self.state.skipped):
+            self.log(
+                f"WARNING: {skipped:,} updates were skipped; they were not finite."
+            )
+        best = self.checkpoints.best() if self.training.keep_best else None
+        if best is not None and best[0] != int(self.state.step):
+            self.log(f"Step {best[0]:,} was the best one; its weights are taken.")
+            self.state, self.scores = self.checkpoints.load(best[0], self.shapes), None
+        scores, step = self.scores or self._score(), int(self.state.step)
+        return Result(None, step, weights_of(self.state), step, scores)
+
+    # --- evaluations
+
+    def evaluation_due(self) -> bool:
+        every, last = self.config.evaluate_every_steps, self.training.steps
+        return self.now > 0 and (self.now % every == 0 or self.now == last)
+
+    def evaluate(self) -> bool:
+        """Scores the state; False if that was cut short: the next start does it."""
+        scores = self._score()
+        if self.stop.received:
+            return False
+        self.scores = scores
+        self.writer.write("evaluation", self.now, scores | self.progress.totals())
+        self.display.say(f"step {self.now}: {self.training.describe(scores)}")
+        return True
+
+    def _score(self) -> dict[str, float]:
+        def watched(batches: Iterator) -> Iterator:
+            # A signal ends it at once; what it gave until then is thrown away.
+            for batch in itertools.takewhile(lambda _: not self.stop.received, batches):
+                self.watchdog.moved()
+                yield batch
+
+        if not self.evaluations:
+            self.watchdog.compiles()
+        self.evaluations += 1
+        return self.training.score(weights_of(self.state), watched)
+
+    def is_best(self) -> bool:
+        assert self.scores is not None
+        rank = self.training.rank(self.scores)
         # What is being written may be the best so far.
-        with watchdog.resting():
-            checkpoints.wait(patient=False)
-        best = checkpoints.best()
+        with self.watchdog.resting():
+            self.checkpoints.wait(patient=False)
+        best = self.checkpoints.best()
         return math.isfinite(rank) and (best is None or rank < best[1])
 
-    def has_lost_patience() -> bool:
-        if config.patience_evaluations is None:
+    def has_lost_patience(self) -> bool:
+        if self.config.patience_evaluations is None:
             return False
-        best = checkpoints.best()
-        patience = config.patience_evaluations * config.evaluate_every_steps
-        return best is not None and now - best[0] >= patience
+        best = self.checkpoints.best()
+        patience = self.config.patience_evaluations * self.config.evaluate_every_steps
+        return best is not None and self.now - best[0] >= patience
 
-    def evaluation_due() -> bool:
-        return now > 0 and (now % config.evaluate_every_steps == 0 or now == work.steps)
+    # --- checkpoints
 
-    def upcoming() -> Iterator[dict]:
-        # Bound now: threads read ahead, and a return to a checkpoint starts anew.
-        skips = list(progress.skips)
+    def save_due(self) -> bool:
+        every, last = self.config.checkpoint_every_steps, self.training.steps
+        return self.now % every == 0 or self.now == last
 
-        def batch(step: int) -> dict:
-            return work.batch(step, rollback.batches_ahead(skips, step))
+    def save(self) -> None:
+        meta = self.training.origin | dataclasses.asdict(self.progress)
+        if self.scores is not None:
+            meta["loss"] = self.scores["loss"]
+            meta["rank"] = self.training.rank(self.scores)
+        ended = self.now == self.training.steps or self.over
+        last = ended or self.stop.received is not None
+        with self.watchdog.resting():  # a disk has limits of its own
+            self.checkpoints.save(self.now, self.state, meta, last)
 
-        return read_ahead(batch, now, work.steps)
+    def go_back(self, bad: BadStep) -> None:
+        """Goes on from the last good checkpoint, without the batches up to a bad step.
 
-    def rows_of(bad: BadStep) -> str:
-        rows = work.rows(bad.step - 1, progress.ahead(bad.step - 1))
+        Raises:
+          PlmjaxError: the config forbids it, or it cannot help.
+        """
+        self.waiting.clear()
+        message = f"step {bad.step}: {bad.reason} ({self._rows_of(bad)})."
+        with self.watchdog.resting():
+            # Before anything is raised, too: several processes then part, and what is
+            # being written needs them all.
+            self.checkpoints.wait()
+            if self.config.on_bad_step == "raise":
+                processes.fail(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
+            to = self.checkpoints.good_step(set_aside=True)
+        if to is None or self.rollbacks == self.config.max_rollbacks:
+            why = "there is no checkpoint yet to go back to"
+            if to is not None:
+                times = f"{self.rollbacks} times (train.max_rollbacks)"
+                why = f"the run has gone back {times}"
+            message = f"{message} {why}."
+            processes.fail(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
+        with self.watchdog.resting():
+            self.state = self.checkpoints.load(to, self.shapes)
+        entry = rollback.skip(bad, to, self.config.rollback_batches)
+        progress = Progress.of(self.checkpoints.meta(to))
+        # Time that was spent is spent.
+        progress.seconds = self.progress.seconds
+        progress.skips = rollback.with_skip(self.progress.skips, entry)
+        self.progress = progress
+        self.writer.rewind(to)
+        record = {"bad_step": bad.step, "reason": bad.reason, "skips": progress.skips}
+        self.writer.write("rollback", to, record)
+        self.display.say(
+            f"WARNING: {message} Going back to step {to}, and on without {entry[1]} "
+            f"batches from step {entry[0]} on."
+        )
+        self.now, self.rollbacks = to, self.rollbacks + 1
+        self.start, self.batches = min(self.start, to), self.upcoming()
+
+    def _rows_of(self, bad: BadStep) -> str:
+        skipped = rollback.batches_ahead(self.progress.skips, bad.step - 1)
+        rows = self.training.rows(bad.step - 1, skipped)
         more = ", ..." if len(rows) > 8 else ""
         return f"its {len(rows):,} rows are {', '.join(map(str, rows[:8]))}{more}"
 
-    def go_back(bad: BadStep) -> int:
-        """Restores the last good checkpoint; returns its step."""
-        nonlocal state
-        told = f"step {bad.step}: {bad.reason} ({rows_of(bad)})."
-        with watchdog.resting():
-            # Before anything is raised, too: several processes then part, and what is
-            # being written needs them all.
-            checkpoints.wait()
-            if config.on_bad_step == "raise":
-                processes.fail(PlmjaxError(told, hint=_LOWER, code=Exit.NUMERIC))
-            to = checkpoints.good_step(set_aside=True)
-        if to is None or rollbacks == config.max_rollbacks:
-            why = "there is no checkpoint yet to go back to"
-            if to is not None:
-                why = f"the run has gone back {rollbacks} times (train.max_rollbacks)"
-            processes.fail(
-                PlmjaxError(f"{told} {why}.", hint=_LOWER, code=Exit.NUMERIC)
-            )
-        with watchdog.resting():
-            state = work.restore(to)
-        entry = rollback.skip(bad, to, config.rollback_batches)
-        skips = rollback.with_skip(progress.skips, entry)
-        # In place: the meter holds it, too. Time that was spent is spent.
-        seconds = progress.seconds
-        vars(progress).update(vars(Progress.of(checkpoints.meta(to))))
-        progress.seconds, progress.skips = seconds, skips
-        outlets.writer.rewind(to)
-        record = {"bad_step": bad.step, "reason": bad.reason, "skips": skips}
-        outlets.writer.write("rollback", to, record)
-        outlets.display.say(
-            f"WARNING: {told} Going back to step {to}, and on without {entry[1]} "
-            f"batches from step {entry[0]} on."
-        )
-        return to
+    def upcoming(self) -> Iterator[dict]:
+        """Returns the batches from the next step on, read ahead by threads."""
+        # Bound now: a return to a checkpoint starts anew.
+        skips = list(self.progress.skips)
 
-    if processes.agreed(evaluation_due() and now not in outlets.writer.evaluated):
-        # The signal that ended the last start came before this.
-        found = evaluated()
-        if found is not None:
-            more = {"loss": found["loss"], "rank": work.rank(found)}
-            if is_best(more["rank"]):
-                save(more)
-                with watchdog.resting():
-                    checkpoints.wait()  # what follows asks for the best
-    over = has_lost_patience()
-    batches = upcoming()
-    while now < work.steps and not over and not stop.due(turn):
-        rows = sharding.put_rows(work.mesh, next(batches))
-        if (form := jax.tree.map(np.shape, rows)) != known:
-            watchdog.compiles()
-            known = form
-        state, metrics = work.step(state, frozen, rows)
-        now, turn = now + 1, turn + 1
-        waiting.append((now, work.flops(now - 1), metrics))
-        save_due = now % config.checkpoint_every_steps == 0 or now == work.steps
-        pause = evaluation_due() or save_due
-        bad = meter.take(waiting, keep=0 if pause else _IN_FLIGHT)
-        watchdog.moved(now)
-        if bad is not None:
-            waiting.clear()
-            now, rollbacks = go_back(bad), rollbacks + 1
-            start, batches = min(start, now), upcoming()
-            continue
-        if not pause:
-            continue
-        with meter.paused():
-            found = evaluated() if evaluation_due() and not stop.received else None
-            more, best = {}, False
-            if found is not None:
-                more = {"loss": found["loss"], "rank": work.rank(found)}
-                best = is_best(more["rank"])
-                over = not best and has_lost_patience()
-            if save_due or best or over:
-                save(more)
-    if meter.take(waiting, keep=0) is None and stop.received and now > start:
-        # A bad step is not saved: the next start meets it again, and goes back.
-        save({})
-    with watchdog.resting():
-        checkpoints.wait()
-    if over and not stop.received:
-        outlets.display.say(
-            f"Ends at step {now}: no evaluation was better for "
-            f"{config.patience_evaluations} in a row (train.patience_evaluations)."
-        )
-    done = over or now == work.steps
-    return Result(state, stop.received, found if done else None)
+        def batch(step: int) -> dict:
+            return self.training.batch(step, rollback.batches_ahead(skips, step))
+
+        return read_ahead(batch, self.now, self.training.steps)
 
 
 _LOWER = "Lower train.optimizer.learning_rate or warm up for longer."
 
 
 class _Meter:
-    """Reads metrics that have arrived: logs them, counts time, stops a broken run."""
+    """Reads metrics that have arrived: logs them, counts time, finds a bad step."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        outlets: Outlets,
-        progress: Progress,
-        scores: Callable[[dict[str, float]], dict[str, float]],
-    ):
-        self.config, self.outlets, self.progress = config, outlets, progress
-        self._scores = scores
+    def __init__(self, run: Fit):
+        self.run, self.config = run, run.config
         self._peak = peak_flops()
         self._mark = time.perf_counter()
 
@@ -327,16 +402,17 @@ class _Meter:
         return self._mark - before
 
     def _spend(self, seconds: float) -> None:
-        self.progress.window_seconds += seconds
-        self.progress.seconds += seconds
+        self.run.progress.window_seconds += seconds
+        self.run.progress.seconds += seconds
 
-    def take(self, waiting: deque, keep: int) -> BadStep | None:
-        """Takes the metrics of all steps but the newest `keep`, in order.
+    def take(self, keep: int) -> BadStep | None:
+        """Reads the metrics of all steps but the newest `keep`, in order.
 
         Returns the first step that must not stand; those after it are not counted.
         Steps that are waited for together share the time: one has not taken all of it,
         and the next none.
         """
+        waiting = self.run.waiting
         steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
         arrived = [(*rest, fetch(metrics)) for *rest, metrics in steps]
         seconds = self._elapsed() if arrived else 0.0
@@ -351,18 +427,18 @@ class _Meter:
         """Returns a step that the config does not let stand."""
         if self.config.on_bad_step == "skip":
             return None
-        loss, losses = metrics["objective"][0], self.progress.losses
+        loss, losses = metrics["objective"][0], self.run.progress.losses
         if metrics["bad_steps"][0]:
             return BadStep(step, "the loss or the gradient is not finite")
         if self.config.spike_sigmas is None:
             return None
         if reason := rollback.spike(losses, loss, self.config.spike_sigmas):
             return BadStep(step, reason)
-        self.progress.losses = [*losses, loss][-rollback.WINDOW :]
+        self.run.progress.losses = [*losses, loss][-rollback.WINDOW :]
         return None
 
     def _record(self, step: int, flops: float, metrics: Sums) -> None:
-        progress = self.progress
+        progress = self.run.progress
         tokens = int(metrics.pop("tokens")[0])
         progress.tokens += tokens
         progress.window_tokens += tokens
@@ -379,15 +455,15 @@ class _Meter:
             progress.begin_window()
 
     def _warn(self, step: int, bad: int) -> None:
-        self.outlets.display.say(
+        self.run.display.say(
             f"WARNING: step {step}: loss or gradient is not finite; "
             f"the update is skipped ({bad} in a row)."
         )
         if bad < self.config.max_bad_steps:
             return
-        with self.outlets.watchdog.resting():
-            self.outlets.checkpoints.wait()
-        good = self.outlets.checkpoints.steps()
+        with self.run.watchdog.resting():
+            self.run.checkpoints.wait()
+        good = self.run.checkpoints.steps()
         last = (
             f"The last good checkpoint is step {good[-1]}."
             if good
@@ -398,11 +474,11 @@ class _Meter:
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows the means over the steps since the last record."""
-        values |= self._scores(values)
-        seconds = max(self.progress.window_seconds, 1e-9)
-        values["tokens_per_second"] = self.progress.window_tokens / seconds
+        values |= self.run.training.objective.scores(values)
+        seconds = max(self.run.progress.window_seconds, 1e-9)
+        values["tokens_per_second"] = self.run.progress.window_tokens / seconds
         if self._peak is not None:
-            speed = self.progress.window_flops / seconds
+            speed = self.run.progress.window_flops / seconds
             values["mfu"] = speed / (self._peak * jax.device_count())
-        self.outlets.writer.write("train", step, values | self.progress.totals())
-        self.outlets.display.update(step, values)
+        self.run.writer.write("train", step, values | self.run.progress.totals())
+        self.run.display.update(step, values)

@@ -71,6 +71,11 @@ def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") ->
         )
 
 
+def alone():
+    """Returns the context in which one process works without the others."""
+    return jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1]))
+
+
 def is_row_parallel(mesh: Mesh) -> bool:
     """Says whether every device computes whole layers, each for its own rows."""
     return mesh.shape["tensor"] == 1

@@ -3,7 +3,7 @@
 Legend: A micro-batches (accumulation), B rows.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,101 +60,121 @@ def micro_batch(batch, index, count: int):
     )
 
 
-def gradients(objective: Objective, accumulation: int) -> Callable:
-    """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over A."""
+def gradients(
+    objective: Objective,
+    mesh: Mesh,
+    params: dict,
+    frozen,
+    *,
+    accumulation: int = 1,
+    zero1: bool = False,
+) -> Callable:
+    """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over rows.
 
-    def one(params, frozen, batch, key):
-        f = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, metrics), grads = f(params, frozen, batch, key, True)
+    `params` and `frozen`, arrays or shapes, say how each leaf is sharded; the gradients
+    are divided as the moments of these parameters are. A batch is read in
+    `accumulation` parts.
+
+    Where rows alone are divided, each device works on its own and there is one
+    reduction, at the end: left to itself, the compiler puts an all-reduce into the
+    accumulation loop, and under fsdp it multiplies by the parts of a weight: then it
+    sends activations, of all rows.
+    """
+    (divided,) = sharding.shardings(mesh, _Moments(params), zero1)
+    by_hand = sharding.is_row_parallel(mesh) and mesh.size > 1
+    collect = _collectives if by_hand else _constraints
+    gather, reduce = collect(mesh, (params, frozen), divided)
+    loss_and_grads = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def summed(params, frozen, batch, key):
+        params, frozen = gather((params, frozen))
+        if accumulation == 1:
+            (loss, metrics), grads = loss_and_grads(params, frozen, batch, key, True)
+        else:
+
+            def part(i):
+                rows = micro_batch(batch, i, accumulation)
+                return loss_and_grads(params, frozen, rows, key, True)
+
+            # Starting from zeros, not from the first part, the model is compiled once.
+            shapes = jax.eval_shape(part, 0)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (loss, metrics), grads = jax.lax.fori_loop(
+                0, accumulation, lambda i, s: jax.tree.map(jnp.add, s, part(i)), zeros
+            )
         # Counted here, it takes part in the one reduction that there is.
         seen = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
-        return loss, metrics | {"tokens": (seen, jnp.float32(1))}, grads
+        metrics |= {"tokens": (seen, jnp.float32(accumulation))}
+        return reduce(loss, metrics, grads)
 
-    def accumulated(params, frozen, batch, key):
-        if accumulation == 1:
-            return one(params, frozen, batch, key)
-
-        def part(i):
-            return one(params, frozen, micro_batch(batch, i, accumulation), key)
-
-        # Starting from zeros, not from the first part, the model is compiled once.
-        shapes = jax.eval_shape(part, 0)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.fori_loop(
-            0, accumulation, lambda i, sums: jax.tree.map(jnp.add, sums, part(i)), zeros
-        )
-
-    return accumulated
+    if not by_hand:
+        return summed
+    specs = jax.tree.map(
+        lambda place: place.spec, (*_shardings(mesh, (params, frozen)), divided)
+    )
+    return jax.shard_map(
+        summed,
+        mesh=mesh,
+        in_specs=(*specs[:2], sharding.ROWS, P()),
+        out_specs=(P(), P(), specs[2]),
+        check_vma=False,
+    )
 
 
-def row_parallel(f: Callable, mesh: Mesh, places) -> Callable:
-    """Runs f on each device's rows and sums what it returns: one reduction, at the end.
+def _shardings(mesh: Mesh, trees: tuple) -> list:
+    return [sharding.shardings(mesh, arrays) for arrays in trees]
 
-    Weights that are divided over fsdp are put together before. Left to itself, the
-    compiler puts an all-reduce into the accumulation loop, and under fsdp it multiplies
-    by the parts of a weight: then it sends activations, of all rows. `places` are the
-    shardings of the gradients; where one divides over an axis of rows (fsdp; data under
-    ZeRO-1), each device gets its part of the sum alone, which is half the bytes.
+
+def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]:
+    """Returns gather and reduce of a device that works on its own rows.
+
+    Weights that are divided over fsdp are put together before. Where a gradient is
+    divided over an axis of rows (fsdp; data under ZeRO-1), each device gets its part of
+    the sum alone, which is half the bytes.
     """
-    grad_specs = jax.tree.map(lambda place: place.spec, places)
+    held = tuple(_shardings(mesh, trees))
 
-    def whole(x, place):
+    def gathered(x, place):
         for at, axis in enumerate(place.spec):
             if axis == "fsdp":
                 x = jax.lax.all_gather(x, axis, axis=at, tiled=True)
         return x
 
-    def reduced(grad, spec):
+    def reduced(grad, place):
+        spec = place.spec
         # fsdp first: the slower links between copies then carry its part alone.
         for axis in reversed([axis for axis in ROW_AXES if axis in spec]):
             at = tuple(spec).index(axis)
             grad = jax.lax.psum_scatter(grad, axis, scatter_dimension=at, tiled=True)
         return jax.lax.psum(grad, tuple(a for a in ROW_AXES if a not in spec))
 
-    def summed(params, frozen, batch, key):
-        given = [sharding.shardings(mesh, arrays) for arrays in (params, frozen)]
+    def gather(trees):
+        return jax.tree.map(gathered, trees, held)
 
-        def local(params, frozen, batch, key):
-            params, frozen = (
-                jax.tree.map(whole, arrays, held)
-                for arrays, held in zip((params, frozen), given, strict=True)
-            )
-            loss, metrics, grads = f(params, frozen, batch, key)
-            loss, metrics = jax.lax.psum((loss, metrics), ROW_AXES)
-            return loss, metrics, jax.tree.map(reduced, grads, grad_specs)
+    def reduce(loss, metrics, grads):
+        loss, metrics = jax.lax.psum((loss, metrics), ROW_AXES)
+        return loss, metrics, jax.tree.map(reduced, grads, divided)
 
-        return jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(
-                *(jax.tree.map(lambda place: place.spec, held) for held in given),
-                sharding.ROWS,
-                P(),
-            ),
-            out_specs=(P(), P(), grad_specs),
-            check_vma=False,
-        )(params, frozen, batch, key)
-
-    return summed
+    return gather, reduce
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A jitted step with its seed, an argument: runs by several seeds compile once."""
+def _constraints(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]:
+    """Returns gather and reduce where the compiler divides the work.
 
-    jitted: Any
-    seed: np.uint32
+    Weights are put together over fsdp first, for the reason that `gradients` has, and
+    their gradients made whole before they are divided: an embedding's gradient that is
+    made in parts wants the activations of all rows.
+    """
+    whole = tuple(sharding.whole_layers(mesh, arrays) for arrays in trees)
+    constrain = jax.lax.with_sharding_constraint
 
-    def __call__(self, state: State, frozen, batch) -> tuple[State, dict]:
-        return self.jitted(state, frozen, batch, self.seed)
+    def gather(trees):
+        return constrain(trees, whole)
 
-    def lower(self, state, frozen, batch) -> jax.stages.Lowered:
-        return self.jitted.lower(state, frozen, batch, self.seed)
+    def reduce(loss, metrics, grads):
+        return loss, metrics, constrain(constrain(grads, whole[0]), divided)
 
-    def compiled(self, state, frozen, batch) -> "Step":
-        """Returns it compiled for these shapes or arrays."""
-        compiled = self.lower(state, frozen, batch).compile()
-        return dataclasses.replace(self, jitted=compiled)
+    return gather, reduce
 
 
 def make_step(
@@ -169,44 +189,33 @@ def make_step(
     ema_decay: float | None = None,
     average_from: int | None = None,
     zero1: bool = False,
-) -> Step:
+) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    The average is exponential by `ema_decay`, or the plain mean of the weights after
-    each step from `average_from` on.
-
-    An update whose loss or gradient is not finite is skipped and counted. With `zero1`
-    the gradients, too, are divided over the data axis, as the moments are.
+    Its seed is an argument of the program, so that runs by several seeds compile once;
+    the average is exponential by
+    `ema_decay`, or the plain mean of the weights after each step from `average_from`
+    on. An update whose loss or gradient is not finite is skipped and counted. With
+    `zero1` the gradients, too, are divided over the data axis, as the moments are.
     """
-    loss_and_gradients = gradients(objective, accumulation)
-    explicit = sharding.is_row_parallel(mesh) and mesh.size > 1
 
-    def summed(params, frozen, batch, key):
-        # What an update divides, as the moments of these parameters are.
-        (places,) = sharding.shardings(mesh, _Moments(params), zero1)
-        if explicit:
-            f = row_parallel(loss_and_gradients, mesh, places)
-            return f(params, frozen, batch, key)
-        # Weights are put together over fsdp first, for row_parallel's reason, and their
-        # gradients made whole before they are divided: an embedding's gradient that is
-        # made in parts wants the activations of all rows.
-        whole, still = (sharding.whole_layers(mesh, tree) for tree in (params, frozen))
-        constrain = jax.lax.with_sharding_constraint
-        params, frozen = constrain(params, whole), constrain(frozen, still)
-        loss, metrics, grads = loss_and_gradients(params, frozen, batch, key)
-        grads = constrain(grads, whole)
-        return loss, metrics, constrain(grads, places)
-
-    def _share(now):
-        """Returns what share of the average the newest weights are."""
+    def share_of_newest(step):
         if ema_decay is not None:
             return 1 - ema_decay
         assert average_from is not None
-        return 1 / jnp.maximum(now - average_from + 1, 1).astype(jnp.float32)
+        return 1 / jnp.maximum(step - average_from + 1, 1).astype(jnp.float32)
 
     def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(batch, key, state.step / steps)
+        summed = gradients(
+            objective,
+            mesh,
+            state.params,
+            frozen,
+            accumulation=accumulation,
+            zero1=zero1,
+        )
         loss, metrics, grads = summed(state.params, frozen, batch, key)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -215,31 +224,43 @@ def make_step(
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         old, new = (state.params, state.moments), (params, moments)
-        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        params, moments = new
+        params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
         average: Any = state.average
         if average is not None:
-            share = _share(state.step)
+            share = share_of_newest(state.step)
             if ema_decay is not None:
                 share = jnp.where(good, share, 0)
             # In the plain mean, the weights that a skipped update leaves count again.
             average = optax.incremental_update(params, average, share)
         bad_steps = jnp.where(good, 0, state.bad_steps + 1)
-        metrics |= {
-            "objective": (loss, jnp.float32(1)),
-            "gradient_norm": (norm, jnp.float32(1)),
-            "learning_rate": (rate, jnp.float32(1)),
-            "bad_steps": (bad_steps.astype(jnp.float32), jnp.float32(1)),
-        }
         skipped = state.skipped + jnp.where(good, 0, 1)
-        metrics["skipped"] = (skipped.astype(jnp.float32), jnp.float32(1))
-        state = State(state.step + 1, params, moments, average, bad_steps, skipped)
+        figures = {
+            "objective": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "bad_steps": bad_steps.astype(jnp.float32),
+            "skipped": skipped.astype(jnp.float32),
+        }
+        metrics |= {name: (value, jnp.float32(1)) for name, value in figures.items()}
+        state = State(
+            step=state.step + 1,
+            params=params,
+            moments=moments,
+            average=average,
+            bad_steps=bad_steps,
+            skipped=skipped,
+        )
         # Left to itself, the compiler splits what a rule keeps whole, and then has to
         # compile for that, too.
         places = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, places), metrics
 
-    return Step(jax.jit(step, donate_argnums=0), np.uint32(seed))
+    return functools.partial(jax.jit(step, donate_argnums=0), seed=np.uint32(seed))
+
+
+def lower(step: functools.partial, state, frozen, batch) -> jax.stages.Lowered:
+    """Returns the program of a step for arrays, or shapes with shardings."""
+    return step.func.lower(state, frozen, batch, **step.keywords)
 
 
 def evaluation_key() -> Key:

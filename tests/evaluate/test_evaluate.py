@@ -35,7 +35,7 @@ from plmjax.pretrain.build import make_run
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
-from plmjax.train.job import Ended
+from plmjax.train.loop import Result
 from plmjax.train.step import evaluation_key
 from plmjax.workdir import RunConfig, Workdir
 
@@ -321,7 +321,7 @@ def made(tmp_path, monkeypatch):
         told = ("task.stride=3", f"task.length={LENGTH}", "task.buckets=(9,)")
         told = (f"task.kind={kind}", f"train.batch={2 * BATCH}", *told)
         told = (*told, "train.accumulation=2", *overrides)
-        values = config_of("none", tmp_path, *told).to_dict()
+        values = config_lib.to_dict(config_of("none", tmp_path, *told))
         config = config_lib.build(FinetuneConfig, values)
         data, metric = parts_lib.read_data(config)
         features = make_features(data.config, data.held_out, tokenizer(), data.labels)
@@ -340,6 +340,7 @@ def made(tmp_path, monkeypatch):
             last="held_out",
             mesh=mesh,
             merge=lambda weights, frozen: {},
+            frozen={},
             model=model.Model(encoder, {}, tokenizer(), "none"),
             encoder=encoder,
             task=task,
@@ -391,7 +392,8 @@ def test_every_figure_of_a_fine_tuning(
         assert features.rows > EXAMPLES
     place.create()
     log: list[str] = []
-    result = finetuning._finish(parts, place, {}, {}, 5, stand_in(kind), log.append)
+    ended = Result(None, 5, {}, 5, {})
+    result = finetuning.finish(parts, place, ended, stand_in(kind), log.append)
     said, likely, losses = reference(
         parts.data.config, features, lines, parts.data.labels
     )
@@ -468,13 +470,13 @@ def pretrained(tmp_path_factory):
     told += [f"data.source.paths={place / 'corpus.txt'}", "data.length=12"]
     told += ["tokenizer.vocab_size=60", "model.layers=1", "model.width=8"]
     told += ["model.ffn_width=8", "model.dtype=float32", "train.batch=4"]
-    config = config_lib.load(RunConfig, None, told, pretrain.EMBEDDED)
+    config = config_lib.load(RunConfig, None, told, pretrain.DEFAULT_CONFIG)
     workdir = Workdir(place / "run")
     workdir.create()
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
     with one_device():
         mesh = sharding.make_mesh(MeshConfig())
-        built = config_lib.build(RunConfig, config.to_dict())
+        built = config
         run = make_run(built, workdir, mesh, lambda line: None)
     params = draw(run.encoder, ("head",))
     # It guesses what is frequent, and so is right now and then.
@@ -542,17 +544,15 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
     assert 0 < wanted["accuracy"] < 1
     baseline = {"unigram_loss": unigram_nats(run)}
 
-    def run_job(job, log):
-        scores = job.score(params, {}, iter)
-        log(job.tell(scores))
-        return Ended(None, 3, params, 3, scores)
-
-    monkeypatch.setattr(pretrain, "run_job", run_job)
     monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
     monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
     monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
     log: list[str] = []
-    found = pretrain._train(run, log.append)
+    training = pretrain.training_of(run, log.append)
+    scores = training.score(params, iter)
+    log.append(training.describe(scores))
+    ended = Result(None, 3, params, 3, scores)
+    found = pretrain.finish(run, ended, log.append)
     assert found == pytest.approx(wanted | baseline, rel=1e-5)
     written = json.loads((path / "scores.json").read_text())
     assert written == found | {"step": 3}

@@ -22,7 +22,7 @@ from plmjax.evaluate.retrieval import find_pairs
 from plmjax.evaluate.scores import confusion
 from plmjax.pseudo.results import Round, curve, gains, settings
 from plmjax.report import curves as report
-from plmjax.show import as_text, score_lines, task_lines
+from plmjax.report.scores import as_text, score_lines, task_lines
 from plmjax.study.results import summary
 
 # --- classes, labels, numbers

@@ -14,7 +14,7 @@ from plmjax.objectives import Key, SupervisedConfig, contrastive
 from plmjax.objectives.contrastive import candidates
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
-from plmjax.train.step import gradients, row_parallel
+from plmjax.train.step import gradients
 
 ENCODER = EncoderConfig(
     vocab_size=16,
@@ -135,9 +135,7 @@ def program(shape):
     """batch -> (loss, gradients) on so many devices, as in training."""
     devices = jax.devices()[: int(np.prod(shape))]
     mesh = sharding.make_mesh(MeshConfig(*shape), devices)
-    f = gradients(objective_of(), 1)
-    if mesh.size > 1 and sharding.is_row_parallel(mesh):
-        f = row_parallel(f, mesh, sharding.shardings(mesh, params()))
+    f = gradients(objective_of(), mesh, params(), {})
     # The quicker code of tests/conftest.py rounds exp by where it stands in an array.
     f = jax.jit(f, compiler_options={"xla_cpu_use_fusion_emitters": True})
 

@@ -34,7 +34,13 @@ from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import init_state, make_evaluation, make_step, micro_batch
+from plmjax.train.step import (
+    init_state,
+    lower,
+    make_evaluation,
+    make_step,
+    micro_batch,
+)
 
 VOCABULARY, SPECIAL, MASK = 60, (0, 1, 2, 3, 4), 4
 PIECES = Pieces(MASK, SPECIAL, (2,) * VOCABULARY)
@@ -658,7 +664,7 @@ def test_no_row_leaves_its_device(variant, tie):
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
             for k, v in batch.items()
         }
-        text = step.lower(state, {}, rows).compile().as_text()
+        text = lower(step, state, {}, rows).compile().as_text()
     assert "num_partitions=8" in text and " all-reduce(" in text
     for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {name}(" not in text

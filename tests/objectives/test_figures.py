@@ -551,7 +551,9 @@ OF_THE_STEP = {
 
 def in_parts(case, out):
     """Returns loss, figures and gradient: sums of those of the odd and even rows."""
-    run, found = jax.jit(gradients(case.objective, 1)), []
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    run = jax.jit(gradients(case.objective, mesh, case.params, case.frozen))
+    found = []
     for here in (np.arange(ROWS) % 2 == i for i in range(2)):
         # Of one shape, which is compiled once; what weighs nothing counts nothing.
         left = {

@@ -216,9 +216,8 @@ def resized(config: EncoderConfig, vocabulary: int) -> EncoderConfig:
 
 def loaded(values: dict, workdir: Workdir, *overrides: str):
     config = config_lib.load(RunConfig, None, overrides, values)
-    built = config_lib.build(RunConfig, config.to_dict())
-    teacher = teachers.load(built, workdir)
-    teachers.remember(built, workdir, teacher)
+    teacher = teachers.load(config, workdir)
+    teachers.remember(config, workdir, teacher)
     return teacher
 
 
@@ -289,7 +288,7 @@ EXPECTED = {"distilbert": (BERT, 66_985_530), "docstrings": (MINI, 8_831_802)}
 def test_a_recipe_fits_its_teacher(recipe):
     """The student of each recipe, started from the teacher that it names."""
     assert f"--config=configs/distill/{recipe.name}" in recipe.read_text()
-    values = config_lib.load(RunConfig, str(recipe)).to_dict()
+    values = config_lib.to_dict(config_lib.load(RunConfig, str(recipe)))
     config = config_lib.build(RunConfig, values)
     teacher, count = EXPECTED[recipe.stem]
     encoder = resolve(config.model, teacher.vocab_size, 0)

@@ -202,7 +202,7 @@ def _config(folder: Path):
     from plmjax.workdir import RunConfig
 
     found = config.load(RunConfig, str(folder / "a.json"), [], {})
-    return config.build(RunConfig, found.to_dict())
+    return found
 
 
 def _silent(*_, **__):

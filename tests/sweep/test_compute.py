@@ -39,7 +39,7 @@ def test_a_masked_model_costs_what_one_counts_by_hand():
         "train.steps": 5,
     }
     overrides = [f"{key}={value}" for key, value in values.items()]
-    config = built(config_lib.load(RunConfig, None, overrides).to_dict())
+    config = built(config_lib.to_dict(config_lib.load(RunConfig, None, overrides)))
     length, width, masked = 22, 8, 3  # 15 % of 20
     # Multiply and add, a token: four of attention, up and down, scores and values.
     layer = 2 * (4 * width * width + 2 * width * 32 + 2 * length * width)
@@ -53,7 +53,7 @@ def test_a_masked_model_costs_what_one_counts_by_hand():
 
 def test_electra_pays_for_its_generator():
     told = ["model.preset=electra-tiny", "objective.kind=electra", "train.steps=10"]
-    config = built(config_lib.load(RunConfig, None, told).to_dict())
+    config = built(config_lib.to_dict(config_lib.load(RunConfig, None, told)))
     encoder = compute.encoder_of(config)
     assert isinstance(config.objective, ElectraConfig)
     generator = config.objective.generator_encoder(encoder)

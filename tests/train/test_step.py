@@ -15,7 +15,7 @@ from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import init_state, make_evaluation, make_step
+from plmjax.train.step import init_state, lower, make_evaluation, make_step
 
 ENCODER = EncoderConfig(
     vocab_size=96, layers=1, width=32, heads=4, ffn_width=64, max_positions=32
@@ -220,7 +220,7 @@ def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
         k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
         for k, v in batch.items()
     }
-    return step.lower(state, {}, rows)
+    return lower(step, state, {}, rows)
 
 
 def test_all_seeds_have_one_program():

@@ -1,0 +1,351 @@
+"""What a run would be, without training: sizes, shardings, memory, what is sent."""
+
+import dataclasses
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.table import Table
+
+from plmjax import tree
+from plmjax.console import console, say
+from plmjax.evaluate.examples import masked
+from plmjax.models.task_heads import TASK_HEADS
+from plmjax.objectives import Objective
+from plmjax.tokenizers import Tokenizer
+from plmjax.train import collectives, sharding
+from plmjax.train.job import Training, shapes_of, step_for
+from plmjax.train.step import State, lower
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A part of the model: its name, and bytes of one device.
+
+    `arrays` are (names, shape, sharding) of its parameters, those that are alike
+    together. Gradients are those that a device computes, before they are summed;
+    `optimizer` holds moments and average.
+    """
+
+    name: str
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    arrays: tuple[tuple[str, str, str], ...]
+
+
+def blocks_of(mesh: Mesh, state: State, zero1: bool) -> list[Block]:
+    """Returns the blocks of a model in their order; layers that are alike are one."""
+    places = tree.flatten(sharding.shardings(mesh, state.params))
+    params = tree.flatten(state.params)
+    held = _bytes_by_name(mesh, state, zero1)
+    names: dict[str, list[str]] = {}
+    for name in params:
+        names.setdefault(_block_name(name), []).append(name)
+    whole_gradients = sharding.is_row_parallel(mesh)
+    found = []
+    for block, members in names.items():
+        leaves = {name: params[name] for name in members}
+        weights = sum(_bytes(params[n], places[n]) for n in members)
+        found.append(
+            Block(
+                name=block,
+                parameters=tree.count(leaves),
+                weights=weights,
+                gradients=tree.size_in_bytes(leaves) if whole_gradients else weights,
+                optimizer=sum(held.get(name, 0) for name in members),
+                arrays=_arrays(block, leaves, places),
+            )
+        )
+    return _folded(found)
+
+
+def _bytes(leaf, place) -> int:
+    return math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def _bytes_by_name(mesh: Mesh, state: State, zero1: bool) -> dict[str, int]:
+    """Returns the bytes of moments and average that follow each parameter."""
+    sums: dict[str, int] = {}
+
+    def add(name, leaf, place):
+        if match := re.fullmatch(r"moments/.*?/[mn]u/(.+)|average/(.+)", name):
+            parameter = match[1] or match[2]
+            sums[parameter] = sums.get(parameter, 0) + _bytes(leaf, place)
+
+    tree.map_named(add, state, sharding.shardings(mesh, state, zero1))
+    return sums
+
+
+def _block_name(name: str) -> str:
+    """Returns "encoder/layer_0" of "encoder/layer_0/ffn/up/kernel"."""
+    heads = ("head", "pair", "detector", *TASK_HEADS)
+    found = re.match(rf"(.*?\bencoder/[^/]+|.*?\b(?:{'|'.join(heads)}))\b", name)
+    return found[1] if found else name
+
+
+def _arrays(block: str, leaves: dict, places: dict) -> tuple[tuple[str, str, str], ...]:
+    """Returns rows such as ("ffn/up/kernel", "768x3072", "fsdp x tensor")."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    vectors: dict[str, int] = {}
+    for name, leaf in leaves.items():
+        where = _where(places[name].spec, len(leaf.shape))
+        if len(leaf.shape) > 1:
+            size = "x".join(map(str, leaf.shape))
+            own = name.removeprefix(f"{block}/")
+            alike.setdefault((size, where), []).append(own)
+        else:
+            vectors[where] = vectors.get(where, 0) + 1
+    return (
+        *((_joined(names), size, where) for (size, where), names in alike.items()),
+        *(
+            (f"{n} biases and scales" if n > 1 else "a bias", "", where)
+            for where, n in vectors.items()
+        ),
+    )
+
+
+def _joined(names: list[str]) -> str:
+    """Returns "attention/{query,key}/kernel" of names that differ in one part."""
+    parts = [name.split("/") for name in names]
+    differ = [len(set(column)) > 1 for column in zip(*parts, strict=False)]
+    if len(names) == 1 or len({len(p) for p in parts}) > 1 or sum(differ) > 1:
+        return ", ".join(names)
+    return "/".join(
+        f"{{{','.join(column)}}}" if many else column[0]
+        for column, many in zip(zip(*parts, strict=True), differ, strict=True)
+    )
+
+
+_WHOLE = "whole"
+
+
+def _where(spec, dimensions: int) -> str:
+    axes = [*spec, *[None] * (dimensions - len(spec))]
+    if not any(axes):
+        return _WHOLE
+    return " x ".join(axis or "-" for axis in axes)
+
+
+def _folded(blocks: list[Block]) -> list[Block]:
+    """Joins layers that follow one another and are alike."""
+
+    def key(block: Block):
+        alike = dataclasses.replace(block, name="")
+        return re.sub(r"layer_\d+$", "layer", block.name), alike
+
+    found = []
+    for _, group in itertools.groupby(blocks, key):
+        first, *rest = group
+        count, name = 1 + len(rest), first.name
+        found.append(
+            dataclasses.replace(
+                first,
+                name=f"{name} .. {rest[-1].name.rpartition('_')[2]}" if rest else name,
+                parameters=first.parameters * count,
+                weights=first.weights * count,
+                gradients=first.gradients * count,
+                optimizer=first.optimizer * count,
+            )
+        )
+    return found
+
+
+def _mb(size: float) -> str:
+    """Returns bytes as MB, a tiny model's with more digits."""
+    return f"{size / 1e6:,.1f}" if size >= 1e6 else f"{size / 1e6:.3f}"
+
+
+SIZES = ("weights", "gradients", "optimizer")
+
+
+def block_table(blocks: list[Block]) -> Table:
+    """Returns each block's parameters, and bytes of a device."""
+    table = Table(
+        title="Parameters, and MB a device (optimizer: moments and average)",
+        title_style="",
+    )
+    table.add_column("block")
+    for name in ("parameters", *SIZES):
+        table.add_column(name, justify="right", no_wrap=True)
+    for block in blocks:
+        sizes = (_mb(getattr(block, name)) for name in SIZES)
+        table.add_row(block.name, f"{block.parameters:,}", *sizes)
+    table.add_section()
+    parameters = f"{total(blocks, 'parameters'):,}"
+    table.add_row("all", parameters, *(_mb(total(blocks, name)) for name in SIZES))
+    return table
+
+
+def sharding_table(blocks: list[Block]) -> Table | str:
+    """Returns which axis of the mesh divides which axis of each parameter."""
+    if all(where == _WHOLE for block in blocks for *_, where in block.arrays):
+        return "Every device holds all weights whole.\n"
+    table = Table(
+        title="Sharding: the mesh axes that divide each axis of a weight (-: none)",
+        title_style="",
+    )
+    table.add_column("block", no_wrap=True)
+    table.add_column("weights", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("divided over", no_wrap=True)
+    for block in blocks:
+        for i, array in enumerate(block.arrays):
+            table.add_row("" if i else block.name, *array)
+        table.add_section()
+    return table
+
+
+def total(blocks: list[Block], name: str) -> int:
+    return sum(getattr(block, name) for block in blocks)
+
+
+def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
+    """Returns the first row of a batch as the model sees it, decoded, masks shown.
+
+    A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
+    [=word]. Pairs of sentences come with their labels.
+    """
+    row = {name: array[0] for name, array in masked(objective, batch).items()}
+    chosen = {}
+    if not any(part.encoder.causal for part in objective.parts.values()):
+        chosen = {
+            int(position): int(label)
+            for position, label, weight in zip(
+                row["mask_positions"], row["labels"], row["weights"], strict=True
+            )
+            if weight > 0
+        }
+    words = []
+    for at in np.flatnonzero(row["segments"] > 0).tolist():
+        token = int(row["tokens"][at])
+        piece = tokenizer.backend.id_to_token(token)
+        if at in chosen:
+            truth = tokenizer.backend.id_to_token(chosen[at])
+            new = "MASK" if token == tokenizer.mask_id else piece
+            piece = f"[{'' if new == truth else new}={truth}]"
+        words.append(piece)
+    if "pair_label" in row:
+        meaning = {0: "in order", 1: "not in order"}
+        labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
+        words.append(f"\nPairs: {', '.join(labels) or 'none'}")
+    return " ".join(words)
+
+
+def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
+    """Returns the first row of a task's batch as the model sees it, and its label.
+
+    Of several texts a row, each stands on a line of its own.
+    """
+    tokens, segments = batch["tokens"][0], batch["segments"][0]
+    length = tokens.shape[-1]
+    lines = [
+        " ".join(
+            tokenizer.backend.id_to_token(int(token)) or ""
+            for token in row[real > 0].tolist()
+        )
+        for row, real in zip(
+            tokens.reshape(-1, length), segments.reshape(-1, length), strict=True
+        )
+    ]
+    told = [line for line in lines if line]  # a choice that is not there has no token
+    return "\n".join(told if label is None else [*told, f"Label: {label}"])
+
+
+def devices_text(mesh: Mesh) -> str:
+    axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.AXES)
+    return f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}"
+
+
+def show_training(
+    training: Training,
+    figures: Callable[[list[Block]], Table],
+    first_row: str,
+    compiles: bool,
+) -> None:
+    """Prints what a training would be: sizes, shardings, `figures`, what is sent.
+
+    What it compiles, if asked to, serves the training itself later.
+    """
+    out, mesh, zero1 = console(), training.mesh, training.zero1
+    given = training.objective, training.config, mesh, zero1
+    batch = training.batch(0, 0)
+    state = shapes_of(*given, batch)
+    blocks = blocks_of(mesh, state, zero1)
+    out.print(block_table(blocks))
+    out.print(sharding_table(blocks))
+    out.print(figures(blocks))
+    say("\nThe first row, as the model sees it:")
+    console().print(first_row, markup=False)
+    if compiles:
+        say("\nCompiling the step; Ctrl-C if you have seen enough.")
+        begin = time.monotonic()
+        # Of one process, which has all rows.
+        rows = sharding.rows(mesh)
+        shapes = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+            for name, array in batch.items()
+        }
+        step = step_for(*given, training.steps)
+        compiled = lower(step, state, training.frozen, shapes).compile()
+        print_compiled(compiled, mesh, time.monotonic() - begin)
+    say("\nDry run: nothing was trained.")
+
+
+def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) -> None:
+    """Prints memory and collectives of a step that took `seconds` to compile."""
+    kind = jax.devices()[0].device_kind
+    say(f"The step as compiled for {kind} in {seconds:.1f} s:")
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        # What is written over the state it came from needs no place of its own.
+        beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        sizes = {
+            "state and batch": memory.argument_size_in_bytes,
+            "temporaries (gradients, activations)": memory.temp_size_in_bytes,
+            "results": beside,
+        }
+        told = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
+        total = sum(sizes.values())
+        say(f"  {total / 1e6:,.0f} MB a device: {told}.")
+    if mesh.size == 1:
+        return
+    found = collectives.collectives(compiled.as_text() or "")
+    console().print(collectives_table(found, mesh))
+    if unknown := sum(not one.known for one in found):
+        say(
+            f"{unknown} of these run in loops whose turns the compiler does not tell; "
+            "they are counted once."
+        )
+
+
+def collectives_table(found: list[collectives.Collective], mesh: Mesh) -> Table:
+    """Returns what a device sends in a step, by axes of the mesh and operation."""
+    table = Table(
+        title="What a device sends in a step, on a ring",
+        title_style="",
+    )
+    table.add_column("along")
+    table.add_column("operation")
+    for name in ("times", "MB"):
+        table.add_column(name, justify="right")
+    sums = collectives.sent_by_axis(found, mesh.shape)
+    for axes, kinds in sorted(sums.items()):
+        devices = math.prod(mesh.shape[axis] for axis in axes.split(" x "))
+        for kind, (times, sent) in sorted(kinds.items()):
+            table.add_row(f"{axes} ({devices})", kind, f"{times:,}", _mb(sent))
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        f"{sum(one.times for one in found):,}",
+        _mb(collectives.sent(found)),
+    )
+    return table
