@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.children import is_alive
 from plmjax.data.corpus import Source
 from plmjax.data.parallel import cores, ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
@@ -342,23 +343,13 @@ def _remove_leftovers(directory: Path) -> None:
     host = this_run().rpartition("-")[0]
     for part in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
         pid = part.name.rpartition("-")[2]
-        if pid.isdecimal() and not _is_alive(int(pid)):
+        if pid.isdecimal() and not is_alive(int(pid)):
             shutil.rmtree(part, ignore_errors=True)
 
 
 def this_run() -> str:
     """Host and process, as a name."""
     return f"{platform.node()}-{os.getpid()}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _disk_error(error: OSError, directory: Path) -> PlmjaxError:
