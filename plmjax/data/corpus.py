@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
+from plmjax.files import digest
 
 CLEANING = 1  # raise it when clean() changes: it is part of every fingerprint
 ERRORS = ("strict", "replace")
@@ -173,9 +174,7 @@ def file_digests(files: Sequence[Path]) -> list[list[Any]]:
     rows = []
     for name, path in zip(relative_names(files), files, strict=True):
         try:
-            with open(path, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                rows.append([name, stream.tell(), digest])
+            rows.append([name, *digest(path)])
         except OSError as error:
             raise unreadable(path, error) from None
     return rows

@@ -29,10 +29,10 @@ from plmjax.data.store import (
     offsets_file,
     open_store,
     sentences_file,
-    sha256,
     starts_file,
     tokens_file,
 )
+from plmjax.files import digest, sync
 from plmjax.tokenizers import Tokenizer
 
 __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]
@@ -309,15 +309,15 @@ def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
     """Written last, when every other file is on the disk."""
     files = sorted(part.iterdir())
     for path in files:
-        _sync(path)
+        sync(path)
+    digests = {path.name: digest(path) for path in files}
     manifest["files"] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+        name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()
     }
     text = json.dumps(manifest, indent=2) + "\n"
     (part / MANIFEST).write_text(text, encoding="utf-8")
-    _sync(part / MANIFEST)
-    _sync(part)
+    sync(part / MANIFEST)
+    sync(part)
 
 
 def _publish(part: Path, final: Path) -> None:
@@ -327,15 +327,7 @@ def _publish(part: Path, final: Path) -> None:
         # Another run has made the same store meanwhile: theirs is as good.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _remove_leftovers(directory: Path) -> None:

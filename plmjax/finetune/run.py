@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from plmjax import config as config_lib
 from plmjax import processes
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.console import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
+from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import (
     Parts,

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from plmjax import Exit, PlmjaxError, processes, show
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.console import console
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
+from plmjax.files import write_json
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
     Run,
