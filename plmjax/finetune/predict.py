@@ -13,6 +13,7 @@ import jax
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.data.corpus import find_inputs
 from plmjax.data.features import make_features
 from plmjax.data.labelled import (
     Example,
@@ -20,7 +21,7 @@ from plmjax.data.labelled import (
     load_labelled,
     read_examples,
 )
-from plmjax.data.records import find_inputs, read_text
+from plmjax.data.records import read_text
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions, retrieval
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
