@@ -20,10 +20,11 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__, processes
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import Checkpoints, write_json
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.config import DataConfig
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
+from plmjax.files import write_json
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.objectives import (
     OBJECTIVES,

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import plmjax
+from plmjax.children import free_port
 
 # What a process finds first: the plmjax of this checkout, and the tests' own modules.
 ROOTS = (Path(plmjax.__file__).parents[1], Path(__file__).parent)
@@ -33,13 +33,6 @@ class Finished:
 
     code: int
     output: str
-
-
-def free_port() -> int:
-    """Returns a TCP port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def environment(

@@ -10,7 +10,7 @@ ROOT = Path(plmjax.__file__).parent
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = (
     ("__init__",),
-    ("config", "console", "processes", "stop", "tree"),
+    ("children", "config", "console", "files", "processes", "stop", "tree"),
     ("launch", "models", "tokenizers"),
     ("checkpoint", "data"),
     ("objectives",),

@@ -16,7 +16,8 @@ from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
 from plmjax.bench import ours
 from plmjax.bench.worker import Spec
-from plmjax.checkpoint.checkpoints import Checkpoints, write_json
+from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.files import write_json
 from plmjax.pretrain.build import prepare_data
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.train.job import initialise

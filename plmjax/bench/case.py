@@ -13,13 +13,13 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.bench import ours
 from plmjax.bench.worker import Spec
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.loader import held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.rows import Plan, gather, load_plan
 from plmjax.data.sources import Source, open_source
 from plmjax.data.store import Split, Store
 from plmjax.evaluate.examples import masked
+from plmjax.files import write_json
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import PRESETS, ModelConfig, resolve

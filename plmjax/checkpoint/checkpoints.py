@@ -32,7 +32,7 @@ from plmjax.checkpoint.meta import (
     leaves,
 )
 from plmjax.checkpoint.saving import Saves, Saving
-from plmjax.checkpoint.storage import brief, open_storage, write_file
+from plmjax.checkpoint.storage import brief, open_storage
 from plmjax.stop import deferred
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -40,11 +40,6 @@ _DAMAGED = "damaged"
 # Training waits no longer than this for a slow disk, and then does without a save.
 _PATIENCE_SECONDS = 30.0
 T = TypeVar("T")
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
-    write_file(path, json.dumps(value, indent=1).encode())
 
 
 class Checkpoints:

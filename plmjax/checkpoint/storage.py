@@ -10,11 +10,10 @@ import importlib.util
 import os
 import re
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, files
 
 # What tensorstore adds to an error: [os_error_code='27'] [source locations='...
 _SOURCES = re.compile(r" \[[a-z_ ]+='")
@@ -97,12 +96,10 @@ class Local:
         return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        write_file(self.root / name, data)
+        files.write_file(self.root / name, data)
 
     def digest(self, name: str) -> tuple[int, str]:
-        with open(self.root / name, "rb") as file:
-            sha = hashlib.file_digest(file, "sha256").hexdigest()
-            return file.tell(), sha
+        return files.digest(self.root / name)
 
     def make(self, folder: str) -> None:
         (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -120,11 +117,7 @@ class Local:
     def settle(self, folder: str) -> None:
         top = self.root / folder
         for path in [*top.rglob("*"), top, self.root]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            files.sync(path)
 
     def free(self) -> int | None:
         return shutil.disk_usage(self.root).free
@@ -229,20 +222,6 @@ def brief(error: BaseException) -> str:
     """Returns the first line of an error, without tensorstore's lists of sources."""
     told = str(error).strip() or repr(error)
     return _SOURCES.split(told.splitlines()[0])[0]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a local file so that a reader sees the old one or the whole new one."""
-    # Not the process's number: hosts that share a disk may have the same.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_storage(where: str | Path) -> Local | Remote:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
+from plmjax.files import digest
 
 CLEANING = 1  # raise it when clean() changes: it is part of every fingerprint
 ERRORS = ("strict", "replace")
@@ -133,33 +134,37 @@ def cut(text: str, limit: int) -> Iterator[str]:
 
 
 def find_files(paths: str | None) -> list[Path]:
-    """The files that match, in the order of their names; PlmjaxError if none does."""
-    patterns = [p.strip() for p in (paths or "").split(",") if p.strip()]
+    """The files of a corpus, in the order of their names; PlmjaxError if none is."""
+    found = find_inputs(paths or "", "data.source.paths", Exit.USAGE)
+    names = relative_names(found)
+    return [path for _, path in sorted(zip(names, found, strict=True))]
+
+
+def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
+    """The files that paths and globs match, comma between, in their order.
+
+    Raises:
+      PlmjaxError: one matches none; `key` is the config's name for them.
+    """
+    patterns = [p.strip() for p in paths.split(",") if p.strip()]
     if not patterns:
-        raise PlmjaxError(
-            "data.source.paths is empty.",
-            hint="Set --config.data.source.paths='texts/*.txt'.",
-        )
+        hint = f"Give it files and globs, comma between: {key}='texts/*.txt'."
+        raise PlmjaxError(f"{key} is empty.", hint=hint, code=code)
     found: dict[Path, None] = {}
     for pattern in map(os.path.expanduser, patterns):
+        what, hint = "matches no file", "Check the spelling, or give an absolute path."
+        matches = [pattern]
         if os.path.isdir(pattern):
-            raise PlmjaxError(
-                f"data.source.paths: {pattern!r} is a directory.",
-                hint=f"Name its files: {os.path.join(pattern, '**', '*.txt')!r}.",
-            )
-        if os.path.exists(pattern):
-            matches = [pattern]
-        else:
-            matches = glob.glob(pattern, recursive=True)
-        files = [Path(match) for match in sorted(matches) if os.path.isfile(match)]
+            what = "is a directory"
+            hint = f"Name its files: {os.path.join(pattern, '**', '*.txt')!r}."
+        elif not os.path.exists(pattern):
+            matches = sorted(glob.glob(pattern, recursive=True))
+        files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            raise PlmjaxError(
-                f"data.source.paths: {pattern!r} matches no file (in {Path.cwd()}).",
-                hint="Check the spelling, or give an absolute path.",
-            )
+            told = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
+            raise PlmjaxError(told, hint=hint, code=code)
         found |= dict.fromkeys(files)
-    names = relative_names(list(found))
-    return [path for _, path in sorted(zip(names, found, strict=True))]
+    return list(found)
 
 
 def relative_names(files: Sequence[Path]) -> list[str]:
@@ -173,9 +178,7 @@ def file_digests(files: Sequence[Path]) -> list[list[Any]]:
     rows = []
     for name, path in zip(relative_names(files), files, strict=True):
         try:
-            with open(path, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                rows.append([name, stream.tell(), digest])
+            rows.append([name, *digest(path)])
         except OSError as error:
             raise unreadable(path, error) from None
     return rows

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
-from plmjax.data.corpus import file_digests
+from plmjax.data.corpus import file_digests, find_inputs
 from plmjax.data.records import (
     bad_data,
-    find_inputs,
     read_csv,
     read_jsonl,
     read_parquet,
@@ -19,7 +18,6 @@ from plmjax.data.records import (
     read_tsv,
     text_of,
 )
-from plmjax.data.tasks import TaskConfig
 
 # Endings of files of records; .gz may follow. A .txt is read by lines.
 READERS = {
@@ -76,7 +74,7 @@ def _texts(path: Path, column: str) -> Iterator[str]:
             hint=f"Rename it: .txt has a text a line; {', '.join(READERS)} have "
             "records. Only .gz may follow.",
         )
-    for record in READERS[ending](path, TaskConfig()):
+    for record in READERS[ending](path):
         where = f"{record.file}:{record.line}"
         if column not in record.values:
             found = [*record.values]

@@ -11,12 +11,14 @@ from typing import Any
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
 from plmjax.data.annotated import read_conll, read_conllu, read_squad
+from plmjax.data.corpus import find_inputs
 from plmjax.data.labels import FIELDS, LABELS, column_names
 from plmjax.data.records import (
     Record,
     bad_data,
-    find_inputs,
     no_column,
+    open_datasets,
+    open_tfds,
     read_csv,
     read_datasets,
     read_jsonl,
@@ -28,15 +30,15 @@ from plmjax.data.records import (
 from plmjax.data.tasks import KINDS, TaskConfig
 
 FILES = {
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
+    "csv": lambda path, config: read_csv(path, config.header),
+    "tsv": lambda path, config: read_tsv(path, config.header),
+    "jsonl": lambda path, _: read_jsonl(path),
+    "parquet": lambda path, _: read_parquet(path),
     "conll": read_conll,
     "conllu": read_conllu,
     "squad": read_squad,
 }
-FOLDERS = {"datasets": read_datasets, "tfds": read_tfds}
+FOLDERS = ("datasets", "tfds")
 _ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
 
 
@@ -134,8 +136,13 @@ def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
     paths = getattr(config, role)
     folder = config.format == "auto" and Path(_folder_name(paths)).expanduser().is_dir()
     if folder or config.format in FOLDERS:
-        read = FOLDERS["datasets" if folder else config.format]
-        yield from read(*split_of(paths, role), config)
+        place, split = split_of(paths, role)
+        if config.format == "tfds":
+            found = open_tfds(place, config.dataset, split, "task.dataset")
+            yield from read_tfds(found, f"{config.dataset}:{split}")
+        else:
+            rows = open_datasets(place, split, 'Write "folder:split".')
+            yield from read_datasets(rows, f"{place}:{split}")
         return
     for path in find_inputs(paths, option):
         yield from FILES[_format(path, config, option)](path, config)

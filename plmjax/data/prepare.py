@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.children import is_alive
 from plmjax.data.corpus import Source
 from plmjax.data.parallel import cores, ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
@@ -28,10 +29,10 @@ from plmjax.data.store import (
     offsets_file,
     open_store,
     sentences_file,
-    sha256,
     starts_file,
     tokens_file,
 )
+from plmjax.files import digest, sync
 from plmjax.tokenizers import Tokenizer
 
 __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]
@@ -308,15 +309,15 @@ def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
     """Written last, when every other file is on the disk."""
     files = sorted(part.iterdir())
     for path in files:
-        _sync(path)
+        sync(path)
+    digests = {path.name: digest(path) for path in files}
     manifest["files"] = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+        name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()
     }
     text = json.dumps(manifest, indent=2) + "\n"
     (part / MANIFEST).write_text(text, encoding="utf-8")
-    _sync(part / MANIFEST)
-    _sync(part)
+    sync(part / MANIFEST)
+    sync(part)
 
 
 def _publish(part: Path, final: Path) -> None:
@@ -326,15 +327,7 @@ def _publish(part: Path, final: Path) -> None:
         # Another run has made the same store meanwhile: theirs is as good.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _remove_leftovers(directory: Path) -> None:
@@ -342,23 +335,13 @@ def _remove_leftovers(directory: Path) -> None:
     host = this_run().rpartition("-")[0]
     for part in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
         pid = part.name.rpartition("-")[2]
-        if pid.isdecimal() and not _is_alive(int(pid)):
+        if pid.isdecimal() and not is_alive(int(pid)):
             shutil.rmtree(part, ignore_errors=True)
 
 
 def this_run() -> str:
     """Host and process, as a name."""
     return f"{platform.node()}-{os.getpid()}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _disk_error(error: OSError, directory: Path) -> PlmjaxError:

@@ -1,33 +1,33 @@
-"""Files of labelled data as records: named values, and where each was found.
+"""Files of records: named values, and where each was found.
 
-The readers of whole formats (CoNLL, CoNLL-U, SQuAD) are in data/annotated.py.
+One reader a format, for text that is pretrained on and for labelled examples; each
+streams. Formats of annotated text (CoNLL, CoNLL-U, SQuAD) are in data/annotated.py.
 """
 
+import codecs
 import csv
-import dataclasses
-import glob
-import gzip
 import io
 import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
 from plmjax.data.corpus import unreadable
-from plmjax.data.tasks import TaskConfig
+from plmjax.data.text import raw_blocks
 
+LINE_BYTES = 1 << 28  # a JSON record must be in memory whole
 ROWS = 1000  # read at once
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
+# Makes a value of bytes that should be text, which stand at file:line.
+Decode = Callable[[bytes, str], Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """Values by name; `line` counts from 1, and is a row where there are no lines."""
 
     values: Mapping[str, Any]
@@ -43,6 +43,25 @@ def no_column(where: str, name: str, key: str, found: Sequence[str]) -> PlmjaxEr
     """The error for a column that is not there; `key` is the config's."""
     hint = nearest(name, found) if found else ""
     return bad_data(where, f"there is no column {name!r}.", f"{hint} Set {key}.")
+
+
+def no_field(where: str, field: str, found: Iterable[str]) -> PlmjaxError:
+    """The error for a column that a corpus' records lack."""
+    return PlmjaxError(
+        f"{where} has no field {field!r}; there are: "
+        f"{', '.join(map(str, found)) or 'none'}.",
+        hint="Set --config.data.source.field.",
+        code=Exit.DATA,
+    )
+
+
+def utf8(raw: bytes, where: str) -> str:
+    """The text that bytes spell; PlmjaxError where they spell none."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        what = f"byte {raw[error.start]:#04x} is not UTF-8."
+        raise bad_data(where, what, "Convert the text to UTF-8.") from None
 
 
 def text_of(value: Any, where: str, column: str) -> str:
@@ -63,36 +82,9 @@ def text_of(value: Any, where: str, column: str) -> str:
 # --- files
 
 
-def find_inputs(paths: str, key: str) -> list[Path]:
-    """The files that paths and globs match, comma between, in their order.
-
-    Raises:
-      PlmjaxError: one matches none; `key` is the config's name for them.
-    """
-    found: dict[Path, None] = {}
-    for pattern in (part.strip() for part in paths.split(",")):
-        pattern = os.path.expanduser(pattern)
-        exists = os.path.exists(pattern)
-        matches = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
-        files = [Path(match) for match in matches if os.path.isfile(match)]
-        if not files:
-            what = "is no file" if exists else "matches no file"
-            raise PlmjaxError(
-                f"{key}: {pattern!r} {what} (in {Path.cwd()}).",
-                hint="Check the spelling, or give an absolute path.",
-                code=Exit.DATA,
-            )
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, plain or gzipped, without a byte order mark."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, error) from None
+    raw = b"".join(raw_blocks(path))
     try:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -111,27 +103,53 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     except ValueError as error:
         found = getattr(error, "lineno", 1) if line is None else line
         reason = getattr(error, "msg", error)
-        column = getattr(error, "colno", 1)
-        what = f"no JSON at column {column}: {reason}."
+        what = f"at column {getattr(error, 'colno', 1)}: {reason}"
     except RecursionError:
-        found, what = line or 1, "JSON that is nested too deep."
-    raise bad_data(f"{path}:{found}", what, "Mend or remove the line.")
+        found, what = line or 1, "that is nested too deep"
+    raise PlmjaxError(
+        f"{path}:{found} is no JSON {what}.",
+        hint="Mend or remove the line.",
+        code=Exit.DATA,
+    )
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, plain or gzipped, without a byte order mark."""
+    rest: list[bytes] = []  # pieces of a line that goes on, joined once at its end
+    size, first = 0, True
+    for block in raw_blocks(path):
+        block = block.removeprefix(codecs.BOM_UTF8) if first else block
+        first = False
+        head, *others = block.split(b"\n")
+        rest.append(head)
+        size += len(head)
+        if others:
+            yield b"".join(rest)
+            yield from others[:-1]
+            rest, size = [others[-1]], len(others[-1])
+        if size > LINE_BYTES:
+            raise PlmjaxError(
+                f"{path} has a line of more than {LINE_BYTES:,} bytes.",
+                hint="Is it one JSON array? Write one object a line instead.",
+                code=Exit.DATA,
+            )
+    yield b"".join(rest)
 
 
 # --- tables
 
 
-def read_csv(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_csv(path: Path, header: bool = True) -> Iterator[Record]:
     """Comma-separated values: a field in double quotes may hold commas and lines."""
-    return _separated(path, config, delimiter=",", strict=True)
+    return _separated(path, header, delimiter=",", strict=True)
 
 
-def read_tsv(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_tsv(path: Path, header: bool = True) -> Iterator[Record]:
     """Tab-separated values: a quotation mark is a character like any other."""
-    return _separated(path, config, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _separated(path, header, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _separated(path: Path, config: TaskConfig, **dialect: Any) -> Iterator[Record]:
+def _separated(path: Path, header: bool, **dialect: Any) -> Iterator[Record]:
     csv.field_size_limit(1 << 28)  # the module's own refuses a book in a field
     reader = csv.reader(io.StringIO(read_text(path), newline=""), **dialect)
     names, before = None, 0
@@ -141,9 +159,9 @@ def _separated(path: Path, config: TaskConfig, **dialect: Any) -> Iterator[Recor
             if not row:
                 continue
             if names is None:
-                names = row if config.header else _numbers(len(row))
+                names = row if header else _numbers(len(row))
                 _check_header(names, f"{path}:{line}")
-                if config.header:
+                if header:
                     continue
             if len(row) != len(names):
                 raise bad_data(
@@ -172,38 +190,54 @@ def _check_header(names: list[str], where: str) -> None:
         )
 
 
-def read_jsonl(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_jsonl(path: Path, decode: Decode = utf8) -> Iterator[Record]:
     """One JSON object a line."""
-    for line, text in enumerate(read_text(path).split("\n"), 1):
+    for line, raw in enumerate(read_lines(path), 1):
+        text = decode(raw, f"{path}:{line}")
         if not text.strip():
             continue
         value = parse_json(text, path, line)
         if not isinstance(value, dict):
-            kind = type(value).__name__
-            raise bad_data(
-                f"{path}:{line}", f"a {kind}, not an object.", 'Write {"text": ...}.'
+            raise PlmjaxError(
+                f"{path}:{line} holds a {type(value).__name__}, not an object.",
+                hint='Write {"text": ...}.',
+                code=Exit.DATA,
             )
         yield Record(value, str(path), line)
 
 
-def read_parquet(path: Path, config: TaskConfig) -> Iterator[Record]:
-    """A record a row."""
+def read_parquet(
+    path: Path, column: str | None = None, decode: Decode = utf8
+) -> Iterator[Record]:
+    """A record a row; with `column` of that one alone."""
     import pyarrow
     import pyarrow.parquet
 
     line = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(ROWS):
-                for row in range(batch.num_rows):
+            names = table.schema_arrow.names
+            if column is not None and column not in names:
+                raise no_field(str(path), column, names)
+            for batch in table.iter_batches(ROWS, columns=column and [column]):
+                for row in zip(*batch.columns, strict=True):
                     line += 1
-                    (values,) = batch.slice(row, 1).to_pylist()
-                    yield Record(values, str(path), line)
-    except UnicodeDecodeError:
-        where = f"{path}:{line}"
-        raise bad_data(where, "not UTF-8.", "Convert the text to UTF-8.") from None
+                    where = f"{path}:{line}"
+                    values = (_as_python(value, where, decode) for value in row)
+                    named = dict(zip(batch.schema.names, values, strict=True))
+                    yield Record(named, str(path), line)
     except (OSError, pyarrow.ArrowException) as error:
         raise unreadable(path, error) from None
+
+
+def _as_python(value: Any, where: str, decode: Decode) -> Any:
+    """The value of a pyarrow scalar, which may say that it is text and be none."""
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if not hasattr(value, "as_buffer"):  # a list or a struct
+            raise bad_data(where, "not UTF-8.", "Convert the text to UTF-8.") from None
+        return decode(value.as_buffer().to_pybytes(), where)
 
 
 # --- datasets and tfds
@@ -226,52 +260,78 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
     return Path(folder).expanduser(), split
 
 
-def read_datasets(folder: Path, split: str, config: TaskConfig) -> Iterator[Record]:
-    """A folder that datasets' save_to_disk wrote, or a local folder of data files."""
+def open_datasets(folder: Path, split: str, hint: str) -> Any:
+    """Opens a folder that datasets' save_to_disk wrote, or one of data files."""
     import datasets
 
     saved = any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
     try:
-        if saved:
-            found: Any = datasets.load_from_disk(str(folder))
-            if isinstance(found, datasets.DatasetDict):
-                found = found[split]
-        else:
-            found = datasets.load_dataset(str(folder), split=split, streaming=True)
-    except (KeyError, ValueError, OSError) as error:
-        raise bad_data(
-            str(folder), f"no split {split!r}: {error}.", 'Write "folder:split".'
+        if not saved:
+            return datasets.load_dataset(str(folder), split=split, streaming=True)
+        found: Any = datasets.load_from_disk(str(folder))
+        return found[split] if isinstance(found, datasets.DatasetDict) else found
+    except (KeyError, ValueError, OSError) as error:  # DatasetNotFoundError is the last
+        raise PlmjaxError(
+            f"{folder} does not load, or has no split {split!r}: {error}.",
+            hint=hint,
+            code=Exit.DATA,
         ) from None
-    names = _label_names(found.features or {})
-    for line, values in enumerate(found, 1):
-        yield Record(_named(values, names), f"{folder}:{split}", line)
 
 
-def read_tfds(folder: Path, split: str, config: TaskConfig) -> Iterator[Record]:
-    """A tfds data set prepared as array_record in the data_dir `folder`."""
+def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[Record]:
+    """A record a row of what open_datasets gives; classes by their names."""
+    if column is not None:
+        columns = rows.column_names
+        if columns is not None and column not in columns:
+            raise no_field(name, column, columns)
+        rows = rows.select_columns([column])
+    names = _label_names(rows.features or {})
+    for line, values in enumerate(rows, 1):
+        yield Record(_named(values, names), name, line)
+
+
+class Prepared(NamedTuple):
+    """A data set that tfds has prepared as array_record, and the folder it is in."""
+
+    rows: Any
+    features: Mapping[str, Any]
+    path: Path
+
+
+def open_tfds(folder: Path, dataset: str | None, split: str, key: str) -> Prepared:
+    """Opens a data set in the data_dir `folder`; `key` is the config's name for it."""
     import tensorflow_datasets as tfds
 
-    if config.dataset is None:
-        raise PlmjaxError(
-            "task.dataset is empty.", hint="Name tfds' data set, as ag_news_subset."
-        )
+    if dataset is None:
+        hint = "Name tfds' data set, as ag_news_subset."
+        raise PlmjaxError(f"{key} is empty.", hint=hint)
     try:
-        builder: Any = tfds.builder(config.dataset, data_dir=str(folder))
+        builder: Any = tfds.builder(dataset, data_dir=str(folder))
         rows = builder.as_data_source(split=split)
     except Exception as error:  # tfds has a dozen kinds for "it is not there"
         reason = str(error).strip().partition("\n")[0]
         raise bad_data(
             str(folder),
-            f"tfds cannot read {config.dataset} (split {split!r}): {reason}",
-            "Prepare it first, with tfds build --file_format=array_record.",
+            f"tfds cannot read {dataset} (split {split!r}): {reason}",
+            "Nothing is downloaded here; prepare it first with tfds build "
+            f"--file_format=array_record {dataset}.",
         ) from None
-    names = _label_names(builder.info.features)
-    for line, values in enumerate(rows, 1):
-        where = f"{config.dataset}:{split}"
-        plain = {
-            name: _plain(value, f"{where}:{line}") for name, value in values.items()
-        }
-        yield Record(_named(plain, names), where, line)
+    return Prepared(rows, builder.info.features, Path(builder.data_path))
+
+
+def read_tfds(
+    found: Prepared, name: str, column: str | None = None, decode: Decode = utf8
+) -> Iterator[Record]:
+    """A record a row; with `column` of that one alone; classes by their names."""
+    names = _label_names(found.features)
+    for line, values in enumerate(found.rows, 1):
+        where = f"{name}:{line}"
+        if column is not None:
+            if column not in values:
+                raise no_field(name, column, values)
+            values = {column: values[column]}
+        plain = {n: _plain(value, where, decode) for n, value in values.items()}
+        yield Record(_named(plain, names), name, line)
 
 
 def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -287,8 +347,8 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
 def _named(values: Mapping[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
     """Values with numbers of classes replaced by names; -1, no label, becomes None."""
     found = dict(values)
-    for column, known in names.items():
-        value = found[column]
+    for column in found.keys() & names.keys():
+        value, known = found[column], names[column]
         if isinstance(value, int):
             found[column] = known[value] if value >= 0 else None
         elif isinstance(value, list):
@@ -296,15 +356,14 @@ def _named(values: Mapping[str, Any], names: dict[str, list[str]]) -> dict[str, 
     return found
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: Any, where: str, decode: Decode) -> Any:
     """The value of numpy arrays and bytes, as Python has it."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            raise bad_data(where, "not UTF-8.", "Prepare the data again.") from None
+        return decode(value, where)
     if isinstance(value, dict):
-        return {name: _plain(item, where) for name, item in value.items()}
-    return [_plain(item, where) for item in value] if isinstance(value, list) else value
+        return {name: _plain(item, where, decode) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, where, decode) for item in value]
+    return value

@@ -7,7 +7,6 @@ Rows of sentence pairs are planned in data/pairs.py, and kept here too.
 """
 
 import dataclasses
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from plmjax.data.pairs import (
     make_pair_plan,
 )
 from plmjax.data.store import Split
+from plmjax.files import replacing
 
 __all__ = ["Plan", "gather", "load_plan", "make_plan"]
 
@@ -90,10 +90,8 @@ def load_plan(
             check_negatives(split, plan)
     else:
         plan = make_plan(split, length, packed, pairs)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, **{name: getattr(plan, name) for name in names})
-        temporary.replace(path)
     return plan
 
 

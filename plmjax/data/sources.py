@@ -3,7 +3,7 @@
 from plmjax import PlmjaxError
 from plmjax.data.corpus import ERRORS, Source, SourceConfig
 from plmjax.data.docstrings import open_docstrings
-from plmjax.data.tables import open_hf, open_jsonl, open_parquet, open_tfds
+from plmjax.data.tables import open_hf, open_jsonl, open_parquet, open_prepared
 from plmjax.data.text import open_text
 
 __all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
@@ -14,7 +14,7 @@ SOURCES = {
     "jsonl": open_jsonl,
     "parquet": open_parquet,
     "hf": open_hf,
-    "tfds": open_tfds,
+    "tfds": open_prepared,
 }
 
 

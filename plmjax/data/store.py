@@ -9,7 +9,6 @@ KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 """
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.files import digest
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
@@ -141,7 +141,7 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
         size = path.stat().st_size
         if size != facts["bytes"]:
             raise _damaged(directory, name, f"{size:,} bytes, not {facts['bytes']:,}")
-        if verify and sha256(path) != facts["sha256"]:
+        if verify and digest(path)[1] != facts["sha256"]:
             raise _damaged(directory, name, "not as it was written (SHA-256 differs)")
     store = Store(directory, manifest)
     for name in SPLITS:
@@ -180,11 +180,6 @@ def _check_manifest(directory: Path, manifest: dict[str, Any]) -> None:
             wanted += [tokens_file(name, shard), starts_file(name, shard)]
         if missing := [file for file in wanted if file not in files]:
             raise ValueError(f"no {missing[0]}")
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _open_array(path: Path) -> np.ndarray:

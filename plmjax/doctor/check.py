@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
+
+from plmjax.children import kill_group
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -96,10 +97,7 @@ def end(process: subprocess.Popen) -> None:
 
     One that waits for a dead disk cannot even be killed; it is left behind.
     """
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # All are gone.
+    kill_group(process)
     try:
         process.communicate(timeout=2)
     except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from plmjax.children import is_alive
 from plmjax.doctor.check import Check, ok, problem, warning
 
 _LEAST_BYTES, _FEW_BYTES = 200e6, 5e9
@@ -161,13 +162,7 @@ def _is_dead(holder: str) -> bool:
     match = re.fullmatch(r"process (\d+) on (.+)", holder)
     if match is None or match[2] != socket.gethostname():
         return False
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    return not is_alive(int(match[1]))
 
 
 def _cache(workdir: Path) -> Check:

@@ -1,12 +1,12 @@
 """Several processes of this machine that find each other, add a number, and leave."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
+from plmjax.children import free_port
 from plmjax.doctor.check import Check, last_line, ok, problem
 
 # The parent gives up a little before its own parent gives it up.
@@ -16,13 +16,10 @@ SECONDS = 60.0
 def checks(processes: str) -> list[Check]:
     """Starts so many processes on the CPU; each has one device."""
     count, begin = int(processes), time.monotonic()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "PLMJAX_NUM_PROCESSES": str(count),
     }
     # Devices of the real run, which these processes have none of.

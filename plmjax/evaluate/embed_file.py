@@ -5,33 +5,19 @@ FILE.progress.json, which says of which job they are and how many batches are do
 stays when FILE is finished, as the record of what the vectors are of.
 """
 
-import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, disk_hint
-from plmjax.checkpoint.storage import write_file
+from plmjax import PlmjaxError
+from plmjax.files import disk_errors, sync, write_file
 
 ENDINGS = (".npy", ".parquet")
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says in words what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise PlmjaxError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint=disk_hint(error),
-            code=Exit.DISK,
-        ) from error
 
 
 def check_output(path: Path, words: bool) -> None:
@@ -90,7 +76,7 @@ class VectorFile:
             self.part.unlink(missing_ok=True)
             return self
         try:
-            with _writing(self.path):
+            with disk_errors(self.path):
                 self._file = open(self.part, "r+b" if self.part.exists() else "w+b")
                 self._lock()
                 self._begin(note)
@@ -191,7 +177,7 @@ class VectorFile:
         rows = np.ascontiguousarray(vectors, "<f4")
         step = rows.shape[1] * 4
         ends = np.flatnonzero(np.diff(places) != 1) + 1
-        with _writing(self.part):
+        with disk_errors(self.part):
             for some in np.split(np.arange(len(places)), ends):
                 if len(some):
                     at = self._data + int(places[some[0]]) * step
@@ -199,7 +185,7 @@ class VectorFile:
 
     def save(self, done: int) -> None:
         """Notes that so many batches are done, once they are on the disk."""
-        with _writing(self.part):
+        with disk_errors(self.part):
             os.fsync(self._file.fileno())
         self.done = done
         self._write_note(False)
@@ -214,13 +200,12 @@ class VectorFile:
         An interrupted call leaves the part, from which the next start goes on.
         """
         new = self.part
-        with _writing(self.path):
+        with disk_errors(self.path):
             if write is not None:
                 new = self.path.with_name(self.path.name + ".new")
                 try:
                     write(new)
-                    with open(new, "rb") as file:
-                        os.fsync(file.fileno())
+                    sync(new)
                 except BaseException:
                     new.unlink(missing_ok=True)
                     raise
@@ -235,7 +220,7 @@ class VectorFile:
         if finished:
             note |= {"finished": True, "done": self.batches}
             note["bytes"] = self.path.stat().st_size
-        with _writing(self.note):
+        with disk_errors(self.note):
             write_file(self.note, (json.dumps(note, indent=2) + "\n").encode())
 
 

@@ -1,20 +1,19 @@
 """Predictions of new examples, from files to a file."""
 
-import contextlib
 import csv
 import dataclasses
 import functools
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError, disk_hint
+from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.data.corpus import find_inputs
 from plmjax.data.features import make_features
 from plmjax.data.labelled import (
     Example,
@@ -22,11 +21,12 @@ from plmjax.data.labelled import (
     load_labelled,
     read_examples,
 )
-from plmjax.data.records import find_inputs, read_text
+from plmjax.data.records import read_text
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions, retrieval
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.evaluate.predictions import Said
+from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
@@ -164,8 +164,13 @@ def predict(
             if len(examples) > _CHUNK:
                 log(f"{begin + len(some):,} of {len(examples):,} examples")
 
-    with _appearing(to) as path:
-        (_write_lines if to.suffix == ".jsonl" else _write_table)(path, records())
+    with disk_errors(to), replacing(to, "w", encoding="utf-8", newline="") as output:
+        if to.suffix == ".jsonl":
+            for record in records():
+                output.write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            dialect = "excel-tab" if to.suffix == ".tsv" else "excel"
+            _write_table(output, records(), dialect)
     return len(examples)
 
 
@@ -248,38 +253,12 @@ def read_input(
     return tuple(found)
 
 
-@contextlib.contextmanager
-def _appearing(to: Path) -> Iterator[Path]:
-    """Yields a file that takes the place of `to` once all is written."""
-    path = to.with_name(f".{to.name}.part-{os.getpid()}")
-    try:
-        yield path
-        path.replace(to)
-    except OSError as error:
-        raise PlmjaxError(
-            f"{to} cannot be written: {error.strerror}.",
-            hint=disk_hint(error),
-            code=Exit.DISK,
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _write_lines(path: Path, records: Iterator[dict]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _write_table(path: Path, records: Iterator[dict]) -> None:
+def _write_table(file: IO[str], records: Iterator[dict], dialect: str) -> None:
     """A column a figure: probabilities by label; lists as JSON."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        dialect = "excel-tab" if ".tsv" in path.name else "excel"
-        first = _flat(next(records))
-        writer = csv.DictWriter(file, [*first], dialect=dialect)
-        writer.writeheader()
-        for record in itertools.chain([first], map(_flat, records)):
-            writer.writerow(record)
+    first = _flat(next(records))
+    writer = csv.DictWriter(file, [*first], dialect=dialect)
+    writer.writeheader()
+    writer.writerows(itertools.chain([first], map(_flat, records)))
 
 
 def _flat(record: dict) -> dict:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.checkpoint.storage import write_file
 from plmjax.data.labelled import Example, Labelled, check_labels
 from plmjax.evaluate import predictions
 from plmjax.evaluate.predictions import Said
+from plmjax.files import write_file
 from plmjax.finetune.added import Added
 
 # The kinds with labels that a model can be sure of, and where a record has them.

@@ -1,14 +1,12 @@
 """A folder that appears whole or not at all, and never in place of another's."""
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, files
 from plmjax.interop import sentence_files
 from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
 
@@ -59,31 +57,12 @@ def check_replaceable(directory: Path) -> None:
 @contextlib.contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
     """Yields a folder that takes the place of `directory` once all is written."""
-    directory = Path(os.path.abspath(directory))
-    # Beside its place, so that a rename suffices; a killed export's is used again.
-    folder = directory.with_name(f".{directory.name}.plmjax-new")
-    old = directory.with_name(f".{directory.name}.plmjax-old")
     try:
-        if old.exists() and not directory.exists():
-            old.rename(directory)  # An export was killed between its two renames.
-        for left_over in (folder, old):
-            shutil.rmtree(left_over, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-        if directory.exists():
-            directory.rename(old)
-        try:
-            folder.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with files.replacing_folder(directory) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         raise PlmjaxError(
             f"{directory} cannot be written: {error}.",
             hint="Free some space, or choose a place where you may write.",
             code=Exit.DISK,
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

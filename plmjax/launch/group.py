@@ -5,17 +5,18 @@ they die with it. Their output comes line by line, marked with their numbers.
 """
 
 import contextlib
-import ctypes
 import dataclasses
+import functools
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
+from plmjax import children
 from plmjax.launch.command import RESTARTABLE, say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -146,7 +147,7 @@ class _Child:
             stderr=subprocess.PIPE,
             # Ctrl-C is ours to hand on; and what it starts can be killed with it.
             start_new_session=True,
-            preexec_fn=_dies_with_this_process(),
+            preexec_fn=functools.partial(_begin, os.getpid()),
         )
         assert self._process.stdout and self._process.stderr
         output.add(self._process.stdout, number, is_error=False)
@@ -174,23 +175,13 @@ class _Child:
         os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        # A stranger's number if nobody is left of the group, which may not be touched.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        children.kill_group(self._process)
 
 
-def _dies_with_this_process() -> Callable[[], None] | None:
-    """Returns what a child calls before it starts, on Linux."""
-    if sys.platform != "linux":
-        return None
-    libc, parent, set_death_signal = ctypes.CDLL(None), os.getpid(), 1
-
-    def call():
-        libc.prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # which died in between
-            os._exit(1)
-
-    return call
+def _begin(parent: int) -> None:
+    """What a child calls before it becomes its command."""
+    if not children.die_with(parent, signal.SIGKILL):
+        os._exit(1)
 
 
 class _Output:

@@ -6,12 +6,12 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
+from plmjax.children import free_port
 from plmjax.launch import command, group, templates
 
 
@@ -149,13 +149,6 @@ def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
 def has_tpus(devices: Path) -> bool:
     """Says whether there are device files as TPU chips have them."""
     return (devices / "accel0").exists() or (devices / "vfio/0").exists()
-
-
-def free_port() -> int:
-    """Returns a port that nobody listened at a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _platform_may_be(environment: Mapping[str, str], platform: str) -> bool:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.sources import open_source
 from plmjax.data.store import Store
 from plmjax.evaluate.model import Model
+from plmjax.files import write_json
 from plmjax.interop import config_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve

@@ -8,11 +8,11 @@ import jax
 
 from plmjax import Exit, PlmjaxError, processes
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.console import console, say, say_nothing
 from plmjax.evaluate.examples import Examples
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
+from plmjax.files import write_json
 from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.model import Model, open_model
+from plmjax.files import write_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import DistillConfig, Pieces, distill

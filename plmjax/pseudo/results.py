@@ -1,8 +1,6 @@
 """What came of pseudo-labels: tables, a plot of score by rate, CSV and JSON."""
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from plmjax.checkpoint.checkpoints import write_json
-from plmjax.checkpoint.storage import write_file
 from plmjax.console import console
 from plmjax.evaluate import predictions
 from plmjax.evaluate.comparison import SAME, compare
+from plmjax.files import write_csv, write_json
 from plmjax.report.curves import plot_rates
 
 
@@ -177,9 +174,5 @@ def _write_csv(path: Path, rounds: Sequence[Round]) -> None:
         for name in ("held_out", "test", "left_out"):
             row |= {f"{name}.{key}": value for key, value in row.pop(name).items()}
         rows.append(row)
-    text = io.StringIO(newline="")
-    names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, [*names])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])

@@ -21,10 +21,10 @@ from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.data.labelled import Example, load_labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.predictions import Said
+from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig

@@ -6,10 +6,11 @@ colours of the data are readable on white and on black.
 
 import html
 import io
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from plmjax.files import write_file
 
 # Stands for the page's colour of text until the SVG is written.
 INK = "#010203"
@@ -21,15 +22,13 @@ def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
     """Writes the page, whole, and returns its path."""
     title = html.escape(title)
     body = "\n".join(section for section in sections if section)
-    part = path.with_name(f"{path.name}.tmp")
-    part.write_text(
+    text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n{body}\n<script>{_SCRIPT}</script></body></html>\n",
-        encoding="utf-8",
+        f"<body><h1>{title}</h1>\n{body}\n<script>{_SCRIPT}</script></body></html>\n"
     )
-    os.replace(part, path)
+    write_file(path, text.encode())
     return path
 
 

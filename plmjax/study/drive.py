@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError, processes
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.console import console, duration
 from plmjax.evaluate.model import open_models
+from plmjax.files import write_json
 from plmjax.finetune.build import make_parts
 from plmjax.finetune.run import finetune
 from plmjax.models import EncoderConfig

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.model import is_folder
+from plmjax.files import write_json
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.study.plan import Plan, Run
 from plmjax.train.metrics import read_metrics

@@ -1,17 +1,15 @@
 """The results of a study on the screen, as CSV and as JSON."""
 
-import csv
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.evaluate.comparison import SAME
+from plmjax.files import write_csv, write_json
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import Plan
 from plmjax.study.results import Cell
@@ -147,22 +145,13 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
     columns = [(s, name) for s in _SPLITS for name in sorted(splits[s])]
     head = ["task", "model", "setting", "seed", "fold", "state", "metric", "score"]
     head += ["learned", "step", "seconds", *(f"{s} {name}" for s, name in columns)]
-    part = root / "results.csv.tmp"
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow([*head, "message", "workdir"])
-        for cell in cells:
-            for o in cell.outcomes:
-                rows.writerow(
-                    [
-                        *o.run.cell,
-                        *o.run.pair,
-                        *(o.state, o.metric, o.score, o.learned, o.step, o.seconds),
-                        *(o.scores.get(s, {}).get(name) for s, name in columns),
-                        *(o.message, o.run.directory),
-                    ]
-                )
-    os.replace(part, root / "results.csv")
+    rows: list[list[Any]] = [[*head, "message", "workdir"]]
+    for o in (outcome for cell in cells for outcome in cell.outcomes):
+        given = [*o.run.cell, *o.run.pair, o.state, o.metric, o.score, o.learned]
+        given += [o.step, o.seconds]
+        given += [o.scores.get(s, {}).get(name) for s, name in columns]
+        rows.append([*given, o.message, o.run.directory])
+    write_csv(root / "results.csv", rows)
     values = {"study": plan.stands_on, "cells": [as_json(cell) for cell in cells]}
     if plan.budgets:
         values["pretraining"] = [dataclasses.asdict(own) for own in plan.budgets]

@@ -6,24 +6,19 @@ becomes `python -m plmjax ARGUMENT...`. Both settings stay over an exec, and nei
 be made from the parent without running Python between fork and exec.
 """
 
-import ctypes
 import os
 import signal
 import sys
 
-from plmjax import Exit
-
-_PR_SET_PDEATHSIG = 1
+from plmjax import Exit, children
 
 
 def main(parent: str, cores: str, *arguments: str) -> int:
-    if sys.platform == "linux":
-        # A trial whose sweep is killed saves and stops, as on any other SIGTERM.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if cores:
-            os.sched_setaffinity(0, map(int, cores.split(",")))
-    if os.getppid() != int(parent):
-        return Exit.RESUMABLE  # it was killed before we asked to be told
+    # A trial whose sweep is killed saves and stops, as on any other SIGTERM.
+    if not children.die_with(int(parent), signal.SIGTERM):
+        return Exit.RESUMABLE
+    if sys.platform == "linux" and cores:
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     os.execv(sys.executable, [sys.executable, "-m", "plmjax", *arguments])
 
 

@@ -1,11 +1,11 @@
 """Trials that run elsewhere: a list of commands, printed or for a Slurm array."""
 
 import hashlib
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from plmjax.files import write_file
 from plmjax.sweep.trials import Trial
 
 
@@ -22,7 +22,5 @@ def write_commands(root: Path, lines: Sequence[str]) -> Path:
     text = "".join(f"plmjax {line}\n" for line in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     path = root / f"commands-{digest}.txt"
-    part = path.with_suffix(".tmp")
-    part.write_text(text)
-    os.replace(part, path)
+    write_file(path, text.encode())
     return path

@@ -1,10 +1,8 @@
 """What came of a sweep: sorted, as a table, as CSV and as JSON."""
 
-import csv
 import dataclasses
 import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
 from plmjax.console import duration
+from plmjax.files import write_csv, write_json
 from plmjax.sweep.plan import as_text, short_names
 from plmjax.sweep.trials import Result
 
@@ -155,16 +153,13 @@ def write(root: Path, found: Outcome) -> None:
     figures = sorted({name for r in found.results for name in r.figures})
     figures = [name for name in figures if name != found.objective]
     head = ["trial", "state", found.objective, "step", "seconds"]
-    part = root / "results.csv.tmp"
-    with open(part, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow([*head, *found.keys, *figures, "code", "workdir"])
-        for r in found.results:
-            given = [r.trial.number, r.state, r.value, r.step, r.seconds]
-            given += [value_of(r, key) for key in found.keys]
-            given += [r.figures.get(name) for name in figures]
-            rows.writerow([*given, r.code, r.trial.directory])
-    os.replace(part, root / "results.csv")
+    rows: list[list[Any]] = [[*head, *found.keys, *figures, "code", "workdir"]]
+    for r in found.results:
+        given = [r.trial.number, r.state, r.value, r.step, r.seconds]
+        given += [value_of(r, key) for key in found.keys]
+        given += [r.figures.get(name) for name in figures]
+        rows.append([*given, r.code, r.trial.directory])
+    write_csv(root / "results.csv", rows)
     write_json(
         root / "results.json",
         {

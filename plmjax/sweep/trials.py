@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax.checkpoint.checkpoints import write_json
+from plmjax.files import write_json
 from plmjax.sweep.plan import Plan, Values, describe, overrides_of
 from plmjax.sweep.verbs import FINETUNE, verb_of
 from plmjax.train.metrics import read_metrics

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError
-from plmjax.checkpoint.storage import write_file
+from plmjax.files import write_file
 
 # Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
 PEAK_FLOPS = {

@@ -351,7 +351,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(parts_lib, "row_losses", QUICK_LOSSES)
     for name in ("plot_curves", "plot_scores", "plot_confusion"):
         monkeypatch.setattr(finetuning, name, lambda *_: [])
-    monkeypatch.setattr(finetuning, "export_task", lambda *_: None)
+    monkeypatch.setattr(finetuning, "export_task", lambda *_, **more: None)
     return make
 
 

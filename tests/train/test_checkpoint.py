@@ -18,10 +18,7 @@ from checkpoint_common import (
 )
 from jax.sharding import SingleDeviceSharding
 
-from plmjax import Exit, PlmjaxError
-from plmjax.checkpoint import (
-    checkpoints as checkpoint,
-)
+from plmjax import Exit, PlmjaxError, files
 from plmjax.checkpoint import (
     digests,
     states,
@@ -197,9 +194,9 @@ def test_checkpoints_of_format_1_are_read(tmp_path):
 
 def test_json_is_replaced_whole(tmp_path):
     path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

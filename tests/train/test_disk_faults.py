@@ -11,7 +11,7 @@ import pytest
 from checkpoint_common import assert_holds, save, shapes, state
 from processes_common import environment
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, files
 from plmjax.checkpoint import (
     checkpoints as checkpoint,
 )
@@ -59,7 +59,7 @@ PLACES = {
     "making the folder": (storage.Local, "make", 30, "Read-only file system"),
     "the copy of the state": (states, "_catch_up", 28, "No space left on device"),
     "the state": (states._Orbax, "join", 5, "Input/output error"),
-    "files of ours": (storage, "write_file", 28, "No space left on device"),
+    "files of ours": (files, "write_file", 28, "No space left on device"),
     "waiting for the disk": (storage.Local, "settle", 5, "Input/output error"),
     "reading back": (storage.Local, "digest", 116, "Stale file handle"),
 }
@@ -205,7 +205,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # As the command line does
 sys.path.insert(0, {tests!r})
 import jax, jax.numpy as jnp
 from checkpoint_common import Small
-from plmjax.train.checkpoint import Checkpoints
+from plmjax.checkpoint.checkpoints import Checkpoints
 
 def state(value):
     noise = jax.random.normal(jax.random.key(value), 1_000_000)
@@ -269,7 +269,7 @@ def test_a_small_disk_that_fills_up_and_turns_read_only(tmp_path):
     # 24 MB: three checkpoints fit, and a filler comes while the fourth is written.
     body = """
 import os, subprocess
-from plmjax.train import states
+from plmjax.checkpoint import states
 disk = os.path.dirname(sys.argv[1])
 save(2)
 begin = states._catch_up

@@ -18,6 +18,7 @@ from plmjax.checkpoint import checkpoints as checkpoint
 from plmjax.checkpoint import states, storage
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.checkpoint.storage import Local, Remote, open_storage
+from plmjax.children import free_port
 
 
 def memory() -> Remote:
@@ -71,11 +72,7 @@ def test_local_files_are_replaced_whole(tmp_path):
 
 def test_an_answer_that_does_not_come_is_an_error(monkeypatch):
     # Nobody listens on a port that was free a moment ago.
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        monkeypatch.setenv(
-            "AWS_ENDPOINT_URL", f"http://127.0.0.1:{found.getsockname()[1]}"
-        )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 1.0)

@@ -1,0 +1,105 @@
+"""Files that appear whole or not at all, and what is in them by SHA-256."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from plmjax import Exit, PlmjaxError, disk_hint
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """Yields an open file that takes the place of `path`, once it is on the disk.
+
+    A reader sees the old file or the whole new one. After an error the old one stays.
+    """
+    # Not the process's number: hosts that share a disk may have the same.
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(new, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the whole new one."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    write_file(path, json.dumps(value, indent=1).encode())
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table, its head included, so that a reader never sees a part of it."""
+    with replacing(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder that takes the place of `path` once the block has ended."""
+    path = Path(os.path.abspath(path))
+    # Beside its place, so that a rename suffices; one left by a kill is used again.
+    new = path.with_name(f".{path.name}.plmjax-new")
+    old = path.with_name(f".{path.name}.plmjax-old")
+    try:
+        if old.exists() and not path.exists():
+            old.rename(path)  # a kill came between the two renames
+        for left_over in (new, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises a PlmjaxError (exit code 5) that names `path`, where the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise PlmjaxError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint=disk_hint(error),
+            code=Exit.DISK,
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Waits until a loss of power would no longer lose a file, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Returns the size in bytes and the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), sha
