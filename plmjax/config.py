@@ -18,11 +18,72 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ml_collections import ConfigDict
-
 from plmjax import PlmjaxError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have, and what to tell who gives another."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    hint: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        """Says whether a number lies inside; nan and the infinities never do."""
+        inside = self.at_least <= value <= self.at_most
+        return inside and self.above < value < self.below
+
+    def __str__(self) -> str:
+        if math.isfinite(self.at_least) and math.isfinite(self.at_most):
+            return f"{self.at_least} to {self.at_most}"
+        bounds = {
+            name.replace("_", " "): getattr(self, name)
+            for name in ("at_least", "above", "at_most", "below")
+        }
+        return " and ".join(
+            f"{name} {bound}" for name, bound in bounds.items() if math.isfinite(bound)
+        )
+
+
+def number(default: Any, *, replaces: str | None = None, **limits: Any) -> Any:
+    """A dataclass field for a number in Range(**limits); None and strings pass, too.
+
+    Of two keys that say the same thing, each `replaces` the other (see _merge).
+    """
+    metadata = {"range": Range(**limits), "replaces": replaces}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Block:
+    """A block of keys: a frozen dataclass that checks its numbers when it is made.
+
+    `prefix` is what stands before the names of its fields: "train.optimizer.", or "--"
+    for options of a command.
+    """
+
+    prefix = ""
+
+    def __init_subclass__(cls, prefix: str | None = None):
+        if prefix is not None:
+            cls.prefix = prefix
+
+    def __post_init__(self):
+        """Raises PlmjaxError for the first number outside its range."""
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            value, limits = getattr(self, field.name), field.metadata.get("range")
+            if limits is None or isinstance(value, str | None) or value in limits:
+                continue
+            kind = describe(typing.get_type_hints(type(self))[field.name])
+            words = [word for word in kind.split(" | ") if word not in ("int", "float")]
+            permitted = ", or ".join([str(limits), *words])
+            key, is_option = f"{self.prefix}{field.name}", self.prefix == "--"
+            given = f"{key}={value}" if is_option else f"{key} is {value}; it"
+            raise PlmjaxError(f"{given} must be {permitted}.", hint=limits.hint)
 
 
 def to_dict(schema) -> dict:
@@ -75,6 +136,19 @@ def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             for key, inner in fields(block, f"{prefix}{field.name}."):
                 found[key] = found[key] | inner if key in found else inner
         yield from found.items() if found else [(f"{prefix}{field.name}", kind)]
+
+
+def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
+    """{dotted key: range} of the numbers in a schema, all variants taken in."""
+    found: dict[str, Range] = {}
+    types_of = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key = f"{prefix}{field.name}"
+        if "range" in field.metadata:
+            found[key] = field.metadata["range"]
+        for block in variants(types_of[field.name]).values():
+            found |= ranges(block, f"{key}.")
+    return found
 
 
 def describe(kind: Any) -> str:
@@ -146,7 +220,8 @@ def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
     """Turns nested values into the frozen dataclass, every key and type checked.
 
     Raises:
-      PlmjaxError: an unknown key, with the nearest known ones; a value of another type.
+      PlmjaxError: an unknown key, with the nearest known ones; a value of another type,
+        or outside its range.
     """
     types_of = typing.get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(typing.cast(Any, schema))]
@@ -264,6 +339,8 @@ def load_file(path: str) -> dict:
         except (ValueError, RecursionError) as error:
             raise PlmjaxError(f"{name} is no JSON: {error}.") from error
         return _block(values, name)
+    from ml_collections import ConfigDict
+
     module = load_module(name)
     with errors_of(path):
         values = module.get_config(argument) if argument else module.get_config()
@@ -355,7 +432,7 @@ def load(
 ) -> T:
     """Returns the config: defaults, `base`, the file, "a.b=value" overrides.
 
-    Each lies over the one before; every key and type has been checked.
+    Each lies over the one before; every key, type and range has been checked.
     """
     values = to_dict(schema())
     _merge(values, base or {}, schema)
@@ -366,11 +443,12 @@ def load(
 
 
 def show(config: Any) -> None:
-    """Prints every key of a config with its value and type."""
-    values = flatten(to_dict(config))
+    """Prints every key of a config with its value, type and range."""
+    values, limits = flatten(to_dict(config)), ranges(type(config))
     for key, kind in fields(type(config)):
         if key in values:  # others belong to another kind of a block
-            print(f"{key} = {values[key]!r}  ({describe(kind)})")
+            permitted = f", {limits[key]}" if key in limits else ""
+            print(f"{key} = {values[key]!r}  ({describe(kind)}{permitted})")
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

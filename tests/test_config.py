@@ -45,7 +45,7 @@ def test_overrides_take_their_keys_type():
         ("train=5", "no key train"),
         ("data.phases=(1,2)", "each phase is (steps, length, batch)"),
         ("train.batch=0", "must be at least 1"),
-        ("objective.probability=1.5", "between 0 and 1"),
+        ("objective.probability=1.5", "must be above 0 and below 1"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_right(override, message):

@@ -138,29 +138,18 @@ def test_there_are_commands_of_every_verb():
 
 
 def test_every_key_of_fine_tuning_stands_in_its_table():
-    """With its default; those of training are in config.md."""
-    page = (ROOT / "docs" / "finetuning.md").read_text()
-    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| `(.*?)` \|", page, re.MULTILINE))
-    default = config.flatten(config.to_dict(FinetuneConfig()))
-    wanted = {
-        key: str(default[key])
-        for key, _ in config.fields(FinetuneConfig)
-        if not key.startswith(("train.", "mesh."))
-    }
-    found = {key: value for key, value in rows.items() if not key.startswith("train.")}
-    assert found == {k: v.lower() if v == "None" else v for k, v in wanted.items()}
-    assert {k: v for k, v in rows.items() if k.startswith("train.")} == {
-        key: str(value)
-        for key, value in default.items()
-        if key.startswith("train.")
-        and value != config.flatten(config.to_dict(RunConfig()))[key]
-    }
+    """With its type, range and default; of training those with another default."""
+    page = ROOT / "docs" / "finetuning.md"
+    usual = expected(RunConfig)
+    shared = {k: v for k, v in usual.items() if k.startswith(("train.", "mesh."))}
+    wanted = expected(FinetuneConfig)
+    assert tables(page)[""] == dict(wanted.items() - shared.items())
 
 
-def tables() -> dict[str, dict[str, tuple[str, str]]]:
-    """Returns {heading: {key: (types, default)}}; the first table has no heading."""
+def tables(page: Path = CONFIG) -> dict[str, dict[str, tuple[str, str]]]:
+    """{heading: {key: (types; range, default)}}; the first table has no heading."""
     found = {}
-    _, _, every = CONFIG.read_text().partition("\n## Every key\n")
+    _, _, every = page.read_text().partition("\n## Every key\n")
     for section in re.split(r"^### ", "\n" + every, flags=re.MULTILINE):
         heading = section.partition("\n")[0].replace("`", "")
         rows = re.findall(
@@ -174,12 +163,14 @@ def tables() -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def expected(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
-    """Returns {key: (types, default)} of a schema, of unions the first."""
+    """{key: (types; range, default)} of a schema, of unions the first."""
     block = {prefix.rstrip("."): config.to_dict(schema())} if prefix else None
     values = config.flatten(block or config.to_dict(schema()))
+    limits = config.ranges(schema, prefix)
     return {
         key: (
-            config.describe(kind).replace(" | ", ", "),
+            config.describe(kind).replace(" | ", ", ")
+            + (f"; {limits[key]}" if key in limits else ""),
             "none" if values[key] is None else str(values[key]),
         )
         for key, kind in config.fields(schema, prefix)
@@ -187,7 +178,7 @@ def expected(schema: type, prefix: str = "") -> dict[str, tuple[str, str]]:
     }
 
 
-def test_every_key_stands_in_the_table_with_its_type_and_default():
+def test_every_key_stands_in_the_table_with_its_type_range_and_default():
     own = {key for key in KEYS if key.startswith("objective.")} - {"objective.kind"}
     wanted = {k: v for k, v in expected(RunConfig).items() if k not in own}
     assert tables()[""] == wanted

@@ -427,7 +427,7 @@ def test_the_config_is_shown(capsys):
     assert main(["finetune", "--show_config"]) == Exit.OK
     text = capsys.readouterr().out
     assert "train.optimizer.learning_rate = 5e-05" in text
-    assert "start.reinit_layers = 0  (int)" in text
+    assert "start.reinit_layers = 0  (int, at least 0)" in text
 
 
 @pytest.mark.campaign

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
+from plmjax.config import Block, number
 from plmjax.files import digest
 
 CLEANING = 1  # raise it when clean() changes: it is part of every fingerprint
@@ -18,7 +19,7 @@ ERRORS = ("strict", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(Block, prefix="data.source."):
     """Where documents come from."""
 
     kind: Literal["docstrings", "text", "jsonl", "parquet", "hf", "tfds"] = "docstrings"
@@ -27,7 +28,8 @@ class SourceConfig:
     document: Literal["line", "blank", "file"] | None = None
     field: str = "text"  # jsonl, parquet, hf, tfds: which field holds the text
     split: str = "train"  # hf, tfds
-    max_document_bytes: int = 1_000_000  # longer ones are cut at white space
+    # Longer ones are cut at white space; no character of UTF-8 has more than 4.
+    max_document_bytes: int = number(1_000_000, at_least=4)
     dataset: str | None = None  # tfds: its name; paths is then the data_dir
 
 

@@ -33,9 +33,4 @@ def open_source(config: SourceConfig, errors: str = "strict") -> Source:
             f"data.errors={errors!r} is not known.",
             hint=f"Choose one of {', '.join(ERRORS)}.",
         )
-    if config.max_document_bytes < 4:
-        raise PlmjaxError(
-            f"data.source.max_document_bytes={config.max_document_bytes} is too small.",
-            hint="Give at least 4; the default is 1,000,000.",
-        )
     return SOURCES[config.kind](config, errors)

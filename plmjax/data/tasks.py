@@ -1,10 +1,10 @@
 """What a fine-tuning task is: its config, and what each kind of task needs."""
 
 import dataclasses
-import math
 from typing import Literal
 
 from plmjax import PlmjaxError
+from plmjax.config import Block, number
 
 TaskKind = Literal[
     "classes", "multilabel", "regression", "tags", "answers", "choices", "embeddings"
@@ -74,7 +74,7 @@ class ColumnsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Block, prefix="task."):
     """Labelled data and how they become rows."""
 
     kind: TaskKind = "classes"
@@ -104,30 +104,33 @@ class TaskConfig:
     markers: tuple = ("@", "#")
     label_separator: str = ","  # multilabel: what parts labels written as one text
     # Share of train that is held out where no held_out file is given.
-    held_out_percent: float = 10.0
-    length: int = 128  # tokens a row, special tokens included
+    held_out_percent: float = number(10.0, above=0, below=100, hint="10 is usual.")
+    # Tokens a row, special tokens included.
+    length: int = number(128, at_least=8, hint="128 and 384 tokens are usual.")
     # A text longer than a row: several windows, or its beginning alone.
     long: Literal["window", "truncate"] = "window"
-    stride: int = 64  # tokens from the beginning of a window to that of the next
+    # Tokens from the beginning of a window to that of the next.
+    stride: int = number(64, at_least=1, hint="Half of task.length is usual.")
     # What the windows of a text say together: the mean of their probabilities, the
     # highest of each, or those of the first. embeddings, where a text has one row: the
     # mean of its tokens' vectors, or cls: that of the first token.
     pooling: Literal["mean", "max", "first", "cls"] = "mean"
     # embeddings: what cosines are divided by before the softmax over candidates.
-    temperature: float = 0.05
+    temperature: float = number(0.05, above=0, hint="0.05 is usual.")
     # Shorter lengths of batches, for rows that fit: less padding, and a program for
     # each to compile.
     buckets: tuple = ()
     # answers: one that is not in the context where it should be. keep: it counts when
     # predictions are scored, and is learned only if another is in its place.
     misplaced_answers: Literal["error", "keep"] = "error"
-    max_answer_tokens: int = 30
+    max_answer_tokens: int = number(30, at_least=1, hint="30 is usual.")
     # answers: whether "there is none" may be said; none: if train has such a question.
     unanswerable: bool | None = None
     # answers: what is compared, words as in SQuAD, or characters as in CMRC.
     compare_answers: Literal["words", "characters"] = "words"
 
     def __post_init__(self):
+        super().__post_init__()
         kind = KINDS[self.kind]
         if self.format not in ("auto", *kind.formats):
             raise PlmjaxError(
@@ -136,22 +139,6 @@ class TaskConfig:
             )
         if self.labels is not None:
             self._check_labels(self.labels)
-        if not 0 < self.held_out_percent < 100:
-            raise PlmjaxError(
-                f"task.held_out_percent is {self.held_out_percent}; it must be above "
-                "0 and below 100.",
-                hint="10 is usual.",
-            )
-        if self.length < 8:
-            raise PlmjaxError(
-                f"task.length is {self.length}; a row needs at least 8 tokens.",
-                hint="128 and 384 are usual.",
-            )
-        if self.stride < 1:
-            raise PlmjaxError(
-                f"task.stride is {self.stride}; windows must move on by 1 or more.",
-                hint="Half of task.length is usual.",
-            )
         for bucket in self.buckets:
             if not isinstance(bucket, int) or not 8 <= bucket <= self.length:
                 raise PlmjaxError(
@@ -161,12 +148,6 @@ class TaskConfig:
                 )
         self._check_embeddings()
         self._check_entities()
-        if self.max_answer_tokens < 1:
-            raise PlmjaxError(
-                f"task.max_answer_tokens is {self.max_answer_tokens}; it must be at "
-                "least 1.",
-                hint="30 is usual.",
-            )
         if not self.label_separator:
             raise PlmjaxError(
                 "task.label_separator is empty; it must be at least one character.",
@@ -186,11 +167,6 @@ class TaskConfig:
                 f"task.columns.negative={self.columns.negative}, but "
                 f"task.kind={self.kind} has no negatives.",
                 hint="It is for task.kind=embeddings; leave it out.",
-            )
-        if not 0 < self.temperature < math.inf:
-            raise PlmjaxError(
-                f"task.temperature is {self.temperature}; it must be above 0.",
-                hint="0.05 is usual.",
             )
 
     def _check_entities(self) -> None:

@@ -4,28 +4,21 @@ import dataclasses
 from typing import Literal
 
 from plmjax import PlmjaxError
+from plmjax.config import Block, number
 from plmjax.data.tasks import TaskConfig
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
 from plmjax.objectives.supervised import SupervisedConfig
-from plmjax.train.config import MeshConfig, OptimizerConfig, TrainConfig
+from plmjax.train.config import SEED, MeshConfig, OptimizerConfig, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedsConfig:
+class SeedsConfig(Block, prefix="seeds."):
     """Where chance enters; none: train.seed. They can be varied one at a time."""
 
-    data: int | None = None  # the order of the rows
-    init: int | None = None  # the new head, and layers that are drawn anew
-    dropout: int | None = None
-
-    def __post_init__(self):
-        for name in ("data", "init", "dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 2**32:
-                raise PlmjaxError(
-                    f"seeds.{name} is {value}; it must be between 0 and 2**32 - 1."
-                )
+    data: int | None = number(None, **SEED)  # the order of the rows
+    init: int | None = number(None, **SEED)  # the new head, and layers drawn anew
+    dropout: int | None = number(None, **SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +31,21 @@ class SelectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldsConfig:
+class FoldsConfig(Block, prefix="folds."):
     """Cross-validation: the held-out part is one of `count` folds of train."""
 
-    count: int | None = None
-    fold: int = 0  # which one, from 0
+    count: int | None = number(None, at_least=2)
+    fold: int = number(0, at_least=0)  # which one, from 0
     stratified: bool = False
-    seed: int = 0  # of the parting, the same for all folds of a study
+    # Of the parting, the same for all folds of a study.
+    seed: int = number(0, **SEED)
 
     def __post_init__(self):
-        if self.count is not None and self.count < 2:
-            raise PlmjaxError(
-                f"folds.count is {self.count}; it must be at least 2, or none."
-            )
-        if self.count is not None and not 0 <= self.fold < self.count:
+        super().__post_init__()
+        if self.count is not None and self.fold >= self.count:
             raise PlmjaxError(
                 f"folds.fold={self.fold}, but there are {self.count} folds.",
                 hint=f"Give 0 to {self.count - 1}.",
-            )
-        if not 0 <= self.seed < 2**32:
-            raise PlmjaxError(
-                f"folds.seed is {self.seed}; it must be between 0 and 2**32 - 1."
             )
 
 
@@ -73,7 +60,7 @@ def _train() -> TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Block):
     """Everything a fine-tuning run is told."""
 
     # Without --workdir the run goes to runs/NAME.
@@ -86,7 +73,7 @@ class FinetuneConfig:
     objective: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     # Share of the encoder's kernels' entries that are the start's in a step (Lee et al.
     # 2020, arXiv:1909.11299).
-    mixout: float = 0.0
+    mixout: float = number(0.0, at_least=0, below=1)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     # With train.optimizer.freeze=encoder: it reads each training row once, without
     # dropout, and the head learns from what it made of them.
@@ -101,8 +88,7 @@ class FinetuneConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        if not 0 <= self.mixout < 1:
-            raise PlmjaxError(f"mixout is {self.mixout}; it must be in [0, 1).")
+        super().__post_init__()
         if self.mixout and self.lora.rank:
             raise PlmjaxError(
                 f"mixout={self.mixout} holds the encoder's kernels near their start, "

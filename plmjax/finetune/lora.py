@@ -12,21 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError, tree
+from plmjax.config import Block, number
 from plmjax.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Block, prefix="lora."):
     """Which kernels get an adapter, and how wide it is; 0: there are none."""
 
-    rank: int = 0
+    rank: int = number(0, at_least=0)
     alpha: float = 16.0
     # A regex of whole names.
     targets: str = r"encoder/layer_\d+/attention/(query|value)/kernel"
-
-    def __post_init__(self):
-        if self.rank < 0:
-            raise PlmjaxError(f"lora.rank is {self.rank}; it must not be negative.")
 
 
 def base(params: dict) -> dict:

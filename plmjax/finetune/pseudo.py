@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.config import Block, number
 from plmjax.data.labelled import Example, Labelled, check_labels
 from plmjax.evaluate import predictions
 from plmjax.evaluate.predictions import Said
@@ -27,25 +28,18 @@ _DIGITS = 6  # of a probability: float32 has no more
 
 
 @dataclasses.dataclass(frozen=True)
-class PseudoConfig:
+class PseudoConfig(Block, prefix="--"):
     """Which pseudo-labels are trained on, and how."""
 
-    threshold: float = 0.9  # the least confidence
+    # The least confidence.
+    threshold: float = number(0.9, at_least=0, at_most=1, hint=".9 is usual.")
     # Probabilities are learned in place of the labels that they make likeliest.
     soft: bool = False
-    weight: float = 1.0  # of one in the loss, where a labelled example counts 1
+    # Of one in the loss, where a labelled example counts 1.
+    weight: float = number(1.0, above=0)
     # classes. labelled: no label has a larger share of all that are kept than it has of
     # the labelled examples; kept: as they come.
     proportions: Literal["labelled", "kept"] = "labelled"
-
-    def __post_init__(self):
-        if not 0 <= self.threshold <= 1:
-            raise PlmjaxError(
-                f"--threshold={self.threshold} is no probability.",
-                hint="Give 0 to 1; .9 is usual.",
-            )
-        if not 0 < self.weight < math.inf:
-            raise PlmjaxError(f"--weight={self.weight} must be above 0.")
 
 
 def check_kind(kind: str) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError, tree
+from plmjax.config import Block, number
 from plmjax.evaluate.model import Model
 from plmjax.interop.names import head_entries
 from plmjax.models import EncoderConfig, task_heads
@@ -19,37 +20,24 @@ from plmjax.models.task_heads import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class StartConfig:
+class StartConfig(Block, prefix="start."):
     """What is kept of a pretrained model."""
 
     # Nothing but its sizes and tokenizer: all is drawn anew, to see what it is worth.
     from_scratch: bool = False
     # Only the first so many layers; none: all.
-    layers: int | None = None
+    layers: int | None = number(
+        None, at_least=1, hint="Leave it out to keep all layers."
+    )
     # The last so many of them are drawn anew (Zhang et al. 2021, arXiv:2006.05987).
-    reinit_layers: int = 0
+    reinit_layers: int = number(0, at_least=0)
     # The pooler is drawn anew even where the model brings one.
     reinit_pooler: bool = False
     # Dropout of the encoder while it learns the task; none: that of the model's config.
     # (One that was pretrained without is worth fine-tuning with .1.)
-    dropout: float | None = None
+    dropout: float | None = number(None, at_least=0, below=1)
     # That before the classifier; none: what transformers' class has.
-    classifier_dropout: float | None = None
-
-    def __post_init__(self):
-        if self.layers is not None and self.layers < 1:
-            raise PlmjaxError(
-                f"start.layers is {self.layers}; it must be at least 1.",
-                hint="Leave it out to keep all layers.",
-            )
-        if self.reinit_layers < 0:
-            raise PlmjaxError(
-                f"start.reinit_layers is {self.reinit_layers}; it must not be negative."
-            )
-        for name in ("dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise PlmjaxError(f"start.{name} is {value}; it must be in [0, 1).")
+    classifier_dropout: float | None = number(None, at_least=0, below=1)
 
 
 def start(

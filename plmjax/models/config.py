@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from plmjax import PlmjaxError
+from plmjax.config import Block, number
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Block, prefix="model."):
     """The whole family of encoders, as values.
 
     Each switch is read in one place of models/. `vocab_size` and the padding id follow
@@ -25,43 +26,45 @@ class EncoderConfig:
         "deberta-v2",
         "gpt2",
     ] = "bert"
-    vocab_size: int = 30522
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    ffn_width: int = 3072
+    vocab_size: int = number(30522, at_least=1)
+    layers: int = number(12, at_least=1)
+    width: int = number(768, at_least=1)
+    heads: int = number(12, at_least=1)
+    ffn_width: int = number(3072, at_least=1)
     # Narrower than `width` factorises the embeddings (ALBERT, ELECTRA-small).
-    embedding_width: int | None = None
-    max_positions: int = 512
+    embedding_width: int | None = number(
+        None, at_least=1, hint="Leave it out for embeddings as wide as the layers."
+    )
+    max_positions: int = number(512, at_least=1)
     # RoBERTa counts positions from padding_idx + 1, and its table is that much longer.
-    position_offset: int = 0
-    token_types: int = 2
+    position_offset: int = number(0, at_least=0)
+    token_types: int = number(2, at_least=0)
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     gated: bool = False
     bias: bool = True
     norm_place: Literal["post", "pre"] = "post"
-    norm_eps: float = 1e-12
+    norm_eps: float = number(1e-12, at_least=0)
     # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
-    groups: int = 1
+    groups: int = number(1, at_least=1)
     attention: Literal["full", "disentangled"] = "full"
     # none: what positions say comes through the attention (DeBERTa).
     positions: Literal["learned", "none"] = "learned"
     # Disentangled attention: distances beyond half of the buckets share them by their
     # logarithm up to max_positions; the keys and queries of distances are those of the
     # tokens, or their own; LayerNorm on the table of distances.
-    position_buckets: int = 256
+    position_buckets: int = number(256, at_least=2, hint="DeBERTa has 256.")
     share_position_projections: bool = True
     position_norm: bool = True
     # Tokens a convolution beside the first layer sees (DeBERTa-v2-xlarge); 0: none.
-    convolution_width: int = 0
+    convolution_width: int = number(0, at_least=0)
     causal: bool = False
     # transform: dense, activation and norm before the vocabulary, and a bias after;
     # plain: the token table alone (GPT-2).
     head: Literal["transform", "plain"] = "transform"
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    init_std: float = 0.02
+    dropout: float = number(0.1, at_least=0, below=1)
+    attention_dropout: float = number(0.1, at_least=0, below=1)
+    init_std: float = number(0.02, at_least=0)
     # The type of activations; parameters are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # What the backward pass computes again, for memory: whole layers (about a third
@@ -69,32 +72,13 @@ class EncoderConfig:
     remat: bool | Literal["dots"] = False
 
     def __post_init__(self):
-        sizes = ("vocab_size", "layers", "width", "heads", "ffn_width", "groups")
-        least = dict.fromkeys((*sizes, "max_positions"), 1)
-        least |= dict.fromkeys(("position_offset", "token_types", "init_std"), 0)
-        for name, smallest in (least | {"norm_eps": 0}).items():
-            if getattr(self, name) < smallest:
-                raise PlmjaxError(
-                    f"model.{name} is {getattr(self, name)}; it must be at least "
-                    f"{smallest}."
-                )
-        if self.embedding_width is not None and self.embedding_width < 1:
-            raise PlmjaxError(
-                f"model.embedding_width is {self.embedding_width}; it must be at "
-                "least 1.",
-                hint="Leave it out for embeddings as wide as the layers.",
-            )
+        super().__post_init__()
         if self.width % self.heads:
             raise PlmjaxError(
                 f"model.heads={self.heads} does not divide model.width={self.width}.",
                 hint="The nearest number of heads that does is "
                 f"{_nearest_divisor(self.width, self.heads)}.",
             )
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise PlmjaxError(
-                    f"model.{name} is {getattr(self, name)}; it must be in [0, 1)."
-                )
         self._check_sharing()
         self._check_positions()
 
@@ -128,15 +112,7 @@ class EncoderConfig:
                 hint="Set model.positions='learned', or "
                 "model.attention='disentangled'.",
             )
-        if disentangled and self.position_buckets < 2:
-            raise PlmjaxError(
-                f"model.position_buckets is {self.position_buckets}; it must be at "
-                "least 2.",
-                hint="DeBERTa has 256.",
-            )
-        if self.convolution_width and (
-            self.convolution_width < 0 or self.convolution_width % 2 == 0
-        ):
+        if self.convolution_width and self.convolution_width % 2 == 0:
             raise PlmjaxError(
                 f"model.convolution_width is {self.convolution_width}; it must be odd, "
                 "as many tokens on each side, or 0 for none.",
@@ -302,11 +278,15 @@ PRESETS: dict[str, EncoderConfig] = {
 
 def _model_block() -> type:
     """A config block: a preset, and any field of EncoderConfig in its place."""
-    fields = dataclasses.fields(EncoderConfig)
     preset = dataclasses.field(default="bert-tiny", metadata={"resets": True})
-    own = [("preset", str, preset)]
-    taken = [(field.name, Optional[field.type], None) for field in fields]  # noqa: UP045
-    return dataclasses.make_dataclass("ModelConfig", own + taken, frozen=True)
+    block: list[tuple[str, Any, Any]] = [("preset", str, preset)]
+    for field in dataclasses.fields(EncoderConfig):
+        empty = dataclasses.field(default=None, metadata=field.metadata)
+        block.append((field.name, Optional[field.type], empty))  # noqa: UP045
+    prefix = {"prefix": EncoderConfig.prefix}
+    return dataclasses.make_dataclass(
+        "ModelConfig", block, bases=(Block,), namespace=prefix, frozen=True
+    )
 
 
 # vocab_size and position_offset follow from the tokenizer where they are not given.

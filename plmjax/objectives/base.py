@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from plmjax.config import Block
 from plmjax.data.pairs import PairsConfig
 from plmjax.models import EncoderConfig, Noise
 
@@ -76,7 +77,7 @@ class Objective(NamedTuple):
     flops: Callable[[int], float]
 
 
-class ObjectiveConfig:
+class ObjectiveConfig(Block, prefix="objective."):
     """What the data loader asks of every kind of objective block."""
 
     @property

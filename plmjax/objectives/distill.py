@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
+from plmjax.config import number
 from plmjax.models import EncoderConfig, Noise, flops, heads
 from plmjax.models.layers import affine
 from plmjax.objectives import distances, masking
@@ -33,14 +34,14 @@ class DistillConfig(MaskedConfig):
     # What the teacher computes in; none: what it was trained in or is read as.
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     # Softens both sides of the soft loss; the weights are those of DistilBERT's code.
-    temperature: float = 2.0
-    soft_weight: float = 5.0
-    mlm_weight: float = 2.0
-    cosine_weight: float = 1.0
+    temperature: float = number(2.0, above=0)
+    soft_weight: float = number(5.0, at_least=0)
+    mlm_weight: float = number(2.0, at_least=0)
+    cosine_weight: float = number(1.0, at_least=0)
     # Layer to layer: mean squared error of hidden states (TinyBERT), and what the last
     # layers attend to (MiniLM).
-    hidden_weight: float = 0.0
-    attention_weight: float = 0.0
+    hidden_weight: float = number(0.0, at_least=0)
+    attention_weight: float = number(0.0, at_least=0)
     # Where the soft loss is taken: at all tokens, as DistilBERT's code does unless told
     # --restrict_ce_to_mask, or at the masked ones alone, which costs less.
     soft_positions: Literal["all", "masked"] = "all"
@@ -53,16 +54,10 @@ class DistillConfig(MaskedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature <= 0:
+        if not any(self.weight(term) for term in TERMS):
+            told = [f"{term}_weight" for term in TERMS]
             raise PlmjaxError(
-                f"objective.temperature is {self.temperature}; it must be above 0."
-            )
-        weights = [self.weight(term) for term in TERMS]
-        if min(weights) < 0 or max(weights) == 0:
-            told = [f"{t}_weight={w}" for t, w in zip(TERMS, weights, strict=True)]
-            raise PlmjaxError(
-                f"objective: {', '.join(told)}; none must be negative, and one must be "
-                "above 0."
+                f"objective: {', '.join(told)} are all 0; one must be above 0."
             )
 
     def weight(self, term: str) -> float:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
+from plmjax.config import number
 from plmjax.models import EncoderConfig, Noise, flops, heads
 from plmjax.models import noise as noise_lib
 from plmjax.models.layers import cross_entropy
@@ -39,8 +40,8 @@ class ElectraConfig(MaskedConfig):
     kind: Literal["electra"] = "electra"
     # The generator's input: Google's pretrain_helpers.py masks 85 % of what is chosen
     # and keeps the rest. All that is chosen is predicted and replaced.
-    mask_share: float = 0.85
-    random_share: float = 0.0
+    mask_share: float = number(0.85, at_least=0, at_most=1)
+    random_share: float = number(0.0, at_least=0, at_most=1)
     # What the discriminator learns: electra, to tell replaced tokens; electra_15, the
     # same at the chosen positions alone; replace_mlm, to predict the original there,
     # from the generator's samples in place of [MASK]; all_tokens_mlm, to predict it
@@ -55,21 +56,15 @@ class ElectraConfig(MaskedConfig):
     tie: Literal["tokens", "embeddings", "none", "all", "disentangled"] = "tokens"
     # 0: the generator stays as it is (two-stage training from train.init_from; weight
     # decay still reaches it unless train.optimizer.no_decay names generator/.*).
-    generator_weight: float = 1.0
+    generator_weight: float = number(1.0, at_least=0)
     # Of the discriminator's loss: where it tells replaced tokens, where it predicts.
-    detector_weight: float = 50.0
-    mlm_weight: float = 1.0
+    detector_weight: float = number(50.0, at_least=0)
+    mlm_weight: float = number(1.0, at_least=0)
     # Of the generator's samples; lower: what it finds likeliest comes more often.
-    temperature: float = 1.0
+    temperature: float = number(1.0, above=0)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("generator_weight", "detector_weight", "mlm_weight"):
-            if getattr(self, name) < 0:
-                raise PlmjaxError(
-                    f"objective.{name} is {getattr(self, name)}; it must not be "
-                    "negative."
-                )
         if self.discriminator_weight == 0:
             name = JUDGES[self.variant].weight
             raise PlmjaxError(
@@ -90,10 +85,6 @@ class ElectraConfig(MaskedConfig):
                 f"objective.tie={self.tie} lets the discriminator train what it "
                 "shares.",
                 hint="Set --config.objective.tie=none.",
-            )
-        if self.temperature <= 0:
-            raise PlmjaxError(
-                f"objective.temperature is {self.temperature}; it must be above 0."
             )
 
     @property

@@ -5,13 +5,14 @@ Legend: T chosen tokens, V vocabulary, G blocks of N pieces.
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.config import Block, number
 from plmjax.models import EncoderConfig, heads
 from plmjax.objectives.base import Part
 from plmjax.tree import flatten, unflatten
@@ -31,12 +32,23 @@ TIES = {
     "disentangled": r"(?!)",
 }
 
+# Ranges of the sizes, and of the fractions.
+_SIZE: dict[str, Any] = {
+    "at_least": 1,
+    "hint": "Leave it out, and it follows from the fraction.",
+}
+_FRACTION: dict[str, Any] = {
+    "above": 0,
+    "at_most": 4,
+    "hint": "ELECTRA-small has width_fraction=0.25, layers_fraction=1.",
+}
+
 # How far a fraction may be from one that works: .333 means a third.
 _CLOSE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(Block, prefix="objective.generator."):
     """The generator's sizes: absolute, or else fractions of the discriminator's.
 
     Everything else (dropout, positions, activation, ...) is the discriminator's.
@@ -44,32 +56,15 @@ class GeneratorConfig:
 
     # uniform: any ordinary piece is as likely as another, and nothing is trained.
     kind: Literal["trained", "uniform"] = "trained"
-    layers: int | None = None
-    width: int | None = None
+    layers: int | None = number(None, **_SIZE)
+    width: int | None = number(None, **_SIZE)
     # None: each head, and the feed-forward layer to the width, as the discriminator's.
-    heads: int | None = None
-    ffn_width: int | None = None
+    heads: int | None = number(None, **_SIZE)
+    ffn_width: int | None = number(None, **_SIZE)
     # None: the discriminator's where tables are tied, else the generator's own width.
-    embedding_width: int | None = None
-    layers_fraction: float = 1.0
-    width_fraction: float = 0.25
-
-    def __post_init__(self):
-        for name in ("layers", "width", "heads", "ffn_width", "embedding_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise PlmjaxError(
-                    f"objective.generator.{name} is {value}; it must be at least 1.",
-                    hint="Leave it out, and it follows from the fraction.",
-                )
-        for name in ("layers_fraction", "width_fraction"):
-            value = getattr(self, name)
-            if not 0 < value <= 4:
-                raise PlmjaxError(
-                    f"objective.generator.{name} is {value}; it must lie between 0 "
-                    "and 4.",
-                    hint="ELECTRA-small has width_fraction=0.25, layers_fraction=1.",
-                )
+    embedding_width: int | None = number(None, **_SIZE)
+    layers_fraction: float = number(1.0, **_FRACTION)
+    width_fraction: float = number(0.25, **_FRACTION)
 
 
 def generator_encoder(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.config import number
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.layers import cross_entropy
 from plmjax.models.noise import Noise
@@ -22,35 +23,26 @@ from plmjax.objectives.base import Batch, Key, Metrics, ObjectiveConfig, Pieces
 class MaskedConfig(ObjectiveConfig):
     """How tokens are chosen, what replaces them, and when the choice changes."""
 
-    probability: float = 0.15
+    probability: float = number(0.15, above=0, below=1)
     # Where the probability ends, linearly over the steps; none: it stays.
-    final_probability: float | None = None
+    final_probability: float | None = number(None, above=0, below=1)
     # Of the chosen tokens: replaced by [MASK], by a random piece; the rest are kept.
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    mask_share: float = number(0.8, at_least=0, at_most=1)
+    random_share: float = number(0.1, at_least=0, at_most=1)
     # What is chosen as one: a token, a word, a span of words (SpanBERT), up to three
     # words (ALBERT).
     unit: Literal["token", "word", "span", "ngram"] = "token"
     # dynamic: new masks each step; static: `copies` fixed masks a row, in turn.
     masks: Literal["dynamic", "static"] = "dynamic"
-    copies: int = 10
+    copies: int = number(10, at_least=1)
 
     def __post_init__(self):
-        for name in ("probability", "final_probability"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise PlmjaxError(
-                    f"objective.{name} is {value}; it must lie between 0 and 1."
-                )
+        super().__post_init__()
         shares = (self.mask_share, self.random_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        if sum(shares) > 1:
             raise PlmjaxError(
                 f"objective.mask_share={shares[0]} and random_share={shares[1]} must "
-                "not be negative and must sum to at most 1 (the rest is kept)."
-            )
-        if self.copies < 1:
-            raise PlmjaxError(
-                f"objective.copies is {self.copies}; it must be at least 1."
+                "sum to at most 1 (the rest is kept)."
             )
         if self.masks == "static" and self.final_probability is not None:
             raise PlmjaxError(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
+from plmjax.config import number
 from plmjax.data.pairs import PairsConfig
 from plmjax.models import EncoderConfig, flops, heads
 from plmjax.models.layers import cross_entropy
@@ -29,21 +30,16 @@ class MLMConfig(MaskedConfig):
     # Where a B that does not follow comes from: another document, or anywhere.
     negatives: Literal["document", "corpus"] = "document"
     # Pairs that are cut short on purpose, as fine-tuning will bring short ones.
-    short_share: float = 0.1
-    mlm_weight: float = 1.0
-    pair_weight: float = 1.0
+    short_share: float = number(0.1, at_least=0, at_most=1)
+    mlm_weight: float = number(1.0, at_least=0)
+    pair_weight: float = number(1.0, at_least=0)
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.short_share <= 1:
+        if self.mlm_weight == 0 and self.pairs == "none":
             raise PlmjaxError(
-                f"objective.short_share is {self.short_share}; it must be in [0, 1]."
-            )
-        weights = (self.mlm_weight, self.pair_weight)
-        if min(weights) < 0 or (self.mlm_weight == 0 and self.pairs == "none"):
-            raise PlmjaxError(
-                f"objective.mlm_weight={weights[0]} and pair_weight={weights[1]} must "
-                "not be negative, and leave something to train for."
+                "objective.mlm_weight=0 with objective.pairs=none leaves nothing to "
+                "train for."
             )
 
     @property

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
+from plmjax.config import number
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
 from plmjax.models.task_heads import OUT_OF_REACH, POOLERS, Task, task_logits
@@ -26,22 +27,10 @@ class SupervisedConfig(ObjectiveConfig):
 
     kind: Literal["supervised"] = "supervised"
     # The share of each target that is spread evenly over all classes.
-    label_smoothing: float = 0.0
+    label_smoothing: float = number(0.0, at_least=0, below=1)
     # R-Drop (Liang et al. 2021, arXiv:2106.14448): what it costs that two passes with
     # different dropout disagree; 0: one pass.
-    rdrop_weight: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise PlmjaxError(
-                f"objective.label_smoothing is {self.label_smoothing}; it must be in "
-                "[0, 1)."
-            )
-        if self.rdrop_weight < 0:
-            raise PlmjaxError(
-                f"objective.rdrop_weight is {self.rdrop_weight}; it must not be "
-                "negative."
-            )
+    rdrop_weight: float = number(0.0, at_least=0)
 
 
 class Kind(NamedTuple):

@@ -47,7 +47,7 @@ _CHUNK = 4096  # examples in memory as rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(config_lib.Block, prefix="--"):
     """What is tried: chains of `rounds` at each rate, for each of folds or seeds.
 
     `rates` are shares of the pseudo-labels that are sure enough.
@@ -56,16 +56,15 @@ class Plan:
     unlabelled: str  # files and globs, comma between
     settings: PseudoConfig = dataclasses.field(default_factory=PseudoConfig)
     rates: tuple[float, ...] = (1.0,)
-    rounds: int = 1
-    folds: int | None = None
-    seeds: int = 1
+    rounds: int = config_lib.number(1, at_least=1)
+    folds: int | None = config_lib.number(None, at_least=2)
+    seeds: int = config_lib.number(1, at_least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         for rate in self.rates:
             if not 0 <= rate <= 1:
                 raise PlmjaxError(f"the rate {rate} is no share; give 0 to 1.")
-        if self.folds is not None and self.folds < 2:
-            raise PlmjaxError(f"--folds={self.folds} must be at least 2.")
         if self.folds is not None and self.seeds > 1:
             raise PlmjaxError(
                 f"--folds={self.folds} and --seeds={self.seeds} are two ways to see "

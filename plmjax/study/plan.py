@@ -99,18 +99,15 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Repeats:
+class Repeats(config_lib.Block, prefix="--"):
     """How often each is run: `vary` names the seeds that differ."""
 
-    seeds: int = 1
-    folds: int | None = None
+    seeds: int = config_lib.number(1, at_least=1)
+    folds: int | None = config_lib.number(None, at_least=2)
     vary: tuple[str, ...] = VARY
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise PlmjaxError(f"--seeds={self.seeds} must be at least 1.")
-        if self.folds is not None and self.folds < 2:
-            raise PlmjaxError(f"--folds={self.folds} must be at least 2.")
+        super().__post_init__()
         for name in self.vary:
             if name not in VARY:
                 raise PlmjaxError(

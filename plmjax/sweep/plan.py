@@ -34,7 +34,7 @@ Values = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(config_lib.Block):
     """What is compared, how a search goes about it, and when a trial is given up."""
 
     # A figure of scores.json, or of the evaluations in metrics.jsonl. Where the file
@@ -42,22 +42,15 @@ class StudyConfig:
     objective: str = "loss"
     maximise: bool = False
     # A search's: how many, chosen by what, from which seed.
-    trials: int | None = None
+    trials: int | None = config_lib.number(None, at_least=1)
     sampler: Literal["tpe", "random"] = "tpe"
     seed: int = 0
     # Successive halving: at this step, and at each `prune_factor` times the last, a
     # trial that is not among the best 1/prune_factor ends. None: each goes to its end.
-    prune_from_step: int | None = None
-    prune_factor: int = 3
+    prune_from_step: int | None = config_lib.number(None, at_least=1)
+    prune_factor: int = config_lib.number(3, at_least=2)
     # By which each of get_settings is trained.
-    seeds: int = 3
-
-    def __post_init__(self):
-        least_of = {"trials": 1, "prune_from_step": 1, "prune_factor": 2, "seeds": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise PlmjaxError(f"{name} is {value}; it must be at least {least}.")
+    seeds: int = config_lib.number(3, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from plmjax import Exit, PlmjaxError
+from plmjax.config import Block, number
 from plmjax.tokenizers import unigram
 from plmjax.tokenizers.backends import (
     ALBERT,
@@ -34,26 +35,19 @@ UNIGRAM_BYTES = 16_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Block, prefix="tokenizer."):
     """Which vocabulary: trained on the corpus, or read from path."""
 
     # wordpiece | bpe (byte-level) | unigram (SentencePiece's)
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
-    vocab_size: int = 8192
-    min_frequency: int = 2
+    vocab_size: int = number(8192, at_least=1)
+    min_frequency: int = number(2, at_least=1)
     lowercase: bool = True
     strip_accents: bool | None = None  # None: as lowercase, which is BERT's rule
     path: str | None = None  # a folder, tokenizer.json or vocab.txt
     # Chinese words for whole-word masking: found by jieba, or parted by spaces.
     segmenter: Literal["none", "jieba", "spaces"] = "none"
     user_dictionary: str | None = None  # more words for jieba: one a line
-
-    def __post_init__(self):
-        for name in ("vocab_size", "min_frequency"):
-            if getattr(self, name) < 1:
-                raise PlmjaxError(
-                    f"tokenizer.{name} is {getattr(self, name)}; it must be at least 1."
-                )
 
 
 def check_segmenter(config: TokenizerConfig) -> Segmenter | None:

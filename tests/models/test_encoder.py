@@ -372,7 +372,7 @@ def test_causal_alone_gives_order_without_positions():
             "model.groups=4 does not divide model.layers=6.* does is 3",
         ),
         ({"embedding_width": 0}, "model.embedding_width is 0"),
-        ({"dropout": 1.0}, r"model.dropout is 1.0; it must be in \[0, 1\)"),
+        ({"dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"attention": "disentangled", "causal": True},
             "model.attention='disentangled' looks both ways",

@@ -464,5 +464,5 @@ def test_settings_out_of_range_are_refused():
         DistillConfig(temperature=0)
     with pytest.raises(PlmjaxError, match="one must be above"):
         DistillConfig(soft_weight=0, mlm_weight=0, cosine_weight=0)
-    with pytest.raises(PlmjaxError, match="none must be negative"):
+    with pytest.raises(PlmjaxError, match="hidden_weight is -1; it must be at least 0"):
         DistillConfig(hidden_weight=-1)

@@ -293,7 +293,7 @@ def test_scores_slots_and_flops():
 def test_what_is_refused():
     with pytest.raises(PlmjaxError, match="label_smoothing is 1.0"):
         SupervisedConfig(label_smoothing=1.0)
-    with pytest.raises(PlmjaxError, match="must not be negative"):
+    with pytest.raises(PlmjaxError, match="must be at least 0"):
         SupervisedConfig(rdrop_weight=-1.0)
     with pytest.raises(PlmjaxError, match="means nothing for a task of kind answers"):
         supervised(SupervisedConfig(label_smoothing=0.1), ENCODER, TASKS["answers"])

@@ -167,5 +167,5 @@ def test_a_finite_spike_is_noticed(corpus, tmp_path, monkeypatch):
 def test_settings_that_cannot_be():
     with pytest.raises(PlmjaxError, match="spike_sigmas needs train.on_bad_step"):
         config_lib.load(RunConfig, None, ["train.spike_sigmas=6"])
-    with pytest.raises(PlmjaxError, match="must be > 0, or none"):
+    with pytest.raises(PlmjaxError, match="must be above 0, or none"):
         config_lib.load(RunConfig, None, ["train.hang_after_seconds=0"])
