@@ -25,6 +25,7 @@ from plmjax.data.config import DataConfig
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import (
     OBJECTIVES,
     CLMConfig,
@@ -323,6 +324,7 @@ def make_objective(
     encoder: EncoderConfig,
     tokenizer: Tokenizer,
     teacher: EncoderConfig | None = None,
+    platform: Platform = ANY,
 ) -> Objective:
     """Returns the objective of a run; a distillation needs its teacher's encoder."""
     pieces = Pieces(
@@ -330,4 +332,4 @@ def make_objective(
     )
     make = OBJECTIVES[config.objective.kind]
     more = (teacher,) if isinstance(config.objective, DistillConfig) else ()
-    return make(config.objective, encoder, pieces, *more)
+    return make(config.objective, encoder, pieces, *more, platform=platform)

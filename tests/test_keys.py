@@ -187,7 +187,7 @@ SEEN: list = []
 def shallow(monkeypatch):
     """Encoders and first weights that need little compiling; SEEN has their noise."""
 
-    def encode(encoder, params, batch, noise):
+    def encode(encoder, params, batch, noise, platform):
         SEEN.append((encoder, noise))
         tables = params["encoder"]["embeddings"]
         x_BLH = jnp.sin(jnp.asarray(tables["token"])[batch["tokens"]])
@@ -196,8 +196,8 @@ def shallow(monkeypatch):
             x_BLH = dropout(x_BLH, encoder.dropout, noise, "encoder")
         return x_BLH
 
-    def keep(encoder, params, batch, noise):
-        x_BLH = encode(encoder, params, batch, noise)
+    def keep(encoder, params, batch, noise, platform):
+        x_BLH = encode(encoder, params, batch, noise, platform)
         x_TH = x_BLH.reshape(-1, encoder.width)
         states = tuple(x_TH * (1 + layer) for layer in range(encoder.layers))
         x_BNLD = x_BLH[:, None] * encoder.layers

@@ -21,7 +21,7 @@ from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
 from plmjax.objectives import Objective, contrastive
 from plmjax.objectives.supervised import row_losses, supervised
@@ -145,6 +145,7 @@ def make_parts(
         lengths=settings.buckets,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    platform = Platform.of(mesh.devices.flat)
     if settings.kind == "embeddings":
         objective = contrastive(
             config.objective,
@@ -152,9 +153,12 @@ def make_parts(
             task,
             settings.temperature,
             len(data.train[0].texts),
+            platform,
         )
     else:
-        objective = supervised(config.objective, encoder, task, config.cache_features)
+        objective = supervised(
+            config.objective, encoder, task, config.cache_features, platform
+        )
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(
         config,

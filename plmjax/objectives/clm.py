@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, heads
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives.base import (
     Batch,
     Key,
@@ -29,7 +30,12 @@ class CLMConfig(ObjectiveConfig):
     kind: Literal["clm"] = "clm"
 
 
-def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
+def clm(
+    config: CLMConfig,
+    encoder: EncoderConfig,
+    pieces: Pieces,
+    platform: Platform = ANY,
+) -> Objective:
     """Returns the objective that predicts each token from those before it.
 
     Documents packed into one row neither see nor predict each other.
@@ -66,9 +72,9 @@ def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
         noise = key.noise(batch) if train else None
-        x_BLH = heads.encode(encoder, params, batch, noise)
+        x_BLH = heads.encode(encoder, params, batch, noise, platform)
         x_TH = x_BLH[:, :-1].reshape(-1, encoder.width)
-        logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
+        logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
         return token_loss(logits_TV, batch, bytes_V)
 
     def slots(length):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
+from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, whole
 from plmjax.objectives.supervised import SupervisedConfig
@@ -54,6 +55,7 @@ def contrastive(
     task: Task,
     temperature: float,
     texts: int = 2,
+    platform: Platform = ANY,
 ) -> Objective:
     """Returns the objective by which a text is nearer to its pair than to others.
 
@@ -86,7 +88,9 @@ def contrastive(
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
         noise = key.noise(batch) if train else None
-        vectors_BCH = unit(task_logits(encoder, task, params, batch, noise))
+        vectors_BCH = unit(
+            task_logits(encoder, task, params, batch, noise, platform=platform)
+        )
         number_BC, weights_B = batch["label"], batch["weights"]
         (vectors_NCH, number_NC, real_N), first = of_all_rows(
             (vectors_BCH, number_BC, batch["weight"] > 0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, Noise, flops, heads
 from plmjax.models.layers import affine
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import distances, masking
 from plmjax.objectives.base import Batch, Key, Objective, Pieces, whole
 from plmjax.objectives.distances import Kept
@@ -87,6 +88,7 @@ def distill(
     encoder: EncoderConfig,
     pieces: Pieces,
     teacher: EncoderConfig | None = None,
+    platform: Platform = ANY,
 ) -> Objective:
     """Returns the objective that makes a student of the encoder.
 
@@ -124,19 +126,23 @@ def distill(
 
     def see(model: EncoderConfig, params, batch: Batch, noise: Noise | None) -> Seen:
         if keep:
-            x_BLH, kept = distances.encode(model, params, batch, noise)
+            x_BLH, kept = distances.encode(model, params, batch, noise, platform)
         else:
-            x_BLH, kept = heads.encode(model, params, batch, noise), None
+            x_BLH = heads.encode(model, params, batch, noise, platform)
+            kept = None
         x_TH = x_BLH.reshape(-1, model.width)
         if config.predicts_all:
-            return Seen(heads.vocabulary_logits(model, params, x_TH), x_TH, kept)
-        at_TH = heads.take(x_BLH, batch["mask_positions"])
-        return Seen(heads.vocabulary_logits(model, params, at_TH), x_TH, kept)
+            at_TH = x_TH
+        else:
+            at_TH = heads.take(x_BLH, batch["mask_positions"])
+        logits_TV = heads.vocabulary_logits(model, params, at_TH, platform)
+        return Seen(logits_TV, x_TH, kept)
 
     def project(params, x_TH) -> Any:
         if not projects:
             return x_TH
-        return affine(x_TH, params["projection"]["kernel"], None, encoder.dtype)
+        kernel_HW = params["projection"]["kernel"]
+        return affine(x_TH, kernel_HW, None, encoder.dtype, platform)
 
     def apart(params, frozen, batch: Batch, ours: Seen, theirs: Seen):
         """Yields (term, its value at each position, weights of the positions)."""
@@ -160,7 +166,9 @@ def distill(
             yield "hidden", distances.hidden_loss(pairs), real_BL
         if weight("attention") > 0:
             segments_BL = batch["segments"]
-            attention_T = distances.attention_loss(ours.kept, theirs.kept, segments_BL)
+            attention_T = distances.attention_loss(
+                ours.kept, theirs.kept, segments_BL, platform
+            )
             yield "attention", attention_T, real_BL
 
     def loss(params, frozen, batch: Batch, key: Key, train: bool):

@@ -19,6 +19,7 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, Noise, flops, heads
 from plmjax.models import noise as noise_lib
 from plmjax.models.layers import cross_entropy
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces
 from plmjax.objectives.generator import (
     GeneratorConfig,
@@ -111,7 +112,12 @@ class ElectraConfig(MaskedConfig):
         return generator_encoder(self.generator, self.tie, encoder)
 
 
-def electra(config: ElectraConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
+def electra(
+    config: ElectraConfig,
+    encoder: EncoderConfig,
+    pieces: Pieces,
+    platform: Platform = ANY,
+) -> Objective:
     """Returns the objective that trains a discriminator and its generator."""
     generator, judge = config.generator_encoder(encoder), JUDGES[config.variant]
     parts = make_parts(config.tie, encoder, generator, judge.heads)
@@ -137,7 +143,8 @@ def electra(config: ElectraConfig, encoder: EncoderConfig, pieces: Pieces) -> Ob
             own = jax.lax.stop_gradient(own)
         # A stream of its own: the two would drop the same units of their layers.
         drops = _stream(noise, "generator") if train else None
-        logits_TV, _ = masked_logits(parts["generator"].encoder, own, batch, drops)
+        model = parts["generator"].encoder
+        logits_TV, _ = masked_logits(model, own, batch, drops, platform)
         value, metrics = token_loss(logits_TV, batch, masker.bytes_V, "generator_")
         shape = batch["labels"].shape
         u_BK = noise_lib.uniform(noise, "generator/sample", shape[1])
@@ -153,8 +160,8 @@ def electra(config: ElectraConfig, encoder: EncoderConfig, pieces: Pieces) -> Ob
             total = config.generator_weight * value
         batch = substituted(batch, drawn_BK)
         own = parts["discriminator"].take(params)
-        x_BLH = heads.encode(encoder, own, batch, noise if train else None)
-        value, more = judge.loss(encoder, own, x_BLH, batch, masker.bytes_V)
+        x_BLH = heads.encode(encoder, own, batch, noise if train else None, platform)
+        value, more = judge.loss(encoder, own, x_BLH, batch, masker.bytes_V, platform)
         share = _mean(batch["replaced"], batch["segments"] > 0)
         total = total + config.discriminator_weight * value
         return total, metrics | more | {"replaced_share": share}
@@ -242,37 +249,39 @@ def _detector_scores(means: dict[str, float]) -> dict[str, float]:
     return found | {"detector_separation": apart}
 
 
-def _detect(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _detect(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     del bytes_V
-    logits_T = heads.detector_logits(encoder, params, x_BLH.reshape(-1, encoder.width))
+    x_TH = x_BLH.reshape(-1, encoder.width)
+    logits_T = heads.detector_logits(encoder, params, x_TH, platform)
     weights_T = batch["token_weights"].reshape(-1)
     return detector_loss(logits_T, batch["replaced"].reshape(-1), weights_T)
 
 
-def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     del bytes_V
     at_BK = batch["mask_positions"]
-    logits_T = heads.detector_logits(encoder, params, heads.take(x_BLH, at_BK))
+    x_TH = heads.take(x_BLH, at_BK)
+    logits_T = heads.detector_logits(encoder, params, x_TH, platform)
     replaced_BK = jnp.take_along_axis(batch["replaced"], at_BK, axis=1)
     weights_T = batch["weights"].reshape(-1)
     return detector_loss(logits_T, replaced_BK.reshape(-1), weights_T)
 
 
-def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     x_TH = heads.take(x_BLH, batch["mask_positions"])
-    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
     return token_loss(logits_TV, batch, bytes_V, "discriminator_")
 
 
-def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     """All-Tokens MLM: D times the input's piece plus 1 - D times the softmax.
 
     D, the probability to copy, is the detector's that the token is the original. The
     metrics of the discriminator are those of the chosen positions, as in Replace-MLM.
     """
     x_TH = x_BLH.reshape(-1, encoder.width)
-    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
-    replaced_T = heads.detector_logits(encoder, params, x_TH)
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
+    replaced_T = heads.detector_logits(encoder, params, x_TH, platform)
     seen_T, labels_T = batch["tokens"].reshape(-1), batch["originals"].reshape(-1)
     nll_T, hit_T = _copy_loss(logits_TV, replaced_T, seen_T, labels_T)
     weights_T = batch["token_weights"].reshape(-1)
@@ -322,9 +331,10 @@ def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
 class Judge(NamedTuple):
     """What the discriminator is trained for.
 
-    loss(encoder, params, x_BLH, batch, bytes_V) -> (value, metrics), where `batch` has
-    the tokens it saw, "originals" and "replaced" [B, L]; `term` is the metric whose
-    mean is the value, `weight` the key of its weight; flops(encoder, length, slots).
+    loss(encoder, params, x_BLH, batch, bytes_V, platform) -> (value, metrics), where
+    `batch` has the tokens it saw, "originals" and "replaced" [B, L]; `term` is the
+    metric whose mean is the value, `weight` the key of its weight; flops(encoder,
+    length, slots).
     """
 
     heads: tuple[str, ...]

@@ -14,6 +14,7 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.layers import cross_entropy
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import masking
 from plmjax.objectives.base import Batch, Key, Metrics, ObjectiveConfig, Pieces
 
@@ -183,12 +184,16 @@ def token_loss(
 
 
 def masked_logits(
-    encoder: EncoderConfig, params: dict, batch: Batch, noise: Noise | None
+    encoder: EncoderConfig,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logits [B * K, V] at the chosen positions, and all states [B, L, H].
 
     The vocabulary head runs on the chosen positions alone.
     """
-    x_BLH = heads.encode(encoder, params, batch, noise)
+    x_BLH = heads.encode(encoder, params, batch, noise, platform)
     x_TH = heads.take(x_BLH, batch["mask_positions"])
-    return heads.vocabulary_logits(encoder, params, x_TH), x_BLH
+    return heads.vocabulary_logits(encoder, params, x_TH, platform), x_BLH

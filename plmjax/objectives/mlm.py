@@ -15,6 +15,7 @@ from plmjax import PlmjaxError
 from plmjax.data.pairs import PairsConfig
 from plmjax.models import EncoderConfig, flops, heads
 from plmjax.models.layers import cross_entropy
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces, whole
 from plmjax.objectives.masked import MaskedConfig, Masker, masked_logits, token_loss
 
@@ -53,7 +54,12 @@ class MLMConfig(MaskedConfig):
         return PairsConfig(self.pairs, self.negatives, self.short_share)
 
 
-def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
+def mlm(
+    config: MLMConfig,
+    encoder: EncoderConfig,
+    pieces: Pieces,
+    platform: Platform = ANY,
+) -> Objective:
     """Returns the objective that predicts masked tokens from both sides."""
     masker, paired = Masker(config, encoder, pieces), config.pairs != "none"
     names = ("head", "pair") if paired else ("head",)
@@ -73,12 +79,13 @@ def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
     def loss(params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
         noise = key.noise(batch) if train else None
-        logits_TV, x_BLH = masked_logits(encoder, params, batch, noise)
+        logits_TV, x_BLH = masked_logits(encoder, params, batch, noise, platform)
         value, metrics = token_loss(logits_TV, batch, masker.bytes_V)
         if not paired:
             return config.mlm_weight * value, metrics
         x_TH = heads.take(x_BLH, batch["cls"])
-        pair, more = pair_loss(heads.pair_logits(encoder, params, x_TH), batch)
+        logits_T2 = heads.pair_logits(encoder, params, x_TH, platform)
+        pair, more = pair_loss(logits_T2, batch)
         return config.mlm_weight * value + config.pair_weight * pair, metrics | more
 
     def scores(means):

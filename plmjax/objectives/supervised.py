@@ -5,6 +5,7 @@ Legend: B rows, L tokens a row, C classes, labels or choices, U what has a label
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
+from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, POOLERS, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, whole
 
@@ -167,7 +169,11 @@ def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def supervised(
-    config: SupervisedConfig, encoder: EncoderConfig, task: Task, cached: bool = False
+    config: SupervisedConfig,
+    encoder: EncoderConfig,
+    task: Task,
+    cached: bool = False,
+    platform: Platform = ANY,
 ) -> Objective:
     """Returns the objective that predicts batch["label"].
 
@@ -208,14 +214,15 @@ def supervised(
         labels, weights_U = batch["label"], batch["weights"]
         # Held-out losses are those of the labels as they are.
         smoothing = config.label_smoothing if train else 0.0
-        scores = task_logits(encoder, task, params, batch, noise)
+        says = functools.partial(task_logits, encoder, task, params, batch)
+        scores = says(noise, platform=platform)
         loss_U = kind.loss(scores, labels, smoothing)
         used_U = (weights_U > 0).astype(jnp.float32)
         count = jnp.sum(used_U)
         metrics = {}
         total_U = loss_U
         if noise is not None and config.rdrop_weight:
-            others = task_logits(encoder, task, params, batch, _again(noise))
+            others = says(_again(noise), platform=platform)
             loss_U = 0.5 * (loss_U + kind.loss(others, labels, smoothing))
             apart_U = kind.divergence(scores, others)
             total_U = loss_U + config.rdrop_weight * apart_U

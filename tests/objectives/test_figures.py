@@ -112,14 +112,14 @@ def draw(names, vocabulary=VOCABULARY, width=WIDTH, seed=1) -> dict:
     return unflatten(leaves)
 
 
-def encode(config, params, batch, noise=None):
+def encode(config, params, batch, noise=None, platform=None):
     found = params["encoder"]["embeddings"]
     x = found["token"][batch["tokens"]] + found["position"][batch["positions"]]
     x = (x + found["type"][batch["types"]]) * (1 + params["encoder"]["scale"])
     return x * (1 + batch["segments"] / 2)[..., None]
 
 
-def layers_of(config, params, batch, noise=None):
+def layers_of(config, params, batch, noise=None, platform=None):
     x = encode(config, params, batch)
     states = tuple(
         (x * (i + 1) / 2 + i).reshape(-1, config.width) for i in range(config.layers)
@@ -129,15 +129,15 @@ def layers_of(config, params, batch, noise=None):
     return x, distances.Kept(states, a, a[..., ::-1], a * a)
 
 
-def vocabulary_logits(config, params, x):
+def vocabulary_logits(config, params, x, platform=None):
     return x @ params["encoder"]["embeddings"]["token"].T + params["head"]["bias"]
 
 
-def pair_logits(config, params, x):
+def pair_logits(config, params, x, platform=None):
     return x @ params["pair"]["kernel"]
 
 
-def detector_logits(config, params, x):
+def detector_logits(config, params, x, platform=None):
     return x @ params["detector"]["kernel"]
 
 

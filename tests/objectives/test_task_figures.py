@@ -83,7 +83,7 @@ def scores_of(kind: str, params, batch, factor=1.0):
     return where(real[..., None], found, UNREACHABLE)
 
 
-def task_logits(config, task, params, batch, noise):
+def task_logits(config, task, params, batch, noise, platform=None):
     if noise is None:
         return scores_of(task.kind, params, batch)
     factor = jnp.where(noise.seed == SEED, FIRST, SECOND)
@@ -306,7 +306,7 @@ def test_contrast_is_that_of_the_definition(monkeypatch):
     monkeypatch.setitem(
         contrastive.__globals__,
         "task_logits",
-        lambda config, task, params, batch, noise: vectors_of(params, batch),
+        lambda config, task, params, batch, noise, platform: vectors_of(params, batch),
     )
     objective = contrastive(
         SupervisedConfig(), ENCODER, Task("embeddings"), TEMPERATURE, TEXTS
