@@ -23,8 +23,8 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
-from plmjax.objectives import Objective, contrastive
-from plmjax.objectives.supervised import row_losses, supervised
+from plmjax.objectives import Contrastive, Objective
+from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
@@ -147,17 +147,17 @@ def make_parts(
     )
     platform = Platform.of(mesh.devices.flat)
     if settings.kind == "embeddings":
-        objective = contrastive(
+        objective = Contrastive(
             config.objective,
             encoder,
             task,
             settings.temperature,
             len(data.train[0].texts),
-            platform,
+            platform=platform,
         )
     else:
-        objective = supervised(
-            config.objective, encoder, task, config.cache_features, platform
+        objective = Supervised(
+            config.objective, encoder, task, config.cache_features, platform=platform
         )
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(

@@ -4,7 +4,8 @@ Legend: B rows, L tokens, K slots a row, V vocabulary.
 """
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,14 @@ from plmjax.models.layers import cross_entropy
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import masking
-from plmjax.objectives.base import Batch, Key, Metrics, ObjectiveConfig, Pieces
+from plmjax.objectives.base import (
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    Pieces,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +160,26 @@ class Masker:
             "labels": labels_BK,
             "weights": used / jnp.maximum(jnp.sum(used), 1),
         }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masked(Objective):
+    """What the objectives with masks have in common."""
+
+    config: Any
+    encoder: EncoderConfig
+    pieces: Pieces
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
+
+    def __post_init__(self):
+        _ = self.masker  # which refuses what cannot be masked
+
+    @functools.cached_property
+    def masker(self) -> "Masker":
+        return Masker(self.config, self.encoder, self.pieces)
+
+    def slots(self, length):
+        return self.config.slots(length)
 
 
 def bytes_of(pieces: Pieces, vocab_size: int) -> np.ndarray:

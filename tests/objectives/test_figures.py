@@ -20,18 +20,18 @@ import pytest
 from plmjax.models import EncoderConfig, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import (
+    CLM,
+    MLM,
     CLMConfig,
+    Distill,
     DistillConfig,
+    Electra,
     ElectraConfig,
     Key,
     MLMConfig,
     Objective,
     Pieces,
-    clm,
     distances,
-    distill,
-    electra,
-    mlm,
 )
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.train import sharding
@@ -472,7 +472,7 @@ def mlm_case(token_types=2, **settings) -> Case:
     names = ("head",) if config.pairs == "none" else ("head", "pair")
     token_loss = "loss" if config.pairs == "none" else "mlm_loss"
     encoder = dataclasses.replace(ENCODER, token_types=token_types)
-    objective = mlm(config, encoder, PIECES)
+    objective = MLM(config, encoder, PIECES)
     # Where one type is all there is, the second sentence has no other.
     reference = masked_reference(config, token_types > 1)
     return Case(objective, draw(names), reference, token_loss)
@@ -480,7 +480,7 @@ def mlm_case(token_types=2, **settings) -> Case:
 
 def clm_case() -> Case:
     encoder = dataclasses.replace(ENCODER, causal=True)
-    objective = clm(CLMConfig(), encoder, PIECES)
+    objective = CLM(CLMConfig(), encoder, PIECES)
     return Case(objective, draw(("head",)), causal_reference, "loss")
 
 
@@ -495,7 +495,7 @@ def electra_case(names=("detector",), kind="trained", **settings) -> Case:
     if kind == "uniform":
         del params["generator"]
         token_loss = None
-    objective = electra(config, ENCODER, PIECES)
+    objective = Electra(config, ENCODER, PIECES)
     return Case(objective, params, electra_reference(config), token_loss)
 
 
@@ -514,7 +514,7 @@ def distill_case(**settings) -> Case:
     params = draw(("head",))
     kernel = np.random.default_rng(3).normal(0, 0.5, (WIDTH, 12)).astype(np.float32)
     params["projection"] = {"kernel": kernel}
-    objective = distill(config, ENCODER, PIECES, TEACHER)
+    objective = Distill(config, ENCODER, PIECES, TEACHER)
     reference = distill_reference(config)
     return Case(objective, params, reference, "mlm_loss", FROZEN)
 
