@@ -26,6 +26,7 @@ from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
 from plmjax.files import write_json
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import (
     OBJECTIVES,
     CLMConfig,
@@ -358,6 +359,7 @@ def make_objective(
     encoder: EncoderConfig,
     tokenizer: Tokenizer,
     teacher: EncoderConfig | None = None,
+    platform: Platform = ANY,
 ) -> Objective:
     """Returns the objective of a run; a distillation needs its teacher's encoder."""
     pieces = Pieces(
@@ -365,4 +367,4 @@ def make_objective(
     )
     make = OBJECTIVES[config.objective.kind]
     more = (teacher,) if isinstance(config.objective, DistillConfig) else ()
-    return make(config.objective, encoder, pieces, *more)
+    return make(config.objective, encoder, pieces, *more, platform=platform)

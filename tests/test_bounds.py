@@ -19,7 +19,7 @@ from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
-from plmjax.objectives import ElectraConfig, Key, MLMConfig, Pieces, electra, mlm
+from plmjax.objectives import MLM, Electra, ElectraConfig, Key, MLMConfig, Pieces
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.masked import bytes_of
 from plmjax.workdir import RunConfig
@@ -258,12 +258,12 @@ def test_random_pieces_are_those_of_the_tokenizer():
     """All of them, and neither special pieces nor rows past the last."""
     generator = GeneratorConfig(kind="uniform")
     objectives = (
-        mlm(
+        MLM(
             MLMConfig(mask_share=0.0, random_share=1.0, probability=0.5),
             ENCODER,
             OF_TOKENIZER,
         ),
-        electra(
+        Electra(
             ElectraConfig(generator=generator, probability=0.5), ENCODER, OF_TOKENIZER
         ),
     )
@@ -323,7 +323,7 @@ def test_slots_are_enough_for_a_whole_row(probability, length, count):
 
 
 def test_rows_with_nothing_to_mask_have_no_weight_and_others_one_token():
-    objective = mlm(MLMConfig(probability=1e-6), ENCODER, OF_TOKENIZER)
+    objective = MLM(MLMConfig(probability=1e-6), ENCODER, OF_TOKENIZER)
     batch = rows_of_text()
     batch["segments"][0] = 0
     batch["tokens"][1] = 2

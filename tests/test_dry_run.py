@@ -14,7 +14,7 @@ from tests_common import TINY
 
 from plmjax import tree
 from plmjax.cli import main
-from plmjax.objectives import OBJECTIVES, ElectraConfig, MLMConfig, mlm
+from plmjax.objectives import MLM, OBJECTIVES, ElectraConfig, MLMConfig
 from plmjax.report import dry_run as lib
 from plmjax.train import sharding
 from plmjax.train.collectives import Collective
@@ -45,7 +45,7 @@ def text(table, width: int = 100) -> str:
 
 
 def test_blocks_of_a_mixed_mesh():
-    objective = mlm(MLMConfig(), encoder(layers=3), pieces(96))
+    objective = MLM(MLMConfig(), encoder(layers=3), pieces(96))
     embeddings, layers, head = blocks(objective, (2, 2, 2))
     assert [b.name for b in (embeddings, layers, head)] == [
         "encoder/embeddings",
@@ -77,7 +77,7 @@ def test_blocks_of_a_mixed_mesh():
 def test_bytes_of_a_device(sizes, zero1, weights, optimizer):
     """The share of the bytes of the kernels, which are nearly all."""
     big = encoder(width=256, ffn_width=1024, max_positions=8, vocab_size=1024)
-    objective = mlm(MLMConfig(), big, pieces(1024))
+    objective = MLM(MLMConfig(), big, pieces(1024))
     state = state_of(objective, ema=True)
     found = blocks(objective, sizes, zero1, ema=True)
     whole = tree.size_in_bytes(state.params)
@@ -105,7 +105,7 @@ def test_the_parts_of_electra_have_their_own_blocks():
 
 
 def test_layers_that_differ_are_not_joined():
-    objective = mlm(MLMConfig(), encoder(layers=4, sharing="all", groups=2), pieces(96))
+    objective = MLM(MLMConfig(), encoder(layers=4, sharing="all", groups=2), pieces(96))
     names = [block.name for block in blocks(objective, (8, 1, 1))]
     # Two sets of parameters serve four layers.
     assert "encoder/layer_0 .. 1" in names

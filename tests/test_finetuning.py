@@ -483,14 +483,14 @@ def test_the_average_is_the_mean_of_the_last_weights(tmp_path, folder, data):
 def _saved(checkpoints, step, place):
     """Returns the parameters of a checkpoint of a plain run."""
     from plmjax.models.task_heads import Task
-    from plmjax.objectives.supervised import SupervisedConfig, supervised
+    from plmjax.objectives.supervised import Supervised, SupervisedConfig
     from plmjax.train.config import OptimizerConfig
     from plmjax.train.optimizer import make_optimizer
     from plmjax.train.step import init_state
 
     encoder = read_folder(place / "export").config
     task = Task("classes", ("with", "without"))
-    objective = supervised(SupervisedConfig(), encoder, task)
+    objective = Supervised(SupervisedConfig(), encoder, task)
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     batch = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
     state = jax.eval_shape(

@@ -37,18 +37,19 @@ from plmjax.models import EncoderConfig, heads, task_heads
 from plmjax.models.layers import dropout
 from plmjax.models.task_heads import task_logits
 from plmjax.objectives import (
+    CLM,
+    MLM,
+    Altered,
     CLMConfig,
+    Distill,
     DistillConfig,
+    Electra,
     ElectraConfig,
     Key,
     MLMConfig,
     Objective,
     Pieces,
-    clm,
     distances,
-    distill,
-    electra,
-    mlm,
 )
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.supervised import SupervisedConfig
@@ -160,14 +161,14 @@ def make(kind: str, encoder=None, **keys) -> Objective:
     if kind != "clm":
         keys = {"probability": SLOTS / TEXT} | keys
     if kind == "mlm":
-        return mlm(MLMConfig(**keys), encoder or ENCODER, PIECES)
+        return MLM(MLMConfig(**keys), encoder or ENCODER, PIECES)
     if kind == "clm":
-        return clm(CLMConfig(**keys), encoder or CAUSAL, PIECES)
+        return CLM(CLMConfig(**keys), encoder or CAUSAL, PIECES)
     if kind == "electra":
         keys = {"generator": GeneratorConfig(width_fraction=1.0)} | keys
-        return electra(ElectraConfig(**keys), encoder or ENCODER, PIECES)
+        return Electra(ElectraConfig(**keys), encoder or ENCODER, PIECES)
     config = DistillConfig(**{"teacher": "a", "start": "fresh"} | keys)
-    return distill(config, encoder or ENCODER, PIECES, TEACHER)
+    return Distill(config, encoder or ENCODER, PIECES, TEACHER)
 
 
 def weights(objective: Objective) -> dict:
@@ -186,7 +187,7 @@ SEEN: list = []
 def shallow(monkeypatch):
     """Encoders and first weights that need little compiling; SEEN has their noise."""
 
-    def encode(encoder, params, batch, noise):
+    def encode(encoder, params, batch, noise, platform):
         SEEN.append((encoder, noise))
         tables = params["encoder"]["embeddings"]
         x_BLH = jnp.sin(jnp.asarray(tables["token"])[batch["tokens"]])
@@ -195,8 +196,8 @@ def shallow(monkeypatch):
             x_BLH = dropout(x_BLH, encoder.dropout, noise, "encoder")
         return x_BLH
 
-    def keep(encoder, params, batch, noise):
-        x_BLH = encode(encoder, params, batch, noise)
+    def keep(encoder, params, batch, noise, platform):
+        x_BLH = encode(encoder, params, batch, noise, platform)
         x_TH = x_BLH.reshape(-1, encoder.width)
         states = tuple(x_TH * (1 + layer) for layer in range(encoder.layers))
         x_BNLD = x_BLH[:, None] * encoder.layers
@@ -673,7 +674,7 @@ def _(made):
     for start in ("teacher", "fresh"):
         run = made.run("objective.kind=distill", f"objective.start={start}")
         init = lambda key, batch, run=run: zeros(run)  # noqa: E731
-        run = dataclasses.replace(run, objective=run.objective._replace(init=init))
+        run = dataclasses.replace(run, objective=Altered(run.objective, init))
         with jax.set_mesh(run.mesh):
             found[start] = fresh_state(run, lambda _: None).params
     theirs = open_model(str(made.folder)).params["encoder"]["layer_1"]["ffn"]["up"]
@@ -1237,7 +1238,7 @@ def _(made):
     steps = {loss_of(parts, moved, step=step)[0] for step in (0, 1)}
     assert len(steps | {there}) == 3
     # An entry is the start's, or so much further from it that the mean stays.
-    echo = mixout.mixout(plain.objective._replace(loss=lambda p, *_: p), 0.6).loss
+    echo = mixout.mixout(Altered(plain.objective, own_loss=lambda p, *_: p), 0.6).loss
     mixed = tree.flatten(echo(moved, parts.frozen, {}, a_key(), True))
     name = "encoder/layer_1/ffn/up/kernel"
     start, now = tree.flatten(parts.params)[name], tree.flatten(moved)[name]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from plmjax import tree
 from plmjax.bench.scaling import FEW, ROWS, ScalingConfig
 from plmjax.models.config import PRESETS, EncoderConfig
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import (
     OBJECTIVES,
     CLMConfig,
@@ -29,13 +30,13 @@ from plmjax.train.schedule import make_schedule
 from plmjax.train.step import init_state, lower, make_step
 
 
-def objective_of(encoder: EncoderConfig) -> Objective:
+def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:
     """Returns what a model of its family is pretrained for."""
     config = {"electra": ElectraConfig(), "gpt2": CLMConfig()}.get(
         encoder.family, MLMConfig()
     )
     pieces = Pieces(4, (0, 1, 2, 3, 4), (1,) * encoder.vocab_size)
-    return OBJECTIVES[config.kind](config, encoder, pieces)
+    return OBJECTIVES[config.kind](config, encoder, pieces, platform=platform)
 
 
 def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,7 +80,8 @@ def _compile(
     zero1 = kind == "zero1"
     block = MeshConfig(sizes["data"], sizes["fsdp"], sizes["tensor"], zero1)
     mesh = sharding.make_mesh(block)
-    objective, optimizer = objective_of(encoder), make_optimizer(OptimizerConfig())
+    objective = objective_of(encoder, Platform.of(mesh.devices.flat))
+    optimizer = make_optimizer(OptimizerConfig())
     batch = shapes(rows * sizes["data"] * sizes["fsdp"], config.length)
     state = jax.eval_shape(
         lambda batch: init_state(objective, optimizer, 0, batch, False), batch

@@ -16,7 +16,7 @@ from plmjax.bench.worker import Spec
 from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.evaluate.model import Model
-from plmjax.models import heads
+from plmjax.models import Platform, heads
 from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
 from plmjax.objectives.electra import JUDGES, substituted
 from plmjax.objectives.masked import masked_logits, token_loss
@@ -47,14 +47,16 @@ def open_run(spec: Spec) -> Run:
     phases = [Phase(_ENDLESS, spec.batch, plan)]
     teacher = _teacher(config, spec)
     theirs = None if teacher is None else teacher.encoder
+    mesh = sharding.make_mesh(MeshConfig())
+    platform = Platform.of(mesh.devices.flat)
     return Run(
         config,
         workdir,
-        sharding.make_mesh(MeshConfig()),
+        mesh,
         tokenizer,
         store,
         encoder,
-        make_objective(config, encoder, tokenizer, theirs),
+        make_objective(config, encoder, tokenizer, theirs, platform),
         Loader(store.split("train"), phases, tokenizer, spec.seed),
         teacher,
     )
@@ -163,15 +165,17 @@ def _electra_losses(objective: Objective, params, batch) -> dict:
         objective.parts[name] for name in ("generator", "discriminator")
     )
     no_bytes_V = np.zeros(generator.encoder.vocab_size, np.float32)
-    logits_TV, _ = masked_logits(generator.encoder, generator.take(params), batch, None)
+    platform = Platform.of(jax.devices())
+    own = generator.take(params)
+    logits_TV, _ = masked_logits(generator.encoder, own, batch, None, platform)
     batch = substituted(batch, batch["drawn"])
     encoder, own = discriminator.encoder, discriminator.take(params)
-    x_BLH = heads.encode(encoder, own, batch, None)
+    x_BLH = heads.encode(encoder, own, batch, None, platform)
+    judge = JUDGES["electra"].loss
+    detector, _ = judge(encoder, own, x_BLH, batch, no_bytes_V, platform)
     return {
         "generator_loss": token_loss(logits_TV, batch, no_bytes_V)[0],
-        "detector_loss": JUDGES["electra"].loss(encoder, own, x_BLH, batch, no_bytes_V)[
-            0
-        ],
+        "detector_loss": detector,
     }
 
 

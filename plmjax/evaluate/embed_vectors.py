@@ -25,7 +25,7 @@ from plmjax.evaluate.embed_rows import (
     make_rows,
 )
 from plmjax.evaluate.model import Model
-from plmjax.models import EncoderConfig, heads
+from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 
@@ -145,6 +145,7 @@ def compute(
     """Yields the vectors of each batch; the device has the next one meanwhile."""
     encoder = dataclasses.replace(model.encoder, dtype=config.dtype, remat=False)
     mesh = sharding.make_mesh(MeshConfig())
+    platform = Platform.of(mesh.devices.flat)
     params = {"encoder": model.params["encoder"]}
     params = jax.device_put(params, sharding.replicated(mesh))
     pooling = None if config.words else config.pooling
@@ -161,7 +162,7 @@ def compute(
         # The default of GPUs and TPUs rounds float32 to ten bits or fewer.
         exact = "highest" if config.dtype == "float32" else None
         with _memory(batch), jax.default_matmul_precision(exact):
-            states = _states(encoder, config.layer, pooling, params, placed)
+            states = _states(encoder, platform, config.layer, pooling, params, placed)
         new = (batch.size, batch.length) not in shapes
         shapes.add((batch.size, batch.length))
         took = time.monotonic() - started if new else 0.0
@@ -187,12 +188,17 @@ def _memory(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _states(
-    encoder: EncoderConfig, layer: int, pooling: str | None, params, batch
+    encoder: EncoderConfig,
+    platform: Platform,
+    layer: int,
+    pooling: str | None,
+    params,
+    batch,
 ) -> jax.Array:
     """Returns float32 vectors of rows [B, H]; without pooling, of tokens [B, L, H]."""
-    x_BLH = heads.encode_to(encoder, params, batch, layer)
+    x_BLH = heads.encode_to(encoder, params, batch, layer, platform)
     if pooling is None:
         return x_BLH.astype(jnp.float32)
     return heads.pooled(x_BLH, batch["segments"], pooling)

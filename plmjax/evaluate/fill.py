@@ -1,6 +1,5 @@
 """Guesses words: `plmjax fill`, and the examples that pretraining shows."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 
 from plmjax import PlmjaxError
 from plmjax.evaluate.model import Model
-from plmjax.models import EncoderConfig, heads
+from plmjax.models import EncoderConfig, Platform, heads
 
 
 class Guess(NamedTuple):
@@ -89,10 +88,12 @@ def one_row(
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def outputs(encoder: EncoderConfig, params: dict, batch: dict) -> dict:
     """Returns what each head of a model says of a batch, float32."""
-    return heads.outputs(encoder, params, batch)
+    return _outputs(encoder, params, batch, Platform.of(jax.devices()))
+
+
+_outputs = jax.jit(heads.outputs, static_argnums=(0, 3))
 
 
 def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:

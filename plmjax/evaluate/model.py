@@ -9,7 +9,7 @@ import jax
 from plmjax import Exit, PlmjaxError
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.interop.huggingface import read_folder
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
@@ -199,7 +199,9 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
     config = workdir.config()
     tokenizer = workdir.tokenizer()
     encoder = encoder_config(config, tokenizer)
-    objective = make_objective(config, encoder, tokenizer, workdir.teacher())
+    platform = Platform.of(jax.devices())
+    teacher = workdir.teacher()
+    objective = make_objective(config, encoder, tokenizer, teacher, platform)
     checkpoints = Checkpoints(workdir.checkpoints)
     step = checkpoints.good_step(_wanted_step(checkpoints, checkpoint))
     if step is None:

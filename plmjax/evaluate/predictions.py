@@ -18,7 +18,7 @@ from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.entities import has_entities
 from plmjax.evaluate.gain import LOWER_IS_BETTER, task_scores
 from plmjax.evaluate.retrieval import find_pairs
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task, task_logits
 from plmjax.train import sharding
 
@@ -41,9 +41,11 @@ def make_predict(
     `merge` makes the plain model's parameters of those that were trained (LoRA).
     """
 
+    platform = Platform.of(mesh.devices.flat)
+
     def predict(params, frozen, batch):
         whole = merge(params, frozen)
-        return task_logits(encoder, task, whole, batch, None)
+        return task_logits(encoder, task, whole, batch, None, platform=platform)
 
     return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 

@@ -19,7 +19,7 @@ from plmjax.data.task_batches import take
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.linear import Featurise, row_counts
 from plmjax.evaluate.model import Model
-from plmjax.models import EncoderConfig, heads
+from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.heads import Batch
 
 _BATCH = 32  # rows at once
@@ -43,6 +43,7 @@ def probe_features(config: TaskConfig, model: Model) -> Featurise:
             hint=f"Set task.length={model.encoder.max_length}.",
         )
     params = jax.device_put({"encoder": model.params["encoder"]})
+    platform = Platform.of(jax.devices())
 
     def featurise(examples: Sequence[Example]) -> np.ndarray:
         bare = [dataclasses.replace(example, label=None) for example in examples]
@@ -53,13 +54,14 @@ def probe_features(config: TaskConfig, model: Model) -> Featurise:
         tokens = np.zeros((counts.sum(), 1))
         for rows, batch in _batches(features):
             if features.word is not None:  # tags
-                states_BLH = np.asarray(_states(model.encoder, params, batch))
+                states_BLH = np.asarray(_states(model.encoder, platform, params, batch))
                 word_BL = features.word[rows, : batch["tokens"].shape[1]]
                 row, place = np.nonzero(word_BL >= 0)
                 which = begin[features.example[rows[row]]] + word_BL[row, place]
                 sums[which], tokens[which] = states_BLH[row, place], 1
                 continue
-            part_BCH = np.asarray(_sums(model.encoder, params, batch))[: len(rows)]
+            part_BCH = np.asarray(_sums(model.encoder, platform, params, batch))
+            part_BCH = part_BCH[: len(rows)]
             count_BC = (batch["segments"][: len(rows)] > 0).sum(-1)
             if count_BC.ndim == 1:
                 part_BCH, count_BC = part_BCH[:, None], count_BC[:, None]
@@ -93,20 +95,25 @@ def _cut(batch: dict, length: int) -> dict:
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _states(encoder: EncoderConfig, params: dict, batch: Batch) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _states(
+    encoder: EncoderConfig, platform: Platform, params: dict, batch: Batch
+) -> jax.Array:
     """[B, L] -> [B, L, H] float32."""
     if encoder.token_types < 2:
         # A table of one type has no row for sentence B; [SEP] alone parts them.
         batch = batch | {"types": jnp.zeros_like(batch["types"])}
-    return heads.encode(encoder, params, batch, None).astype(jnp.float32)
+    x_BLH = heads.encode(encoder, params, batch, None, platform)
+    return x_BLH.astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sums(encoder: EncoderConfig, params: dict, batch: Batch) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(
+    encoder: EncoderConfig, platform: Platform, params: dict, batch: Batch
+) -> jax.Array:
     """Sums of states over real tokens: [B, L] -> [B, H], [B, C, L] -> [B, C, H]."""
     flat = {k: x.reshape(-1, x.shape[-1]) for k, x in batch.items()}
-    states_BLH = _states(encoder, params, flat)
+    states_BLH = _states(encoder, platform, params, flat)
     real_BL1 = (flat["segments"] > 0)[:, :, None]
     # Of padding alone attention says nothing that counts, and perhaps nan.
     sums_BH = jnp.where(real_BL1, states_BLH, 0).sum(1)

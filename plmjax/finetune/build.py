@@ -21,10 +21,10 @@ from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
-from plmjax.objectives import Objective, contrastive
-from plmjax.objectives.supervised import row_losses, supervised
+from plmjax.objectives import Contrastive, Objective
+from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
@@ -145,16 +145,20 @@ def make_parts(
         lengths=settings.buckets,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    platform = Platform.of(mesh.devices.flat)
     if settings.kind == "embeddings":
-        objective = contrastive(
+        objective = Contrastive(
             config.objective,
             encoder,
             task,
             settings.temperature,
             len(data.train[0].texts),
+            platform=platform,
         )
     else:
-        objective = supervised(config.objective, encoder, task, config.cache_features)
+        objective = Supervised(
+            config.objective, encoder, task, config.cache_features, platform=platform
+        )
     objective, params, frozen, merge = _remedied(config, objective, params)
     return Parts(
         config=config,

@@ -17,6 +17,7 @@ from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
 from plmjax.finetune.build import Parts
+from plmjax.models import Platform
 from plmjax.models.task_heads import POOLERS, STATES, Task, encode
 from plmjax.train import sharding
 from plmjax.train.memory import memory_bytes, memory_limit
@@ -36,9 +37,10 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
     features = parts.features["train"]
     params = {"encoder": parts.params["encoder"]}
     task, encoder, mesh = parts.task, parts.encoder, parts.mesh
+    platform = Platform.of(mesh.devices.flat)
 
     def states(params: dict, batch: dict) -> jax.Array:
-        return encode(encoder, task, params, batch, None)
+        return encode(encoder, task, params, batch, None, platform=platform)
 
     one = jax.eval_shape(states, params, _first(features))
     processes.together(lambda: _check_memory(task, features.rows, one))

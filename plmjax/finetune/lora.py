@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError, tree
 from plmjax.config import Block, number
-from plmjax.objectives import Objective
+from plmjax.objectives import Altered, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def lora(objective: Objective, config: LoraConfig) -> Objective:
         whole = merged(config, params, frozen)
         return objective.loss(whole, frozen, batch, key, train)
 
-    return objective._replace(init=init, loss=loss)
+    return Altered(objective, init, loss)
 
 
 def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:

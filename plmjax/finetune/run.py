@@ -27,6 +27,7 @@ from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.output import write_predictions
+from plmjax.objectives import Altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.report.scores import task_lines
 from plmjax.train import sharding
@@ -128,7 +129,7 @@ def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
 
         # Nothing is drawn: one program for all seeds, and a small one.
         def make(params: dict) -> State:
-            objective = parts.objective._replace(init=lambda key, batch: params)
+            objective = Altered(parts.objective, lambda key, batch: params)
             return initialise(objective, parts.train)({})
 
         return jax.jit(make, out_shardings=places)(params)

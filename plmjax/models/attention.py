@@ -1,5 +1,6 @@
 """Attention kinds: functions of one signature, chosen by EncoderConfig.attention.
 
+`module` is the layer that attends, with its `config` and its `platform`.
 `heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
 `heads(name, x_SH, shape)` anything else. `relative_RH` is the table of distances that
 all layers share, of the kinds that have one.
@@ -13,34 +14,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
 
 
-def full(config, heads, segments_BL, relative_RH, noise, site):
+def full(module, heads, segments_BL, relative_RH, noise, site):
     """Every token attends to all tokens of its own segment (document); [B, N, Q, D]."""
     del relative_RH
     query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
     scale = query_BNQD.shape[-1] ** -0.5
-    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD) * scale
-    return mix(config, scores_BNQK, value_BNKD, segments_BL, noise, site)
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, module.platform)
+    scores_BNQK *= scale
+    return mix(module, scores_BNQK, value_BNKD, segments_BL, noise, site)
 
 
-def disentangled(config, heads, segments_BL, relative_RH, noise, site):
+def disentangled(module, heads, segments_BL, relative_RH, noise, site):
     """Full attention whose scores know how far apart two tokens are (DeBERTa)."""
     query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
+    config, platform = module.config, module.platform
     tables = position_heads(config, heads, relative_RH, noise, site)
-    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD)
-    scores_BNQK += position_scores(config, query_BNQD, key_BNKD, *tables)
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, platform)
+    scores_BNQK += position_scores(
+        config, query_BNQD, key_BNKD, *tables, platform=platform
+    )
     # Three terms of equal spread.
     scores_BNQK *= (3 * query_BNQD.shape[-1]) ** -0.5
-    return mix(config, scores_BNQK, value_BNKD, segments_BL, noise, site)
+    return mix(module, scores_BNQK, value_BNKD, segments_BL, noise, site)
 
 
 def mix(
-    config: EncoderConfig,
+    module,
     scores_BNQK,
     value_BNKD,
     segments_BL,
@@ -52,7 +56,7 @@ def mix(
     Scores and softmax are float32; padding is a segment of its own, so that no row of
     the softmax is empty.
     """
-    dtype = value_BNKD.dtype
+    config, dtype = module.config, value_BNKD.dtype
     mask_BQK = segments_BL[:, :, None] == segments_BL[:, None, :]
     if config.causal:
         length = segments_BL.shape[1]
@@ -62,7 +66,9 @@ def mix(
     weights_BNQK = dropout(
         weights_BNQK, config.attention_dropout, noise, f"{site}/weights"
     )
-    mixed_BNQD: Any = einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD)
+    mixed_BNQD: Any = einsum(
+        "bnqk,bnkd->bnqd", weights_BNQK, value_BNKD, module.platform
+    )
     return mixed_BNQD.astype(dtype)
 
 

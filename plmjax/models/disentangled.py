@@ -17,6 +17,7 @@ import numpy as np
 from plmjax.models.config import EncoderConfig
 from plmjax.models.layers import ACTIVATIONS, affine, dropout, einsum, norm
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 
 
 def bucket(distance: np.ndarray, buckets: int, max_positions: int) -> np.ndarray:
@@ -64,7 +65,14 @@ def position_heads(config: EncoderConfig, heads, table_RH, noise, site: str):
     return tuple(heads(name, table_RH, shape) for name in names)
 
 
-def position_scores(config: EncoderConfig, query_BNLD, key_BNLD, at_query, at_key):
+def position_scores(
+    config: EncoderConfig,
+    query_BNLD,
+    key_BNLD,
+    at_query,
+    at_key,
+    platform: Platform = ANY,
+):
     """Returns content to distance plus distance to content, float32 [B, N, Q, K].
 
     A document leaves no gap in its row, so distances are those of indices.
@@ -76,19 +84,19 @@ def position_scores(config: EncoderConfig, query_BNLD, key_BNLD, at_query, at_ke
     # where queries are the lines i, j - i where keys are.
     behind_M = bucket(-ahead_M, config.position_buckets, config.max_positions)
     ahead_M = bucket(ahead_M, config.position_buckets, config.max_positions)
-    to_distance_BNQK = _scores(query_BNLD, at_key, behind_M)
-    from_distance_BNKQ = _scores(key_BNLD, at_query, ahead_M)
+    to_distance_BNQK = _scores(query_BNLD, at_key, behind_M, platform)
+    from_distance_BNKQ = _scores(key_BNLD, at_query, ahead_M, platform)
     return to_distance_BNQK + from_distance_BNKQ.swapaxes(2, 3)
 
 
-def _scores(x_BNLD, table_1NRD, row_M):
+def _scores(x_BNLD, table_1NRD, row_M, platform: Platform):
     """Returns x_i . table[row of j - i], [B, N, L, L]."""
     batch, heads, length, width = x_BNLD.shape
     table_NMD = jnp.take(table_1NRD[0], row_M, axis=1)
     # Heads before rows: XLA:CPU knows this bf16 product and its gradients, where
     # bnld,nmd->bnlm has one that it refuses to run.
     x_NTD = x_BNLD.transpose(1, 0, 2, 3).reshape(heads, batch * length, width)
-    scores_NTM: Any = einsum("ntd,nmd->ntm", x_NTD, table_NMD)
+    scores_NTM: Any = einsum("ntd,nmd->ntm", x_NTD, table_NMD, platform)
     return skew(scores_NTM.reshape(heads, batch, length, -1)).swapaxes(0, 1)
 
 
@@ -115,6 +123,7 @@ class Convolution(nn.Module):
     """
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH, y_TH, segments_BL, noise: Noise | None):
@@ -126,7 +135,7 @@ class Convolution(nn.Module):
         if config.bias:
             bias = self.param("bias", nn.initializers.zeros, (config.width,))
         kernel = kernel.reshape(-1, config.width)
-        z_TH: Any = affine(windows, kernel, bias, config.dtype)
+        z_TH: Any = affine(windows, kernel, bias, config.dtype, self.platform)
         z_TH = z_TH.astype(config.dtype)
         z_TH = dropout(z_TH, config.dropout, noise, "convolution")
         return norm(config, "norm")(y_TH + ACTIVATIONS[config.activation](z_TH))

@@ -13,6 +13,7 @@ from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions
 from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 from plmjax.models.positions import POSITIONS
 
 
@@ -20,6 +21,7 @@ class Embeddings(nn.Module):
     """Token, position and type vectors, summed; [B, L] ids -> [T, H]."""
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, tokens_BL, positions_BL, types_BL, noise: Noise | None):
@@ -37,7 +39,7 @@ class Embeddings(nn.Module):
             x_TE = norm(config, "norm")(x_TE)
         x_TE = dropout(x_TE.astype(config.dtype), config.dropout, noise, "embeddings")
         if config.input_width != config.width:
-            return dense(config, config.width, "projection")(x_TE)
+            return dense(self, config.width, "projection")(x_TE)
         return x_TE
 
 
@@ -45,6 +47,7 @@ class Attention(nn.Module):
     """Multi-head self-attention within segments; [T, H] -> [T, H]."""
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH, segments_BL, relative_RH, noise: Noise | None, site: str):
@@ -54,7 +57,7 @@ class Attention(nn.Module):
         def heads(name, y_SH=x_TH, shape=segments_BL.shape):
             """Projects y, of S = rows * length vectors, to [rows, N, length, D]."""
             if name not in made:
-                made[name] = dense(config, config.width, name)
+                made[name] = dense(self, config.width, name)
             split = (*shape, config.heads, config.head_width)
             y_BNLD = made[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
             # For who asks for what lies between (distillation); else it does nothing.
@@ -62,35 +65,37 @@ class Attention(nn.Module):
             return y_BNLD
 
         attend = ATTENTION[config.attention]
-        y_BNLD = attend(config, heads, segments_BL, relative_RH, noise, site)
+        y_BNLD = attend(self, heads, segments_BL, relative_RH, noise, site)
         y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
-        return dense(config, config.width, "output")(y_TH)
+        return dense(self, config.width, "output")(y_TH)
 
 
 class FeedForward(nn.Module):
     """Two dense layers with an activation, gated if the config says so."""
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH):
         config = self.config
         activation = ACTIVATIONS[config.activation]
-        y_TF = activation(dense(config, config.ffn_width, "up")(x_TH))
+        y_TF = activation(dense(self, config.ffn_width, "up")(x_TH))
         if config.gated:
-            y_TF = y_TF * dense(config, config.ffn_width, "gate")(x_TH)
-        return dense(config, config.width, "down")(y_TF)
+            y_TF = y_TF * dense(self, config.ffn_width, "gate")(x_TH)
+        return dense(self, config.width, "down")(y_TF)
 
 
 class Layer(nn.Module):
     """Attention, then feed-forward; separate methods, so that ALBERT can share each."""
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     def setup(self):
-        self.attention = Attention(self.config)
+        self.attention = Attention(self.config, self.platform)
         self.attention_norm = norm(self.config)
-        self.ffn = FeedForward(self.config)
+        self.ffn = FeedForward(self.config, self.platform)
         self.ffn_norm = norm(self.config)
 
     def attend(self, site: str, x_TH, segments_BL, relative_RH, noise: Noise | None):
@@ -122,13 +127,14 @@ class Encoder(nn.Module):
     """
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(
         self, tokens_BL, segments_BL, positions_BL, types_BL, noise: Noise | None = None
     ) -> jax.Array:
         config = self.config
-        embeddings = Embeddings(config, name="embeddings")
+        embeddings = Embeddings(config, self.platform, name="embeddings")
         x_TH = embeddings(tokens_BL, positions_BL, types_BL, noise)
         relative_RH = None
         if config.attention == "disentangled":
@@ -144,7 +150,10 @@ class Encoder(nn.Module):
                 methods=["attend", "feed"],
                 policy=dots if config.remat == "dots" else None,
             )
-        layers = [layer_type(config, name=f"layer_{i}") for i in range(config.layers)]
+        layers = [
+            layer_type(config, self.platform, name=f"layer_{i}")
+            for i in range(config.layers)
+        ]
         embedded_TH = x_TH
         for i in range(config.layers):
             shared = i * config.groups // config.layers
@@ -153,7 +162,7 @@ class Encoder(nn.Module):
             x_TH = attends.attend(f"layer_{i}", x_TH, segments_BL, relative_RH, noise)
             x_TH = feeds.feed(f"layer_{i}", x_TH, noise)
             if i == 0 and config.convolution_width:
-                convolution = Convolution(config, name="convolution")
+                convolution = Convolution(config, self.platform, name="convolution")
                 x_TH = convolution(embedded_TH, x_TH, segments_BL, noise)
             self.sow("intermediates", "states", x_TH)
         if config.norm_place == "pre":

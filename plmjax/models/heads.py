@@ -19,6 +19,7 @@ from plmjax.models.config import EncoderConfig
 from plmjax.models.encoder import Embeddings, Encoder, dense, norm
 from plmjax.models.layers import ACTIVATIONS, affine
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 
 Batch = dict[str, jax.Array]
 
@@ -31,16 +32,17 @@ class VocabularyHead(nn.Module):
     """
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH: jax.Array, table_VE: jax.Array) -> jax.Array:
         config = self.config
         if config.head == "plain":
-            return affine(x_TH, table_VE.T, None, config.dtype)
-        x_TE = dense(config, config.input_width, "transform")(x_TH)
+            return affine(x_TH, table_VE.T, None, config.dtype, self.platform)
+        x_TE = dense(self, config.input_width, "transform")(x_TH)
         x_TE = norm(config, "norm")(ACTIVATIONS[config.activation](x_TE))
         bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
-        return affine(x_TE, table_VE.T, bias, config.dtype)
+        return affine(x_TE, table_VE.T, bias, config.dtype, self.platform)
 
 
 def tanh(x: jax.Array) -> jax.Array:
@@ -53,10 +55,11 @@ class Pooler(nn.Module):
 
     config: EncoderConfig
     activation: Callable[[jax.Array], jax.Array] = tanh
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_BH: jax.Array) -> jax.Array:
-        return self.activation(dense(self.config, self.config.width, "dense")(x_BH))
+        return self.activation(dense(self, self.config.width, "dense")(x_BH))
 
 
 class PairHead(nn.Module):
@@ -66,25 +69,25 @@ class PairHead(nn.Module):
     """
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH: jax.Array) -> jax.Array:
-        pooled_TH = Pooler(self.config, name="pooler")(x_TH)
-        return dense(self.config, 2, "classifier")(pooled_TH).astype(jnp.float32)
+        pooler = Pooler(self.config, platform=self.platform, name="pooler")
+        return dense(self, 2, "classifier")(pooler(x_TH)).astype(jnp.float32)
 
 
 class DetectorHead(nn.Module):
     """Says of each token how likely it was replaced; [T, H] -> float32 logits [T]."""
 
     config: EncoderConfig
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH: jax.Array) -> jax.Array:
         config = self.config
-        x_TH = ACTIVATIONS[config.activation](
-            dense(config, config.width, "dense")(x_TH)
-        )
-        return dense(config, 1, "prediction")(x_TH)[:, 0].astype(jnp.float32)
+        x_TH = ACTIVATIONS[config.activation](dense(self, config.width, "dense")(x_TH))
+        return dense(self, 1, "prediction")(x_TH)[:, 0].astype(jnp.float32)
 
 
 HEADS = {"head": VocabularyHead, "pair": PairHead, "detector": DetectorHead}
@@ -109,9 +112,15 @@ def inputs(batch: Batch) -> list[jax.Array]:
     return [batch[k] for k in ("tokens", "segments", "positions", "types")]
 
 
-def encode(config: EncoderConfig, params: dict, batch: Batch, noise: Noise | None):
+def encode(
+    config: EncoderConfig,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
+):
     """Returns the hidden states [B, L, H] of a batch."""
-    states: Any = Encoder(config).apply(
+    states: Any = Encoder(config, platform).apply(
         {"params": params["encoder"]}, *inputs(batch), noise
     )
     return states
@@ -132,21 +141,27 @@ def pooled(x_BLH: jax.Array, segments_BL: jax.Array, pooling: str) -> jax.Array:
     return jnp.where(real_BL1, x_BLH, 0.0).sum(1) / count_B1
 
 
-def encode_to(config: EncoderConfig, params: dict, batch: Batch, layer: int):
+def encode_to(
+    config: EncoderConfig,
+    params: dict,
+    batch: Batch,
+    layer: int,
+    platform: Platform = ANY,
+):
     """Returns the hidden states [B, L, H] after a layer, counted from 1.
 
     0: the embeddings; the last: what `encode` returns, its final norm included. What
     later layers would compute, the compiler leaves out.
     """
     if layer == config.layers:
-        return encode(config, params, batch, None)
+        return encode(config, params, batch, None, platform)
     if layer == 0:
-        embeddings: Any = Embeddings(config)
+        embeddings: Any = Embeddings(config, platform)
         ids = [batch[name] for name in ("tokens", "positions", "types")]
         found = {"params": params["encoder"]["embeddings"]}
         x_TH = embeddings.apply(found, *ids, None)
     else:
-        encoder: Any = Encoder(config)
+        encoder: Any = Encoder(config, platform)
         found = {"params": params["encoder"]}
         _, kept = encoder.apply(found, *inputs(batch), mutable=["intermediates"])
         x_TH = kept["intermediates"]["states"][layer - 1]
@@ -164,43 +179,51 @@ def take(x_BLH: jax.Array, positions_BK: jax.Array) -> jax.Array:
     return x_BKH.reshape(-1, x_BLH.shape[-1])
 
 
-def vocabulary_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+def vocabulary_logits(
+    config: EncoderConfig, params: dict, x_TH, platform: Platform = ANY
+) -> jax.Array:
     """Returns the float32 scores [T, V] of every piece."""
-    head: Any = VocabularyHead(config)
+    head: Any = VocabularyHead(config, platform)
     return head.apply({"params": params["head"]}, x_TH, token_table(params))
 
 
-def pair_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+def pair_logits(
+    config: EncoderConfig, params: dict, x_TH, platform: Platform = ANY
+) -> jax.Array:
     """Returns the float32 scores [T, 2] of the states of [CLS]."""
-    head: Any = PairHead(config)
+    head: Any = PairHead(config, platform)
     return head.apply({"params": params["pair"]}, x_TH)
 
 
-def detector_logits(config: EncoderConfig, params: dict, x_TH) -> jax.Array:
+def detector_logits(
+    config: EncoderConfig, params: dict, x_TH, platform: Platform = ANY
+) -> jax.Array:
     """Returns the float32 scores [T]; above 0: more likely replaced than not."""
-    head: Any = DetectorHead(config)
+    head: Any = DetectorHead(config, platform)
     return head.apply({"params": params["detector"]}, x_TH)
 
 
-def outputs(config: EncoderConfig, params: dict, batch: Batch) -> dict[str, jax.Array]:
+def outputs(
+    config: EncoderConfig, params: dict, batch: Batch, platform: Platform = ANY
+) -> dict[str, jax.Array]:
     """Returns what each head of a model says of a batch, float32.
 
     "head": [B, K, V] at batch["mask_positions"]; "pair": [B, P, 2] at batch["cls"];
     "detector": [B, L]. A head without its positions in the batch is left out.
     """
-    x_BLH = encode(config, params, batch, None)
+    x_BLH = encode(config, params, batch, None, platform)
     found = {}
     if "head" in params and "mask_positions" in batch:
         at_BK = batch["mask_positions"]
-        logits_TV = vocabulary_logits(config, params, take(x_BLH, at_BK))
+        x_TH = take(x_BLH, at_BK)
+        logits_TV = vocabulary_logits(config, params, x_TH, platform)
         found["head"] = logits_TV.reshape(*at_BK.shape, -1)
     if "pair" in params and "cls" in batch:
         at_BP = batch["cls"]
-        logits_T2 = pair_logits(config, params, take(x_BLH, at_BP))
+        logits_T2 = pair_logits(config, params, take(x_BLH, at_BP), platform)
         found["pair"] = logits_T2.reshape(*at_BP.shape, 2)
     if "detector" in params:
         x_TH = x_BLH.reshape(-1, config.width)
-        found["detector"] = detector_logits(config, params, x_TH).reshape(
-            batch["tokens"].shape
-        )
+        logits_T = detector_logits(config, params, x_TH, platform)
+        found["detector"] = logits_T.reshape(batch["tokens"].shape)
     return found

@@ -6,7 +6,6 @@ computes weight gradients four times slower. Figures are in docs/performance.md.
 """
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,120 +16,111 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from plmjax.models.config import EncoderConfig
 from plmjax.models.noise import Noise, keep
+from plmjax.models.platform import ANY, Platform
 
 
-@functools.cache
-def _multiplies_bf16() -> bool:
-    """Says whether XLA takes bf16 x bf16 -> float32 on this backend as it stands."""
-    if jax.default_backend() != "cpu":
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
-def _operands(a, b, contracts_last: bool):
+def _operands(a, b, contracts_last: bool, platform: Platform):
     """Returns a and b as XLA can multiply them; widening bf16 changes no digit.
 
     XLA:CPU knows bf16 products only on some processors, and only over a's last axis.
     """
-    cpu = jax.default_backend() == "cpu"
-    if _multiplies_bf16() and (contracts_last or not cpu):
+    if platform.multiplies_bf16 and (contracts_last or platform.kind != "cpu"):
         return a, b
     return a.astype(jnp.float32), b.astype(jnp.float32)
 
 
-def _product(a, b, contract_a: int, contract_b: int):
+def _product(a, b, contract_a: int, contract_b: int, platform: Platform):
     """A matrix product that accumulates in float32, whatever its operands are.
 
     bf16 x bf16 -> bf16 misses the CPU's matrix unit: it is 4 to 8 times slower.
     """
-    a, b = _operands(a, b, contract_a == a.ndim - 1)
+    a, b = _operands(a, b, contract_a == a.ndim - 1, platform)
     dimensions = (((contract_a,), (contract_b,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def affine(x_TI, kernel_IO, bias_O, dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def affine(x_TI, kernel_IO, bias_O, dtype, platform: Platform = ANY):
     """Returns float32 x @ kernel + bias, [T, O], with products of `dtype` operands.
 
     The bias is added before any rounding to bf16. Reverse mode only: custom_vjp
     forbids jvp.
     """
-    y_TO = _product(x_TI.astype(dtype), kernel_IO.astype(dtype), 1, 0)
+    y_TO = _product(x_TI.astype(dtype), kernel_IO.astype(dtype), 1, 0, platform)
     return y_TO if bias_O is None else y_TO + bias_O[None, :]
 
 
-def _affine_forward(x_TI, kernel_IO, bias_O, dtype):
-    return affine(x_TI, kernel_IO, bias_O, dtype), (x_TI, kernel_IO, bias_O)
+def _affine_forward(x_TI, kernel_IO, bias_O, dtype, platform):
+    y_TO = affine(x_TI, kernel_IO, bias_O, dtype, platform)
+    return y_TO, (x_TI, kernel_IO, bias_O)
 
 
-def _affine_backward(dtype, saved, g_TO):
+def _affine_backward(dtype, platform, saved, g_TO):
     x_TI, kernel_IO, bias_O = saved
-    dbias_O = None if bias_O is None else _column_sums(g_TO)
+    dbias_O = None if bias_O is None else _column_sums(g_TO, platform)
     g_TO = g_TO.astype(dtype)
-    dx_TI = _product(g_TO, kernel_IO.astype(dtype), 1, 1).astype(x_TI.dtype)
-    if _wants_row_major(dtype):
+    dx_TI = _product(g_TO, kernel_IO.astype(dtype), 1, 1, platform)
+    dx_TI = dx_TI.astype(x_TI.dtype)
+    if _wants_row_major(dtype, platform):
         # A contraction over rows misses the matrix unit; one copy of x buys it back.
         xt_IT = with_layout_constraint(x_TI.astype(dtype).T, Layout((0, 1)))
         # The barrier keeps XLA from swapping the operands back under a transpose.
-        dkernel_IO = jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0))
+        dkernel_IO = jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0, platform))
         return dx_TI, dkernel_IO, dbias_O
-    return dx_TI, _product(x_TI.astype(dtype), g_TO, 0, 0), dbias_O
+    dkernel_IO = _product(x_TI.astype(dtype), g_TO, 0, 0, platform)
+    return dx_TI, dkernel_IO, dbias_O
 
 
 affine.defvjp(_affine_forward, _affine_backward)
 
 
-def _column_sums(g_TO):
+def _column_sums(g_TO, platform: Platform):
     """Returns the float32 sums over rows, [O].
 
     XLA:CPU sums the columns of a vocabulary 25 times slower than it multiplies by ones.
     """
     g_TO = g_TO.astype(jnp.float32)
-    if jax.default_backend() != "cpu":  # a product may be rounded to TF32 or bf16
+    if platform.kind != "cpu":  # a product may be rounded to TF32 or bf16
         return jnp.sum(g_TO, axis=0)
     return (jnp.ones((1, g_TO.shape[0]), jnp.float32) @ g_TO)[0]
 
 
-def _wants_row_major(dtype) -> bool:
+def _wants_row_major(dtype, platform: Platform) -> bool:
     # The copy is not partitioned: on several devices it becomes an all-gather.
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return one_cpu and jnp.dtype(dtype) == jnp.bfloat16 and _multiplies_bf16()
+    one_cpu = platform.kind == "cpu" and platform.one_device
+    return one_cpu and jnp.dtype(dtype) == jnp.bfloat16 and platform.multiplies_bf16
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(spec: str, a, b) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(spec: str, a, b, platform: Platform = ANY) -> jax.Array:
     """Returns the float32 einsum of two operands that share a dtype.
 
     The gradient is rounded to that dtype before its own products, as autodiff would
     not: mixed products are slow on every device. Reverse mode only.
     """
-    return _einsum(spec, a, b)
+    return _einsum(spec, a, b, platform)
 
 
-def _einsum_forward(spec, a, b):
-    return einsum(spec, a, b), (a, b)
+def _einsum_forward(spec, a, b, platform):
+    return einsum(spec, a, b, platform), (a, b)
 
 
-def _einsum_backward(spec, saved, g):
+def _einsum_backward(spec, platform, saved, g):
     a, b = saved
     inputs, out = spec.split("->")
     of_a, of_b = inputs.split(",")
     g = g.astype(a.dtype)
-    da = _einsum(f"{out},{of_b}->{of_a}", g, b)
-    db = _einsum(f"{out},{of_a}->{of_b}", g, a)
+    da = _einsum(f"{out},{of_b}->{of_a}", g, b, platform)
+    db = _einsum(f"{out},{of_a}->{of_b}", g, a, platform)
     return da.astype(a.dtype), db.astype(b.dtype)
 
 
 einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
-def _einsum(spec: str, a, b) -> jax.Array:
+def _einsum(spec: str, a, b, platform: Platform) -> jax.Array:
     left, _ = spec.split(",")
-    a, b = _operands(a, b, left[-1] not in spec.split("->")[1])
+    a, b = _operands(a, b, left[-1] not in spec.split("->")[1], platform)
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
@@ -145,6 +135,7 @@ class Dense(nn.Module):
     dtype: str
     init_std: float
     bias: bool = True
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TI):
@@ -153,7 +144,7 @@ class Dense(nn.Module):
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y_TO: Any = affine(x_TI, kernel, bias, self.dtype)
+        y_TO: Any = affine(x_TI, kernel, bias, self.dtype, self.platform)
         # Named for remat: its policies cannot see into a derivative of our own.
         return checkpoint_name(y_TO.astype(self.dtype), PRODUCT)
 
@@ -179,9 +170,17 @@ class LayerNorm(nn.Module):
         return y_TH.astype(self.dtype)
 
 
-def dense(config: EncoderConfig, features: int, name: str) -> Dense:
-    """A Dense layer with the config's dtype, initial spread and bias."""
-    return Dense(features, config.dtype, config.init_std, config.bias, name=name)
+def dense(module: Any, features: int, name: str) -> Dense:
+    """A Dense layer with the dtype, initial spread and bias of the module's config."""
+    config = module.config
+    return Dense(
+        features,
+        config.dtype,
+        config.init_std,
+        config.bias,
+        platform=module.platform,
+        name=name,
+    )
 
 
 def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:

@@ -23,6 +23,7 @@ from plmjax.models.config import EncoderConfig
 from plmjax.models.heads import Batch, Pooler, tanh
 from plmjax.models.layers import dense, dropout, gelu
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 
 HEAD_OF: dict[str, str | None] = {
     "classes": "sequence",
@@ -155,6 +156,7 @@ class TaskHead(nn.Module):
     head: str
     outputs: int
     dropout: float = 0.0
+    platform: Platform = ANY
 
     @nn.compact
     def __call__(self, x_TH: jax.Array, noise: Noise | None = None) -> jax.Array:
@@ -163,9 +165,10 @@ class TaskHead(nn.Module):
             pooling = POOLERS[self.head][config.family]
             if pooling.drops_before:
                 x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")
-            x_TH = Pooler(config, pooling.activation, name="pooler")(x_TH)
+            pooler = Pooler(config, pooling.activation, self.platform, name="pooler")
+            x_TH = pooler(x_TH)
         x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/classifier")
-        return dense(config, self.outputs, "classifier")(x_TH).astype(jnp.float32)
+        return dense(self, self.outputs, "classifier")(x_TH).astype(jnp.float32)
 
 
 def check(config: EncoderConfig) -> None:
@@ -194,21 +197,32 @@ def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) 
 
 
 def encode(
-    config: EncoderConfig, task: Task, params: dict, batch: Batch, noise: Noise | None
+    config: EncoderConfig,
+    task: Task,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
 ) -> jax.Array:
     """Returns of the encoder's states those that the task's head reads.
 
     [B, L, H]; where a row gets one answer the first token's alone, [B, 1, H]; of
     choices [B, C, 1, H].
     """
-    x_BLH = heads.encode(config, params, _rows(config, task, batch), noise)
+    rows = _rows(config, task, batch)
+    x_BLH = heads.encode(config, params, rows, noise, platform)
     if task.head in POOLERS:
         x_BLH = x_BLH[:, :1]
     return x_BLH.reshape(*batch["tokens"].shape[:-1], *x_BLH.shape[1:])
 
 
 def task_logits(
-    config: EncoderConfig, task: Task, params: dict, batch: Batch, noise: Noise | None
+    config: EncoderConfig,
+    task: Task,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
 ) -> jax.Array:
     """Returns the float32 scores of a batch; dropout is on with noise alone.
 
@@ -222,20 +236,20 @@ def task_logits(
     shape = batch["tokens"].shape
     if task.head is None:
         rows = _rows(config, task, batch)
-        x_BLH = heads.encode(config, params, rows, noise)
+        x_BLH = heads.encode(config, params, rows, noise, platform)
         vectors_TH = heads.pooled(x_BLH, rows["segments"], task.pooling)
         return vectors_TH.reshape(*shape[:-1], config.width)
     if STATES in batch:
         states = batch[STATES]
     else:
-        states = encode(config, task, params, batch, noise)
+        states = encode(config, task, params, batch, noise, platform=platform)
     x_TH = states.reshape(-1, config.width)
     if task.head in POOLERS:
         shape = shape[:-1]
     rate = task.dropout
     if rate is None:
         rate = default_dropout(config, task.head)
-    head = TaskHead(config, task.head, task.outputs, rate)
+    head = TaskHead(config, task.head, task.outputs, rate, platform)
     scores: Any = head.apply({"params": params[task.head]}, x_TH, noise)
     if task.head == "choices":
         there_BC = jnp.any(batch["segments"] > 0, axis=-1)

@@ -1,33 +1,34 @@
 """What a model is trained for: each objective is a few pure functions."""
 
-from plmjax.objectives.base import Key, Objective, Part, Pieces
-from plmjax.objectives.clm import CLMConfig, clm
-from plmjax.objectives.contrastive import contrastive
-from plmjax.objectives.distill import DistillConfig, distill
-from plmjax.objectives.electra import ElectraConfig, electra
-from plmjax.objectives.mlm import MLMConfig, mlm
-from plmjax.objectives.supervised import SupervisedConfig, supervised
+from plmjax.objectives.base import Altered, Key, Objective, Part, Pieces
+from plmjax.objectives.clm import CLM, CLMConfig
+from plmjax.objectives.contrastive import Contrastive
+from plmjax.objectives.distill import Distill, DistillConfig
+from plmjax.objectives.electra import Electra, ElectraConfig
+from plmjax.objectives.mlm import MLM, MLMConfig
+from plmjax.objectives.supervised import Supervised, SupervisedConfig
 
-# Each makes an objective of its block, the encoder that the model block names, and
-# what it needs to know of the tokenizer. Fine-tuning, `supervised` and `contrastive`,
-# asks for the task in the place of the tokenizer's pieces, and so is none of them.
-OBJECTIVES = {"mlm": mlm, "clm": clm, "electra": electra, "distill": distill}
+# Each is made of its block, the encoder that the model block names, and what it needs
+# to know of the tokenizer. Those of fine-tuning, Supervised and Contrastive, ask for
+# the task in the place of the tokenizer's pieces, and so are none of them.
+OBJECTIVES = {"mlm": MLM, "clm": CLM, "electra": Electra, "distill": Distill}
 
 __all__ = [
+    "CLM",
+    "MLM",
     "OBJECTIVES",
+    "Altered",
     "CLMConfig",
+    "Contrastive",
+    "Distill",
     "DistillConfig",
+    "Electra",
     "ElectraConfig",
     "Key",
     "MLMConfig",
     "Objective",
     "Part",
     "Pieces",
+    "Supervised",
     "SupervisedConfig",
-    "clm",
-    "contrastive",
-    "distill",
-    "electra",
-    "mlm",
-    "supervised",
 ]

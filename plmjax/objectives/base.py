@@ -1,8 +1,9 @@
-"""What an objective is: three pure functions, and the models that they train."""
+"""What an objective is: a few pure functions, and the models that they train."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -48,33 +49,112 @@ class Part(NamedTuple):
     place: Callable[[dict, dict], dict]
 
 
-class Objective(NamedTuple):
-    """An objective as pure functions of parameters, frozen arrays and a batch.
+class Objective(abc.ABC):
+    """What a model is trained for: pure functions of parameters and a batch.
 
-    init(key, batch) -> params: `key` is a jax PRNG key.
-    corrupt(batch, key, progress) -> batch: chooses and masks positions on the global
-      batch (`progress`: share of the steps done); sets weights that sum to 1 for each
-      term of the loss.
-    loss(params, frozen, batch, key, train) -> (scalar, metrics): a plain weighted sum,
-      so losses and gradients of micro-batches add. `frozen` holds what the loss needs
-      and the optimizer never sees (a teacher), loaded by whoever calls.
-    parts: the models by name; the first is the one that people are after. What they
-      say of a batch is models.heads.outputs.
-    scores(means) -> what a person compares, out of the metrics' means; its "loss"
-      chooses the best checkpoint.
-    token_loss: the score in nats a predicted token, to compare with unigram counts.
-    slots(length) -> how many positions of a row are predicted at most.
-    flops(length) -> matrix FLOPs of training on a row.
+    Each kind is a frozen dataclass of its config block, its encoder, and what it needs
+    to know of the tokenizer or of the task.
     """
 
-    init: Callable[[jax.Array, Batch], dict]
-    corrupt: Callable[[Batch, Key, jax.Array], Batch]
-    loss: Callable[[dict, dict, Batch, Key, bool], tuple[jax.Array, Metrics]]
-    parts: Mapping[str, Part]
-    scores: Callable[[dict[str, float]], dict[str, float]]
-    token_loss: str | None
-    slots: Callable[[int], int]
-    flops: Callable[[int], float]
+    @abc.abstractmethod
+    def init(self, key: jax.Array, batch: Batch) -> dict:
+        """Returns fresh parameters; `key` is a jax PRNG key."""
+
+    @abc.abstractmethod
+    def corrupt(self, batch: Batch, key: Key, progress: Any) -> Batch:
+        """Returns the global batch with its positions chosen and masked.
+
+        It sets weights that sum to 1 for each term of the loss. `progress` is the share
+        of the steps done.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, params: dict, frozen: dict, batch: Batch, key: Key, train: bool
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns a scalar and metrics.
+
+        A plain weighted sum, so losses and gradients of micro-batches add. `frozen`
+        holds what the loss needs and the optimizer never sees (a teacher), loaded by
+        whoever calls.
+        """
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> Mapping[str, Part]:
+        """The models by name; the first is the one that people are after.
+
+        What they say of a batch is models.heads.outputs.
+        """
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each term of the loss, by the metric whose mean the term is."""
+        return {"loss": 1.0}
+
+    def total(self, terms: Mapping[str, Any]) -> Any:
+        """Returns the weighted sum of terms: arrays in `loss`, means in `scores`."""
+        first, *rest = (weight * terms[name] for name, weight in self.weights.items())
+        return sum(rest, first)
+
+    @abc.abstractmethod
+    def scores(self, means: dict[str, float]) -> dict[str, float]:
+        """Returns what a person compares, out of the metrics' means.
+
+        Its "loss" chooses the best checkpoint.
+        """
+
+    @property
+    def token_loss(self) -> str | None:
+        """The score in nats a predicted token, to compare with unigram counts."""
+        return None
+
+    @abc.abstractmethod
+    def slots(self, length: int) -> int:
+        """Returns how many positions of a row are predicted at most."""
+
+    @abc.abstractmethod
+    def flops(self, length: int) -> float:
+        """Returns the matrix FLOPs of training on a row."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Altered(Objective):
+    """Another objective with first parameters or a loss of its own, where given."""
+
+    inner: Objective
+    own_init: Callable[[jax.Array, Batch], dict] | None = None
+    own_loss: Callable[..., tuple[jax.Array, Metrics]] | None = None
+
+    def init(self, key, batch):
+        return (self.own_init or self.inner.init)(key, batch)
+
+    def corrupt(self, batch, key, progress):
+        return self.inner.corrupt(batch, key, progress)
+
+    def loss(self, params, frozen, batch, key, train):
+        return (self.own_loss or self.inner.loss)(params, frozen, batch, key, train)
+
+    @property
+    def parts(self):
+        return self.inner.parts
+
+    @property
+    def weights(self):
+        return self.inner.weights
+
+    def scores(self, means):
+        return self.inner.scores(means)
+
+    @property
+    def token_loss(self):
+        return self.inner.token_loss
+
+    def slots(self, length):
+        return self.inner.slots(length)
+
+    def flops(self, length):
+        return self.inner.flops(length)
 
 
 class ObjectiveConfig(Block, prefix="objective."):

@@ -4,12 +4,14 @@ Legend: B rows, L tokens, K = L - 1 predicted positions, H width, V vocabulary.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, heads
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives.base import (
     Batch,
     Key,
@@ -29,25 +31,43 @@ class CLMConfig(ObjectiveConfig):
     kind: Literal["clm"] = "clm"
 
 
-def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
-    """Returns the objective that predicts each token from those before it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class CLM(Objective):
+    """Predicts each token from those before it.
 
     Documents packed into one row neither see nor predict each other.
     """
-    del config
-    if not encoder.causal:
-        raise PlmjaxError(
-            "objective.kind=clm needs a model that sees one side only; with "
-            "model.causal=False it would read the answer.",
-            hint="Choose a model such as --config.model.preset=gpt2-tiny, or set "
-            "--config.model.causal=True.",
-        )
-    bytes_V = bytes_of(pieces, encoder.vocab_size)
 
-    def init(key, batch):
-        return heads.init_model(encoder, key, batch, ("head",))
+    config: CLMConfig
+    encoder: EncoderConfig
+    pieces: Pieces
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+    def __post_init__(self):
+        if not self.encoder.causal:
+            raise PlmjaxError(
+                "objective.kind=clm needs a model that sees one side only; with "
+                "model.causal=False it would read the answer.",
+                hint="Choose a model such as --config.model.preset=gpt2-tiny, or set "
+                "--config.model.causal=True.",
+            )
+
+    @functools.cached_property
+    def bytes_V(self):
+        return bytes_of(self.pieces, self.encoder.vocab_size)
+
+    @property
+    def parts(self):
+        return whole(self.encoder, ("head",))
+
+    @property
+    def token_loss(self):
+        return "loss"
+
+    def init(self, key, batch):
+        return heads.init_model(self.encoder, key, batch, ("head",))
+
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
         del key, progress
         tokens_BL, segments_BL = batch["tokens"], batch["segments"]
         rows, length = tokens_BL.shape
@@ -63,29 +83,21 @@ def clm(config: CLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
             "weights": used / jnp.maximum(jnp.sum(used), 1),
         }
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
-        noise = key.noise(batch) if train else None
-        x_BLH = heads.encode(encoder, params, batch, noise)
+        noise, encoder = key.noise(batch) if train else None, self.encoder
+        x_BLH = heads.encode(encoder, params, batch, noise, self.platform)
         x_TH = x_BLH[:, :-1].reshape(-1, encoder.width)
-        logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
-        return token_loss(logits_TV, batch, bytes_V)
+        logits_TV = heads.vocabulary_logits(encoder, params, x_TH, self.platform)
+        return token_loss(logits_TV, batch, self.bytes_V)
 
-    def slots(length):
+    def scores(self, means):
+        return token_scores(means)
+
+    def slots(self, length):
         return length - 1
 
-    def cost(length):
-        return flops.encoder_flops(encoder, length) + flops.vocabulary_flops(
-            encoder, length - 1
+    def flops(self, length):
+        return flops.encoder_flops(self.encoder, length) + flops.vocabulary_flops(
+            self.encoder, length - 1
         )
-
-    return Objective(
-        init,
-        corrupt,
-        loss,
-        whole(encoder, ("head",)),
-        token_scores,
-        "loss",
-        slots,
-        cost,
-    )

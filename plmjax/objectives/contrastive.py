@@ -7,11 +7,14 @@ Legend: B rows of a device, N of all devices, C texts a row (text, pair, and per
 negative), M candidates: the N pairs, then the N negatives; H width.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
+from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, whole
 from plmjax.objectives.supervised import SupervisedConfig
@@ -48,14 +51,9 @@ def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
     return jnp.concatenate(parts, axis=1)
 
 
-def contrastive(
-    config: SupervisedConfig,
-    encoder: EncoderConfig,
-    task: Task,
-    temperature: float,
-    texts: int = 2,
-) -> Objective:
-    """Returns the objective by which a text is nearer to its pair than to others.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contrastive(Objective):
+    """Brings a text nearer to its pair than to others.
 
     Rows are batch["tokens"] [B, C, L] of `texts` C, batch["label"] [B, C] numbers
     that equal texts share. The loss is the mean over all rows of the global batch; what
@@ -65,28 +63,45 @@ def contrastive(
     Raises:
       PlmjaxError: the family is not one to fine-tune, or what is for labels is asked.
     """
-    task_heads.check(encoder)
-    for key in ("label_smoothing", "rdrop_weight"):
-        if value := getattr(config, key):
-            raise PlmjaxError(
-                f"objective.{key}={value} means nothing for a task of kind "
-                f"{task.kind}.",
-                hint="Leave it out.",
-            )
 
-    def init(key, batch):
-        return task_heads.init_model(encoder, task, key, batch)
+    config: SupervisedConfig
+    encoder: EncoderConfig
+    task: Task
+    temperature: float
+    texts: int = 2
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+    def __post_init__(self):
+        task_heads.check(self.encoder)
+        for key in ("label_smoothing", "rdrop_weight"):
+            if value := getattr(self.config, key):
+                raise PlmjaxError(
+                    f"objective.{key}={value} means nothing for a task of kind "
+                    f"{self.task.kind}.",
+                    hint="Leave it out.",
+                )
+
+    @property
+    def parts(self):
+        return whole(self.encoder, ())
+
+    def init(self, key, batch):
+        return task_heads.init_model(self.encoder, self.task, key, batch)
+
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
         del key, progress
         weight_B = jnp.where(batch["weight"] > 0, batch["weight"], 0.0)
         total = jnp.sum(weight_B)
         return batch | {"weights": weight_B / jnp.where(total > 0, total, 1.0)}
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
         noise = key.noise(batch) if train else None
-        vectors_BCH = unit(task_logits(encoder, task, params, batch, noise))
+        vectors_BCH = unit(
+            task_logits(
+                self.encoder, self.task, params, batch, noise, platform=self.platform
+            )
+        )
         number_BC, weights_B = batch["label"], batch["weights"]
         (vectors_NCH, number_NC, real_N), first = of_all_rows(
             (vectors_BCH, number_BC, batch["weight"] > 0)
@@ -97,7 +112,9 @@ def contrastive(
         scores_BM = jnp.matmul(vectors_BCH[:, 0], others_MH.T, precision="highest")
         against_BM = candidates(number_BC, number_NC, real_N, first)
         scores_BM = jnp.where(
-            against_BM, scores_BM / jnp.float32(temperature), jnp.float32(OUT_OF_REACH)
+            against_BM,
+            scores_BM / jnp.float32(self.temperature),
+            jnp.float32(OUT_OF_REACH),
         )
         own_B = first + jnp.arange(len(number_BC))
         logs_BM = jax.nn.log_softmax(scores_BM)
@@ -111,11 +128,11 @@ def contrastive(
         }
         return jnp.sum(loss_B * weights_B), metrics
 
-    def scores(means):
+    def scores(self, means):
         return {name: means[name] for name in ("loss", "accuracy")}
 
-    def cost(length):
-        return texts * flops.encoder_flops(encoder, length)
+    def slots(self, length):
+        return 1
 
-    parts = whole(encoder, ())
-    return Objective(init, corrupt, loss, parts, scores, None, lambda length: 1, cost)
+    def flops(self, length):
+        return self.texts * flops.encoder_flops(self.encoder, length)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from plmjax.models import Encoder, EncoderConfig, Noise, heads
 from plmjax.models.layers import einsum
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives.base import Batch
 
 
@@ -31,13 +32,17 @@ class Kept(NamedTuple):
 
 
 def encode(
-    config: EncoderConfig, params: dict, batch: Batch, noise: Noise | None
+    config: EncoderConfig,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
 ) -> tuple[jax.Array, Kept]:
     """Returns the hidden states [B, L, H] of a batch, and what the layers hold.
 
     What nobody uses of it the compiler leaves out.
     """
-    found: Any = Encoder(config).apply(
+    found: Any = Encoder(config, platform).apply(
         {"params": params["encoder"]},
         *heads.inputs(batch),
         noise,
@@ -70,25 +75,27 @@ def hidden_loss(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
     return sum(errors[1:], errors[0])
 
 
-def attention_loss(student: Kept, teacher: Kept, segments_BL: jax.Array) -> jax.Array:
+def attention_loss(
+    student: Kept, teacher: Kept, segments_BL: jax.Array, platform: Platform = ANY
+) -> jax.Array:
     """Returns how far each token's attention and value relations are apart, [T].
 
     Both are KL(teacher || student) of a softmax over the tokens of a segment, mean over
     the heads: of queries with keys, and of values with values.
     """
     apart_BNQ = _relation_kl(
-        _relation(student.query, student.key, segments_BL),
-        _relation(teacher.query, teacher.key, segments_BL),
+        _relation(student.query, student.key, segments_BL, platform),
+        _relation(teacher.query, teacher.key, segments_BL, platform),
     ) + _relation_kl(
-        _relation(student.value, student.value, segments_BL),
-        _relation(teacher.value, teacher.value, segments_BL),
+        _relation(student.value, student.value, segments_BL, platform),
+        _relation(teacher.value, teacher.value, segments_BL, platform),
     )
     return jnp.mean(apart_BNQ, axis=1).reshape(-1)
 
 
-def _relation(a_BNQD: jax.Array, b_BNKD: jax.Array, segments_BL: jax.Array):
+def _relation(a_BNQD, b_BNKD, segments_BL, platform: Platform):
     """Returns the log-softmax of scaled products within segments, [B, N, Q, K]."""
-    products_BNQK: Any = einsum("bnqd,bnkd->bnqk", a_BNQD, b_BNKD)
+    products_BNQK: Any = einsum("bnqd,bnkd->bnqk", a_BNQD, b_BNKD, platform)
     mask_BQK = segments_BL[:, :, None] == segments_BL[:, None, :]
     scores_BNQK = jnp.where(
         mask_BQK[:, None], products_BNQK * a_BNQD.shape[-1] ** -0.5, jnp.float32(-1e30)

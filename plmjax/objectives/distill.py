@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.config import number
-from plmjax.models import EncoderConfig, Noise, flops, heads
+from plmjax.models import EncoderConfig, flops, heads
 from plmjax.models.layers import affine
 from plmjax.objectives import distances, masking
-from plmjax.objectives.base import Batch, Key, Objective, Pieces, whole
+from plmjax.objectives.base import Batch, Key, whole
 from plmjax.objectives.distances import Kept
-from plmjax.objectives.masked import MaskedConfig, Masker, token_loss
+from plmjax.objectives.masked import Masked, MaskedConfig, token_loss
 from plmjax.objectives.mlm import token_scores
 
 TERMS = ("soft", "mlm", "cosine", "hidden", "attention")
@@ -77,13 +77,9 @@ class Seen(NamedTuple):
     kept: Kept | None
 
 
-def distill(
-    config: DistillConfig,
-    encoder: EncoderConfig,
-    pieces: Pieces,
-    teacher: EncoderConfig | None = None,
-) -> Objective:
-    """Returns the objective that makes a student of the encoder.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distill(Masked):
+    """Makes a student of the encoder.
 
     frozen["teacher"] is the teacher, {"encoder", "head"}. With config.align,
     frozen["pieces"] says of each of the student's pieces which id it has in the
@@ -94,118 +90,140 @@ def distill(
     Raises:
       PlmjaxError: no teacher, or one that the student cannot follow as is asked.
     """
-    if teacher is None:
-        raise no_teacher()
-    _check(config, encoder, teacher)
-    layers = chosen_layers(config, encoder, teacher)
-    masker, weight = Masker(config, encoder, pieces), config.weight
-    keep = weight("hidden") > 0 or weight("attention") > 0
-    projects = encoder.width != teacher.width and (
-        weight("cosine") > 0 or weight("hidden") > 0
-    )
 
-    def init(key, batch):
-        params = heads.init_model(encoder, key, batch, ("head",))
-        if projects:
-            shape = (encoder.width, teacher.width)
+    config: DistillConfig
+    teacher: EncoderConfig | None = None
+
+    def __post_init__(self):
+        if self.teacher is None:
+            raise no_teacher()
+        _check(self.config, self.encoder, self.teacher)
+        _ = self.layers
+        super().__post_init__()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return chosen_layers(self.config, self.encoder, self._teacher)
+
+    @property
+    def _teacher(self) -> EncoderConfig:
+        assert self.teacher is not None
+        return self.teacher
+
+    @property
+    def projects(self) -> bool:
+        compares = self.config.cosine_weight > 0 or self.config.hidden_weight > 0
+        return compares and self.encoder.width != self._teacher.width
+
+    @property
+    def parts(self):
+        return whole(self.encoder, ("head",))
+
+    @property
+    def weights(self):
+        others = [t for t in TERMS if t != "mlm" and self.config.weight(t) > 0]
+        return {"loss": self.config.mlm_weight} | {
+            f"{term}_loss": self.config.weight(term) for term in others
+        }
+
+    @property
+    def token_loss(self):
+        return "mlm_loss"
+
+    def init(self, key, batch):
+        params = heads.init_model(self.encoder, key, batch, ("head",))
+        if self.projects:
+            shape = (self.encoder.width, self._teacher.width)
             kernel_HW = jax.random.normal(jax.random.fold_in(key, 1000), shape)
-            params["projection"] = {"kernel": encoder.init_std * kernel_HW}
+            params["projection"] = {"kernel": self.encoder.init_std * kernel_HW}
         return params
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
-        batch = masker(batch, key, progress)
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.masker(batch, key, progress)
         real_BL = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {"real_weights": real_BL / jnp.maximum(jnp.sum(real_BL), 1)}
 
-    def see(model: EncoderConfig, params, batch: Batch, noise: Noise | None) -> Seen:
-        if keep:
-            x_BLH, kept = distances.encode(model, params, batch, noise)
+    def _see(self, model: EncoderConfig, params, batch: Batch, noise) -> Seen:
+        kept = None
+        if self.config.hidden_weight > 0 or self.config.attention_weight > 0:
+            encoded = distances.encode(model, params, batch, noise, self.platform)
+            x_BLH, kept = encoded
         else:
-            x_BLH, kept = heads.encode(model, params, batch, noise), None
-        x_TH = x_BLH.reshape(-1, model.width)
-        if config.predicts_all:
-            return Seen(heads.vocabulary_logits(model, params, x_TH), x_TH, kept)
-        at_TH = heads.take(x_BLH, batch["mask_positions"])
-        return Seen(heads.vocabulary_logits(model, params, at_TH), x_TH, kept)
+            x_BLH = heads.encode(model, params, batch, noise, self.platform)
+        x_TH = at_TH = x_BLH.reshape(-1, model.width)
+        if not self.config.predicts_all:
+            at_TH = heads.take(x_BLH, batch["mask_positions"])
+        logits_TV = heads.vocabulary_logits(model, params, at_TH, self.platform)
+        return Seen(logits_TV, x_TH, kept)
 
-    def project(params, x_TH) -> Any:
-        if not projects:
+    def _project(self, params, x_TH) -> Any:
+        if not self.projects:
             return x_TH
-        return affine(x_TH, params["projection"]["kernel"], None, encoder.dtype)
+        kernel_HW = params["projection"]["kernel"]
+        return affine(x_TH, kernel_HW, None, self.encoder.dtype, self.platform)
 
-    def apart(params, frozen, batch: Batch, ours: Seen, theirs: Seen):
+    def _distances(self, params, frozen, batch: Batch, ours: Seen, theirs: Seen):
         """Yields (term, its value at each position, weights of the positions)."""
-        real_BL = batch["real_weights"]
-        pieces = frozen["pieces"] if config.align == "strings" else None
-        if weight("soft") > 0:
+        config, real_BL = self.config, batch["real_weights"]
+        if config.soft_weight > 0:
+            pieces = frozen["pieces"] if config.align == "strings" else None
             logits = aligned(ours.logits_TV, theirs.logits_TV, pieces)
             soft_T: Any = distances.softened_kl(*logits, config.temperature)
             yield "soft", soft_T, real_BL if config.predicts_all else batch["weights"]
-        if weight("cosine") > 0:
-            yield (
-                "cosine",
-                distances.cosine_loss(project(params, ours.x_TH), theirs.x_TH),
-                real_BL,
-            )
+        if config.cosine_weight > 0:
+            x_TW = self._project(params, ours.x_TH)
+            yield "cosine", distances.cosine_loss(x_TW, theirs.x_TH), real_BL
         if ours.kept is None or theirs.kept is None:
             return
-        if weight("hidden") > 0:
-            follows = zip(ours.kept.states, layers, strict=True)
-            pairs = [(project(params, x), theirs.kept.states[j]) for x, j in follows]
+        if config.hidden_weight > 0:
+            follows = zip(ours.kept.states, self.layers, strict=True)
+            pairs = [
+                (self._project(params, x), theirs.kept.states[j]) for x, j in follows
+            ]
             yield "hidden", distances.hidden_loss(pairs), real_BL
-        if weight("attention") > 0:
-            segments_BL = batch["segments"]
-            attention_T = distances.attention_loss(ours.kept, theirs.kept, segments_BL)
+        if config.attention_weight > 0:
+            attention_T = distances.attention_loss(
+                ours.kept, theirs.kept, batch["segments"], self.platform
+            )
             yield "attention", attention_T, real_BL
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         frozen = jax.lax.stop_gradient(frozen)
-        ours = see(encoder, params, batch, key.noise(batch) if train else None)
+        noise = key.noise(batch) if train else None
+        ours = self._see(self.encoder, params, batch, noise)
         asked = batch
-        if config.align == "strings":
+        if self.config.align == "strings":
             ids_V = frozen["pieces"]["ids"]
             asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
-        theirs = see(teacher, frozen["teacher"], asked, None)
-        sought = everywhere(batch) if config.predicts_all else batch
-        value, metrics = token_loss(ours.logits_TV, sought, masker.bytes_V)
-        value = weight("mlm") * value
-        for term, values_T, weights in apart(params, frozen, batch, ours, theirs):
-            part, found = distances.weighted(values_T, weights.reshape(-1))
-            value, metrics[f"{term}_loss"] = value + weight(term) * part, found
-        return value, metrics
+        theirs = self._see(self._teacher, frozen["teacher"], asked, None)
+        sought = everywhere(batch) if self.config.predicts_all else batch
+        value, metrics = token_loss(ours.logits_TV, sought, self.masker.bytes_V)
+        terms = {"loss": value}
+        for term, values_T, weights in self._distances(
+            params, frozen, batch, ours, theirs
+        ):
+            name = f"{term}_loss"
+            terms[name], metrics[name] = distances.weighted(
+                values_T, weights.reshape(-1)
+            )
+        return self.total(terms), metrics
 
-    def scores(means):
-        losses = {"mlm_loss": means["loss"]}
-        for term in TERMS:
-            if term != "mlm" and weight(term) > 0:
-                losses[f"{term}_loss"] = means[f"{term}_loss"]
-        total = sum(
-            weight(name.removesuffix("_loss")) * x for name, x in losses.items()
-        )
-        return token_scores(means) | {"loss": total} | losses
+    def scores(self, means):
+        losses = {name: means[name] for name in self.weights if name != "loss"}
+        losses = {"mlm_loss": means["loss"]} | losses
+        return token_scores(means) | {"loss": self.total(means)} | losses
 
-    def slots(length):
-        return length if config.predicts_all else config.slots(length)
+    def slots(self, length):
+        return length if self.config.predicts_all else self.config.slots(length)
 
-    def cost(length):
+    def flops(self, length):
         ours, theirs = (
             flops.encoder_flops(model, length)
-            + flops.vocabulary_flops(model, slots(length))
-            for model in (encoder, teacher)
+            + flops.vocabulary_flops(model, self.slots(length))
+            for model in (self.encoder, self._teacher)
         )
         # Of the three passes of training, the teacher does the first.
         return ours + theirs / 3
-
-    return Objective(
-        init,
-        corrupt,
-        loss,
-        whole(encoder, ("head",)),
-        scores,
-        "mlm_loss",
-        slots,
-        cost,
-    )
 
 
 def no_teacher() -> PlmjaxError:

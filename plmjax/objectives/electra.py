@@ -8,6 +8,7 @@ Legend: B rows, L tokens, K slots a row, T tokens judged, H width, V vocabulary.
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from plmjax.config import number
 from plmjax.models import EncoderConfig, Noise, flops, heads
 from plmjax.models import noise as noise_lib
 from plmjax.models.layers import cross_entropy
-from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces
+from plmjax.objectives.base import Batch, Key, Metrics
 from plmjax.objectives.generator import (
     GeneratorConfig,
     generator_encoder,
@@ -28,7 +29,13 @@ from plmjax.objectives.generator import (
     make_parts,
     sample,
 )
-from plmjax.objectives.masked import MaskedConfig, Masker, masked_logits, token_loss
+from plmjax.objectives.masked import (
+    Masked,
+    MaskedConfig,
+    Masker,
+    masked_logits,
+    token_loss,
+)
 from plmjax.objectives.masking import put
 from plmjax.objectives.mlm import token_scores
 
@@ -102,80 +109,112 @@ class ElectraConfig(MaskedConfig):
         return generator_encoder(self.generator, self.tie, encoder)
 
 
-def electra(config: ElectraConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
-    """Returns the objective that trains a discriminator and its generator."""
-    generator, judge = config.generator_encoder(encoder), JUDGES[config.variant]
-    parts = make_parts(config.tie, encoder, generator, judge.heads)
-    if generator is None:
-        # The samples are random pieces, and so part of the corruption.
-        masks = dataclasses.replace(config, mask_share=0.0, random_share=1.0)
-        masker = Masker(masks, encoder, pieces)
-    else:
-        masker = Masker(config, encoder, pieces)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Electra(Masked):
+    """Trains a discriminator, the encoder, and the generator that fills its text."""
 
-    def init(key, batch):
-        return initial_params(config.tie, encoder, generator, judge.heads, key, batch)
+    config: ElectraConfig
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
-        batch = masker(batch, key, progress)
+    def __post_init__(self):
+        _ = self.parts
+        super().__post_init__()
+
+    @functools.cached_property
+    def generator(self) -> EncoderConfig | None:
+        return self.config.generator_encoder(self.encoder)
+
+    @property
+    def judge(self) -> "Judge":
+        return JUDGES[self.config.variant]
+
+    @functools.cached_property
+    def masker(self) -> Masker:
+        masks: Any = self.config
+        if self.generator is None:
+            # The samples are random pieces, and so part of the corruption.
+            masks = dataclasses.replace(masks, mask_share=0.0, random_share=1.0)
+        return Masker(masks, self.encoder, self.pieces)
+
+    @functools.cached_property
+    def parts(self):
+        names = self.judge.heads
+        return make_parts(self.config.tie, self.encoder, self.generator, names)
+
+    @property
+    def weights(self):
+        judged = {self.judge.term: self.config.discriminator_weight}
+        if self.generator is None:
+            return judged
+        return {"generator_loss": self.config.generator_weight} | judged
+
+    @property
+    def token_loss(self):
+        if "head" in self.judge.heads:
+            return "discriminator_loss"
+        return None if self.generator is None else "generator_loss"
+
+    def init(self, key, batch):
+        models = (self.encoder, self.generator)
+        return initial_params(self.config.tie, *models, self.judge.heads, key, batch)
+
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.masker(batch, key, progress)
         real = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {"token_weights": real / jnp.maximum(jnp.sum(real), 1)}
 
-    def generate(params, batch, noise: Noise, train: bool):
+    def generate(self, params, batch, noise: Noise, train: bool):
         """Returns the generator's loss, its metrics, and its samples [B, K]."""
-        own = parts["generator"].take(params)
+        config, part = self.config, self.parts["generator"]
+        own = part.take(params)
         if config.generator_weight == 0:
             own = jax.lax.stop_gradient(own)
         # A stream of its own: the two would drop the same units of their layers.
         drops = _stream(noise, "generator") if train else None
-        logits_TV, _ = masked_logits(parts["generator"].encoder, own, batch, drops)
-        value, metrics = token_loss(logits_TV, batch, masker.bytes_V, "generator_")
+        logits_TV, _ = masked_logits(part.encoder, own, batch, drops, self.platform)
+        bytes_V = self.masker.bytes_V
+        value, metrics = token_loss(logits_TV, batch, bytes_V, "generator_")
         shape = batch["labels"].shape
         u_BK = noise_lib.uniform(noise, "generator/sample", shape[1])
         drawn_T = sample(logits_TV, u_BK.reshape(-1), config.temperature)
         return value, metrics, drawn_T.reshape(shape)
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
-        noise, total, metrics = key.noise(batch), jnp.float32(0), {}
+        noise, terms, metrics = key.noise(batch), {}, {}
         drawn_BK = None
-        if generator is not None:
-            value, metrics, drawn_BK = generate(params, batch, noise, train)
-            total = config.generator_weight * value
+        if self.generator is not None:
+            value, metrics, drawn_BK = self.generate(params, batch, noise, train)
+            terms["generator_loss"] = value
         batch = substituted(batch, drawn_BK)
-        own = parts["discriminator"].take(params)
-        x_BLH = heads.encode(encoder, own, batch, noise if train else None)
-        value, more = judge.loss(encoder, own, x_BLH, batch, masker.bytes_V)
+        own, drops = self.parts["discriminator"].take(params), noise if train else None
+        x_BLH = heads.encode(self.encoder, own, batch, drops, self.platform)
+        terms[self.judge.term], more = self.judge.loss(
+            self.encoder, own, x_BLH, batch, self.masker.bytes_V, platform=self.platform
+        )
         share = _mean(batch["replaced"], batch["segments"] > 0)
-        total = total + config.discriminator_weight * value
-        return total, metrics | more | {"replaced_share": share}
+        return self.total(terms), metrics | more | {"replaced_share": share}
 
-    def scores(means):
-        total = config.discriminator_weight * means[judge.term]
-        found = {}
-        if generator is not None:
-            total += config.generator_weight * means["generator_loss"]
-            found = token_scores(means, "generator_")
-        found |= judge.scores(means)
-        return {"loss": total} | found | {"replaced_share": means["replaced_share"]}
+    def scores(self, means):
+        found = {"loss": self.total(means)}
+        if self.generator is not None:
+            found |= token_scores(means, "generator_")
+        found |= self.judge.scores(means)
+        return found | {"replaced_share": means["replaced_share"]}
 
-    def cost(length):
-        total = flops.encoder_flops(encoder, length)
-        total += judge.flops(encoder, length, config.slots(length))
-        if generator is None:
+    def slots(self, length):
+        everywhere = self.config.variant == "all_tokens_mlm"
+        return length if everywhere else self.config.slots(length)
+
+    def flops(self, length):
+        slots = self.config.slots(length)
+        total = flops.encoder_flops(self.encoder, length)
+        total += self.judge.flops(self.encoder, length, slots)
+        if self.generator is None:
             return total
-        theirs = flops.encoder_flops(generator, length)
-        theirs += flops.vocabulary_flops(generator, config.slots(length))
+        theirs = flops.encoder_flops(self.generator, length)
+        theirs += flops.vocabulary_flops(self.generator, slots)
         # Without a weight it is run forward alone.
-        return total + (theirs if config.generator_weight else theirs / 3)
-
-    def slots(length):
-        everywhere = config.variant == "all_tokens_mlm"
-        return length if everywhere else config.slots(length)
-
-    token_term = "generator_loss" if generator is not None else None
-    token_term = "discriminator_loss" if "head" in judge.heads else token_term
-    return Objective(init, corrupt, loss, parts, scores, token_term, slots, cost)
+        return total + (theirs if self.config.generator_weight else theirs / 3)
 
 
 def _stream(noise: Noise, name: str) -> Noise:
@@ -233,37 +272,39 @@ def _detector_scores(means: dict[str, float]) -> dict[str, float]:
     return found | {"detector_separation": apart}
 
 
-def _detect(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _detect(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     del bytes_V
-    logits_T = heads.detector_logits(encoder, params, x_BLH.reshape(-1, encoder.width))
+    x_TH = x_BLH.reshape(-1, encoder.width)
+    logits_T = heads.detector_logits(encoder, params, x_TH, platform)
     weights_T = batch["token_weights"].reshape(-1)
     return detector_loss(logits_T, batch["replaced"].reshape(-1), weights_T)
 
 
-def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     del bytes_V
     at_BK = batch["mask_positions"]
-    logits_T = heads.detector_logits(encoder, params, heads.take(x_BLH, at_BK))
+    x_TH = heads.take(x_BLH, at_BK)
+    logits_T = heads.detector_logits(encoder, params, x_TH, platform)
     replaced_BK = jnp.take_along_axis(batch["replaced"], at_BK, axis=1)
     weights_T = batch["weights"].reshape(-1)
     return detector_loss(logits_T, replaced_BK.reshape(-1), weights_T)
 
 
-def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     x_TH = heads.take(x_BLH, batch["mask_positions"])
-    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
     return token_loss(logits_TV, batch, bytes_V, "discriminator_")
 
 
-def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V):
+def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     """All-Tokens MLM: D times the input's piece plus 1 - D times the softmax.
 
     D, the probability to copy, is the detector's that the token is the original. The
     metrics of the discriminator are those of the chosen positions, as in Replace-MLM.
     """
     x_TH = x_BLH.reshape(-1, encoder.width)
-    logits_TV = heads.vocabulary_logits(encoder, params, x_TH)
-    replaced_T = heads.detector_logits(encoder, params, x_TH)
+    logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
+    replaced_T = heads.detector_logits(encoder, params, x_TH, platform)
     seen_T, labels_T = batch["tokens"].reshape(-1), batch["originals"].reshape(-1)
     nll_T, hit_T = _copy_loss(logits_TV, replaced_T, seen_T, labels_T)
     weights_T = batch["token_weights"].reshape(-1)
@@ -313,9 +354,10 @@ def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
 class Judge(NamedTuple):
     """What the discriminator is trained for.
 
-    loss(encoder, params, x_BLH, batch, bytes_V) -> (value, metrics), where `batch` has
-    the tokens it saw, "originals" and "replaced" [B, L]; `term` is the metric whose
-    mean is the value, `weight` the key of its weight; flops(encoder, length, slots).
+    loss(encoder, params, x_BLH, batch, bytes_V, platform) -> (value, metrics), where
+    `batch` has the tokens it saw, "originals" and "replaced" [B, L]; `term` is the
+    metric whose mean is the value, `weight` the key of its weight; flops(encoder,
+    length, slots).
     """
 
     heads: tuple[str, ...]

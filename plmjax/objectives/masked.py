@@ -4,7 +4,8 @@ Legend: B rows, L tokens, K slots a row, V vocabulary.
 """
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,16 @@ from plmjax.config import number
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.layers import cross_entropy
 from plmjax.models.noise import Noise
+from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import masking
-from plmjax.objectives.base import Batch, Key, Metrics, ObjectiveConfig, Pieces
+from plmjax.objectives.base import (
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    ObjectiveConfig,
+    Pieces,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +154,26 @@ class Masker:
         }
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masked(Objective):
+    """What the objectives with masks have in common."""
+
+    config: Any
+    encoder: EncoderConfig
+    pieces: Pieces
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
+
+    def __post_init__(self):
+        _ = self.masker  # which refuses what cannot be masked
+
+    @functools.cached_property
+    def masker(self) -> "Masker":
+        return Masker(self.config, self.encoder, self.pieces)
+
+    def slots(self, length):
+        return self.config.slots(length)
+
+
 def bytes_of(pieces: Pieces, vocab_size: int) -> np.ndarray:
     """Returns float32 [V], the UTF-8 bytes of each piece; 0 past the tokenizer's."""
     bytes_V = np.zeros(vocab_size, np.float32)
@@ -175,12 +204,16 @@ def token_loss(
 
 
 def masked_logits(
-    encoder: EncoderConfig, params: dict, batch: Batch, noise: Noise | None
+    encoder: EncoderConfig,
+    params: dict,
+    batch: Batch,
+    noise: Noise | None,
+    platform: Platform = ANY,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logits [B * K, V] at the chosen positions, and all states [B, L, H].
 
     The vocabulary head runs on the chosen positions alone.
     """
-    x_BLH = heads.encode(encoder, params, batch, noise)
+    x_BLH = heads.encode(encoder, params, batch, noise, platform)
     x_TH = heads.take(x_BLH, batch["mask_positions"])
-    return heads.vocabulary_logits(encoder, params, x_TH), x_BLH
+    return heads.vocabulary_logits(encoder, params, x_TH, platform), x_BLH

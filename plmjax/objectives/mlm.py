@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError
 from plmjax.config import number
 from plmjax.data.pairs import PairsConfig
-from plmjax.models import EncoderConfig, flops, heads
+from plmjax.models import flops, heads
 from plmjax.models.layers import cross_entropy
-from plmjax.objectives.base import Batch, Key, Metrics, Objective, Pieces, whole
-from plmjax.objectives.masked import MaskedConfig, Masker, masked_logits, token_loss
+from plmjax.objectives.base import Batch, Key, Metrics, whole
+from plmjax.objectives.masked import Masked, MaskedConfig, masked_logits, token_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,61 +49,74 @@ class MLMConfig(MaskedConfig):
         return PairsConfig(self.pairs, self.negatives, self.short_share)
 
 
-def mlm(config: MLMConfig, encoder: EncoderConfig, pieces: Pieces) -> Objective:
-    """Returns the objective that predicts masked tokens from both sides."""
-    masker, paired = Masker(config, encoder, pieces), config.pairs != "none"
-    names = ("head", "pair") if paired else ("head",)
+@dataclasses.dataclass(frozen=True, eq=False)
+class MLM(Masked):
+    """Predicts masked tokens from both sides, and what [CLS] says of two texts."""
 
-    def init(key, batch):
-        return heads.init_model(encoder, key, batch, names)
+    config: MLMConfig
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
-        batch = masker(batch, key, progress)
-        if not paired:
+    @property
+    def paired(self) -> bool:
+        return self.config.pairs != "none"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("head", "pair") if self.paired else ("head",)
+
+    @property
+    def parts(self):
+        return whole(self.encoder, self.heads)
+
+    @property
+    def weights(self):
+        tokens = {"loss": self.config.mlm_weight}
+        return tokens | ({"pair_loss": self.config.pair_weight} if self.paired else {})
+
+    @property
+    def token_loss(self):
+        # Without a weight it is no figure of this training.
+        if not self.config.mlm_weight:
+            return None
+        return "mlm_loss" if self.paired else "loss"
+
+    def init(self, key, batch):
+        return heads.init_model(self.encoder, key, batch, self.heads)
+
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.masker(batch, key, progress)
+        if not self.paired:
             return batch
-        if encoder.token_types < 2:
+        if self.encoder.token_types < 2:
             # A table of one type has no row for sentence B; [SEP] alone parts them.
             batch = batch | {"types": jnp.zeros_like(batch["types"])}
         return with_pair_weights(batch)
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
         noise = key.noise(batch) if train else None
-        logits_TV, x_BLH = masked_logits(encoder, params, batch, noise)
-        value, metrics = token_loss(logits_TV, batch, masker.bytes_V)
-        if not paired:
-            return config.mlm_weight * value, metrics
-        x_TH = heads.take(x_BLH, batch["cls"])
-        pair, more = pair_loss(heads.pair_logits(encoder, params, x_TH), batch)
-        return config.mlm_weight * value + config.pair_weight * pair, metrics | more
+        encoder, platform = self.encoder, self.platform
+        logits_TV, x_BLH = masked_logits(encoder, params, batch, noise, platform)
+        value, metrics = token_loss(logits_TV, batch, self.masker.bytes_V)
+        terms = {"loss": value}
+        if self.paired:
+            x_TH = heads.take(x_BLH, batch["cls"])
+            logits_T2 = heads.pair_logits(encoder, params, x_TH, platform)
+            terms["pair_loss"], more = pair_loss(logits_T2, batch)
+            metrics |= more
+        return self.total(terms), metrics
 
-    def scores(means):
+    def scores(self, means):
         found = token_scores(means)
-        if not paired:
+        if not self.paired:
             return found
-        total = (
-            config.mlm_weight * means["loss"] + config.pair_weight * means["pair_loss"]
-        )
         pair = {name: means[name] for name in ("pair_loss", "pair_accuracy")}
-        return found | pair | {"loss": total, "mlm_loss": means["loss"]}
+        losses = {"loss": self.total(means), "mlm_loss": means["loss"]}
+        return found | pair | losses
 
-    def cost(length):
-        slots = config.slots(length)
-        return flops.encoder_flops(encoder, length) + flops.vocabulary_flops(
-            encoder, slots
+    def flops(self, length):
+        return flops.encoder_flops(self.encoder, length) + flops.vocabulary_flops(
+            self.encoder, self.slots(length)
         )
-
-    return Objective(
-        init,
-        corrupt,
-        loss,
-        whole(encoder, names),
-        scores,
-        # Without a weight it is no figure of this training.
-        ("mlm_loss" if paired else "loss") if config.mlm_weight else None,
-        config.slots,
-        cost,
-    )
 
 
 def with_pair_weights(batch: Batch) -> Batch:

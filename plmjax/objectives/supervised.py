@@ -5,6 +5,7 @@ Legend: B rows, L tokens a row, C classes, labels or choices, U what has a label
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from plmjax import PlmjaxError
 from plmjax.config import number
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
+from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, POOLERS, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, whole
 
@@ -155,10 +157,9 @@ def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(jnp.where(has, losses, 0.0)), jnp.sum(has)
 
 
-def supervised(
-    config: SupervisedConfig, encoder: EncoderConfig, task: Task, cached: bool = False
-) -> Objective:
-    """Returns the objective that predicts batch["label"].
+@dataclasses.dataclass(frozen=True, eq=False)
+class Supervised(Objective):
+    """Predicts batch["label"].
 
     `cached` says that training batches come with the encoder's states, so that a step
     does not cost what the encoder costs.
@@ -170,66 +171,82 @@ def supervised(
     Raises:
       PlmjaxError: the family has no such head, or the kind of task no smoothing.
     """
-    task_heads.check(encoder)
-    assert task.head is not None, "embeddings are learned by contrastive"
-    if config.label_smoothing and task.kind not in _SMOOTHABLE:
-        raise PlmjaxError(
-            f"objective.label_smoothing={config.label_smoothing} means nothing for a "
-            f"task of kind {task.kind}.",
-            hint=f"It is for {', '.join(_SMOOTHABLE)}; leave it out.",
-        )
-    kind = KINDS[task.kind]
 
-    def init(key, batch):
-        return task_heads.init_model(encoder, task, key, batch)
+    config: SupervisedConfig
+    encoder: EncoderConfig
+    task: Task
+    cached: bool = False
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
 
-    def corrupt(batch: Batch, key: Key, progress) -> Batch:
+    def __post_init__(self):
+        config, kind = self.config, self.task.kind
+        task_heads.check(self.encoder)
+        assert self.task.head is not None, "embeddings are learned by contrastive"
+        if config.label_smoothing and kind not in _SMOOTHABLE:
+            raise PlmjaxError(
+                f"objective.label_smoothing={config.label_smoothing} means nothing for "
+                f"a task of kind {kind}.",
+                hint=f"It is for {', '.join(_SMOOTHABLE)}; leave it out.",
+            )
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task.kind]
+
+    @property
+    def parts(self):
+        assert self.task.head is not None
+        return whole(self.encoder, (self.task.head,))
+
+    def init(self, key, batch):
+        return task_heads.init_model(self.encoder, self.task, key, batch)
+
+    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
         del key, progress
-        has = kind.has(batch)
+        has = self.kind.has(batch)
         weight_U = batch["weight"].reshape(-1, *[1] * (has.ndim - 1))
         weight_U = jnp.where(has, weight_U, 0.0)
         total = jnp.sum(weight_U)
         return batch | {"weights": weight_U / jnp.where(total > 0, total, 1.0)}
 
-    def loss(params, frozen, batch: Batch, key: Key, train: bool):
+    def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         del frozen
-        noise = key.noise(batch) if train else None
+        kind, noise = self.kind, key.noise(batch) if train else None
         labels, weights_U = batch["label"], batch["weights"]
         # Held-out losses are those of the labels as they are.
-        smoothing = config.label_smoothing if train else 0.0
-        scores = task_logits(encoder, task, params, batch, noise)
+        smoothing = self.config.label_smoothing if train else 0.0
+        says = functools.partial(task_logits, self.encoder, self.task, params, batch)
+        scores = says(noise, platform=self.platform)
         loss_U = kind.loss(scores, labels, smoothing)
         used_U = (weights_U > 0).astype(jnp.float32)
         count = jnp.sum(used_U)
         metrics = {}
         total_U = loss_U
-        if noise is not None and config.rdrop_weight:
-            others = task_logits(encoder, task, params, batch, _again(noise))
+        if noise is not None and self.config.rdrop_weight:
+            others = says(_again(noise), platform=self.platform)
             loss_U = 0.5 * (loss_U + kind.loss(others, labels, smoothing))
             apart_U = kind.divergence(scores, others)
-            total_U = loss_U + config.rdrop_weight * apart_U
+            total_U = loss_U + self.config.rdrop_weight * apart_U
             metrics["rdrop"] = (jnp.sum(apart_U * used_U), count)
         score_U = jax.lax.stop_gradient(kind.score(scores, labels))
         metrics["loss"] = (jnp.sum(loss_U * used_U), count)
         metrics[kind.score_name] = (jnp.sum(score_U * used_U), count)
         return jnp.sum(total_U * weights_U), metrics
 
-    def scores(means):
-        return {name: means[name] for name in ("loss", kind.score_name)}
+    def scores(self, means):
+        return {name: means[name] for name in ("loss", self.kind.score_name)}
 
-    def slots(length):
-        return length if task.kind == "tags" else 1
+    def slots(self, length):
+        return length if self.task.kind == "tags" else 1
 
-    def cost(length):
+    def flops(self, length):
+        task, pooled = self.task, self.task.head in POOLERS
         several = max(len(task.labels), 1) if task.kind == "choices" else 1
-        pooled = task.head in POOLERS
-        head = flops.task_flops(encoder, 1 if pooled else length, pooled, task.outputs)
-        passes = 2 if config.rdrop_weight else 1
-        reads = 0 if cached else flops.encoder_flops(encoder, length)
+        positions = 1 if pooled else length
+        head = flops.task_flops(self.encoder, positions, pooled, task.outputs)
+        passes = 2 if self.config.rdrop_weight else 1
+        reads = 0 if self.cached else flops.encoder_flops(self.encoder, length)
         return passes * several * (reads + head)
-
-    parts = whole(encoder, (task.head,))
-    return Objective(init, corrupt, loss, parts, scores, None, slots, cost)
 
 
 def _again(noise: Noise) -> Noise:

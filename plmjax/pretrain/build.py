@@ -19,7 +19,7 @@ from plmjax.data.store import Store
 from plmjax.evaluate.model import Model
 from plmjax.files import write_json
 from plmjax.interop import config_json
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, Platform
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
@@ -216,7 +216,8 @@ def make_run(
         # RoBERTa's first position follows the tokenizer.
         check_lengths(config, encoder)
         seen = None if teacher is None else teacher.encoder
-        return encoder, make_objective(config, encoder, tokenizer, seen)
+        platform = Platform.of(mesh.devices.flat)
+        return encoder, make_objective(config, encoder, tokenizer, seen, platform)
 
     def check_tokenizer(tokenizer: Tokenizer) -> None:
         if teacher is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from plmjax import tree
 from plmjax.evaluate.model import Model
-from plmjax.models import EncoderConfig, heads
+from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.layers import cross_entropy
 from plmjax.objectives import DistillConfig, Objective
 from plmjax.objectives.distill import aligned, chosen_layers
@@ -96,7 +96,9 @@ def compare(
     key = evaluation_key()
     corrupt, models = jax.jit(objective.corrupt), (teacher, student)
     params = [jax.device_put(m.params, jax.devices()[0]) for m in models]
-    score = jax.jit(functools.partial(_score, teacher.encoder, student.encoder))
+    platform = Platform.of(jax.devices())
+    score = functools.partial(_score, platform, teacher.encoder, student.encoder)
+    score = jax.jit(score)
     sums: Sums | None = None
     ratio = None
     for batch in batches:
@@ -119,6 +121,7 @@ def compare(
 
 
 def _score(
+    platform: Platform,
     teacher: EncoderConfig,
     student: EncoderConfig,
     theirs: dict,
@@ -138,9 +141,10 @@ def _score(
 
     def logits(config, params, batch):
         x_TH = heads.take(
-            heads.encode(config, params, batch, None), batch["mask_positions"]
+            heads.encode(config, params, batch, None, platform),
+            batch["mask_positions"],
         )
-        return heads.vocabulary_logits(config, params, x_TH)
+        return heads.vocabulary_logits(config, params, x_TH, platform)
 
     both = aligned(logits(student, ours, batch), logits(teacher, theirs, asked), pieces)
     found = {}
@@ -154,9 +158,11 @@ def _score(
 def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
     """Returns how many times as fast the second model is, by medians."""
     dtype, passes = models[1].encoder.dtype, []
+    platform = Platform.of(jax.devices())
     for model, own in zip(models, params, strict=True):
         config = dataclasses.replace(model.encoder, dtype=dtype)
-        run = jax.jit(functools.partial(heads.encode, config, noise=None))
+        run = functools.partial(heads.encode, config, noise=None, platform=platform)
+        run = jax.jit(run)
         own, batch = jax.device_put((own, batch), jax.devices()[0])
         passes.append(functools.partial(run, own, batch=batch))
         jax.block_until_ready(passes[-1]())

@@ -15,7 +15,7 @@ from plmjax.evaluate.model import Model, open_model
 from plmjax.files import write_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
-from plmjax.objectives import DistillConfig, Pieces, distill
+from plmjax.objectives import Distill, DistillConfig, Pieces
 from plmjax.objectives.distill import no_teacher
 from plmjax.tokenizers import Tokenizer
 from plmjax.workdir import RunConfig, Workdir
@@ -100,7 +100,7 @@ def _check_early(
         )
     pieces = teacher.tokenizer
     student = resolve(config.model, pieces.vocab_size, pieces.pad_id)
-    distill(objective, student, Pieces(0, (0,), (1,)), teacher.encoder)
+    Distill(objective, student, Pieces(0, (0,), (1,)), teacher.encoder)
 
 
 def open_teacher(config: DistillConfig, path: Path) -> Model:

@@ -11,7 +11,7 @@ from plmjax import PlmjaxError, tree
 from plmjax.finetune.lora import LoraConfig, adapters, base, lora, merged
 from plmjax.finetune.mixout import anchor, mixout
 from plmjax.models import EncoderConfig
-from plmjax.objectives import Key, MLMConfig, Pieces, mlm
+from plmjax.objectives import MLM, Altered, Key, MLMConfig, Pieces
 
 KEY = Key(jnp.uint32(1), jnp.uint32(2))
 
@@ -36,8 +36,8 @@ def spy():
     def loss(params, frozen, batch, key, train):
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), params
 
-    objective: Any = mlm(MLMConfig(), EncoderConfig(), Pieces(4, (0,), (1,)))
-    return objective._replace(init=lambda key, batch: params(3), loss=loss)
+    objective: Any = MLM(MLMConfig(), EncoderConfig(), Pieces(4, (0,), (1,)))
+    return Altered(objective, lambda key, batch: params(3), loss)
 
 
 def test_mixout_takes_a_share_of_the_start_and_keeps_the_mean():

@@ -17,7 +17,7 @@ from plmjax.interop.names import FAMILIES
 from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.interop.weights import from_tensors, model_entries
 from plmjax.models.task_heads import TASK_HEADS, Task, init_head, task_logits
-from plmjax.objectives import Key, SupervisedConfig, supervised
+from plmjax.objectives import Key, Supervised, SupervisedConfig
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
@@ -275,7 +275,7 @@ def test_transformers_computes_the_same(exported, tmp_path, family, task):
     result = ask(theirs, batch, task)
     result.loss.backward()
 
-    objective = supervised(SupervisedConfig(), config, task)
+    objective = Supervised(SupervisedConfig(), config, task)
     batch = objective.corrupt(batch, KEY, jnp.float32(0))
 
     @jax.jit
@@ -345,7 +345,7 @@ def test_an_epoch_of_adamw_has_the_same_losses(exported):
         adamw.step()
         wanted.append(loss.item())
 
-    objective = supervised(SupervisedConfig(), config, task)
+    objective = Supervised(SupervisedConfig(), config, task)
     optimizer = make_optimizer(
         OptimizerConfig(
             learning_rate=rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1

@@ -10,7 +10,7 @@ import pytest
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task, task_logits
-from plmjax.objectives import Key, SupervisedConfig, contrastive
+from plmjax.objectives import Contrastive, Key, SupervisedConfig
 from plmjax.objectives.contrastive import candidates
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -33,7 +33,7 @@ ROWS, TEXTS, LENGTH = 16, 3, 6
 
 @functools.cache
 def objective_of(texts=TEXTS):
-    return contrastive(SupervisedConfig(), ENCODER, TASK, TEMPERATURE, texts)
+    return Contrastive(SupervisedConfig(), ENCODER, TASK, TEMPERATURE, texts)
 
 
 def make_batch(step=0):
@@ -168,7 +168,7 @@ def test_negatives_are_those_of_all_devices(shape):
 @pytest.mark.parametrize("values", [{"label_smoothing": 0.1}, {"rdrop_weight": 1.0}])
 def test_what_is_for_labels_is_refused(values):
     with pytest.raises(PlmjaxError, match=f"objective.{next(iter(values))}"):
-        contrastive(SupervisedConfig(**values), ENCODER, TASK, TEMPERATURE)
+        Contrastive(SupervisedConfig(**values), ENCODER, TASK, TEMPERATURE)
 
 
 def test_a_batch_of_fillers_alone_is_finite():

@@ -13,7 +13,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, heads
-from plmjax.objectives import DistillConfig, Key, Pieces, distances, distill
+from plmjax.objectives import Distill, DistillConfig, Key, Pieces, distances
 from plmjax.objectives.distill import aligned, even_layers
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
@@ -83,7 +83,7 @@ def losses(objective, params, frozen, batch, train=False, step=0):
 @functools.cache
 def made(config=FRESH, encoder=STUDENT):
     """Returns the objective, fresh parameters and a corrupted batch."""
-    objective = distill(config, encoder, PIECES, TEACHER)
+    objective = Distill(config, encoder, PIECES, TEACHER)
 
     @jax.jit
     def make(batch):
@@ -270,7 +270,7 @@ def test_kept_states_are_those_of_the_plain_encoder(more):
 def test_weights_sum_to_one_and_micro_batches_to_the_whole():
     objective, params, batch = made(FULL, NARROW)
     assert params["projection"]["kernel"].shape == (16, 24)
-    same = distill(FULL, STUDENT, PIECES, TEACHER)
+    same = Distill(FULL, STUDENT, PIECES, TEACHER)
     assert "projection" not in jax.eval_shape(same.init, jax.random.key(0), batch)
     assert objective.parts["model"].take(params).keys() == {"encoder", "head"}
     for name in ("weights", "real_weights"):
@@ -395,7 +395,7 @@ def test_the_teacher_reads_its_own_ids():
         moved[order] = home[name]
         home[name] = moved
     config = dataclasses.replace(FRESH, align="strings")
-    objective = distill(config, STUDENT, PIECES, TEACHER)
+    objective = Distill(config, STUDENT, PIECES, TEACHER)
     pieces = {"ids": order, "known": np.ones(VOCABULARY, bool)}
     given = {"teacher": shuffled, "pieces": pieces}
     found = losses(objective, params, given, batch)[0]
@@ -407,7 +407,7 @@ def test_the_teacher_reads_its_own_ids():
 @pytest.mark.campaign
 def test_the_data_mesh_gathers_nothing():
     mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
-    objective = distill(FULL, NARROW, PIECES, TEACHER)
+    objective = Distill(FULL, NARROW, PIECES, TEACHER)
     optimizer = make_optimizer(OptimizerConfig())
     schedule = make_schedule(ScheduleConfig(), 1e-3, 10)
     step = make_step(
@@ -456,7 +456,7 @@ def test_what_cannot_be_followed_is_refused(more, encoder, teacher, message):
     config = dataclasses.replace(FRESH, **more)
     given = None if teacher is None else dataclasses.replace(TEACHER, **teacher)
     with pytest.raises(PlmjaxError, match=message):
-        distill(config, encoder, PIECES, given)
+        Distill(config, encoder, PIECES, given)
 
 
 def test_settings_out_of_range_are_refused():

@@ -16,7 +16,7 @@ from plmjax import PlmjaxError, tree
 from plmjax.interop import weights
 from plmjax.models import PRESETS, EncoderConfig, Noise, heads
 from plmjax.models import noise as noise_lib
-from plmjax.objectives import ElectraConfig, Key, Pieces, electra
+from plmjax.objectives import Electra, ElectraConfig, Key, Pieces
 from plmjax.objectives.electra import (
     JUDGES,
     _copy_loss,
@@ -106,7 +106,7 @@ def initialised(objective, seed: int = 0):
 @functools.cache
 def corrupted():
     """`make_batch` masked, which no variant or tie changes."""
-    objective = electra(config_of(), ENCODER, PIECES)
+    objective = Electra(config_of(), ENCODER, PIECES)
     return jax.jit(objective.corrupt)(make_batch(), key(), jnp.float32(0))
 
 
@@ -187,9 +187,9 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(PlmjaxError, match=name):
             ElectraConfig(variant=variant, **{name: 0.0})
     with pytest.raises(PlmjaxError, match="model.causal"):
-        electra(config_of(), dataclasses.replace(ENCODER, causal=True), PIECES)
+        Electra(config_of(), dataclasses.replace(ENCODER, causal=True), PIECES)
     with pytest.raises(PlmjaxError, match="no mask token"):
-        electra(config_of(), ENCODER, dataclasses.replace(PIECES, mask_id=None))
+        Electra(config_of(), ENCODER, dataclasses.replace(PIECES, mask_id=None))
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_electra_small_has_the_parameters_it_should():
 
     def counts(tie, **generator):
         config = ElectraConfig(tie=tie, generator=GeneratorConfig(**generator))
-        objective = electra(config, encoder, pieces)
+        objective = Electra(config, encoder, pieces)
         shapes = jax.eval_shape(objective.init, jax.random.key(0), make_batch())
         each = {
             name: tree.count(jax.eval_shape(part.take, shapes))
@@ -244,7 +244,7 @@ def test_shapes_of_every_variant_and_tie(variant, tie, kind):
     config = dataclasses.replace(
         config, generator=dataclasses.replace(config.generator, kind=kind)
     )
-    objective, batch = electra(config, ENCODER, PIECES), make_batch()
+    objective, batch = Electra(config, ENCODER, PIECES), make_batch()
     names = ["discriminator", "generator"] if kind == "trained" else ["discriminator"]
     assert list(objective.parts) == names
     assert objective.parts["discriminator"].encoder == ENCODER
@@ -281,7 +281,7 @@ def test_shapes_of_every_variant_and_tie(variant, tie, kind):
 @pytest.mark.parametrize("tie", TIES)
 def test_parts_are_taken_and_placed(tie, order):
     """Start weights: whichever part is placed first, both are what they were."""
-    objective = electra(config_of(tie=tie), ENCODER, PIECES)
+    objective = Electra(config_of(tie=tie), ENCODER, PIECES)
     source, target = initialised(objective), initialised(objective, seed=1)
     taken = {name: part.take(source) for name, part in objective.parts.items()}
     placed = jax.device_get(target)
@@ -299,7 +299,7 @@ def test_parts_are_taken_and_placed(tie, order):
 
 @pytest.mark.slow
 def test_a_fresh_discriminator_follows_a_placed_generator():
-    objective = electra(config_of(tie="disentangled"), ENCODER, PIECES)
+    objective = Electra(config_of(tie="disentangled"), ENCODER, PIECES)
     params = jax.jit(objective.init)(jax.random.key(0), make_batch())
     params = jax.device_get(params)
     delta = params["discriminator"]["encoder"]["embeddings"]["token_delta"]
@@ -385,7 +385,7 @@ def test_only_used_slots_are_replaced_and_right_guesses_are_originals():
 
 def test_a_uniform_generator_is_random_pieces():
     uniform = config_of(generator=GeneratorConfig(kind="uniform"))
-    objective = electra(uniform, ENCODER, PIECES)
+    objective = Electra(uniform, ENCODER, PIECES)
     out = jax.jit(objective.corrupt)(make_batch(512), key(), jnp.float32(0))
     seen = jax.device_get(substituted(out, None))
     used = np.asarray(out["weights"]) > 0
@@ -433,7 +433,7 @@ def test_detector_metrics():
     assert means["detector_accuracy"] == 0.5
     means |= {"generator_loss": 1.0, "generator_accuracy": 0.5}
     means |= {"generator_nats_per_byte": math.log(2), "replaced_share": 0.1}
-    scores = electra(config_of(), ENCODER, PIECES).scores(means)
+    scores = Electra(config_of(), ENCODER, PIECES).scores(means)
     apart = p[:2].mean() - p[2:].mean()
     np.testing.assert_allclose(scores["detector_separation"], apart, rtol=1e-6)
     np.testing.assert_allclose(scores["loss"], 1 + 50 * nll.mean(), rtol=1e-6)
@@ -477,7 +477,7 @@ def test_the_copy_mechanism():
 @pytest.mark.parametrize("variant", campaign(JUDGES, "all_tokens_mlm"))
 def test_micro_batches_add_up(variant):
     """Loss and gradients with dropout, and the loss from the metrics alone."""
-    objective = electra(config_of(variant), ENCODER, PIECES)
+    objective = Electra(config_of(variant), ENCODER, PIECES)
     params, out = initialised(objective), corrupted()
 
     @jax.jit
@@ -496,7 +496,7 @@ def test_micro_batches_add_up(variant):
 
 @pytest.mark.campaign
 def test_evaluation_depends_on_the_rows_alone():
-    objective = electra(config_of(), ENCODER, PIECES)
+    objective = Electra(config_of(), ENCODER, PIECES)
     params, batch = initialised(objective), make_batch(16)
     evaluation = make_evaluation(objective)
     whole = evaluation(params, {}, batch)
@@ -521,7 +521,7 @@ def test_evaluation_depends_on_the_rows_alone():
 def gradients(tie: str, generator_weight: float) -> dict:
     """The gradient by name."""
     config = config_of(tie=tie, generator_weight=generator_weight)
-    objective = electra(config, ENCODER, PIECES)
+    objective = Electra(config, ENCODER, PIECES)
     out = corrupted()
     grad = jax.grad(lambda p: objective.loss(p, {}, out, key(), True)[0])
     return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
@@ -560,7 +560,7 @@ def test_tied_embeddings_get_both_gradients():
 def learn(config, steps: int = 150):
     """Trains on one batch with one key; returns the scores before and after."""
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
-    objective, batch = electra(config, encoder, PIECES), make_batch()
+    objective, batch = Electra(config, encoder, PIECES), make_batch()
     optimizer = optax.adam(5e-3)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -625,7 +625,7 @@ def test_a_uniform_generator_is_told_by_heart():
 
 def test_flops_grow_with_what_is_run():
     def cost(**more):
-        return electra(config_of(**more), ENCODER, PIECES).flops(32)
+        return Electra(config_of(**more), ENCODER, PIECES).flops(32)
 
     alone = cost(generator=GeneratorConfig(kind="uniform"))
     frozen = cost(tie="disentangled", generator_weight=0.0)
@@ -645,7 +645,7 @@ def test_flops_grow_with_what_is_run():
 )
 def test_no_row_leaves_its_device(variant, tie):
     mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices())
-    objective = electra(config_of(variant, tie), ENCODER, PIECES)
+    objective = Electra(config_of(variant, tie), ENCODER, PIECES)
     optimizer, batch = make_optimizer(OptimizerConfig()), make_batch(16)
     schedule = make_schedule(ScheduleConfig(), 1e-3, 100)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -716,7 +716,7 @@ def test_joint_loss_of_transformers(tie):
 
     encoder = dataclasses.replace(ENCODER, layers=3)
     config = config_of(tie=tie, generator=GeneratorConfig(layers=2, width=24, heads=3))
-    objective = electra(config, encoder, PIECES)
+    objective = Electra(config, encoder, PIECES)
     params, out = initialised(objective), corrupted()
     f = jax.jit(
         jax.value_and_grad(lambda p: objective.loss(p, {}, out, key(), False)[0])

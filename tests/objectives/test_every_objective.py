@@ -18,16 +18,16 @@ from tests_common import campaign
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.models import heads
 from plmjax.objectives import (
+    CLM,
+    MLM,
     CLMConfig,
+    Distill,
     DistillConfig,
+    Electra,
     ElectraConfig,
     Key,
     MLMConfig,
     Objective,
-    clm,
-    distill,
-    electra,
-    mlm,
 )
 from plmjax.objectives.generator import GeneratorConfig
 
@@ -72,7 +72,7 @@ class Case:
 
 
 def _mlm(config, **encoder):
-    return mlm(config, dataclasses.replace(ENCODER, **encoder), PIECES)
+    return MLM(config, dataclasses.replace(ENCODER, **encoder), PIECES)
 
 
 CASES = {
@@ -82,7 +82,7 @@ CASES = {
         lambda **e: _mlm(MLMConfig(pairs="nsp", masks="static"), **e), make_pairs
     ),
     "clm": Case(
-        lambda **e: clm(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES),
+        lambda **e: CLM(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES),
         make_documents,
     ),
 }
@@ -97,7 +97,7 @@ def _electra(deberta: bool = False, size: float = 0.5, **settings):
             )
         settings.setdefault("generator", GeneratorConfig(width_fraction=size))
         config = ElectraConfig(masks="static", **settings)
-        return electra(config, dataclasses.replace(encoder, **e), PIECES)
+        return Electra(config, dataclasses.replace(encoder, **e), PIECES)
 
     return make
 
@@ -110,7 +110,7 @@ def _distill(**encoder):
         masks="static", teacher="a", start="fresh", hidden_weight=1, attention_weight=1
     )
     student = dataclasses.replace(ENCODER, **encoder)
-    return distill(config, student, PIECES, TEACHER)
+    return Distill(config, student, PIECES, TEACHER)
 
 
 @functools.cache

@@ -20,18 +20,18 @@ import pytest
 from plmjax.models import EncoderConfig, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import (
+    CLM,
+    MLM,
     CLMConfig,
+    Distill,
     DistillConfig,
+    Electra,
     ElectraConfig,
     Key,
     MLMConfig,
     Objective,
     Pieces,
-    clm,
     distances,
-    distill,
-    electra,
-    mlm,
 )
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.train import sharding
@@ -112,14 +112,14 @@ def draw(names, vocabulary=VOCABULARY, width=WIDTH, seed=1) -> dict:
     return unflatten(leaves)
 
 
-def encode(config, params, batch, noise=None):
+def encode(config, params, batch, noise=None, platform=None):
     found = params["encoder"]["embeddings"]
     x = found["token"][batch["tokens"]] + found["position"][batch["positions"]]
     x = (x + found["type"][batch["types"]]) * (1 + params["encoder"]["scale"])
     return x * (1 + batch["segments"] / 2)[..., None]
 
 
-def layers_of(config, params, batch, noise=None):
+def layers_of(config, params, batch, noise=None, platform=None):
     x = encode(config, params, batch)
     states = tuple(
         (x * (i + 1) / 2 + i).reshape(-1, config.width) for i in range(config.layers)
@@ -129,15 +129,15 @@ def layers_of(config, params, batch, noise=None):
     return x, distances.Kept(states, a, a[..., ::-1], a * a)
 
 
-def vocabulary_logits(config, params, x):
+def vocabulary_logits(config, params, x, platform=None):
     return x @ params["encoder"]["embeddings"]["token"].T + params["head"]["bias"]
 
 
-def pair_logits(config, params, x):
+def pair_logits(config, params, x, platform=None):
     return x @ params["pair"]["kernel"]
 
 
-def detector_logits(config, params, x):
+def detector_logits(config, params, x, platform=None):
     return x @ params["detector"]["kernel"]
 
 
@@ -472,7 +472,7 @@ def mlm_case(token_types=2, **settings) -> Case:
     names = ("head",) if config.pairs == "none" else ("head", "pair")
     token_loss = "loss" if config.pairs == "none" else "mlm_loss"
     encoder = dataclasses.replace(ENCODER, token_types=token_types)
-    objective = mlm(config, encoder, PIECES)
+    objective = MLM(config, encoder, PIECES)
     # Where one type is all there is, the second sentence has no other.
     reference = masked_reference(config, token_types > 1)
     return Case(objective, draw(names), reference, token_loss)
@@ -480,7 +480,7 @@ def mlm_case(token_types=2, **settings) -> Case:
 
 def clm_case() -> Case:
     encoder = dataclasses.replace(ENCODER, causal=True)
-    objective = clm(CLMConfig(), encoder, PIECES)
+    objective = CLM(CLMConfig(), encoder, PIECES)
     return Case(objective, draw(("head",)), causal_reference, "loss")
 
 
@@ -495,7 +495,7 @@ def electra_case(names=("detector",), kind="trained", **settings) -> Case:
     if kind == "uniform":
         del params["generator"]
         token_loss = None
-    objective = electra(config, ENCODER, PIECES)
+    objective = Electra(config, ENCODER, PIECES)
     return Case(objective, params, electra_reference(config), token_loss)
 
 
@@ -514,7 +514,7 @@ def distill_case(**settings) -> Case:
     params = draw(("head",))
     kernel = np.random.default_rng(3).normal(0, 0.5, (WIDTH, 12)).astype(np.float32)
     params["projection"] = {"kernel": kernel}
-    objective = distill(config, ENCODER, PIECES, TEACHER)
+    objective = Distill(config, ENCODER, PIECES, TEACHER)
     reference = distill_reference(config)
     return Case(objective, params, reference, "mlm_loss", FROZEN)
 

@@ -12,7 +12,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
-from plmjax.objectives import Key, MLMConfig, Pieces, masking, mlm
+from plmjax.objectives import MLM, Key, MLMConfig, Pieces, masking
 from plmjax.objectives.masked import token_loss
 
 SPECIAL = (0, 1, 2, 3, 4)
@@ -51,7 +51,7 @@ def make_batch(rows: int = 512, length: int = 128, seed: int = 0):
 
 @functools.cache
 def corruption(config: MLMConfig):
-    objective = mlm(config, ENCODER, Pieces(MASK, SPECIAL, (1,) * 1000))
+    objective = MLM(config, ENCODER, Pieces(MASK, SPECIAL, (1,) * 1000))
     return jax.jit(objective.corrupt)
 
 
@@ -211,7 +211,7 @@ def test_overfits_one_batch(unit):
     """With the masks fixed, one batch is learnt by heart."""
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
     config = MLMConfig(masks="static", unit=unit)
-    objective = mlm(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
+    objective = MLM(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
     batch = make_batch(8, 64)
     params = jax.jit(objective.init)(jax.random.key(0), batch)
     optimizer = optax.adam(3e-3)
@@ -237,7 +237,7 @@ def test_overfits_one_batch(unit):
 def test_causal_models_and_odd_shares_are_refused():
     pieces = Pieces(MASK, SPECIAL, (1,) * 1000)
     with pytest.raises(PlmjaxError, match="model.causal"):
-        mlm(MLMConfig(), dataclasses.replace(ENCODER, causal=True), pieces)
+        MLM(MLMConfig(), dataclasses.replace(ENCODER, causal=True), pieces)
     with pytest.raises(PlmjaxError, match="sum to at most 1"):
         MLMConfig(mask_share=0.8, random_share=0.3)
     with pytest.raises(PlmjaxError, match="copies"):

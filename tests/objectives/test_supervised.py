@@ -12,7 +12,7 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.models.flops import encoder_flops
 from plmjax.models.task_heads import Task
-from plmjax.objectives import Key, SupervisedConfig, supervised
+from plmjax.objectives import Key, Supervised, SupervisedConfig
 from plmjax.objectives.supervised import KINDS
 
 ENCODER = EncoderConfig(
@@ -69,7 +69,7 @@ def quick(f, **more):
 @functools.cache
 def made(kind, **values):
     """The objective, jitted: its parameters, corrupt, and (loss, metrics)."""
-    objective = supervised(SupervisedConfig(**values), ENCODER, TASKS[kind])
+    objective = Supervised(SupervisedConfig(**values), ENCODER, TASKS[kind])
     params = quick(objective.init)(jax.random.key(0), make_batch(kind))
     # Larger scores, so that losses differ.
     params = jax.tree.map(lambda x: 20 * x, params)
@@ -282,11 +282,11 @@ def test_scores_slots_and_flops():
     assert objective.parts["model"].heads == ("sequence",)
     one = objective.flops(6)
     assert one == encoder_flops(ENCODER, 6) + 3 * 2 * 8 * (8 + 3)
-    twice = supervised(SupervisedConfig(rdrop_weight=1.0), ENCODER, TASKS["classes"])
+    twice = Supervised(SupervisedConfig(rdrop_weight=1.0), ENCODER, TASKS["classes"])
     assert twice.flops(6) == 2 * one
-    choices = supervised(SupervisedConfig(), ENCODER, TASKS["choices"])
+    choices = Supervised(SupervisedConfig(), ENCODER, TASKS["choices"])
     assert choices.flops(6) == 3 * (encoder_flops(ENCODER, 6) + 3 * 2 * 8 * (8 + 1))
-    tags = supervised(SupervisedConfig(), ENCODER, TASKS["tags"])
+    tags = Supervised(SupervisedConfig(), ENCODER, TASKS["tags"])
     assert tags.slots(6) == 6
 
 
@@ -296,7 +296,7 @@ def test_what_is_refused():
     with pytest.raises(PlmjaxError, match="must be at least 0"):
         SupervisedConfig(rdrop_weight=-1.0)
     with pytest.raises(PlmjaxError, match="means nothing for a task of kind answers"):
-        supervised(SupervisedConfig(label_smoothing=0.1), ENCODER, TASKS["answers"])
+        Supervised(SupervisedConfig(label_smoothing=0.1), ENCODER, TASKS["answers"])
 
 
 LAYOUTS = (((1, 1, 1), 2), ((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 1, 1), 4))
@@ -307,7 +307,7 @@ def trained(kind, mesh=(1, 1, 1), accumulation=1):
     """Losses and gradient norms of three steps of a run, R-Drop included."""
     from train.test_step import run
 
-    objective = supervised(SupervisedConfig(rdrop_weight=1.0), ENCODER, TASKS[kind])
+    objective = Supervised(SupervisedConfig(rdrop_weight=1.0), ENCODER, TASKS[kind])
     losses, norms, _ = run(
         mesh,
         accumulation,

@@ -23,7 +23,13 @@ from test_figures import (
 
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task
-from plmjax.objectives import SupervisedConfig, contrastive, supervised
+from plmjax.objectives import (
+    Contrastive,
+    Supervised,
+    SupervisedConfig,
+    contrastive,
+    supervised,
+)
 from plmjax.objectives.supervised import row_losses
 from plmjax.train.metrics import fetch, means
 from plmjax.train.step import make_evaluation
@@ -83,7 +89,7 @@ def scores_of(kind: str, params, batch, factor=1.0):
     return where(real[..., None], found, UNREACHABLE)
 
 
-def task_logits(config, task, params, batch, noise):
+def task_logits(config, task, params, batch, noise, platform=None):
     if noise is None:
         return scores_of(task.kind, params, batch)
     factor = jnp.where(noise.seed == SEED, FIRST, SECOND)
@@ -205,7 +211,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_fine_tuning_is_that_of_the_definition(name, monkeypatch):
     """Training with dropout in parts of the batch, and what held-out rows score."""
-    monkeypatch.setitem(supervised.__globals__, "task_logits", task_logits)
+    monkeypatch.setattr(supervised, "task_logits", task_logits)
     kind, config = name.removeprefix("soft "), SupervisedConfig(**CASES[name])
     several = kind in ("classes", "multilabel", "tags")
     task = Task(kind, LABELS if several else ())
@@ -213,7 +219,7 @@ def test_fine_tuning_is_that_of_the_definition(name, monkeypatch):
     table = random.normal(0, 1.5, (VOCABULARY, task.outputs)).astype(np.float32)
     params = {"encoder": {"embeddings": {"token": table}}}
     wide, batch = jax.tree.map(np.float64, params), make_batch(kind, name != kind)
-    objective = supervised(config, ENCODER, task)
+    objective = Supervised(config, ENCODER, task)
     case = Case(objective, params, lambda *_: None, None)
 
     wanted, metrics = reference(kind, config, wide, batch, True)
@@ -303,12 +309,12 @@ def contrast(params, batch, parts: int):
 
 def test_contrast_is_that_of_the_definition(monkeypatch):
     """A step on four devices in two micro-batches, and what held-out rows score."""
-    monkeypatch.setitem(
-        contrastive.__globals__,
+    monkeypatch.setattr(
+        contrastive,
         "task_logits",
-        lambda config, task, params, batch, noise: vectors_of(params, batch),
+        lambda config, task, params, batch, noise, platform: vectors_of(params, batch),
     )
-    objective = contrastive(
+    objective = Contrastive(
         SupervisedConfig(), ENCODER, Task("embeddings"), TEMPERATURE, TEXTS
     )
     table = np.random.default_rng(2).normal(size=(VOCABULARY, 8)).astype(np.float32)

@@ -17,7 +17,7 @@ from plmjax.evaluate import model as model_lib
 from plmjax.evaluate.model import Model, open_model
 from plmjax.models import PRESETS, EncoderConfig, heads
 from plmjax.models.config import resolve
-from plmjax.objectives import DistillConfig, Pieces, distill
+from plmjax.objectives import Distill, DistillConfig, Pieces
 from plmjax.pretrain import students, teachers
 from plmjax.workdir import RunConfig, Workdir
 
@@ -151,7 +151,7 @@ def test_a_comparison_of_a_model_with_itself_and_with_a_half():
     half = dataclasses.replace(STUDENT, layers=1)
     theirs = model(still, 1)
     teacher = Model(still, theirs, None, "teacher")  # type: ignore
-    objective = distill(
+    objective = Distill(
         dataclasses.replace(CONFIG, start="fresh"),
         half,
         Pieces(4, (0, 1, 2, 3, 4), (1,) * 40),
@@ -294,7 +294,7 @@ def test_a_recipe_fits_its_teacher(recipe):
     encoder = resolve(config.model, teacher.vocab_size, 0)
     pieces = Pieces(4, (0, 1, 2, 3, 4), (1,) * teacher.vocab_size)
     assert isinstance(config.objective, DistillConfig)
-    objective = distill(config.objective, encoder, pieces, teacher)
+    objective = Distill(config.objective, encoder, pieces, teacher)
     params = jax.eval_shape(objective.init, jax.random.key(0), make_batch())
     assert tree.count(params) == count
 

@@ -9,7 +9,7 @@ import pytest
 from test_step import ENCODER, lowered, make_batch, pieces
 
 from plmjax import tree
-from plmjax.objectives import MLMConfig, mlm
+from plmjax.objectives import MLM, MLMConfig
 from plmjax.train import collectives as lib
 
 HEAD = "HloModule jit_step, is_scheduled=true, num_partitions=8\n\n"
@@ -194,7 +194,7 @@ def compiled(mesh_sizes, accumulation: int, unit: str = "word") -> str:
 
 
 def parameter_bytes() -> int:
-    objective = mlm(MLMConfig(), ENCODER, pieces(96))
+    objective = MLM(MLMConfig(), ENCODER, pieces(96))
     return tree.size_in_bytes(
         jax.eval_shape(objective.init, jax.random.key(0), make_batch())
     )

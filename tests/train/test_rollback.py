@@ -12,6 +12,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.loader import Loader
+from plmjax.objectives import Altered
 from plmjax.pretrain import build as run_lib
 from plmjax.pretrain import run as pretrain
 from plmjax.train import rollback, sharding
@@ -56,7 +57,7 @@ def poison(monkeypatch, value, step: int = 8) -> None:
             bad = jnp.isin(batch["row"], poisoned["rows"]).any() & train
             return total * jnp.where(bad, value, 1.0), metrics
 
-        return real._replace(loss=loss)
+        return Altered(real, own_loss=loss)
 
     made = Loader.__init__
 

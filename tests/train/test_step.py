@@ -10,7 +10,7 @@ import pytest
 
 from plmjax import PlmjaxError, processes
 from plmjax.models import EncoderConfig
-from plmjax.objectives import Key, MLMConfig, Pieces, mlm
+from plmjax.objectives import MLM, Key, MLMConfig, Pieces
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
@@ -56,7 +56,7 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     encoder = dataclasses.replace(ENCODER, dtype=dtype)
-    objective = more.get("objective", mlm(MLMConfig(unit=unit), encoder, pieces(96)))
+    objective = more.get("objective", MLM(MLMConfig(unit=unit), encoder, pieces(96)))
     batches, frozen = more.get("batches", make_batch), more.get("frozen", {})
     settings = more.get("optimizer", OptimizerConfig())
     optimizer = make_optimizer(settings)
@@ -157,7 +157,7 @@ def test_zero1_shares_the_average_and_goes_with_other_axes():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_data_mesh_gives_the_losses_of_pmap():
     """Data parallelism as it used to be written: a replica a device, and a psum."""
-    objective, steps = mlm(MLMConfig(), ENCODER, pieces(96)), 3
+    objective, steps = MLM(MLMConfig(), ENCODER, pieces(96)), 3
     settings = OptimizerConfig()
     optimizer = make_optimizer(settings)
     schedule = make_schedule(
@@ -196,7 +196,7 @@ def test_the_data_mesh_gives_the_losses_of_pmap():
 def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
-    objective = mlm(MLMConfig(unit=unit), ENCODER, pieces(96))
+    objective = MLM(MLMConfig(unit=unit), ENCODER, pieces(96))
     optimizer = make_optimizer(OptimizerConfig())
     step = make_step(
         objective,
@@ -238,7 +238,7 @@ def test_resharding_of_words_and_tokens_masks_the_same():
 
 def test_the_step_depends_on_the_row_not_on_its_place():
     """Dropout and masks follow a row when the batch is shuffled."""
-    objective = mlm(MLMConfig(), ENCODER, pieces(96))
+    objective = MLM(MLMConfig(), ENCODER, pieces(96))
     batch = make_batch()
     order = np.random.default_rng(1).permutation(32)
     key = Key(jnp.uint32(3), jnp.uint32(7))
@@ -268,7 +268,7 @@ def test_the_average_follows_the_weights():
 
 
 def test_evaluation_does_not_depend_on_the_batch():
-    objective = mlm(MLMConfig(), ENCODER, pieces(96))
+    objective = MLM(MLMConfig(), ENCODER, pieces(96))
     evaluation = make_evaluation(objective)
     batch = make_batch()
     params = jax.jit(objective.init)(jax.random.key(0), batch)

@@ -1,0 +1,41 @@
+"""What a program is compiled for, said by whoever has it compiled."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """The devices of a program, as far as a model's operations depend on them.
+
+    They need not be there: a CPU host can compile for TPUs. The results differ by
+    rounding alone, and the default is right on all devices, but not fast.
+    """
+
+    # As jax.Device.platform: cpu, gpu or tpu.
+    kind: str = "cpu"
+    # Whether XLA multiplies bf16 x bf16 -> float32 as it stands.
+    multiplies_bf16: bool = False
+    # Whether the program runs on one device, so that nothing is partitioned.
+    one_device: bool = False
+
+    @classmethod
+    def of(cls, devices: Iterable[Any]) -> "Platform":
+        """The platform of a program that runs on all of these jax devices."""
+        devices = list(devices)
+        kind = devices[0].platform
+        return cls(kind, kind != "cpu" or _processor_has_bf16(), len(devices) == 1)
+
+
+def _processor_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+# Where nobody says what the program is for: shapes, counts, first weights.
+ANY = Platform()
