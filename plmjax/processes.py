@@ -251,12 +251,12 @@ def barrier(name: str, seconds: int = _BARRIER_SECONDS) -> None:
     wait(key=f"plmjax/{next(_names)}/{name}", timeout_ms=seconds * 1000)
 
 
-def agreed(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """Returns process 0's value, which JSON must be able to hold, on every process."""
-    return decided(lambda: value)
+    return run_on_first(lambda: value)
 
 
-def decided(f: Callable[[], Any]) -> Any:
+def run_on_first(f: Callable[[], Any]) -> Any:
     """Returns what f gives on process 0, where alone it runs, on every process.
 
     Raises:
@@ -264,11 +264,11 @@ def decided(f: Callable[[], Any]) -> Any:
     """
     if not several():
         return f()
-    value = together(lambda: json.dumps(f()) if is_first() else None)
+    value = run_on_all(lambda: json.dumps(f()) if is_first() else None)
     return json.loads(_broadcast(value.encode() if value else b""))
 
 
-def together(f: Callable[[], T]) -> T:
+def run_on_all(f: Callable[[], T]) -> T:
     """Returns what f gives on this process, once it has succeeded on every one.
 
     f must not wait for other processes.
@@ -289,7 +289,7 @@ def together(f: Callable[[], T]) -> T:
             raise
         failure = json.dumps([f"{error}.", disk_hint(error), int(Exit.DISK)])
     # One may have hours to do, longer than collectives wait.
-    barrier("together")
+    barrier("run_on_all")
     if said := first_said(failure):
         message, hint, code = json.loads(said[1])
         # In order, as all of them end now: else the first to go takes the rest along.
@@ -298,13 +298,13 @@ def together(f: Callable[[], T]) -> T:
     return cast(T, value)
 
 
-def fail(error: PlmjaxError) -> NoReturn:
+def raise_on_all(error: PlmjaxError) -> NoReturn:
     """Raises an error that every process has found, and lets them leave in order."""
 
     def found() -> NoReturn:
         raise error
 
-    together(found)
+    run_on_all(found)
     raise error
 
 
@@ -342,7 +342,7 @@ def leader(directory: Path) -> int:
     """
     if not several():
         return 0
-    mark = agreed(uuid.uuid4().hex)
+    mark = broadcast_from_first(uuid.uuid4().hex)
     own = jax.process_index()
 
     def path(index: int) -> Path:
@@ -359,7 +359,7 @@ def leader(directory: Path) -> int:
     return found
 
 
-def whole(arrays: Any) -> Any:
+def gather_to_host(arrays: Any) -> Any:
     """Returns a pytree of arrays as numpy, gathered from all processes."""
     if not several():
         return jax.device_get(arrays)

@@ -313,7 +313,7 @@ def training_session(
     """
     import jax
 
-    processes.together(workdir.create)
+    processes.run_on_all(workdir.create)
     leads = processes.leader(workdir.path) == jax.process_index()
     with contextlib.ExitStack() as stack:
 
@@ -322,7 +322,7 @@ def training_session(
                 stack.enter_context(workdir.locked())
             return workdir.agree(config)
 
-        changed = processes.together(begin)
+        changed = processes.run_on_all(begin)
         stack.enter_context(jax.set_mesh(mesh))
         for key, (old, new) in changed.items():
             log(f"{key} changes from {old} to {new}.")

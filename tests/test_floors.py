@@ -87,3 +87,20 @@ def test_no_files_import_each_other_in_a_circle():
         graph[name] = (found & names.keys()) - {name, name.rpartition(".")[0]}
     # Raises CycleError, which names the files.
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_functions_fit_on_a_screen_and_calls_name_what_they_pass():
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if (lines := node.end_lineno - node.lineno + 1) > 80:
+                    wrong.append(f"{where}: {node.name} has {lines} lines")
+            if isinstance(node, ast.Call):
+                given = [a for a in node.args if not isinstance(a, ast.Starred)]
+                if len(given) > 5:
+                    name = ast.unparse(node.func)
+                    wrong.append(f"{where}: {name} gets {len(given)} by place")
+    assert not wrong, "\n".join(wrong)

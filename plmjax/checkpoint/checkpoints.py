@@ -90,7 +90,7 @@ class Checkpoints:
 
     def _decided(self, f: Callable[[], T]) -> T:
         """Returns what f says on process 0 (JSON), or here if this process is alone."""
-        return processes.decided(f) if self._together else f()
+        return processes.run_on_first(f) if self._together else f()
 
     # What there is.
 
@@ -391,7 +391,7 @@ class Checkpoints:
                 told = f"{where} cannot be read: {brief(error)}."
                 raise PlmjaxError(told, code=Exit.MODEL) from error
 
-        return processes.together(read) if self._together else read()
+        return processes.run_on_all(read) if self._together else read()
 
 
 # Answers of process 0 to the question whether a step is to be written.

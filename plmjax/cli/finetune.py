@@ -86,7 +86,7 @@ def _finetune(args) -> int:
     if args.dry_run:
         return _dry_run(args, config, workdir)
     if args.safe:
-        config = processes.together(lambda: compare.settled_config(args, safe=True))
+        config = processes.run_on_all(lambda: compare.settled_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
     if is_study(workdir):

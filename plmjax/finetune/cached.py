@@ -43,7 +43,7 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
         return encode(encoder, task, params, batch, None, platform=platform)
 
     one = jax.eval_shape(states, params, _first(features))
-    processes.together(lambda: _check_memory(task, features.rows, one))
+    processes.run_on_all(lambda: _check_memory(task, features.rows, one))
     if not reads:
         zero = np.zeros((1, *one.shape[1:]), one.dtype)
         return _holding(parts, np.broadcast_to(zero, (features.rows, *one.shape[1:])))

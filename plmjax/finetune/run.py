@@ -57,7 +57,7 @@ def finetune(
     """
     workdir = Workdir(path, FinetuneConfig)
     log = (log or say) if processes.is_first() else say_nothing
-    mesh = processes.together(lambda: sharding.make_mesh(config.mesh))
+    mesh = processes.run_on_all(lambda: sharding.make_mesh(config.mesh))
     with training_session(workdir, config, mesh, log) as (leads, _):
 
         def build() -> Parts:
@@ -67,7 +67,7 @@ def finetune(
                 workdir.write_environment()
             return parts
 
-        parts = processes.together(build)
+        parts = processes.run_on_all(build)
         _run_baselines(parts, workdir, log)
         parts = on_devices(with_states(parts, log))
         predict = predictions.make_predict(parts.encoder, parts.task, mesh, parts.merge)
@@ -96,7 +96,7 @@ def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
                 )
             write_json(path, {"found": [dataclasses.asdict(one) for one in found]})
 
-    processes.together(first)
+    processes.run_on_all(first)
 
 
 def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
@@ -184,7 +184,7 @@ def finish(
     found = {name: score_split(parts, read, name) for name in splits}
     said = {name: own for name, (own, _) in found.items()}
     scores = {name: own for name, (_, own) in found.items()}
-    whole = processes.whole(parts.merge(result.weights, parts.frozen))
+    whole = processes.gather_to_host(parts.merge(result.weights, parts.frozen))
     scores |= {"step": result.step, "metric": parts.metric}
 
     def first() -> None:
@@ -194,7 +194,7 @@ def finish(
                 _show(parts, workdir, said[parts.last], scores, log)
                 _export(parts, workdir, whole, scores, log)
 
-    processes.together(first)
+    processes.run_on_all(first)
     return scores
 
 

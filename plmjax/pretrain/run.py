@@ -73,7 +73,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
         check(config, mesh)
         return mesh
 
-    mesh = processes.together(make_mesh)
+    mesh = processes.run_on_all(make_mesh)
     with training_session(workdir, config, mesh, log) as (leads, changed):
         longer = {"train.steps", "train.epochs"} & changed
         if longer and config.train.schedule.kind != "constant":
@@ -115,10 +115,10 @@ def _build(
         workdir.write_environment()
         return run
 
-    led = processes.together(lead)
-    run = processes.together(lambda: make(say_nothing) if led is None else led)
-    first = processes.decided(lambda: origin(run))
-    processes.together(lambda: _check_same(run, first))
+    led = processes.run_on_all(lead)
+    run = processes.run_on_all(lambda: make(say_nothing) if led is None else led)
+    first = processes.run_on_first(lambda: origin(run))
+    processes.run_on_all(lambda: _check_same(run, first))
     return run
 
 
@@ -204,7 +204,7 @@ def _examples(run: Run, params) -> Examples | None:
 
 def save_examples(run: Run, params) -> None:
     """Keeps what the untrained model guesses, to show it beside the trained one's."""
-    params = processes.whole(params)
+    params = processes.gather_to_host(params)
 
     def save() -> None:
         with sharding.alone():
@@ -212,7 +212,7 @@ def save_examples(run: Run, params) -> None:
             if examples is not None:
                 write_json(run.workdir / "examples.json", {"before": examples.guess()})
 
-    processes.together(lambda: save() if processes.is_first() else None)
+    processes.run_on_all(lambda: save() if processes.is_first() else None)
 
 
 def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
@@ -220,13 +220,13 @@ def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
 
     One process does so, with the weights of all; the others wait for it.
     """
-    weights = processes.whole(result.weights)
+    weights = processes.gather_to_host(result.weights)
 
     def first() -> dict:
         with sharding.alone():
             return _finish(run, weights, result.step, result.scores, log)
 
-    return processes.together(lambda: first() if processes.is_first() else {})
+    return processes.run_on_all(lambda: first() if processes.is_first() else {})
 
 
 def _finish(

@@ -61,7 +61,7 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
     elif isinstance(objective, DistillConfig) and objective.start == "teacher":
         assert run.teacher is not None
         frozen = _frozen(run)
-        fresh = processes.whole(state.params)
+        fresh = processes.gather_to_host(state.params)
         params = students.start(
             objective, run.encoder, fresh, run.teacher.encoder, frozen
         )
@@ -82,7 +82,7 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
     """
     where = f"train.init_from={run.config.train.init_from}"
     found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
-    params, problems, placed = dict(processes.whole(fresh)), [], {}
+    params, problems, placed = dict(processes.gather_to_host(fresh)), [], {}
     for name, part in run.objective.parts.items():
         # Read before anything is placed: parts may share what they hold.
         model = found.get(name) or next(iter(found.values()))

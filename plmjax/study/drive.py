@@ -55,7 +55,7 @@ def study(plan: Plan, say: Say) -> dict:
       PlmjaxError: whatever the user can mend, where possible before any training.
     """
     workdir = Workdir(plan.root)
-    processes.together(workdir.create)
+    processes.run_on_all(workdir.create)
     with contextlib.ExitStack() as stack:
 
         def begin() -> None:
@@ -63,11 +63,11 @@ def study(plan: Plan, say: Say) -> dict:
                 stack.enter_context(workdir.locked())
             agree(plan)
 
-        processes.together(begin)
-        waiting = processes.decided(lambda: _waiting(plan.runs))
+        processes.run_on_all(begin)
+        waiting = processes.run_on_first(lambda: _waiting(plan.runs))
         if waiting:
             check([plan.runs[place] for place in waiting], say)
-        processes.together(lambda: _note(plan))
+        processes.run_on_all(lambda: _note(plan))
         stopped = _run_all(plan, waiting, say)
         if stopped is not None:
             return stopped
@@ -93,9 +93,11 @@ def check(runs: Sequence[Run], say: Say) -> None:
     first = {run.cell: run for run in reversed(runs)}
     for run in reversed(first.values()):
         config = run.config()
-        mesh = processes.together(lambda config=config: sharding.make_mesh(config.mesh))
+        mesh = processes.run_on_all(
+            lambda config=config: sharding.make_mesh(config.mesh)
+        )
         with jax.set_mesh(mesh), _about(run):
-            parts = processes.together(
+            parts = processes.run_on_all(
                 lambda config=config, mesh=mesh: make_parts(config, mesh, _quiet)
             )
             batch = parts.batches.batch(0)
@@ -162,7 +164,7 @@ def told(outcome: Outcome) -> str:
 
 def in_its_log(run: Run) -> dict:
     """Runs one, its output appended to its log.txt."""
-    processes.together(Workdir(run.directory).create)
+    processes.run_on_all(Workdir(run.directory).create)
     name = "log.txt" if processes.is_first() else f"log-{jax.process_index()}.txt"
     with open(run.directory / name, "a", encoding="utf-8", buffering=1) as log:
         with contextlib.redirect_stdout(log):
@@ -203,4 +205,4 @@ def report(plan: Plan, say: Say) -> None:
         *pictures, whole = page.write(plan.root, plan, cells)
         say(f"\nPage: {whole}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
 
-    processes.together(write)
+    processes.run_on_all(write)

@@ -135,13 +135,13 @@ class Fit:
         # `now` counts all steps, `turn` those of this start.
         self.now = self.start = int(self.state.step)
         self.turn = self.rollbacks = self.evaluations = 0
-        self.writer = processes.together(
+        self.writer = processes.run_on_all(
             lambda: MetricWriter(
                 training.directory, self.config.tensorboard, self.now, log
             )
         )
         # A return to a checkpoint is on record before the next checkpoint knows of it.
-        left_out = processes.agreed(self.writer.skips)
+        left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
         self.display = TrainingDisplay(training.steps, self.now)
         self.train_step = step_for(*given, training.steps)
@@ -168,7 +168,7 @@ class Fit:
         if saved is None:
             return training.first_state(self.shapes)
         meta = self.checkpoints.meta(saved)
-        processes.together(lambda: training.check_meta(meta))
+        processes.run_on_all(lambda: training.check_meta(meta))
         state, self.progress = (
             self.checkpoints.load(saved, self.shapes),
             Progress.of(meta),
@@ -184,7 +184,7 @@ class Fit:
         """Does the evaluation that a signal kept the last start from."""
         self.meter = _Meter(self)
         due = self.evaluation_due() and self.now not in self.writer.evaluated
-        if processes.agreed(due) and self.evaluate():
+        if processes.broadcast_from_first(due) and self.evaluate():
             if self.is_best():
                 self.save()
                 with self.watchdog.resting():
@@ -244,8 +244,8 @@ class Fit:
         """
         self.writer.close()
         if self.checkpoints.failure is not None:
-            processes.fail(self.checkpoints.failure)
-        processes.together(self.writer.check)
+            processes.raise_on_all(self.checkpoints.failure)
+        processes.run_on_all(self.writer.check)
         if self.stop.received:
             saved = self.checkpoints.steps()
             newest = saved[-1] if saved else None
@@ -334,7 +334,9 @@ class Fit:
             # being written needs them all.
             self.checkpoints.wait()
             if self.config.on_bad_step == "raise":
-                processes.fail(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
+                processes.raise_on_all(
+                    PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC)
+                )
             to = self.checkpoints.good_step(set_aside=True)
         if to is None or self.rollbacks == self.config.max_rollbacks:
             why = "there is no checkpoint yet to go back to"
@@ -342,7 +344,7 @@ class Fit:
                 times = f"{self.rollbacks} times (train.max_rollbacks)"
                 why = f"the run has gone back {times}"
             message = f"{message} {why}."
-            processes.fail(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
+            processes.raise_on_all(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
         with self.watchdog.resting():
             self.state = self.checkpoints.load(to, self.shapes)
         entry = rollback.skip(bad, to, self.config.rollback_batches)
@@ -470,7 +472,9 @@ class _Meter:
             else "There is no checkpoint yet."
         )
         told = f"{bad} updates in a row up to step {step} were not finite."
-        processes.fail(PlmjaxError(told, hint=f"{last} {_LOWER}", code=Exit.NUMERIC))
+        processes.raise_on_all(
+            PlmjaxError(told, hint=f"{last} {_LOWER}", code=Exit.NUMERIC)
+        )
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """Writes and shows the means over the steps since the last record."""

@@ -26,7 +26,7 @@ def test_a_process_alone_is_alone():
     assert processes.find_group({}) is None
     assert processes.find_group({"PLMJAX_NUM_PROCESSES": "1"}) is None
     assert processes.initialise() is None
-    assert processes.agreed({"a": 1}) == {"a": 1} and processes.is_first()
+    assert processes.broadcast_from_first({"a": 1}) == {"a": 1} and processes.is_first()
 
 
 def test_flags_and_environment_name_a_group():

@@ -97,7 +97,7 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
             jax.tree.leaves(places), jax.tree.leaves(state), strict=True
         ):
             assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-    return np.array(losses), np.array(norms), processes.whole(state)
+    return np.array(losses), np.array(norms), processes.gather_to_host(state)
 
 
 @functools.cache
