@@ -7,10 +7,11 @@ from pathlib import Path
 import plmjax
 
 ROOT = Path(plmjax.__file__).parent
+BENCHMARKS = {path.stem for path in (ROOT.parent / "benchmarks").glob("*.py")}
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = (
     ("__init__",),
-    ("config", "console", "processes", "stop", "tree"),
+    ("config", "console", "machine", "processes", "stop", "tree"),
     ("launch", "models", "tokenizers"),
     ("checkpoint", "data"),
     ("objectives",),
@@ -68,7 +69,7 @@ def test_imports_go_down():
                 wrong.append(where)
             if room in WITHOUT_JAX and top in ("jax", "jaxlib"):
                 wrong.append(where)
-            if top == "configs":
+            if top in {"configs", "benchmarks"} | BENCHMARKS:
                 wrong.append(where)
     assert not wrong, "\n".join(wrong)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.data.corpus import Source
-from plmjax.data.parallel import cores, ordered_map
+from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
 from plmjax.data.store import (
     FORMAT,
@@ -32,6 +32,7 @@ from plmjax.data.store import (
     starts_file,
     tokens_file,
 )
+from plmjax.machine import cores
 from plmjax.tokenizers import Tokenizer
 
 __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import tree
-from plmjax.bench.scaling import FEW, ROWS, ScalingConfig
 from plmjax.models.config import PRESETS, EncoderConfig
 from plmjax.objectives import (
     OBJECTIVES,
@@ -27,6 +26,7 @@ from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import init_state, make_step
+from scaling import FEW, ROWS, ScalingConfig
 
 
 def objective_of(encoder: EncoderConfig) -> Objective:
