@@ -1,5 +1,6 @@
 """The docs tell the truth: keys and defaults, commands, links and files they name."""
 
+import importlib
 import re
 import shlex
 import typing
@@ -31,6 +32,7 @@ VERBS = (
     "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
     "import|sweep|launch|doctor|bench"
 )
+PROGRAMS = {f"benchmarks/{name}.py" for name in ("peer", "prepare", "scaling")}
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh"
@@ -43,15 +45,19 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Returns the arguments of each `plmjax ...` in code, blocks and inline alike."""
+    """Returns the arguments of each `plmjax ...` in code, blocks and inline alike.
+
+    Of `python benchmarks/NAME.py ...`, the file is the first of them.
+    """
     lines = []
     for block in FENCE.findall(page.read_text()):
         lines += block.replace("\\\n", " ").splitlines()
     # Inline, a bare `plmjax export` is the verb's name and no command.
-    inline = re.findall(rf"`(plmjax (?:{VERBS}) [^`]+)`", " ".join(prose(page).split()))
+    words = rf"`(plmjax (?:{VERBS}) [^`]+|python benchmarks/[^`]+)`"
+    inline = re.findall(words, " ".join(prose(page).split()))
     found = []
     for line in lines + inline:
-        if "plmjax" not in line:
+        if "plmjax" not in line and "benchmarks/" not in line:
             continue
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -66,6 +72,8 @@ def commands(page: Path) -> list[list[str]]:
             starts = before[-1] in ("", "&&", ";") or "=" in before[-1]
             if word == "plmjax" and starts:
                 found.append(command := [])
+            elif word.startswith("benchmarks/") and before[-1] == "python":
+                found.append(command := [word])
             elif word == "plmjax" and before[-2:] == ["python", "-m"]:
                 found.append(command := [])
             elif set(word) <= set("&|;<>"):
@@ -88,6 +96,11 @@ COMMANDS = [
 @pytest.mark.parametrize("page, command", COMMANDS)
 def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
+    if command[:1] and command[0].startswith("benchmarks/"):
+        importlib.import_module(Path(command[0]).stem).make_parser().parse_args(
+            command[1:]
+        )
+        return
     overrides = [
         word.removeprefix("--config.")
         for word in command
@@ -134,7 +147,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
 
 def test_there_are_commands_of_every_verb():
     verbs = {command.values[1][0] for command in COMMANDS if command.values[1]}
-    assert verbs >= set(VERBS.split("|"))
+    assert verbs >= set(VERBS.split("|")) | PROGRAMS
 
 
 def test_every_key_of_fine_tuning_stands_in_its_table():
@@ -243,7 +256,8 @@ def test_links_and_named_files_are_there(page):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
             assert anchor in map(slug, headings), target
-    for name in re.findall(r"`((?:docs|tests|plmjax|configs)/[\w./-]+)`", text):
+    folders = "docs|tests|plmjax|configs|benchmarks"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"(?<![\w/])configs/[\w/]+\.py", page.read_text()):
         assert (ROOT / name).is_file(), name

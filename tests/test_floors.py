@@ -7,10 +7,20 @@ from pathlib import Path
 import plmjax
 
 ROOT = Path(plmjax.__file__).parent
+BENCHMARKS = {path.stem for path in (ROOT.parent / "benchmarks").glob("*.py")}
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = (
     ("__init__",),
-    ("children", "config", "console", "files", "processes", "stop", "tree"),
+    (
+        "children",
+        "config",
+        "console",
+        "files",
+        "machine",
+        "processes",
+        "stop",
+        "tree",
+    ),
     ("launch", "models", "tokenizers"),
     ("checkpoint", "data"),
     ("objectives",),
@@ -68,7 +78,7 @@ def test_imports_go_down():
                 wrong.append(where)
             if room in WITHOUT_JAX and top in ("jax", "jaxlib"):
                 wrong.append(where)
-            if top == "configs":
+            if top in {"configs", "benchmarks"} | BENCHMARKS:
                 wrong.append(where)
     assert not wrong, "\n".join(wrong)
 

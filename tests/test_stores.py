@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from tests_common import sentences
 
+import ours
 import plmjax
 from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
-from plmjax.bench import ours
-from plmjax.bench.worker import Spec
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.files import write_json
 from plmjax.pretrain.build import prepare_data
@@ -27,6 +26,7 @@ from plmjax.workdir import (
     encoder_config,
     make_objective,
 )
+from sides import Spec
 
 OPTIONS = (
     "data.source.kind=text",
@@ -79,7 +79,7 @@ def of_cli(*arguments: str):
 
 
 def peer_side(workdir: Path, _) -> int:
-    """Opens a run as a side of `bench peer` does; says errors as the verbs do."""
+    """Opens a run as a side of benchmarks/peer.py does; says errors as the verbs do."""
     try:
         ours.open_run(Spec(str(workdir), "float32", 8, 16, 1))
     except PlmjaxError as error:
@@ -102,7 +102,7 @@ VERBS = {
     "evaluate": of_cli("evaluate", "WORKDIR", "--batch=8"),
     "export": of_cli("export", "WORKDIR", "--to=exported"),
     "bench train": of_cli("bench", "train", "WORKDIR", "--steps=1"),
-    "bench peer": peer_side,
+    "peer": peer_side,
 }
 
 
@@ -204,7 +204,7 @@ DAMAGE = {
 }
 # Each verb meets one kind of damage; each kind of damage the verb that is done soonest.
 CASES = [(verb, "ids exchanged") for verb in VERBS] + [
-    ("bench peer", kind) for kind in DAMAGE if kind != "ids exchanged"
+    ("peer", kind) for kind in DAMAGE if kind != "ids exchanged"
 ]
 
 
@@ -221,7 +221,7 @@ def test_no_verb_works_with_a_damaged_store(broken, capsys, verb, kind):
 
 def test_a_whole_store_is_opened(broken, capsys):
     overrides, workdir, _ = broken
-    for verb in ("dry_run", "export", "bench peer", "not_begun"):
+    for verb in ("dry_run", "export", "peer", "not_begun"):
         assert VERBS[verb](workdir, overrides) == Exit.OK, capsys.readouterr().err
     assert Path("exported/model.safetensors").exists()
 

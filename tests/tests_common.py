@@ -59,8 +59,13 @@ def environment(**more: str) -> dict[str, str]:
 
 def run_cli(*arguments: str, timeout: float = 240, **more: str):
     """Runs `python -m plmjax` with the arguments; returns the finished process."""
+    return run_python("-m", "plmjax", *arguments, timeout=timeout, **more)
+
+
+def run_python(*arguments: str, timeout: float = 240, **more: str):
+    """Runs `python` with the arguments; returns the finished process."""
     return subprocess.run(
-        [sys.executable, "-m", "plmjax", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

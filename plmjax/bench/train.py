@@ -12,8 +12,7 @@ from typing import Any
 
 import jax
 
-from plmjax import PlmjaxError
-from plmjax.bench import machine
+from plmjax import PlmjaxError, machine
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.pretrain.build import Run, check, make_run
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
@@ -91,7 +90,7 @@ def bench_train(
             phases.append(_time_phase(run, step, number, steps))
     devices = jax.devices()
     return {
-        "machine": machine.machine(),
+        "machine": machine.facts(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "load": [before, machine.load_average()],
         "model": {

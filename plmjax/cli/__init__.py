@@ -3,6 +3,7 @@
 Nothing heavy is imported before a verb needs it, so that --help is quick.
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -11,6 +12,7 @@ import traceback
 from pathlib import Path
 
 from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
+from plmjax.cli import bench
 from plmjax.cli.parser import make_parser
 
 
@@ -22,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     own, command = argv[:end], argv[end + 1 :]
     overrides, rest = _parted(own, "--config.")
     pretraining, rest = _parted(rest, "--pretrain.")
+    if message := bench.moved(own):
+        return _fail(message, "", Exit.USAGE)
     parser = make_parser()
     try:
         args = parser.parse_args(rest)
@@ -47,6 +51,22 @@ def main(argv: list[str] | None = None) -> int:
         )
     if command and args.verb != "launch":
         return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
+    return _run(args, ["-m", "plmjax", *argv])
+
+
+def run_program(
+    parser: argparse.ArgumentParser, file: str, argv: list[str] | None = None
+) -> int:
+    """Runs a program beside plmjax, one of benchmarks/, as a verb is run."""
+    argv = sys.argv[1:] if argv is None else argv
+    return _run(parser.parse_args(argv), [file, *argv])
+
+
+def _run(args, argv: list[str]) -> int:
+    """Calls args.run(args); an error becomes one message and the exit code.
+
+    `argv` are Python's arguments, for it is started again to have huge pages.
+    """
     _prepare_process(argv, args.debug)
     # A text may hold letters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -86,7 +106,7 @@ def _explain(error: BaseException, args) -> int:
     except BrokenPipeError:
         # The reader of our output left (| head); say nothing more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if args.verb != "pretrain":
+        if getattr(args, "verb", None) != "pretrain":
             return Exit.OK
         message = "the reader of the output left, and the run stopped."
         return _fail(message, "The same command goes on.", Exit.RESUMABLE)
@@ -172,4 +192,4 @@ def _prepare_process(argv: list[str], debug: bool) -> None:
         print("Restarting with huge pages (PLMJAX_HUGE_PAGES=0 turns this off).")
     sys.stdout.flush()
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    os.execve(sys.executable, [sys.executable, "-m", "plmjax", *argv], environment)
+    os.execve(sys.executable, [sys.executable, *argv], environment)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
@@ -93,6 +94,14 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
         raise PlmjaxError(
             f"--{name}={text} must be numbers, joined by commas."
         ) from None
+
+
+def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
+    """Prints what was measured, as JSON with --json; returns the exit code."""
+    import json
+
+    print(json.dumps(result) if args.json else as_text(result))
+    return Exit.OK
 
 
 def log(message: str) -> None:

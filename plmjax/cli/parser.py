@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from plmjax import __version__
@@ -47,6 +48,36 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
+def _completed(
+    parser: argparse.ArgumentParser,
+    run: Callable | None,
+    help: str,
+    example: str,
+    config: bool = False,
+) -> argparse.ArgumentParser:
+    """Returns a parser with what all of ours have: help, an example, --debug."""
+    parser.description = help
+    parser.epilog = (_CONFIG_HELP if config else "") + f"\nexample:\n  {example}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.allow_abbrev = False
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--debug", action="store_true", help="show tracebacks and what is tuned"
+    )
+    if config:
+        parser.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+    return parser
+
+
+def program_parser(run: Callable, help: str, example: str) -> argparse.ArgumentParser:
+    """Returns the parser of a program without verbs, called as in its example.
+
+    `plmjax.cli.run_program` runs it.
+    """
+    parser = _Parser(prog=example.partition(" -")[0])
+    return _completed(parser, run, help, example)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all verbs, in the order in which people use them."""
     parser = _Parser(
@@ -61,21 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.verbs = verbs
 
     def verb(name: str, run, help: str, example: str, config: bool = False, of=verbs):
-        added = of.add_parser(
-            name,
-            help=help,
-            description=help,
-            epilog=(_CONFIG_HELP if config else "") + f"\nexample:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        added.set_defaults(run=run)
-        added.add_argument(
-            "--debug", action="store_true", help="show tracebacks and what is tuned"
-        )
-        if config:
-            added.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
-        return added
+        parser = of.add_parser(name, help=help)
+        return _completed(parser, run, help, example, config)
 
     for group in (
         pretrain,

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plmjax.data.corpus import Source, SourceConfig, Tally, make_source
-from plmjax.data.parallel import cores, ordered_map
+from plmjax.data.parallel import ordered_map
+from plmjax.machine import cores
 
 HARVEST = 2  # raise it when the harvest changes: it is part of the fingerprint
 

@@ -17,7 +17,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError
 from plmjax.children import is_alive
 from plmjax.data.corpus import Source
-from plmjax.data.parallel import cores, ordered_map
+from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
 from plmjax.data.store import (
     FORMAT,
@@ -33,6 +33,7 @@ from plmjax.data.store import (
     tokens_file,
 )
 from plmjax.files import digest, sync
+from plmjax.machine import cores
 from plmjax.tokenizers import Tokenizer
 
 __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]

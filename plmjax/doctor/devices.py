@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from plmjax.doctor.check import Check, ok, problem, warning
-from plmjax.train.memory import memory_bytes
+from plmjax.machine import memory_bytes
 
 _GPU = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
 _TPU = ("/dev/accel0", "/dev/vfio/0")

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from plmjax import PlmjaxError
-from plmjax.bench.machine import cores
 from plmjax.doctor.check import Check, ok, problem, warning
-from plmjax.train.memory import memory_bytes, memory_limit
+from plmjax.machine import cores, memory_bytes, memory_limit
 
 # What a scheduler sets for each task; one that lacks some of them is in a shell.
 _SLURM = (

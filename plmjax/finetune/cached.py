@@ -17,10 +17,10 @@ from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
 from plmjax.finetune.build import Parts
+from plmjax.machine import memory_bytes, memory_limit
 from plmjax.models import Platform
 from plmjax.models.task_heads import POOLERS, STATES, Task, encode
 from plmjax.train import sharding
-from plmjax.train.memory import memory_bytes, memory_limit
 
 
 def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> Parts:

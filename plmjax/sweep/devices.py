@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plmjax import PlmjaxError
-from plmjax.data.parallel import cores as count_cores
+from plmjax.machine import cores as count_cores
 
 
 @dataclasses.dataclass(frozen=True)

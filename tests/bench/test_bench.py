@@ -1,17 +1,26 @@
 """The benchmarks run and say what they promise; no test here asks for a speed."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tests_common import TINY, run_cli
+from tests_common import TINY, run_cli, run_python
 
-from plmjax import PlmjaxError
-from plmjax.bench import machine, peer
-from plmjax.bench.case import PeerConfig
-from plmjax.bench.worker import Spec, Worker
+import peer
+import prepare
+from plmjax import PlmjaxError, machine
+from plmjax.bench.prepare import as_text, bench_prepare, open_case
+from plmjax.cli import main
 from plmjax.config import load, to_dict
+from plmjax.tokenizers import TokenizerConfig
 from plmjax.workdir import RunConfig
+from sides import PeerConfig, Spec, Worker
+
+SMALL = TokenizerConfig("wordpiece", 120)
+PEER = peer.__file__
+ROOT = Path(PEER).parents[1]
 
 
 @pytest.mark.slow
@@ -42,6 +51,43 @@ def test_bench_needs_a_kind_and_steps(corpus):
     paths = f"--config.data.source.paths={corpus}"
     done = run_cli("bench", "train", *TINY, paths, "--steps=0")
     assert done.returncode == 2 and "--steps=0" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["peer", "scaling"])
+def test_a_verb_that_has_moved_names_its_program(what, capsys):
+    options = ["--paths=a *.txt", "--rounds=0", "--config.model.width=1", "--help"]
+    for given in ([], options):
+        assert main(["bench", what, *given]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"error: `plmjax bench {what}` has moved.")
+        command = ["python", f"benchmarks/{what}.py", *given]
+        assert shlex.split(error)[-len(command) :] == command
+
+
+@pytest.mark.parametrize("what", ["peer", "scaling", "prepare"])
+def test_a_program_helps_from_anywhere(what, tmp_path):
+    file = PEER.replace("peer.py", f"{what}.py")
+    # An import of jax or torch would fail.
+    for name in ("jax", "torch"):
+        (tmp_path / f"{name}.py").write_text("assert False")
+    done = run_python(file, "--help", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{what}.py" in done.stdout
+
+
+def test_preparing_is_timed(corpus):
+    result = bench_prepare(str(corpus), SMALL, rounds=2)
+    assert (result["documents"], result["rounds"]) == (400, 2)
+    assert result["vocab_size"] == 120 and result["plmjax_mb_per_s"] > 0
+    assert "wordpiece of 120, processes 1, median of 2\n" in as_text(result)
+
+
+@pytest.mark.peer
+def test_preparing_gives_the_peers_ids(corpus):
+    pytest.importorskip("transformers")
+    result = prepare.compare(open_case(str(corpus), SMALL), rounds=1, workers=1)
+    assert result["identical_ids"] and result["ratio"] > 0
+    assert "median of 1; ids identical\n" in prepare.as_text(result)
 
 
 @pytest.mark.slow
@@ -117,7 +163,7 @@ def test_time_to_a_loss_is_read_between_evaluations():
 
 def test_a_dead_worker_shows_its_last_words(tmp_path):
     spec = Spec(str(tmp_path), "float32", 2, 32, 1)
-    with Worker("plmjax.bench.no_such_side", spec) as worker:
+    with Worker("no_such_side", spec) as worker:
         with pytest.raises(RuntimeError, match="No module named"):
             worker.call("loss")
 
@@ -126,9 +172,8 @@ def test_a_dead_worker_shows_its_last_words(tmp_path):
 def test_peer_compares_the_same_model(corpus):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    done = run_cli(
-        "bench",
-        "peer",
+    done = run_python(
+        PEER,
         f"--paths={corpus}",
         "--preset=bert-tiny",
         "--vocab_size=512",
@@ -183,9 +228,8 @@ def test_peer_compares_the_same_model(corpus):
 def test_peer_compares_other_objectives(corpus, objective, preset, models, losses):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    done = run_cli(
-        "bench",
-        "peer",
+    done = run_python(
+        PEER,
         f"--objective={objective}",
         f"--preset={preset}",
         f"--paths={corpus}",
@@ -215,7 +259,7 @@ def test_peer_compares_other_objectives(corpus, objective, preset, models, losse
 def test_the_peers_samples_follow_its_softmax():
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from plmjax.bench.peer_models import _sample
+    from theirs import _sample
 
     torch.manual_seed(0)
     logits = torch.log(torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0]))

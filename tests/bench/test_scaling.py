@@ -4,12 +4,13 @@ import json
 import math
 
 import pytest
-from tests_common import run_cli
+from tests_common import run_python
 
-from plmjax.bench import roofline, scaling
-from plmjax.bench.roofline import Chip, Traffic
-from plmjax.bench.scaling import ROWS, ScalingConfig
-from plmjax.cli import main
+import roofline
+import scaling
+from plmjax.cli import run_program
+from roofline import Chip, Traffic
+from scaling import ROWS, ScalingConfig
 
 # 1 FLOP/ns; 10 bytes/ns within groups of four, 1 beyond.
 CHIP = Chip("chip", 1e9, 10e9, 4, 1e9)
@@ -130,7 +131,7 @@ def test_what_a_formula_cannot_predict_is_reported():
     ],
 )
 def test_a_wrong_option_is_refused_before_any_work(option, words, capsys):
-    assert main(["bench", "scaling", option]) == 2
+    assert run_program(scaling.make_parser(), scaling.__file__, [option]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -147,7 +148,7 @@ def test_a_child_that_dies_is_not_silent(monkeypatch):
 def test_the_command_compiles_and_prints_its_tables():
     given = "--preset=bert-tiny --length=32 --batch=512 --tensor=2 --devices=8"
     arguments = [*given.split(), "--meshes=data,tensor"]
-    done = run_cli("bench", "scaling", *arguments, "--json", timeout=500)
+    done = run_python(scaling.__file__, *arguments, "--json", timeout=500)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     data, tensor = result["meshes"]

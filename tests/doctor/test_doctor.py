@@ -15,7 +15,7 @@ import jax
 import pytest
 from tests_common import run_cli
 
-from plmjax import Exit
+from plmjax import Exit, machine
 from plmjax.doctor import (
     check,
     clock,
@@ -26,7 +26,6 @@ from plmjax.doctor import (
     together,
     versions,
 )
-from plmjax.train import memory
 
 
 def by_name(checks: list[check.Check]) -> dict[str, check.Check]:
@@ -226,10 +225,10 @@ def test_the_memory_of_a_control_group_and_its_parents(monkeypatch):
         "/sys/fs/cgroup/job/step/memory.max": "max\n",
         "/sys/fs/cgroup/job/memory.max": "3000000000\n",
     }
-    monkeypatch.setattr(memory, "_read", lambda path: files.get(str(path), ""))
-    assert memory.memory_limit() == 3_000_000_000
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
+    assert machine.memory_limit() == 3_000_000_000
     files["/sys/fs/cgroup/job/memory.max"] = "max\n"
-    assert memory.memory_limit() is None
+    assert machine.memory_limit() is None
 
 
 # --- disk and clock

@@ -239,6 +239,11 @@ def test_a_wheel_holds_the_templates(tmp_path):
     assert not found.is_symlink()
     for path in (ROOT / "launch").iterdir():
         assert (found / path.name).read_bytes() == path.read_bytes()
+    # Nor does it hold anything else of a checkout.
+    assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {
+        "plmjax",
+        "bin",
+    }
 
 
 GKE = ("--target=gke", "--image=i")

@@ -1,23 +1,28 @@
 """plmjax against Hugging Face: one model, the same documents, interleaved in one run.
 
+    python benchmarks/peer.py --preset=bert-mini --dtype=both --compile --padding=both
+
 Each side is a process of its own; while one works the other sleeps.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
 import itertools
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
-from plmjax.bench import machine
-from plmjax.bench.case import PeerConfig, make_case
-from plmjax.bench.worker import Spec, Worker
+from plmjax import Exit, PlmjaxError, machine
+from plmjax.cli import run_program
+from plmjax.cli.options import json_option, log, print_result, start_jax
+from plmjax.cli.parser import program_parser
+from sides import DEFAULTS, DTYPES, PADDINGS, PeerConfig, Spec, Worker
 
 # How far the sides may be apart at the start, as a share: in each loss of one batch,
 # in float32, and in how many parameters they train.
@@ -25,6 +30,54 @@ SAME = 1e-4
 _WARM_UP_STEPS = 5
 # Where there is no race, the schedule's length does not matter.
 _SCHEDULE_STEPS = 10_000
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        _run,
+        "train the same model on the same text with plmjax and with Hugging Face",
+        "python benchmarks/peer.py --preset=bert-mini --dtype=both --compile "
+        "--padding=both",
+    )
+    add = parser.add_argument
+    add("--objective", choices=DEFAULTS, default="mlm", help="what is trained")
+    add(
+        "--preset",
+        help="model; electra's discriminator, distill's teacher (default: bert-mini, "
+        "electra-small)",
+    )
+    add("--length", type=int, default=128, help="tokens a row")
+    add("--batch", type=int, default=16, help="rows a step")
+    add("--dtype", choices=(*DTYPES, "both"), default="both")
+    add(
+        "--padding",
+        choices=(*PADDINGS, "both"),
+        default="group_texts",
+        help="the peer's rows",
+    )
+    add("--compile", action="store_true", help="measure torch.compile, too")
+    add("--rounds", type=int, default=5, help="how often the sides take turns")
+    add("--steps", type=int, default=10, help="steps a turn")
+    add("--to_loss", type=int, default=0, metavar="STEPS", help="race so many steps")
+    add("--device", choices=("cpu", "gpu"), default="cpu", help="where both train")
+    add("--paths", help="text files (default: docstrings of installed packages)")
+    add("--vocab", metavar="PATH", help="a tokenizer (default: made from the text)")
+    add("--vocab_size", type=int, help="rows of the model's table (default: 30522)")
+    json_option(parser)
+    return parser
+
+
+def _run(args) -> int:
+    # This process prepares: the sides have the device, and one each.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    start_jax()
+    names = {field.name for field in dataclasses.fields(PeerConfig)}
+    config = PeerConfig(
+        **{name: value for name, value in vars(args).items() if name in names},
+        dtypes=DTYPES if args.dtype == "both" else (args.dtype,),
+        paddings=PADDINGS if args.padding == "both" else (args.padding,),
+    )
+    return print_result(args, bench_peer(config, log), as_text)
 
 
 def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[str, Any]:
@@ -36,15 +89,17 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
     Raises:
       PlmjaxError: torch or transformers is missing; the sides start at other losses.
     """
+    from case import make_case  # Imports jax, which --help needs not.
+
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise PlmjaxError(
-                f"`plmjax bench peer` needs {name}.",
+                f"`python benchmarks/peer.py` needs {name}.",
                 hint='Run `pip install -e ".[peer]"`.',
             )
     if config.device == "gpu" and not _torch_has_gpu():
         raise PlmjaxError(
-            "`plmjax bench peer --device=gpu`: PyTorch finds no GPU here.",
+            "`python benchmarks/peer.py --device=gpu`: PyTorch finds no GPU here.",
             hint="Install PyTorch with CUDA, or leave --device out.",
         )
     # The tokenizers library's threads must not outlive the preparation.
@@ -54,7 +109,7 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
         case = make_case(config, Path(folder), log)
         compared = [_compare(config, folder, dtype, log) for dtype in config.dtypes]
     return {
-        "machine": machine.machine(),
+        "machine": machine.facts(),
         "device": compared[0][0]["device"],
         "load": [before, machine.load_average()],
         "threads": machine.cores(),
@@ -77,10 +132,7 @@ def _compare(
     ]
     with contextlib.ExitStack() as stack:
         start = [("ours", spec), *(("theirs", way) for way in ways)]
-        we, *they = [
-            stack.enter_context(Worker(f"{__package__}.{module}", one))
-            for module, one in start
-        ]
+        we, *they = [stack.enter_context(Worker(side, one)) for side, one in start]
         losses, parameters = we.call("loss"), we.call("parameters")
         for peer in they:
             _check_same(losses, peer.call("loss"))
@@ -260,3 +312,7 @@ def _title(row: dict[str, Any]) -> str:
 
 def _range(found: dict[str, float]) -> str:
     return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(make_parser(), __file__))

@@ -1,4 +1,4 @@
-"""What a figure stands on: the machine, the versions, how busy it was."""
+"""This machine: its cores, its memory, and what a measured figure stands on."""
 
 import datetime
 import os
@@ -8,8 +8,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from plmjax.train.memory import memory_bytes
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "datasets")
 
@@ -21,7 +19,34 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def machine() -> dict[str, Any]:
+def memory_bytes() -> int:
+    """Returns the machine's memory, whoever may use it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit() -> int | None:
+    """Returns the bytes that control groups (version 2, or 1) leave us; None: all."""
+    limits = []
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in kinds.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        # A group's parents limit it, too. In a container the root is its own group.
+        here = root / path.lstrip("/")
+        for group in (here, *here.parents):
+            text = _read(group / name).strip()
+            if text.isdecimal():
+                limits.append(int(text))
+            if group == root:
+                break
+    return min(limits, default=None)
+
+
+def facts() -> dict[str, Any]:
     """Returns the date, processor, cores, memory in GB, huge pages and versions."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     return {
@@ -69,7 +94,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text()
     except OSError:

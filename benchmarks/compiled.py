@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from plmjax import tree
-from plmjax.bench.scaling import FEW, ROWS, ScalingConfig
 from plmjax.models.config import PRESETS, EncoderConfig
 from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import (
@@ -28,6 +27,7 @@ from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import init_state, lower, make_step
+from scaling import FEW, ROWS, ScalingConfig
 
 
 def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:

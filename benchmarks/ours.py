@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax import tree
-from plmjax.bench import machine
+from plmjax import machine, tree
 from plmjax.bench.train import run_steps
-from plmjax.bench.worker import Spec
 from plmjax.data.loader import Loader, Phase, read_ahead
 from plmjax.data.rows import load_plan
 from plmjax.evaluate.model import Model
@@ -31,6 +29,7 @@ from plmjax.workdir import (
     encoder_config,
     make_objective,
 )
+from sides import Spec
 
 # More steps than any benchmark takes: the loader must only not end.
 _ENDLESS = 1 << 40

@@ -1,6 +1,5 @@
 """What both sides read: tokens, initial weights, masked held-out rows."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import ours
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax.bench import ours
-from plmjax.bench.worker import Spec
 from plmjax.data.loader import held_out_batches
 from plmjax.data.prepare import prepare
 from plmjax.data.rows import Plan, gather, load_plan
@@ -27,72 +25,10 @@ from plmjax.pretrain.build import Run
 from plmjax.pretrain.start import fresh_state
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 from plmjax.workdir import RunConfig, Workdir
+from sides import PeerConfig, Spec
 
-PADDINGS = ("group_texts", "line_by_line")
-DTYPES = ("float32", "bfloat16")
-# The objectives, and the preset each is measured on unless told.
-DEFAULTS = {"mlm": "bert-mini", "electra": "electra-small", "distill": "bert-mini"}
-# Where transformers has the other side of a comparison.
-_FAMILIES = {"electra": "electra", "distill": "bert"}
 BERT_VOCABULARY = 30522
 _HELD_OUT_BATCHES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class PeerConfig:
-    """What is compared, and for how long."""
-
-    # Files and globs; none: the docstrings of the installed packages.
-    paths: str | None = None
-    # A tokenizer to use; none: WordPiece of vocab_size pieces, from the text.
-    vocab: str | None = None
-    vocab_size: int | None = None
-    # What is trained: mlm, electra or distill; a preset of DEFAULTS if none is named.
-    objective: str = "mlm"
-    # The model; of electra the discriminator, of distill the teacher.
-    preset: str | None = None
-    length: int = 128
-    batch: int = 16
-    dtypes: tuple[str, ...] = DTYPES
-    paddings: tuple[str, ...] = PADDINGS[:1]
-    # Measures torch.compile besides eager mode.
-    compile: bool = False
-    rounds: int = 5
-    # Steps in one window of one side.
-    steps: int = 10
-    # Steps of the race to a held-out loss; 0: no race.
-    to_loss: int = 0
-    # Where both sides train: cpu or gpu.
-    device: str = "cpu"
-
-    def __post_init__(self):
-        for name in ("rounds", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise PlmjaxError(f"--{name}={getattr(self, name)} must be at least 1.")
-        if self.to_loss < 0:
-            raise PlmjaxError(f"--to_loss={self.to_loss} must not be negative.")
-        if self.to_loss and self.objective != "mlm":
-            raise PlmjaxError(
-                f"--to_loss does not go with --objective={self.objective}: it races to "
-                "a held-out loss of masked words.",
-                hint="Leave it out.",
-            )
-        self._check_family()
-
-    def _check_family(self) -> None:
-        """Raises PlmjaxError for a preset whose classes cannot do the objective."""
-        family = _FAMILIES.get(self.objective)
-        known = [n for n, preset in PRESETS.items() if preset.family == family]
-        if family is not None and self.name not in known:
-            raise PlmjaxError(
-                f"--objective={self.objective} compares {family} models, and "
-                f"--preset={self.name} is none.",
-                hint=f"Known: {', '.join(known)}.",
-            )
-
-    @property
-    def name(self) -> str:
-        return self.preset or DEFAULTS[self.objective]
 
 
 def make_case(
@@ -111,7 +47,7 @@ def make_case(
         "objective": {"kind": config.objective},
     }
     if config.objective == "distill":
-        # `bench peer` is about speed; the sides need only start alike.
+        # peer.py is about speed; the sides need only start alike.
         values["objective"] |= {"teacher": str(folder / "teacher"), "start": "fresh"}
         values["model"] |= _student(PRESETS[config.name])
     built, workdir = config_lib.load(RunConfig, base=values), Workdir(folder)
@@ -243,7 +179,7 @@ def _write_rows(
 ) -> float:
     """Writes the peer's rows as `datasets` keeps them; returns their fill rate.
 
-    The columns are those of run_mlm.py. `bench prepare` proves that its pipeline and
+    The columns are those of run_mlm.py. prepare.py proves that its pipeline and
     ours give the same ids; here only the result is needed.
     """
     import datasets

@@ -2,8 +2,11 @@
 
 The step is compiled for virtual CPU devices, never run, in a process for each number of
 devices. The bytes that it sends do not depend on the kind of device.
+
+    python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 --batch=4096
 """
 
+import argparse
 import dataclasses
 import json
 import math
@@ -12,11 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from plmjax import PlmjaxError
-from plmjax.bench import machine
-from plmjax.bench.roofline import CHIPS, Traffic, bound, sent, step
+from plmjax import PlmjaxError, machine
+from plmjax.cli import run_program
+from plmjax.cli.options import at_least_one, json_option, log, numbers, print_result
+from plmjax.cli.parser import program_parser
+from roofline import CHIPS, Traffic, bound, sent, step
 
 AXES = ("data", "fsdp", "tensor")
 MESHES = ("data", "zero1", "fsdp", "tensor")
@@ -99,6 +105,39 @@ class ScalingConfig:
         return dict(zip(AXES, (devices // fsdp // tensor, fsdp, tensor), strict=True))
 
 
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        _run,
+        "compile the step for 8 to 512 virtual devices, and say what to expect, on "
+        "paper, of 8 to 4,096 chips",
+        "python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 "
+        "--batch=4096",
+    )
+    add = parser.add_argument
+    add("--preset", default="bert-base", help="model; its family says the objective")
+    add("--devices", default="8,64,512", help="virtual devices that are compiled for")
+    add("--length", type=int, default=128, help="tokens a row")
+    add("--batch", type=int, default=4096, help="rows a step of the throughputs")
+    add("--mfu", type=float, default=0.4, help="share of the peak that a chip reaches")
+    add("--meshes", default="data,zero1,fsdp,tensor", help="some of these, by commas")
+    add("--fsdp", type=int, default=8, help="devices along fsdp on that mesh")
+    add("--tensor", type=int, default=4, help="devices along tensor on that mesh")
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add("--full", action="store_true", help="compile all layers, not one and two")
+    json_option(parser)
+    return parser
+
+
+def _run(args) -> int:
+    at_least_one(args, "length", "batch", "fsdp", "tensor")
+    names = {field.name for field in dataclasses.fields(ScalingConfig)}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    given["devices"] = numbers(args.devices, "devices")
+    given["meshes"] = tuple(args.meshes.split(","))
+    config = ScalingConfig(**given)
+    return print_result(args, bench_scaling(config, log), as_text)
+
+
 def bench_scaling(
     config: ScalingConfig, log: Callable[[str], Any] = print
 ) -> dict[str, Any]:
@@ -117,7 +156,7 @@ def bench_scaling(
     facts = compiled[0]["model"]
     measured = [_measured(config, kind, compiled) for kind in config.meshes]
     return {
-        "machine": machine.machine(),
+        "machine": machine.facts(),
         "load": [before, machine.load_average()],
         "config": dataclasses.asdict(config),
         "model": facts,
@@ -138,7 +177,7 @@ def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
     environment.pop("NPROC", None)
     told = json.dumps([dataclasses.asdict(config), devices, rows_twice])
     done = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.compiled", told],
+        [sys.executable, str(Path(__file__).with_name("compiled.py")), told],
         capture_output=True,
         text=True,
         env=environment,
@@ -264,10 +303,8 @@ _NAMES = {
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Returns a table in Markdown."""
     line = "|".join("---" for _ in head)
-    return [f"| {' | '.join(cells)} |" for cells in (head,)] + [
-        f"|{line}|",
-        *(f"| {' | '.join(cells)} |" for cells in rows),
-    ]
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return [first, f"|{line}|", *others]
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -317,13 +354,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"{config.mfu:.0%}); past {max(config.devices):,} devices extrapolated.",
         "",
     ]
-    body = [
-        [chip.name, names[paper["kind"]]]
-        + [_tokens(row["bound"]) for row in paper["rows"] if row["chip"] == chip.name]
-        for paper in result["roofline"]
-        for chip in CHIPS
-    ]
-    lines += _table(["chip", "mesh", *(f"{count:,}" for count in PAPER)], body)
+    lines += _paper_table(result["roofline"], names, _tokens)
     lines += [
         "",
         f"Million tokens a second of {config.batch:,} rows a step: from all sent apart "
@@ -331,18 +362,25 @@ def as_text(result: dict[str, Any]) -> str:
         "that computing takes.",
         "",
     ]
-    body = [
-        [chip.name, names[paper["kind"]]]
-        + [_speed(row) for row in paper["rows"] if row["chip"] == chip.name]
-        for paper in result["roofline"]
-        for chip in CHIPS
-    ]
-    lines += _table(["chip", "mesh", *(f"{count:,}" for count in PAPER)], body)
+    lines += _paper_table(result["roofline"], names, _speed)
     return "\n".join(lines)
 
 
-def _tokens(count: float) -> str:
-    return "always" if math.isinf(count) else f"{count:,.0f}"
+def _paper_table(
+    papers: list[dict], names: dict[str, str], cell: Callable[[dict], str]
+) -> list[str]:
+    """Returns the table of cell(row), a line a chip and mesh."""
+    body = [
+        [chip.name, names[paper["kind"]]]
+        + [cell(row) for row in paper["rows"] if row["chip"] == chip.name]
+        for paper in papers
+        for chip in CHIPS
+    ]
+    return _table(["chip", "mesh", *(f"{count:,}" for count in PAPER)], body)
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    return "always" if math.isinf(row["bound"]) else f"{row['bound']:,.0f}"
 
 
 def _speed(row: dict[str, Any]) -> str:
@@ -350,3 +388,7 @@ def _speed(row: dict[str, Any]) -> str:
         return "-"
     (low, high), (least, most) = row["tokens_per_s"], row["efficiency"]
     return f"{low / 1e6:,.1f}-{high / 1e6:,.1f} ({least:.0%}-{most:.0%})"
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(make_parser(), __file__))
