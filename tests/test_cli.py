@@ -7,12 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 from tests_common import TINY, environment, once, run_cli, sentences
 
+import plmjax
 from plmjax import Exit, cli
 from plmjax.cli import use
+from plmjax.objectives import MLM
+
+PACKAGE = Path(plmjax.__file__).parent
 
 
 @pytest.fixture
@@ -281,3 +287,21 @@ def test_a_workdir_may_be_moved(trained, call, tmp_path):
     shutil.copytree(trained[0] / "runs/mine", tmp_path / "elsewhere")
     found = run_cli("evaluate", f"--workdir={tmp_path / 'elsewhere'}")
     assert found.returncode == Exit.OK, found.stderr
+
+
+def test_the_loss_is_seven_calls_from_main(corpus, call, tmp_path, monkeypatch):
+    """What a reader meets on the way, jax's own calls left out."""
+    real, ways = MLM.loss, []
+
+    def loss(self, *given):
+        files = [(f.name, Path(f.filename)) for f in traceback.extract_stack()]
+        ours = [name for name, file in files if file.is_relative_to(PACKAGE)]
+        ways.append(ours)
+        return real(self, *given)
+
+    monkeypatch.setattr(MLM, "loss", loss)
+    data, steps = f"--config.data.source.paths={corpus}", "--config.train.steps=1"
+    run = f"--workdir={tmp_path / 'run'}"
+    assert call("pretrain", *TINY, data, steps, run)[0] == 0
+    way = next(way for way in ways if "fit" in way)
+    assert way == ["main", "_pretrain", "pretrain", "fit", "step", "step", "summed"]

@@ -19,6 +19,31 @@ from plmjax.cli.parser import make_parser
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
     argv = sys.argv[1:] if argv is None else argv
+    args = _parse(argv)
+    if isinstance(args, int):
+        return args
+    _prepare(args, ["-m", "plmjax", *argv])
+    try:
+        return args.run(args)  # of several processes, all come here together
+    except BaseException as error:
+        return _leave(error, args)
+
+
+def run_program(
+    parser: argparse.ArgumentParser, file: str, argv: list[str] | None = None
+) -> int:
+    """Runs a program beside plmjax, one of benchmarks/, as a verb is run."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    _prepare(args, [file, *argv])
+    try:
+        return args.run(args)
+    except BaseException as error:
+        return _leave(error, args)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace | int:
+    """Returns the arguments of a verb; the exit code where there is nothing to run."""
     # What stands behind "--" is the command that `plmjax launch` starts.
     end = argv.index("--") if "--" in argv else len(argv)
     own, command = argv[:end], argv[end + 1 :]
@@ -51,19 +76,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     if command and args.verb != "launch":
         return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
-    return _run(args, ["-m", "plmjax", *argv])
+    return args
 
 
-def run_program(
-    parser: argparse.ArgumentParser, file: str, argv: list[str] | None = None
-) -> int:
-    """Runs a program beside plmjax, one of benchmarks/, as a verb is run."""
-    argv = sys.argv[1:] if argv is None else argv
-    return _run(parser.parse_args(argv), [file, *argv])
-
-
-def _run(args, argv: list[str]) -> int:
-    """Calls args.run(args); an error becomes one message and the exit code.
+def _prepare(args, argv: list[str]) -> None:
+    """Makes the process ready for what it runs.
 
     `argv` are Python's arguments, for it is started again to have huge pages.
     """
@@ -75,10 +92,11 @@ def _run(args, argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    try:
-        return args.run(args)  # of several processes, all come here together
-    except BaseException as error:
-        code = _explain(error, args)
+
+
+def _leave(error: BaseException, args) -> int:
+    """Says what ended a verb; returns the exit code, or ends one of several at once."""
+    code = _explain(error, args)
     if _is_one_of_several():
         # Leaving in order would wait for the others, who wait for this process.
         with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import compare
-from plmjax.cli.options import at_least_one, group_options, log, start_jax
+from plmjax.cli.options import at_least_one, log, start_jax, training_options
 
 
 def add(verb) -> None:
@@ -16,26 +16,16 @@ def add(verb) -> None:
         "--workdir=runs/sentiment",
         config=True,
     )
-    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    training_options(
+        added,
+        "read and check everything, print sizes, memory, steps, labels and the first "
+        "row",
+    )
     compare.repeat_options(added)
     added.add_argument(
         "--safe",
         action="store_true",
         help="the recipe against seeds that do not learn (docs/studies.md)",
-    )
-    group_options(added)
-    added.add_argument(
-        "--dry_run",
-        nargs="?",
-        const="compile",
-        choices=("compile", "shapes"),
-        help="read and check everything, print sizes, memory, steps, labels and the "
-        "first row, compile the step (shapes: do not); stop",
-    )
-    added.add_argument(
-        "--show_config",
-        action="store_true",
-        help="print every key with its type and value, and stop",
     )
 
     added = verb(

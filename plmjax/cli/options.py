@@ -37,6 +37,25 @@ def group_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
 
 
+def training_options(added: argparse.ArgumentParser, built: str) -> None:
+    """Adds what trainings share; `built` says what a dry run does."""
+    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    group_options(added)
+    added.add_argument(
+        "--dry_run",
+        nargs="?",
+        const="compile",
+        choices=("compile", "shapes"),
+        help=f"{built}, compile the step (shapes: do not), print what devices send; "
+        "stop",
+    )
+    added.add_argument(
+        "--show_config",
+        action="store_true",
+        help="print every key with its type, range and value, and stop",
+    )
+
+
 def stopped(result: dict) -> Exit:
     """Says what a signal cut short; returns the exit code of a training."""
     from plmjax import processes

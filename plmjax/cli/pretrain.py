@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import group_options, load_config, start_jax, stopped
+from plmjax.cli.options import load_config, start_jax, stopped, training_options
 
 
 def add(verb) -> None:
@@ -16,20 +16,9 @@ def add(verb) -> None:
         "--config.data.source.paths='texts/*.txt' --workdir=runs/mine",
         config=True,
     )
-    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
-    group_options(added)
-    added.add_argument(
-        "--dry_run",
-        nargs="?",
-        const="compile",
-        choices=("compile", "shapes"),
-        help="build everything, print sizes, shardings, memory, steps and the first "
-        "row, compile the step (shapes: do not), print what devices send; stop",
-    )
-    added.add_argument(
-        "--show_config",
-        action="store_true",
-        help="print every key with its type and value, and stop",
+    training_options(
+        added,
+        "build everything, print sizes, shardings, memory, steps and the first row",
     )
 
 

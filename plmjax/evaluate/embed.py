@@ -262,10 +262,10 @@ def _fill(
     return Embedded(
         *work.made,
         work.rows.report,
-        int(texts[begin]),
-        int(texts[done] - texts[begin]),
-        tokens,
-        time.monotonic() - start,
-        compiled,
-        stop.received if done < len(work.batches) else None,
+        before=int(texts[begin]),
+        texts=int(texts[done] - texts[begin]),
+        tokens=tokens,
+        seconds=time.monotonic() - start,
+        compile_seconds=compiled,
+        stopped=stop.received if done < len(work.batches) else None,
     )

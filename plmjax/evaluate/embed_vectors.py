@@ -162,7 +162,9 @@ def compute(
         # The default of GPUs and TPUs rounds float32 to ten bits or fewer.
         exact = "highest" if config.dtype == "float32" else None
         with _memory(batch), jax.default_matmul_precision(exact):
-            states = _states(encoder, platform, config.layer, pooling, params, placed)
+            states = _states(
+                encoder, platform, config.layer, pooling, params=params, batch=placed
+            )
         new = (batch.size, batch.length) not in shapes
         shapes.add((batch.size, batch.length))
         took = time.monotonic() - started if new else 0.0

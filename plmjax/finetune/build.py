@@ -25,6 +25,7 @@ from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
+from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
@@ -127,17 +128,7 @@ def make_parts(
             "--config.start.dropout=0.1 often helps."
         )
     encoder, params = start(model, task, config.start, config.seed("init"))
-    features = {}
-    for split in ("train", "held_out", "test"):
-        if examples := getattr(data, split):
-            more = added if split == "train" else NOTHING
-            made = added_features(
-                settings, examples, more, model.tokenizer, data.labels
-            )
-            features[split] = made
-            log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
-            if settings.kind == "embeddings" and split != "train":
-                log(told_candidates(examples))
+    features = _features(data, added, model.tokenizer, log)
     batches = TaskBatches(
         features["train"],
         config.train.batch,
@@ -176,6 +167,22 @@ def make_parts(
         metric=metric,
         added=added,
     )
+
+
+def _features(
+    data: Labelled, added: Added, tokenizer: Tokenizer, log: Callable[[str], Any]
+) -> dict[str, Features]:
+    """Returns the rows of each split, and says what became of its examples."""
+    found = {}
+    for split in ("train", "held_out", "test"):
+        if examples := getattr(data, split):
+            more = added if split == "train" else NOTHING
+            made = added_features(data.config, examples, more, tokenizer, data.labels)
+            found[split] = made
+            log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
+            if data.config.kind == "embeddings" and split != "train":
+                log(told_candidates(examples))
+    return found
 
 
 def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
