@@ -741,22 +741,37 @@ def toy_start(key, batch=None) -> dict:
     return tree.unflatten(dict(zip(NAMES, drawn, strict=True)))
 
 
-def toy(watched: list) -> Objective:
-    """Returns half the mean squared distance of all parameters to each row's number."""
+@dataclasses.dataclass(frozen=True)
+class Toy(Objective):
+    """Half the mean squared distance of all parameters to each row's number."""
 
-    def corrupt(batch, key, progress):
+    watched: list
+
+    parts = {}
+
+    def init(self, key, batch):
+        return toy_start(key, batch)
+
+    def corrupt(self, batch, key, progress):
         x = batch["x"] + 0.3 * progress
         return batch | {"x": x, "weights": jnp.full(len(x), 1 / len(x))}
 
-    def loss(params, frozen, batch, key, train):
-        watched.append((len(batch["x"]), train))
+    def loss(self, params, frozen, batch, key, train):
+        self.watched.append((len(batch["x"]), train))
         chance = (key.seed % 7).astype(jnp.float32) + 0.1 * key.step
         leaves = jnp.stack(jax.tree.leaves(params))[None]
         apart = 0.5 * jnp.square(leaves - batch["x"][:, None, None, None])
         each = jnp.sum(apart + chance * leaves, axis=(1, 2, 3))
         return jnp.sum(batch["weights"] * each), {}
 
-    return Objective(toy_start, corrupt, loss, {}, dict, None, int, float)
+    def scores(self, means):
+        return means
+
+    def slots(self, length):
+        return length
+
+    def flops(self, length):
+        return length
 
 
 def toy_batch(step: int) -> dict:
@@ -774,7 +789,7 @@ def slopes(train: TrainConfig, params: dict, step: int) -> dict:
 def by_job(train: TrainConfig):
     """Trains as a job does; returns weights, average, rates, and what losses saw."""
     mesh, watched = sharding.make_mesh(MeshConfig(), jax.devices()[:1]), []
-    objective = toy(watched)
+    objective = Toy(watched)
     with jax.set_mesh(mesh):
         state, rates = initialise(objective, train)(toy_batch(0)), []
         step = step_for(objective, train, mesh, False, STEPS)
