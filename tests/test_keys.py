@@ -226,7 +226,8 @@ def teacher() -> dict:
 
 def corrupted(objective: Objective, progress=1.0, key=None, **arrays) -> dict:
     batch = a_batch() | arrays
-    return jax.device_get(objective.corrupt(batch, key or a_key(), progress))
+    given = objective.tables(), batch, key or a_key(), progress
+    return jax.device_get(objective.corrupt(*given))
 
 
 @functools.cache
@@ -244,7 +245,8 @@ def judged(objective: Objective, params=None, train=True, key=None, frozen=None)
     found, batch = params or weights(objective), a_masked_batch()
     if objective.slots(LENGTH) == LENGTH - 1:  # causal
         batch = corrupted(objective)
-    loss, metrics = objective.loss(found, frozen or {}, batch, key or a_key(), train)
+    frozen = objective.tables() | (frozen or {})
+    loss, metrics = objective.loss(found, frozen, batch, key or a_key(), train)
     means = {name: float(a / b) for name, (a, b) in metrics.items()}
     counts = {name: float(b) for name, (_, b) in metrics.items()}
     return float(loss), means, counts
@@ -752,7 +754,7 @@ class Toy(Objective):
     def init(self, key, batch):
         return toy_start(key, batch)
 
-    def corrupt(self, batch, key, progress):
+    def corrupt(self, frozen, batch, key, progress):
         x = batch["x"] + 0.3 * progress
         return batch | {"x": x, "weights": jnp.full(len(x), 1 / len(x))}
 
@@ -1140,7 +1142,7 @@ def loss_of(parts, params=None, train=True, seed=0, step=0):
     """Returns (loss, means) of the first batch, and that batch."""
     key = Key(jnp.uint32(seed), jnp.uint32(step))
     batch = parts.batches.batch(0)
-    batch = parts.objective.corrupt(batch, key, 0.0)
+    batch = parts.objective.corrupt(parts.frozen, batch, key, 0.0)
     loss, metrics = parts.objective.loss(
         params or parts.params, parts.frozen, batch, key, train
     )

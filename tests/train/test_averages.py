@@ -56,7 +56,7 @@ class Regression(Objective):
 
     parts = {}
 
-    def corrupt(self, batch, key, progress):
+    def corrupt(self, frozen, batch, key, progress):
         used = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {
             "weights": used / jnp.sum(used),
