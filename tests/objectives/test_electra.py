@@ -155,7 +155,7 @@ def test_a_third_need_not_be_written_to_the_last_digit():
             {"layers_fraction": 0.3},
             r"of model.layers=12 gives.*0.25 \(layers 3\) and 0.3333 \(layers 4\)",
         ),
-        ({"width_fraction": 0.0}, "between 0 and 4"),
+        ({"width_fraction": 0.0}, "above 0 and at most 4"),
         ({"layers": 0}, "generator.layers is 0"),
     ],
 )
