@@ -103,7 +103,7 @@ class Side:
         params, batch = self.state.params, self.held_out[0]
         if isinstance(wide.config.objective, ElectraConfig):
             found = jax.jit(functools.partial(_electra_losses, wide.objective))(
-                params, batch
+                params, self.frozen, batch
             )
             return {name: float(value) for name, value in found.items()}
         sums = jax.jit(functools.partial(_sums, wide.objective))(
@@ -158,12 +158,12 @@ def _sums(objective: Objective, params, frozen, batch) -> dict:
     return objective.loss(params, frozen, batch, key, False)[1]
 
 
-def _electra_losses(objective: Objective, params, batch) -> dict:
+def _electra_losses(objective: Objective, params, frozen, batch) -> dict:
     """Returns both losses where batch["drawn"] [B, K] takes the samples' place."""
     generator, discriminator = (
         objective.parts[name] for name in ("generator", "discriminator")
     )
-    no_bytes_V = np.zeros(generator.encoder.vocab_size, np.float32)
+    bytes_V = frozen["piece_bytes"]
     platform = Platform.of(jax.devices())
     own = generator.take(params)
     logits_TV, _ = masked_logits(generator.encoder, own, batch, None, platform)
@@ -171,9 +171,9 @@ def _electra_losses(objective: Objective, params, batch) -> dict:
     encoder, own = discriminator.encoder, discriminator.take(params)
     x_BLH = heads.encode(encoder, own, batch, None, platform)
     judge = JUDGES["electra"].loss
-    detector, _ = judge(encoder, own, x_BLH, batch, no_bytes_V, platform)
+    detector, _ = judge(encoder, own, x_BLH, batch, bytes_V=bytes_V, platform=platform)
     return {
-        "generator_loss": token_loss(logits_TV, batch, no_bytes_V)[0],
+        "generator_loss": token_loss(logits_TV, batch, bytes_V)[0],
         "detector_loss": detector,
     }
 

@@ -269,7 +269,7 @@ def test_random_pieces_are_those_of_the_tokenizer():
     )
     for objective in objectives:
         key = Key(jnp.uint32(1), jnp.uint32(2))
-        batch = objective.corrupt(rows_of_text(), key, 0.0)
+        batch = objective.corrupt(objective.tables(), rows_of_text(), key, 0.0)
         now = np.take_along_axis(
             np.asarray(batch["tokens"]), batch["mask_positions"], 1
         )
@@ -328,9 +328,8 @@ def test_rows_with_nothing_to_mask_have_no_weight_and_others_one_token():
     batch["segments"][0] = 0
     batch["tokens"][1] = 2
     batch["tokens"][2, 1:] = 3
-    found = jax.device_get(
-        objective.corrupt(batch, Key(jnp.uint32(0), jnp.uint32(0)), 0.0)
-    )
+    key = Key(jnp.uint32(0), jnp.uint32(0))
+    found = jax.device_get(objective.corrupt(objective.tables(), batch, key, 0.0))
     used = (found["weights"] > 0).sum(1)
     np.testing.assert_array_equal(used, [0, 0, *[1] * 62])
     np.testing.assert_allclose(found["weights"].sum(), 1, rtol=1e-6)

@@ -226,7 +226,8 @@ def teacher() -> dict:
 
 def corrupted(objective: Objective, progress=1.0, key=None, **arrays) -> dict:
     batch = a_batch() | arrays
-    return jax.device_get(objective.corrupt(batch, key or a_key(), progress))
+    given = objective.tables(), batch, key or a_key(), progress
+    return jax.device_get(objective.corrupt(*given))
 
 
 @functools.cache
@@ -244,7 +245,8 @@ def judged(objective: Objective, params=None, train=True, key=None, frozen=None)
     found, batch = params or weights(objective), a_masked_batch()
     if objective.slots(LENGTH) == LENGTH - 1:  # causal
         batch = corrupted(objective)
-    loss, metrics = objective.loss(found, frozen or {}, batch, key or a_key(), train)
+    frozen = objective.tables() | (frozen or {})
+    loss, metrics = objective.loss(found, frozen, batch, key or a_key(), train)
     means = {name: float(a / b) for name, (a, b) in metrics.items()}
     counts = {name: float(b) for name, (_, b) in metrics.items()}
     return float(loss), means, counts
@@ -741,22 +743,37 @@ def toy_start(key, batch=None) -> dict:
     return tree.unflatten(dict(zip(NAMES, drawn, strict=True)))
 
 
-def toy(watched: list) -> Objective:
-    """Returns half the mean squared distance of all parameters to each row's number."""
+@dataclasses.dataclass(frozen=True)
+class Toy(Objective):
+    """Half the mean squared distance of all parameters to each row's number."""
 
-    def corrupt(batch, key, progress):
+    watched: list
+
+    parts = {}
+
+    def init(self, key, batch):
+        return toy_start(key, batch)
+
+    def corrupt(self, frozen, batch, key, progress):
         x = batch["x"] + 0.3 * progress
         return batch | {"x": x, "weights": jnp.full(len(x), 1 / len(x))}
 
-    def loss(params, frozen, batch, key, train):
-        watched.append((len(batch["x"]), train))
+    def loss(self, params, frozen, batch, key, train):
+        self.watched.append((len(batch["x"]), train))
         chance = (key.seed % 7).astype(jnp.float32) + 0.1 * key.step
         leaves = jnp.stack(jax.tree.leaves(params))[None]
         apart = 0.5 * jnp.square(leaves - batch["x"][:, None, None, None])
         each = jnp.sum(apart + chance * leaves, axis=(1, 2, 3))
         return jnp.sum(batch["weights"] * each), {}
 
-    return Objective(toy_start, corrupt, loss, {}, dict, None, int, float)
+    def scores(self, means):
+        return means
+
+    def slots(self, length):
+        return length
+
+    def flops(self, length):
+        return length
 
 
 def toy_batch(step: int) -> dict:
@@ -774,7 +791,7 @@ def slopes(train: TrainConfig, params: dict, step: int) -> dict:
 def by_job(train: TrainConfig):
     """Trains as a job does; returns weights, average, rates, and what losses saw."""
     mesh, watched = sharding.make_mesh(MeshConfig(), jax.devices()[:1]), []
-    objective = toy(watched)
+    objective = Toy(watched)
     with jax.set_mesh(mesh):
         state, rates = initialise(objective, train)(toy_batch(0)), []
         step = step_for(objective, train, mesh, False, STEPS)
@@ -1125,7 +1142,7 @@ def loss_of(parts, params=None, train=True, seed=0, step=0):
     """Returns (loss, means) of the first batch, and that batch."""
     key = Key(jnp.uint32(seed), jnp.uint32(step))
     batch = parts.batches.batch(0)
-    batch = parts.objective.corrupt(batch, key, 0.0)
+    batch = parts.objective.corrupt(parts.frozen, batch, key, 0.0)
     loss, metrics = parts.objective.loss(
         params or parts.params, parts.frozen, batch, key, train
     )

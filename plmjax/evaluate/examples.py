@@ -20,8 +20,8 @@ _CONTEXT = 14
 
 def masked(objective: Objective, batch: dict) -> dict:
     """Returns a numpy batch with the masks that evaluation gives it."""
-    corrupt = jax.jit(objective.corrupt)
-    return jax.device_get(corrupt(batch, evaluation_key(), jnp.float32(1)))
+    given = objective.tables(), batch, evaluation_key(), jnp.float32(1)
+    return jax.device_get(jax.jit(objective.corrupt)(*given))
 
 
 class Examples:

@@ -45,6 +45,7 @@ def score_run(
 ) -> dict[str, float]:
     """Returns the scores of a run on its held-out rows, and how many there are.
 
+    `frozen` holds what the loss needs beside the objective's tables: a teacher.
     Masks depend on the row alone, so neither the batch size nor the device matters.
 
     Raises:
@@ -65,7 +66,8 @@ def score_run(
         mine=functools.partial(sharding.local_rows, mesh),
     )
     evaluation = make_evaluation(model.objective)
-    params, frozen = jax.device_put((model.params, frozen), sharding.replicated(mesh))
+    arrays = model.params, model.objective.tables() | frozen
+    params, frozen = jax.device_put(arrays, sharding.replicated(mesh))
     means = evaluate(evaluation, params, frozen, mesh, batches)
     values = model.objective.scores(means)
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from plmjax.config import Block
 from plmjax.data.pairs import PairsConfig
@@ -60,12 +61,20 @@ class Objective(abc.ABC):
     def init(self, key: jax.Array, batch: Batch) -> dict:
         """Returns fresh parameters; `key` is a jax PRNG key."""
 
+    def tables(self) -> dict[str, np.ndarray]:
+        """Returns what is looked up by token id, by name.
+
+        The caller puts these arrays into `frozen`: as constants they would make a
+        compiled program larger, and another one for each tokenizer.
+        """
+        return {}
+
     @abc.abstractmethod
-    def corrupt(self, batch: Batch, key: Key, progress: Any) -> Batch:
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress: Any) -> Batch:
         """Returns the global batch with its positions chosen and masked.
 
         It sets weights that sum to 1 for each term of the loss. `progress` is the share
-        of the steps done.
+        of the steps done; of `frozen` it reads the `tables` alone.
         """
 
     @abc.abstractmethod
@@ -75,8 +84,8 @@ class Objective(abc.ABC):
         """Returns a scalar and metrics.
 
         A plain weighted sum, so losses and gradients of micro-batches add. `frozen`
-        holds what the loss needs and the optimizer never sees (a teacher), loaded by
-        whoever calls.
+        holds what the loss needs and the optimizer never sees: the `tables`, and beside
+        them what the caller has loaded (a teacher).
         """
 
     @property
@@ -129,8 +138,11 @@ class Altered(Objective):
     def init(self, key, batch):
         return (self.own_init or self.inner.init)(key, batch)
 
-    def corrupt(self, batch, key, progress):
-        return self.inner.corrupt(batch, key, progress)
+    def tables(self):
+        return self.inner.tables()
+
+    def corrupt(self, frozen, batch, key, progress):
+        return self.inner.corrupt(frozen, batch, key, progress)
 
     def loss(self, params, frozen, batch, key, train):
         return (self.own_loss or self.inner.loss)(params, frozen, batch, key, train)

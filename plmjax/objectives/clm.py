@@ -4,7 +4,6 @@ Legend: B rows, L tokens, K = L - 1 predicted positions, H width, V vocabulary.
 """
 
 import dataclasses
-import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -52,9 +51,8 @@ class CLM(Objective):
                 "--config.model.causal=True.",
             )
 
-    @functools.cached_property
-    def bytes_V(self):
-        return bytes_of(self.pieces, self.encoder.vocab_size)
+    def tables(self):
+        return {"piece_bytes": bytes_of(self.pieces, self.encoder.vocab_size)}
 
     @property
     def parts(self):
@@ -67,8 +65,8 @@ class CLM(Objective):
     def init(self, key, batch):
         return heads.init_model(self.encoder, key, batch, ("head",))
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        del key, progress
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        del frozen, key, progress
         tokens_BL, segments_BL = batch["tokens"], batch["segments"]
         rows, length = tokens_BL.shape
         used = (segments_BL[:, 1:] > 0) & (segments_BL[:, 1:] == segments_BL[:, :-1])
@@ -84,12 +82,11 @@ class CLM(Objective):
         }
 
     def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
-        del frozen
         noise, encoder = key.noise(batch) if train else None, self.encoder
         x_BLH = heads.encode(encoder, params, batch, noise, self.platform)
         x_TH = x_BLH[:, :-1].reshape(-1, encoder.width)
         logits_TV = heads.vocabulary_logits(encoder, params, x_TH, self.platform)
-        return token_loss(logits_TV, batch, self.bytes_V)
+        return token_loss(logits_TV, batch, frozen["piece_bytes"])
 
     def scores(self, means):
         return token_scores(means)

@@ -88,8 +88,8 @@ class Contrastive(Objective):
     def init(self, key, batch):
         return task_heads.init_model(self.encoder, self.task, key, batch)
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        del key, progress
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        del frozen, key, progress
         weight_B = jnp.where(batch["weight"] > 0, batch["weight"], 0.0)
         total = jnp.sum(weight_B)
         return batch | {"weights": weight_B / jnp.where(total > 0, total, 1.0)}

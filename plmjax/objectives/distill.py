@@ -138,8 +138,8 @@ class Distill(Masked):
             params["projection"] = {"kernel": self.encoder.init_std * kernel_HW}
         return params
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        batch = self.masker(batch, key, progress)
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.mask(frozen, batch, key, progress)
         real_BL = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {"real_weights": real_BL / jnp.maximum(jnp.sum(real_BL), 1)}
 
@@ -197,7 +197,8 @@ class Distill(Masked):
             asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
         theirs = self._see(self._teacher, frozen["teacher"], asked, None)
         sought = everywhere(batch) if self.config.predicts_all else batch
-        value, metrics = token_loss(ours.logits_TV, sought, self.masker.bytes_V)
+        bytes_V = frozen["piece_bytes"]
+        value, metrics = token_loss(ours.logits_TV, sought, bytes_V)
         terms = {"loss": value}
         for term, values_T, weights in self._distances(
             params, frozen, batch, ours, theirs

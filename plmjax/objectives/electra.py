@@ -32,7 +32,6 @@ from plmjax.objectives.generator import (
 from plmjax.objectives.masked import (
     Masked,
     MaskedConfig,
-    Masker,
     masked_logits,
     token_loss,
 )
@@ -127,13 +126,12 @@ class Electra(Masked):
     def judge(self) -> "Judge":
         return JUDGES[self.config.variant]
 
-    @functools.cached_property
-    def masker(self) -> Masker:
-        masks: Any = self.config
-        if self.generator is None:
-            # The samples are random pieces, and so part of the corruption.
-            masks = dataclasses.replace(masks, mask_share=0.0, random_share=1.0)
-        return Masker(masks, self.encoder, self.pieces)
+    @property
+    def mask_config(self):
+        if self.generator is not None:
+            return self.config
+        # The samples are random pieces, and so part of the corruption.
+        return dataclasses.replace(self.config, mask_share=0.0, random_share=1.0)
 
     @functools.cached_property
     def parts(self):
@@ -157,12 +155,12 @@ class Electra(Masked):
         models = (self.encoder, self.generator)
         return initial_params(self.config.tie, *models, self.judge.heads, key, batch)
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        batch = self.masker(batch, key, progress)
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.mask(frozen, batch, key, progress)
         real = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {"token_weights": real / jnp.maximum(jnp.sum(real), 1)}
 
-    def generate(self, params, batch, noise: Noise, train: bool):
+    def generate(self, params, frozen, batch, noise: Noise, train: bool):
         """Returns the generator's loss, its metrics, and its samples [B, K]."""
         config, part = self.config, self.parts["generator"]
         own = part.take(params)
@@ -171,7 +169,7 @@ class Electra(Masked):
         # A stream of its own: the two would drop the same units of their layers.
         drops = _stream(noise, "generator") if train else None
         logits_TV, _ = masked_logits(part.encoder, own, batch, drops, self.platform)
-        bytes_V = self.masker.bytes_V
+        bytes_V = frozen["piece_bytes"]
         value, metrics = token_loss(logits_TV, batch, bytes_V, "generator_")
         shape = batch["labels"].shape
         u_BK = noise_lib.uniform(noise, "generator/sample", shape[1])
@@ -179,17 +177,22 @@ class Electra(Masked):
         return value, metrics, drawn_T.reshape(shape)
 
     def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
-        del frozen
         noise, terms, metrics = key.noise(batch), {}, {}
         drawn_BK = None
         if self.generator is not None:
-            value, metrics, drawn_BK = self.generate(params, batch, noise, train)
-            terms["generator_loss"] = value
+            terms["generator_loss"], metrics, drawn_BK = self.generate(
+                params, frozen, batch, noise, train
+            )
         batch = substituted(batch, drawn_BK)
         own, drops = self.parts["discriminator"].take(params), noise if train else None
         x_BLH = heads.encode(self.encoder, own, batch, drops, self.platform)
         terms[self.judge.term], more = self.judge.loss(
-            self.encoder, own, x_BLH, batch, self.masker.bytes_V, platform=self.platform
+            self.encoder,
+            own,
+            x_BLH,
+            batch,
+            bytes_V=frozen["piece_bytes"],
+            platform=self.platform,
         )
         share = _mean(batch["replaced"], batch["segments"] > 0)
         return self.total(terms), metrics | more | {"replaced_share": share}

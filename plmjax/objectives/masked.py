@@ -4,7 +4,6 @@ Legend: B rows, L tokens, K slots a row, V vocabulary.
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import jax
@@ -73,65 +72,80 @@ class MaskedConfig(ObjectiveConfig):
         return masking.slots(self.largest_probability, length)
 
 
-class Masker:
-    """Masks batches for one tokenizer: `corrupt` of every objective with masks."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masked(Objective):
+    """What the objectives with masks have in common.
 
-    def __init__(self, config: MaskedConfig, encoder: EncoderConfig, pieces: Pieces):
-        """Reads off which pieces may be chosen and which may stand in for others.
+    Raises:
+      PlmjaxError: the tokenizer has no mask, or the model sees one side only.
+    """
 
-        Raises:
-          PlmjaxError: the tokenizer has no mask, or the model sees one side only.
-        """
-        if encoder.causal:
+    config: Any
+    encoder: EncoderConfig
+    pieces: Pieces
+    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
+
+    def __post_init__(self):
+        if self.encoder.causal:
             raise PlmjaxError(
                 "model.causal=True hides what masked language modelling must see.",
                 hint="Set --config.model.causal=False, or --config.objective.kind=clm.",
             )
-        if pieces.mask_id is None:
+        if self.pieces.mask_id is None:
             raise PlmjaxError(
                 "the tokenizer has no mask token, which masked language modelling "
                 "needs.",
                 hint="Train a tokenizer, or set --config.objective.kind=clm.",
             )
-        self.config, self.pieces, self.mask_id = config, pieces, pieces.mask_id
-        special_V = np.zeros(encoder.vocab_size, bool)
-        special_V[list(pieces.special_ids)] = True
-        self.special_V = special_V
-        # Random pieces come from the tokenizer, not from a padded end of the table.
-        ordinary = np.flatnonzero(~special_V[: len(pieces.token_bytes)])
-        self.ordinary_V = ordinary.astype(np.int32)
-        self.bytes_V = bytes_of(pieces, encoder.vocab_size)
 
-    def maskable(self, batch: Batch) -> jax.Array:
-        """Returns bool [B, L]: text, neither padding nor special."""
-        return (batch["segments"] > 0) & ~jnp.asarray(self.special_V)[batch["tokens"]]
+    @property
+    def mask_config(self) -> MaskedConfig:
+        """How tokens are masked."""
+        return self.config
+
+    def tables(self):
+        """Returns which pieces are special, which may replace others, and their bytes.
+
+        bool [V], int32 [N ordinary pieces], float32 [V].
+        """
+        special_V = np.zeros(self.encoder.vocab_size, bool)
+        special_V[list(self.pieces.special_ids)] = True
+        # Random pieces come from the tokenizer, not from a padded end of the table.
+        ordinary_N = np.flatnonzero(~special_V[: len(self.pieces.token_bytes)])
+        return {
+            "is_special": special_V,
+            "ordinary_ids": ordinary_N.astype(np.int32),
+            "piece_bytes": bytes_of(self.pieces, self.encoder.vocab_size),
+        }
 
     def noise(self, batch: Batch, key: Key) -> Noise:
         """Returns what the draws hash; with static masks the step plays no part."""
         noise = key.noise(batch)
-        if self.config.masks == "static":
+        if self.mask_config.masks == "static":
             # The same for a row each time it is seen, but for which copy it is.
             return noise._replace(step=batch["copy"].astype(jnp.uint32))
         return noise
 
     def probability(self, progress):
         """Returns the share to choose when `progress` of the steps is done."""
-        first, last = self.config.probability, self.config.final_probability
+        first, last = self.mask_config.probability, self.mask_config.final_probability
         if last is None:
             return first
         return jnp.float32(first) + jnp.float32(last - first) * progress
 
-    def __call__(self, batch: Batch, key: Key, progress) -> Batch:
+    def mask(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
         """Returns the batch masked, with mask_positions, labels and weights [B, K]."""
         tokens_BL, noise = batch["tokens"], self.noise(batch, key)
-        config = self.config
+        config, mask_id = self.mask_config, self.pieces.mask_id
+        assert mask_id is not None
+        special_BL = jnp.asarray(frozen["is_special"])[tokens_BL]
         positions_BK, used_BK, unit_BK = masking.choose(
             noise,
-            self.maskable(batch),
-            batch["word_start"],
-            self.probability(progress),
-            config.slots(tokens_BL.shape[1]),
-            config.unit,
+            maskable_BL=(batch["segments"] > 0) & ~special_BL,
+            word_start_BL=batch["word_start"],
+            probability=self.probability(progress),
+            slots=config.slots(tokens_BL.shape[1]),
+            unit=config.unit,
         )
         masked_BL, labels_BK = masking.corrupt_tokens(
             noise,
@@ -139,11 +153,11 @@ class Masker:
             positions_BK,
             used_BK,
             unit_BK,
-            self.mask_id,
-            jnp.asarray(self.ordinary_V),
-            config.mask_share,
-            config.random_share,
-            config.unit,
+            mask_id=mask_id,
+            ordinary_N=jnp.asarray(frozen["ordinary_ids"]),
+            mask_share=config.mask_share,
+            random_share=config.random_share,
+            unit=config.unit,
         )
         used = used_BK.astype(jnp.float32)
         return batch | {
@@ -152,23 +166,6 @@ class Masker:
             "labels": labels_BK,
             "weights": used / jnp.maximum(jnp.sum(used), 1),
         }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Masked(Objective):
-    """What the objectives with masks have in common."""
-
-    config: Any
-    encoder: EncoderConfig
-    pieces: Pieces
-    platform: Platform = dataclasses.field(default=ANY, kw_only=True)
-
-    def __post_init__(self):
-        _ = self.masker  # which refuses what cannot be masked
-
-    @functools.cached_property
-    def masker(self) -> "Masker":
-        return Masker(self.config, self.encoder, self.pieces)
 
     def slots(self, length):
         return self.config.slots(length)
@@ -182,7 +179,7 @@ def bytes_of(pieces: Pieces, vocab_size: int) -> np.ndarray:
 
 
 def token_loss(
-    logits_TV: jax.Array, batch: Batch, bytes_V: np.ndarray, prefix: str = ""
+    logits_TV: jax.Array, batch: Batch, bytes_V: jax.Array, prefix: str = ""
 ) -> tuple[jax.Array, Metrics]:
     """Returns the weighted cross-entropy of batch["labels"], and its metrics.
 

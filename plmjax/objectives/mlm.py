@@ -82,8 +82,8 @@ class MLM(Masked):
     def init(self, key, batch):
         return heads.init_model(self.encoder, key, batch, self.heads)
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        batch = self.masker(batch, key, progress)
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        batch = self.mask(frozen, batch, key, progress)
         if not self.paired:
             return batch
         if self.encoder.token_types < 2:
@@ -92,11 +92,10 @@ class MLM(Masked):
         return with_pair_weights(batch)
 
     def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
-        del frozen
         noise = key.noise(batch) if train else None
         encoder, platform = self.encoder, self.platform
         logits_TV, x_BLH = masked_logits(encoder, params, batch, noise, platform)
-        value, metrics = token_loss(logits_TV, batch, self.masker.bytes_V)
+        value, metrics = token_loss(logits_TV, batch, frozen["piece_bytes"])
         terms = {"loss": value}
         if self.paired:
             x_TH = heads.take(x_BLH, batch["cls"])

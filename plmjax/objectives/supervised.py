@@ -201,8 +201,8 @@ class Supervised(Objective):
     def init(self, key, batch):
         return task_heads.init_model(self.encoder, self.task, key, batch)
 
-    def corrupt(self, batch: Batch, key: Key, progress) -> Batch:
-        del key, progress
+    def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
+        del frozen, key, progress
         has = self.kind.has(batch)
         weight_U = batch["weight"].reshape(-1, *[1] * (has.ndim - 1))
         weight_U = jnp.where(has, weight_U, 0.0)

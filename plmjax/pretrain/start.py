@@ -144,15 +144,16 @@ def _taken(model: Model, own: dict) -> dict:
 
 
 def frozen_arrays(run: Run) -> dict:
-    """Returns what the loss needs beside the parameters, on its devices: a teacher."""
+    """Returns tables and a teacher: what the loss needs, on the devices of the mesh."""
     frozen = _frozen(run)
     return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
 
 
 def _frozen(run: Run) -> dict:
-    if run.teacher is None:
-        return {}
-    return teachers.frozen(run.config, run.encoder, run.tokenizer, run.teacher)
+    tables, teacher = run.objective.tables(), run.teacher
+    if teacher is None:
+        return tables
+    return tables | teachers.frozen(run.config, run.encoder, run.tokenizer, teacher)
 
 
 def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
@@ -169,7 +170,7 @@ def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float
 
 
 def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:
-    """Returns the frozen arrays of a trained run, for its evaluation."""
+    """Returns what a trained run's loss needs beside its tables, for its evaluation."""
     teacher = teachers.load(config, workdir)
     if teacher is None:
         return {}

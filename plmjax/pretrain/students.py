@@ -94,7 +94,8 @@ def compare(
     turn. "kept" is the student's accuracy as a share of the teacher's; all, of nothing.
     """
     key = evaluation_key()
-    corrupt, models = jax.jit(objective.corrupt), (teacher, student)
+    corrupt = functools.partial(jax.jit(objective.corrupt), objective.tables())
+    models = teacher, student
     params = [jax.device_put(m.params, jax.devices()[0]) for m in models]
     platform = Platform.of(jax.devices())
     score = functools.partial(_score, platform, teacher.encoder, student.encoder)

@@ -207,7 +207,7 @@ def make_step(
 
     def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
-        batch = objective.corrupt(batch, key, state.step / steps)
+        batch = objective.corrupt(frozen, batch, key, state.step / steps)
         summed = gradients(
             objective,
             mesh,
@@ -273,7 +273,7 @@ def make_evaluation(objective: Objective) -> Callable:
 
     def evaluate(params, frozen, batch):
         key = evaluation_key()
-        batch = objective.corrupt(batch, key, jnp.float32(1))
+        batch = objective.corrupt(frozen, batch, key, jnp.float32(1))
         return objective.loss(params, frozen, batch, key, False)[1]
 
     return jax.jit(evaluate)

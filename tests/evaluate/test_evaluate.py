@@ -491,7 +491,8 @@ def counted(run, params, most: int | None = None) -> dict[str, float]:
 
     @jax.jit
     def outputs(batch):
-        masked = run.objective.corrupt(batch, evaluation_key(), 1.0)
+        given = run.objective.tables(), batch, evaluation_key(), 1.0
+        masked = run.objective.corrupt(*given)
         logits, _ = masked_logits(run.encoder, params, masked, None)
         return masked["mask_positions"], masked["weights"] > 0, logits
 

@@ -276,7 +276,7 @@ def test_transformers_computes_the_same(exported, tmp_path, family, task):
     result.loss.backward()
 
     objective = Supervised(SupervisedConfig(), config, task)
-    batch = objective.corrupt(batch, KEY, jnp.float32(0))
+    batch = objective.corrupt({}, batch, KEY, jnp.float32(0))
 
     @jax.jit
     def ours(params):

@@ -72,7 +72,8 @@ def params():
 
 @functools.cache
 def corrupted():
-    return jax.device_get(objective_of().corrupt(make_batch(), KEY, jnp.float32(0)))
+    given = {}, make_batch(), KEY, jnp.float32(0)
+    return jax.device_get(objective_of().corrupt(*given))
 
 
 def reference(vectors, batch):

@@ -77,7 +77,7 @@ def frozen() -> dict:
 def losses(objective, params, frozen, batch, train=False, step=0):
     """Returns the jitted loss and metrics."""
     f = jax.jit(objective.loss, static_argnums=4)
-    return f(params, frozen, batch, key(step), train)
+    return f(params, objective.tables() | frozen, batch, key(step), train)
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def made(config=FRESH, encoder=STUDENT):
 
     @jax.jit
     def make(batch):
-        corrupted = objective.corrupt(batch, key(), jnp.float32(0))
+        corrupted = objective.corrupt(objective.tables(), batch, key(), jnp.float32(0))
         return objective.init(jax.random.key(0), batch), corrupted
 
     return objective, *make(make_batch())
@@ -278,7 +278,8 @@ def test_weights_sum_to_one_and_micro_batches_to_the_whole():
 
     def loss(params, rows):
         part = {name: jnp.take(x, rows, axis=0) for name, x in batch.items()}
-        return objective.loss(params, frozen(), part, key(), True)[0]
+        given = objective.tables() | frozen()
+        return objective.loss(params, given, part, key(), True)[0]
 
     value = jax.jit(jax.value_and_grad(loss))
     whole, grads = value(params, jnp.arange(8))
@@ -297,7 +298,8 @@ def test_the_teacher_is_deterministic_and_has_no_gradient():
 
     @jax.jit
     def loss(frozen, step):
-        return objective.loss(params, frozen, batch, Key(step, step), True)[0]
+        given = objective.tables() | frozen
+        return objective.loss(params, given, batch, Key(step, step), True)[0]
 
     both = jax.jit(jax.value_and_grad(loss))
     (first, grads), (other, _) = (both(frozen(), jnp.uint32(i)) for i in (3, 4))
@@ -342,7 +344,8 @@ def test_overfits_one_batch(config, encoder):
     optimizer = optax.adam(3e-3)
 
     def loss(params):
-        return objective.loss(params, frozen(), batch, key(), True)
+        given = objective.tables() | frozen()
+        return objective.loss(params, given, batch, key(), True)
 
     def step(state, _):
         params, moments = state
@@ -426,7 +429,8 @@ def test_the_data_mesh_gathers_nothing():
         )
 
     state = place(state, sharding.shardings(mesh, state))
-    given = place(frozen(), sharding.shardings(mesh, frozen()))
+    given = objective.tables() | frozen()
+    given = place(given, sharding.shardings(mesh, given))
     rows = place(batch, {name: sharding.rows(mesh) for name in batch})
     text = lower(step, state, given, rows).compile().as_text()
     for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):

@@ -107,7 +107,8 @@ def initialised(objective, seed: int = 0):
 def corrupted():
     """`make_batch` masked, which no variant or tie changes."""
     objective = Electra(config_of(), ENCODER, PIECES)
-    return jax.jit(objective.corrupt)(make_batch(), key(), jnp.float32(0))
+    given = objective.tables(), make_batch(), key(), jnp.float32(0)
+    return jax.jit(objective.corrupt)(*given)
 
 
 # --- sizes and sharing
@@ -154,7 +155,7 @@ def test_a_third_need_not_be_written_to_the_last_digit():
             {"layers_fraction": 0.3},
             r"of model.layers=12 gives.*0.25 \(layers 3\) and 0.3333 \(layers 4\)",
         ),
-        ({"width_fraction": 0.0}, "between 0 and 4"),
+        ({"width_fraction": 0.0}, "above 0 and at most 4"),
         ({"layers": 0}, "generator.layers is 0"),
     ],
 )
@@ -260,9 +261,11 @@ def test_shapes_of_every_variant_and_tie(variant, tie, kind):
         )
         assert not tree.differences(whole, model)
 
+    tables = objective.tables()
+
     def run(params, batch):
-        batch = objective.corrupt(batch, key(), jnp.float32(0))
-        return objective.loss(params, {}, batch, key(), True)
+        batch = objective.corrupt(tables, batch, key(), jnp.float32(0))
+        return objective.loss(params, tables, batch, key(), True)
 
     loss, metrics = jax.eval_shape(run, params, batch)
     assert loss.shape == () and loss.dtype == jnp.float32
@@ -386,7 +389,8 @@ def test_only_used_slots_are_replaced_and_right_guesses_are_originals():
 def test_a_uniform_generator_is_random_pieces():
     uniform = config_of(generator=GeneratorConfig(kind="uniform"))
     objective = Electra(uniform, ENCODER, PIECES)
-    out = jax.jit(objective.corrupt)(make_batch(512), key(), jnp.float32(0))
+    given = objective.tables(), make_batch(512), key(), jnp.float32(0)
+    out = jax.jit(objective.corrupt)(*given)
     seen = jax.device_get(substituted(out, None))
     used = np.asarray(out["weights"]) > 0
     new = seen["tokens"][np.arange(512)[:, None], out["mask_positions"]][used]
@@ -483,7 +487,7 @@ def test_micro_batches_add_up(variant):
     @jax.jit
     def run(batch):
         f = jax.value_and_grad(objective.loss, has_aux=True)
-        return f(params, {}, batch, key(), True)
+        return f(params, objective.tables(), batch, key(), True)
 
     whole = run(out)
     parts = [run(micro_batch(out, jnp.int32(i), 2)) for i in range(2)]
@@ -498,12 +502,14 @@ def test_micro_batches_add_up(variant):
 def test_evaluation_depends_on_the_rows_alone():
     objective = Electra(config_of(), ENCODER, PIECES)
     params, batch = initialised(objective), make_batch(16)
-    evaluation = make_evaluation(objective)
-    whole = evaluation(params, {}, batch)
+    evaluation, tables = make_evaluation(objective), objective.tables()
+    whole = evaluation(params, tables, batch)
     order = np.random.default_rng(0).permutation(16)
     for rows in (order, np.arange(16)):
         parts = [
-            evaluation(params, {}, {k: v[rows[i : i + 8]] for k, v in batch.items()})
+            evaluation(
+                params, tables, {k: v[rows[i : i + 8]] for k, v in batch.items()}
+            )
             for i in (0, 8)
         ]
         for name, (total, count) in whole.items():
@@ -513,7 +519,7 @@ def test_evaluation_depends_on_the_rows_alone():
     assert whole["replaced_share"][0] > 10
     empty = {k: v[:8] for k, v in batch.items()}
     empty["segments"] = np.zeros_like(empty["segments"])
-    metrics = evaluation(params, {}, empty)
+    metrics = evaluation(params, tables, empty)
     assert all(total == count == 0 for total, count in metrics.values())
 
 
@@ -523,7 +529,8 @@ def gradients(tie: str, generator_weight: float) -> dict:
     config = config_of(tie=tie, generator_weight=generator_weight)
     objective = Electra(config, ENCODER, PIECES)
     out = corrupted()
-    grad = jax.grad(lambda p: objective.loss(p, {}, out, key(), True)[0])
+    tables = objective.tables()
+    grad = jax.grad(lambda p: objective.loss(p, tables, out, key(), True)[0])
     return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
 
 
@@ -561,16 +568,16 @@ def learn(config, steps: int = 150):
     """Trains on one batch with one key; returns the scores before and after."""
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
     objective, batch = Electra(config, encoder, PIECES), make_batch()
-    optimizer = optax.adam(5e-3)
+    optimizer, tables = optax.adam(5e-3), objective.tables()
 
     @functools.partial(jax.jit, static_argnums=1)
     def train(params, steps):
-        masked = objective.corrupt(batch, key(), jnp.float32(0))
+        masked = objective.corrupt(tables, batch, key(), jnp.float32(0))
 
         def step(state, _):
             params, moments = state
             f = jax.value_and_grad(objective.loss, has_aux=True)
-            (_, metrics), grads = f(params, {}, masked, key(), True)
+            (_, metrics), grads = f(params, tables, masked, key(), True)
             with jax.numpy_dtype_promotion("standard"):  # optax relies on it
                 updates, moments = optimizer.update(grads, moments)
             return (optax.apply_updates(params, updates), moments), metrics
@@ -664,7 +671,14 @@ def test_no_row_leaves_its_device(variant, tie):
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
             for k, v in batch.items()
         }
-        text = lower(step, state, {}, rows).compile().as_text()
+        tables = objective.tables()
+        tables = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding.replicated(mesh)
+            ),
+            tables,
+        )
+        text = lower(step, state, tables, rows).compile().as_text()
     assert "num_partitions=8" in text and " all-reduce(" in text
     for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {name}(" not in text
@@ -718,8 +732,9 @@ def test_joint_loss_of_transformers(tie):
     config = config_of(tie=tie, generator=GeneratorConfig(layers=2, width=24, heads=3))
     objective = Electra(config, encoder, PIECES)
     params, out = initialised(objective), corrupted()
+    tables = objective.tables()
     f = jax.jit(
-        jax.value_and_grad(lambda p: objective.loss(p, {}, out, key(), False)[0])
+        jax.value_and_grad(lambda p: objective.loss(p, tables, out, key(), False)[0])
     )
     loss, grads = f(params)
     models = {name: part.take(params) for name, part in objective.parts.items()}

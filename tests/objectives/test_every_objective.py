@@ -30,6 +30,9 @@ from plmjax.objectives import (
     Objective,
 )
 from plmjax.objectives.generator import GeneratorConfig
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+from plmjax.train.step import init_state, make_evaluation, make_step
 
 PIECES = pieces(96)
 STEPS = 4
@@ -138,13 +141,14 @@ KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 @pytest.mark.parametrize("name", campaign(["span", *KINDS], "pairs", "clm"))
 def test_it_learns_one_batch_by_heart(name):
     case = CASES[name]
-    objective, frozen = case.without_dropout(), case.frozen()
+    objective = case.without_dropout()
+    frozen = objective.tables() | case.frozen()
     batch = {key: array[:8] for key, array in case.batches().items()}
     key = Key(jnp.uint32(0), jnp.uint32(0))
     optimizer = optax.adam(1e-2)
 
     def loss(params):
-        masked = objective.corrupt(batch, key, jnp.float32(0))
+        masked = objective.corrupt(frozen, batch, key, jnp.float32(0))
         return objective.loss(params, frozen, masked, key, True)[0]
 
     def step(state, _):
@@ -246,12 +250,45 @@ def test_its_parts_are_whole_models(name):
         assert set(said) == set(part.heads)
 
 
+def constants(program) -> list:
+    """The arrays that a traced program holds, those of the programs in it included."""
+    found = list(getattr(program, "consts", ()))
+    for equation in program.eqns:
+        inner = jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        found += [c for x in inner if hasattr(x, "eqns") for c in constants(x)]
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_table_of_the_vocabulary_is_a_constant_of_a_program(name):
+    case, vocabulary = CASES[name], 101  # no other size
+    objective, optimizer = case.make(vocab_size=vocabulary), optax.identity()
+    tables, batch = objective.tables(), case.batches()
+    assert vocabulary in map(len, tables.values())
+    frozen = tables | case.frozen()
+    state = jax.eval_shape(
+        lambda batch: init_state(objective, optimizer, 0, batch, False), batch
+    )
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    step = make_step(objective, optimizer, lambda _: 1.0, mesh, seed=0, steps=9)
+    evaluation = make_evaluation(objective)
+    with jax.set_mesh(mesh):
+        programs = [
+            jax.make_jaxpr(step)(state, frozen, batch),
+            jax.make_jaxpr(evaluation)(state.params, frozen, batch),
+        ]
+    for program in programs:
+        for constant in constants(program):
+            assert not {vocabulary, *map(len, tables.values())} & {*constant.shape}
+
+
 @pytest.mark.slow
 def test_weights_of_each_term_sum_to_one():
     for name, case in CASES.items():
         objective, batch = case.make(), case.batches()
         key = Key(jnp.uint32(0), jnp.uint32(0))
-        out = jax.device_get(objective.corrupt(batch, key, jnp.float32(0)))
+        given = objective.tables(), batch, key, jnp.float32(0)
+        out = jax.device_get(objective.corrupt(*given))
         weights = [key for key in out if key.endswith("weights")]
         assert weights, name
         for term in weights:
@@ -260,7 +297,8 @@ def test_weights_of_each_term_sum_to_one():
 
 def test_a_causal_model_does_not_learn_where_rows_end():
     objective, batch = CASES["clm"].make(), make_documents()
-    out = objective.corrupt(batch, Key(jnp.uint32(0), jnp.uint32(0)), jnp.float32(0))
+    key = Key(jnp.uint32(0), jnp.uint32(0))
+    out = objective.corrupt({}, batch, key, jnp.float32(0))
     half, end = 16, 24
     # Each position predicts the token after it.
     np.testing.assert_array_equal(out["labels"], make_documents()["tokens"][:, 1:])

@@ -552,7 +552,8 @@ OF_THE_STEP = {
 def in_parts(case, out):
     """Returns loss, figures and gradient: sums of those of the odd and even rows."""
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    run = jax.jit(gradients(case.objective, mesh, case.params, case.frozen))
+    frozen = case.objective.tables() | case.frozen
+    run = jax.jit(gradients(case.objective, mesh, case.params, frozen))
     found = []
     for here in (np.arange(ROWS) % 2 == i for i in range(2)):
         # Of one shape, which is compiled once; what weighs nothing counts nothing.
@@ -561,7 +562,7 @@ def in_parts(case, out):
             for name, x in out.items()
             if name.endswith("weights") or name == "segments"
         }
-        found.append(run(case.params, case.frozen, out | left, KEY))
+        found.append(run(case.params, frozen, out | left, KEY))
     loss, metrics, gradient = jax.tree.map(np.add, *jax.device_get(found))
     assert metrics.pop("tokens") == ((out["segments"] > 0).sum(), 2)
     return loss, fetch(metrics), gradient
@@ -586,7 +587,8 @@ def one_step(case, batch):
     )
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(mesh, state))
-        frozen = jax.device_put(case.frozen, sharding.shardings(mesh, case.frozen))
+        frozen = case.objective.tables() | case.frozen
+        frozen = jax.device_put(frozen, sharding.shardings(mesh, frozen))
         state, metrics = step(state, frozen, sharding.put_rows(mesh, batch))
     gradient = jax.tree.map(np.subtract, case.params, jax.device_get(state.params))
     sums = fetch(metrics)
@@ -653,7 +655,8 @@ def check_masks(plain, out, uniform: bool):
 def test_a_step_is_that_of_the_definition(name):
     """Labels, loss, gradient and figures; and the scores made of them."""
     case, plain = CASES[name](), make_batch()
-    out = jax.device_get(jax.jit(case.objective.corrupt)(plain, KEY, jnp.float32(0)))
+    given = case.objective.tables(), plain, KEY, jnp.float32(0)
+    out = jax.device_get(jax.jit(case.objective.corrupt)(*given))
     if name == "clm":
         rows, at, labels = following(plain)
         weights = np.zeros((ROWS, LENGTH - 1))

@@ -52,7 +52,7 @@ def make_batch(rows: int = 512, length: int = 128, seed: int = 0):
 @functools.cache
 def corruption(config: MLMConfig):
     objective = MLM(config, ENCODER, Pieces(MASK, SPECIAL, (1,) * 1000))
-    return jax.jit(objective.corrupt)
+    return functools.partial(jax.jit(objective.corrupt), objective.tables())
 
 
 def corrupted(config: MLMConfig, batch, at: Key):
@@ -212,13 +212,13 @@ def test_overfits_one_batch(unit):
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
     config = MLMConfig(masks="static", unit=unit)
     objective = MLM(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
-    batch = make_batch(8, 64)
+    batch, tables = make_batch(8, 64), objective.tables()
     params = jax.jit(objective.init)(jax.random.key(0), batch)
     optimizer = optax.adam(3e-3)
 
     def loss(params):
-        masked = objective.corrupt(batch, key(), jnp.float32(0))
-        value, metrics = objective.loss(params, {}, masked, key(), True)
+        masked = objective.corrupt(tables, batch, key(), jnp.float32(0))
+        value, metrics = objective.loss(params, tables, masked, key(), True)
         return value, metrics["accuracy"]
 
     def step(state, _):

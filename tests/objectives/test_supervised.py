@@ -75,7 +75,7 @@ def made(kind, **values):
     params = jax.tree.map(lambda x: 20 * x, params)
 
     def corrupt(batch):
-        return jax.device_get(objective.corrupt(batch, KEY, jnp.float32(0)))
+        return jax.device_get(objective.corrupt({}, batch, KEY, jnp.float32(0)))
 
     @functools.partial(quick, static_argnums=1)
     def loss(batch, train):

@@ -228,7 +228,7 @@ def test_fine_tuning_is_that_of_the_definition(name, monkeypatch):
     if name == "tags":
         loss, sums, gradient = one_step(case, batch)
     else:
-        out = jax.device_get(objective.corrupt(batch, KEY, jnp.float32(0)))
+        out = jax.device_get(objective.corrupt({}, batch, KEY, jnp.float32(0)))
         loss, sums, gradient = in_parts(case, out)
     close(loss, wanted)
     check_figures(sums, metrics)

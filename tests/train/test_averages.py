@@ -48,20 +48,22 @@ def make_batch(step: int) -> dict:
     }
 
 
-def regression() -> Objective:
-    """Returns the weighted squares of x @ kernel @ table + bias - y, of tokens.
+class Regression(Objective):
+    """The weighted squares of x @ kernel @ table + bias - y, of tokens.
 
     What is sought moves with the step, the seed and the progress.
     """
 
-    def corrupt(batch, key, progress):
+    parts = {}
+
+    def corrupt(self, frozen, batch, key, progress):
         used = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {
             "weights": used / jnp.sum(used),
             "y": batch["y"] + progress,
         }
 
-    def loss(params, frozen, batch, key, train):
+    def loss(self, params, frozen, batch, key, train):
         table, bias, kernel = flatten(params).values()
         moved = batch["y"] + 0.1 * key.step + 0.01 * key.seed + 0.5 * train
         error = jnp.sum(jnp.square(batch["x"] @ kernel @ table + bias - moved), -1)
@@ -74,16 +76,17 @@ def regression() -> Objective:
         used = (batch["weights"] > 0).astype(jnp.float32)
         return value, {"squares": (jnp.sum(error * used), jnp.sum(used))}
 
-    def init(key, batch):
+    def init(self, key, batch):
         return jax.tree.map(jnp.asarray, make_params())
 
-    def scores(means):
+    def scores(self, means):
         return means
 
-    def length(_):
+    def slots(self, length):
         return SLOTS
 
-    return Objective(init, corrupt, loss, {}, scores, None, length, length)
+    def flops(self, length):
+        return SLOTS
 
 
 def by_hand(batch, table, bias, kernel, step: int, progress: float, train=True):
@@ -174,7 +177,7 @@ def test_a_training_is_its_recursion(kind, sizes, accumulation, zero1):
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
     optimizer = optax.trace(MOMENTUM)
-    objective = regression()
+    objective = Regression()
     state = init_state(objective, optimizer, SEED, make_batch(0), True)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(mesh, state, zero1))
@@ -227,7 +230,7 @@ def test_a_training_is_its_recursion(kind, sizes, accumulation, zero1):
 def test_evaluation_is_a_mean_over_all_batches():
     """Without noise, by one key, as at the last step: each token counts alike."""
     mesh = sharding.make_mesh(MeshConfig(1), jax.devices()[:1])
-    evaluation = make_evaluation(regression())
+    evaluation = make_evaluation(Regression())
     params = jax.tree.map(jnp.asarray, make_params())
     weights = [np.float64(leaf) for leaf in flatten(make_params()).values()]
     batches = [make_batch(step) for step in range(3)]
@@ -267,7 +270,7 @@ def test_a_job_steps_and_averages_as_its_config_says(monkeypatch, values, told, 
     train = TrainConfig(batch=ROWS, seed=SEED, **values)
     mesh = sharding.make_mesh(MeshConfig(1), jax.devices()[:1])
     monkeypatch.setattr(job, "make_step", lambda *_, **settings: settings)
-    assert job.step_for(regression(), train, mesh, zero1, 7) == {
+    assert job.step_for(Regression(), train, mesh, zero1, 7) == {
         "seed": SEED,
         "steps": 7,
         "accumulation": values.get("accumulation", 1),
@@ -275,7 +278,7 @@ def test_a_job_steps_and_averages_as_its_config_says(monkeypatch, values, told, 
         "average_from": told[1],
         "zero1": zero1,
     }
-    state = job.initialise(regression(), train)(make_batch(0))
+    state = job.initialise(Regression(), train)(make_batch(0))
     assert (state.average is None) == (told == (None, None))
     if state.average is None:
         assert job.weights_of(state) is state.params

@@ -57,7 +57,8 @@ def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **mo
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
     encoder = dataclasses.replace(ENCODER, dtype=dtype)
     objective = more.get("objective", MLM(MLMConfig(unit=unit), encoder, pieces(96)))
-    batches, frozen = more.get("batches", make_batch), more.get("frozen", {})
+    batches = more.get("batches", make_batch)
+    frozen = objective.tables() | more.get("frozen", {})
     settings = more.get("optimizer", OptimizerConfig())
     optimizer = make_optimizer(settings)
     rate = settings.learning_rate
@@ -163,12 +164,12 @@ def test_the_data_mesh_gives_the_losses_of_pmap():
     schedule = make_schedule(
         ScheduleConfig(warmup_percent=0), settings.learning_rate, 100
     )
-    corrupt = jax.jit(objective.corrupt)
+    corrupt, tables = jax.jit(objective.corrupt), objective.tables()
 
     def step(params, moments, batch, index):
         key = Key(jnp.uint32(0), index.astype(jnp.uint32))
         f = jax.value_and_grad(objective.loss, has_aux=True)
-        (loss, _), grads = f(params, {}, batch, key, True)
+        (loss, _), grads = f(params, tables, batch, key, True)
         loss, grads = jax.lax.psum((loss, grads), "replica")
         direction, moments = optimizer.update(grads, moments, params)
         rate = schedule(index)
@@ -184,7 +185,7 @@ def test_the_data_mesh_gives_the_losses_of_pmap():
     for i in range(steps):
         # Masks, and the weights that sum to 1, are those of the global batch.
         key = Key(jnp.uint32(0), jnp.uint32(i))
-        batch = corrupt(make_batch(step=i), key, jnp.float32(i / 100))
+        batch = corrupt(tables, make_batch(step=i), key, jnp.float32(i / 100))
         shares = {
             k: np.asarray(v).reshape(8, -1, *v.shape[1:]) for k, v in batch.items()
         }
@@ -220,7 +221,7 @@ def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
         k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
         for k, v in batch.items()
     }
-    return lower(step, state, {}, rows)
+    return lower(step, state, objective.tables(), rows)
 
 
 def test_all_seeds_have_one_program():
@@ -241,13 +242,13 @@ def test_the_step_depends_on_the_row_not_on_its_place():
     objective = MLM(MLMConfig(), ENCODER, pieces(96))
     batch = make_batch()
     order = np.random.default_rng(1).permutation(32)
-    key = Key(jnp.uint32(3), jnp.uint32(7))
+    key, tables = Key(jnp.uint32(3), jnp.uint32(7)), objective.tables()
     params = jax.jit(objective.init)(jax.random.key(0), batch)
 
     @jax.jit
     def loss(batch):
-        batch = objective.corrupt(batch, key, 0.0)
-        return objective.loss(params, {}, batch, key, True)[0], batch["tokens"]
+        batch = objective.corrupt(tables, batch, key, 0.0)
+        return objective.loss(params, tables, batch, key, True)[0], batch["tokens"]
 
     a, tokens = loss(batch)
     b, shuffled = loss({k: v[order] for k, v in batch.items()})
@@ -269,12 +270,12 @@ def test_the_average_follows_the_weights():
 
 def test_evaluation_does_not_depend_on_the_batch():
     objective = MLM(MLMConfig(), ENCODER, pieces(96))
-    evaluation = make_evaluation(objective)
+    evaluation, tables = make_evaluation(objective), objective.tables()
     batch = make_batch()
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    whole = evaluation(params, {}, batch)
+    whole = evaluation(params, tables, batch)
     parts = [
-        evaluation(params, {}, {k: v[i : i + 8] for k, v in batch.items()})
+        evaluation(params, tables, {k: v[i : i + 8] for k, v in batch.items()})
         for i in range(0, 32, 8)
     ]
     for name, (total, count) in whole.items():
