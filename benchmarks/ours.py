@@ -16,7 +16,7 @@ from plmjax.data.rows import load_plan
 from plmjax.evaluate.model import Model
 from plmjax.models import Platform, heads
 from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
-from plmjax.objectives.electra import JUDGES, substituted
+from plmjax.objectives.electra import VARIANTS, substituted
 from plmjax.objectives.masked import masked_logits, token_loss
 from plmjax.pretrain.build import Run
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
@@ -170,7 +170,7 @@ def _electra_losses(objective: Objective, params, frozen, batch) -> dict:
     batch = substituted(batch, batch["drawn"])
     encoder, own = discriminator.encoder, discriminator.take(params)
     x_BLH = heads.encode(encoder, own, batch, None, platform)
-    judge = JUDGES["electra"].loss
+    judge = VARIANTS["electra"].loss
     detector, _ = judge(encoder, own, x_BLH, batch, bytes_V=bytes_V, platform=platform)
     return {
         "generator_loss": token_loss(logits_TV, batch, bytes_V)[0],

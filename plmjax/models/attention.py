@@ -26,7 +26,9 @@ def full(module, heads, segments_BL, relative_RH, noise, site):
     scale = query_BNQD.shape[-1] ** -0.5
     scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, module.platform)
     scores_BNQK *= scale
-    return mix(module, scores_BNQK, value_BNKD, segments_BL, noise, site)
+    return mix(
+        module, scores_BNQK, value_BNKD, segments_BL=segments_BL, noise=noise, site=site
+    )
 
 
 def disentangled(module, heads, segments_BL, relative_RH, noise, site):
@@ -40,7 +42,9 @@ def disentangled(module, heads, segments_BL, relative_RH, noise, site):
     )
     # Three terms of equal spread.
     scores_BNQK *= (3 * query_BNQD.shape[-1]) ** -0.5
-    return mix(module, scores_BNQK, value_BNKD, segments_BL, noise, site)
+    return mix(
+        module, scores_BNQK, value_BNKD, segments_BL=segments_BL, noise=noise, site=site
+    )
 
 
 def mix(

@@ -65,7 +65,7 @@ class Attention(nn.Module):
             return y_BNLD
 
         attend = ATTENTION[config.attention]
-        y_BNLD = attend(self, heads, segments_BL, relative_RH, noise, site)
+        y_BNLD = attend(self, heads, segments_BL, relative_RH, noise=noise, site=site)
         y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
         return dense(self, config.width, "output")(y_TH)
 

@@ -72,7 +72,7 @@ class ElectraConfig(MaskedConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.discriminator_weight == 0:
-            name = JUDGES[self.variant].weight
+            name = VARIANTS[self.variant].weight
             raise PlmjaxError(
                 f"objective.{name}=0 leaves nothing to train the discriminator for.",
                 hint="For a generator alone, set --config.objective.kind=mlm.",
@@ -95,7 +95,7 @@ class ElectraConfig(MaskedConfig):
 
     @property
     def discriminator_weight(self) -> float:
-        return getattr(self, JUDGES[self.variant].weight)
+        return getattr(self, VARIANTS[self.variant].weight)
 
     def generator_encoder(self, encoder: EncoderConfig) -> EncoderConfig | None:
         """Returns the generator's encoder; None where it is uniform.
@@ -123,8 +123,8 @@ class Electra(Masked):
         return self.config.generator_encoder(self.encoder)
 
     @property
-    def judge(self) -> "Judge":
-        return JUDGES[self.config.variant]
+    def judge(self) -> "DiscriminatorLoss":
+        return VARIANTS[self.config.variant]
 
     @property
     def mask_config(self):
@@ -354,7 +354,7 @@ def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
     return own | _predict_scores(means) | _detector_scores(means)
 
 
-class Judge(NamedTuple):
+class DiscriminatorLoss(NamedTuple):
     """What the discriminator is trained for.
 
     loss(encoder, params, x_BLH, batch, bytes_V, platform) -> (value, metrics), where
@@ -371,38 +371,38 @@ class Judge(NamedTuple):
     flops: Callable[[EncoderConfig, int, int], float]
 
 
-JUDGES = {
-    "electra": Judge(
-        ("detector",),
-        _detect,
-        _detector_scores,
-        "detector_loss",
-        "detector_weight",
-        lambda encoder, length, _: flops.detector_flops(encoder, length),
+VARIANTS = {
+    "electra": DiscriminatorLoss(
+        heads=("detector",),
+        loss=_detect,
+        scores=_detector_scores,
+        term="detector_loss",
+        weight="detector_weight",
+        flops=lambda encoder, length, _: flops.detector_flops(encoder, length),
     ),
-    "electra_15": Judge(
-        ("detector",),
-        _detect_chosen,
-        _detector_scores,
-        "detector_loss",
-        "detector_weight",
-        lambda encoder, _, slots: flops.detector_flops(encoder, slots),
+    "electra_15": DiscriminatorLoss(
+        heads=("detector",),
+        loss=_detect_chosen,
+        scores=_detector_scores,
+        term="detector_loss",
+        weight="detector_weight",
+        flops=lambda encoder, _, slots: flops.detector_flops(encoder, slots),
     ),
-    "replace_mlm": Judge(
-        ("head",),
-        _predict_chosen,
-        _predict_scores,
-        "discriminator_loss",
-        "mlm_weight",
-        lambda encoder, _, slots: flops.vocabulary_flops(encoder, slots),
+    "replace_mlm": DiscriminatorLoss(
+        heads=("head",),
+        loss=_predict_chosen,
+        scores=_predict_scores,
+        term="discriminator_loss",
+        weight="mlm_weight",
+        flops=lambda encoder, _, slots: flops.vocabulary_flops(encoder, slots),
     ),
-    "all_tokens_mlm": Judge(
-        ("head", "detector"),
-        _predict_all,
-        _predict_all_scores,
-        "all_tokens_loss",
-        "mlm_weight",
-        lambda encoder, length, _: (
+    "all_tokens_mlm": DiscriminatorLoss(
+        heads=("head", "detector"),
+        loss=_predict_all,
+        scores=_predict_all_scores,
+        term="all_tokens_loss",
+        weight="mlm_weight",
+        flops=lambda encoder, length, _: (
             flops.vocabulary_flops(encoder, length)
             + flops.detector_flops(encoder, length)
         ),

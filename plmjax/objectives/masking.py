@@ -71,7 +71,7 @@ def choose(
         chosen_BL = _fill(key_BL, maskable_BL, start_BL, n_B)
     else:
         chosen_BL, unit_BL = _choose_several_words(
-            noise, score_BL, maskable_BL, start_BL, n_B, UNITS[unit]
+            noise, score_BL, maskable_BL, start_BL=start_BL, n_B=n_B, shares=UNITS[unit]
         )
     order_BL = _argsort(jnp.where(chosen_BL, 0, 1).astype(jnp.uint32))
     positions_BK = order_BL[:, :slots]

@@ -18,7 +18,7 @@ from plmjax.models import PRESETS, EncoderConfig, Noise, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import Electra, ElectraConfig, Key, Pieces
 from plmjax.objectives.electra import (
-    JUDGES,
+    VARIANTS,
     _copy_loss,
     _stream,
     detector_loss,
@@ -183,8 +183,8 @@ def test_what_cannot_be_is_refused():
         ElectraConfig(temperature=0.0)
     with pytest.raises(PlmjaxError, match="generator_weight"):
         ElectraConfig(generator_weight=-1.0)
-    for variant in JUDGES:
-        name = JUDGES[variant].weight
+    for variant in VARIANTS:
+        name = VARIANTS[variant].weight
         with pytest.raises(PlmjaxError, match=name):
             ElectraConfig(variant=variant, **{name: 0.0})
     with pytest.raises(PlmjaxError, match="model.causal"):
@@ -234,7 +234,7 @@ def test_electra_small_has_the_parameters_it_should():
 
 ALL = [
     case
-    for case in itertools.product(JUDGES, TIES, ["trained", "uniform"])
+    for case in itertools.product(VARIANTS, TIES, ["trained", "uniform"])
     if case[::2] != ("electra_15", "uniform")  # refused: nothing to tell apart
 ]
 
@@ -478,7 +478,7 @@ def test_the_copy_mechanism():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", campaign(JUDGES, "all_tokens_mlm"))
+@pytest.mark.parametrize("variant", campaign(VARIANTS, "all_tokens_mlm"))
 def test_micro_batches_add_up(variant):
     """Loss and gradients with dropout, and the loss from the metrics alone."""
     objective = Electra(config_of(variant), ENCODER, PIECES)
@@ -594,15 +594,15 @@ def learn(config, steps: int = 150):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", campaign(JUDGES, "all_tokens_mlm"))
+@pytest.mark.parametrize("variant", campaign(VARIANTS, "all_tokens_mlm"))
 def test_overfits_one_batch(variant):
     """With the generator its samples stay, which the discriminator learns by heart."""
     first, last = learn(config_of(variant, "none", generator_weight=0.0), 300)
     assert last["generator_loss"] == first["generator_loss"] > 3
-    if "detector" in JUDGES[variant].heads:
+    if "detector" in VARIANTS[variant].heads:
         assert first["detector_separation"] < 0.6 < 0.9 < last["detector_separation"]
         assert min(last["detector_recall"], last["detector_precision"]) > 0.95
-    if "head" in JUDGES[variant].heads:
+    if "head" in VARIANTS[variant].heads:
         assert first["discriminator_loss"] > 2
         assert last["discriminator_loss"] < 0.2
         assert last["discriminator_accuracy"] > 0.95
