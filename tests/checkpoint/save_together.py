@@ -1,4 +1,4 @@
-"""What every process of tests/train/test_checkpoint_processes.py does.
+"""What every process of tests/checkpoint/test_checkpoint_processes.py does.
 
 Arguments: a directory with a step 1 of one process, and what to do in it.
 """

@@ -1,6 +1,6 @@
 """What a checkpoint costs: seconds that training waits, and megabytes a second.
 
-    python tests/train/measure_saves.py DIRECTORY [--megabytes=1300] [--saves=3]
+    python tests/checkpoint/measure_saves.py DIRECTORY [--megabytes=1300] [--saves=3]
 
 The state has the size of BERT-base with Adam's moments by default; a step multiplies
 matrices and updates all of it, in place, as training does. DIRECTORY decides: use the
