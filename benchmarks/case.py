@@ -51,6 +51,7 @@ def make_case(
         values["objective"] |= {"teacher": str(folder / "teacher"), "start": "fresh"}
         values["model"] |= _student(PRESETS[config.name])
     built, workdir = config_lib.load(RunConfig, base=values), Workdir(folder)
+    values = config_lib.to_dict(built)  # both sides read every key
     opened = open_source(built.data.source)
     tokenizer = _vocabulary(config, opened, wanted, log)
     tokenizer.save(folder / "tokenizer")
