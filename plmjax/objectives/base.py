@@ -186,7 +186,7 @@ class ObjectiveConfig(Block, prefix="objective."):
 def of_all_rows(arrays):
     """Returns a pytree's arrays [B, ...] of all devices' rows, and where the own begin.
 
-    Where each device computes for itself (train.step.row_parallel) they are put
+    Where each device computes for itself (train.step.gradients) they are put
     together; elsewhere the arrays are those of all rows as they are. What flows back
     through them is summed over the devices.
     """
