@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from fakes import BASE, RATE, Fakes, sweep_file
 
+from plmjax.baselines import linear
+from plmjax.baselines.run import Baseline, best_of, gain_lines
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.labelled import Example
 from plmjax.data.tasks import KINDS, TaskConfig
-from plmjax.evaluate import gain as gain_lib
-from plmjax.evaluate import linear, predictions
-from plmjax.evaluate.baselines import Baseline, best_of, gain_lines
-from plmjax.evaluate.comparison import compare, compare_by
-from plmjax.evaluate.gain import gain, task_scores, worth
+from plmjax.evaluate import predictions
 from plmjax.evaluate.model import _wanted_step
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
+from plmjax.metrics import gain as gain_lib
+from plmjax.metrics.comparison import compare, compare_by
+from plmjax.metrics.gain import gain, task_scores, worth
 from plmjax.pretrain import run as pretrain
 from plmjax.pseudo.results import Round, gains
 from plmjax.stop import Stop

@@ -7,6 +7,8 @@ import pytest
 from finetune_common import make_folder, one_device, records, run, write
 
 from plmjax import Exit, PlmjaxError
+from plmjax.baselines.run import run_baselines
+from plmjax.baselines.text_features import tfidf_vectors
 from plmjax.cli import main
 from plmjax.data.labelled import (
     Example,
@@ -15,15 +17,18 @@ from plmjax.data.labelled import (
     read_examples,
 )
 from plmjax.data.tasks import ColumnsConfig, TaskConfig
-from plmjax.evaluate.baselines import run_baselines
-from plmjax.evaluate.embed import EmbedConfig, embed_texts, open_encoder
-from plmjax.evaluate.gain import gain
-from plmjax.evaluate.retrieval import candidates_of, find_pairs, numbers, rank_by
-from plmjax.evaluate.scores import rank_scores
-from plmjax.evaluate.text_features import tfidf_vectors
+from plmjax.embed.run import EmbedConfig, embed_texts, open_encoder
 from plmjax.finetune.predict import evaluate
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.interop.sentence_files import read_pooling, to_files
+from plmjax.metrics.gain import gain
+from plmjax.metrics.retrieval import (
+    candidates_of,
+    find_pairs,
+    numbers,
+    rank_by,
+)
+from plmjax.metrics.scores import rank_scores
 from plmjax.models.task_heads import Task
 
 KIND = ("task.kind=embeddings", "start.dropout=0.0")

@@ -16,10 +16,10 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.cli import main
 from plmjax.evaluate import predictions
-from plmjax.evaluate.comparison import SAME
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.safe import SAFE, safe_for
+from plmjax.metrics.comparison import SAME
 from plmjax.models import EncoderConfig
 from plmjax.study import drive, plots, results
 from plmjax.study.outcomes import Outcome

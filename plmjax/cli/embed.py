@@ -95,8 +95,13 @@ def add(verb) -> None:
 def _embed(args) -> int:
     start_jax()
     from plmjax.console import Bar
-    from plmjax.evaluate.embed import EmbedConfig, Seen, embed_file, open_encoder
-    from plmjax.evaluate.embed_file import check_output
+    from plmjax.embed.file import check_output
+    from plmjax.embed.run import (
+        EmbedConfig,
+        Seen,
+        embed_file,
+        open_encoder,
+    )
 
     at_least_one(args, "batch_tokens", "stride")
     if args.words and args.pooling:

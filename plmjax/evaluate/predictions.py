@@ -15,9 +15,9 @@ from plmjax.data.features import Features
 from plmjax.data.labelled import Example
 from plmjax.data.task_batches import batches_in_order
 from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate.entities import has_entities
-from plmjax.evaluate.gain import LOWER_IS_BETTER, task_scores
-from plmjax.evaluate.retrieval import find_pairs
+from plmjax.metrics.entities import has_entities
+from plmjax.metrics.gain import LOWER_IS_BETTER, task_scores
+from plmjax.metrics.retrieval import find_pairs
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task, task_logits
 from plmjax.train import sharding

@@ -15,12 +15,13 @@ from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
 from plmjax.data.labelled import Example, Labelled, load_labelled
 from plmjax.data.task_batches import TaskBatches
-from plmjax.evaluate import predictions, retrieval
+from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, open_models
 from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
+from plmjax.metrics import retrieval
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task
 from plmjax.objectives import Contrastive, Objective

@@ -9,11 +9,11 @@ from plmjax import config as config_lib
 from plmjax.data.labelled import Labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.model import Model
-from plmjax.evaluate.retrieval import candidates_of, numbers
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import export_folder
 from plmjax.interop.place import TASK
+from plmjax.metrics.retrieval import candidates_of, numbers
 from plmjax.models.task_heads import Task
 
 # Where the labelled data of one task lie says nothing of another's.

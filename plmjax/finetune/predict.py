@@ -23,7 +23,7 @@ from plmjax.data.labelled import (
 )
 from plmjax.data.records import read_text
 from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate import predictions, retrieval
+from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.evaluate.predictions import Said
 from plmjax.files import disk_errors, replacing
@@ -31,6 +31,7 @@ from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
 from plmjax.finetune.output import write_predictions
+from plmjax.metrics import retrieval
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.workdir import Workdir

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from plmjax import processes
+from plmjax.baselines.run import Baseline, gain_lines, run_baselines
 from plmjax.console import say, say_nothing
 from plmjax.evaluate import predictions
-from plmjax.evaluate.baselines import Baseline, gain_lines, run_baselines
 from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import (

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from plmjax.console import console
 from plmjax.evaluate import predictions
-from plmjax.evaluate.comparison import SAME, compare
 from plmjax.files import write_csv, write_json
+from plmjax.metrics.comparison import SAME, compare
 from plmjax.report.curves import plot_rates
 
 

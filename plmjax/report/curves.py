@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax.evaluate.scores import confusion
+from plmjax.metrics.scores import confusion
 from plmjax.train.metrics import read_metrics
 
 # {field of a record: (label of the axis, scale)}.

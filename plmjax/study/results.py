@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from plmjax.evaluate import predictions
-from plmjax.evaluate.comparison import CONFIDENCE, SAME, Comparison, compare
+from plmjax.metrics.comparison import (
+    CONFIDENCE,
+    SAME,
+    Comparison,
+    compare,
+)
 from plmjax.study.outcomes import Outcome, read_outcome
 from plmjax.study.plan import Plan
 from plmjax.study.said import ensemble_score, has_learned

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from plmjax.evaluate.comparison import SAME
 from plmjax.files import write_csv, write_json
+from plmjax.metrics.comparison import SAME
 from plmjax.study.outcomes import Outcome
 from plmjax.study.plan import Plan
 from plmjax.study.results import Cell

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.baselines.linear import Featurise, row_counts
 from plmjax.data.features import Features, make_features
 from plmjax.data.labelled import Example
 from plmjax.data.task_batches import take
 from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate.linear import Featurise, row_counts
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.heads import Batch

@@ -15,26 +15,31 @@ from typing import Any
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.data.labelled import Example, Labelled
-from plmjax.evaluate.comparison import SAME, Comparison
-from plmjax.evaluate.gain import gain, task_scores, worth
-from plmjax.evaluate.linear import Featurise, Log, Predict, fit_linear
-from plmjax.evaluate.model import Model
-from plmjax.evaluate.probe import probe_features
-from plmjax.evaluate.retrieval import rank_by
-from plmjax.evaluate.static_vectors import (
+from plmjax.baselines.linear import (
+    Featurise,
+    Log,
+    Predict,
+    fit_linear,
+)
+from plmjax.baselines.probe import probe_features
+from plmjax.baselines.static_vectors import (
     StaticVectors,
     from_file,
     from_model,
     static_features,
 )
-from plmjax.evaluate.text_features import (
+from plmjax.baselines.text_features import (
     most_frequent,
     tfidf,
     tfidf_vectors,
     usual_tags,
     word_features,
 )
+from plmjax.data.labelled import Example, Labelled
+from plmjax.evaluate.model import Model
+from plmjax.metrics.comparison import SAME, Comparison
+from plmjax.metrics.gain import gain, task_scores, worth
+from plmjax.metrics.retrieval import rank_by
 
 _TIMED = 50  # examples whose latency is measured
 

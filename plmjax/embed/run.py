@@ -13,13 +13,13 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.data.inputs import read_inputs
-from plmjax.evaluate.embed_file import (
+from plmjax.embed.file import (
     VectorFile,
     check_output,
     write_npy,
     write_parquet,
 )
-from plmjax.evaluate.embed_vectors import (
+from plmjax.embed.vectors import (
     EmbedConfig,
     Work,
     columns_of,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.evaluate.answers import answer_scores, answer_values
-from plmjax.evaluate.comparison import Comparison, compare, compare_by
-from plmjax.evaluate.entities import entities
-from plmjax.evaluate.scores import (
+from plmjax.metrics.answers import answer_scores, answer_values
+from plmjax.metrics.comparison import Comparison, compare, compare_by
+from plmjax.metrics.entities import entities
+from plmjax.metrics.scores import (
     class_scores,
     multilabel_scores,
     rank_scores,

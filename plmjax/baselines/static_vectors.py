@@ -17,13 +17,13 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.baselines.linear import Featurise, row_texts
+from plmjax.baselines.text_features import UNITS
 from plmjax.data.corpus import unreadable
 from plmjax.data.labelled import Example
 from plmjax.data.layout import Stream, encode_texts, encode_words
 from plmjax.data.records import bad_data
-from plmjax.evaluate.linear import Featurise, row_texts
 from plmjax.evaluate.model import Model
-from plmjax.evaluate.text_features import UNITS
 from plmjax.models import heads
 
 _LONGEST = 10_000  # bytes of a word; where there are more, the file is no such file

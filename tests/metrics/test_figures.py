@@ -15,11 +15,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plmjax.evaluate.comparison import SAME, compare, compare_by
-from plmjax.evaluate.entities import entities
-from plmjax.evaluate.gain import task_scores
-from plmjax.evaluate.retrieval import find_pairs
-from plmjax.evaluate.scores import confusion
+from plmjax.metrics.comparison import SAME, compare, compare_by
+from plmjax.metrics.entities import entities
+from plmjax.metrics.gain import task_scores
+from plmjax.metrics.retrieval import find_pairs
+from plmjax.metrics.scores import confusion
 from plmjax.pseudo.results import Round, curve, gains, settings
 from plmjax.report import curves as report
 from plmjax.report.scores import as_text, score_lines, task_lines

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax.evaluate.entities import entity_scores, has_entities
+from plmjax.metrics.entities import entity_scores, has_entities
 
 
 def class_scores(

@@ -16,7 +16,7 @@ import numpy as np
 
 from plmjax import PlmjaxError
 from plmjax.data.labelled import Example, hold_out
-from plmjax.evaluate.gain import label_matrix, task_scores, worth
+from plmjax.metrics.gain import label_matrix, task_scores, worth
 
 Featurise = Callable[[Sequence[Example]], Any]  # [N, F], an array or a scipy matrix
 Predict = Callable[[Sequence[Example]], list]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from plmjax import PlmjaxError
-from plmjax.evaluate.answers import answer_scores, answer_values, characters_of
-from plmjax.evaluate.comparison import SAME, compare, compare_by
-from plmjax.evaluate.entities import entities, entity_scores, has_entities
-from plmjax.evaluate.gain import task_scores
-from plmjax.evaluate.scores import (
+from plmjax.metrics.answers import answer_scores, answer_values, characters_of
+from plmjax.metrics.comparison import SAME, compare, compare_by
+from plmjax.metrics.entities import entities, entity_scores, has_entities
+from plmjax.metrics.gain import task_scores
+from plmjax.metrics.scores import (
     class_scores,
     confusion,
     multilabel_scores,

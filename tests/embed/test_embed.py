@@ -19,9 +19,14 @@ from tests_common import environment, sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data.inputs import read_inputs
-from plmjax.evaluate.embed import embed_file, embed_texts, open_encoder
-from plmjax.evaluate.embed_rows import Batch, arrays, make_batches, make_rows
-from plmjax.evaluate.embed_vectors import EmbedConfig
+from plmjax.embed.rows import (
+    Batch,
+    arrays,
+    make_batches,
+    make_rows,
+)
+from plmjax.embed.run import embed_file, embed_texts, open_encoder
+from plmjax.embed.vectors import EmbedConfig
 from plmjax.evaluate.model import Model
 from plmjax.interop import export_folder
 from plmjax.models import EncoderConfig, heads
@@ -312,7 +317,7 @@ def test_a_kill_between_the_last_steps_of_a_job(
     wanted = output.read_bytes()
     for path in tmp_path.glob("a.parquet*"):
         path.unlink()
-    module = sys.modules["plmjax.evaluate.embed_file"]
+    module = sys.modules["plmjax.embed.file"]
     real = module.VectorFile._write_note
 
     def note(self, finished):

@@ -11,12 +11,10 @@ import pytest
 from tests_common import WORDS, sentences
 
 from plmjax import Exit, PlmjaxError
-from plmjax.data.features import make_features
-from plmjax.data.labelled import Example, Labelled
-from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate import baselines, linear
-from plmjax.evaluate import gain as gains
-from plmjax.evaluate.baselines import (
+from plmjax.baselines import linear
+from plmjax.baselines import run as baselines
+from plmjax.baselines.probe import probe_features
+from plmjax.baselines.run import (
     Baseline,
     best_of,
     gain_lines,
@@ -24,17 +22,25 @@ from plmjax.evaluate.baselines import (
     run_baselines,
     table,
 )
-from plmjax.evaluate.comparison import SAME, compare_by
-from plmjax.evaluate.gain import gain, task_scores
-from plmjax.evaluate.model import Model
-from plmjax.evaluate.probe import probe_features
-from plmjax.evaluate.static_vectors import (
+from plmjax.baselines.static_vectors import (
     from_file,
     from_model,
     read_vectors,
     static_features,
 )
-from plmjax.evaluate.text_features import shape, tfidf, usual_tags, word_features
+from plmjax.baselines.text_features import (
+    shape,
+    tfidf,
+    usual_tags,
+    word_features,
+)
+from plmjax.data.features import make_features
+from plmjax.data.labelled import Example, Labelled
+from plmjax.data.tasks import TaskConfig
+from plmjax.evaluate.model import Model
+from plmjax.metrics import gain as gains
+from plmjax.metrics.comparison import SAME, compare_by
+from plmjax.metrics.gain import gain, task_scores
 from plmjax.models import EncoderConfig, heads
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 

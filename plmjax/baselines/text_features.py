@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from plmjax.baselines.linear import Featurise, Predict, row_texts
 from plmjax.data.labelled import Example
-from plmjax.evaluate.linear import Featurise, Predict, row_texts
 
 # A word, or one sign that is none: no text is without them.
 UNITS = re.compile(r"\w+|[^\w\s]")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.evaluate.embed_rows import (
+from plmjax.embed.rows import (
     FRAME,
     Batch,
     Rows,

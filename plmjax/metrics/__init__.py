@@ -1,0 +1,1 @@
+"""Scores, and what a difference of two is worth."""
