@@ -97,8 +97,10 @@ def _compile(
     )
     state = _placed(state, sharding.shardings(mesh, state, zero1))
     batch = _placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
+    frozen = objective.tables()
+    frozen = _placed(frozen, sharding.shardings(mesh, frozen))
     with jax.set_mesh(mesh):
-        compiled = lower(step, state, {}, batch).compile()
+        compiled = lower(step, state, frozen, batch).compile()
     found = collectives.collectives(compiled.as_text() or "")
     assert all(one.known for one in found)
     totals: dict[tuple[str, str], float] = {}

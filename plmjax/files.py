@@ -38,9 +38,9 @@ def write_file(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
-    write_file(path, json.dumps(value, indent=1).encode())
+    write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys).encode())
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -265,8 +265,8 @@ class Workdir:
 
     def write_config(self, config: Any) -> None:
         """Writes the config that the run is started with."""
-        found = json.dumps(config_lib.to_dict(config), sort_keys=True)
-        write_json(self.path / "config.json", json.loads(found))
+        values = config_lib.to_dict(config)
+        write_json(self.path / "config.json", values, sort_keys=True)
 
     def write_environment(self) -> None:
         """Writes what the run stands on: versions, devices, host, git commit."""

@@ -6,7 +6,7 @@
         finished = group.finish(timeout=60)
 
 `spawn` is that in one call. Processes find each other by the environment, which
-plmjax.train.processes reads; a program of a test calls its `initialise()` first.
+plmjax.processes reads; a program of a test calls its `initialise()` first.
 """
 
 import contextlib

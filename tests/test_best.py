@@ -6,6 +6,7 @@ last; sweeps, studies, pseudo-labels and simple models judge alike.
 
 import dataclasses
 import functools
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -303,6 +304,20 @@ def test_a_signal_in_an_evaluation_does_not_hide_the_best(taken, monkeypatch, tm
     ended = trained(given, monkeypatch, values, "accuracy", path)
     assert ended.step == 2 and ended.scores["accuracy"] == 3.0
     assert Checkpoints(Workdir(path).checkpoints).best() == (2, -3.0)
+
+
+def test_a_training_lets_go_of_its_state(taken, monkeypatch, tmp_path):
+    """What follows, an export on the same device, must not stand beside it."""
+    gc.collect()
+    gc.disable()
+    try:
+        ended = trained(
+            taken("accuracy"), monkeypatch, [1.0, 2.0], "accuracy", tmp_path
+        )
+        held = [vars(o) for o in gc.get_objects() if isinstance(o, loop.Fit)]
+    finally:
+        gc.enable()
+    assert ended.step == 2 and not any(held)
 
 
 # --- sweeps

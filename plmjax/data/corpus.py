@@ -150,7 +150,8 @@ def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
     """
     patterns = [p.strip() for p in paths.split(",") if p.strip()]
     if not patterns:
-        hint = f"Give it files and globs, comma between: {key}='texts/*.txt'."
+        option = key if key.startswith("--") else f"--config.{key}"
+        hint = f"Give it files and globs, comma between: {option}='texts/*.txt'."
         raise PlmjaxError(f"{key} is empty.", hint=hint, code=code)
     found: dict[Path, None] = {}
     for pattern in map(os.path.expanduser, patterns):
@@ -158,7 +159,8 @@ def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
         matches = [pattern]
         if os.path.isdir(pattern):
             what = "is a directory"
-            hint = f"Name its files: {os.path.join(pattern, '**', '*.txt')!r}."
+            names = ("**", "*.txt") if key == "data.source.paths" else ("*",)
+            hint = f"Name its files: {os.path.join(pattern, *names)!r}."
         elif not os.path.exists(pattern):
             matches = sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]

@@ -279,13 +279,16 @@ def open_datasets(folder: Path, split: str, hint: str) -> Any:
 
 
 def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[Record]:
-    """A record a row of what open_datasets gives; classes by their names."""
+    """A record a row of what open_datasets gives, classes by their names.
+
+    With `column` it is of that one alone, as it stands: a class is no text.
+    """
     if column is not None:
         columns = rows.column_names
         if columns is not None and column not in columns:
             raise no_field(name, column, columns)
         rows = rows.select_columns([column])
-    names = _label_names(rows.features or {})
+    names = _label_names(rows.features or {}) if column is None else {}
     for line, values in enumerate(rows, 1):
         yield Record(_named(values, names), name, line)
 
@@ -322,8 +325,8 @@ def open_tfds(folder: Path, dataset: str | None, split: str, key: str) -> Prepar
 def read_tfds(
     found: Prepared, name: str, column: str | None = None, decode: Decode = utf8
 ) -> Iterator[Record]:
-    """A record a row; with `column` of that one alone; classes by their names."""
-    names = _label_names(found.features)
+    """A record a row, as read_datasets gives it."""
+    names = _label_names(found.features) if column is None else {}
     for line, values in enumerate(found.rows, 1):
         where = f"{name}:{line}"
         if column is not None:

@@ -40,7 +40,8 @@ def open_jsonl(config: SourceConfig, errors: str) -> Source:
     files = find_files(config.paths)
 
     def read(tally: Tally) -> Iterator[Record]:
-        decode = functools.partial(_decode, errors=errors, tally=tally)
+        of = " of the line"
+        decode = functools.partial(_decode, errors=errors, tally=tally, of=of)
         for path in files:
             begin = next(raw_blocks(path)).removeprefix(codecs.BOM_UTF8)
             tally.empty_files += not begin
@@ -132,12 +133,12 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _decode(raw: bytes, where: str, errors: str, tally: Tally) -> str:
+def _decode(raw: bytes, where: str, errors: str, tally: Tally, of: str = "") -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         if errors == "strict":
-            raise not_utf8(f"{where}: byte {error.start:,}") from None
+            raise not_utf8(f"{where}: byte {error.start:,}{of}") from None
         text = raw.decode(errors="replace")
         tally.replaced_characters += text.count("\ufffd")
         return text

@@ -40,7 +40,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     workdir.agree(config)
     with jax.set_mesh(mesh):
         parts = with_states(make_parts(config, mesh, say), say, reads=False)
-        parts = on_devices(parts)
+        if compiles:
+            parts = on_devices(parts)
         show_training(
             training_of(parts, workdir, lambda *_: None),
             lambda blocks: _task_table(parts, mesh, blocks),

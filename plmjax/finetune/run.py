@@ -15,7 +15,7 @@ from plmjax import processes
 from plmjax.baselines.run import Baseline, gain_lines, run_baselines
 from plmjax.console import say, say_nothing
 from plmjax.evaluate import predictions
-from plmjax.files import write_json
+from plmjax.files import replacing, write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import (
     Parts,
@@ -60,14 +60,13 @@ def finetune(
     mesh = processes.run_on_all(lambda: sharding.make_mesh(config.mesh))
     with training_session(workdir, config, mesh, log) as (leads, _):
 
-        def build() -> Parts:
-            parts = make_parts(config, mesh, log, added)
+        def note() -> None:
             if leads:  # only now: data that cannot be read leaves no run behind
                 workdir.write_config(config)
                 workdir.write_environment()
-            return parts
 
-        parts = processes.run_on_all(build)
+        parts = processes.run_on_all(lambda: make_parts(config, mesh, log, added))
+        processes.run_on_all(note)
         _run_baselines(parts, workdir, log)
         parts = on_devices(with_states(parts, log))
         predict = predictions.make_predict(parts.encoder, parts.task, mesh, parts.merge)
@@ -204,7 +203,7 @@ def _write_predictions(parts: Parts, workdir: Workdir, said: dict) -> None:
             parts.data.config, parts.data.labels, parts.examples(split), own
         )
         path = workdir / f"predictions-{split}.jsonl"
-        with open(path, "w", encoding="utf-8") as file:
+        with replacing(path, "w", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

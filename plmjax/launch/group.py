@@ -19,6 +19,7 @@ from typing import BinaryIO
 from plmjax import children
 from plmjax.launch.command import RESTARTABLE, say
 
+_LINUX = sys.platform == "linux"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # How often the processes are looked at, and how long their last words are waited for.
 _LOOK_SECONDS = 0.05
@@ -147,7 +148,7 @@ class _Child:
             stderr=subprocess.PIPE,
             # Ctrl-C is ours to hand on; and what it starts can be killed with it.
             start_new_session=True,
-            preexec_fn=functools.partial(_begin, os.getpid()),
+            preexec_fn=functools.partial(_begin, os.getpid()) if _LINUX else None,
         )
         assert self._process.stdout and self._process.stderr
         output.add(self._process.stdout, number, is_error=False)

@@ -1,4 +1,4 @@
-"""What a model is trained for: each objective is a few pure functions."""
+"""What a model is trained for: objectives, each a frozen dataclass."""
 
 from plmjax.objectives.base import Altered, Key, Objective, Part, Pieces
 from plmjax.objectives.clm import CLM, CLMConfig

@@ -9,6 +9,7 @@ from plmjax.console import say, say_nothing
 from plmjax.models.flops import activation_bytes
 from plmjax.pretrain.build import Run, check, make_run
 from plmjax.pretrain.run import training_of
+from plmjax.pretrain.start import frozen_arrays
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -36,7 +37,7 @@ def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
     with training_session(workdir, config, mesh, say_nothing):
         run = make_run(config, workdir, mesh, say)
         show_training(
-            training_of(run, say_nothing),
+            training_of(run, frozen_arrays(run) if compiles else {}, say_nothing),
             lambda blocks: _plan_table(run, blocks),
             row_as_seen(run.objective, run.tokenizer, run.loader.batch(0)),
             compiles,

@@ -82,7 +82,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
                 "this is not what one run of that length would have been."
             )
         run = _build(config, workdir, mesh, log if leads else None)
-        result = fit(training_of(run, log), log)
+        result = fit(training_of(run, frozen_arrays(run), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
         return finish(run, result, log)
@@ -135,10 +135,9 @@ def _check_same(run: Run, first: dict) -> None:
         )
 
 
-def training_of(run: Run, log: Callable[[str], Any]) -> Training:
-    """Returns the training of a run, its teacher's arrays on their devices."""
+def training_of(run: Run, frozen: dict, log: Callable[[str], Any]) -> Training:
+    """Returns the training of a run; `frozen` as frozen_arrays gives it."""
     batches, evaluation = held_out(run), make_evaluation(run.objective)
-    frozen = frozen_arrays(run)
 
     def first_state(shapes: State) -> State:
         del shapes

@@ -18,23 +18,11 @@ from plmjax.pretrain.build import Run
 from plmjax.train import sharding
 from plmjax.train.job import (
     initialise,
-    shapes_of,
     step_for,
     with_params,
 )
 from plmjax.train.step import State
 from plmjax.workdir import RunConfig, Workdir, encoder_config
-
-
-def abstract_state(run: Run) -> State:
-    """Returns shapes and shardings of the state; takes no memory."""
-    return shapes_of(
-        run.objective,
-        run.config.train,
-        run.mesh,
-        run.config.mesh.zero1,
-        run.loader.batch(0),
-    )
 
 
 def step_of(run: Run, steps: int) -> functools.partial:

@@ -10,7 +10,6 @@ DIR[/fold-0]/rate-0.5/round-1.jsonl     the pseudo-labels that round-1/ learned 
                                         and round-1-drawn.json of how many there were
 """
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -155,12 +154,12 @@ def _variants(config: FinetuneConfig, plan: Plan) -> list[tuple[str, FinetuneCon
     """Returns (name of the directory, config) of each fold or seed; one has no name."""
     found = []
     for number in range(plan.folds or plan.seeds):
-        own = copy.deepcopy(config_lib.to_dict(config))
         if plan.folds is not None:
-            own["folds"] |= {"count": plan.folds, "fold": number}
+            folds = dataclasses.replace(config.folds, count=plan.folds, fold=number)
+            own = dataclasses.replace(config, folds=folds)
         else:
-            own["train"]["seed"] += number
-        own = config_lib.build(FinetuneConfig, own)
+            train = dataclasses.replace(config.train, seed=config.train.seed + number)
+            own = dataclasses.replace(config, train=train)
         name = "fold" if plan.folds is not None else "seed"
         alone = plan.folds is None and plan.seeds == 1
         found.append(("" if alone else f"{name}-{number}", own))

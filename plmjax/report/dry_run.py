@@ -301,8 +301,8 @@ def show_training(
 
 def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) -> None:
     """Prints memory and collectives of a step that took `seconds` to compile."""
-    kind = jax.devices()[0].device_kind
-    say(f"The step as compiled for {kind} in {seconds:.1f} s:")
+    out, kind = console(), jax.devices()[0].device_kind
+    out.print(f"The step as compiled for {kind} in {seconds:.1f} s:", markup=False)
     memory = compiled.memory_analysis()
     if memory is not None:
         # What is written over the state it came from needs no place of its own.
@@ -314,15 +314,16 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
         }
         told = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         total = sum(sizes.values())
-        say(f"  {total / 1e6:,.0f} MB a device: {told}.")
+        out.print(f"  {total / 1e6:,.0f} MB a device: {told}.", markup=False)
     if mesh.size == 1:
         return
     found = collectives.collectives(compiled.as_text() or "")
-    console().print(collectives_table(found, mesh))
+    out.print(collectives_table(found, mesh))
     if unknown := sum(not one.known for one in found):
-        say(
+        out.print(
             f"{unknown} of these run in loops whose turns the compiler does not tell; "
-            "they are counted once."
+            "they are counted once.",
+            markup=False,
         )
 
 

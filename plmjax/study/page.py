@@ -99,12 +99,16 @@ def _boxes(drawn: str | None) -> str | None:
 
 def _settings(plan: Plan) -> str:
     """Returns what each setting changes, for the first model and task that has it."""
+
+    def whole(value) -> bool:  # the 3 of a key with fractions is 3.0
+        return isinstance(value, float) and value.is_integer()
+
     told = {}
     for run in plan.runs:
         first = next(one for one in plan.runs if one.cell[:2] == run.cell[:2])
         changed = config_lib.changes(first.values, run.values).items()
         texts = [
-            f"{key}={new:g}" if isinstance(new, float) else f"{key}={new}"
+            f"{key}={int(new) if whole(new) else new}"
             for key, (_, new) in changed
             if key != "baselines"
         ]

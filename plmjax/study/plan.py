@@ -9,7 +9,6 @@ With folds, the last is seed-0-fold-0.
 """
 
 import contextlib
-import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -324,7 +323,7 @@ def repeated(
     folds = [None] if repeats.folds is None else range(repeats.folds)
     for seed in range(repeats.seeds):
         for fold in folds:
-            own = copy.deepcopy(config_lib.to_dict(config))
+            own = config_lib.to_dict(config)
             for name in VARY:
                 own["seeds"][name] = config.seed(name)
                 if name in repeats.vary:

@@ -113,7 +113,10 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
             elif run.evaluation_due() or run.save_due():
                 run.pause()
         run.end()
-    return run.result()
+    try:
+        return run.result()
+    finally:
+        run.close()
 
 
 class Fit:
@@ -235,6 +238,7 @@ class Fit:
                 f"{self.config.patience_evaluations} in a row "
                 "(train.patience_evaluations)."
             )
+        self.stopped = self.stop.received
 
     def result(self) -> Result:
         """Returns how it ended, with the weights and scores to use.
@@ -246,10 +250,10 @@ class Fit:
         if self.checkpoints.failure is not None:
             processes.raise_on_all(self.checkpoints.failure)
         processes.run_on_all(self.writer.check)
-        if self.stop.received:
+        if self.stopped:
             saved = self.checkpoints.steps()
             newest = saved[-1] if saved else None
-            return Result(self.stop.received, newest, {}, int(self.state.step), {})
+            return Result(self.stopped, newest, {}, int(self.state.step), {})
         if skipped := int(self.state.skipped):
             self.log(
                 f"WARNING: {skipped:,} updates were skipped; they were not finite."
@@ -260,6 +264,10 @@ class Fit:
             self.state, self.scores = self.checkpoints.load(best[0], self.shapes), None
         scores, step = self.scores or self._score(), int(self.state.step)
         return Result(None, step, weights_of(self.state), step, scores)
+
+    def close(self) -> None:
+        """Lets go of all arrays: what follows needs the devices' memory."""
+        vars(self).clear()
 
     # --- evaluations
 

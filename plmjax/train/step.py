@@ -192,11 +192,11 @@ def make_step(
 ) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    Its seed is an argument of the program, so that runs by several seeds compile once;
-    the average is exponential by
-    `ema_decay`, or the plain mean of the weights after each step from `average_from`
-    on. An update whose loss or gradient is not finite is skipped and counted. With
-    `zero1` the gradients, too, are divided over the data axis, as the moments are.
+    The seed is an argument of the program, so that runs by several seeds compile once.
+    The average is exponential by `ema_decay`, or the plain mean of the weights after
+    each step from `average_from` on. An update whose loss or gradient is not finite is
+    skipped and counted. With `zero1` the gradients, too, are divided over the data
+    axis, as the moments are.
     """
 
     def share_of_newest(step):

@@ -1,14 +1,17 @@
 """The scaling program: bytes to seconds, few layers to many, and the command itself."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 from tests_common import run_python
 
+import compiled as steps
 import roofline
 import scaling
 from plmjax.cli import run_program
+from plmjax.models import EncoderConfig
 from roofline import Chip, Traffic
 from scaling import ROWS, ScalingConfig
 
@@ -160,3 +163,14 @@ def test_the_command_compiles_and_prints_its_tables():
     assert {("data",), ("tensor",)} <= along
     text = scaling.as_text(result)
     assert "| data x tensor 2 | 8 |" in text and "at most 0.0" in text
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "gpt2"])
+def test_an_objective_of_each_family_compiles_with_its_tables(family):
+    encoder = EncoderConfig(
+        family=family, vocab_size=64, layers=1, width=8, heads=2, ffn_width=8
+    )
+    encoder = dataclasses.replace(encoder, causal=family == "gpt2", max_positions=16)
+    config = ScalingConfig(preset="bert-tiny", length=16, meshes=("data",))
+    found = steps._compile(config, "data", 8, encoder, 1)
+    assert sum(size for *_, size in found["traffic"]) > 0

@@ -88,8 +88,9 @@ def test_training_saves_at_every_other_step(tmp_path):
 KILLED = """
 import sys, time, jax
 from checkpoint_common import mesh, state
-from plmjax.train import processes, states
-from plmjax.train.checkpoint import Checkpoints
+from plmjax import processes
+from plmjax.checkpoint import states
+from plmjax.checkpoint.checkpoints import Checkpoints
 processes.initialise()
 checkpoints = Checkpoints(sys.argv[1], together=True)
 place = mesh(2, 1)

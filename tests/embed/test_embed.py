@@ -570,7 +570,7 @@ def test_of_a_fine_tuned_model_the_encoder_is_used(model, tmp_path):
 COMMAND = """
 import sys
 from plmjax import cli
-from plmjax.evaluate.embed import embed_file
+from plmjax.embed.run import embed_file
 embed_file.__kwdefaults__["save_seconds"] = 0.1
 sys.exit(cli.main(["embed", *sys.argv[1:]]))
 """

@@ -154,8 +154,8 @@ def _go_on(workdir: Path):
 
     from plmjax.checkpoint.checkpoints import Checkpoints
     from plmjax.pretrain.build import check, check_origin, make_run
-    from plmjax.pretrain.start import abstract_state
     from plmjax.train import sharding
+    from plmjax.train.job import shapes_of
     from plmjax.workdir import Workdir
 
     run = Workdir(workdir)
@@ -164,13 +164,14 @@ def _go_on(workdir: Path):
     check(config, mesh)
     with jax.set_mesh(mesh):
         made = make_run(config, run, mesh, _silent)
-        made.loader.batch(0)
+        zero1, first = config.mesh.zero1, made.loader.batch(0)
+        shapes = shapes_of(made.objective, config.train, mesh, zero1, first)
         checkpoints = Checkpoints(run.checkpoints, log=_silent)
         step = checkpoints.good_step()
         if step is not None:
             meta = checkpoints.meta(step)
             check_origin(made, meta)
-            checkpoints.load(step, abstract_state(made))
+            checkpoints.load(step, shapes)
 
 
 def _examples(workdir: Path):
