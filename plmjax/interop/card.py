@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from string import Template
 from typing import Any, Literal, NamedTuple
 
 from plmjax import __version__
@@ -21,79 +22,162 @@ _USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 class _Task(NamedTuple):
-    """What cards of one kind of model say."""
+    """What cards of one kind of model say.
+
+    `code` uses the model that the class `loader` of transformers has loaded; it and
+    `imports` are templates.
+    """
 
     pipeline: str | None
     objective: str
     use: str
     limit: str
+    loader: str
+    code: str
+    imports: str = "from transformers import $names"
 
 
+_LOADING = Template("""\
+With this folder at hand, nothing is fetched:
+
+```python
+$imports
+
+folder = "PATH/TO/THIS/FOLDER"
+tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+model = $loader.from_pretrained(folder, local_files_only=True)
+$code
+```""")
+_POOL = {
+    "cls": "vectors = states[:, 0]",
+    "mean": """\
+real = rows["attention_mask"][:, :, None]
+vectors = (states * real).sum(1) / real.sum(1)""",
+}
+_ROWS = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")\n'
+_SHOW = """
+for token, score in zip(rows["input_ids"][0], scores[0]):
+    print(tokenizer.decode(token), score.sigmoid().item())"""
 _TASKS = {
     "masked-lm": _Task(
-        "fill-mask",
-        "masked language modelling (Devlin et al. 2018, arXiv:1810.04805)",
-        "It fills in masked words, and is a starting point for fine-tuning.",
-        "It was trained to fill in blanks; it neither writes nor answers.",
+        pipeline="fill-mask",
+        objective="masked language modelling (Devlin et al. 2018, arXiv:1810.04805)",
+        use="It fills in masked words, and is a starting point for fine-tuning.",
+        limit="It was trained to fill in blanks; it neither writes nor answers.",
+        loader="AutoModelForMaskedLM",
+        code="""\
+fill = pipeline("$pipeline", model=model, tokenizer=tokenizer)
+print(fill("The $mask of a matrix."))""",
     ),
     "causal-lm": _Task(
-        "text-generation",
-        "predicting the next token (Radford et al. 2019)",
-        "It continues a text, and is a starting point for fine-tuning.",
-        "It continues a text as its own text would go on; what it writes need not be "
-        "true.",
+        pipeline="text-generation",
+        objective="predicting the next token (Radford et al. 2019)",
+        use="It continues a text, and is a starting point for fine-tuning.",
+        limit="It continues a text as its own text would go on; what it writes need "
+        "not be true.",
+        loader="AutoModelForCausalLM",
+        code="""\
+write = pipeline("$pipeline", model=model, tokenizer=tokenizer)
+print(write("The rows of a matrix", max_new_tokens=20))""",
     ),
     "detector": _Task(
-        None,
-        "replaced token detection (ELECTRA; Clark et al. 2020, arXiv:2003.10555)",
-        "It tells which words of a text were replaced, and is a starting point for "
-        "fine-tuning.",
-        "It was trained to tell replaced words; it neither fills in blanks nor writes.",
+        pipeline=None,
+        objective="replaced token detection (ELECTRA; Clark et al. 2020, "
+        "arXiv:2003.10555)",
+        use="It tells which words of a text were replaced, and is a starting point "
+        "for fine-tuning.",
+        limit="It was trained to tell replaced words; it neither fills in blanks nor "
+        "writes.",
+        loader="ElectraForPreTraining",
+        code=_ROWS + "scores = model(**rows).logits" + _SHOW,
     ),
     "encoder": _Task(
-        "feature-extraction",
-        "self-supervision",
-        "It has no head: it gives a vector for each token, and is a starting point for "
-        "fine-tuning.",
-        "It decides nothing by itself; a head must be trained on it.",
+        pipeline="feature-extraction",
+        objective="self-supervision",
+        use="It has no head: it gives a vector for each token, and is a starting point "
+        "for fine-tuning.",
+        limit="It decides nothing by itself; a head must be trained on it.",
+        loader="AutoModel",
+        code=_ROWS + "print(model(**rows).last_hidden_state)",
     ),
 }
-
-
-_FOLLOWS = "It says of new texts like those it learned from what their labels might be."
-_WRONG = "Its labels are guesses; how often they are right is in the figures alone."
-_FINE_TUNED = {
-    kind: _Task(pipeline, "labels", use, limit)
-    for kind, pipeline, use, limit in (
-        ("classes", "text-classification", _FOLLOWS, _WRONG),
-        ("multilabel", "text-classification", _FOLLOWS, _WRONG),
-        (
-            "regression",
-            "text-classification",
-            "It gives a text a number.",
-            "Its numbers are guesses; how near they are is in the figures alone.",
-        ),
-        ("tags", "token-classification", "It gives each word a tag.", _WRONG),
-        (
-            "answers",
-            "question-answering",
-            "It finds the answer to a question in a text.",
-            "It only cuts out of the text; what it gives may be no answer.",
-        ),
-        (
-            "choices",
-            None,
-            "It says which of several continuations or answers fits best.",
-            "It must choose one, even where none is right.",
-        ),
-    )
-}
-_FINE_TUNED["embeddings"] = _Task(
-    "sentence-similarity",
-    "pairs of texts that belong together",
-    "It gives a text a vector, which is near to those of texts that belong to it.",
-    "What is near need not mean the same; how often it is right is in the figures.",
+_DETECTOR_BESIDE = _TASKS["detector"]._replace(
+    loader="AutoModel",
+    imports="""\
+from safetensors.torch import load_file
+from transformers import $names
+from transformers.activations import ACT2FN""",
+    code=f"""\
+# transformers has no class for this head, so that it stands in its own file.
+found = load_file(f"{{folder}}/detector_head.safetensors")
+head = {{name.split('.', 1)[1]: array for name, array in found.items()}}
+{_ROWS}states = model(**rows).last_hidden_state
+states = states @ head["dense.weight"].T + head["dense.bias"]
+states = ACT2FN[model.config.hidden_act](states)
+scores = states @ head["dense_prediction.weight"][0]
+scores = scores + head["dense_prediction.bias"]{_SHOW}""",
 )
+
+
+_RUN = 'run = pipeline("$pipeline", model=model, tokenizer=tokenizer)\nprint(run('
+_CLASSES = _Task(
+    pipeline="text-classification",
+    objective="labels",
+    use="It says of new texts like those it learned from what their labels might be.",
+    limit="Its labels are guesses; how often they are right is in the figures alone.",
+    loader="AutoModelForSequenceClassification",
+    code=_RUN + '"A text like those it saw."))',
+)
+_FINE_TUNED = {
+    "classes": _CLASSES,
+    "multilabel": _CLASSES._replace(
+        code=_RUN + '"A text like those it saw.", top_k=None))'
+    ),
+    "regression": _CLASSES._replace(
+        use="It gives a text a number.",
+        limit="Its numbers are guesses; how near they are is in the figures alone.",
+        code=_RUN + '"A text like those it saw.", function_to_apply="none"))',
+    ),
+    "tags": _CLASSES._replace(
+        pipeline="token-classification",
+        use="It gives each word a tag.",
+        loader="AutoModelForTokenClassification",
+    ),
+    "answers": _CLASSES._replace(
+        pipeline="question-answering",
+        use="It finds the answer to a question in a text.",
+        limit="It only cuts out of the text; what it gives may be no answer.",
+        loader="AutoModelForQuestionAnswering",
+        code=_RUN + 'question="Who sat?", context="The cat sat on the mat."))',
+    ),
+    "choices": _CLASSES._replace(
+        pipeline=None,
+        use="It says which of several continuations or answers fits best.",
+        limit="It must choose one, even where none is right.",
+        loader="AutoModelForMultipleChoice",
+        code="""\
+first, choices = "It rains.", ["It is wet.", "It is dry."]
+rows = tokenizer([first] * 2, choices, padding=True, return_tensors="pt")
+rows = {name: values[None] for name, values in rows.items()}
+print(model(**rows).logits.softmax(-1))""",
+    ),
+    "embeddings": _Task(
+        pipeline="sentence-similarity",
+        objective="pairs of texts that belong together",
+        use="It gives a text a vector, which is near to those of texts that belong to "
+        "it.",
+        limit="What is near need not mean the same; how often it is right is in the "
+        "figures.",
+        loader="AutoModel",
+        code="""\
+texts = ["The rows of a matrix", "Lines of numbers"]
+rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+states = model(**rows).last_hidden_state
+$pool
+vectors = vectors / vectors.norm(dim=1, keepdim=True)
+print(vectors @ vectors.T)  # cosines""",
+    ),
+}
 _TASKS |= _FINE_TUNED
 
 
@@ -180,138 +264,18 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    imports, lines = _snippet(facts)
-    code = "\n".join(
-        [
-            *imports,
-            "",
-            'folder = "PATH/TO/THIS/FOLDER"',
-            "tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)",
-            *lines,
-        ]
+    task = _TASKS[facts.task]
+    if facts.task == "detector" and facts.family != "electra":
+        task = _DETECTOR_BESIDE
+    names = [task.loader, "AutoTokenizer"]
+    names += ["pipeline"] if "pipeline(" in task.code else []
+    imports = Template(task.imports).substitute(names=", ".join(sorted(names)))
+    code = Template(task.code).substitute(
+        mask=_clean(facts.mask_token),
+        pipeline=task.pipeline,
+        pool=_POOL["cls" if facts.data.get("pooling") == "cls" else "mean"],
     )
-    return f"With this folder at hand, nothing is fetched:\n\n```python\n{code}\n```"
-
-
-def _snippet(facts: CardFacts) -> tuple[list[str], list[str]]:
-    """Returns the imports, and what follows the tokenizer."""
-    if facts.task == "masked-lm":
-        return _loader("AutoModelForMaskedLM", "pipeline"), [
-            _load("AutoModelForMaskedLM"),
-            'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)',
-            f'print(fill("The {_clean(facts.mask_token)} of a matrix."))',
-        ]
-    if facts.task == "causal-lm":
-        return _loader("AutoModelForCausalLM", "pipeline"), [
-            _load("AutoModelForCausalLM"),
-            'write = pipeline("text-generation", model=model, tokenizer=tokenizer)',
-            'print(write("The rows of a matrix", max_new_tokens=20))',
-        ]
-    if facts.task in _USES:
-        return _use(facts.task)
-    if facts.task == "embeddings":
-        return _vectors(facts.data.get("pooling") == "cls")
-    rows = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")'
-    if facts.task == "encoder":
-        return _loader("AutoModel"), [
-            _load("AutoModel"),
-            rows,
-            "print(model(**rows).last_hidden_state)",
-        ]
-    show = [
-        'for token, score in zip(rows["input_ids"][0], scores[0]):',
-        "    print(tokenizer.decode(token), score.sigmoid().item())",
-    ]
-    if facts.family == "electra":
-        return _loader("ElectraForPreTraining"), [
-            _load("ElectraForPreTraining"),
-            rows,
-            "scores = model(**rows).logits",
-            *show,
-        ]
-    return [
-        "from safetensors.torch import load_file",
-        *_loader("AutoModel"),
-        "from transformers.activations import ACT2FN",
-    ], [
-        _load("AutoModel"),
-        "# transformers has no class for this head, so that it stands in its own file.",
-        'found = load_file(f"{folder}/detector_head.safetensors")',
-        "head = {name.split('.', 1)[1]: array for name, array in found.items()}",
-        rows,
-        "states = model(**rows).last_hidden_state",
-        'states = states @ head["dense.weight"].T + head["dense.bias"]',
-        "states = ACT2FN[model.config.hidden_act](states)",
-        'scores = states @ head["dense_prediction.weight"][0]',
-        'scores = scores + head["dense_prediction.bias"]',
-        *show,
-    ]
-
-
-_USES = {
-    "classes": ("SequenceClassification", 'print(run("A text like those it saw."))'),
-    "multilabel": (
-        "SequenceClassification",
-        'print(run("A text like those it saw.", top_k=None))',
-    ),
-    "regression": (
-        "SequenceClassification",
-        'print(run("A text like those it saw.", function_to_apply="none"))',
-    ),
-    "tags": ("TokenClassification", 'print(run("A text like those it saw."))'),
-    "answers": (
-        "QuestionAnswering",
-        'print(run(question="Who sat?", context="The cat sat on the mat."))',
-    ),
-    "choices": ("MultipleChoice", ""),
-}
-
-
-def _use(task: str) -> tuple[list[str], list[str]]:
-    name, line = _USES[task]
-    loader = f"AutoModelFor{name}"
-    pipeline = _TASKS[task].pipeline
-    if pipeline is None:
-        return _loader(loader), [
-            _load(loader),
-            'first, choices = "It rains.", ["It is wet.", "It is dry."]',
-            'rows = tokenizer([first] * 2, choices, padding=True, return_tensors="pt")',
-            "rows = {name: values[None] for name, values in rows.items()}",
-            "print(model(**rows).logits.softmax(-1))",
-        ]
-    return _loader(loader, "pipeline"), [
-        _load(loader),
-        f'run = pipeline("{pipeline}", model=model, tokenizer=tokenizer)',
-        line,
-    ]
-
-
-def _vectors(first: bool) -> tuple[list[str], list[str]]:
-    """Of the first token, or the mean over all of them but padding."""
-    if first:
-        lines = ["vectors = states[:, 0]"]
-    else:
-        lines = [
-            'real = rows["attention_mask"][:, :, None]',
-            "vectors = (states * real).sum(1) / real.sum(1)",
-        ]
-    return _loader("AutoModel"), [
-        _load("AutoModel"),
-        'texts = ["The rows of a matrix", "Lines of numbers"]',
-        'rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
-        "states = model(**rows).last_hidden_state",
-        *lines,
-        "vectors = vectors / vectors.norm(dim=1, keepdim=True)",
-        "print(vectors @ vectors.T)  # cosines",
-    ]
-
-
-def _loader(*names: str) -> list[str]:
-    return [f"from transformers import {', '.join(sorted([*names, 'AutoTokenizer']))}"]
-
-
-def _load(name: str) -> str:
-    return f"model = {name}.from_pretrained(folder, local_files_only=True)"
+    return _LOADING.substitute(imports=imports, loader=task.loader, code=code)
 
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:

@@ -10,6 +10,7 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from plmjax import PlmjaxError
@@ -140,7 +141,7 @@ def read_folder(path: str | Path) -> Imported:
         )
     try:
         return _read_folder(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise refusal(f"{folder} cannot be read: {error}.", "Check the file.") from None
 
 

@@ -24,18 +24,18 @@ DETECTOR = "detector_head.safetensors"
 # 391 tensors of a bert-large take 45 kB; the library would take 100 MB.
 _MAX_HEADER_BYTES = 10_000_000
 _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = _FLOATS | _INTEGERS
 _DAMAGED = "Copy or download the file again."
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: its file, type, shape and first byte."""
+    """A tensor that is not read yet: its file, type there, and shape."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int
 
 
 def refusal(message: str, hint: str) -> PlmjaxError:
@@ -95,10 +95,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise _truncated(path, 8 + length, size)
         header = load_json(path, file.read(length))
     header.pop("__metadata__", None)
-    tensors, end = {}, 0
-    for name, entry in sorted(header.items(), key=_by_offset):
-        tensors[name] = _tensor(path, name, entry, 8 + length, end)
-        end = entry["data_offsets"][1]
+    tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
+    in_order = sorted(tensors, key=lambda name: header[name]["data_offsets"])
+    end = 0
+    for name in in_order:
+        start, stop = header[name]["data_offsets"]
+        _, dtype, shape = tensors[name]
+        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
+            raise refusal(
+                f"{path}: the header lies about {name}: {list(shape)} of {dtype} from "
+                f"byte {end:,}, not bytes {start:,} to {stop:,}.",
+                _DAMAGED,
+            )
+        end = stop
     if size < 8 + length + end:
         raise _truncated(path, 8 + length + end, size)
     try:
@@ -106,7 +115,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             pass
     except SafetensorError as error:
         raise refusal(f"{path}: {error}.", _DAMAGED) from error
-    return tensors
+    return {name: tensors[name] for name in in_order}
 
 
 def _truncated(path: Path, promised: int, size: int) -> PlmjaxError:
@@ -117,16 +126,8 @@ def _truncated(path: Path, promised: int, size: int) -> PlmjaxError:
     )
 
 
-def _by_offset(item) -> Any:
-    try:
-        start, end = item[1]["data_offsets"]
-        return int(start), int(end)
-    except (TypeError, KeyError, ValueError, OverflowError):
-        return -1, -1  # _tensor refuses it, by name
-
-
-def _tensor(path: Path, name: str, entry: Any, base: int, end: int) -> Tensor:
-    """Returns one checked entry of a header, which must begin at `end`."""
+def _tensor(path: Path, name: str, entry: Any) -> Tensor:
+    """Returns a header's entry, of which name, form and type are checked."""
     if len(name) > 200 or not _NAME.fullmatch(name):
         raise refusal(
             f"{path} holds a tensor called {name[:80]!r}, which no parameter "
@@ -149,22 +150,14 @@ def _tensor(path: Path, name: str, entry: Any, base: int, end: int) -> Tensor:
     )
     if not fits:
         raise refusal(f"{path}: the header's entry of {name} is broken.", _DAMAGED)
-    item = (_ITEM_BYTES | _INTEGERS).get(str(entry["dtype"]))
-    if item is None:
+    dtype = str(entry["dtype"])
+    if dtype not in _ITEM_BYTES:
         raise refusal(
-            f"{path}: {name} has the type {str(entry['dtype'])[:20]!r}; weights are "
-            f"{', '.join(_ITEM_BYTES)}.",
+            f"{path}: {name} has the type {dtype[:20]!r}; weights are "
+            f"{', '.join(_FLOATS)}.",
             "Save the model without quantisation.",
         )
-    shape = tuple(entry["shape"])
-    start, stop = entry["data_offsets"]
-    if start != end or stop - start != math.prod(shape) * item:
-        raise refusal(
-            f"{path}: the header lies about {name}: {list(shape)} of {entry['dtype']} "
-            f"from byte {end:,}, not bytes {start:,} to {stop:,}.",
-            _DAMAGED,
-        )
-    return Tensor(path, entry["dtype"], shape, base + start)
+    return Tensor(path, dtype, tuple(entry["shape"]))
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
@@ -242,21 +235,18 @@ def read_tensor(name: str, tensor: Tensor) -> np.ndarray:
 
     Raises:
       PlmjaxError: it holds integers, or a value that is not finite.
+      SafetensorError: the file has changed since its header was read.
     """
     if tensor.dtype in _INTEGERS:
         raise refusal(
             f"{tensor.file}: {name} holds {tensor.dtype}, not floating-point weights.",
             "Save the model without quantisation.",
         )
-    stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}[tensor.dtype]
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.start)
-        flat = np.fromfile(file, dtype=stored, count=math.prod(tensor.shape))
-    if tensor.dtype == "BF16":
-        # bfloat16 is the upper half of a float32.
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    # Not mapped into memory: a file that shrinks meanwhile would kill the process.
+    with safe_open(tensor.file, framework="numpy", backend="pread") as file:
+        stored = file.get_tensor(name)  # numpy knows bfloat16 by jax
     with np.errstate(over="ignore"):
-        array = flat.reshape(tensor.shape).astype(np.float32)
+        array = stored.astype(np.float32)
     if not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array).ravel()))
         raise refusal(

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from plmjax import Exit, PlmjaxError
-from plmjax.interop import read_folder, safetensors_file
+from plmjax.interop import read_folder, safetensors_file, weights
 from plmjax.interop.safetensors_file import read_header
 
 TOKEN = "bert.embeddings.word_embeddings.weight"
@@ -246,6 +246,18 @@ def test_safetensors_that_lie(folder, content, message):
     path.write_bytes(content)
     refused(path, message, read=read_header)
     refused(folder, message)
+
+
+def test_a_file_that_shrinks_while_it_is_read(folder, monkeypatch):
+    path, read = folder / "model.safetensors", weights.read_tensor
+
+    def shrink_and_read(name, tensor):
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1)
+        return read(name, tensor)
+
+    monkeypatch.setattr(weights, "read_tensor", shrink_and_read)
+    refused(folder, "model cannot be read: .*not fully covered")
 
 
 def test_random_damage_never_ends_in_a_traceback(folder):
