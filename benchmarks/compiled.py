@@ -45,7 +45,7 @@ def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     row = jax.ShapeDtypeStruct((rows,), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "types"), whole)
     start = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    return batch | {"word_start": start, "row": row, "copy": row}
+    return batch | {"word_start": start, "cut": start, "row": row, "copy": row}
 
 
 def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:

@@ -150,7 +150,7 @@ def taken(monkeypatch, tmp_path):
                 flops=None,
                 **own,
             )
-            return pretrain.training_of(made, print)
+            return pretrain.training_of(made, {}, print)
         else:
             config = SimpleNamespace(
                 mesh=MeshConfig(), select=SelectConfig(metric, keep)

@@ -168,9 +168,9 @@ def test_the_command_compiles_and_prints_its_tables():
 @pytest.mark.parametrize("family", ["bert", "electra", "gpt2"])
 def test_an_objective_of_each_family_compiles_with_its_tables(family):
     encoder = EncoderConfig(
-        family=family, vocab_size=64, layers=1, width=8, heads=2, ffn_width=8
+        family=family, vocab_size=64, layers=1, width=16, heads=4, ffn_width=16
     )
     encoder = dataclasses.replace(encoder, causal=family == "gpt2", max_positions=16)
-    config = ScalingConfig(preset="bert-tiny", length=16, meshes=("data",))
+    config = ScalingConfig("bert-tiny", length=16, meshes=("data",), tensor=2)
     found = steps._compile(config, "data", 8, encoder, 1)
     assert sum(size for *_, size in found["traffic"]) > 0

@@ -549,7 +549,7 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
     monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
     log: list[str] = []
-    training = pretrain.training_of(run, log.append)
+    training = pretrain.training_of(run, pretrain.frozen_arrays(run), log.append)
     scores = training.score(params, iter)
     log.append(training.describe(scores))
     ended = Result(None, 3, params, 3, scores)
