@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import plmjax
@@ -114,3 +115,39 @@ def test_functions_fit_on_a_screen_and_calls_name_what_they_pass():
                     name = ast.unparse(node.func)
                     wrong.append(f"{where}: {name} gets {len(given)} by place")
     assert not wrong, "\n".join(wrong)
+
+
+IMPORT = re.compile(r"^\s*from (plmjax[\w.]*) import \(?([\w, ]+)", re.M)
+
+
+def names_of(module: str) -> set[str]:
+    """What a module of the package has: definitions, imports, and files of a room."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    assert file.is_file(), f"there is no {module}"
+    found = {p.stem for p in path.glob("*")}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def test_programs_in_texts_import_what_is_there():
+    """Children that tests write, and what docs/ shows: no linter reads them."""
+    texts = {path: path.read_text() for path in (ROOT.parent / "docs").glob("*.md")}
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        strings = ast.walk(ast.parse(path.read_text()))
+        found = (n.value for n in strings if isinstance(n, ast.Constant))
+        texts[path] = "\n".join(text for text in found if isinstance(text, str))
+    seen = 0
+    for path, text in texts.items():
+        for module, names in IMPORT.findall(text):
+            wanted = {name.split(" as ")[0].strip() for name in names.split(",")}
+            seen += 1
+            missing = wanted - names_of(module) - {""}
+            assert not missing, f"{path}: {module} has no {missing}"
+    assert seen > 20
