@@ -1,4 +1,4 @@
-"""Hugging Face folders, in and out, and the model card that goes with them."""
+"""Export and import of Hugging Face folders, with their model card."""
 
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.huggingface import Imported, export_folder, read_folder

@@ -1,4 +1,4 @@
-"""The README.md of an exported folder: what the model is, from what, and how good."""
+"""The README.md of an exported folder: the model, its training data and its scores."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ _SECRET = re.compile(
     r"|(.*[_.-])?(access|api|auth|bearer|hf|private)[_.-]?token|token",
     re.IGNORECASE,
 )
-# A path from a root, a home or a drive. Slashes inside a word or an address stay.
+# Matches a path from a root, a home or a drive, but not slashes inside a word or a URL.
 _ROOT = r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\]"
 _PATH = re.compile(rf"(?<![\w:/.*<]){_ROOT}(?:[^\s,;:'\"|/\\]+[/\\]?)+")
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 class _Task(NamedTuple):
-    """What cards of one kind of model say.
+    """The texts of the model card for one kind of model.
 
-    `code` uses the model that the class `loader` of transformers has loaded; it and
+    `code` uses the model loaded by the transformers class `loader`; `code` and
     `imports` are templates.
     """
 
@@ -183,12 +183,12 @@ _TASKS |= _FINE_TUNED
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """What a model card tells, as plain values.
+    """The facts of a model card, as plain values.
 
-    `task` is what the model can do as it is, and `objective` what it was trained by, if
-    that is not the task's usual objective. `data` is the description of a data source
+    `task` is the model's use without further training; `objective` is the training
+    objective, if it is not the usual one of the task. `data` describes a data source
     (`kind`, files or packages, counts); `recipe` holds the config's values by name,
-    nested as they are; each of `figures` is (name, value, how it was measured).
+    nested as in the config; each of `figures` is (name, value, how it was measured).
     `language` is an ISO 639 code and `licence` an SPDX identifier, if known.
     """
 
@@ -201,7 +201,7 @@ class CardFacts:
     figures: Sequence[tuple[str, float | str, str]]
     language: str | None = None
     licence: str | None = None
-    # Beyond those that hold for every such model.
+    # Limitations in addition to those of every such model.
     limitations: Sequence[str] = ()
     task: Literal["masked-lm", "causal-lm", "detector", "encoder"] | TaskKind = (
         "masked-lm"
@@ -210,10 +210,9 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Returns README.md in Markdown, front matter included.
+    """Returns README.md in Markdown, including the front matter.
 
-    Paths appear by their last part only, and values whose name says that they are
-    secret do not appear.
+    Of a path only the last part appears; values with a secret's name do not appear.
     """
     task = _TASKS[facts.task]
     sections = [
@@ -254,7 +253,7 @@ def _front_matter(facts: CardFacts) -> str:
     lines, pipeline = ["library_name: transformers"], _TASKS[facts.task].pipeline
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")
-    # JSON strings are YAML strings; nothing in a name can break out of them.
+    # JSON strings are valid YAML strings, so no name can end its string early.
     if facts.language:
         lines.append(f"language: {json.dumps(facts.language)}")
     if facts.licence:
@@ -295,7 +294,7 @@ def _data(data: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Rows of dotted name and value; secrets are withheld."""
+    """Returns rows of (dotted name, value) without secrets."""
     rows = []
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -312,7 +311,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return ", ".join(str(_plain(item)) for item in value)
     if isinstance(value, str):
-        # Whole paths, which may hold blanks; `_clean` finds those inside of sentences.
+        # A path that is a complete value may hold blanks; `_clean` finds the others.
         parts = [part.strip() for part in value.split(",")]
         return ", ".join(_base_name(p) if re.match(_ROOT, p) else p for p in parts)
     return _number(value)
@@ -336,7 +335,7 @@ def _cell(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """One line, without whoever signs in and where the files lie on this machine."""
+    """Returns the text as one line, without user names and local directories."""
     text = _USER.sub("", " ".join(text.split()))
     return _PATH.sub(lambda path: _base_name(path[0]), text)
 

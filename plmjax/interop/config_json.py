@@ -1,7 +1,7 @@
-"""The config.json of Hugging Face, to and from an EncoderConfig.
+"""Conversion between the config.json of Hugging Face and EncoderConfig.
 
-Nothing is dropped in silence: a key that we do not know is refused, as is a value of
-ours that transformers' class of the family cannot express. The keys are in config_keys.
+Nothing is dropped silently: an unknown key raises an error, and so does a value that
+transformers' class of the family cannot express. The keys are in config_keys.
 """
 
 from collections.abc import Collection
@@ -15,17 +15,17 @@ from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task
 
-# Beyond any published model; keeps a lie from costing memory.
+# Larger than any published model; a false size in a file must not exhaust the memory.
 _MAX_SIZE = 10_000_000
 _MAX_LAYERS = 10_000
-# {our field: (least value, what it must be less than)}.
+# {our field: (least value, exclusive upper bound)}.
 _RANGES = {
     "norm_eps": (0.0, 1.0),
     "dropout": (0.0, 1.0),
     "attention_dropout": (0.0, 1.0),
     "init_std": (0.0, 1e6),
 }
-# Fields that are whole numbers, with their least value.
+# Integer fields, with their least value.
 _COUNTS = {"token_types": 1, "convolution_width": 0}
 
 
@@ -37,7 +37,7 @@ def to_json(
     sep_id: int,
     task: Task | None = None,
 ) -> dict[str, Any]:
-    """Returns what transformers 5 wants in config.json for a model with these heads.
+    """Returns the config.json of transformers 5 for a model with these heads.
 
     `task` is that of a fine-tuned model.
 
@@ -89,7 +89,7 @@ def _check_widths(config: EncoderConfig, name: str) -> None:
             "embedding_width", config.embedding_width, name, config.width
         )
     if config.family == "albert" and wide:
-        # It has the projection even then, and we do not.
+        # transformers' ALBERT has the projection even at equal widths; ours has not.
         raise _inexpressible(
             "embedding_width", config.input_width, name, f"less than {config.width}"
         )
@@ -112,7 +112,7 @@ def check_head(config: EncoderConfig, heads: Collection[str], where: str) -> Non
 
 
 def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
-    """Returns what is no plain field of ours."""
+    """Returns the keys that do not correspond to one field of EncoderConfig."""
     if config.family == "albert":
         return {"num_hidden_groups": blocks(config), "inner_group_num": 1}
     if config.family == "gpt2":
@@ -143,11 +143,11 @@ def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
 
 
 def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[str]]:
-    """Returns the config, the padding id and notes of a config.json's object.
+    """Returns the config, the padding id and the notes of a parsed config.json.
 
     Raises:
-      PlmjaxError: another kind of model, a key that we do not know, or a value that no
-        model has; `where` names the file.
+      PlmjaxError: the kind of model or a key is unknown, or a value is invalid; `where`
+        names the file.
     """
     kind = body.get("model_type")
     if "auto_map" in body:
@@ -185,7 +185,7 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     fields |= _special_from_json(body, fields, where)
     pad = body.get("pad_token_id", keys.pad)
     if keys.offset:
-        # Its table of positions begins with pad + 1 rows that no token uses.
+        # The first pad + 1 rows of the position table are not used by any token.
         below = min(fields["vocab_size"], fields["max_positions"] - 1)
         _check_padding(pad, below, where)
         fields["position_offset"] = pad + 1
@@ -199,7 +199,7 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
 
 
 def _one_of(body: dict, key: str, values: tuple, where: str) -> None:
-    """Raises unless body[key], or its absence as None, is one of the values."""
+    """Raises unless body[key] (None if absent) is one of the values."""
     value = body.get(key)
     # 1 == True in Python, but not in JSON.
     if not any(value == known and type(value) is type(known) for known in values):
@@ -237,7 +237,7 @@ def _whole(key: str, value: Any, least: int, most: int, where: str) -> None:
 
 
 def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
-    """Returns an optional value as ours."""
+    """Returns an optional value, checked and converted to our form."""
     if field in _RANGES:
         low, below = _RANGES[field]
         number = type(value) in (int, float)
@@ -265,7 +265,7 @@ def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
 
 
 def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    """Returns the fields that no single key gives."""
+    """Returns the fields that depend on several keys."""
     kind = fields["family"]
     if kind == "albert":
         return _albert(body, fields, where)

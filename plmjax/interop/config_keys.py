@@ -1,4 +1,4 @@
-"""The keys of each family's config.json: what they mean, and what they may say.
+"""The keys of each family's config.json: their meaning and their allowed values.
 
 transformers' defaults are those of its configuration classes, version 5.
 """
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 
 class Keys(NamedTuple):
-    """How one family writes its config.
+    """The config.json keys of one family.
 
-    `sizes` {their key: our field} must be there: shapes would not betray a wrong number
-    of heads. `options` is {their key: (our field, transformers' default)}; `fixed` the
-    keys that change the model, with the only values that plmjax has, the first of which
-    is the default; `special` those that config_json reads by a function of its own;
-    `idle` those that change nothing that plmjax computes. `ours` are fields of
-    EncoderConfig that the family has in one form only. `pad` is the default of
-    pad_token_id, and `names_ends` says whether bos and eos ids are written.
+    `sizes` {their key: our field} are required, as the shapes do not reveal a wrong
+    number of heads. `options` is {their key: (our field, transformers' default)};
+    `fixed` are keys that change the model, with the values that plmjax supports, the
+    default first; `special` are keys for which config_json has a function; `idle` are
+    keys that do not change what plmjax computes. `ours` are fields of EncoderConfig
+    with one possible value in the family. `pad` is the default of pad_token_id;
+    `names_ends` tells whether bos and eos ids are written.
     """
 
     sizes: Mapping[str, str]
@@ -27,7 +27,7 @@ class Keys(NamedTuple):
     idle: frozenset[str] = frozenset()
     pad: int | None = 0
     names_ends: bool = False
-    # The head calls the exact GELU, whatever hidden_act says.
+    # The vocabulary head uses the exact GELU, whatever hidden_act is.
     exact_head: bool = False
     # Positions are counted from the padding id + 1.
     offset: bool = False
@@ -41,11 +41,11 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
 }
-# Our names, in the first spelling of each.
+# Our activation names, each with transformers' first name for it.
 WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-# Keys that change no family's encoder and heads; the last are of generation, which
-# older versions of transformers wrote into every file.
+# Keys that change neither encoder nor heads in any family; the last ones concern
+# generation, and older versions of transformers wrote them into every file.
 IDLE = frozenset(
     """
     model_type architectures dtype torch_dtype transformers_version plmjax_version
@@ -67,7 +67,7 @@ _FIXED: dict[str, tuple] = {
     "position_embedding_type": ("absolute",),
     "pruned_heads": ({}, None),
 }
-# What a BERT is among our encoders.
+# The fields of EncoderConfig that are the same for every BERT.
 _PLAIN: dict[str, Any] = {
     "gated": False,
     "bias": True,
@@ -184,7 +184,7 @@ KEYS: dict[str, Keys] = {
             "share_att_key": ("share_position_projections", False),
             "conv_kernel_size": ("convolution_width", 0),
         },
-        # Its relative positions are what it is; transformers' default is to have none.
+        # Our relative positions are fixed; transformers' default is to have none.
         _without(_FIXED, "position_embedding_type") | {"conv_groups": (1,)},
         _without(_PLAIN, "positions", "convolution_width")
         | {"attention": "disentangled"},

@@ -1,4 +1,4 @@
-"""Names that other code and older versions gave to tensors, made those of `names`."""
+"""Tensor names of other code and older versions, converted to those of `names`."""
 
 import functools
 import re
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from plmjax.interop.names import FAMILIES, head_entries
 
-# What the first TensorFlow conversions called LayerNorm's leaves.
+# The names of LayerNorm's leaves in the first conversions from TensorFlow.
 _OLD_LEAVES = {".gamma": ".weight", ".beta": ".bias"}
 
-# Names that give a family away; the first match wins.
+# Names that identify a family; the first match wins.
 _FOOTPRINTS = (
     (r"^roberta\.|^lm_head\.layer_norm", "RoBERTa"),
     (r"^distilbert\.|(^|\.)transformer\.layer\.\d+\.attention\.q_lin", "DistilBERT"),
@@ -25,10 +25,10 @@ _FOOTPRINTS = (
 
 
 def modern_name(family: str, name: str, names: Iterable[str]) -> str:
-    """Returns what `FAMILIES` calls a tensor of a file that holds `names`.
+    """Returns the name in `FAMILIES` of a tensor from a file that holds `names`.
 
-    Mends gamma and beta, the names of other code, and the missing prefix of a
-    checkpoint of the bare encoder.
+    Replaces gamma and beta and the names of other code, and adds the prefix that a
+    checkpoint of the bare encoder lacks.
     """
     found = FAMILIES[family]
     for old, new in _OLD_LEAVES.items():
@@ -46,14 +46,14 @@ def modern_name(family: str, name: str, names: Iterable[str]) -> str:
 
 @functools.cache
 def _outside(family: str) -> frozenset[str]:
-    """Returns the names of a family that have no prefix."""
+    """Returns the names of a family's tensors that have no prefix."""
     found = FAMILIES[family]
     heads = {e.theirs for head in found.heads for e in head_entries(family, head)}
     return frozenset(heads | found.tied.keys())
 
 
 def guess_family(names: Iterable[str]) -> str | None:
-    """Returns the family whose footprints the names show, or None."""
+    """Returns the family that the names indicate, or None."""
     names = list(names)
     for pattern, family in _FOOTPRINTS:
         if any(re.search(pattern, name) for name in names):

@@ -1,4 +1,4 @@
-"""Models as folders that Hugging Face transformers loads, written and read.
+"""Reads and writes models as folders that Hugging Face transformers loads.
 
 Parameters are {"encoder": ..., and the heads by name}, nested dicts of float32 arrays.
 """
@@ -38,13 +38,13 @@ from plmjax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What a Hugging Face folder holds, as ours.
+    """The content of a Hugging Face folder, in our form.
 
-    `params` holds "encoder", and those of "head", "pair" and "detector" that the
-    checkpoint has whole; or the head of fine-tuning that its class names, whose `task`
-    then is not None. So is that of a folder with the files of sentence-transformers:
-    embeddings. `notes` say, one a line, what was left out, converted or taken by
-    default.
+    `params` holds "encoder" and those of "head", "pair" and "detector" that are
+    complete in the checkpoint, or the fine-tuning head of its class. `task` is set for
+    a fine-tuning head and for a folder with the files of sentence-transformers
+    (embeddings), else None. `notes` are lines about tensors left out, conversions and
+    defaults.
     """
 
     config: EncoderConfig
@@ -66,13 +66,13 @@ def export_folder(
 ) -> None:
     """Writes a folder that transformers and its AutoTokenizer load.
 
-    The class follows from the heads in `params`; a detector that no class holds goes
-    into detector_head.safetensors beside the model. `card` becomes README.md; `length`
-    is the longest row in tokens that the tokenizer shall give (the model's positions if
-    None); `task` is what a fine-tuned model was trained for (of embeddings the files of
+    The class follows from the heads in `params`; a detector that the class does not
+    have is written to detector_head.safetensors beside the model. `card` becomes
+    README.md; `length` is the tokenizer's longest row in tokens (None: the model's
+    positions); `task` is that of a fine-tuned model (for embeddings the files of
     sentence-transformers are written, too); `files` holds further files by name. The
-    folder appears whole or not at all; an earlier export of plmjax in its place is
-    replaced, anything else is not touched.
+    folder is written atomically; an earlier export of plmjax is replaced, anything else
+    is left untouched.
 
     Raises:
       PlmjaxError: transformers cannot express the model (code 2), the folder holds
@@ -114,7 +114,8 @@ def export_folder(
         for name, held in ((WEIGHTS, tensors), (DETECTOR, detector)):
             if held:
                 save_file(held, folder / name, metadata={"format": "pt"})
-                # The library lets nobody else read it, unlike the files beside it.
+                # The library makes it unreadable for other users, unlike the files
+                # beside it.
                 shutil.copymode(folder / CONFIG, folder / name)
         several = config.token_types > 1
         tokenizer.save(folder, max_length=length, token_types=several, segmenter=False)
@@ -126,11 +127,12 @@ def export_folder(
 def read_folder(path: str | Path) -> Imported:
     """Reads config, weights and tokenizer of a Hugging Face folder.
 
-    Everything is checked against the files' own claims before memory is taken. Weights
-    come as float32 from safetensors, whole or in shards; a pickle is never opened.
+    Everything is checked against the files' headers before memory is allocated. Weights
+    are read as float32 from safetensors, in one file or in shards; a pickle is never
+    opened.
 
     Raises:
-      PlmjaxError (code 4): what is wrong, in which file, and how to mend it.
+      PlmjaxError (code 4): a file is missing or invalid; the hint says how to fix it.
     """
     folder = Path(path)
     if not folder.is_dir():

@@ -1,10 +1,9 @@
-"""Which tensor of a Hugging Face checkpoint is which parameter: one table a family.
+"""The mapping from our parameters to Hugging Face tensors: one table a family.
 
-The tables are read both ways, by export and by import. A row is (our name, their name,
-kind); `{i}` stands for the layer, and the kind says how a module's leaves are called
-and whether their array is the transpose of ours. Rows whose parameters a config does
-not have are left out, so that one table serves all sizes of a family. A published
-family is a row of FAMILIES.
+Export and import use the same tables. A row is (our name, their name, kind); `{i}`
+stands for the layer, and the kind gives the names of a module's leaves and whether
+their array is the transpose of ours. Rows without parameters in a config are left out,
+so that one table serves all sizes of a family. A published family is a row of FAMILIES.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,18 +21,19 @@ NORM = {"/scale": (".weight", False), "/bias": (".bias", False)}
 TABLE = {"": (".weight", False)}
 ARRAY = {"": ("", False)}
 
-# Ours may be several modules, which theirs holds side by side.
+# Several of our modules may be concatenated in one of theirs.
 Row = tuple[str | tuple[str, ...], str, Mapping[str, tuple[str, bool]]]
 
 
 class Family(NamedTuple):
-    """How transformers lays out one family.
+    """The layout of one family in transformers.
 
-    `encoder` rows are relative to "encoder/" and `prefix`, rows of `heads` to the
-    head's name and nothing. `classes` are transformers' by the heads they have, sorted.
-    `tied` maps duplicates that a file may hold to what they must equal. `ignored` are
-    (regex, what it is) of tensors that pretraining does not use, unless a row names
-    them. `aliases` are (regex, replacement) of names that other code gave.
+    `encoder` rows are relative to "encoder/" (ours) and `prefix` (theirs), rows of
+    `heads` to the head's name and to no prefix. `classes` are transformers' classes by
+    their sorted heads. `tied` maps duplicates that a file may hold to the tensors they
+    must equal. `ignored` are (regex, description) of tensors without use in
+    pretraining, unless a row names them. `aliases` are (regex, replacement) of names in
+    other code.
     """
 
     prefix: str
@@ -46,9 +46,9 @@ class Family(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One tensor: our names, whose arrays stand side by side in theirs; their name.
+    """One tensor: our names, their name, and whether it is transposed.
 
-    Their array is the transpose of ours if `transposed`.
+    Our arrays are concatenated in theirs, which is their transpose if `transposed`.
     """
 
     ours: tuple[str, ...]
@@ -149,7 +149,7 @@ _BERT_HEAD = _head(
     "cls.predictions.bias",
 )
 _ROBERTA_HEAD = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-# ELECTRA's; of the other families none has a class with it, see `architecture`.
+# ELECTRA's. No other family has a class with a detector, see `architecture`.
 _DETECTOR: Sequence[Row] = (
     ("dense", "discriminator_predictions.dense", DENSE),
     ("prediction", "discriminator_predictions.dense_prediction", DENSE),
@@ -296,10 +296,10 @@ _PRETRAINED: dict[str, Family] = {
             *_ignored("deberta"),
             (r"pooler\..*", "pooler"),
             (r"mask_predictions\..*", "Microsoft's detector, which has a norm more"),
-            # Only Microsoft's decoder reads it, if positions are no input.
+            # Without positions as input, only Microsoft's decoder reads it.
             (r"deberta\.embeddings\.position_embeddings\.weight", "decoder's input"),
         ),
-        # Microsoft's own code, and transformers with legacy = false.
+        # Names of Microsoft's own code, and of transformers with legacy = false.
         aliases=(
             (r"lm_predictions\.lm_head\.bias", "cls.predictions.bias"),
             (r"lm_predictions\.lm_head\.(.*)", r"cls.predictions.transform.\1"),
@@ -319,12 +319,12 @@ FAMILIES = {name: _with_tasks(name, family) for name, family in _PRETRAINED.item
 
 
 def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...]]:
-    """Returns transformers' class for a model with these heads, and which it holds.
+    """Returns transformers' class for a model with these heads, and the heads it holds.
 
-    A detector that no class holds stands beside the model, in a file of its own.
+    A detector that no class holds is exported beside the model, in a separate file.
 
     Raises:
-      PlmjaxError: there is no such class.
+      PlmjaxError: transformers has no such class.
     """
     classes, wanted = FAMILIES[family].classes, tuple(sorted(heads))
     for inside in (wanted, tuple(head for head in wanted if head != "detector")):
@@ -340,7 +340,7 @@ def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...
 
 
 def blocks(config: EncoderConfig) -> int:
-    """Returns how many layers their file holds: ALBERT writes a shared one once."""
+    """Returns the number of layers in their file: ALBERT writes a shared one once."""
     return config.groups if config.sharing == "all" else config.layers
 
 
@@ -369,7 +369,7 @@ def head_entries(family: str, head: str) -> Iterator[Entry]:
 
 
 def _layer(config: EncoderConfig, name: str, block: int) -> int:
-    """Returns which of our layers holds a parameter of their block."""
+    """Returns the number of our layer that corresponds to their layer `block`."""
     layer = block * config.layers // blocks(config)
     part = "attention" if "/attention" in name else "ffn"
     if config.sharing in (part, "all"):

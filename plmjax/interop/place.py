@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and never in place of another's."""
+"""Writes a folder atomically and overwrites only earlier exports of plmjax."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
 
 CONFIG, CARD = "config.json", "README.md"
 TASK = "plmjax_task.json"  # how a fine-tuned model reads its input
-# All that an export writes, whatever the tokenizer's kind.
+# All files that an export may write, for any kind of tokenizer.
 _OURS = frozenset(
     f"""
     {CONFIG} {CARD} {TASK} {WEIGHTS} {DETECTOR} tokenizer.json tokenizer_config.json
@@ -23,7 +23,7 @@ _OURS = frozenset(
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raises unless `directory` is free, empty or an earlier export of plmjax."""
+    """Raises unless `directory` is absent, empty or an earlier export of plmjax."""
     if not directory.exists() and not directory.is_symlink():
         return
     hint = "Choose another folder, or remove this one yourself."
@@ -56,7 +56,7 @@ def check_replaceable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def appearing(directory: Path) -> Iterator[Path]:
-    """Yields a folder that takes the place of `directory` once all is written."""
+    """Yields a temporary folder that replaces `directory` when all is written."""
     try:
         with files.replacing_folder(directory) as folder:
             yield folder

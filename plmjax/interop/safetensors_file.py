@@ -1,8 +1,8 @@
-"""Safetensors files, read with suspicion: every claim is checked before it is used.
+"""Reads safetensors files of unknown origin: each header entry is checked before use.
 
-The library refuses most lies by itself (overlaps, holes, overflow), but takes duplicate
-names, names like "../x" and very long blank headers; those are refused here. Nothing
-is allocated before the header has proven itself against the size of the file.
+The library rejects overlaps, holes and overflow, but accepts duplicate names, names
+like "../x" and very long blank headers; those are rejected here. Nothing is allocated
+before the header is checked against the size of the file.
 """
 
 import json
@@ -18,10 +18,10 @@ from plmjax import Exit, PlmjaxError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# A detector that no class of transformers holds; a file of ours.
+# Our file for a detector head that no class of transformers holds.
 DETECTOR = "detector_head.safetensors"
 
-# 391 tensors of a bert-large take 45 kB; the library would take 100 MB.
+# 391 tensors of a bert-large take 45 kB; the library would accept 100 MB.
 _MAX_HEADER_BYTES = 10_000_000
 _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
@@ -31,7 +31,7 @@ _DAMAGED = "Copy or download the file again."
 
 
 class Tensor(NamedTuple):
-    """A tensor that is not read yet: its file, type there, and shape."""
+    """A tensor that is not read yet: its file, its type in the file, and its shape."""
 
     file: Path
     dtype: str
@@ -44,7 +44,7 @@ def refusal(message: str, hint: str) -> PlmjaxError:
 
 
 def load_json(path: Path, data: bytes) -> dict:
-    """Returns the object that `data`, of the file `path`, spells in JSON.
+    """Returns the JSON object in `data`, the content of the file `path`.
 
     Raises:
       PlmjaxError: not UTF-8, not JSON, nested too deeply, a key twice, or no object.
@@ -74,7 +74,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """Returns the tensors that a safetensors file holds, without reading them.
 
     Raises:
-      PlmjaxError: the file is no safetensors, truncated, or its header lies.
+      PlmjaxError: not a safetensors file, a truncated one, or one with a bad header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -127,7 +127,7 @@ def _truncated(path: Path, promised: int, size: int) -> PlmjaxError:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> Tensor:
-    """Returns a header's entry, of which name, form and type are checked."""
+    """Returns a header's entry after checks of its name, form and type."""
     if len(name) > 200 or not _NAME.fullmatch(name):
         raise refusal(
             f"{path} holds a tensor called {name[:80]!r}, which no parameter "
@@ -161,12 +161,12 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a folder: its model.safetensors, whole or in shards.
+    """Returns the tensors of a folder, from one model.safetensors or its shards.
 
-    Those of our own detector_head.safetensors are among them.
+    Those of our detector_head.safetensors are included.
 
     Raises:
-      PlmjaxError: there are none, only pickles, or the files belie each other.
+      PlmjaxError: no tensors, only pickles, or files that contradict each other.
     """
     tensors = _model_tensors(folder)
     if (folder / DETECTOR).is_file():
@@ -242,9 +242,9 @@ def read_tensor(name: str, tensor: Tensor) -> np.ndarray:
             f"{tensor.file}: {name} holds {tensor.dtype}, not floating-point weights.",
             "Save the model without quantisation.",
         )
-    # Not mapped into memory: a file that shrinks meanwhile would kill the process.
+    # A memory map would kill the process if the file shrank during the read.
     with safe_open(tensor.file, framework="numpy", backend="pread") as file:
-        stored = file.get_tensor(name)  # numpy knows bfloat16 by jax
+        stored = file.get_tensor(name)  # numpy knows bfloat16 through jax
     with np.errstate(over="ignore"):
         array = stored.astype(np.float32)
     if not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""The files by which sentence-transformers reads a folder: how its vectors are made."""
+"""The files that tell sentence-transformers how to compute a text's vector."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ _FLAGS: dict[Pooling, str] = {
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
 }
-# Those that plmjax has not.
+# Pooling modes that plmjax does not have.
 _OTHERS = ("mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 _TYPE = "sentence_transformers.models."
 
@@ -24,7 +24,7 @@ _TYPE = "sentence_transformers.models."
 def to_files(pooling: Pooling, width: int, length: int) -> dict[str, str]:
     """Returns {name: text} for vectors of `width` numbers, of rows of `length` tokens.
 
-    Vectors are not scaled to length 1, so that they are those of `plmjax embed`.
+    Vectors are not scaled to length 1, so that they equal those of `plmjax embed`.
     """
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"{_TYPE}{kind}"}
@@ -43,12 +43,12 @@ def to_files(pooling: Pooling, width: int, length: int) -> dict[str, str]:
 
 
 def read_pooling(folder: Path, notes: list[str]) -> Pooling | None:
-    """Returns how a folder makes one vector of a text; None where it does not say it.
+    """Returns the pooling of a folder; None if it does not specify one.
 
-    `notes` grows by what plmjax has not.
+    Appends a line to `notes` for each setting that plmjax does not support.
 
     Raises:
-      PlmjaxError (code 4): a file that is no such file.
+      PlmjaxError (code 4): a file is invalid.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -73,7 +73,7 @@ def _text(path: Path) -> str:
 
 
 def _pooling(body: dict[str, Any], notes: list[str]) -> Pooling | None:
-    # As sentence-transformers has it where a file does not say it.
+    # sentence-transformers' default.
     named = {"pooling_mode_mean_tokens": True} | body
     asked = {key for key, on in named.items() if key.startswith("pooling_mode_") and on}
     if isinstance(mode := body.get("pooling_mode"), str):  # newer files

@@ -1,4 +1,4 @@
-"""What transformers calls the heads of fine-tuning, and their keys in config.json."""
+"""The names of fine-tuning heads in transformers, and their keys in config.json."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from plmjax.interop.safetensors_file import refusal
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import Task
 
-# What follows the family's name in the class of a head.
+# The part of a head's class name after the family's name.
 CLASSES = {
     "sequence": "ForSequenceClassification",
     "tags": "ForTokenClassification",
@@ -27,7 +27,7 @@ def _pooled(pooler: str) -> _Modules:
     return {**_TAGS, "sequence": both, "choices": both}
 
 
-# {family: {head: (its pooler, its classifier)}}.
+# {family: {head: (name of its pooler, name of its classifier)}}.
 MODULES: dict[str, _Modules] = {
     "bert": _pooled("bert.pooler.dense"),
     "roberta": _ROBERTA,
@@ -41,8 +41,8 @@ MODULES: dict[str, _Modules] = {
     },
     "deberta-v2": _pooled("pooler.dense"),
 }
-# The key of the classifier's dropout. DistilBERT's tags and most answers have none of
-# their own.
+# The key of the classifier's dropout. Most heads for answers, and DistilBERT's for
+# tags, have no such key.
 _DROPOUT_KEY = {
     "bert": "classifier_dropout",
     "roberta": "classifier_dropout",
@@ -60,8 +60,8 @@ _PROBLEMS = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
-# Of poolers that transformers can be told to vary: {(family, head): {key: the only
-# value that plmjax has, and transformers' default}}.
+# Options of poolers in transformers: {(family, head): {key: the only value that plmjax
+# supports, which is also transformers' default}}.
 _DEBERTA_POOLER = {"pooler_hidden_act": "gelu"}
 _FIXED: dict[tuple[str, str], dict[str, Any]] = {
     ("deberta-v2", "sequence"): _DEBERTA_POOLER,
@@ -80,9 +80,10 @@ def _dropout_key(family: str, head: str) -> str | None:
 
 
 def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
-    """Returns what config.json says of a task, beside the class.
+    """Returns the keys of config.json for a task, except the class.
 
-    A dropout for which the class has no key is not written: it shapes training alone.
+    A dropout for which the class has no key is not written: it matters in training
+    only.
     """
     body: dict[str, Any] = {}
     if task.head is None:
@@ -100,7 +101,7 @@ def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
 
 
 def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> Task:
-    """Returns the task of a head that gives so many scores.
+    """Returns the task of a head with `outputs` scores.
 
     Raises:
       PlmjaxError (code 4): config.json and the head contradict each other.
@@ -142,7 +143,7 @@ def _kind(body: dict, head: str, outputs: int, where: str) -> Any:
         return head
     problem = body.get("problem_type")
     if problem is None:
-        # As transformers decides where the file does not say it.
+        # transformers decides the same way if the file has no problem_type.
         return "regression" if outputs == 1 else "classes"
     for kind, name in _PROBLEMS.items():
         if problem == name and (kind != "regression" or outputs == 1):

@@ -1,6 +1,6 @@
-"""Parameters to tensors and back: which there must be, their shapes, and copies.
+"""Converts parameters to tensors and back, and checks their names and shapes.
 
-Nothing is read before all names and shapes are known to fit.
+Values are read only after all names and shapes are known to fit.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ _CLASSIFIER = re.compile(rf"({'|'.join(TASK_HEADS)})/classifier/.*")
 class Found(NamedTuple):
     """The tensors of a checkpoint: {modern name: (name in the file, tensor)}.
 
-    `heads` are those that it has whole, `outputs` how many scores one of fine-tuning
-    gives (0 without one); `wanted` is what is to be read.
+    `heads` are the heads to read, `outputs` the number of scores of a fine-tuning head
+    (0 without one), `wanted` the tensors to read.
     """
 
     tensors: dict[str, tuple[str, Tensor]]
@@ -49,11 +49,11 @@ class Found(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns {our name: shape} of a model, of which only layer 0 is named.
+    """Returns {our name: shape} of a model, with layer 0 only.
 
-    The heads of fine-tuning stand there with one output.
+    The heads of fine-tuning have one output.
     """
-    # One layer stands for all: the cost does not depend on what a file claims.
+    # One layer stands for all, so that the cost does not depend on an untrusted file.
     one = dataclasses.replace(config, layers=1, sharing="none", groups=1)
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
 
@@ -79,7 +79,7 @@ def _our_shape(
 
 
 def _their_shape(config: EncoderConfig, entry: Entry, outputs: int) -> tuple[int, ...]:
-    """Returns the shape that Hugging Face gives the entry's tensor."""
+    """Returns the shape of the entry's tensor in Hugging Face's format."""
     first = _our_shape(config, entry.ours[0], outputs)
     assert first is not None
     shape = (*first[:-1], first[-1] * len(entry.ours))
@@ -87,7 +87,7 @@ def _their_shape(config: EncoderConfig, entry: Entry, outputs: int) -> tuple[int
 
 
 def model_entries(config: EncoderConfig, heads: Iterable[str]) -> list[Entry]:
-    """Returns the tensors of a model: those whose parameters the config has."""
+    """Returns the entries of the tensors whose parameters the config has."""
     return [
         entry
         for entry in entries(config, heads)
@@ -98,9 +98,9 @@ def model_entries(config: EncoderConfig, heads: Iterable[str]) -> list[Entry]:
 def to_tensors(
     config: EncoderConfig, params: dict, outputs: int = 0
 ) -> tuple[dict, dict]:
-    """Returns a model's tensors by name, and those that no class of theirs holds.
+    """Returns a model's tensors by name, and those that transformers' class lacks.
 
-    `outputs` is how many scores a head of fine-tuning gives.
+    `outputs` is the number of scores of a fine-tuning head.
 
     Raises:
       PlmjaxError: the parameters are not the config's (code 4) or not finite (6).
@@ -152,10 +152,10 @@ def choose(
     named: object,
     notes: list[str],
 ) -> Found:
-    """Returns what is to be read of a folder's tensors.
+    """Selects the tensors to read from a folder.
 
-    `named` is what config.json calls the architectures; `notes` grows by what is left
-    out or converted.
+    `named` is the value of `architectures` in config.json; a line is appended to
+    `notes` for tensors that are left out or converted.
 
     Raises:
       PlmjaxError: tensors are missing, unexpected, of another shape, or named twice.
@@ -199,7 +199,7 @@ def choose(
 
 
 def _outputs(wanted: Iterable[Entry], found: dict) -> int:
-    """Returns how many scores a head of fine-tuning gives; 0 without one."""
+    """Returns the number of scores of a fine-tuning head; 0 without one."""
     for entry in wanted:
         if _CLASSIFIER.fullmatch(entry.ours[0]) and entry.theirs in found:
             shape = found[entry.theirs][1].shape
@@ -222,7 +222,7 @@ def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
 
 
 def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
-    """Returns the heads that a checkpoint has; of a torn one, what is missing shows."""
+    """Returns the checkpoint's heads; `_check_all` rejects incomplete ones."""
     family, heads = FAMILIES[config.family], []
     for head in HEADS:
         if head not in family.heads:
@@ -230,14 +230,14 @@ def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
         names = [entry.theirs for entry in head_entries(config.family, head)]
         held = [name in found for name in names]
         if not names:
-            # It is the token table; only the class says whether it was trained.
+            # This head is the token table; only the class shows whether it was trained.
             has = named != [family.classes[()]]
         else:
-            # Many checkpoints have a pooler that was trained for something else.
+            # Many checkpoints have a pooler that was trained for another task.
             has = all(held) if head == "pair" else any(held)
         if has:
             heads.append(head)
-    # Several classes call their heads alike; only the name tells which it is.
+    # Several heads use the same tensor names; only the class tells them apart.
     for head in TASK_HEADS:
         if head in family.heads and named == [family.classes[head,]]:
             entries = head_entries(config.family, head)
@@ -246,7 +246,7 @@ def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
 
 
 def _split_off_ignored(found: dict, known, ignored) -> dict[str, str]:
-    """Takes the ignored tensors out of `found`; returns {what: their names}."""
+    """Removes the ignored tensors from `found`; returns {description: their names}."""
     left_out: dict[str, list[str]] = {}
     for key in [key for key in found if key not in known]:
         for pattern, what in ignored:
@@ -279,7 +279,7 @@ def _check_all(folder: Path, config, tensors, found, wanted, known, outputs: int
 
 
 def read_params(found: Found) -> dict:
-    """Reads what was chosen, as our parameters."""
+    """Reads the selected tensors as our parameters."""
     return from_tensors(
         found.wanted, found.heads, lambda name: read_tensor(*found.tensors[name])
     )
@@ -290,7 +290,7 @@ def from_tensors(
     heads: Iterable[str],
     tensor: Callable[[str], np.ndarray],
 ) -> dict:
-    """Returns our parameters of the tensors that `tensor` gives by their names."""
+    """Converts tensors, read by name with `tensor`, to our parameters."""
     flat = {}
     for entry in wanted:
         array = tensor(entry.theirs)
@@ -299,15 +299,15 @@ def from_tensors(
         for name, part in zip(entry.ours, parts, strict=True):
             flat[name] = np.ascontiguousarray(part)
     params = unflatten(flat)
-    # A plain head has no parameters, but it is there.
+    # A plain head has no parameters, but must be a key.
     return params | {head: params.get(head, {}) for head in heads}
 
 
 def check_tied(folder: Path, family: str, found: Found) -> None:
-    """Raises PlmjaxError unless copies of tied tensors equal what they are tied to."""
+    """Raises PlmjaxError if a copy of a tied tensor differs from the original."""
     for duplicate, source in FAMILIES[family].tied.items():
         copy = found.tensors.get(duplicate)
-        # Without the head, or when it is the only copy, there is nothing to compare.
+        # Without the head, or with the copy alone, there is nothing to compare.
         if copy is None or source not in found.tensors:
             continue
         if copy is not found.tensors[source] and not np.array_equal(
