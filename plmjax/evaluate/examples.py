@@ -1,4 +1,4 @@
-"""Hidden words of held-out text, guessed before and after training.
+"""Examples of hidden words in held-out text, guessed before and after training.
 
 Legend: B rows, K slots a row, L tokens.
 """
@@ -14,12 +14,12 @@ from plmjax.evaluate.model import Model
 from plmjax.objectives import Objective
 from plmjax.train.step import evaluation_key
 
-# Tokens shown on either side of a mask.
+# Number of tokens shown on either side of a mask.
 _CONTEXT = 14
 
 
 def masked(objective: Objective, batch: dict) -> dict:
-    """Returns a numpy batch with the masks that evaluation gives it."""
+    """Returns a numpy batch with the masks that evaluation uses."""
     given = objective.tables(), batch, evaluation_key(), jnp.float32(1)
     return jax.device_get(jax.jit(objective.corrupt)(*given))
 
@@ -30,19 +30,19 @@ class Examples:
     def __init__(self, objective: Objective, model: Model, batch: dict, count: int = 5):
         """Chooses one hidden word in each of the first `count` rows of `batch`."""
         self.model = model
-        # A causal model guesses the token after the position it guesses from.
+        # A causal model predicts the token after the current position.
         self.shift = int(model.encoder.causal)
-        # A few rows more than asked: one may have no mask to show.
+        # Takes more rows than needed, because some may have no mask to show.
         few = {name: array[: 2 * count] for name, array in batch.items()}
         self.batch = masked(objective, few)
         hidden_BK = self.batch["weights"] > 0
         if not self.shift:
             tokens, at = self.batch["tokens"], self.batch["mask_positions"]
             mask_BK = np.take_along_axis(tokens, at, 1) == model.tokenizer.mask_id
-            # Masks if there are any; an objective may do without.
+            # An objective may hide words without a mask token; masks are preferred.
             hidden_BK &= mask_BK if (hidden_BK & mask_BK).any() else True
         places = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
-        # The middle one: context on both sides.
+        # The middle slot has context on both sides.
         self.places = [
             (row, int(slots[len(slots) // 2]))
             for row, slots in enumerate(places)
@@ -50,7 +50,7 @@ class Examples:
         ][:count]
 
     def _words(self, row: int, hidden_K: np.ndarray) -> np.ndarray:
-        """Returns the hidden slots whose truth is a word; all where there is none."""
+        """Returns the hidden slots whose label is a word; all slots if none is."""
         slots = np.flatnonzero(hidden_K)
         truths = self.batch["labels"][row, slots].tolist()
         decode = self.model.tokenizer.decode
@@ -60,11 +60,11 @@ class Examples:
         return slots[words] if any(words) else slots
 
     def guess(self, top: int = 3) -> list[str]:
-        """Returns what the model says, a line an example."""
+        """Returns the model's guesses, one line an example."""
         rows = np.array([row for row, _ in self.places])
         slots = np.array([[slot] for _, slot in self.places])
         few = {name: array[rows] for name, array in self.batch.items()}
-        # The vocabulary head need not run where nothing is shown.
+        # The vocabulary head runs only on the slots that are shown.
         few["mask_positions"] = np.take_along_axis(few["mask_positions"], slots, 1)
         found = guesses(self.model, self.model.params, few, top)
         return [
@@ -73,7 +73,7 @@ class Examples:
         ]
 
     def texts(self) -> list[tuple[str, str]]:
-        """Returns (context with its masks, the right word) of each example."""
+        """Returns (context with its masks, correct word) of each example."""
         decode = self.model.tokenizer.decode
         shown = []
         for row, slot in self.places:
@@ -96,6 +96,6 @@ class Examples:
         for name in ("text", "was", "guesses before", "guesses after"):
             table.add_column(name, overflow="fold")
         for (text, truth), old, new in zip(self.texts(), before, after, strict=True):
-            # "[MASK]" is text here, not rich's markup.
+            # Text keeps rich from reading "[MASK]" as markup.
             table.add_row(Text(text), Text(truth), Text(old), Text(new))
         return table

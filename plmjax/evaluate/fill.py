@@ -20,7 +20,7 @@ class Guess(NamedTuple):
 def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
     """Returns the top guesses for each mask of a text, in order.
 
-    A causal model guesses what comes after the text, one token.
+    A causal model guesses the next token after the text.
 
     Raises:
       PlmjaxError: no mask in the text (a mask, for a causal model), or more tokens than
@@ -50,7 +50,7 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
 
 
 def encode_text(model: Model, text: str) -> list[int]:
-    """Returns the ids of a text of the command line, [MASK] standing for the mask.
+    """Returns the ids of a text from the command line, with [MASK] as the mask token.
 
     Raises:
       PlmjaxError: the text is not UTF-8.
@@ -71,7 +71,7 @@ def one_row(
     """Returns a batch of one row [1, L] that holds one document.
 
     Raises:
-      PlmjaxError: it is longer than the model's positions.
+      PlmjaxError: the row is longer than the model's positions.
     """
     if len(ids) > model.encoder.max_length:
         raise PlmjaxError(
@@ -89,7 +89,7 @@ def one_row(
 
 
 def outputs(encoder: EncoderConfig, params: dict, batch: dict) -> dict:
-    """Returns what each head of a model says of a batch, float32."""
+    """Returns the float32 outputs of each head of a model for a batch."""
     return _outputs(encoder, params, batch, Platform.of(jax.devices()))
 
 
@@ -101,7 +101,7 @@ def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     logits_BKV = outputs(model.encoder, params, batch)["head"]
     logits_BKV = logits_BKV[..., : model.tokenizer.vocab_size]
     probability_BKV = jax.nn.softmax(logits_BKV, axis=-1)
-    top = min(top, model.tokenizer.vocab_size)  # there are no more guesses than that
+    top = min(top, model.tokenizer.vocab_size)
     best, pieces = jax.device_get(jax.lax.top_k(probability_BKV, top))
     return [
         [

@@ -1,4 +1,4 @@
-"""Scores on held-out text: the same number every time."""
+"""Scores on held-out text, the same in every evaluation."""
 
 import functools
 
@@ -17,10 +17,10 @@ from plmjax.workdir import Workdir, row_plan
 
 
 def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
-    """Returns the nats a held-out token costs if words had no context.
+    """Returns the mean loss of held-out tokens, in nats, under unigram frequencies.
 
-    Counts of the training text, plus one each; special pieces left out as they are
-    never masked.
+    The frequencies are counts of the training text plus one; special tokens are left
+    out, as they are never masked.
     """
     counts = store.unigram.astype(np.float64) + 1
     counts[list(tokenizer.special_ids)] = 0
@@ -43,13 +43,13 @@ def score_run(
     batch: int,
     max_rows: int | None = None,
 ) -> dict[str, float]:
-    """Returns the scores of a run on its held-out rows, and how many there are.
+    """Returns the scores of a run on its held-out rows, and the number of rows.
 
-    `frozen` holds what the loss needs beside the objective's tables: a teacher.
+    `frozen` holds the inputs of the loss beside the objective's tables: a teacher.
     Masks depend on the row alone, so neither the batch size nor the device matters.
 
     Raises:
-      PlmjaxError: the run's token store is gone, or damaged.
+      PlmjaxError: the run's token store is missing or damaged.
     """
     config, store = model.config, workdir.store()
     split = store.split("held_out")

@@ -1,4 +1,4 @@
-"""Judges text: does B follow A (`plmjax next`), which words are odd (`detect`)?"""
+"""Judges whether B follows A (`plmjax next`), and which words are odd (`detect`)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from plmjax.evaluate.model import Model
 
 
 class Suspect(NamedTuple):
-    """A piece of a text, and how likely the detector thinks it was replaced."""
+    """A piece of a text, with the detector's probability that it was replaced."""
 
     text: str
     begins_word: bool
@@ -19,7 +19,7 @@ class Suspect(NamedTuple):
 
 
 def follows(model: Model, first: str, second: str) -> float:
-    """Returns the probability that `second` follows `first`, by a pair head.
+    """Returns the pair head's probability that `second` follows `first`.
 
     Raises:
       PlmjaxError: an empty text, or more tokens than the model has positions.

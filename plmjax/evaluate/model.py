@@ -22,9 +22,9 @@ from plmjax.workdir import (
     make_objective,
 )
 
-# Folders of an export of several models, the one that people are after first.
+# Folders in an export of several models, the most useful one first.
 PARTS = ("discriminator", "generator")
-# What a model without a head cannot do, and which objective trains one.
+# {head: (error text for a model without it, objective that trains it)}.
 _WITHOUT = {
     "head": ("vocabulary head, so it cannot guess words", "mlm"),
     "pair": ("sentence-pair head, so it cannot judge two sentences", "mlm"),
@@ -37,7 +37,7 @@ class Model:
     """An encoder with its heads, and all that is needed to use them.
 
     `part` is its name among the models of its run; `step` is None for a folder; `task`
-    is what a fine-tuned one was trained for.
+    is that of a fine-tuned model.
     """
 
     encoder: EncoderConfig
@@ -51,7 +51,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a run: all its parameters, whatever models they hold."""
+    """A checkpoint of a run, with the parameters of all its models."""
 
     config: RunConfig
     objective: Objective
@@ -76,10 +76,10 @@ class Trained:
 
 
 def open_model(path: str, checkpoint: str = "newest", head: str = "head") -> Model:
-    """Opens the first model of a workdir or folder that has the head asked for.
+    """Opens the first model of a workdir or folder that has the head `head`.
 
     Raises:
-      PlmjaxError: what `open_models` raises; no model there has the head.
+      PlmjaxError: as `open_models`, or no model has the head.
     """
     models = open_models(path, checkpoint)
     if (model := with_head(models, head)) is not None:
@@ -91,9 +91,9 @@ def open_model(path: str, checkpoint: str = "newest", head: str = "head") -> Mod
 
 
 def with_head(models: dict[str, Model], head: str) -> Model | None:
-    """Returns the model with a head; of several that guess words, the generator.
+    """Returns the model with a head; the generator if several have it.
 
-    A discriminator may have a vocabulary head, too, but it has never seen a mask.
+    A discriminator may have a vocabulary head, too, but was never trained on masks.
     """
     found = {name: model for name, model in models.items() if head in model.params}
     return found.get("generator") or next(iter(found.values()), None)
@@ -103,7 +103,7 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
     """Opens all models of a workdir (best, newest or numbered checkpoint) or folder.
 
     Raises:
-      PlmjaxError: neither of the two, or no good checkpoint.
+      PlmjaxError: `path` is neither of the two, or has no good checkpoint.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -126,9 +126,9 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
 
 
 def model_folders(directory: Path) -> dict[str, Path]:
-    """Returns the Hugging Face folders that a directory is, or holds by part.
+    """Returns {part: Hugging Face folder} of the directory or its subfolders.
 
-    A run's workdir is none, whatever was exported into it.
+    Returns {} for a run's workdir, even if models were exported into it.
     """
     if is_run(directory):
         return {}
@@ -138,13 +138,13 @@ def model_folders(directory: Path) -> dict[str, Path]:
 
 
 def is_run(directory: Path) -> bool:
-    """Says whether a directory is a run's workdir: its config has blocks of ours."""
+    """Returns True if a directory is a run's workdir, by the blocks of its config."""
     found = _config_keys(directory)
     return "objective" in found and "model_type" not in found
 
 
 def is_finetuned(directory: Path) -> bool:
-    """Says whether a directory is the workdir of a fine-tuning."""
+    """Returns True if a directory is the workdir of a fine-tuning."""
     return is_run(directory) and "task" in _config_keys(directory)
 
 
@@ -152,7 +152,7 @@ def finished(workdir: Path) -> Path:
     """Returns the folder with the model of a fine-tuning.
 
     Raises:
-      PlmjaxError: it has not come to its end.
+      PlmjaxError: the fine-tuning is not finished.
     """
     folder = workdir / "export"
     if not is_folder(folder):
@@ -165,12 +165,12 @@ def finished(workdir: Path) -> Path:
 
 
 def is_folder(directory: Path) -> bool:
-    """Says whether a directory is a Hugging Face folder: its config names a type."""
+    """Returns True if a directory is a Hugging Face folder: its config names a type."""
     return "model_type" in _config_keys(directory)
 
 
 def _config_keys(directory: Path) -> set[str]:
-    """Returns the keys of a directory's config.json; none where it is no such file."""
+    """Returns the keys of a directory's config.json; none if it cannot be read."""
     try:
         found = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
@@ -210,7 +210,7 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
             hint="Let `plmjax pretrain` reach train.checkpoint_every_steps.",
             code=Exit.MODEL,
         )
-    # On the host: where they are wanted, and on how many devices, others know.
+    # On the host: the callers decide on which devices they are needed.
     params = jax.device_get(load_params(config, objective, checkpoints, step))
     name = config.name or workdir.path.resolve().name
     return Trained(
@@ -239,7 +239,7 @@ def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
 def load_params(
     config: RunConfig, objective: Objective, checkpoints: Checkpoints, step: int
 ) -> dict:
-    """Returns a checkpoint's weights, without its optimizer; their average if kept."""
+    """Returns a checkpoint's weights (their average if kept), without the optimizer."""
     ids = jax.ShapeDtypeStruct((1, 8), "int32")
     batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)

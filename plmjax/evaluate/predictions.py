@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of examples: scores of rows, put together and read.
+"""Predictions of a fine-tuned model: scores of rows, joined and read by example.
 
 Legend: B rows, L tokens a row, n examples, C labels or choices.
 """
@@ -22,12 +22,12 @@ from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import Task, task_logits
 from plmjax.train import sharding
 
-# Of an example: [C] probabilities; of tags [words, C]; of regression [1], the number;
-# of answers {(first character, the one after the last): probability}; of embeddings
+# The prediction for an example: [C] probabilities; for tags [words, C]; for regression
+# the number [1]; for answers {(first character, end): probability}; for embeddings
 # retrieval.Found.
 Said = Any
 NO_ANSWER = (-1, -1)
-_BEST = 20  # answers to choose among, as usual for SQuAD
+_BEST = 20  # candidate answers, as usual for SQuAD
 
 
 def make_predict(
@@ -36,9 +36,9 @@ def make_predict(
     mesh: jax.sharding.Mesh,
     merge: Callable[[dict, Any], dict] = lambda params, frozen: params,
 ) -> Callable:
-    """Returns the jitted (params, frozen, batch) -> scores of all rows, everywhere.
+    """Returns the jitted (params, frozen, batch) -> scores of all rows, replicated.
 
-    `merge` makes the plain model's parameters of those that were trained (LoRA).
+    `merge` converts trained parameters (LoRA) to those of the plain model.
     """
 
     platform = Platform.of(mesh.devices.flat)
@@ -58,9 +58,9 @@ def score_rows(
     buckets: Sequence[int] = (),
     watched: Callable[[Iterator], Iterator] = iter,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (rows, their scores) until each row was given once, in no set order.
+    """Yields (rows, their scores), each row once, in any order.
 
-    predict(batch) is a jitted function; `watched` may end the batches before.
+    predict(batch) is a jitted function; `watched` may stop before the last batch.
     """
 
     def mine(size: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def score_rows(
     ordered = batches_in_order(features, batch, lengths=buckets, mine=mine)
     for rows, values in watched(ordered):
         found = rows, predict(sharding.put_rows(mesh, values))
-        if waiting is not None:  # read while the device computes the next
+        if waiting is not None:  # read while the device computes the next batch
             yield _real(*waiting)
         waiting = found
     if waiting is not None:
@@ -87,7 +87,7 @@ def put_together(
     examples: Sequence[Example],
     scored: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> list[Said]:
-    """Returns what a model says of each example, of all its windows together."""
+    """Returns the prediction for each example, from all its windows."""
     own = {"tags": _tags, "answers": _answers, "embeddings": _pairs}
     together = own.get(config.kind, _whole)
     return together(config, features, examples, scored)
@@ -99,7 +99,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _whole(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
-    """Of kinds with one answer an example."""
+    """Returns predictions of the kinds with one output an example."""
     windows = np.bincount(features.example, minlength=len(examples))
     found: np.ndarray | None = None
     for rows, scores in scored:
@@ -125,7 +125,7 @@ _PROBABILITIES = {
 
 
 def _tags(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
-    """Of each word: it is labelled in one of its windows; nan where it was cut."""
+    """Returns probabilities of each word from its row; nan for words that were cut."""
     assert features.word is not None
     found: list[np.ndarray] | None = None
     for rows, scores in scored:
@@ -142,7 +142,7 @@ def _tags(config: TaskConfig, features: Features, examples, scored) -> list[Said
 
 
 def _pairs(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
-    """Where each text's pair stands among those of all examples."""
+    """Returns each text's retrieval result: its pair's rank among all examples."""
     found: np.ndarray | None = None
     seen = 0
     for rows, vectors in scored:
@@ -151,12 +151,12 @@ def _pairs(config: TaskConfig, features: Features, examples, scored) -> list[Sai
         found[features.example[rows]] = vectors
         seen += len(rows)
     if found is None or seen < features.rows:
-        return []  # broken off
+        return []  # stopped early
     return find_pairs(found, features.arrays["label"], config.temperature)
 
 
 def _answers(config: TaskConfig, features: Features, examples, scored) -> list[Said]:
-    """Of the best stretches of all windows, and of none: the lowest of the windows."""
+    """Returns the best spans of all windows; "no answer" has its lowest score."""
     assert features.spans is not None
     heard: list[dict] = [{} for _ in examples]
     none = np.full(len(examples), np.inf)
@@ -171,9 +171,9 @@ def _answers(config: TaskConfig, features: Features, examples, scored) -> list[S
     found = []
     for own, nothing in zip(heard, none, strict=True):
         if not np.isfinite(nothing):
-            continue  # the windows were broken off
+            continue  # stopped before the windows of this example
         best = sorted(own, key=own.__getitem__, reverse=True)[:_BEST]
-        # Without any stretch, as in an empty context, there is but one thing to say.
+        # Without any span, as in an empty context, "no answer" is the only candidate.
         places = [*best, NO_ANSWER] if config.unanswerable or not best else best
         values = np.array([own.get(place, nothing) for place in places])
         found.append(dict(zip(places, _softmax(values).tolist(), strict=True)))
@@ -181,7 +181,7 @@ def _answers(config: TaskConfig, features: Features, examples, scored) -> list[S
 
 
 def _stretches(ends: np.ndarray, spans: np.ndarray, most: int) -> Iterator[tuple]:
-    """Yields (score, first character, the one after the last) of the best answers."""
+    """Yields (score, first character, end) of the best answer spans."""
     context = np.flatnonzero(spans[:, 0] >= 0)
     if not len(context):
         return
@@ -199,7 +199,7 @@ def _stretches(ends: np.ndarray, spans: np.ndarray, most: int) -> Iterator[tuple
 
 
 def mean_of(several: Sequence[Sequence[Said]]) -> list[Said]:
-    """Returns the mean of what several models say of the same examples."""
+    """Returns the mean of several models' predictions for the same examples."""
     return [_mean(own) for own in zip(*several, strict=True)]
 
 
@@ -219,10 +219,9 @@ def read(
     examples: Sequence[Example],
     said: Sequence[Said],
 ) -> list[Any]:
-    """Returns each example's label: a name, names, a number, tags, a text, a choice, a
-    rank.
+    """Returns each example's label: a name, names, number, tags, text, choice or rank.
 
-    A word that was cut has the tag O, or the first where there is no O.
+    A word that was cut has the tag O, or the first tag if there is no O.
     """
     own = _READ[config.kind]
     return [
@@ -238,7 +237,7 @@ def _read_tags(labels, example, said) -> tuple[str, ...]:
 
 
 def best_answer(example: Example, said: Mapping) -> tuple[str, float, int]:
-    """Returns the likeliest answer, its probability and place; of none "" and -1."""
+    """Returns the likeliest answer, its probability and start; "" and -1 for none."""
     (begin, end), value = max(said.items(), key=lambda item: item[1])
     if (begin, end) == NO_ANSWER:
         return "", value, -1
@@ -264,8 +263,9 @@ def scores_of(
     truth: Sequence[Any],
     predicted: Sequence[Any],
 ) -> dict[str, float]:
-    """Returns all scores of predictions; both as Example.label has them, answers' texts
-    predicted.
+    """Returns all scores of predictions.
+
+    Both have the form of Example.label, but predicted answers are texts.
     """
     by_characters = config.compare_answers == "characters"
     return task_scores(
@@ -274,7 +274,7 @@ def scores_of(
 
 
 def usual_metric(config: TaskConfig, labels: Sequence[str]) -> str:
-    """Returns the score that a kind of task is usually judged by."""
+    """Returns the usual metric of a kind of task."""
     if config.kind == "tags":
         return "entity_f1" if has_entities(labels) else "tag_accuracy"
     return {
@@ -289,7 +289,7 @@ def metrics_of(
     config: TaskConfig, labels: Sequence[str], truth: Sequence[Any]
 ) -> list[str]:
     """Returns the names of the scores that a task has, loss among them."""
-    # What the truth would score, had a model said it.
+    # The names are those of scoring the truth as a prediction.
     said = list(truth)
     if config.kind == "answers":
         said = [own[0][0] if own else "" for own in truth]
@@ -309,6 +309,6 @@ def check_metric(
 
 
 def rank(metric: str, scores: Mapping[str, float]) -> float:
-    """Returns what is lower for better scores; nan where there is no telling."""
+    """Returns a number that is lower for better scores; nan for an undefined score."""
     value = scores[metric]
     return value if metric in ("loss", *LOWER_IS_BETTER) else -value
