@@ -1,1 +1,1 @@
-"""Texts and words as vectors."""
+"""Vectors of texts and words."""

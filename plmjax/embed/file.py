@@ -1,8 +1,8 @@
-"""A file of vectors in the making: what a stop or a kill leaves, the next start takes.
+"""A file of vectors that is written in steps and resumed after a stop or a kill.
 
-Beside FILE stand FILE.part, the vectors so far as an .npy file of float32, and
-FILE.progress.json, which says of which job they are and how many batches are done. It
-stays when FILE is finished, as the record of what the vectors are of.
+Beside FILE are FILE.part, the vectors so far as an .npy file of float32, and
+FILE.progress.json with the job and the number of finished batches. It is kept when FILE
+is finished, as the record of how the vectors were computed.
 """
 
 import fcntl
@@ -44,9 +44,9 @@ def check_output(path: Path, words: bool) -> None:
 class VectorFile:
     """The vectors [n, width] of a job, written in any order and finished once.
 
-    `job` is JSON-able and says all that shapes them, `about` what people want to know
-    besides; `batches` is how many there are, of which `done` are written. Use it as a
-    context manager, which holds the file for this process.
+    `job` is JSON-able and holds all that determines them, `about` further facts for the
+    user; `batches` is their total number, of which `done` are written. It is a context
+    manager, which locks the file for this process.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class VectorFile:
         self.done = 0
         self.finished = False
         self._file: Any = None
-        self._data = 0  # where the vectors begin in the part
+        self._data = 0  # offset of the vectors in the part file
 
     def __enter__(self):
         note = self._read_note()
-        # Killed between the last rename and its note, the job is done, too.
+        # A kill between the last rename and its note also leaves a finished job.
         if self.path.exists() and not self.part.exists():
             self._write_note(True)
             self.finished = True
@@ -90,10 +90,10 @@ class VectorFile:
             self._file.close()
 
     def _read_note(self) -> dict[str, Any]:
-        """Returns what an earlier start of this job has noted, {} if it is the first.
+        """Returns the note of an earlier start of this job; {} if this is the first.
 
         Raises:
-          PlmjaxError: what stands there is of another job, or of nobody knows what.
+          PlmjaxError: the files are of another job or of unknown origin.
         """
         here, part = self.path.exists(), self.part.exists()
         if not here and not part:
@@ -106,7 +106,7 @@ class VectorFile:
         what = self.path if here else self.part
         mend = f"give another --output, or remove {what} yourself."
         if job == self.job and here and done < self.batches:
-            job = None  # ours is not made yet, so this one is somebody else's
+            job = None  # an unfinished job cannot have written the file
         if job is None:
             if not here:
                 return {}  # killed before its first note
@@ -135,7 +135,7 @@ class VectorFile:
         return note
 
     def _lock(self) -> None:
-        """Holds the part for this process; the system frees it when we die."""
+        """Locks the part file for this process; the system unlocks it when we die."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -145,7 +145,7 @@ class VectorFile:
             ) from None
 
     def _begin(self, note: dict[str, Any]) -> None:
-        """Goes on with the part, or takes the whole room on the disk at once."""
+        """Resumes the part file, or allocates all its disk space at once."""
         file, (count, width) = self._file, self.shape
         found = os.fstat(file.fileno()).st_size
         header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
@@ -155,7 +155,7 @@ class VectorFile:
         size = self._data + 4 * count * width
         if found == size:
             self.done = note.get("done", 0)
-        # The note first: a part that has its size is of the job that the note names.
+        # The note comes first: a part file of full size then always belongs to its job.
         self._write_note(False)
         if found == size:
             return
@@ -170,9 +170,10 @@ class VectorFile:
             raise
 
     def write(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        """Writes vectors [m, width] to their ascending places [m].
+        """Writes vectors [m, width] to their ascending indices [m].
 
-        By plain writes, as a memory map of a full disk ends the process by a signal.
+        With plain writes: with a memory map, a full disk would end the process by a
+        signal.
         """
         rows = np.ascontiguousarray(vectors, "<f4")
         step = rows.shape[1] * 4
@@ -184,20 +185,20 @@ class VectorFile:
                     _write_all(self._file.fileno(), rows[some[0] : some[-1] + 1], at)
 
     def save(self, done: int) -> None:
-        """Notes that so many batches are done, once they are on the disk."""
+        """Notes that `done` batches are finished, once they are on the disk."""
         with disk_errors(self.part):
             os.fsync(self._file.fileno())
         self.done = done
         self._write_note(False)
 
     def vectors(self) -> np.ndarray:
-        """Returns the vectors so far, mapped from the disk."""
+        """Returns the vectors so far, as a memory map."""
         return np.load(self.part, mmap_mode="r")
 
     def finish(self, write: Callable[[Path], Any] | None) -> None:
-        """Puts the file in its place: what `write` makes at a path, or the part.
+        """Moves the file to its final path: the output of `write`, or the part file.
 
-        An interrupted call leaves the part, from which the next start goes on.
+        If it is interrupted, the next start resumes from the part file.
         """
         new = self.part
         with disk_errors(self.path):
@@ -241,7 +242,7 @@ def write_npy(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, int]) 
 
 
 def write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
-    """Writes blocks of columns, a row group each; "vector" [m, width] is lists."""
+    """Writes blocks of columns, a row group each; "vector" [m, width] becomes lists."""
     import pyarrow
     import pyarrow.parquet
 

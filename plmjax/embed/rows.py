@@ -1,4 +1,4 @@
-"""Texts as rows, rows of like length as batches, and where words stand in rows."""
+"""Texts as rows, rows of similar length as batches, and the words in the rows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from plmjax.data.tasks import TaskConfig
 from plmjax.tokenizers import Tokenizer
 
 FRAME = 2  # [CLS] and [SEP]
-# Tokens a row, two to each doubling: a row has a third of padding at most, above 8.
+# Row lengths, two in each doubling: above 8, at most a third of a row is padding.
 _LENGTHS = sorted(size << n for size in (8, 12) for n in range(16))
 
 
@@ -20,8 +20,8 @@ _LENGTHS = sorted(size << n for size in (8, 12) for n in range(16))
 class Words:
     """Words of texts, in order; all [words] int64.
 
-    `text` is which text a word is of, `begin` and `end` its characters there. Its
-    pieces are `count` tokens of the row `row`, from place `first` on.
+    `text` is the index of a word's text, `begin` and `end` its characters there. Its
+    pieces are `count` tokens of the row `row`, from index `first` on.
     """
 
     text: np.ndarray
@@ -37,15 +37,15 @@ class Words:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of texts, a text or a window of one each, and their tokens.
+    """Rows, each of one text or a window of one, and their tokens.
 
-    `sizes` [rows] are tokens with [CLS] and [SEP]; `report` counts what is long, cut,
-    empty or lost. `words` is None where nobody asked for them.
+    `sizes` [rows] are tokens with [CLS] and [SEP]; `report` counts long, cut, empty and
+    lost texts and words. `words` is None if they are not needed.
     """
 
     stream: Stream
     plan: RowPlan
-    begin: np.ndarray  # [rows] which token of the stream comes first
+    begin: np.ndarray  # [rows] index of the first token in the stream
     sizes: np.ndarray
     report: dict[str, int]
     words: Words | None = None
@@ -95,10 +95,10 @@ def make_rows(
 
 
 def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
-    """Returns the words that a row holds, and how many there are with the others.
+    """Returns the words in the rows, and the number of all words.
 
-    A word is taken from the row that has most of its pieces, and of several such from
-    the one where most stands around it.
+    A word is taken from the row with most of its pieces; among several, from the one
+    with most context around it.
     """
     sizes = rows.plan.size[:, 0]
     starts = rows.stream.word_start.copy()
@@ -106,7 +106,7 @@ def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
     offset = np.cumsum(rows.stream.sizes) - rows.stream.sizes
     starts[offset[filled]] = True
     opens = np.flatnonzero(starts)
-    number = np.cumsum(starts) - 1  # of the word that a token is of
+    number = np.cumsum(starts) - 1  # index of each token's word
     owner = np.repeat(np.arange(rows.texts), rows.stream.sizes)[opens]
     begin = spans[opens, 0].astype(np.int64)
     end = begin
@@ -138,7 +138,7 @@ def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
 
 
 class Batch(NamedTuple):
-    """Which rows [n] go together, at most `size` of at most `length` tokens."""
+    """The rows [n] of one batch, at most `size` of at most `length` tokens."""
 
     length: int
     size: int
@@ -146,12 +146,12 @@ class Batch(NamedTuple):
 
 
 def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Batch]:
-    """Puts rows of `sizes` tokens into batches of few shapes, the longest first.
+    """Groups rows of `sizes` tokens into batches of few shapes, the longest first.
 
-    A batch has at most `batch_tokens` tokens with padding, or is one row. A length of
-    its own, which costs a compilation, is kept where it saves as much padding as a
-    batch has tokens; else its rows go to the next longer one. The longest come first,
-    as they need most memory.
+    A batch has at most `batch_tokens` tokens with padding, or is one row. As each
+    length costs a compilation, it is used only if it saves at least `batch_tokens` of
+    padding; else its rows use the next longer one. The longest come first, as they need
+    most memory.
     """
     lengths = np.array([n for n in _LENGTHS if n < longest] + [longest])
     bucket = np.searchsorted(lengths, sizes)
@@ -178,7 +178,7 @@ def arrays(
 ) -> dict[str, np.ndarray]:
     """Returns tokens, segments, positions and types of a batch, each [B, L] int32.
 
-    Rows of padding make its size a multiple of `shards`.
+    Padding rows make its size a multiple of `shards`.
     """
     sizes = rows.plan.size[batch.rows, 0]
     token = np.repeat(rows.begin[batch.rows], sizes) + count_up(sizes)

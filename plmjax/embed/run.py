@@ -37,12 +37,12 @@ from plmjax.evaluate.model import (
 from plmjax.stop import Stop
 from plmjax.workdir import Workdir
 
-_FORMAT = 1  # raise it when the same job would be cut into other batches
-_SAVE_SECONDS = 5.0  # what a kill can cost
+_FORMAT = 1  # increase it if the same job would be split into other batches
+_SAVE_SECONDS = 5.0  # most work that a kill can lose
 
 
 class Seen(NamedTuple):
-    """How far the work is: tokens with padding, and texts whose first row is done."""
+    """The progress: tokens with padding, and texts whose first row is done."""
 
     tokens: int
     all_tokens: int
@@ -50,12 +50,12 @@ class Seen(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """What became of a job: `vectors` of `width` numbers, in all.
+    """The outcome of a job: `vectors` of `width` numbers, in all.
 
-    `report` counts texts, rows, tokens and what was cut, of the whole job, of which
-    `before` texts were done by an earlier start. `texts` and `tokens` (without padding)
-    are of this start alone, in `seconds`, of which `compile_seconds` are not counted in
-    its rates. `stopped` names the signal, `finished` says that nothing was left to do.
+    `report` counts texts, rows, tokens and cut texts of the whole job; `before` texts
+    were done by an earlier start. `texts` and `tokens` (without padding) are of this
+    start, in `seconds`; its rates do not count `compile_seconds`. `stopped` names the
+    signal; `finished` is True if nothing was left to do.
     """
 
     vectors: int
@@ -78,7 +78,7 @@ class Embedded(NamedTuple):
         return self.tokens / max(self.seconds - self.compile_seconds, 1e-9)
 
     def figures(self) -> dict[str, Any]:
-        """Returns all of it as JSON has it."""
+        """Returns all figures in a form for JSON."""
         return {
             **self.report,
             "vectors": self.vectors,
@@ -96,13 +96,13 @@ class Embedded(NamedTuple):
 
 
 def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
-    """Opens the first model of a workdir or folder, and says how long its rows are.
+    """Opens the first model of a workdir or folder; returns it and its row length.
 
-    These are the longest that a run was trained with, or model_max_length of a folder;
-    positions beyond were never trained.
+    That is the longest row of a run's training, or model_max_length of a folder;
+    positions beyond it were never trained.
 
     Raises:
-      PlmjaxError: what `open_models` raises.
+      PlmjaxError: as `open_models`.
     """
     model = next(iter(open_models(path, checkpoint).values()))
     directory, longest = Path(path), model.encoder.max_length
@@ -124,10 +124,10 @@ def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
 def embed_texts(
     model: Model, texts: Sequence[str], config: EmbedConfig, longest: int | None = None
 ) -> np.ndarray:
-    """Returns a vector a text [N, H], float32; of words, one a word in their order.
+    """Returns a float32 vector a text [N, H], or a word, in order.
 
     Raises:
-      PlmjaxError: what `EmbedConfig.resolved` raises.
+      PlmjaxError: as `EmbedConfig.resolved`.
     """
     config = config.resolved(model, longest or model.encoder.max_length)
     work = plan_work(model, texts, config)
@@ -152,12 +152,11 @@ def embed_file(
 ) -> Embedded:
     """Writes the vectors of a file's texts to an .npy or .parquet file.
 
-    Ctrl-C, SIGTERM and a kill leave what is done; the same call goes on there, to the
-    same bytes.
+    After Ctrl-C, SIGTERM or a kill the same call resumes and gives the same bytes.
 
     Raises:
-      PlmjaxError: bad input (code 3), what the model cannot do, an output that is of
-        another job (2), or a disk that refuses (5).
+      PlmjaxError: bad input (code 3), a request that the model does not support, an
+        output of another job (2), or a disk that refuses (5).
     """
     check_output(output, config.words)
     config = config.resolved(model, longest)
@@ -199,7 +198,7 @@ def embed_file(
 
 
 def _tell(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:
-    """Says what of the texts is empty, long or lost."""
+    """Logs how many texts are empty, long or cut."""
     count = work.rows.report
     if empty := count["empty_texts"]:
         what = "have no word" if config.words else "get the vector of [CLS] [SEP]"
@@ -219,7 +218,7 @@ def _tell(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:
 
 
 def _digest(model: Model) -> str:
-    """SHA-256 of all that makes vectors of texts: weights, config and vocabulary."""
+    """Returns the SHA-256 of weights, config and vocabulary, which shape vectors."""
     digest = hashlib.sha256(model.tokenizer.digest.encode())
     config = dataclasses.asdict(model.encoder)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -237,7 +236,7 @@ def _fill(
     seen: Callable[[Seen], Any],
     save_seconds: float,
 ) -> Embedded:
-    """Writes what is not written yet, until all is or a signal comes."""
+    """Writes the remaining batches, until all are done or a signal comes."""
     first = work.rows.plan.start[:, 0] == 0
     padded = np.cumsum([0, *(batch.size * batch.length for batch in work.batches)])
     texts = np.cumsum([0, *(first[batch.rows].sum() for batch in work.batches)])

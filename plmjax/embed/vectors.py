@@ -1,4 +1,4 @@
-"""Rows to vectors: what the device computes, and how its results become one a text.
+"""Computes vectors of rows on the device, and combines them to one a text.
 
 Legend: B rows, L tokens a row, H width, N texts or words, R rows of texts, T = B * L.
 """
@@ -34,32 +34,32 @@ _BLOCK = 4096  # vectors that are finished at once, and a row group of parquet
 
 @dataclasses.dataclass(frozen=True)
 class EmbedConfig:
-    """What becomes of texts; None stands for what `resolved` says."""
+    """How texts are embedded; `resolved` replaces None."""
 
     # Over all tokens of a text, [CLS] and [SEP] too, as sentence-transformers does.
-    # None: what a model of embeddings was trained with, else mean.
+    # None: the pooling that a model of embeddings was trained with, else mean.
     pooling: Literal["mean", "cls", "max"] | None = None
-    # A vector for each word in the place of each text: the mean of its pieces.
+    # A vector for each word instead of each text: the mean of its pieces.
     words: bool = False
-    # 0: the embeddings; the last is -1, as in a list of layers + 1.
+    # 0: the embeddings; -1: the last layer, as in a list of layers + 1.
     layer: int = -1
     normalize: bool = False  # to length 1
     length: int | None = None  # tokens a row, [CLS] and [SEP] included
-    # A text longer than a row: several windows, or its beginning alone.
+    # A text longer than a row becomes several windows, or is cut to its beginning.
     long: Literal["window", "truncate"] = "window"
     stride: int | None = None  # tokens from a window's beginning to the next's
     batch_tokens: int = 16384  # at once, padding included
-    # bfloat16, which accelerators are made for, rounds to 8 bits.
+    # bfloat16 has 8 significant bits, and accelerators compute it fast.
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def resolved(self, model: Model, longest: int) -> "EmbedConfig":
         """Returns the config for a model whose rows are at most `longest` by default.
 
-        The stride is a window's room, so that each token counts once; for words half
-        of it, so that each has tokens around it.
+        The default stride is the window's tokens, so that each token counts once; for
+        words half of it, so that each has context.
 
         Raises:
-          PlmjaxError: what the model cannot do.
+          PlmjaxError: the model does not support a value.
         """
         encoder = model.encoder
         length = longest if self.length is None else self.length
@@ -99,9 +99,9 @@ class EmbedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Rows and their batches; `shape` [N, H] is of what the batches write.
+    """Rows and their batches; `shape` [N, H] is that of all vectors from the batches.
 
-    That is a vector a word, or a row.
+    N counts words, or rows.
     """
 
     rows: Rows
@@ -110,17 +110,18 @@ class Work:
 
     @property
     def made(self) -> tuple[int, int]:
-        """What is made of them in the end, [N, H]: a vector a word, or a text."""
+        """The shape of the final vectors, [N, H]: N counts words, or texts."""
         count = self.shape[0] if self.rows.words is not None else self.rows.texts
         return count, self.shape[1]
 
     @property
     def windowed(self) -> bool:
-        """Whether texts have several rows, whose vectors are to become one."""
+        """True if texts have several rows, whose vectors are combined to one."""
         return self.rows.words is None and len(self.rows) > self.rows.texts
 
 
 def plan_work(model: Model, texts: Sequence[str], config: EmbedConfig) -> Work:
+    """Splits texts into rows and batches; `config` must be resolved."""
     assert config.length is not None and config.stride is not None
     long = (config.length, config.long, config.stride)
     rows = make_rows(model.tokenizer, texts, *long, config.words)
@@ -130,7 +131,7 @@ def plan_work(model: Model, texts: Sequence[str], config: EmbedConfig) -> Work:
 
 
 class Step(NamedTuple):
-    """A batch's vectors [n, H] and their places; `done` batches are behind it."""
+    """A batch's vectors [n, H] and their indices; `done` batches are finished."""
 
     done: int
     batch: Batch
@@ -142,7 +143,7 @@ class Step(NamedTuple):
 def compute(
     model: Model, config: EmbedConfig, work: Work, begin: int = 0
 ) -> Iterator[Step]:
-    """Yields the vectors of each batch; the device has the next one meanwhile."""
+    """Yields the vectors of each batch while the device computes the next one."""
     encoder = dataclasses.replace(model.encoder, dtype=config.dtype, remat=False)
     mesh = sharding.make_mesh(MeshConfig())
     platform = Platform.of(mesh.devices.flat)
@@ -159,7 +160,7 @@ def compute(
         made = arrays(work.rows, batch, model.tokenizer, mesh.size)
         placed = sharding.put_rows(mesh, made)
         started = time.monotonic()
-        # The default of GPUs and TPUs rounds float32 to ten bits or fewer.
+        # By default, GPUs and TPUs round float32 to ten bits or fewer.
         exact = "highest" if config.dtype == "float32" else None
         with _memory(batch), jax.default_matmul_precision(exact):
             states = _states(
@@ -177,7 +178,7 @@ def compute(
 
 @contextlib.contextmanager
 def _memory(batch: Batch) -> Iterator[None]:
-    """Says in words that a batch does not fit the device."""
+    """Raises PlmjaxError if the batch does not fit into the device's memory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -216,7 +217,7 @@ def _of_rows(
 
 
 class _ByRow(NamedTuple):
-    """Words in the order of their rows: `order` [N], and the rows themselves."""
+    """Words sorted by row: the permutation `order` [N], and the sorted `row` [N]."""
 
     words: Words
     order: np.ndarray
@@ -236,7 +237,7 @@ def _of_words(
     states: jax.Array,
     took: float,
 ) -> Step:
-    """The mean of each word's pieces."""
+    """Returns the means of each word's pieces."""
     begin, end = (np.searchsorted(found.row, batch.rows, s) for s in ("left", "right"))
     places = np.concatenate(
         [np.empty(0, int)] + [found.order[b:e] for b, e in zip(begin, end, strict=True)]
@@ -261,13 +262,13 @@ def _unit(vectors_NH: np.ndarray) -> np.ndarray:
     return vectors_NH / np.maximum(norm_N1, np.float32(1e-12))
 
 
-# --- vectors of rows to those of texts, and their columns
+# --- from vectors of rows to vectors of texts, and their columns
 
 
 def columns_of(
     vectors_RH: np.ndarray, work: Work, config: EmbedConfig, texts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yields columns of some texts or words at a time, in order."""
+    """Yields blocks of columns of texts or words, in order."""
     words = work.rows.words
     count = work.rows.texts if words is None else len(words)
     for begin in range(0, count, _BLOCK):
@@ -294,7 +295,7 @@ def _put_together(
 ) -> np.ndarray:
     """Returns a vector for each of some neighbouring texts from those of its windows.
 
-    The mean of the windows weighted by their tokens; of pooling=max, the maximum.
+    It is the windows' mean, weighted by their tokens; for pooling=max, the maximum.
     """
     begin = np.searchsorted(rows.plan.example, texts)
     end = np.searchsorted(rows.plan.example, texts[-1], "right")
