@@ -1,1 +1,1 @@
-"""What a person looks at: curves of a run, and pages of HTML."""
+"""Output for people: curves of a run, and HTML pages."""

@@ -1,4 +1,4 @@
-"""Draws what a run wrote down."""
+"""Plots of a run's metrics."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ def plot_curves(
 ) -> list[Path]:
     """Draws the losses of metrics.jsonl by step, tokens and time into plots/.
 
-    `token_loss` names the loss on predicted tokens, and `baseline`, drawn as a line,
-    what a guess without context costs them, in nats; the other terms of an objective
-    with several follow by step. Returns the files, none where nothing was recorded.
+    `token_loss` names the loss on predicted tokens; `baseline`, drawn as a line, is the
+    loss of a guess without context, in nats. Further loss terms are drawn by step.
+    Returns the files; none if metrics.jsonl has no training records.
     """
     records = read_metrics(workdir / "metrics.jsonl")
     train = [r for r in records if r["kind"] == "train"]
@@ -49,7 +49,7 @@ def plot_curves(
 
 
 def plot_scores(workdir: Path, metric: str) -> list[Path]:
-    """Draws a score of the held-out part by step; none where it was never taken."""
+    """Draws a held-out score by step; returns no file if it is not recorded."""
     records = read_metrics(workdir / "metrics.jsonl")
     found = [r for r in records if r["kind"] == "evaluation" and metric in r]
     if not found or metric == "loss":
@@ -64,13 +64,13 @@ def plot_scores(workdir: Path, metric: str) -> list[Path]:
     return [path]
 
 
-_MOST_LABELS = 40  # more would be no picture
+_MOST_LABELS = 40  # more labels are unreadable
 
 
 def plot_confusion(
     path: Path, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Draws how often what is one label (a row) was taken for another (a column).
+    """Draws the confusion matrix: true labels are rows, predicted ones columns.
 
     Shades are shares of the row; of more than 40 labels the most frequent are drawn.
     """
@@ -103,7 +103,7 @@ def plot_rates(
 ) -> None:
     """Draws scores by sampling rate, {split: {rate: a score a fold or seed}}.
 
-    Lines are means, bars standard deviations, faint points the scores themselves.
+    Lines are means, bars standard deviations, faint points the single scores.
     """
     with _figure(path) as plot:
         for number, (split, points) in enumerate(curves.items()):
@@ -126,10 +126,10 @@ def plot_rates(
 
 @contextlib.contextmanager
 def _figure(path: Path, size: tuple[float, float] = (7, 4.2)) -> Iterator[Any]:
-    """Yields the axes of a plot, and writes it."""
+    """Yields the axes of a plot, then writes the plot."""
     import matplotlib
 
-    matplotlib.use("Agg")  # No screen is needed, or looked for.
+    matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot
 
     figure, plot = pyplot.subplots(figsize=size, layout="constrained")

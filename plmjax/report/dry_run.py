@@ -1,4 +1,4 @@
-"""What a run would be, without training: sizes, shardings, memory, what is sent."""
+"""Describes a training without running it: sizes, shardings, memory, communication."""
 
 import dataclasses
 import itertools
@@ -26,10 +26,10 @@ from plmjax.train.step import State, lower
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A part of the model: its name, and bytes of one device.
+    """A part of the model: its name, and its bytes on one device.
 
-    `arrays` are (names, shape, sharding) of its parameters, those that are alike
-    together. Gradients are those that a device computes, before they are summed;
+    `arrays` are (names, shape, sharding) of its parameters, grouped by shape and
+    sharding. Gradients are those that a device computes, before they are summed;
     `optimizer` holds moments and average.
     """
 
@@ -42,7 +42,7 @@ class Block:
 
 
 def blocks_of(mesh: Mesh, state: State, zero1: bool) -> list[Block]:
-    """Returns the blocks of a model in their order; layers that are alike are one."""
+    """Returns the blocks of a model in order; equal neighbouring layers are one."""
     places = tree.flatten(sharding.shardings(mesh, state.params))
     params = tree.flatten(state.params)
     held = _bytes_by_name(mesh, state, zero1)
@@ -72,7 +72,7 @@ def _bytes(leaf, place) -> int:
 
 
 def _bytes_by_name(mesh: Mesh, state: State, zero1: bool) -> dict[str, int]:
-    """Returns the bytes of moments and average that follow each parameter."""
+    """Returns the bytes of optimizer moments and average for each parameter."""
     sums: dict[str, int] = {}
 
     def add(name, leaf, place):
@@ -135,7 +135,7 @@ def _where(spec, dimensions: int) -> str:
 
 
 def _folded(blocks: list[Block]) -> list[Block]:
-    """Joins layers that follow one another and are alike."""
+    """Joins neighbouring layers that are equal."""
 
     def key(block: Block):
         alike = dataclasses.replace(block, name="")
@@ -159,7 +159,7 @@ def _folded(blocks: list[Block]) -> list[Block]:
 
 
 def _mb(size: float) -> str:
-    """Returns bytes as MB, a tiny model's with more digits."""
+    """Returns bytes as text in MB, with more digits for tiny models."""
     return f"{size / 1e6:,.1f}" if size >= 1e6 else f"{size / 1e6:.3f}"
 
 
@@ -167,7 +167,7 @@ SIZES = ("weights", "gradients", "optimizer")
 
 
 def block_table(blocks: list[Block]) -> Table:
-    """Returns each block's parameters, and bytes of a device."""
+    """Returns a table of each block's parameters, and its bytes on a device."""
     table = Table(
         title="Parameters, and MB a device (optimizer: moments and average)",
         title_style="",
@@ -185,7 +185,7 @@ def block_table(blocks: list[Block]) -> Table:
 
 
 def sharding_table(blocks: list[Block]) -> Table | str:
-    """Returns which axis of the mesh divides which axis of each parameter."""
+    """Returns a table of the mesh axes that divide each axis of each parameter."""
     if all(where == _WHOLE for block in blocks for *_, where in block.arrays):
         return "Every device holds all weights whole.\n"
     table = Table(
@@ -204,11 +204,12 @@ def sharding_table(blocks: list[Block]) -> Table | str:
 
 
 def total(blocks: list[Block], name: str) -> int:
+    """Returns the sum of the field `name` over the blocks."""
     return sum(getattr(block, name) for block in blocks)
 
 
 def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
-    """Returns the first row of a batch as the model sees it, decoded, masks shown.
+    """Returns the first row of a batch as the model's input, decoded, with its masks.
 
     A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
     [=word]. Pairs of sentences come with their labels.
@@ -240,9 +241,9 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
 
 
 def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
-    """Returns the first row of a task's batch as the model sees it, and its label.
+    """Returns the first row of a task's batch as the model's input, and its label.
 
-    Of several texts a row, each stands on a line of its own.
+    If a row has several texts, each is on its line.
     """
     tokens, segments = batch["tokens"][0], batch["segments"][0]
     length = tokens.shape[-1]
@@ -255,11 +256,12 @@ def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
             tokens.reshape(-1, length), segments.reshape(-1, length), strict=True
         )
     ]
-    told = [line for line in lines if line]  # a choice that is not there has no token
+    told = [line for line in lines if line]  # a missing choice has no token
     return "\n".join(told if label is None else [*told, f"Label: {label}"])
 
 
 def devices_text(mesh: Mesh) -> str:
+    """Returns the number and kind of the devices, and the axes of the mesh."""
     axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.AXES)
     return f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}"
 
@@ -270,9 +272,9 @@ def show_training(
     first_row: str,
     compiles: bool,
 ) -> None:
-    """Prints what a training would be: sizes, shardings, `figures`, what is sent.
+    """Prints the sizes, shardings, `figures` and communication of a training.
 
-    What it compiles, if asked to, serves the training itself later.
+    With `compiles`, it compiles the step, which the training reuses later.
     """
     out, mesh, zero1 = console(), training.mesh, training.zero1
     given = training.objective, training.config, mesh, zero1
@@ -287,7 +289,7 @@ def show_training(
     if compiles:
         say("\nCompiling the step; Ctrl-C if you have seen enough.")
         begin = time.monotonic()
-        # Of one process, which has all rows.
+        # The shapes are those of one process, which has all rows.
         rows = sharding.rows(mesh)
         shapes = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
@@ -305,7 +307,7 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
     out.print(f"The step as compiled for {kind} in {seconds:.1f} s:", markup=False)
     memory = compiled.memory_analysis()
     if memory is not None:
-        # What is written over the state it came from needs no place of its own.
+        # Results that are written over the old state need no further memory.
         beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
         sizes = {
             "state and batch": memory.argument_size_in_bytes,
@@ -328,7 +330,7 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
 
 
 def collectives_table(found: list[collectives.Collective], mesh: Mesh) -> Table:
-    """Returns what a device sends in a step, by axes of the mesh and operation."""
+    """Returns a table of a device's traffic in a step, by mesh axes and operation."""
     table = Table(
         title="What a device sends in a step, on a ring",
         title_style="",

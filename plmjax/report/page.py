@@ -1,6 +1,6 @@
-"""A report on one page that needs nothing else, not even a network.
+"""A report on one page that needs no other file and no network.
 
-Its plots are SVG inside it: lines and letters take the page's own colour, and the
+Its plots are embedded SVG: lines and letters take the page's text colour, and the
 colours of the data are readable on white and on black.
 """
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from plmjax.files import write_file
 
-# Stands for the page's colour of text until the SVG is written.
+# Placeholder for the page's text colour until the SVG is written.
 INK = "#010203"
 GOOD, OTHER = "#e8710a", "#4a86c5"
 _WIDTH = 8.6  # inches; the page scales it
 
 
 def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
-    """Writes the page, whole, and returns its path."""
+    """Writes the page atomically and returns its path."""
     title = html.escape(title)
     body = "\n".join(section for section in sections if section)
     text = (
@@ -36,7 +36,7 @@ def figure_of(height: float, columns: int = 1, rows: int = 1):
     """Returns a figure of `height` inches and its plots [rows, columns]."""
     import matplotlib
 
-    matplotlib.use("Agg")  # No screen is needed, or looked for.
+    matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot
 
     figure, plots = pyplot.subplots(
@@ -54,7 +54,7 @@ def figure_of(height: float, columns: int = 1, rows: int = 1):
 
 
 def as_svg(figure) -> str:
-    """Returns a figure as <svg>, in the page's letters and colour."""
+    """Returns a figure as <svg>, in the page's font and text colour."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -64,14 +64,14 @@ def as_svg(figure) -> str:
     pyplot.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # The page decides the width and the family of the letters.
+    # The page sets the width and the font family.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', text, count=1)
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
 
 def section(title: str, content: str | None) -> str | None:
-    """Returns a part of the page under its title; None where there is nothing."""
+    """Returns a part of the page under its title; None if there is no content."""
     if not content:
         return None
     return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
@@ -84,7 +84,7 @@ def cell(value, text: str) -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Returns a table that sorts by the column one clicks at; its cells are HTML."""
+    """Returns a table that a click on a column sorts; its cells are HTML."""
     cells = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
     rows = "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines)
     return (

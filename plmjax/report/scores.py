@@ -1,10 +1,10 @@
-"""Scores as a person reads them."""
+"""Scores as text for people."""
 
 from plmjax.objectives import Objective
 
 
 def task_lines(result: dict) -> list[str]:
-    """Returns the scores of a fine-tuned model as a line a split, the chosen first."""
+    """Returns a line of scores for each split, starting with the selected metric."""
     lines = []
     for split in ("held_out", "test"):
         scores = dict(result.get(split, {}))
@@ -22,7 +22,7 @@ def task_lines(result: dict) -> list[str]:
 def score_lines(
     objective: Objective, values: dict[str, float], baseline: float
 ) -> list[str]:
-    """Returns the scores of a run as lines: the loss beside guessing blindly first."""
+    """Returns the scores of a run as lines, first the loss and the unigram baseline."""
     lines, rest = [], dict(values)
     if objective.token_loss is not None:
         loss = rest.pop(objective.token_loss)
@@ -39,7 +39,7 @@ _SHARES = ("accuracy", "precision", "recall", "share")
 
 
 def as_text(name: str, value: float, digits: int = 3) -> str:
-    """Returns a score as a person reads it: shares in percent."""
+    """Returns a score as text, shares in percent."""
     if name.endswith(_SHARES):
         return f"{value:.{digits - 2}%}"
     less = 2 if name.endswith("perplexity") else 0
