@@ -1,8 +1,8 @@
-"""Pretraining: text in, a trained model in the Hugging Face format out."""
+"""Pretraining: trains a model on text and exports it in the Hugging Face format."""
 
 
 def __getattr__(name: str):
-    # `from plmjax import pretrain; pretrain.pretrain(config, path)`, as scripts do.
+    # Scripts use `from plmjax import pretrain; pretrain.pretrain(config, path)`.
     if name == "pretrain":
         from plmjax.pretrain.run import pretrain
 

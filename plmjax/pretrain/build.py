@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config: data, model, objective, first state."""
+"""Builds the parts of a run from its config: data, model, objective, first state."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ from plmjax.workdir import (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All the parts of a run, made from its config, before any parameter exists."""
+    """All the parts of a run, built from its config, before any parameter exists."""
 
     config: RunConfig
     workdir: Workdir
@@ -90,7 +90,7 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     check_lengths(config, encoder)
     check_objective(config, encoder)
-    if config.tokenizer.user_dictionary is None:  # it may stand in the workdir
+    if config.tokenizer.user_dictionary is None:  # may be in the workdir
         check_segmenter(config.tokenizer)
     phases = config.data.phases or ((1, config.data.length, config.train.batch),)
     for _, _, batch in phases:
@@ -101,7 +101,7 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 
 def check_objective(config: RunConfig, encoder: EncoderConfig) -> None:
     """Raises PlmjaxError for an objective that cannot train the model."""
-    if config.objective.kind != "distill":  # whose teacher is not open yet
+    if config.objective.kind != "distill":  # its teacher is not open yet
         make = OBJECTIVES[config.objective.kind]
         make(config.objective, encoder, Pieces(0, (0,), (1,)))
 
@@ -125,10 +125,10 @@ def prepare_data(
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
 ) -> tuple[Tokenizer, Store]:
-    """Returns the run's tokenizer and token store, made the first time.
+    """Returns the run's tokenizer and token store; creates them the first time.
 
-    A run that has begun goes on with the store it began with, whatever became of the
-    text since. `check` sees the tokenizer before all of the text is read.
+    A resumed run uses its first store, even if the text has changed since. `check`
+    receives the tokenizer before all of the text is read.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
@@ -142,7 +142,7 @@ def prepare_data(
         [
             source.fingerprint,
             dataclasses.asdict(config.tokenizer),
-            # An edited dictionary gives other words.
+            # An edited dictionary changes the words.
             segmenter and dataclasses.asdict(segmenter),
         ]
     )
@@ -150,7 +150,7 @@ def prepare_data(
         tokenizer = workdir.tokenizer()
     else:
         tokenizer = get_tokenizer(settings, source.documents())
-        # Until the store is there, too, nothing vouches for this tokenizer.
+        # run.json exists only for a complete pair of tokenizer and store.
         (workdir / "run.json").unlink(missing_ok=True)
         tokenizer.save(workdir / "tokenizer")
     log(
@@ -185,16 +185,16 @@ def prepare_data(
 
 
 def _sentences(config: RunConfig) -> Any:
-    """Returns what ends a sentence; pairs need sentences, whether asked for or not."""
+    """Returns the rule that ends sentences; pairs always need one."""
     if config.objective.pairs_config is None:
         return config.data.sentences
     return config.data.sentences or "punctuation"
 
 
 def _tokenizer_settings(config: RunConfig, workdir: Workdir) -> TokenizerConfig:
-    """Returns the tokenizer's block, its files found in the workdir or as they stand.
+    """Returns the tokenizer's block with its file paths resolved.
 
-    A relative path may be meant from the workdir: an import lives there.
+    A relative path may start at the workdir, which holds imported files.
     """
     block = config.tokenizer
     files = {name: getattr(block, name) for name in ("path", "user_dictionary")}
@@ -208,12 +208,12 @@ def make_run(
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any],
 ) -> Run:
-    """Builds everything but the parameters; reads or makes the data."""
+    """Builds everything but the parameters; reads or creates the data."""
     teacher = teachers.load(config, workdir)
 
     def model(tokenizer: Tokenizer) -> tuple[EncoderConfig, Objective]:
         encoder = encoder_config(config, tokenizer)
-        # RoBERTa's first position follows the tokenizer.
+        # Checked again, because RoBERTa's first position depends on the tokenizer.
         check_lengths(config, encoder)
         seen = None if teacher is None else teacher.encoder
         platform = Platform.of(mesh.devices.flat)
@@ -264,7 +264,7 @@ def make_run(
 
 
 def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
-    """Returns why transformers cannot express what is trained; None if it can."""
+    """Returns the reason why transformers cannot express the models; None if it can."""
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     for part in objective.parts.values():
         try:
@@ -275,9 +275,9 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
 
 
 def held_out(run: Run, alone: bool = False) -> Callable[[], Iterator[dict]]:
-    """Returns what gives the held-out rows anew, in batches that fit where steps do.
+    """Returns a function that iterates over the held-out rows, in micro-batches.
 
-    Each process gets its share of them; one that works `alone` gets all.
+    Each process gets its share of them; with `alone`, it gets all.
     """
     split, phase = run.store.split("held_out"), run.loader.phases[-1]
     plan = row_plan(run.config, split, phase.plan.length, run.store)
@@ -289,7 +289,7 @@ def held_out(run: Run, alone: bool = False) -> Callable[[], Iterator[dict]]:
 
 
 def check_origin(run: Run, meta: dict) -> None:
-    """Raises PlmjaxError if a checkpoint saw other text or another tokenizer."""
+    """Raises PlmjaxError if a checkpoint was trained with other text or tokenizer."""
     for what, ours in origin(run).items():
         if meta.get(what) != ours:
             raise PlmjaxError(
@@ -301,7 +301,7 @@ def check_origin(run: Run, meta: dict) -> None:
 
 
 def origin(run: Run) -> dict[str, str]:
-    """Returns what a checkpoint is bound to: digests of text, tokenizer and teacher."""
+    """Returns the digests that bind a checkpoint: of text, tokenizer and teacher."""
     found = {"store": run.store.key, "tokenizer": run.tokenizer.digest}
     noted = run.workdir.read("teacher.json", digest=str)
     return found if noted is None else found | {"teacher": noted["digest"]}

@@ -1,4 +1,4 @@
-"""What a pretraining would be, without training."""
+"""Describes a pretraining without running it."""
 
 import math
 from pathlib import Path
@@ -23,13 +23,13 @@ from plmjax.workdir import RunConfig, Workdir, training_session
 
 
 def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
-    """Builds everything but the parameters and prints what a run would be.
+    """Builds everything but the parameters and prints a description of the run.
 
-    The tokenizer and the token store it makes in `path` serve the run itself later, and
-    so does the step that it compiles, if asked to.
+    The run itself reuses the tokenizer and the token store in `path`, and the step, if
+    it is compiled.
 
     Raises:
-      PlmjaxError: whatever the user can mend; `path` holds another run.
+      PlmjaxError: an error that the user can fix; `path` holds another run.
     """
     workdir = Workdir(path)
     mesh = sharding.make_mesh(config.mesh)

@@ -1,4 +1,4 @@
-"""Takes a run to the Hugging Face format, and a Hugging Face folder into a run."""
+"""Exports a run to the Hugging Face format, and imports a folder into a run."""
 
 import dataclasses
 import shutil
@@ -27,8 +27,8 @@ from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
 from plmjax.workdir import RunConfig, Workdir
 
-# How each figure of scores.json was measured, for the model card; those of an objective
-# with several terms have the term before the name.
+# The measurement of each figure in scores.json, for the model card. If an objective has
+# several terms, the term precedes the name.
 _FIGURES = {
     "loss": "what training minimises, mean over the held-out documents, fixed masks",
     "unigram_loss": "nats a predicted token for a guess by training frequencies alone",
@@ -55,14 +55,13 @@ def export(
     checkpoint: str = "newest",
     part: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as what transformers loads.
+    """Writes a checkpoint of a run as folders that transformers loads.
 
     A run of one model becomes the folder `to`; one of several becomes a folder for each
     inside of `to`, or `to` itself with the one that `part` names.
 
     Raises:
-      PlmjaxError: no good checkpoint, no such part, or `to` holds something that is not
-        ours.
+      PlmjaxError: no good checkpoint, no such part, or `to` holds files of others.
     """
     if is_finetuned(workdir.path):
         _copy(finished(workdir.path), to, log)
@@ -72,7 +71,7 @@ def export(
 
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
-    """Writes what a fine-tuning has exported, its best or last step, once more."""
+    """Copies the export of a fine-tuning, its best or last step."""
     _check_apart(to, [to])
     check_replaceable(to)
     with appearing(to) as place:
@@ -88,7 +87,7 @@ def export_trained(
     log: Callable[[str], Any],
     part: str | None = None,
 ) -> None:
-    """Writes what `export` does, of weights and a token store's manifest at hand."""
+    """Exports open weights, as `export` does, with a token store's manifest."""
     models = run.models()
     if part is not None and part not in models:
         raise PlmjaxError(
@@ -119,7 +118,7 @@ def export_trained(
 
 
 def _check_apart(to: Path, folders: list[Path]) -> None:
-    """Raises PlmjaxError where one model and several would share a directory."""
+    """Raises PlmjaxError if one model and several would share a directory."""
     if is_run(to):
         raise PlmjaxError(
             f"{to} is a run's workdir.", hint="Choose another folder for the export."
@@ -162,7 +161,7 @@ _VARIANTS = {
 
 
 def _trained_by(config: RunConfig, part: str) -> str | None:
-    """Returns the objective for the model card; None where the task says it already."""
+    """Returns the objective for the model card; None if it is the task's usual one."""
     objective = config.objective
     if isinstance(objective, MLMConfig):
         more = _UNITS[objective.unit] + _PAIRS[objective.pairs]
@@ -193,7 +192,7 @@ def _card_facts(
     mask = model.tokenizer.mask_id
     figures = []
     for name, value in scores.items():
-        # The longest first: bits_per_byte before byte, unigram_loss before loss.
+        # The longest match wins: bits_per_byte over byte, unigram_loss over loss.
         known = [end for end in sorted(_FIGURES, key=len) if name.endswith(end)]
         if known:
             figures.append((name, value, _FIGURES[known[-1]]))
@@ -205,7 +204,7 @@ def _card_facts(
         parameters=tree.count(model.params),
         mask_token="" if mask is None else model.tokenizer.decode([mask]).strip(),
         data=description,
-        # What was not set says nothing.
+        # Values that are not set are left out.
         recipe={"step": model.step}
         | {
             key: value
@@ -217,9 +216,9 @@ def _card_facts(
 
 
 def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> None:
-    """Makes a Hugging Face folder, or the folders of an export, the start of a run.
+    """Imports a Hugging Face folder, or those of an export, as the start of a run.
 
-    What is there is checked whole and copied in our own writing to workdir/import.
+    The folders are checked completely and rewritten in our format to workdir/import.
 
     Raises:
       PlmjaxError: the folder cannot be used, or the workdir holds a run already.
@@ -257,7 +256,7 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
 
 
 def imported_layer(workdir: Workdir) -> dict:
-    """Returns the config values that an import settles; {} without one."""
+    """Returns the config values that an import determines; {} without an import."""
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return {}
@@ -273,7 +272,7 @@ def imported_layer(workdir: Workdir) -> dict:
         | dataclasses.asdict(main.config),
         "objective": _objective(parts),
         "tokenizer": {"path": str(tokenizer.relative_to(workdir.path))},
-        # A trained model is easily untrained: a tenth of the rate for a new one.
+        # A high rate would destroy trained weights: a tenth of that of a new model.
         "train": {
             "init_from": IMPORTED,
             "epochs": 1.0,
@@ -283,12 +282,12 @@ def imported_layer(workdir: Workdir) -> dict:
 
 
 def _preset(family: str) -> str:
-    """Returns any preset of the family: every one of its values is given beside it."""
+    """Returns any preset of the family, as the import overrides all its values."""
     return next(name for name, c in PRESETS.items() if c.family == family)
 
 
 def _objective(parts: dict) -> dict:
-    """Returns the objective that trains what was imported."""
+    """Returns the objective that trains the imported models."""
     main = next(iter(parts.values()))
     if main.config.causal:
         return {"kind": "clm"}

@@ -1,4 +1,4 @@
-"""The main job: text in, a trained model in the Hugging Face format out."""
+"""The main job: trains a model on text and exports it in the Hugging Face format."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ from plmjax.train.loop import Result, evaluate, fit
 from plmjax.train.step import State, make_evaluation
 from plmjax.workdir import RunConfig, Workdir, training_session
 
-# What `plmjax pretrain` does when it is told nothing.
+# The config of `plmjax pretrain` without options.
 DEFAULT_CONFIG = {
     "model": {
         "preset": "bert-tiny",
@@ -57,13 +57,14 @@ DEFAULT_CONFIG = {
 
 
 def pretrain(config: RunConfig, path: Path) -> dict:
-    """Trains a model in `path`, or goes on with the training begun there.
+    """Trains a model in `path`, or resumes the training begun there.
 
-    Returns the final scores. A run cut short by a signal returns {"stopped": name}.
-    Several processes each read their rows; one of them writes, draws and exports.
+    Returns the final scores. A run stopped by a signal returns {"stopped": name,
+    "step": saved}. Several processes each read their rows; one of them writes, draws
+    and exports.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     workdir = Workdir(path)
     log = say if processes.is_first() else say_nothing
@@ -94,22 +95,22 @@ def _build(
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any] | None,
 ) -> Run:
-    """Builds the run, and notes what it is.
+    """Builds the run, and writes its config and environment.
 
-    Of the processes that share a directory, the one with a `log` comes first: it makes
+    Of the processes that share a directory, the one with a `log` comes first: it writes
     the files that the others read.
     """
 
     def make(log: Callable[[str], Any]) -> Run:
         run = make_run(config, workdir, mesh, log)
-        held_out(run)  # whose plan is a file, too
+        held_out(run)  # writes its plan file, too
         return run
 
     def lead() -> Run | None:
         if log is None:
             return None
         run = make(log)
-        # Only now: text that cannot be read leaves no run behind.
+        # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.remember(config, workdir, run.teacher)
         workdir.write_environment()
@@ -136,7 +137,7 @@ def _check_same(run: Run, first: dict) -> None:
 
 
 def training_of(run: Run, frozen: dict, log: Callable[[str], Any]) -> Training:
-    """Returns the training of a run; `frozen` as frozen_arrays gives it."""
+    """Returns the training of a run; `frozen` is the result of frozen_arrays."""
     batches, evaluation = held_out(run), make_evaluation(run.objective)
 
     def first_state(shapes: State) -> State:
@@ -147,7 +148,7 @@ def training_of(run: Run, frozen: dict, log: Callable[[str], Any]) -> Training:
 
     def score(weights: dict, watched: Watched) -> dict[str, float]:
         means = evaluate(evaluation, weights, frozen, run.mesh, watched(batches()))
-        # Empty where a signal came before the first batch.
+        # No means if a signal came before the first batch.
         return run.objective.scores(means) if means else {}
 
     return Training(
@@ -174,7 +175,7 @@ def _check_meta(run: Run, meta: dict) -> None:
     """Raises PlmjaxError if a checkpoint is of another text, tokenizer or config."""
     check_origin(run, meta)
     if "config" in meta:
-        # The workdir may be new, on another disk; and they may have been moved.
+        # The checkpoints may have moved, for example to another disk.
         saved, ours = meta["config"], config_lib.to_dict(run.config)
         saved["train"]["checkpoints"] = ours["train"]["checkpoints"]
         run.workdir.compare(saved, ours)
@@ -193,16 +194,16 @@ def _trained(run: Run, params: dict, step: int = 0) -> Trained:
 
 
 def _examples(run: Run, params) -> Examples | None:
-    """Returns examples for the first model that guesses words, if there is one."""
+    """Returns examples for the first model with a vocabulary head; None without one."""
     model = with_head(_trained(run, params).models(), "head")
-    # The first rows of all, however many processes there are.
+    # All processes' rows, so that the examples do not depend on their number.
     batch = next(held_out(run, alone=True)())
     examples = model and Examples(run.objective, model, batch)
     return examples if examples and examples.places else None
 
 
 def save_examples(run: Run, params) -> None:
-    """Keeps what the untrained model guesses, to show it beside the trained one's."""
+    """Saves the untrained model's guesses, to show them beside the trained one's."""
     params = processes.gather_to_host(params)
 
     def save() -> None:
@@ -215,9 +216,9 @@ def save_examples(run: Run, params) -> None:
 
 
 def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
-    """Shows, draws and exports a trained model; returns its scores.
+    """Shows, plots and exports a trained model; returns its scores.
 
-    One process does so, with the weights of all; the others wait for it.
+    The first process does so, with the gathered weights; the others wait for it.
     """
     weights = processes.gather_to_host(result.weights)
 
@@ -267,7 +268,7 @@ def _finish(
 
 
 def suggested_commands(objective: Objective, workdir: Path) -> str:
-    """Returns the commands that use what the objective has trained, a line each."""
+    """Returns the commands that use the trained heads, a line each."""
     causal = any(part.encoder.causal for part in objective.parts.values())
     text = "The rows of the" if causal else "The [MASK] of the array"
     commands = {

@@ -1,6 +1,6 @@
-"""The first state of a run, and what its loss needs beside the parameters.
+"""The first state of a run, and the inputs of its loss beside the parameters.
 
-Start weights come from a run or a folder, from a teacher, or from nowhere.
+Start weights come from a run or folder, from a teacher, or are random.
 """
 
 import functools
@@ -32,14 +32,14 @@ def step_of(run: Run, steps: int) -> functools.partial:
 
 
 def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
-    """Returns the state before the first step, on its devices; start weights read.
+    """Returns the state before the first step on its devices, with start weights.
 
     Raises:
       PlmjaxError: the start weights are of another model.
     """
     objective = run.config.objective
     make = initialise(run.objective, run.config.train)
-    # Only the shapes matter; the values must be alike on all processes.
+    # Only the shapes matter, but all processes must have the same values.
     batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), run.loader.batch(0))
     shapes = jax.eval_shape(make, batch)
     places = sharding.shardings(run.mesh, shapes, run.config.mesh.zero1)
@@ -60,19 +60,19 @@ def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
 
 
 def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
-    """Returns parameters taken over from train.init_from, the rest as they are fresh.
+    """Returns parameters taken from train.init_from where they fit, the rest fresh.
 
     A model of several parts (ELECTRA) takes each from the part of the same name; a
     single model is the start of every part of its size (two-stage training).
 
     Raises:
-      PlmjaxError: another tokenizer, or no part has the size of a model found there.
+      PlmjaxError: another tokenizer, or no part has the size of its model there.
     """
     where = f"train.init_from={run.config.train.init_from}"
     found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
     params, problems, placed = dict(processes.gather_to_host(fresh)), [], {}
     for name, part in run.objective.parts.items():
-        # Read before anything is placed: parts may share what they hold.
+        # Compared before insertion, because parts may share arrays.
         model = found.get(name) or next(iter(found.values()))
         if model.tokenizer.vocabulary_digest != run.tokenizer.vocabulary_digest:
             raise PlmjaxError(
@@ -109,10 +109,10 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
 
 
 def _check_shared(wanted: dict, found: dict, where: str) -> None:
-    """Raises PlmjaxError if another part has overwritten what this one took over."""
+    """Raises PlmjaxError if another part has overwritten this one's start weights."""
     ours = tree.flatten(found)
     for name, leaf in tree.flatten(wanted).items():
-        # What is stored as a difference comes back to the last digit but one.
+        # A leaf stored as a difference loses its last digit.
         if not np.allclose(leaf, ours[name], rtol=1e-5, atol=1e-6):
             raise PlmjaxError(
                 f"generator and discriminator share {name}, but the weights of "
@@ -123,7 +123,7 @@ def _check_shared(wanted: dict, found: dict, where: str) -> None:
 
 
 def _taken(model: Model, own: dict) -> dict:
-    """Returns the encoder and those heads of a model that are as in `own`."""
+    """Returns a model's encoder, and its heads with the shapes of those in `own`."""
     return {
         name: jax.device_get(params)
         for name, params in model.params.items()
@@ -132,7 +132,7 @@ def _taken(model: Model, own: dict) -> dict:
 
 
 def frozen_arrays(run: Run) -> dict:
-    """Returns tables and a teacher: what the loss needs, on the devices of the mesh."""
+    """Returns the loss's tables and teacher arrays, on the devices of the mesh."""
     frozen = _frozen(run)
     return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
 
@@ -158,7 +158,7 @@ def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float
 
 
 def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:
-    """Returns what a trained run's loss needs beside its tables, for its evaluation."""
+    """Returns the teacher's inputs of the loss, for the evaluation of a trained run."""
     teacher = teachers.load(config, workdir)
     if teacher is None:
         return {}

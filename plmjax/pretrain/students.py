@@ -1,4 +1,4 @@
-"""Students: started from their teachers' layers, and compared with them.
+"""Students: initialised from their teachers' layers, and compared with them.
 
 Legend: B rows, K slots a row, T = B * K, V vocabulary of the student.
 """
@@ -23,7 +23,7 @@ from plmjax.objectives.distill import aligned, chosen_layers
 from plmjax.train.metrics import Sums, added, fetch
 from plmjax.train.step import evaluation_key
 
-# What Sanh et al. (2019) report of DistilBERT beside BERT-base.
+# DistilBERT compared with BERT-base, as reported by Sanh et al. (2019).
 _PUBLISHED = {"smaller": 0.40, "kept": 0.97, "faster": 0.60}
 
 
@@ -34,12 +34,12 @@ def start(
     teacher: EncoderConfig,
     frozen: dict,
 ) -> dict:
-    """Returns the student's parameters, taken over from its teacher.
+    """Returns the student's parameters, initialised from its teacher.
 
-    `params` are fresh ones, `frozen` what the loss gets. Embeddings, head and the
-    chosen layers are the teacher's; a table of token types that the student lacks is
-    left out, as in DistilBERT. Pieces that the teacher does not know stay fresh, as
-    does what is no part of the model.
+    `params` are fresh ones, `frozen` the further inputs of the loss. Embeddings, head
+    and the chosen layers are the teacher's; a table of token types that the student
+    lacks is left out, as in DistilBERT. Pieces that the teacher does not know stay
+    fresh, and so do parameters that are not the model's.
     """
     layers = chosen_layers(config, encoder, teacher)
     pieces = frozen["pieces"] if config.align == "strings" else None
@@ -58,7 +58,7 @@ def start(
 
 
 def _source(name: str, layers: tuple[int, ...], teacher: EncoderConfig) -> str:
-    """Returns the teacher's name of what the student calls `name`."""
+    """Returns the teacher's name of the student's parameter `name`."""
     room, block, *rest = name.split("/")
     if not block.startswith("layer_"):
         return name
@@ -70,9 +70,9 @@ def _source(name: str, layers: tuple[int, ...], teacher: EncoderConfig) -> str:
 
 
 def _rows(ours: np.ndarray, theirs: np.ndarray, pieces: dict | None) -> np.ndarray:
-    """Returns what the teacher has of each piece, ours where it has none."""
+    """Returns the teacher's row of each piece, ours if it has none."""
     if pieces is None:
-        # One vocabulary, but one table may be padded further.
+        # The vocabularies are the same, but one table may have more padding.
         size = min(len(ours), len(theirs))
         return np.concatenate([theirs[:size], ours[size:]])
     known_V = pieces["known"].reshape(-1, *[1] * (ours.ndim - 1))
@@ -89,9 +89,9 @@ def compare(
     """Returns sizes, held-out scores at the same masks, and the ratio of speeds.
 
     `batches` are held-out rows; `pieces` those of an aligned teacher: then only the
-    pieces count that both have. Speed is that of the encoder's forward pass on the
-    first batch, on one device, both in the student's dtype, one after the other in
-    turn. "kept" is the student's accuracy as a share of the teacher's; all, of nothing.
+    pieces that both have count. Speed is that of the encoder's forward pass on the
+    first batch, on one device, both in the student's dtype, in alternation. "kept" is
+    the student's accuracy as a share of the teacher's, 1 if that is 0.
     """
     key = evaluation_key()
     corrupt = functools.partial(jax.jit(objective.corrupt), objective.tables())
@@ -157,7 +157,7 @@ def _score(
 
 
 def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
-    """Returns how many times as fast the second model is, by medians."""
+    """Returns the first model's time divided by the second's, from medians."""
     dtype, passes = models[1].encoder.dtype, []
     platform = Platform.of(jax.devices())
     for model, own in zip(models, params, strict=True):
@@ -178,7 +178,7 @@ def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
 
 
 def lines(found: dict[str, float]) -> list[str]:
-    """Returns a comparison for a person, beside what DistilBERT's authors report."""
+    """Returns a comparison as lines of text, with DistilBERT's published figures."""
     published = {name: f"DistilBERT: {share:.0%}" for name, share in _PUBLISHED.items()}
     return [
         f"Size: {found['student_parameters']:,} parameters of the teacher's "

@@ -1,4 +1,4 @@
-"""Teachers: opened, checked against their students, and their pieces aligned.
+"""Opens teachers, checks them against their students, and aligns their pieces.
 
 Legend: V vocabulary of the student.
 """
@@ -20,18 +20,18 @@ from plmjax.objectives.distill import no_teacher
 from plmjax.tokenizers import Tokenizer
 from plmjax.workdir import RunConfig, Workdir
 
-# With fewer of the student's pieces known to it, a teacher sees little but masks.
+# With fewer of the student's pieces known, a teacher's input is mostly masks.
 _SMALLEST_SHARE = 0.5
-# What a run remembers of its teacher.
+# The record of a run's teacher.
 _FILE = "teacher.json"
 
 
 def load(config: RunConfig, workdir: Workdir) -> Model | None:
-    """Opens the teacher of a run, whose digest `remember` has noted; None without one.
+    """Opens the teacher of a run and checks its recorded digest; None without one.
 
     Raises:
-      PlmjaxError: no teacher where there must be one, one that this student cannot
-        follow, or another than the run was begun with.
+      PlmjaxError: a teacher is needed but missing, does not suit this student, or is
+        not the one that the run was begun with.
     """
     objective = config.objective
     if not isinstance(objective, DistillConfig):
@@ -56,7 +56,7 @@ def load(config: RunConfig, workdir: Workdir) -> Model | None:
 
 
 def remember(config: RunConfig, workdir: Workdir, teacher: Model | None) -> None:
-    """Notes the teacher of a run that begins, so that it goes on with no other."""
+    """Records the teacher of a new run, so that the run resumes with no other."""
     if workdir.begun:
         return
     if teacher is None:
@@ -75,7 +75,7 @@ def _check_early(
     path: Path,
     workdir: Workdir,
 ) -> None:
-    """Raises PlmjaxError for what is known to be wrong before any text is read."""
+    """Raises PlmjaxError for errors that can be detected before any text is read."""
     if objective.start == "teacher" and config.train.init_from is not None:
         raise PlmjaxError(
             "objective.start=teacher and train.init_from="
@@ -123,7 +123,7 @@ def open_teacher(config: DistillConfig, path: Path) -> Model:
 
 
 def digest(teacher: Model) -> str:
-    """Returns the SHA-256 of all that shapes what a teacher says, but its dtype."""
+    """Returns the SHA-256 of all that determines a teacher's outputs, but its dtype."""
     encoder = dataclasses.replace(teacher.encoder, dtype="float32", remat=False)
     shape = f"{encoder} {teacher.tokenizer.vocabulary_digest}\n"
     found = hashlib.sha256(shape.encode())
@@ -137,10 +137,10 @@ def digest(teacher: Model) -> str:
 def check_vocabulary(
     config: RunConfig, student: Tokenizer, teacher: Model
 ) -> list[str]:
-    """Returns lines about the pieces that both have, where they are aligned.
+    """Returns lines about the pieces that both have, if they are aligned.
 
     Raises:
-      PlmjaxError: the vocabularies differ, and nothing says what to do, or too much.
+      PlmjaxError: the vocabularies differ without alignment, or too much.
     """
     objective, theirs = _block(config), teacher.tokenizer
     if objective.align == "none":
@@ -181,11 +181,11 @@ def check_vocabulary(
 
 
 def align(student: Tokenizer, teacher: Tokenizer, size: int) -> dict[str, np.ndarray]:
-    """Returns where each of the student's pieces stands in the teacher's vocabulary.
+    """Returns the teacher's id of each of the student's pieces.
 
     "ids" [size] int32 are the teacher's ids by spelling, of special tokens by their
-    role; its mask where it has no such piece: there it has learnt to guess. "known"
-    [size] bool says where it has one.
+    role; for a piece that it lacks, its mask, where it has learnt to guess. "known"
+    [size] bool is True for pieces that it has.
     """
     ids_V, known_V = np.full(size, teacher.mask_id, np.int32), np.zeros(size, bool)
     for piece, number in student.vocab.items():
@@ -201,7 +201,7 @@ def align(student: Tokenizer, teacher: Tokenizer, size: int) -> dict[str, np.nda
 def frozen(
     config: RunConfig, encoder: EncoderConfig, tokenizer: Tokenizer, teacher: Model
 ) -> dict:
-    """Returns what the loss of a distillation needs beside the parameters."""
+    """Returns the inputs of a distillation's loss beside the parameters."""
     found = {"teacher": teacher.params}
     if _block(config).align == "strings":
         found["pieces"] = align(tokenizer, teacher.tokenizer, encoder.vocab_size)
