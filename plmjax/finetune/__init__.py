@@ -1,1 +1,1 @@
-"""Pretrained encoders made ready for a task."""
+"""Fine-tuning of pretrained encoders for a task."""

@@ -1,4 +1,4 @@
-"""Training examples that stand in no file of the task, as pseudo-labelled ones."""
+"""Training examples from outside the task's files, such as pseudo-labelled ones."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from plmjax.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """Labelled examples to train on beside those of train.
+    """Labelled examples to train on, in addition to those of train.
 
-    `soft` are the probabilities to learn in place of the labels, [C] an example, of
-    tags [words, C]; those of train become 0 and 1 then. `weight` is what one of these
-    examples counts in the loss, where one of train counts 1.
+    `soft` are probabilities instead of the labels, [C] an example, for tags [words, C];
+    labels of train then become 0 and 1. `weight` is the weight of such an example in
+    the loss, where one of train has 1.
     """
 
     examples: tuple[Example, ...] = ()
@@ -25,7 +25,7 @@ class Added:
     weight: float = 1.0
 
     def bytes(self) -> list[bytes]:
-        """Returns all that training depends on; [] where there is nothing."""
+        """Returns all that training depends on as bytes; [] without examples."""
         if not self.examples:
             return []
         found = [repr((e.texts, e.label)).encode() for e in self.examples]
@@ -43,7 +43,7 @@ def added_features(
     tokenizer: Tokenizer,
     labels: Sequence[str],
 ) -> Features:
-    """Returns the rows of examples and, after them, of those that are added."""
+    """Returns the rows of the examples, followed by those of the added ones."""
     every = (*examples, *added.examples)
     features = make_features(config, every, tokenizer, labels)
     if not added.examples:
@@ -60,7 +60,7 @@ def added_features(
 
 
 def _soften(features: Features, own, place, soft, classes: int) -> np.ndarray:
-    """[N, C] float32."""
+    """Returns labels as probabilities [N, C] float32."""
     label = features.arrays["label"]
     if label.ndim == 1:
         label = np.eye(classes, dtype=np.float32)[label]
@@ -69,14 +69,14 @@ def _soften(features: Features, own, place, soft, classes: int) -> np.ndarray:
 
 
 def _soften_tags(features: Features, own, place, soft, classes: int) -> np.ndarray:
-    """[N, L, C] float32, 0 where there is no label."""
+    """Returns labels as probabilities [N, L, C] float32, 0 where there is no label."""
     assert features.word is not None
     label, word = features.arrays["label"], features.word[own]
     found = np.eye(classes, dtype=np.float32)[np.maximum(label, 0)]
     found[label < 0] = 0
     begin = np.cumsum([0, *map(len, soft)])[:-1]
     row, column = np.nonzero(word >= 0)
-    # A word that was cut has no token here, so that its nan is never read.
+    # A word that was cut has no token here, so its nan is never read.
     found[own[row], column] = np.concatenate(soft)[
         begin[place[row]] + word[row, column]
     ]

@@ -1,4 +1,4 @@
-"""The parts of a fine-tuning, made from its config, before anything is on a device."""
+"""Builds the parts of a fine-tuning from its config, before anything is on a device."""
 
 import dataclasses
 import functools
@@ -36,9 +36,9 @@ from plmjax.train.groups import without_frozen
 class Parts:
     """All that a fine-tuning needs.
 
-    `params` are those to start from, `frozen` what the loss needs beside them, both
+    `params` are the start parameters, `frozen` the further inputs of the loss, both
     numpy; merge(params, frozen) -> the plain model's parameters. `data.config` is the
-    task's block with nothing left open. `added` is learned from beside `data.train`.
+    task's block with all defaults resolved. `added` is trained on beside `data.train`.
     """
 
     config: FinetuneConfig
@@ -58,11 +58,12 @@ class Parts:
 
     @property
     def train(self) -> TrainConfig:
-        """The block of training, its seed that of the dropout."""
+        """The training block, with the seed of the dropout."""
         return dataclasses.replace(self.config.train, seed=self.config.seed("dropout"))
 
     @property
     def steps(self) -> int:
+        """The number of training steps; epochs are rounded up."""
         train = self.config.train
         if train.steps is not None:
             return train.steps
@@ -70,7 +71,7 @@ class Parts:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Digests of what a checkpoint is bound to."""
+        """Digests of the data that a checkpoint is bound to."""
         leaves = [x.tobytes() for _, x in sorted(tree.flatten(self.params).items())]
         texts = [repr(e).encode() for e in (*self.data.train, *self.data.held_out)]
         texts += self.added.bytes()
@@ -82,7 +83,7 @@ class Parts:
 
     @property
     def last(self) -> str:
-        """The split that is reported: test, or held_out where there is no test."""
+        """The split that is reported: test, or held_out if there is no test."""
         return "test" if self.data.test else "held_out"
 
     def examples(self, split: str) -> tuple[Example, ...]:
@@ -102,12 +103,12 @@ def make_parts(
     log: Callable[[str], Any],
     added: Added = NOTHING,
 ) -> Parts:
-    """Reads and checks the data, opens the model, and makes everything of the two.
+    """Reads and checks the data, opens the model, and builds the parts from the two.
 
     `added` examples are trained on beside those of the files.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     check(config, mesh)
     data, metric = read_data(config)
@@ -173,7 +174,7 @@ def make_parts(
 def _features(
     data: Labelled, added: Added, tokenizer: Tokenizer, log: Callable[[str], Any]
 ) -> dict[str, Features]:
-    """Returns the rows of each split, and says what became of its examples."""
+    """Returns the rows of each split, and logs how its examples became rows."""
     found = {}
     for split in ("train", "held_out", "test"):
         if examples := getattr(data, split):
@@ -187,10 +188,10 @@ def _features(
 
 
 def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
-    """Returns the labelled data, and the score that chooses the best step.
+    """Returns the labelled data, and the name of the score that selects the best step.
 
     Raises:
-      PlmjaxError: data that cannot be read, or that this score is none of.
+      PlmjaxError: data that cannot be read or do not have this score.
     """
     data = split_of(config, load_labelled(config.task))
     settings = data.config
@@ -227,7 +228,7 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
 
 
 def _task(config: FinetuneConfig, data: Labelled) -> Task:
-    """Returns what the model is for; embeddings have no classifier to drop before."""
+    """Returns the task; for embeddings there is no classifier, nor its dropout."""
     kind, dropout = data.config.kind, config.start.classifier_dropout
     if kind != "embeddings":
         return Task(kind, data.labels, dropout)
@@ -241,11 +242,11 @@ def _task(config: FinetuneConfig, data: Labelled) -> Task:
 
 
 def split_of(config: FinetuneConfig, data: Labelled) -> Labelled:
-    """Returns the data, its held-out part a fold of train where folds are asked for."""
+    """Returns the data; with folds, the held-out part is one fold of train."""
     if config.folds.count is None:
         return data
     examples = data.train
-    if config.task.held_out is None:  # a share of train had been held out
+    if config.task.held_out is None:  # the held-out part is a share of train
         examples = examples + data.held_out
     folds = make_folds(
         examples,
@@ -262,7 +263,7 @@ def split_of(config: FinetuneConfig, data: Labelled) -> Labelled:
 
 
 def told(features: Features) -> str:
-    """Returns how examples became rows, and all that was left out, as a sentence."""
+    """Returns a sentence on how examples became rows, and on what was left out."""
     report = features.report
     text = f"{report['examples']:,} examples in {report['rows']:,} rows"
     if windowed := report.get("windowed_examples"):
@@ -280,7 +281,7 @@ def told(features: Features) -> str:
 
 
 def told_candidates(examples: Sequence[Example]) -> str:
-    """Returns among how many a pair is looked for, and what chance would reach."""
+    """Returns a line with the number of candidates for a pair, and the chance mrr."""
     found = retrieval.candidates_of(retrieval.numbers(examples)).pairs
     chance = float(np.mean(1 / np.arange(1, found + 1)))
     return (
@@ -290,7 +291,10 @@ def told_candidates(examples: Sequence[Example]) -> str:
 
 
 def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
-    """Returns the objective, first parameters, frozen arrays and merge of remedies."""
+    """Applies mixout, LoRA and freezing.
+
+    Returns the objective, first parameters, frozen arrays and merge.
+    """
 
     def plain(params: dict, frozen) -> dict:
         del frozen
@@ -305,7 +309,7 @@ def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
         objective = lora.lora(objective, config.lora)
         merge = functools.partial(lora.merged, config.lora)
         key = jax.random.key(config.seed("init"))
-        # Its kernels alone; what is drawn for the rest of the model is not needed.
+        # Keeps only the kernels of LoRA, so that no other parameters are initialised.
         thin = jax.device_get(lora.adapters(config.lora, params["encoder"], key))
         heads = {name: head for name, head in params.items() if name != "encoder"}
         params = {"lora": thin} | heads
@@ -319,10 +323,10 @@ def score_split(
     split: str,
     watched: Callable[[Iterator], Iterator] = iter,
 ) -> tuple[list, dict[str, float]]:
-    """Returns what the model says of each example of a split, and the scores.
+    """Returns the predictions for the examples of a split, and the scores.
 
-    `read` gives the scores of a batch of rows. Both results are empty where `watched`
-    ended the rows too soon.
+    `read` returns the scores of a batch of rows. Both results are empty if `watched`
+    stopped the rows too soon.
     """
     features, examples = parts.features[split], parts.examples(split)
     config, labels = parts.data.config, parts.data.labels
@@ -341,7 +345,7 @@ def score_split(
         )
         for found, scores in scored:
             seen += len(found)
-            if config.kind == "embeddings":  # of all rows together, below
+            if config.kind == "embeddings":  # computed below, from all rows together
                 yield found, scores
                 continue
             label = features.arrays["label"][found]
@@ -363,7 +367,7 @@ def score_split(
 
 
 def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:
-    """Raises PlmjaxError if a checkpoint began from something else."""
+    """Raises PlmjaxError if a checkpoint has another origin."""
     for what, digest in ours.items():
         if meta.get(what) != digest:
             raise PlmjaxError(

@@ -1,7 +1,7 @@
-"""Frozen features: what a frozen encoder makes of the training rows, computed once.
+"""Cached features: a frozen encoder's states of the training rows, computed once.
 
-The head then learns from the states themselves, and a step costs what the head costs.
-The encoder reads without dropout, for its states are the same in every epoch.
+The head is then trained on these states, and a step costs only the head. The encoder
+runs without dropout, as its states are the same in every epoch.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ from plmjax.train import sharding
 def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> Parts:
     """Returns parts whose training batches hold the encoder's states of their rows.
 
-    Without cache_features in the config they are returned as they are. With `reads`
-    False the states are all 0, for looks at shapes alone.
+    Without cache_features in the config, the parts are unchanged. With `reads` False
+    the states are all 0, which is enough to check shapes.
 
     Raises:
-      PlmjaxError: this machine has not the memory for them.
+      PlmjaxError: this machine has too little memory for them.
     """
     if not parts.config.cache_features:
         return parts

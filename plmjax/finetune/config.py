@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told."""
+"""The config of a fine-tuning run."""
 
 import dataclasses
 from typing import Literal
@@ -14,16 +14,16 @@ from plmjax.train.config import SEED, MeshConfig, OptimizerConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class SeedsConfig(Block, prefix="seeds."):
-    """Where chance enters; none: train.seed. They can be varied one at a time."""
+    """Seeds of random numbers; none: train.seed. They can be varied one at a time."""
 
     data: int | None = number(None, **SEED)  # the order of the rows
-    init: int | None = number(None, **SEED)  # the new head, and layers drawn anew
+    init: int | None = number(None, **SEED)  # the new head, and re-initialised layers
     dropout: int | None = number(None, **SEED)
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectConfig:
-    """Which step's weights are kept."""
+    """The choice of the step whose weights are kept."""
 
     # One of the task's scores, or loss; none: the task's usual one (docs/tasks.md).
     metric: str | None = None
@@ -35,9 +35,9 @@ class FoldsConfig(Block, prefix="folds."):
     """Cross-validation: the held-out part is one of `count` folds of train."""
 
     count: int | None = number(None, at_least=2)
-    fold: int = number(0, at_least=0)  # which one, from 0
+    fold: int = number(0, at_least=0)  # index of the fold, from 0
     stratified: bool = False
-    # Of the parting, the same for all folds of a study.
+    # The seed of the split into folds, the same for all folds of a study.
     seed: int = number(0, **SEED)
 
     def __post_init__(self):
@@ -61,28 +61,28 @@ def _train() -> TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Block):
-    """Everything a fine-tuning run is told."""
+    """All settings of a fine-tuning run."""
 
     # Without --workdir the run goes to runs/NAME.
     name: str | None = None
     # A run's workdir, of pretraining or of another task, or a Hugging Face folder.
     model: str | None = None
-    checkpoint: str = "newest"  # of a run of pretraining: newest, best, or a step
+    checkpoint: str = "newest"  # of a pretraining run: newest, best, or a step
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     start: StartConfig = dataclasses.field(default_factory=StartConfig)
     objective: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    # Share of the encoder's kernels' entries that are the start's in a step (Lee et al.
-    # 2020, arXiv:1909.11299).
+    # Share of the encoder's kernel entries that have their start values in a step (Lee
+    # et al. 2020, arXiv:1909.11299).
     mixout: float = number(0.0, at_least=0, below=1)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    # With train.optimizer.freeze=encoder: it reads each training row once, without
-    # dropout, and the head learns from what it made of them.
+    # With train.optimizer.freeze=encoder: the encoder runs once on each training row,
+    # without dropout, and the head learns from its states.
     cache_features: bool = False
     train: TrainConfig = dataclasses.field(default_factory=_train)
     select: SelectConfig = dataclasses.field(default_factory=SelectConfig)
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
     folds: FoldsConfig = dataclasses.field(default_factory=FoldsConfig)
-    # Simple models first, to see what the encoder is worth.
+    # Trains simple models first, for comparison with the encoder.
     baselines: bool = True
     vectors: str | None = None  # a word2vec file for one of them
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -1,4 +1,4 @@
-"""What a fine-tuning would be, without training: data, sizes, memory, the step."""
+"""Describes a fine-tuning without running it: data, sizes, memory, the step."""
 
 import collections
 from pathlib import Path
@@ -28,12 +28,12 @@ _SHOWN = 8  # labels
 
 
 def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
-    """Builds everything of a fine-tuning and prints what it would be.
+    """Builds everything of a fine-tuning and prints a description of it.
 
-    What it compiles serves the run itself later; nothing else is left in `path`.
+    The run itself reuses the compiled step; nothing else is left in `path`.
 
     Raises:
-      PlmjaxError: whatever the user can mend; `path` holds another fine-tuning.
+      PlmjaxError: an error that the user can fix; `path` holds another fine-tuning.
     """
     mesh = sharding.make_mesh(config.mesh)
     workdir = Workdir(path, FinetuneConfig)
@@ -54,7 +54,7 @@ def _first_row(parts: Parts) -> str:
     row = parts.batches.rows(0)[1][0]
     example = parts.features["train"].example[row]
     label: Any = parts.data.train[example].label
-    # Of embeddings it is a rank, the same for all.
+    # For embeddings the label is a rank, the same for all.
     label = None if parts.task.kind == "embeddings" else label
     return example_as_seen(parts.model.tokenizer, parts.batches.batch(0), label)
 
@@ -85,7 +85,7 @@ def _task_table(parts: Parts, mesh: Mesh, blocks: list[Block]) -> Table:
 
 
 def _labels(parts: Parts) -> str:
-    """Returns how often each label stands in train, or between what numbers."""
+    """Returns the frequency of each label in train, or the range of the numbers."""
     found = [example.label for example in parts.data.train]
     match parts.task.kind:
         case "regression":

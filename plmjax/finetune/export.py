@@ -1,4 +1,4 @@
-"""A fine-tuned model as a folder: for transformers, and how it reads its input."""
+"""Exports a fine-tuned model as a folder for transformers, with its input settings."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from plmjax.interop.place import TASK
 from plmjax.metrics.retrieval import candidates_of, numbers
 from plmjax.models.task_heads import Task
 
-# Where the labelled data of one task lie says nothing of another's.
+# Keys that locate the labelled data of one task; they do not apply to other data.
 _FILES = ("train", "held_out", "test", "dataset", "format")
 
 
@@ -31,10 +31,10 @@ def export_task(
 ) -> None:
     """Writes a fine-tuned model, with its card and the block of its task.
 
-    `added` is how many examples it learned from beside those of the files.
+    `added` is the number of training examples beside those of the files.
 
     Raises:
-      PlmjaxError: what interop.export_folder raises.
+      PlmjaxError: as interop.export_folder.
     """
     assert model.task is not None
     settings = config_lib.to_dict(data.config) | {"labels": list(data.labels) or None}
@@ -83,7 +83,7 @@ def export_task(
 
 
 def _of_pairs(task: Task, data: Labelled) -> dict[str, Any]:
-    """Returns what figures of finding pairs are nothing without."""
+    """Returns the pooling and the candidate counts, needed to interpret pair scores."""
     found = {
         f"{split.replace('_', '-')} candidates, among which a pair is looked for": (
             candidates_of(numbers(examples)).pairs
@@ -101,12 +101,12 @@ _HOW = {
 
 
 def task_config(folder: Path, kind: str, labels: tuple[str, ...]) -> dict:
-    """Returns how a fine-tuned folder reads its input, as values of a TaskConfig.
+    """Returns the input settings of a fine-tuned folder, as values of a TaskConfig.
 
     A folder that plmjax did not write has the defaults.
 
     Raises:
-      PlmjaxError: the file says something else than the model.
+      PlmjaxError: the file contradicts the model.
     """
     fresh = {"kind": kind, "labels": labels or None}
     path = folder / TASK

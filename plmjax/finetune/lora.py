@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): only a product of two thin matrices learns.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): trains only a product of two thin matrices.
 
 A kernel W [I, O] of the encoder becomes W + alpha / rank * A [I, r] @ B [r, O]. W stays
-in `frozen`, without gradient or optimizer state; what is exported has the sum.
+in `frozen`, without gradient or optimizer state; the exported model has the sum.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ from plmjax.objectives import Altered, Objective
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig(Block, prefix="lora."):
-    """Which kernels get an adapter, and how wide it is; 0: there are none."""
+    """Which kernels get an adapter, and its rank; 0: no adapters."""
 
     rank: int = number(0, at_least=0)
     alpha: float = 16.0
-    # A regex of whole names.
+    # A regex that matches full parameter names.
     targets: str = r"encoder/layer_\d+/attention/(query|value)/kernel"
 
 
 def base(params: dict) -> dict:
-    """Returns what `lora` needs in `frozen`: the encoder at the start."""
+    """Returns the `frozen` arrays that `lora` needs: the encoder at the start."""
     return {"base": {"encoder": params["encoder"]}}
 
 
 def lora(objective: Objective, config: LoraConfig) -> Objective:
-    """Returns the objective whose parameters are the adapters, "lora", and the heads.
+    """Returns the objective with the adapters, "lora", and the heads as parameters.
 
-    `frozen` must hold `base` of the start. Its parts ask for what `merged` returns.
+    `frozen` must hold `base` of the start. Its `parts` take the result of `merged`.
     """
 
     def init(key, batch):
@@ -53,7 +53,7 @@ def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:
     """Returns fresh A and B of the targets by name; B is 0, so nothing changes yet.
 
     Raises:
-      PlmjaxError: no kernel of the encoder is meant.
+      PlmjaxError: no kernel of the encoder matches.
     """
     found = {}
     for name, x in tree.flatten({"encoder": encoder}).items():
@@ -73,7 +73,7 @@ def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:
 def merged(config: LoraConfig, params: dict, frozen: dict) -> dict:
     """Returns the parameters of the plain model: the adapters added to their kernels.
 
-    In float32, so that what is exported is what was trained.
+    The sum is float32, so that the exported model equals the trained one.
     """
     thin, scale = tree.flatten(params["lora"]), jnp.float32(config.alpha / config.rank)
     whole = {}

@@ -1,7 +1,7 @@
-"""Mixout (Lee et al. 2020, arXiv:1909.11299): a dropout whose zero is the start weight.
+"""Mixout (Lee et al. 2020, arXiv:1909.11299): dropout to the start weights, not to 0.
 
-At each step a share of the encoder's kernels' entries is that of the start; the rest is
-moved away from it as much further, so that the mean stays. It holds back forgetting.
+In each step a share of the encoder's kernel entries has the start values; the
+difference of the others is scaled up, so that the mean stays. It reduces forgetting.
 """
 
 import jax
@@ -13,20 +13,20 @@ from plmjax.objectives import Altered, Objective
 
 
 def anchor(params: dict) -> dict:
-    """Returns what `mixout` needs in `frozen`: the start's kernels of the encoder."""
+    """Returns the `frozen` arrays that `mixout` needs: the encoder's start kernels."""
     flat = tree.flatten({"encoder": params["encoder"]})
     kernels = {name: x for name, x in flat.items() if name.endswith("/kernel")}
     return {"anchor": tree.unflatten(kernels)}
 
 
 def mixout(objective: Objective, rate: float) -> Objective:
-    """Returns the objective with the encoder's kernels mixed while it trains.
+    """Returns the objective with mixout of the encoder's kernels in training.
 
-    `rate` is the share of entries that are the start's; `frozen` must hold `anchor` of
-    the start. The draw is one for all rows of a step: micro-batches and devices agree.
+    `rate` is the share of entries with start values; `frozen` must hold `anchor` of the
+    start. All rows of a step use the same mask: micro-batches and devices agree.
 
     Raises:
-      PlmjaxError: a rate that is no share.
+      PlmjaxError: a rate outside [0, 1).
     """
     if not 0 <= rate < 1:
         raise PlmjaxError(f"the rate of mixout is {rate}; it must be in [0, 1).")

@@ -1,4 +1,4 @@
-"""Predictions as records: what stands in a line of the file that `predict` writes."""
+"""Predictions as records: the fields of a line in the output file of `predict`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,13 +19,12 @@ def write_predictions(
     examples: Sequence[Example],
     said: Sequence[Said],
 ) -> Iterator[dict[str, Any]]:
-    """Yields a record an example: its id, what is predicted, how likely, the truth.
+    """Yields a record an example: its id, the prediction, its probability, the truth.
 
     classes: label, probabilities; multilabel: labels, probabilities; regression: value;
     tags: tokens, tags, probabilities (of each tag given; none where a word was cut);
     answers: answer, start (-1 none), probability; choices: choice, probabilities;
-    embeddings: rank of the pair, cosine.
-    "truth" is there where an example has a label.
+    embeddings: rank of the pair, cosine. "truth" is present if an example has a label.
     """
     write = _WRITE[config.kind]
     found = predictions.read(config, labels, examples, said)

@@ -1,4 +1,4 @@
-"""Predictions of new examples, from files to a file."""
+"""Predicts new examples from files, and writes the predictions to a file."""
 
 import csv
 import dataclasses
@@ -36,14 +36,14 @@ from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.workdir import Workdir
 
-_CHUNK = 4096  # examples in memory as rows
+_CHUNK = 4096  # examples whose rows are in memory at once
 ENDINGS = (".jsonl", ".csv", ".tsv")
 
 
 class Predictor:
-    """Fine-tuned models of one task, ready to be asked; several are averaged.
+    """Fine-tuned models of one task, ready to predict; several are averaged.
 
-    `config` says how input is read: what stands with the first model, with overrides.
+    `config` describes the input: the settings of the first model, with overrides.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Predictor:
         return functools.partial(call, params, {})
 
     def say(self, examples: Sequence[Example]) -> list[Said]:
-        """Returns what the models say of each example together."""
+        """Returns the models' joint prediction for each example."""
         several = []
         with jax.set_mesh(self.mesh):
             for tokenizer, call in self._models:
@@ -133,12 +133,12 @@ def predict(
     batch: int = 32,
     log: Callable[[str], Any] = print,
 ) -> int:
-    """Writes what models say of the examples in files; returns how many there were.
+    """Writes the models' predictions for the examples in files; returns their number.
 
-    The output appears whole or not at all.
+    The output is written atomically.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     if to.suffix not in ENDINGS:
         raise PlmjaxError(
@@ -184,10 +184,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the scores of a fine-tuned model on labelled files, and "examples".
 
-    Of embeddings also "candidates", among which a text's pair was looked for.
+    For embeddings also "candidates", the number of candidates for a text's pair.
 
-    Without files it is the test part of the fine-tuning's own data, or the held-out one
-    where there is no test.
+    Without files it scores the test part of the fine-tuning's data, or the held-out
+    part if there is no test.
 
     Raises:
       PlmjaxError: a folder without files, a label that the model does not know.
@@ -221,9 +221,9 @@ def evaluate(
 def read_input(
     config: TaskConfig, source: str, *, labelled: bool = False, option: str = "--input"
 ) -> tuple[Example, ...]:
-    """Returns the examples of files; a .txt has one a line, tags' words by blanks.
+    """Returns the examples of files; a .txt has one a line, with tags' words by blanks.
 
-    `option` is what a user calls them.
+    `option` is the command-line option that names the files.
     """
     if not source.endswith((".txt", ".txt.gz")) or labelled:
         config = dataclasses.replace(config, test=source)
@@ -255,7 +255,7 @@ def read_input(
 
 
 def _write_table(file: IO[str], records: Iterator[dict], dialect: str) -> None:
-    """A column a figure: probabilities by label; lists as JSON."""
+    """Writes a column a figure: probabilities by label; lists as JSON."""
     first = _flat(next(records))
     writer = csv.DictWriter(file, [*first], dialect=dialect)
     writer.writeheader()

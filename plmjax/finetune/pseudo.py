@@ -1,6 +1,6 @@
-"""Pseudo-labels: what a model says of unlabelled texts, where it is sure, as labels.
+"""Pseudo-labels: confident predictions for unlabelled texts, used as labels.
 
-Nothing here trains: pools of texts, confidence, which are drawn, and their file.
+Nothing here trains: pools of texts, confidence, sampling, and their file.
 """
 
 import collections
@@ -22,7 +22,7 @@ from plmjax.evaluate.predictions import Said
 from plmjax.files import write_file
 from plmjax.finetune.added import Added
 
-# The kinds with labels that a model can be sure of, and where a record has them.
+# {kind with pseudo-labels: field of its labels in a record}.
 KINDS = {"classes": "label", "multilabel": "labels", "tags": "tags"}
 _DIGITS = 6  # of a probability: float32 has no more
 
@@ -31,19 +31,19 @@ _DIGITS = 6  # of a probability: float32 has no more
 class PseudoConfig(Block, prefix="--"):
     """Which pseudo-labels are trained on, and how."""
 
-    # The least confidence.
+    # The minimum confidence.
     threshold: float = number(0.9, at_least=0, at_most=1, hint=".9 is usual.")
-    # Probabilities are learned in place of the labels that they make likeliest.
+    # Trains on the probabilities instead of the likeliest labels.
     soft: bool = False
-    # Of one in the loss, where a labelled example counts 1.
+    # Weight of a pseudo-label in the loss, where a labelled example has 1.
     weight: float = number(1.0, above=0)
-    # classes. labelled: no label has a larger share of all that are kept than it has of
-    # the labelled examples; kept: as they come.
+    # classes. labelled: a label's share of all that are kept is at most its share of
+    # the labelled examples; kept: no limit.
     proportions: Literal["labelled", "kept"] = "labelled"
 
 
 def check_kind(kind: str) -> None:
-    """Raises PlmjaxError for a kind of task that has no pseudo-labels here."""
+    """Raises PlmjaxError for a kind of task without pseudo-labels."""
     if kind in KINDS:
         return
     why = {
@@ -62,15 +62,15 @@ def check_kind(kind: str) -> None:
     )
 
 
-# --- which unlabelled texts may be used
+# --- selection of unlabelled texts
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Unlabelled examples that may be labelled, and why others were left out.
+    """Unlabelled examples that may be labelled, and counts of those left out.
 
-    `left_out` counts by what they are the same as: test, held_out, train, or one
-    before (repeated).
+    `left_out` counts by the text they equal: of test, held_out, train, or an earlier
+    unlabelled one (repeated).
     """
 
     examples: tuple[Example, ...]
@@ -78,17 +78,17 @@ class Pool:
 
 
 def _same(example: Example) -> str:
-    """Returns what two examples share that say the same, but for case and blanks."""
+    """Returns an example's texts without differences of case and blanks."""
     return "\0".join(" ".join(text.casefold().split()) for text in example.texts)
 
 
 def make_pool(unlabelled: Sequence[Example], data: Labelled, grouped: bool) -> Pool:
-    """Leaves out texts that are labelled already, or that scores are taken on.
+    """Leaves out texts that are labelled already, or that are used for scores.
 
-    With `grouped`, all of a group is left out of which there is one held out.
+    With `grouped`, a group with a held-out or test example is left out completely.
     """
     seen, units = {}, {}
-    for split in ("train", "held_out", "test"):  # the last one has the say
+    for split in ("train", "held_out", "test"):  # the last split overrides
         examples = getattr(data, split)
         seen |= dict.fromkeys(map(_same, examples), split)
         if grouped and split != "train":
@@ -106,15 +106,15 @@ def make_pool(unlabelled: Sequence[Example], data: Labelled, grouped: bool) -> P
     return Pool(tuple(kept), left_out)
 
 
-# --- which labels are taken
+# --- selection of labels
 
 
 def confidence(kind: str, said: Said) -> float:
-    """Returns how sure the least sure part of a label is, in [0, 1].
+    """Returns the confidence of the least certain part of a label, in [0, 1].
 
-    classes: the highest probability; multilabel: that of yes or no, of the label where
-    it is lowest; tags: the highest, of the word where it is lowest (words that were cut
-    apart; 0 if all were).
+    classes: the highest probability; multilabel: that of yes or no, for the label where
+    it is lowest; tags: the highest, for the word where it is lowest (without words that
+    were cut; 0 if all were).
     """
     said = np.asarray(said)
     if kind == "multilabel":
@@ -132,11 +132,11 @@ def draw(
     seed: int,
     shares: Mapping[str, float] | None = None,
 ) -> list[int]:
-    """Returns which candidates are drawn: a share `rate` of each stratum, in order.
+    """Returns the indices of a sample: a share `rate` of each stratum, in order.
 
-    A candidate's rank in its stratum hashes the seed and its name, so that those drawn
-    at a lower rate are drawn at each higher one. With `shares`, a stratum enters with
-    no more than its share of all candidates.
+    A candidate's rank in its stratum hashes the seed and its name, so that the sample
+    of a lower rate is part of that of a higher one. With `shares`, a stratum is limited
+    to its share of all candidates first.
     """
     groups = collections.defaultdict(list)
     for place, stratum in enumerate(strata):
@@ -158,7 +158,7 @@ def _rank(name: str, seed: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What came of one labelling: how many were sure enough, and the records drawn."""
+    """The result of one labelling: the number of confident labels, and the sample."""
 
     kept: int
     records: list[dict[str, Any]]
@@ -172,7 +172,7 @@ def choose(
     rate: float,
     seed: int,
 ) -> Drawn:
-    """Returns records of the pseudo-labels to train on; `said` is of the pool."""
+    """Returns a sample of pseudo-label records; `said` are the pool's predictions."""
     kind = data.config.kind
     found = predictions.read(data.config, data.labels, pool.examples, said)
     sure = [confidence(kind, own) for own in said]
@@ -199,7 +199,7 @@ def choose(
     return Drawn(len(kept), records)
 
 
-# --- as a file that a person can read
+# --- the file of records
 
 
 def _record(
@@ -213,14 +213,14 @@ def _record(
     record[KINDS[kind]] = label if kind == "classes" else list(label)
     record["confidence"] = round(sure, _DIGITS)
     if settings.soft:
-        # A word that was cut is never learned, whatever stands here.
+        # A word that was cut is not trained on, so its value does not matter.
         values = np.nan_to_num(np.asarray(said, np.float64)).round(_DIGITS)
         record["probabilities"] = values.tolist()
     return record
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a record a line; the file appears whole or not at all."""
+    """Writes a record a line, atomically."""
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_file(path, "".join(lines).encode())
 
@@ -229,12 +229,12 @@ def read_added(path: Path, data: Labelled, settings: PseudoConfig) -> Added:
     """Returns the examples of a file that write_records wrote.
 
     Raises:
-      PlmjaxError: it was changed into something else.
+      PlmjaxError: the file was changed and is invalid.
     """
     kind, classes = data.config.kind, len(data.labels)
     examples, soft = [], []
     try:
-        # Not splitlines: JSON may hold other ends of lines as they are.
+        # Not splitlines, as JSON strings may hold other line separators.
         for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             record = json.loads(line)
             label = record[KINDS[kind]]

@@ -1,4 +1,4 @@
-"""Fine-tuning: a pretrained model and labelled data in, a model for the task out."""
+"""Fine-tuning: makes a model for a task from a pretrained model and labelled data."""
 
 import dataclasses
 import functools
@@ -46,14 +46,14 @@ Log = Callable[[str], Any]
 def finetune(
     config: FinetuneConfig, path: Path, log: Log | None = None, added: Added = NOTHING
 ) -> dict:
-    """Fine-tunes a model in `path`, or goes on with what was begun there.
+    """Fine-tunes a model in `path`, or resumes the fine-tuning begun there.
 
-    `added` examples are trained on beside those of the config's files.
-    Returns {"held_out": scores, "test": scores if there is a test, "step",
-    "metric"}; one cut short by a signal returns {"stopped": name, "step": saved}.
+    `added` examples are trained on beside those of the config's files. Returns
+    {"held_out": scores, "test": scores if there is a test, "step", "metric"}; if a
+    signal stopped it, {"stopped": name, "step": saved}.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     workdir = Workdir(path, FinetuneConfig)
     log = (log or say) if processes.is_first() else say_nothing
@@ -61,7 +61,7 @@ def finetune(
     with training_session(workdir, config, mesh, log) as (leads, _):
 
         def note() -> None:
-            if leads:  # only now: data that cannot be read leaves no run behind
+            if leads:  # late, so that unreadable data leave no run
                 workdir.write_config(config)
                 workdir.write_environment()
 
@@ -77,7 +77,7 @@ def finetune(
 
 
 def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
-    """Fits simple models before any training, once; what they say is kept."""
+    """Fits simple models once, before any training, and saves their predictions."""
     path = workdir / "baselines.json"
     if not parts.config.baselines or workdir.begun:
         return
@@ -99,7 +99,7 @@ def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
 
 
 def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
-    """Returns lines: what the encoder gains over the simple models."""
+    """Returns lines on the encoder's gain over the simple models."""
     kept = workdir.read("baselines.json", found=list)
     if kept is None or not kept["found"]:
         return []
@@ -113,20 +113,20 @@ def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
 
 
 def on_devices(parts: Parts) -> Parts:
-    """Returns parts whose frozen arrays are on the devices of their mesh."""
+    """Returns parts with the frozen arrays on the devices of their mesh."""
     places = sharding.shardings(parts.mesh, parts.frozen)
     return dataclasses.replace(parts, frozen=jax.device_put(parts.frozen, places))
 
 
 def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
-    """Returns the training of a task; `predict` as make_predict gives it."""
+    """Returns the training of a task; `predict` is the result of make_predict."""
     zero1, batches, metric = parts.config.mesh.zero1, parts.batches, parts.metric
 
     def first_state(shapes: State) -> State:
         places = sharding.shardings(parts.mesh, shapes, zero1)
         params = jax.device_put(parts.params, places.params)
 
-        # Nothing is drawn: one program for all seeds, and a small one.
+        # No random initialisation here: all seeds share one small program.
         def make(params: dict) -> State:
             objective = Altered(parts.objective, lambda key, batch: params)
             return initialise(objective, parts.train)({})
@@ -177,7 +177,7 @@ def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
 def finish(
     parts: Parts, workdir: Workdir, result: Result, predict: Callable, log: Log
 ) -> dict:
-    """Scores all splits, by all processes; one writes, draws and exports."""
+    """Scores all splits with all processes; one process writes, plots and exports."""
     read = functools.partial(predict, result.weights, parts.frozen)
     splits = [name for name in ("held_out", "test") if name in parts.features]
     found = {name: score_split(parts, read, name) for name in splits}
@@ -209,7 +209,7 @@ def _write_predictions(parts: Parts, workdir: Workdir, said: dict) -> None:
 
 
 def _show(parts: Parts, workdir: Workdir, said: list, scores: dict, log: Log) -> None:
-    """Shows scores, curves, the gain over simple models, and what is confused."""
+    """Shows scores, curves, the gain over simple models, and the confusion matrix."""
     config, labels, last = parts.data.config, parts.data.labels, parts.last
     for line in task_lines(scores):
         log(line)
@@ -247,7 +247,7 @@ def _export(
         folder=workdir / "export",
         added=len(parts.added.examples),
     )
-    # Last: it vouches for all the rest.
+    # Written last, because it marks that all the rest is complete.
     write_json(workdir / "scores.json", scores)
     log(f"Exported to {workdir / 'export'}.")
     use = "embed" if parts.data.config.kind == "embeddings" else "predict"

@@ -1,11 +1,11 @@
-"""The safe recipe: remedies together, against seeds by which a model does not learn."""
+"""The safe recipe: several remedies against seeds with which a model does not learn."""
 
 from typing import Any
 
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import EncoderConfig
 
-# Bias-corrected Adam is what plmjax has anyway. Why each: docs/studies.md.
+# plmjax's Adam has bias correction anyway. docs/studies.md explains each.
 SAFE = {
     "start.dropout": 0.1,
     "start.reinit_layers": 1,
@@ -16,15 +16,15 @@ SAFE = {
     "train.ema_decay": None,
     "select.keep": "best",
 }
-# Of so few layers, a new one is too much of the model.
+# With so few layers, a re-initialised one is too large a part of the model.
 _FEW_LAYERS = 2
 
 
 def safe_for(encoder: EncoderConfig, config: FinetuneConfig) -> dict[str, Any]:
-    """Returns the recipe, {key: value}, less what does not suit a model and a config.
+    """Returns the recipe, {key: value}, without keys unsuited to a model and a config.
 
-    A layer is drawn anew only where it learns, in encoders of more than 2 layers that
-    have parameters of their own. A training that is longer already stays as long.
+    A layer is re-initialised only if it is trained, in encoders of more than 2 layers
+    that do not share parameters. A training that is longer already stays as long.
     """
     left_out = set()
     layers, optimizer = config.start.layers or encoder.layers, config.train.optimizer

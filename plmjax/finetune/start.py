@@ -1,6 +1,6 @@
-"""Where fine-tuning starts: a pretrained encoder, cut or made anew in part, a new head.
+"""The start of fine-tuning: an encoder, partly re-initialised, and a new head.
 
-New layers and poolers are drawn as for pretraining, from a seed of their own.
+New layers and poolers are initialised as in pretraining, with a separate seed.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ from plmjax.models.task_heads import Task
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig(Block, prefix="start."):
-    """What is kept of a pretrained model."""
+    """The parts of a pretrained model to keep."""
 
-    # Nothing but its sizes and tokenizer: all is drawn anew, to see what it is worth.
+    # Keeps only sizes and tokenizer and re-initialises all, to measure their value.
     from_scratch: bool = False
-    # Only the first so many layers; none: all.
+    # Number of first layers to keep; none: all.
     layers: int | None = number(
         None, at_least=1, hint="Leave it out to keep all layers."
     )
-    # The last so many of them are drawn anew (Zhang et al. 2021, arXiv:2006.05987).
+    # Number of last layers to re-initialise (Zhang et al. 2021, arXiv:2006.05987).
     reinit_layers: int = number(0, at_least=0)
-    # The pooler is drawn anew even where the model brings one.
+    # Re-initialises the pooler even if the model has one.
     reinit_pooler: bool = False
-    # Dropout of the encoder while it learns the task; none: that of the model's config.
-    # (One that was pretrained without is worth fine-tuning with .1.)
+    # Dropout of the encoder in fine-tuning; none: that of the model's config. (For a
+    # model pretrained without dropout, .1 is worth trying.)
     dropout: float | None = number(None, at_least=0, below=1)
-    # That before the classifier; none: what transformers' class has.
+    # Dropout before the classifier; none: the default of transformers' class.
     classifier_dropout: float | None = number(None, at_least=0, below=1)
 
 
@@ -45,11 +45,11 @@ def start(
 ) -> tuple[EncoderConfig, dict]:
     """Returns the encoder and parameters that fine-tuning starts from, as numpy.
 
-    The classifier is always new; a pooler is the model's where it has one that
-    transformers, too, would take over for this head.
+    The classifier is always new; the pooler is the model's if transformers, too, would
+    use it for this head.
 
     Raises:
-      PlmjaxError: the family has no such head, or fewer layers than are asked for.
+      PlmjaxError: the family has no such head, or the model has too few layers.
     """
     task_heads.check(model.encoder)
     encoder = _cut(model, config)
@@ -70,12 +70,12 @@ def start(
 def _fresh(
     encoder: EncoderConfig, task: Task, seed: int, taken: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Returns fresh leaves by name, but for those that are taken."""
+    """Returns fresh leaves by name, except those that are taken from the model."""
     names = ("tokens", "segments", "positions", "types")
     shape = (1, 1, 1) if task.kind in ("choices", "embeddings") else (1, 1)
     batch = {name: jnp.ones(shape, jnp.int32) for name in names}
 
-    # What is not returned is neither drawn nor compiled.
+    # XLA neither initialises nor compiles leaves that are not returned.
     @jax.jit
     def init(key):
         fresh = tree.flatten(task_heads.init_model(encoder, task, key, batch))
@@ -85,13 +85,13 @@ def _fresh(
 
 
 def _layer(name: str) -> int:
-    """Returns the number of the layer that a leaf is of; -1 for others."""
+    """Returns the layer number of a leaf; -1 for others."""
     found = re.match(r"encoder/layer_(\d+)/", name)
     return int(found[1]) if found else -1
 
 
 def _cut(model: Model, config: StartConfig) -> EncoderConfig:
-    """Returns the encoder with as many layers as are kept, and its dropout."""
+    """Returns the encoder with the layers that are kept, and its dropout."""
     encoder, kept = model.encoder, config.layers
     if config.dropout is not None:
         rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
@@ -103,7 +103,7 @@ def _cut(model: Model, config: StartConfig) -> EncoderConfig:
             f"start.layers={kept}, but {model.name} has only {encoder.layers} layers.",
             hint=f"Keep at most {encoder.layers}.",
         )
-    # With one set, each layer is the first; several are spread over all layers.
+    # A single set serves any number of layers; several are spread over all layers.
     if encoder.sharing != "none" and encoder.groups > 1:
         raise PlmjaxError(
             f"{model.name} spreads {encoder.groups} sets of parameters over its "
@@ -114,7 +114,7 @@ def _cut(model: Model, config: StartConfig) -> EncoderConfig:
 
 
 def _new_layers(encoder: EncoderConfig, config: StartConfig) -> re.Pattern:
-    """Returns a regex of the names that are drawn anew."""
+    """Returns a regex of the parameter names to re-initialise."""
     count = config.reinit_layers
     if count > encoder.layers:
         raise PlmjaxError(
@@ -128,14 +128,14 @@ def _new_layers(encoder: EncoderConfig, config: StartConfig) -> re.Pattern:
             hint="Leave it out for this model.",
         )
     last = range(encoder.layers - count, encoder.layers)
-    # Without any, nothing matches.
+    # Without such layers, the regex matches nothing.
     return re.compile(rf"encoder/layer_({'|'.join(map(str, last)) or '(?!)'})/.*")
 
 
 def _pooler(model: Model, task: Task) -> dict[str, str]:
     """Returns {name in the new head: name in the model} of the pooler's leaves.
 
-    Two heads have one pooler where transformers calls both the same.
+    Two heads share a pooler if transformers uses the same names for both.
     """
     family = model.encoder.family
     if task.head is None:
@@ -155,7 +155,7 @@ def _pooler(model: Model, task: Task) -> dict[str, str]:
 
 
 def describe(model: Model, task: Task, config: StartConfig) -> str:
-    """Returns a sentence that says what is taken over and what is new."""
+    """Returns a sentence on the weights that are taken over and those that are new."""
     if config.from_scratch:
         return f"Start weights: drawn anew, in the sizes of {model.name}."
     new = ["classifier"] if task.head is not None else []
