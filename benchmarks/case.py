@@ -1,4 +1,4 @@
-"""What both sides read: tokens, initial weights, masked held-out rows."""
+"""Writes the inputs of both sides: tokens, initial weights, masked held-out rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ _HELD_OUT_BATCHES = 8
 def make_case(
     config: PeerConfig, folder: Path, log: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Writes tokens, initial weights and masked held-out rows; returns their facts."""
+    """Writes tokens, initial weights and masked held-out rows; returns their sizes."""
     source = {"kind": "docstrings"}
     if config.paths is not None:
         source = {"kind": "text", "paths": config.paths}
@@ -47,11 +47,11 @@ def make_case(
         "objective": {"kind": config.objective},
     }
     if config.objective == "distill":
-        # peer.py is about speed; the sides need only start alike.
+        # peer.py measures speed; it is enough that both sides start with equal weights.
         values["objective"] |= {"teacher": str(folder / "teacher"), "start": "fresh"}
         values["model"] |= _student(PRESETS[config.name])
     built, workdir = config_lib.load(RunConfig, base=values), Workdir(folder)
-    values = config_lib.to_dict(built)  # both sides read every key
+    values = config_lib.to_dict(built)  # all keys, because both sides read them
     opened = open_source(built.data.source)
     tokenizer = _vocabulary(config, opened, wanted, log)
     tokenizer.save(folder / "tokenizer")
@@ -68,7 +68,7 @@ def make_case(
     for name, part in parts.items():
         to = weights if len(parts) == 1 else weights / name
         _export(to, part.encoder, part.take(params), tokenizer, config.length)
-    # From here on, both sides read the weights of that folder.
+    # From here on, both sides read their weights from that folder.
     values["train"]["init_from"] = str(weights)
     write_json(workdir / "config.json", values)
     _write_held_out(run, config, folder)
@@ -95,7 +95,7 @@ def make_case(
 
 
 def _student(teacher: EncoderConfig) -> dict[str, Any]:
-    """Returns what is DistilBERT's of a student: half the layers, and no types."""
+    """Returns the keys of a DistilBERT student: half the layers, no token types."""
     layers = max(1, teacher.layers // 2)
     return {"family": "distilbert", "layers": layers, "token_types": 0}
 
@@ -103,7 +103,7 @@ def _student(teacher: EncoderConfig) -> dict[str, Any]:
 def _write_teacher(
     config: PeerConfig, built: RunConfig, tokenizer: Tokenizer, folder: Path
 ) -> None:
-    """Writes a teacher of random weights."""
+    """Writes a teacher with random weights."""
     block = ModelConfig(preset=config.name, vocab_size=built.model.vocab_size)
     encoder = resolve(block, tokenizer.vocab_size, tokenizer.pad_id)
     names = ("tokens", "segments", "positions", "types")
@@ -120,7 +120,7 @@ def _export(
 
 
 def _sizes(run: Run) -> dict[str, str]:
-    """Returns the layers and the width of each model."""
+    """Returns the layers and width of each model as text."""
     encoders = {name: part.encoder for name, part in run.objective.parts.items()}
     if run.teacher is not None:
         encoders = {"student": run.encoder, "teacher": run.teacher.encoder}
@@ -133,16 +133,16 @@ def _sizes(run: Run) -> dict[str, str]:
 def _vocabulary(
     config: PeerConfig, source: Source, wanted: int | None, log: Callable[[str], Any]
 ) -> Tokenizer:
-    """Returns the vocabulary, of as many pieces as the text gives if it gives fewer.
+    """Returns the tokenizer, with fewer pieces if the text does not yield `wanted`.
 
-    The model's table keeps the size that was asked for: its products set the speed.
+    The model's table keeps the wanted size, because its matmuls determine the speed.
     """
     if config.vocab is not None:
         return get_tokenizer(TokenizerConfig(path=config.vocab), ())
     texts, size = list(source.documents()), wanted or BERT_VOCABULARY
     while True:
         try:
-            # Pieces seen once serve a benchmark as well.
+            # For a benchmark, pieces that occur once are good enough.
             made = get_tokenizer(TokenizerConfig("wordpiece", size, 1), texts)
         except PlmjaxError as error:
             if error.code != Exit.DATA or size < 128:
@@ -158,7 +158,7 @@ def _vocabulary(
 
 
 def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
-    """Writes a few batches of one document a row, masked, for both sides."""
+    """Writes a few masked batches of one document per row, for both sides."""
     split = run.store.split("held_out")
     plan = load_plan(split, config.length, False, run.store.directory)
     rows = min(plan.rows, _HELD_OUT_BATCHES * config.batch)
@@ -167,7 +167,7 @@ def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
     names = done[0]
     stacked: Any = {name: np.stack([batch[name] for batch in done]) for name in names}
     if config.objective == "electra":
-        # In place of samples: with a start's random generator they would be as these.
+        # These replace the samples, which depend on each side's random generator.
         rng, shape = np.random.default_rng(0), stacked["labels"].shape
         drawn = rng.integers(run.encoder.vocab_size, size=shape).astype(np.int32)
         right = rng.random(shape) < 0.2
@@ -178,10 +178,10 @@ def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
 def _write_rows(
     store: Store, tokenizer: Tokenizer, config: PeerConfig, padding: str, folder: Path
 ) -> float:
-    """Writes the peer's rows as `datasets` keeps them; returns their fill rate.
+    """Writes the peer's rows in the format of `datasets`; returns their fill rate.
 
     The columns are those of run_mlm.py. prepare.py proves that its pipeline and
-    ours give the same ids; here only the result is needed.
+    plmjax's give the same ids; here only the result is needed.
     """
     import datasets
 
@@ -206,7 +206,7 @@ def _write_rows(
 
 
 def _group_texts(split: Split, tokenizer: Tokenizer, length: int):
-    """All documents end to end, each in its [CLS] and [SEP], cut: no padding."""
+    """Returns all documents joined, each with [CLS] and [SEP], cut into full rows."""
     offsets = np.asarray(split.offsets)
     documents = np.arange(len(offsets) - 1)
     stream = np.empty(offsets[-1] + 2 * len(documents), np.int32)
@@ -220,7 +220,7 @@ def _group_texts(split: Split, tokenizer: Tokenizer, length: int):
 
 
 def _line_by_line(split: Split, tokenizer: Tokenizer, length: int):
-    """A document a row, cut or padded to the length."""
+    """Returns one document per row, cut or padded to the length."""
     offsets = np.asarray(split.offsets)
     size = np.minimum(np.diff(offsets), length - 2).astype(np.int32)
     plan = Plan(length, np.arange(len(size) + 1), offsets[:-1], size)

@@ -1,6 +1,6 @@
 """Compiles steps for virtual devices and reads them: the child process of scaling.py.
 
-Nothing runs, and no parameter is made.
+Nothing is executed, and no parameter is allocated.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from scaling import FEW, ROWS, ScalingConfig
 
 
 def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:
-    """Returns what a model of its family is pretrained for."""
+    """Returns the pretraining objective of a model's family."""
     config = {"electra": ElectraConfig(), "gpt2": CLMConfig()}.get(
         encoder.family, MLMConfig()
     )
@@ -40,7 +40,7 @@ def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:
 
 
 def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch as the loader makes it."""
+    """Returns the shapes of a batch of the loader."""
     whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     row = jax.ShapeDtypeStruct((rows,), jnp.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "types"), whole)
@@ -49,11 +49,11 @@ def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
-    """Returns what the step of each mesh sends and holds."""
+    """Returns the traffic and memory of the step on each mesh, in bytes."""
     whole = dataclasses.replace(PRESETS[config.preset], dtype=config.dtype)
     layers = {whole.layers} if config.full else {min(n, whole.layers) for n in FEW}
-    # Where each device computes whole layers, nothing that is sent grows with the rows
-    # (tests/train/test_collectives.py).
+    # Without a tensor axis each device computes full layers, and no traffic grows with
+    # the rows (tests/train/test_collectives.py).
     rows: dict[str, tuple[int, ...]] = {kind: (ROWS,) for kind in config.meshes}
     if rows_twice and "tensor" in rows:
         rows["tensor"] = (ROWS, 2 * ROWS)

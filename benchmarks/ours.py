@@ -1,4 +1,4 @@
-"""plmjax's side of the comparison: the step, the loader and the loop of `pretrain`."""
+"""plmjax's side of the comparison: the step, loader and loop of `pretrain`."""
 
 import dataclasses
 import functools
@@ -31,12 +31,12 @@ from plmjax.workdir import (
 )
 from sides import Spec
 
-# More steps than any benchmark takes: the loader must only not end.
+# More steps than any benchmark takes, so that the loader does not end.
 _ENDLESS = 1 << 40
 
 
 def open_run(spec: Spec) -> Run:
-    """Returns the run whose config, tokenizer and store stand in the case's folder."""
+    """Returns the run of the config, tokenizer and store in the case's folder."""
     workdir = Workdir(spec.folder)
     config, tokenizer = workdir.config(), workdir.tokenizer()
     store = workdir.store()
@@ -62,7 +62,7 @@ def open_run(spec: Spec) -> Run:
 
 
 def _teacher(config: RunConfig, spec: Spec) -> Model | None:
-    """Returns the case's teacher, which computes in what its student does."""
+    """Returns the case's teacher, in the dtype of the student; None without one."""
     if not isinstance(config.objective, DistillConfig):
         return None
     assert config.objective.teacher is not None
@@ -76,7 +76,7 @@ class Side:
 
     def __init__(self, spec: Spec):
         self.spec, self.run = spec, open_run(spec)
-        # The schedule ends where the comparison does, the loader never.
+        # The schedule ends with the comparison, the loader never does.
         self.step = step_of(self.run, spec.steps)
         self.sums = jax.jit(functools.partial(_sums, self.run.objective))
         plan = self.run.loader.phases[0].plan
@@ -85,7 +85,7 @@ class Side:
         self.reset()
 
     def reset(self) -> None:
-        """Goes back to the initial weights and the first batch."""
+        """Restores the initial weights and the first batch."""
         with jax.set_mesh(self.run.mesh):
             self.state = fresh_state(self.run, print)
             self.frozen = frozen_arrays(self.run)
@@ -94,7 +94,7 @@ class Side:
 
     def loss(self) -> dict[str, float]:
         """Returns the losses of the first held-out batch, computed in float32."""
-        # A GPU's own float32 rounds factors to ten bits.
+        # By default, a GPU rounds float32 factors to ten bits of mantissa.
         with jax.default_matmul_precision("highest"):
             return self._losses()
 
@@ -116,7 +116,7 @@ class Side:
         return {name: scores[name] for name in kept}
 
     def parameters(self) -> dict[str, float]:
-        """Returns how many are trained."""
+        """Returns the number of trained parameters."""
         return {"parameters": tree.count(self.state.params)}
 
     def evaluate(self) -> float:
@@ -143,23 +143,23 @@ class Side:
         return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
 
     def memory(self) -> int:
-        """Returns the peak bytes of this process, on a GPU those it held there."""
+        """Returns the peak memory in bytes, of the GPU or else of this process."""
         held = jax.devices()[0].memory_stats()
         return held["peak_bytes_in_use"] if held else machine.peak_rss_bytes()
 
     def device(self) -> str:
-        """Returns what JAX calls what it computes on."""
+        """Returns JAX's name of the device."""
         return jax.devices()[0].device_kind
 
 
 def _sums(objective: Objective, params, frozen, batch) -> dict:
-    """Returns the metrics of a masked batch."""
+    """Returns the metrics of a masked batch as (total, count) pairs."""
     key = Key(jnp.uint32(0), jnp.uint32(0))
     return objective.loss(params, frozen, batch, key, False)[1]
 
 
 def _electra_losses(objective: Objective, params, frozen, batch) -> dict:
-    """Returns both losses where batch["drawn"] [B, K] takes the samples' place."""
+    """Returns both losses, with batch["drawn"] [B, K] in place of samples."""
     generator, discriminator = (
         objective.parts[name] for name in ("generator", "discriminator")
     )

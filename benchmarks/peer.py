@@ -1,8 +1,8 @@
-"""plmjax against Hugging Face: one model, the same documents, interleaved in one run.
+"""plmjax against Hugging Face: same model and documents, interleaved in one run.
 
     python benchmarks/peer.py --preset=bert-mini --dtype=both --compile --padding=both
 
-Each side is a process of its own; while one works the other sleeps.
+Each side is a separate process; while one works the other sleeps.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from plmjax.cli.options import json_option, log, print_result, start_jax
 from plmjax.cli.parser import program_parser
 from sides import DEFAULTS, DTYPES, PADDINGS, PeerConfig, Spec, Worker
 
-# How far the sides may be apart at the start, as a share: in each loss of one batch,
-# in float32, and in how many parameters they train.
+# Largest relative difference of the sides at the start, in each loss of one batch in
+# float32 and in the number of trained parameters.
 SAME = 1e-4
 _WARM_UP_STEPS = 5
-# Where there is no race, the schedule's length does not matter.
+# Length of the schedule without a race, when it does not matter.
 _SCHEDULE_STEPS = 10_000
 
 
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args) -> int:
-    # This process prepares: the sides have the device, and one each.
+    # This process only prepares, on the CPU: the sides use the device.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     start_jax()
     names = {field.name for field in dataclasses.fields(PeerConfig)}
@@ -81,15 +81,15 @@ def _run(args) -> int:
 
 
 def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[str, Any]:
-    """Trains the same model with both and returns what each reached, as JSON has it.
+    """Trains the same model with both sides and returns their figures, ready for JSON.
 
     Tokens are those of the documents: no padding, no [CLS], no [SEP]. Each window of
-    the peer stands between two of ours; a ratio compares it with their mean.
+    the peer lies between two of plmjax; a ratio compares it with their mean.
 
     Raises:
-      PlmjaxError: torch or transformers is missing; the sides start at other losses.
+      PlmjaxError: torch or transformers is missing; the losses at the start differ.
     """
-    from case import make_case  # Imports jax, which --help needs not.
+    from case import make_case  # Imports jax, which --help does not need.
 
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
@@ -121,7 +121,7 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
 def _compare(
     config: PeerConfig, folder: str, dtype: str, log: Callable[[str], Any]
 ) -> list[dict[str, Any]]:
-    """Measures one precision: our side against each of the peer's ways."""
+    """Measures one precision: plmjax against each variant of the peer."""
     total = config.to_loss or _SCHEDULE_STEPS
     spec = Spec(folder, dtype, config.batch, config.length, total, device=config.device)
     modes = (False, True) if config.compile else (False,)
@@ -185,7 +185,7 @@ def _torch_has_gpu() -> bool:
 
 
 def _check_same(here: dict[str, float], there: dict[str, float]) -> None:
-    """Raises PlmjaxError where the sides do not start from the same model."""
+    """Raises PlmjaxError if the sides do not start from the same model."""
     assert here.keys() == there.keys(), (here, there)
     for name, ours in here.items():
         if not abs(ours - there[name]) < SAME * ours:
@@ -199,7 +199,7 @@ def _check_same(here: dict[str, float], there: dict[str, float]) -> None:
 
 
 def _figures(taken: list[tuple[dict, dict, dict]]) -> dict[str, Any]:
-    """Returns rates and ratios of windows (ours, the peer's, ours again)."""
+    """Returns rates and ratios of windows (plmjax, the peer, plmjax again)."""
 
     def ratios(seconds: str) -> dict[str, float]:
         found = []
@@ -232,7 +232,7 @@ def _race(sides: list[Worker], steps: int) -> list[list[tuple[float, float]]]:
     curves: list[list[tuple[float, float]]] = []
     for side in sides:
         side.call("reset")
-        # Also compiles the evaluation; its time never counts.
+        # This also compiles the evaluation; evaluation time is never counted.
         curves.append([(0.0, side.call("evaluate"))])
     for done in range(0, steps, every):
         for side, curve in zip(sides, curves, strict=True):
@@ -244,7 +244,7 @@ def _race(sides: list[Worker], steps: int) -> list[list[tuple[float, float]]]:
 def _to_loss(
     curve: list[tuple[float, float]], peer: list[tuple[float, float]]
 ) -> dict[str, Any]:
-    """Returns the seconds each needs to the final loss of the one that ends worse."""
+    """Returns the seconds that each needs to reach the worse of the final losses."""
     target = max(curve[-1][1], peer[-1][1])
     reached = {"plmjax": _reached(curve, target), "peer": _reached(peer, target)}
     return {
@@ -266,7 +266,7 @@ def _reached(curve: list[tuple[float, float]], target: float) -> float:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Returns the result as lines for a person."""
+    """Returns the result as readable lines."""
     case, (before, after) = result["case"], result["load"]
     full = ", ".join(f"{name} {share:.1%}" for name, share in case["full"].items())
     models = "; ".join(f"{name} {size}" for name, size in case["models"].items())

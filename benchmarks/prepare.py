@@ -1,10 +1,10 @@
-"""How fast text becomes rows: plmjax's prepare against the usual Hugging Face pipeline.
+"""Measures text to tokens: plmjax's prepare against the usual Hugging Face pipeline.
 
     python benchmarks/prepare.py --paths='texts/*.txt' --workers=2
 
 Both read the same documents with the same tokenizer and processes, each round from a
-cold cache, with one thread a process; ours also writes the store, theirs stays in
-memory. Medians of interleaved rounds. The ids must be identical.
+cold cache, with one thread per process; plmjax also writes the store, the peer's rows
+stay in memory. Medians of interleaved rounds. The ids must be identical.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from plmjax.cli.options import at_least_one, print_result
 from plmjax.cli.parser import program_parser
 from plmjax.data.prepare import is_held_out
 
-LENGTH = 128  # of the rows that group_texts makes
+LENGTH = 128  # tokens in a row of group_texts
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,7 +71,7 @@ def compare(case: ours.Case, rounds: int, workers: int) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Returns the result as lines for a person."""
+    """Returns the result as readable lines."""
     same = "identical" if result["identical_ids"] else "DIFFERENT"
     head, speed = ours.as_text(result).splitlines()
     return (
@@ -90,7 +90,7 @@ def _transformers_tokenizer(case: ours.Case, folder: str):
 
 
 def _group_texts(texts: list[str], tokenizer, workers: int):
-    """As in transformers' run_mlm: tokenise, join, cut; returns the tokenised texts."""
+    """Tokenises, joins and cuts as transformers' run_mlm; returns the token lists."""
     import datasets
 
     datasets.disable_progress_bars()

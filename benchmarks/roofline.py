@@ -1,6 +1,6 @@
-"""How long a step computes and sends, on paper: chips, links, and what follows.
+"""Estimates how long a step computes and sends, from data sheets of chips and links.
 
-Bytes come from compiled programs (scaling.py). All sizes are of one device and step.
+Bytes come from compiled programs (scaling.py). All sizes are per device and step.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator: the FLOP/s and bytes/s that a data sheet states.
+    """An accelerator: the FLOP/s and bytes/s of its data sheet.
 
-    `near` is what it sends within a group of `group` chips (all links, one direction),
-    `far` what it sends beyond. With `flat`, whatever leaves a group goes over the slow
-    link whole; else each chip of a group carries its share of it, as NCCL's rings over
-    all network cards and XLA's reductions over slices do.
+    `near` is its rate within a group of `group` chips (all links, one direction), `far`
+    its rate beyond. With `flat`, all traffic that leaves a group takes the slow link;
+    otherwise each chip of a group carries its share of it, as NCCL's rings over all
+    network cards and XLA's reductions over slices do.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Chip:
 
 
 # Dense bf16. NVIDIA's data sheets of H100 SXM and H200: 989 TFLOP/s, NVLink 900 GB/s in
-# both directions together; an NDR InfiniBand card a GPU, 400 Gb/s.
-# cloud.google.com/tpu/docs/v5e, v5p, v6e: FLOP/s, bidirectional interconnect a chip
-# (400, 1,200, 800 GB/s), the largest slice, data center network (6.4 Tb/s a pod of 256,
-# 50 Gb/s a chip, 25.6 Tb/s a pod of 256).
+# both directions together; one NDR InfiniBand card per GPU, 400 Gb/s.
+# cloud.google.com/tpu/docs/v5e, v5p, v6e: FLOP/s, bidirectional interconnect per chip
+# (400, 1,200, 800 GB/s), the largest slice, data center network (6.4 Tb/s per pod of
+# 256, 50 Gb/s per chip, 25.6 Tb/s per pod of 256).
 CHIPS = (
     Chip("H100, H200", 989e12, 450 * GB, 8, 50 * GB),
     Chip("H100, H200, flat ring", 989e12, 450 * GB, 8, 50 * GB, flat=True),
@@ -46,9 +46,10 @@ CHIPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What a device sends in a step by one operation along some axes of the mesh.
+    """Traffic of a device in a step, by one operation along some axes of the mesh.
 
-    `bytes` are the whole buffers; `bytes_per_token` what a token of the device adds.
+    `bytes` is the size of the full buffers, `bytes_per_token` the growth per token of
+    the device.
     """
 
     axes: tuple[str, ...]
@@ -61,7 +62,7 @@ class Traffic:
 
 
 def along(mesh: Mapping[str, int], axes: tuple[str, ...]) -> tuple[int, int]:
-    """Returns how many devices a group along the axes has, and how far apart they are.
+    """Returns the size of a group along the axes, and the stride of its devices.
 
     The last axis of a mesh is the innermost: its devices are neighbours.
     """
@@ -72,7 +73,7 @@ def along(mesh: Mapping[str, int], axes: tuple[str, ...]) -> tuple[int, int]:
 
 
 def sent(traffic: Traffic, mesh: Mapping[str, int], tokens: float) -> float:
-    """Returns the bytes that a device sends on a ring."""
+    """Returns the bytes that a device sends with ring algorithms."""
     size, _ = along(mesh, traffic.axes)
     passes = RING.get(traffic.kind)
     share = 1.0 if passes is None else passes * (size - 1) / size
@@ -82,7 +83,7 @@ def sent(traffic: Traffic, mesh: Mapping[str, int], tokens: float) -> float:
 def seconds(
     chip: Chip, traffic: Traffic, mesh: Mapping[str, int], tokens: float
 ) -> float:
-    """Returns how long sending takes, latency left out."""
+    """Returns the seconds that sending takes, without latency."""
     size, apart = along(mesh, traffic.axes)
     if size == 1:
         return 0.0
@@ -101,19 +102,19 @@ def seconds(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step on paper: seconds that a chip computes and sends."""
+    """Estimate of a step: seconds that a chip computes and sends."""
 
     computing: float
     sending: float
 
     @property
     def apart(self) -> float:
-        """Seconds of a step if nothing is sent while it computes."""
+        """Seconds of a step if computing and sending do not overlap."""
         return self.computing + self.sending
 
     @property
     def together(self) -> float:
-        """Seconds of a step if all is sent while it computes."""
+        """Seconds of a step if computing and sending overlap fully."""
         return max(self.computing, self.sending)
 
 
@@ -127,7 +128,7 @@ def step(
 ) -> Step:
     """Returns the step of a device that has `tokens` tokens of each batch.
 
-    Those of a tensor axis share them, and the FLOPs.
+    The devices of a tensor axis share the same tokens, and divide the FLOPs.
     """
     shared = mesh["tensor"]
     return Step(
@@ -143,9 +144,9 @@ def bound(
     flops_per_token: float,
     mfu: float,
 ) -> float:
-    """Returns the tokens a chip and step below which sending takes longer.
+    """Returns the tokens per chip and step below which sending takes longer.
 
-    Infinite where each token sends for longer than it computes.
+    Infinite if each token takes longer to send than to compute.
     """
     none, one = (
         step(chip, traffic, mesh, tokens, flops_per_token, mfu) for tokens in (0, 1)

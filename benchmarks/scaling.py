@@ -1,6 +1,6 @@
-"""What a training step sends on 8 to 512 devices, compiled, and on paper beyond.
+"""Traffic of a training step, compiled for 8 to 512 devices and estimated beyond.
 
-The step is compiled for virtual CPU devices, never run, in a process for each number of
+The step is compiled for virtual CPU devices, never run, in one process per number of
 devices. The bytes that it sends do not depend on the kind of device.
 
     python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 --batch=4096
@@ -26,32 +26,32 @@ from roofline import CHIPS, Traffic, bound, sent, step
 
 AXES = ("data", "fsdp", "tensor")
 MESHES = ("data", "zero1", "fsdp", "tensor")
-# Chips of the tables on paper; what is past the compiled numbers is extrapolated.
+# Chips in the tables of estimates; above the compiled numbers they are extrapolated.
 PAPER = (8, 64, 256, 512, 1024, 4096)
-# Layers that are compiled; the others are like the second.
+# Numbers of layers that are compiled; all layers after the first are alike.
 FEW = (1, 2)
-# Rows of a data shard when the step is compiled.
+# Rows per data shard in the compiled step.
 ROWS = 2
 _LIMIT_SECONDS = 3600
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalingConfig:
-    """What is compiled, and what the tables assume."""
+    """The models and meshes to compile, and the assumptions of the tables."""
 
     preset: str = "bert-base"
     devices: tuple[int, ...] = (8, 64, 512)
     length: int = 128
-    # Rows of the global batch of the table of throughputs.
+    # Rows of the global batch in the table of throughputs.
     batch: int = 4096
-    # The share of the peak that the matrix products of one chip reach.
+    # The share of a chip's peak that its matrix products reach.
     mfu: float = 0.4
     meshes: tuple[str, ...] = MESHES
     # Devices along the inner axis of the mesh of that name.
     fsdp: int = 8
     tensor: int = 4
     dtype: str = "bfloat16"
-    # Compiles the model whole instead of with one and two layers.
+    # Compiles all layers instead of models with one and two.
     full: bool = False
 
     def __post_init__(self):
@@ -94,7 +94,7 @@ class ScalingConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "ScalingConfig":
-        """Returns the config whose fields JSON has."""
+        """Returns the config with fields as read from JSON."""
         lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
         return cls(**{**values, **lists})
 
@@ -141,16 +141,16 @@ def _run(args) -> int:
 def bench_scaling(
     config: ScalingConfig, log: Callable[[str], Any] = print
 ) -> dict[str, Any]:
-    """Compiles the step on each mesh and number of devices; returns what it sends.
+    """Compiles the step on each mesh and number of devices; returns its traffic.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
-      RuntimeError: a compilation failed; its last words are in the message.
+      PlmjaxError: an error that the user can fix.
+      RuntimeError: a compilation failed; the message has the end of its output.
     """
     before, compiled = machine.load_average(), []
     for count in config.devices:
         begin = time.monotonic()
-        # Once is enough to know what grows with the rows of a device.
+        # One number of devices is enough to see which traffic grows with the rows.
         compiled += _child(config, count, rows_twice=count == config.devices[0])
         log(f"{count} devices: compiled in {time.monotonic() - begin:,.0f} s.")
     facts = compiled[0]["model"]
@@ -168,12 +168,12 @@ def bench_scaling(
 
 
 def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
-    """Returns what a process with so many devices compiled."""
+    """Returns the results of a process that compiles for `devices` devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
     }
-    # Nothing runs, so no collective needs a thread a device.
+    # Nothing is executed, so collectives do not need a thread per device.
     environment.pop("NPROC", None)
     told = json.dumps([dataclasses.asdict(config), devices, rows_twice])
     done = subprocess.run(
@@ -191,7 +191,7 @@ def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
 
 
 def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[str, Any]:
-    """Returns a mesh's traffic as a function of tokens, and what it was read from."""
+    """Returns a mesh's traffic as a function of tokens, and its memory."""
     mine = [one for one in compiled if one["mesh"] == kind]
     layers = compiled[0]["model"]["layers"]
     sizes, rows = [], {}
@@ -200,7 +200,7 @@ def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[st
         once = _all_layers([o for o in here if o["rows"] == ROWS], layers)
         twice = _all_layers([o for o in here if o["rows"] == 2 * ROWS], layers)
         if twice:
-            # What a row of a data shard adds; the same on any number of devices.
+            # The growth per row of a data shard, equal for any number of devices.
             rows = {key: (twice[key] - once.get(key, 0.0)) / ROWS for key in twice}
         mesh = config.mesh(kind, count)
         traffic = [
@@ -226,7 +226,7 @@ def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[st
 
 
 def _linear(here: list[dict], key: str, layers: int) -> float:
-    """Returns a figure of all layers out of that of one and of two."""
+    """Returns a figure for all layers, extrapolated from one and two layers."""
     few = {one["layers"]: one[key] for one in here if one["rows"] == ROWS}
     if layers in few:
         return few[layers]
@@ -234,7 +234,7 @@ def _linear(here: list[dict], key: str, layers: int) -> float:
 
 
 def _all_layers(here: list[dict], layers: int) -> dict[tuple[str, str], float]:
-    """Returns {(axes, operation): bytes} of the model with all its layers."""
+    """Returns {(axes, operation): bytes} for all layers, extrapolated likewise."""
     few = {
         one["layers"]: {(axes, kind): total for axes, kind, total in one["traffic"]}
         for one in here
@@ -252,7 +252,7 @@ def _all_layers(here: list[dict], layers: int) -> dict[tuple[str, str], float]:
 def _on_paper(
     config: ScalingConfig, measured: dict, flops_per_token: float
 ) -> dict[str, Any]:
-    """Returns bounds and throughputs of a mesh on each chip."""
+    """Returns bounds and throughputs of a mesh for each chip."""
     kind, largest = measured["kind"], measured["sizes"][-1]
     traffic = [Traffic(**one) for one in largest["traffic"]]
     tokens = config.batch * config.length
@@ -281,7 +281,7 @@ def _on_paper(
 
 
 def _deviation(config: ScalingConfig, measured: dict) -> float:
-    """Returns how far the ring's formula, from the largest size, is off the others."""
+    """Returns the largest relative error of predictions from the largest size."""
     *others, largest = measured["sizes"]
     traffic = [Traffic(**one) for one in largest["traffic"]]
     tokens = ROWS * config.length
@@ -308,7 +308,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Returns the tables, in Markdown."""
+    """Returns the tables in Markdown."""
     config = ScalingConfig.of(result["config"])
     model, (before, after) = result["model"], result["load"]
     names = {kind: name.format(**result["config"]) for kind, name in _NAMES.items()}
@@ -369,7 +369,7 @@ def as_text(result: dict[str, Any]) -> str:
 def _paper_table(
     papers: list[dict], names: dict[str, str], cell: Callable[[dict], str]
 ) -> list[str]:
-    """Returns the table of cell(row), a line a chip and mesh."""
+    """Returns the table of cell(row), a line per chip and mesh."""
     body = [
         [chip.name, names[paper["kind"]]]
         + [cell(row) for row in paper["rows"] if row["chip"] == chip.name]

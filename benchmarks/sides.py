@@ -1,7 +1,7 @@
-"""What peer.py compares, and each side of it in a process of its own.
+"""Configs of peer.py, and each side of the comparison in a separate process.
 
-Two runtimes in one process would share threads and memory; a side that waits sleeps. It
-is told what to do through pipes.
+Two runtimes in one process would share threads and memory; a waiting side sleeps. It
+receives its commands through pipes.
 """
 
 import dataclasses
@@ -17,30 +17,30 @@ from plmjax import PlmjaxError
 
 PADDINGS = ("group_texts", "line_by_line")
 DTYPES = ("float32", "bfloat16")
-# The objectives, and the preset each is measured on unless told.
+# The objectives, and the default preset of each.
 DEFAULTS = {"mlm": "bert-mini", "electra": "electra-small", "distill": "bert-mini"}
-# Where transformers has the other side of a comparison.
+# The family of models that transformers can train with an objective.
 _FAMILIES = {"electra": "electra", "distill": "bert"}
 
 
 @dataclasses.dataclass(frozen=True)
 class PeerConfig:
-    """What is compared, and for how long."""
+    """The models and data to compare, and the length of the measurement."""
 
-    # Files and globs; none: the docstrings of the installed packages.
+    # Files and globs; None: the docstrings of the installed packages.
     paths: str | None = None
-    # A tokenizer to use; none: WordPiece of vocab_size pieces, from the text.
+    # A tokenizer to use; None: WordPiece of vocab_size pieces, from the text.
     vocab: str | None = None
     vocab_size: int | None = None
-    # What is trained: mlm, electra or distill; a preset of DEFAULTS if none is named.
+    # The objective: mlm, electra or distill.
     objective: str = "mlm"
-    # The model; of electra the discriminator, of distill the teacher.
+    # The model, with electra the discriminator, with distill the teacher; see DEFAULTS.
     preset: str | None = None
     length: int = 128
     batch: int = 16
     dtypes: tuple[str, ...] = DTYPES
     paddings: tuple[str, ...] = PADDINGS[:1]
-    # Measures torch.compile besides eager mode.
+    # Measures torch.compile in addition to eager mode.
     compile: bool = False
     rounds: int = 5
     # Steps in one window of one side.
@@ -65,7 +65,7 @@ class PeerConfig:
         self._check_family()
 
     def _check_family(self) -> None:
-        """Raises PlmjaxError for a preset whose classes cannot do the objective."""
+        """Raises PlmjaxError for a preset whose family does not fit the objective."""
         from plmjax.models import PRESETS
 
         family = _FAMILIES.get(self.objective)
@@ -84,16 +84,16 @@ class PeerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a side trains: the case in `folder` (case.py makes it), and how."""
+    """Training of a side: the case in `folder` (made by case.py), and its options."""
 
     folder: str
     dtype: str
     batch: int
     length: int
-    # Of the learning-rate schedule.
+    # Length of the learning-rate schedule.
     steps: int
     seed: int = 0
-    # How the peer makes rows, and whether it compiles its model.
+    # How the peer forms rows, and whether it compiles its model.
     padding: str = "group_texts"
     compile: bool = False
     device: str = "cpu"
@@ -106,11 +106,11 @@ class Worker:
         self.name = name
         self.log = Path(spec.folder) / f"{name}-{id(self)}.log"
         command = [sys.executable, __file__, name]
-        # Weights and tokenizer are on the disk; nothing is fetched.
+        # Weights and tokenizer are on the disk, so nothing needs to be downloaded.
         own = {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"}
         own["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[spec.device]
         if spec.device == "gpu":
-            # JAX would take three quarters of the memory, and the peers are there, too.
+            # JAX would reserve three quarters of the memory, but the peers need some.
             own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         with open(self.log, "w") as log:
             self._process = subprocess.Popen(
@@ -130,10 +130,10 @@ class Worker:
         self._process.communicate()
 
     def call(self, method: str, *arguments) -> Any:
-        """Returns what the side's method returns, as JSON has it.
+        """Returns the result of a method of the side, sent as JSON.
 
         Raises:
-          RuntimeError: the process died; its last words are in the message.
+          RuntimeError: the process died; the message has the end of its log.
         """
         assert self._process.stdin and self._process.stdout
         try:
@@ -149,7 +149,7 @@ class Worker:
 
 
 def _serve(module: str, spec: str) -> None:
-    # Libraries print; the pipe is for answers alone.
+    # Libraries print to stdout, but the pipe is for answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     side = importlib.import_module(module).Side(Spec(**json.loads(spec)))

@@ -1,8 +1,8 @@
-"""Hugging Face's side of the comparison: transformers on PyTorch, as its Trainer runs.
+"""Hugging Face's side of the comparison: transformers on PyTorch, like its Trainer.
 
 DataLoader with DataCollatorForLanguageModeling in the main process (the Trainer's
-default), autocast for bf16, clipping, fused AdamW, a linear schedule, dropout as the
-checkpoint says, the attention that transformers chooses.
+default), autocast for bf16, clipping, fused AdamW, a linear schedule, the checkpoint's
+dropout, the attention that transformers chooses.
 
 Legend: B rows, L tokens, T masked tokens, V vocabulary, H width.
 """
@@ -37,7 +37,7 @@ class Side:
         torch.set_num_threads(machine.cores())
         self.spec = spec
         self.device = torch.device("cuda" if spec.device == "gpu" else "cpu")
-        # As JAX multiplies float32 on GPUs; no difference on CPUs.
+        # JAX uses this precision for float32 on GPUs; on CPUs it makes no difference.
         torch.set_float32_matmul_precision("high")
         folder = Path(spec.folder)
         settings = json.loads((folder / "config.json").read_text())["objective"]
@@ -51,7 +51,7 @@ class Side:
             random_replace_prob=settings["random_share"],
         )
         rows = datasets.load_from_disk(str(folder / spec.padding))
-        # DistilBERT has no types.
+        # DistilBERT's tokenizer has no token types.
         names = [*tokenizer.model_input_names, "special_tokens_mask"]
         self.dataset = rows.select_columns(names)
         self.row_tokens = np.load(folder / f"{spec.padding}.npy")
@@ -66,9 +66,9 @@ class Side:
         self.reset()
 
     def reset(self) -> None:
-        """Goes back to the initial weights and the first batch."""
+        """Restores the initial weights and the first batch."""
         torch.manual_seed(self.spec.seed)
-        # Into the parameters that are there: what was compiled stays compiled.
+        # Loaded into the existing parameters, so that compiled code stays valid.
         self.model.load_state_dict(self.initial)
         self.optimizer = _optimizer(self.model)
         total = self.spec.steps
@@ -84,7 +84,7 @@ class Side:
         rng = np.random.default_rng(self.spec.seed)
         while True:
             order = rng.permutation(len(self.dataset)).tolist()
-            # The order is ours, so that tokens are counted outside of the timing.
+            # The order is drawn here, so that tokens are counted outside of the timing.
             order = order[: len(order) // self.spec.batch * self.spec.batch]
             self.order += order
             batches = torch.utils.data.DataLoader(
@@ -113,7 +113,7 @@ class Side:
         return found
 
     def parameters(self) -> dict[str, float]:
-        """Returns how many are trained."""
+        """Returns the number of trained parameters."""
         return {"parameters": sum(x.numel() for x in self.model.parameters())}
 
     def evaluate(self) -> float:
@@ -128,7 +128,7 @@ class Side:
 
     @contextlib.contextmanager
     def _evaluating(self):
-        """No dropout, no gradient, nothing compiled."""
+        """Turns off dropout, gradients and compiled code in the block."""
         self.model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
@@ -157,7 +157,7 @@ class Side:
         return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
 
     def memory(self) -> int:
-        """Returns the peak bytes of this process, on a GPU those it held there."""
+        """Returns the peak memory in bytes, of the GPU or else of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return machine.peak_rss_bytes()
@@ -183,13 +183,13 @@ def _optimizer(model) -> torch.optim.Optimizer:
 
 
 def _tokenizer_folder(folder: Path) -> Path:
-    """Returns where the case has a tokenizer as transformers loads it."""
+    """Returns the case's folder with a tokenizer that transformers can load."""
     weights = folder / "weights"
     return weights if (weights / "config.json").exists() else weights / "discriminator"
 
 
 def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
-    """Returns plmjax's masked batches with the labels where transformers wants them."""
+    """Returns plmjax's masked batches in the format of transformers."""
     batches = []
     for i in range(len(arrays["tokens"])):
         one = {name: array[i] for name, array in arrays.items()}
@@ -211,14 +211,14 @@ def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tens
 
 
 # The models by objective: transformers' classes, and the loss of a step. Each is a
-# module whose forward(input_ids, attention_mask, labels) is the loss, labels -100 where
-# nothing was masked. It is made of the folder with the weights, the objective block of
-# the case, and whether its rows are full. `start(batch)` returns the terms of the loss
-# on a masked held-out batch, `compile_models` calls torch.compile.
+# module whose forward(input_ids, attention_mask, labels) returns the loss, with labels
+# of -100 where nothing was masked. Its arguments are the folder with the weights, the
+# objective block of the case, and whether its rows are full. `start(batch)` returns the
+# loss terms of a masked held-out batch, `compile_models` calls torch.compile.
 
 
 class MLM(torch.nn.Module):
-    """The model that AutoModelForMaskedLM makes of the folder."""
+    """The model that AutoModelForMaskedLM loads from the folder."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
@@ -238,8 +238,8 @@ class MLM(torch.nn.Module):
 class Electra(torch.nn.Module):
     """ElectraForMaskedLM and ElectraForPreTraining, which share the token table.
 
-    Rows without padding go without a mask: the loss then picks no tokens out, which
-    would also part what torch.compile makes of the discriminator.
+    Rows without padding have no mask: the loss then selects no tokens, a selection that
+    would also split the graph that torch.compile makes of the discriminator.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
@@ -253,11 +253,11 @@ class Electra(torch.nn.Module):
         )
         shared = self.discriminator.electra.embeddings.word_embeddings
         self.generator.electra.embeddings.word_embeddings = shared
-        # It is the generator's decoder, too.
+        # The table is also the generator's output layer.
         self.generator.generator_lm_head.weight = shared.weight
 
     def compile_models(self) -> None:
-        # Not the whole: how many tokens are masked differs from step to step.
+        # Each model separately: the number of masked tokens differs between steps.
         self.generator.compile()
         self.discriminator.compile()
 
@@ -286,10 +286,10 @@ class Electra(torch.nn.Module):
 
 
 def _sample(logits_TV, temperature: float):
-    """Draws a piece from each softmax; [T].
+    """Samples a piece from each softmax; [T].
 
-    By the sums of the probabilities: torch.multinomial and Gumbel noise draw a number a
-    piece, which took four times as long.
+    Uses cumulative probabilities: torch.multinomial and Gumbel noise draw one number
+    per piece, which took four times as long.
     """
     p_TV = torch.softmax(logits_TV / temperature, dim=-1, dtype=torch.float32)
     end_TV = p_TV.cumsum_(-1)
@@ -301,8 +301,8 @@ def _sample(logits_TV, temperature: float):
 class Distill(torch.nn.Module):
     """A student and its teacher: the loop of transformers' distillation example.
 
-    Soft loss and cosine at all tokens, masked prediction at the masks. Rows without
-    padding are taken whole; to pick their tokens out would copy the logits.
+    Soft loss and cosine loss at all tokens, masked prediction at the masks. Rows
+    without padding are not filtered: selecting their tokens would copy the logits.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
@@ -313,14 +313,14 @@ class Distill(torch.nn.Module):
         teacher = transformers.AutoModelForMaskedLM.from_pretrained(
             folder.parent / "teacher"
         )
-        # In a tuple it is no part of this module: never trained, no dropout.
+        # Inside a tuple it is no submodule: never trained, no dropout.
         self._frozen = (teacher.eval().requires_grad_(False),)
 
     def compile_models(self) -> None:
         self.compile()
 
     def _apply(self, fn, recurse=True):
-        # Moved to a device with the student, though it is no part.
+        # The teacher moves to a device with the student, though it is no submodule.
         self._frozen[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -328,7 +328,7 @@ class Distill(torch.nn.Module):
         return sum(self._terms(input_ids, attention_mask, labels).values())
 
     def _terms(self, input_ids, attention_mask, labels) -> dict[str, Any]:
-        """Returns the weighted terms of the loss."""
+        """Returns the weighted terms of the loss by name."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
         ours = self.student(**given, labels=labels, output_hidden_states=True)
         with torch.no_grad():
@@ -350,7 +350,7 @@ class Distill(torch.nn.Module):
         }
 
     def start(self, batch: dict) -> dict[str, float]:
-        # Held-out rows have padding, whatever the others have.
+        # Held-out rows always have padding, even if the training rows are full.
         full, self.full = self.full, False
         found = self._terms(**_inputs(batch))
         self.full = full
@@ -361,7 +361,7 @@ class Distill(torch.nn.Module):
 
 
 def _rows(x, real):
-    """Returns [T, ...] of [B, L, ...]: all tokens, or those that are real."""
+    """Returns [T, ...] of [B, L, ...]: all tokens, or those where `real` is True."""
     return x.flatten(0, 1) if real is None else x[real]
 
 

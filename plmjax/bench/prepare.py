@@ -1,4 +1,4 @@
-"""How fast `prepare` makes tokens of text."""
+"""Measures how fast `prepare` turns text into tokens."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ HELD_OUT_PERCENT = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The documents that are prepared, and the tokenizer that cuts them."""
+    """The documents that are prepared, and the tokenizer for them."""
 
     source: Source
     texts: list[str]
@@ -25,10 +25,11 @@ class Case:
 
     @property
     def megabytes(self) -> float:
+        """Size of the texts in UTF-8, in units of 10^6 bytes."""
         return sum(len(text.encode()) for text in self.texts) / 1e6
 
     def facts(self) -> dict[str, Any]:
-        """Returns the sizes of the documents and of the tokenizer, as JSON has it."""
+        """Returns the sizes of the documents and of the tokenizer, ready for JSON."""
         return {
             "megabytes": round(self.megabytes, 2),
             "documents": len(self.texts),
@@ -47,8 +48,8 @@ class Case:
 
 
 def open_case(paths: str, tokenizer: TokenizerConfig | None = None) -> Case:
-    """Reads text files; the tokenizer is made from them unless the config names one."""
-    # One thread a process, as `datasets` has it for several processes.
+    """Reads text files; trains a tokenizer on them unless the config names one."""
+    # One thread per process, as `datasets` does with several processes.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     source = open_source(SourceConfig(kind="text", paths=paths))
     texts = list(source.documents())
@@ -64,7 +65,7 @@ def bench_prepare(
 ) -> dict[str, Any]:
     """Returns the median MB/s of `prepare`, each round from a cold cache.
 
-    benchmarks/prepare.py has the same beside what is usual with Hugging Face.
+    benchmarks/prepare.py compares this with the usual Hugging Face pipeline.
     """
     case = open_case(paths, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def bench_prepare(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Returns the result as lines for a person."""
+    """Returns the result as readable lines."""
     return (
         f"{result['megabytes']} MB, {result['documents']:,} documents, "
         f"{result['kind']} of {result['vocab_size']:,}, processes {result['workers']}, "

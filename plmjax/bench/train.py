@@ -1,4 +1,4 @@
-"""How fast the training step of a config is, its data read as `pretrain` reads them."""
+"""Measures a config's training step, with the data loading of `pretrain`."""
 
 import dataclasses
 import functools
@@ -21,19 +21,20 @@ from plmjax.train.metrics import peak_flops
 from plmjax.train.step import State, lower
 from plmjax.workdir import RunConfig, Workdir
 
-# Steps that may be on their way before one is waited for, as in training.
+# Steps that may be queued on the device before one is waited for, as in training.
 _IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
 class Timed:
-    """Seconds from one finished step to the next, and how many the loader took."""
+    """Seconds between consecutive finished steps, and in total in the loader."""
 
     steps_s: list[float]
     loader_s: float
 
     @property
     def total_s(self) -> float:
+        """Seconds of all steps together."""
         return sum(self.steps_s)
 
 
@@ -72,11 +73,11 @@ def bench_train(
     """Times `steps` steps of each phase of a config, after compiling and two more.
 
     The data are prepared in a temporary directory, or those of the run in `workdir`
-    are read. Times are seconds unless their name says ms; tokens are those that are
-    not padding, over all devices.
+    are read. Times are in seconds unless their name has ms; tokens exclude padding and
+    are summed over all devices.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     if steps < 1:
         raise PlmjaxError(f"--steps={steps} must be at least 1.")
@@ -110,7 +111,7 @@ def _time_phase(
     start = sum(earlier.steps for earlier in run.loader.phases[:number])
 
     def batch(index: int) -> dict:
-        # A phase shorter than the benchmark begins again.
+        # A phase that is shorter than the benchmark is repeated.
         return run.loader.batch(start + index % phase.steps)
 
     state, frozen = fresh_state(run, _quiet), frozen_arrays(run)
@@ -130,7 +131,7 @@ def _time_phase(
 
 
 def _quiet(_: str) -> None:
-    """Says nothing: a benchmark's output is its figures."""
+    """Drops messages: a benchmark's output is its figures."""
 
 
 def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
@@ -155,14 +156,14 @@ def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
 
 
 def _peak_memory_bytes() -> int:
-    """Returns the fullest device's peak; on a CPU, which has none, the process's."""
+    """Returns the largest peak of all devices; on a CPU, that of the process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(found.get("peak_bytes_in_use", 0) for found in stats)
     return peak or machine.peak_rss_bytes()
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Returns the result as lines for a person."""
+    """Returns the result as readable lines."""
     model, (before, after) = result["model"], result["load"]
     lines = [
         machine.as_text(result["machine"]),

@@ -1,6 +1,6 @@
 """The command line: verbs in the order in which people use them.
 
-Nothing heavy is imported before a verb needs it, so that --help is quick.
+Heavy modules are imported only when a verb needs them, so that --help is quick.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         return args
     _prepare(args, ["-m", "plmjax", *argv])
     try:
-        return args.run(args)  # of several processes, all come here together
+        return args.run(args)  # with several processes, all run the same verb
     except BaseException as error:
         return _leave(error, args)
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_program(
     parser: argparse.ArgumentParser, file: str, argv: list[str] | None = None
 ) -> int:
-    """Runs a program beside plmjax, one of benchmarks/, as a verb is run."""
+    """Runs a separate program, for example one of benchmarks/, like a verb."""
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     _prepare(args, [file, *argv])
@@ -43,8 +43,8 @@ def run_program(
 
 
 def _parse(argv: list[str]) -> argparse.Namespace | int:
-    """Returns the arguments of a verb; the exit code where there is nothing to run."""
-    # What stands behind "--" is the command that `plmjax launch` starts.
+    """Returns the arguments of a verb; the exit code if there is nothing to run."""
+    # The command that `plmjax launch` starts follows "--".
     end = argv.index("--") if "--" in argv else len(argv)
     own, command = argv[:end], argv[end + 1 :]
     overrides, rest = _parted(own, "--config.")
@@ -80,14 +80,14 @@ def _parse(argv: list[str]) -> argparse.Namespace | int:
 
 
 def _prepare(args, argv: list[str]) -> None:
-    """Makes the process ready for what it runs.
+    """Prepares the process for a verb or program.
 
-    `argv` are Python's arguments, for it is started again to have huge pages.
+    `argv` are Python's arguments: the process restarts with them to get huge pages.
     """
     _prepare_process(argv, args.debug)
-    # A text may hold letters that the terminal's encoding lacks.
+    # A text may hold characters that the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # Ctrl-C and SIGTERM are the same to a person; training handles both itself.
+    # Ctrl-C and SIGTERM have the same effect here; training handles both itself.
     _received.clear()
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
@@ -95,10 +95,10 @@ def _prepare(args, argv: list[str]) -> None:
 
 
 def _leave(error: BaseException, args) -> int:
-    """Says what ended a verb; returns the exit code, or ends one of several at once."""
+    """Prints the error; returns the exit code, or exits at once if one of several."""
     code = _explain(error, args)
     if _is_one_of_several():
-        # Leaving in order would wait for the others, who wait for this process.
+        # A normal exit would wait for the others, which wait for this process.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
@@ -106,13 +106,13 @@ def _leave(error: BaseException, args) -> int:
 
 
 def _parted(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Returns those that begin with a prefix, without it, and the others."""
+    """Returns the arguments with a prefix, without it, and the others."""
     found = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
     return found, [a for a in arguments if not a.startswith(prefix)]
 
 
 def _explain(error: BaseException, args) -> int:
-    """Says what ended a verb; returns the exit code."""
+    """Prints the error that ended a verb; returns the exit code."""
     try:
         raise error
     except PlmjaxError as error:
@@ -122,7 +122,7 @@ def _explain(error: BaseException, args) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        # The reader of our output left (| head); say nothing more to it.
+        # The reader of stdout has closed it (| head), so nothing more goes there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if getattr(args, "verb", None) != "pretrain":
             return Exit.OK
@@ -132,7 +132,7 @@ def _explain(error: BaseException, args) -> int:
         if args.debug:
             traceback.print_exc()
         if _received:
-            # An interrupted import of compiled code says that the import failed.
+            # A signal during the import of compiled code looks like a failed import.
             return _interrupted()
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return _fail(f"{error}.", disk_hint(error), Exit.DISK)
@@ -156,9 +156,8 @@ def _interrupt(number: int, _frame) -> None:
 
 
 def _interrupted() -> int:
-    # An interrupt that comes out of executed text (a dataclass is made of one) leaves a
-    # mark, for which `python -m` ends by SIGINT whatever the code. The next text to be
-    # executed takes it away.
+    # An interrupt in code run by exec (as dataclasses use it) leaves a mark that makes
+    # `python -m` end by SIGINT with any exit code. The next exec clears the mark.
     exec("")
     print("\nInterrupted. The same command goes on.", file=sys.stderr)
     return Exit.RESUMABLE
@@ -179,7 +178,7 @@ def _fail(message: str, hint: str, code: Exit) -> int:
     print(f"error: {message} {hint}".rstrip(), file=sys.stderr)
     note = os.environ.get("PLMJAX_FAILURE_FILE")
     if note and code != Exit.RESUMABLE:
-        # For launch/slurm.sh, which would start again what only looks like a dead peer.
+        # Tells launch/slurm.sh not to restart: this failure is no dead peer.
         try:
             Path(note).write_text(f"{int(code)}\n")
         except OSError as error:
@@ -188,13 +187,13 @@ def _fail(message: str, hint: str, code: Exit) -> int:
 
 
 def _prepare_process(argv: list[str], debug: bool) -> None:
-    """Sets what must be set before jax is imported or before the process starts."""
+    """Sets variables that jax reads at import, or the C library at process start."""
     devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
     given = ("PLMJAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     several = "--num_processes" in " ".join(argv) or any(n in os.environ for n in given)
     if devices.isdigit() and (int(devices) > 1 or several):
         # Collectives on CPUs, between virtual devices or processes, block a thread
-        # each; with too few threads they wait for each other for ever.
+        # each; with too few threads they would deadlock.
         threads = max(os.cpu_count() or 1, 4 * int(devices), 8)
         os.environ.setdefault("NPROC", str(threads))
     tunables = os.environ.get("GLIBC_TUNABLES")

@@ -1,4 +1,4 @@
-"""`plmjax bench`; what compares with others, or is on paper, stands in benchmarks/."""
+"""`plmjax bench`; comparisons and estimates on paper are in benchmarks/."""
 
 import argparse
 import shlex
@@ -53,7 +53,7 @@ def prepare_options(added: argparse.ArgumentParser) -> None:
 
 
 def moved(argv: list[str]) -> str:
-    """Says what to run for a verb that has become a program; "" for all others."""
+    """Returns the hint for a verb that has become a program; "" for all others."""
     words = [word for word in argv if word != "--debug"]
     if words[:2] not in (["bench", "peer"], ["bench", "scaling"]):
         return ""

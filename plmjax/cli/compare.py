@@ -1,4 +1,4 @@
-"""`plmjax compare`, and what `plmjax finetune` needs to run several seeds or folds."""
+"""`plmjax compare`, and the part of `plmjax finetune` for several seeds or folds."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def add(verb) -> None:
 
 
 def repeat_options(added) -> None:
-    """Adds how often something is run."""
+    """Adds the options for repeated runs: seeds, folds, and which seeds differ."""
     add = added.add_argument
     add("--seeds", type=int, metavar="N", help="runs by N seeds, and compares them")
     add("--folds", type=int, metavar="K", help="runs each of K folds of train")
@@ -50,6 +50,7 @@ def repeat_options(added) -> None:
 
 
 def is_repeated(args) -> bool:
+    """Whether --seeds or --folds ask for several runs of one config."""
     given = args.seeds is not None or args.folds is not None
     if args.vary is not None and not given:
         raise PlmjaxError(
@@ -60,6 +61,7 @@ def is_repeated(args) -> bool:
 
 
 def repeats_of(args):
+    """Returns the repetitions that --seeds, --folds and --vary ask for."""
     from plmjax.study.plan import VARY, Repeats
 
     vary = VARY if args.vary is None else tuple(args.vary.split(","))
@@ -76,7 +78,7 @@ def settled_config(args, safe: bool):
 
 
 def finetune_repeated(args, config, workdir: Path) -> int:
-    """Runs `plmjax finetune` by several seeds or folds."""
+    """Runs `plmjax finetune` with several seeds or folds; returns the exit code."""
     from plmjax.finetune.config import FinetuneConfig
     from plmjax.study import plan
 

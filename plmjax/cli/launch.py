@@ -61,7 +61,7 @@ def add(verb) -> None:
     added.add_argument(
         "--dry_run", action="store_true", help="print what would be written and called"
     )
-    # What should have stood behind --; to be told so, and not of --help.
+    # A command without the "--" before it; _launch explains that better than argparse.
     added.add_argument("misplaced", nargs="*", help=argparse.SUPPRESS)
     known = {target: _names(target) for target in TARGETS}
     for name, kind, placeholder, help in _OPTIONS:
@@ -115,7 +115,7 @@ def _launch(args) -> int:
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Refuses now what plmjax would refuse on the other machine, hours later.
+    """Checks the command now, before the other machine would refuse it hours later.
 
     Raises:
       PlmjaxError: the arguments are no command of plmjax that can be launched.
@@ -154,10 +154,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
 
 
 def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Refuses keys and values that a training would refuse, where its config is here.
+    """Raises for keys and values that a training would refuse, if its config is here.
 
-    A file may be on the other machine alone, and so may the workdir that says what a
-    pretraining without a file goes on with.
+    The config file may exist only on the other machine, and so may the workdir that a
+    pretraining without a file resumes.
     """
     from plmjax import config as config_lib
     from plmjax.finetune.config import FinetuneConfig

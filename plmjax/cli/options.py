@@ -1,4 +1,4 @@
-"""What verbs share: options, configs, and how jax starts."""
+"""Shared code of the verbs: options, configs, and the start of jax."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ def checkpoint_option(added: argparse.ArgumentParser) -> None:
 
 
 def group_options(added: argparse.ArgumentParser) -> None:
-    """Adds how a process of several finds the others."""
+    """Adds the options by which the processes of a run connect."""
     added.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
@@ -38,7 +38,7 @@ def group_options(added: argparse.ArgumentParser) -> None:
 
 
 def training_options(added: argparse.ArgumentParser, built: str) -> None:
-    """Adds what trainings share; `built` says what a dry run does."""
+    """Adds the options of all trainings; `built` describes the dry run in the help."""
     added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
     group_options(added)
     added.add_argument(
@@ -57,7 +57,7 @@ def training_options(added: argparse.ArgumentParser, built: str) -> None:
 
 
 def stopped(result: dict) -> Exit:
-    """Says what a signal cut short; returns the exit code of a training."""
+    """Prints the signal and saved step, if any; returns the exit code of a training."""
     from plmjax import processes
 
     if "stopped" not in result:
@@ -73,12 +73,12 @@ def stopped(result: dict) -> Exit:
 
 
 def start_jax(workdir: Path | None = None) -> None:
-    """Quietens the libraries, and keeps compiled programs in the workdir."""
+    """Silences the libraries, and caches compiled programs in the workdir."""
     import logging
 
     import jax
 
-    # Orbax logs a failed save from several threads, each with a traceback; we say it.
+    # Orbax logs a failed save from several threads with tracebacks; plmjax reports it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -87,6 +87,7 @@ def start_jax(workdir: Path | None = None) -> None:
 
 
 def load_config(args, workdir: Path | None):
+    """Returns the config of a pretraining: imported layer, file, overrides."""
     from plmjax import config as config_lib
     from plmjax.pretrain.export import imported_layer
     from plmjax.pretrain.run import DEFAULT_CONFIG
@@ -99,6 +100,7 @@ def load_config(args, workdir: Path | None):
 
 
 def at_least_one(args, *names: str) -> None:
+    """Raises PlmjaxError for the first option below 1; None is allowed."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -106,7 +108,7 @@ def at_least_one(args, *names: str) -> None:
 
 
 def numbers(text: str, name: str) -> tuple[int, ...]:
-    """Returns the numbers of an option such as --devices=8,64, ascending."""
+    """Returns the integers of an option such as --devices=8,64, ascending."""
     try:
         return tuple(sorted(int(part) for part in text.split(",")))
     except ValueError:
@@ -116,7 +118,7 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
 
 
 def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
-    """Prints what was measured, as JSON with --json; returns the exit code."""
+    """Prints a benchmark's result, as JSON with --json; returns the exit code."""
     import json
 
     print(json.dumps(result) if args.json else as_text(result))
@@ -124,4 +126,5 @@ def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
 
 
 def log(message: str) -> None:
+    """Prints a message to stderr, so that stdout holds the result alone."""
     print(message, file=sys.stderr, flush=True)

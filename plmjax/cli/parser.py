@@ -27,7 +27,7 @@ _CONFIG_HELP = """\
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest option for one that is not known."""
+    """A parser that suggests the nearest option for an unknown one."""
 
     verbs: Any = None
 
@@ -55,7 +55,7 @@ def _completed(
     example: str,
     config: bool = False,
 ) -> argparse.ArgumentParser:
-    """Returns a parser with what all of ours have: help, an example, --debug."""
+    """Returns a parser with the parts common to all: help, an example, --debug."""
     parser.description = help
     parser.epilog = (_CONFIG_HELP if config else "") + f"\nexample:\n  {example}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

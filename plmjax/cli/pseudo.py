@@ -81,7 +81,7 @@ def _pseudo(args) -> int:
 
 
 def _rates(args) -> tuple[float, ...]:
-    """Returns the rates, ascending; 0 is round 0, which is always there."""
+    """Returns the rates, ascending, without 0: round 0 always runs."""
     if args.rates is None:
         found = {args.rate}
     else:

@@ -1,1 +1,1 @@
-"""`plmjax doctor`: says what is wrong with a machine before a run finds out."""
+"""`plmjax doctor`: reports problems of a machine before a run fails on them."""

@@ -1,4 +1,4 @@
-"""One probe in a process of its own: `python -m plmjax.doctor PROBE ARGUMENTS`."""
+"""One probe in a separate process: `python -m plmjax.doctor PROBE ARGUMENTS`."""
 
 import dataclasses
 import importlib
@@ -8,7 +8,8 @@ import sys
 
 
 def main(probe: str, *arguments: str) -> None:
-    # Libraries print; the pipe is for the answer alone.
+    """Runs a probe and prints its checks as JSON."""
+    # Libraries print to stdout, but the pipe is for the answer alone.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     checks = importlib.import_module(f"plmjax.doctor.{probe}").checks(*arguments)

@@ -1,4 +1,4 @@
-"""A check's result, and how a check is run so that it can neither hang nor crash us."""
+"""Results of checks, and probes run so that they can neither hang nor crash doctor."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, what was seen, and how to mend it.
+    """A check's name and status, the observation (`seen`) and the fix (`mend`).
 
-    `disk` says that a problem is the disk's, which has an exit code of its own.
+    `disk` marks problems of the disk, which have a separate exit code.
     """
 
     name: str
@@ -46,11 +46,11 @@ def isolated(
     mend: str,
     environment: Mapping[str, str] | None = None,
 ) -> list[Check]:
-    """Returns the checks of a probe that runs in a process of its own.
+    """Returns the checks of a probe that runs in a separate process.
 
     A library that cannot be imported, a crash or a hang is a problem of that probe;
-    after `seconds` its process and all that it started are killed. `mend` is what to do
-    about a hang.
+    after `seconds` its process and all descendants are killed. `mend` is the advice for
+    a hang.
     """
     found = output(
         [sys.executable, "-m", "plmjax.doctor", probe, *arguments], seconds, environment
@@ -93,9 +93,9 @@ def output(
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kills a process and what it started.
+    """Kills a process and its descendants.
 
-    One that waits for a dead disk cannot even be killed; it is left behind.
+    A process that waits for a dead disk cannot be killed; it is left behind.
     """
     kill_group(process)
     try:
@@ -105,6 +105,6 @@ def end(process: subprocess.Popen) -> None:
 
 
 def last_line(text: str) -> str:
-    """Returns the last line that says something, shortened to one row of a table."""
+    """Returns the last line that is not blank, shortened to one row of a table."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""

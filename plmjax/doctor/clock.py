@@ -1,4 +1,4 @@
-"""The machine's clock: whether it runs evenly, and knows the day."""
+"""Checks that the machine's clock runs evenly and has a plausible date."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ _JUMP_SECONDS = 0.02
 
 
 def checks() -> list[Check]:
-    """Returns one check. plmjax measures with the monotonic clock; dates are shown."""
+    """Returns one check of the wall clock, which plmjax uses only to show dates."""
     wall, even = time.time(), time.monotonic()
     time.sleep(_WATCH_SECONDS)
     jump = (time.time() - wall) - (time.monotonic() - even)
-    # plmjax's own files cannot have been written in the future.
+    # plmjax's files cannot have been written in the future.
     newest = Path(plmjax.__file__).stat().st_mtime
     if newest > time.time() + 24 * 3600:
         date = time.strftime("%Y-%m-%d", time.gmtime(time.time()))

@@ -1,4 +1,4 @@
-"""What jax sees, and whether it computes: a product on each device, a sum over all."""
+"""Checks the devices that jax sees: a product on each device, a sum over all."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def _seen(devices) -> Check:
 
 
 def _accelerators(backend: str) -> list[Check]:
-    """Returns a problem where the machine has what jax does not see."""
+    """Returns a problem if the machine has an accelerator that jax does not see."""
     asked = os.environ.get("JAX_PLATFORMS")
     for name, files, extra in (("GPU", _GPU, "cuda"), ("TPU", _TPU, "tpu")):
         there = [path for path in files if Path(path).exists()]
@@ -50,10 +50,10 @@ def _accelerators(backend: str) -> list[Check]:
 
 
 def _threads(devices) -> list[Check]:
-    """Returns a warning where virtual CPU devices have too few threads.
+    """Returns a warning if virtual CPU devices have too few threads.
 
-    Each of them blocks a thread of XLA's pool in a collective; the pool has NPROC of
-    them, one a core unless that is set. docs/reliability.md has what was measured.
+    Each device blocks a thread of XLA's pool in a collective; the pool has NPROC
+    threads, by default one per core. docs/reliability.md has the measurements.
     """
     count = len(devices)
     if devices[0].platform != "cpu" or count == 1:
@@ -68,7 +68,7 @@ def _threads(devices) -> list[Check]:
 
 
 def _product(devices) -> Check:
-    """Multiplies small whole numbers, whose products every device must have exactly."""
+    """Multiplies small integers, whose products every device must compute exactly."""
     import jax
     import numpy as np
 

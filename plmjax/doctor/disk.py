@@ -1,4 +1,4 @@
-"""The disk of a workdir: space, speed, and what a run asks of its file system."""
+"""Checks the disk of a workdir: space, speed, and the file system's guarantees."""
 
 import fcntl
 import os
@@ -15,15 +15,15 @@ from plmjax.doctor.check import Check, ok, problem, warning
 _LEAST_BYTES, _FEW_BYTES = 200e6, 5e9
 _LEAST_FILES = 1000
 _PROBE_BYTES = 32 * 2**20
-# A checkpoint of BERT base is 1.3 GB: it should not take longer than minutes.
+# A checkpoint of BERT base is 1.3 GB; saving it should take minutes at most.
 _SLOW_BYTES_PER_SECOND = 20e6
-# The file system's clock against ours. Nothing of plmjax compares the two, but make,
-# rsync and people do.
+# Difference of the file system's clock and this machine's. plmjax does not compare the
+# two, but make, rsync and people do.
 _SKEW_SECONDS = 2.0
 
 
 def checks(workdir: str) -> list[Check]:
-    """Returns the checks of a workdir, which need not be there yet."""
+    """Returns the checks of a workdir, which need not exist yet."""
     path = Path(workdir).absolute()
     here = next(p for p in (path, *path.parents) if p.exists())
     try:
@@ -33,7 +33,7 @@ def checks(workdir: str) -> list[Check]:
         seen = f"{here} cannot be written: {error.strerror}"
         return [problem("workdir", seen, mend, disk=True)]
     try:
-        # The kind first: it explains the rest.
+        # The kind of file system comes first, because it explains the rest.
         found = [ok("workdir", f"{here} ({_kind(here)})"), _space(here), *_inodes(here)]
         if found[1].status != "problem":
             found += [_speed(folder), _rename(folder), _lock(folder), _skew(folder)]
@@ -47,13 +47,13 @@ def checks(workdir: str) -> list[Check]:
 
 
 def _kind(path: Path) -> str:
-    """Returns the file system's kind and the place it is mounted at."""
+    """Returns the kind of a path's file system and its mount point."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
         return "file system not known"
     found = [line.split()[1:3] for line in mounts]
-    # White space in a mount's place is written in octal; such places are rare.
+    # White space in a mount point is written in octal; such mount points are rare.
     fitting = [(at, kind) for at, kind in found if path.is_relative_to(at)]
     at, kind = max(fitting, key=lambda x: len(x[0]), default=("?", "unknown"))
     return f"{kind} at {at}"
@@ -72,7 +72,7 @@ def _space(path: Path) -> Check:
 
 def _inodes(path: Path) -> list[Check]:
     stats = os.statvfs(path)
-    # Some file systems have no such limit and say 0 of 0.
+    # Some file systems have no such limit and report 0 of 0.
     if not stats.f_files or stats.f_favail >= _LEAST_FILES:
         return []
     seen = f"{stats.f_favail:,} more files can be made"
@@ -80,7 +80,7 @@ def _inodes(path: Path) -> list[Check]:
 
 
 def _speed(folder: Path) -> Check:
-    block = os.urandom(2**20)  # which no file system can compress
+    block = os.urandom(2**20)  # random, so that no file system can compress it
     begin = time.monotonic()
     with open(folder / "probe", "wb") as file:
         for _ in range(_PROBE_BYTES // len(block)):
@@ -96,7 +96,7 @@ def _speed(folder: Path) -> Check:
 
 
 def _rename(folder: Path) -> Check:
-    """Tries what every finished checkpoint, store and export relies on."""
+    """Checks that renaming works, on which all finished checkpoints and stores rely."""
     (folder / "new").mkdir()
     (folder / "new" / "file").write_text("new")
     (folder / "new").rename(folder / "whole")
@@ -139,7 +139,7 @@ def _skew(folder: Path) -> Check:
 
 
 def _held(workdir: Path) -> list[Check]:
-    """Returns what holds the workdir, if it is a run's."""
+    """Returns a check of the workdir's lock, if it has one."""
     path = workdir / ".lock"
     if not path.exists():
         return []
@@ -158,7 +158,7 @@ def _held(workdir: Path) -> list[Check]:
 
 
 def _is_dead(holder: str) -> bool:
-    """Says whether a lock's holder was a process of this host that is gone."""
+    """Whether a lock's holder was a process of this host that has ended."""
     match = re.fullmatch(r"process (\d+) on (.+)", holder)
     if match is None or match[2] != socket.gethostname():
         return False

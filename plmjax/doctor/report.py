@@ -1,4 +1,4 @@
-"""All checks in their order, as a table or JSON, and the exit code they give."""
+"""All checks in order, as a table or JSON, and their exit code."""
 
 import dataclasses
 import os
@@ -7,16 +7,16 @@ from plmjax import Exit
 from plmjax.doctor.check import Check, isolated
 from plmjax.doctor.together import SECONDS
 
-# What a probe may take, which is much more than it does: cold disks, busy machines.
+# Time limits of probes in seconds, generous for cold disks and busy machines.
 _QUICK, _SLOW = 30.0, 120.0
 
 
 def examine(workdir: str, processes: int) -> list[Check]:
     """Returns all checks; takes seconds, and never longer than the limits allow.
 
-    Each probe runs in a process of its own: what hangs or crashes is its result.
+    Each probe runs in a separate process, so that a hang or crash is just its result.
     """
-    cpus = {"JAX_PLATFORMS": "cpu"}  # Imports alone must not take the accelerator.
+    cpus = {"JAX_PLATFORMS": "cpu"}  # An import must not take the accelerator.
     found = isolated("versions", (), _QUICK, "Install plmjax again.")
     found += isolated(
         "devices", (), _SLOW, "A device or a collective hangs: see the driver's log."
@@ -46,7 +46,7 @@ def exit_code(checks: list[Check]) -> Exit:
 
 
 def as_text(checks: list[Check]) -> str:
-    """Returns a line a check, and below those that are not ok how to mend it."""
+    """Returns a line per check, each followed by its advice if it is not ok."""
     width, lines = max(len(check.name) for check in checks), []
     for check in checks:
         lines.append(f"{check.status:7}  {check.name:{width}}  {check.seen}")
@@ -58,7 +58,7 @@ def as_text(checks: list[Check]) -> str:
 
 
 def as_dict(checks: list[Check]) -> dict:
-    """Returns what --json prints."""
+    """Returns the checks in the form of --json."""
     return {
         "checks": [dataclasses.asdict(check) for check in checks],
         "problems": sum(check.status == "problem" for check in checks),

@@ -1,4 +1,4 @@
-"""What surrounds the process: a cluster, proxies, limits, Hugging Face's variables."""
+"""Checks the environment: cluster, proxies, limits, variables of Hugging Face."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ from plmjax import PlmjaxError
 from plmjax.doctor.check import Check, ok, problem, warning
 from plmjax.machine import cores, memory_bytes, memory_limit
 
-# What a scheduler sets for each task; one that lacks some of them is in a shell.
+# Variables of a Slurm task; a process that lacks some of them runs in a shell.
 _SLURM = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
@@ -23,6 +23,7 @@ _LITTLE_SHARED = 64 * 2**20
 
 
 def checks() -> list[Check]:
+    """Returns the checks of this process's environment."""
     found = [_cluster(), *_proxies(), _files(), _memory(), *_shared()]
     return [*found, *_pages(), *_tpu_lock(), _offline()]
 
@@ -109,7 +110,7 @@ def _pages() -> list[Check]:
 
 
 def _tpu_lock() -> list[Check]:
-    """Returns a problem where a process that holds the TPU keeps others out."""
+    """Returns a check of the lock by which one process keeps others off the TPU."""
     path = Path("/tmp/libtpu_lockfile")
     if not path.exists():
         return []

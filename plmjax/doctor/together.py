@@ -1,4 +1,4 @@
-"""Several processes of this machine that find each other, add a number, and leave."""
+"""Checks that processes on this machine connect, add a number, and disconnect."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ import time
 from plmjax.children import free_port
 from plmjax.doctor.check import Check, last_line, ok, problem
 
-# The parent gives up a little before its own parent gives it up.
+# This limit ends before that of doctor's process, so that the result is reported.
 SECONDS = 60.0
 
 
 def checks(processes: str) -> list[Check]:
-    """Starts so many processes on the CPU; each has one device."""
+    """Starts the given number of processes on the CPU; each has one device."""
     count, begin = int(processes), time.monotonic()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -22,7 +22,7 @@ def checks(processes: str) -> list[Check]:
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "PLMJAX_NUM_PROCESSES": str(count),
     }
-    # Devices of the real run, which these processes have none of.
+    # It names devices of the real run, which these processes do not have.
     environment.pop("JAX_LOCAL_DEVICE_IDS", None)
     with tempfile.TemporaryFile("w+") as said:
         started = [
@@ -62,7 +62,7 @@ def _wait(process: subprocess.Popen, until: float) -> int | None:
 
 
 def _member() -> None:
-    """What each of the processes does; a wrong sum is exit code 1."""
+    """Runs one of the processes; a wrong sum gives exit code 1."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils

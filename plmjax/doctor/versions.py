@@ -1,4 +1,4 @@
-"""Python and the packages, against what plmjax's own metadata asks for."""
+"""Checks Python and the packages against the requirements of plmjax's metadata."""
 
 import platform
 import re
@@ -9,14 +9,14 @@ from packaging.requirements import Requirement
 import plmjax
 from plmjax.doctor.check import Check, ok, problem, warning
 
-# What one looks for in a report; the others are named only if something is wrong.
+# Packages that the report shows; others are named only if something is wrong.
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
 _MEND = "pip install --upgrade {}"
 
 
 def checks() -> list[Check]:
-    """Returns a row for plmjax, Python and all packages that are right, and one for
-    each that is not.
+    """Returns a row each for plmjax, Python and all correct packages, and one for each
+    wrong package.
     """
     found = [ok("plmjax", f"{plmjax.__version__} ({plmjax.__path__[0]})")]
     try:
@@ -27,7 +27,7 @@ def checks() -> list[Check]:
         return found
     python = platform.python_version()
     wanted = asked["Requires-Python"] or ""
-    # Python itself would not start plmjax on a much older one.
+    # A much older Python could not even start plmjax.
     if Requirement(f"python{wanted}").specifier.contains(python, prereleases=True):
         found.append(ok("python", python))
     else:
@@ -36,7 +36,7 @@ def checks() -> list[Check]:
     wrong = [
         check for text in metadata.requires("plmjax") or [] if (check := _wrong(text))
     ]
-    # jax says which jaxlib it works with.
+    # The metadata of jax has the versions of jaxlib that it works with.
     if version("jax"):
         wrong += [c for t in metadata.requires("jax") or [] if (c := _wrong(t))]
     wrong += _plugins()
@@ -53,9 +53,9 @@ def version(name: str) -> str | None:
 
 
 def _wrong(text: str) -> Check | None:
-    """Returns what is wrong with a package that is asked for; None if nothing is."""
+    """Returns the problem of a required package; None without one."""
     asked = Requirement(text)
-    # Extras are asked for by who installs them; an empty one stands for none.
+    # Requirements of extras do not count: the empty name selects no extra.
     if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
         return None
     there = version(asked.name)
@@ -68,7 +68,7 @@ def _wrong(text: str) -> Check | None:
 
 
 def _plugins() -> list[Check]:
-    """Returns what is wrong between jaxlib and the plugins for accelerators."""
+    """Returns warnings for accelerator plugins whose version differs from jaxlib's."""
     jaxlib, found = version("jaxlib"), []
     for package in metadata.distributions():
         name = package.metadata["Name"] or ""

@@ -1,1 +1,1 @@
-"""Starts runs: here, on Slurm, TPU VMs, Kubernetes, SkyPilot. No daemon of ours."""
+"""Starts runs: locally, on Slurm, TPU VMs, Kubernetes, SkyPilot. Needs no daemon."""

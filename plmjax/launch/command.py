@@ -1,4 +1,4 @@
-"""What all targets share: what is run, what is written and called, and their checks."""
+"""Code shared by all targets: the plan of files and commands, and checks of options."""
 
 import contextlib
 import dataclasses
@@ -13,26 +13,26 @@ from pathlib import Path
 import plmjax
 from plmjax import Exit, PlmjaxError
 
-# What a scheduler starts again: saved and stopped; aborted by JAX because a peer died
-# (SIGABRT); killed (SIGKILL); ended by SIGTERM before it could save.
+# Exit codes after which a scheduler restarts: saved and stopped; aborted by JAX because
+# a peer died (SIGABRT); killed (SIGKILL); ended by SIGTERM before it could save.
 RESTARTABLE = (int(Exit.RESUMABLE), 128 + 6, 128 + 9, 128 + 15)
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
-# What stands in a comment line that sbatch reads, unquoted.
+# Values that a comment line for sbatch can hold without quotes.
 _PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 PORT = 12355
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Files to write, by path, and the commands that are then called."""
+    """Files to write, by path, and the commands to call afterwards."""
 
     files: dict[Path, str]
     calls: tuple[tuple[str, ...], ...]
 
 
 def as_text(plan: Plan) -> str:
-    """Returns what `perform` would do, for a person."""
+    """Returns the actions of `perform` as readable text."""
     parts = [f"# would write {path}:\n{text}" for path, text in plan.files.items()]
     calls = "\n".join(shlex.join(call) for call in plan.calls)
     return "\n".join([*parts, f"# would run:\n{calls}"])
@@ -55,7 +55,7 @@ def write(plan: Plan) -> None:
 
 
 def need(tool: str, plan: Plan) -> None:
-    """Raises a PlmjaxError that names what to do by hand where a tool is not there."""
+    """Raises PlmjaxError if a tool is missing; the hint has the commands to type."""
     if shutil.which(tool) is None:
         by_hand = "; ".join(shlex.join(call) for call in plan.calls)
         raise PlmjaxError(
@@ -65,10 +65,10 @@ def need(tool: str, plan: Plan) -> None:
 
 
 def perform(plan: Plan) -> None:
-    """Writes the files and makes the calls; the first that fails ends it.
+    """Writes the files and calls the commands; stops at the first failure.
 
     Raises:
-      PlmjaxError: a tool is not there, or failed.
+      PlmjaxError: a tool is missing or failed.
     """
     write(plan)
     for call in plan.calls:
@@ -86,7 +86,7 @@ def module(python: str, arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> str:
-    """Returns the name, if Kubernetes, Google Cloud and Slurm all take it as one."""
+    """Returns the name if it is valid for Kubernetes, Google Cloud and Slurm."""
     if not _NAME.fullmatch(name):
         raise PlmjaxError(
             f"--name={name} must be lower-case letters, digits and hyphens, at most "
@@ -96,7 +96,7 @@ def check_name(name: str) -> str:
 
 
 def check_plain(option: str, value: str | None) -> str | None:
-    """Returns the value, if it can stand in a line for sbatch without quotes."""
+    """Returns the value if a line for sbatch can hold it without quotes."""
     if value is not None and not _PLAIN.fullmatch(value):
         raise PlmjaxError(
             f"--{option}={value} may hold letters, digits and @%+=:,./[]-_ alone."
@@ -105,13 +105,13 @@ def check_plain(option: str, value: str | None) -> str | None:
 
 
 def checkout() -> Path | None:
-    """Returns the folder of the source that this plmjax runs from, if it is one."""
+    """Returns the source folder that this plmjax runs from; None if installed."""
     root = Path(plmjax.__file__).parents[1]
     return root if (root / "pyproject.toml").is_file() else None
 
 
 def say(message: str) -> None:
-    """Prints a line of the launcher's own."""
-    # Whoever read them may be gone; what has to be done is done all the same.
+    """Prints a line of the launcher to stderr."""
+    # The reader of stderr may be gone; the launcher's work must continue all the same.
     with contextlib.suppress(BrokenPipeError):
         print(f"[launch] {message}", file=sys.stderr, flush=True)

@@ -13,6 +13,8 @@ _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of --target=gke."""
+
     name: str = "plmjax"
     to: str = "plmjax-launch"
     image: str | None = None
@@ -31,7 +33,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     """Writes the JobSet and creates it with kubectl.
 
     Raises:
-      PlmjaxError: an option is wrong, or there is no kubectl here.
+      PlmjaxError: an option is wrong, or kubectl is missing.
     """
     made = plan(options, arguments)
     if dry_run:
@@ -42,7 +44,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
 
 
 def _check_topology(options: Options) -> None:
-    """Raises PlmjaxError unless the hosts have just the chips of the slice."""
+    """Raises PlmjaxError unless the hosts have exactly the chips of the slice."""
     assert options.topology is not None and options.devices_per_node is not None
     sizes = options.topology.split("x")
     if not all(size.isdecimal() and int(size) for size in sizes):
@@ -58,7 +60,7 @@ def _check_topology(options: Options) -> None:
 
 
 def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
-    """Returns what is written and called.
+    """Returns the JobSet file to write and the call of kubectl.
 
     Raises:
       PlmjaxError: an option is wrong or missing.
@@ -76,7 +78,7 @@ def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
         raise PlmjaxError("--topology needs --accelerator and --devices_per_node.")
     if on_tpu:
         _check_topology(options)
-    # Pods of a JobSet are named NAME-JOB-INDEX-POD, in a domain of the JobSet's name.
+    # Pods of a JobSet are named NAME-JOB-INDEX-POD, in a domain named as the JobSet.
     coordinator = f"{name}-workers-0-0.{name}:{command.PORT}"
     given, text = templates.yaml_or_none, templates.yaml
     path = Path(options.to) / f"{name}.yaml"

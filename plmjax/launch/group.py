@@ -1,7 +1,7 @@
-"""Runs a group of processes on this machine: all come to their end together.
+"""Runs a group of processes on this machine that all end together.
 
-The first that fails ends the others, a signal to this process is handed on to all, and
-they die with it. Their output comes line by line, marked with their numbers.
+The first that fails ends the others. A signal to this process is forwarded to all, and
+they die with it. Their output appears line by line, marked with their numbers.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from plmjax.launch.command import RESTARTABLE, say
 
 _LINUX = sys.platform == "linux"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# How often the processes are looked at, and how long their last words are waited for.
+# Seconds between checks of the processes, and to wait for their last output.
 _LOOK_SECONDS = 0.05
 _DRAIN_SECONDS = 1.0
-# A line that is longer is broken, so that one without an end does not fill the memory.
+# Longer lines are broken, so that an endless line does not fill the memory.
 _LONGEST_LINE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A command and its environment, all of it."""
+    """A command and its complete environment."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
@@ -38,11 +38,11 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a group ended.
+    """Result of a group.
 
     `codes` are those of the processes, 128 + n for one that signal n killed. `first` is
-    the one that failed first, None where none did. `stopped` names the signal that this
-    process got and handed on.
+    the number of the process that failed first, None without a failure. `stopped` names
+    the signal that this process received and forwarded.
     """
 
     codes: tuple[int, ...]
@@ -51,12 +51,12 @@ class Ended:
 
     @property
     def code(self) -> int:
-        """The exit code of the first failure, 0 where there was none."""
+        """The exit code of the first failure, 0 without one."""
         return 0 if self.first is None else self.codes[self.first]
 
 
 def describe(code: int) -> str:
-    """Returns in words how a process ended."""
+    """Returns in words how a process ended, from its exit code."""
     if code <= 128:
         return f"ended with exit code {code}"
     with contextlib.suppress(ValueError):
@@ -73,7 +73,7 @@ def run_group(
     """Runs the processes until all have ended; call it from the main thread.
 
     After the first failure, or a signal to this process, the others get SIGTERM, and
-    `grace_seconds` later SIGKILL, with all that they started. A second signal kills.
+    `grace_seconds` later SIGKILL, with all their children. A second signal kills.
     """
     with contextlib.ExitStack() as stack:
         received = stack.enter_context(_signals())
@@ -90,7 +90,7 @@ def run_group(
                 received.append("a reader of the output that left")
             failed = [child for child in alive if child.look()]
             if failed and first is None:
-                # Of two that are seen to fail together, one pulled down the other.
+                # If several fail at once, a restartable code is likely a consequence.
                 failed.sort(key=lambda child: (child.code in RESTARTABLE, child.number))
                 first = failed[0].number
             ask = None
@@ -120,7 +120,7 @@ def run_group(
 
 @contextlib.contextmanager
 def _signals():
-    """Yields a list that gets the names of signals to this process."""
+    """Yields a list that collects the names of signals to this process."""
     received: list[str] = []
 
     def receive(number, _frame):
@@ -135,7 +135,7 @@ def _signals():
 
 
 class _Child:
-    """A process and all that it starts; what is left of them at the end is killed."""
+    """A process and its descendants; those that still run at the end are killed."""
 
     def __init__(self, number: int, process: Process, output: "_Output"):
         self.number = number
@@ -146,7 +146,7 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # Ctrl-C is ours to hand on; and what it starts can be killed with it.
+            # So only the launcher gets Ctrl-C, and can kill descendants, too.
             start_new_session=True,
             preexec_fn=functools.partial(_begin, os.getpid()) if _LINUX else None,
         )
@@ -158,12 +158,12 @@ class _Child:
         return self
 
     def __exit__(self, *_):
-        # Its number is not free before it is waited for, so this hits no stranger.
+        # The process id is not reused before wait(), so this kills no other process.
         self.kill()
         self._process.wait()
 
     def look(self) -> bool:
-        """Notes the code if the process has ended; says whether it has now failed."""
+        """Notes the exit code of an ended process; returns True if it is not zero."""
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         found = os.waitid(os.P_PID, self._process.pid, flags)
         if found is not None:
@@ -172,7 +172,7 @@ class _Child:
         return bool(self.code)
 
     def terminate(self) -> None:
-        # The process alone: what it started is its own business while it saves.
+        # Only the process itself: it may need its children while it saves.
         os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
@@ -180,13 +180,13 @@ class _Child:
 
 
 def _begin(parent: int) -> None:
-    """What a child calls before it becomes its command."""
+    """Runs in a child process before its command starts."""
     if not children.die_with(parent, signal.SIGKILL):
         os._exit(1)
 
 
 class _Output:
-    """Hands on what processes print, line by line, each with its process's number."""
+    """Forwards the output of processes line by line, each with its process's number."""
 
     def __init__(self, out: BinaryIO, err: BinaryIO):
         self._to = {False: out, True: err}
@@ -202,12 +202,13 @@ class _Output:
         self._selector.close()
 
     def add(self, pipe, number: int, is_error: bool) -> None:
+        """Forwards a pipe from now on, to stderr if `is_error`, else to stdout."""
         os.set_blocking(pipe.fileno(), False)
         mark = (b"[%d] " % number, is_error, bytearray())
         self._selector.register(pipe, selectors.EVENT_READ, mark)
 
     def pump(self, seconds: float) -> bool:
-        """Hands on what has come, after at most so long; says whether any did."""
+        """Forwards new output, waiting at most `seconds`; returns whether any came."""
         if not self._selector.get_map():
             time.sleep(seconds)
             return False
@@ -227,7 +228,7 @@ class _Output:
         return bool(ready)
 
     def drain(self, seconds: float) -> None:
-        """Hands on what is left; a pipe may be held open by what a process started."""
+        """Forwards the remaining output; a descendant may hold a pipe open."""
         until = time.monotonic() + seconds
         while self._selector.get_map() and time.monotonic() < until:
             self.pump(_LOOK_SECONDS)

@@ -17,6 +17,8 @@ from plmjax.launch import command, group, templates
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of --target=local."""
+
     num_processes: int = 1
     devices_per_process: int | None = None
     restarts: int = 0
@@ -25,14 +27,14 @@ class Options:
 
 
 def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
-    """Runs `plmjax ARGUMENTS` as so many processes; returns the launcher's exit code.
+    """Runs `plmjax ARGUMENTS` in several processes; returns the launcher's exit code.
 
     Raises:
-      PlmjaxError: the machine has too few devices, or no such Python.
+      PlmjaxError: the machine has too few devices, or the Python does not exist.
     """
     argv = command.module(options.python, arguments)
     gpus = visible_gpus(os.environ, Path("/dev"))
-    # The device files are not TPUs' alone.
+    # Other devices have such files, too, so libtpu is also required.
     tpus = importlib.util.find_spec("libtpu") and has_tpus(Path("/dev"))
     if tpus and options.num_processes > 1 and _platform_may_be(os.environ, "tpu"):
         raise PlmjaxError(
@@ -73,12 +75,12 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
 
 
 def exit_code(ended: group.Ended) -> int:
-    """Returns 0, 75 if the same command can go on, or else the first failure's code."""
+    """Returns 0, 75 if the same command can resume, or the first failure's code."""
     if ended.first is None:
         return Exit.OK
     code = ended.code
     if ended.stopped:
-        # Asked to stop, all of them fail; what cannot go on matters most.
+        # After a stop request all of them fail; a code that cannot resume matters most.
         failures = [c for c in ended.codes if c and c not in command.RESTARTABLE]
         code = failures[0] if failures else int(Exit.RESUMABLE)
     return Exit.RESUMABLE if code in command.RESTARTABLE else code
@@ -91,12 +93,12 @@ def variables(
     environment: Mapping[str, str],
     gpus: Sequence[str],
 ) -> dict[str, str]:
-    """Returns what the environment of one process has besides that of this one.
+    """Returns the environment variables that one process gets in addition.
 
     Raises:
       PlmjaxError: there are fewer GPUs than processes need.
     """
-    # Into a pipe, Python would print by pages and not by lines.
+    # When writing to a pipe, Python would buffer blocks instead of lines.
     own = {"PYTHONUNBUFFERED": "1"}
     if options.num_processes > 1:
         own |= {
@@ -122,7 +124,7 @@ def variables(
         own["JAX_NUM_CPU_DEVICES"] = str(options.devices_per_process)
     devices = int(own.get("JAX_NUM_CPU_DEVICES", _number(environment)))
     # A collective on CPUs blocks a thread for each device and process; with too few
-    # threads they wait for each other for ever.
+    # threads they would deadlock.
     threads = max(os.cpu_count() or 1, 4 * devices, 8)
     given = environment.get("NPROC", "")
     own["NPROC"] = str(max(threads, int(given) if given.isdecimal() else 0))
@@ -135,19 +137,19 @@ def _number(environment: Mapping[str, str]) -> str:
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path) -> list[str]:
-    """Returns the GPUs that a process started here would see, as CUDA names them."""
+    """Returns the GPUs that a process started here would see, by their CUDA names."""
     if (chosen := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in chosen.split(",")]
-        # CUDA stops at the first name that it does not know; -1 is the usual one.
+        # CUDA stops at the first unknown name, usually -1.
         end = next((i for i, n in enumerate(names) if n in ("", "-1")), len(names))
         return names[:end]
-    # In a container a node may be named nvidia3, and CUDA calls it 0 all the same.
+    # In a container a node may be named nvidia3, but CUDA still calls it 0.
     count = sum(bool(re.fullmatch(r"nvidia\d+", p.name)) for p in devices.iterdir())
     return [str(number) for number in range(count)]
 
 
 def has_tpus(devices: Path) -> bool:
-    """Says whether there are device files as TPU chips have them."""
+    """Whether the folder has device files like those of TPU chips."""
     return (devices / "accel0").exists() or (devices / "vfio/0").exists()
 
 

@@ -10,6 +10,8 @@ from plmjax.launch import command, templates
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of --target=sky."""
+
     name: str = "plmjax"
     to: str = "plmjax-launch"
     nodes: int = 1
@@ -25,7 +27,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     """Writes the task and launches it with sky.
 
     Raises:
-      PlmjaxError: an option is wrong, or there is no sky here.
+      PlmjaxError: an option is wrong, or sky is missing.
     """
     made = plan(options, arguments, Path.cwd(), command.checkout())
     if dry_run:
@@ -41,7 +43,7 @@ def plan(
     directory: Path,
     checkout: Path | None,
 ) -> command.Plan:
-    """Returns what is written and called; `directory` is what SkyPilot copies.
+    """Returns the task file and the call of sky; SkyPilot copies `directory`.
 
     Raises:
       PlmjaxError: an option is wrong.

@@ -12,6 +12,8 @@ from plmjax.launch import command, templates
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of --target=slurm."""
+
     name: str = "plmjax"
     to: str = "plmjax-launch"
     nodes: int = 1
@@ -35,10 +37,10 @@ def launch(
     dry_run: bool,
     check: Callable[[Sequence[str]], None] = lambda arguments: None,
 ) -> int:
-    """Writes the batch file and submits it; `check` refuses arguments of plmjax.
+    """Writes the batch file and submits it; `check` raises for wrong arguments.
 
     Raises:
-      PlmjaxError: an option or a command is wrong, or there is no sbatch here.
+      PlmjaxError: an option or a command is wrong, or sbatch is missing.
     """
     made = plan(options, arguments, Path.cwd(), check)
     if dry_run:
@@ -54,7 +56,7 @@ def plan(
     directory: Path,
     check: Callable[[Sequence[str]], None] = lambda arguments: None,
 ) -> command.Plan:
-    """Returns what is written and called.
+    """Returns the files to write and the call of sbatch.
 
     Raises:
       PlmjaxError: an option or a command is wrong.
@@ -71,7 +73,7 @@ def plan(
         lines = _read(Path(options.commands), options.python, check)
         listed = folder / f"{name}.commands"
         files[listed] = "".join(line + "\n" for line in lines)
-        # "%4" and the like, how many at once, may be given alone.
+        # "%4" alone, the number of jobs at a time, is allowed.
         if array is None or array.startswith("%"):
             array = f"0-{len(lines) - 1}{array or ''}"
     else:
@@ -116,10 +118,10 @@ def plan(
 
 
 def _read(path: Path, python: str, check: Callable[[Sequence[str]], None]) -> list[str]:
-    """Returns the lines of a file of commands, each made to run plmjax with `python`.
+    """Returns the lines of a file of commands, changed to run plmjax with `python`.
 
     Raises:
-      PlmjaxError: it cannot be read, is empty, or a line does not run plmjax.
+      PlmjaxError: the file is unreadable or empty, or a line does not run plmjax.
     """
     try:
         lines = path.read_text().splitlines()

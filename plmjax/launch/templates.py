@@ -1,8 +1,8 @@
-"""Fills in the templates of launch/, and quotes what it writes into them.
+"""Fills in the templates of launch/, and quotes the values.
 
-A template is the file itself with {{words}} in it, so that a person can read it and
-fill it in by hand. A line with a word that has no value is left out; one whose word has
-several values is repeated.
+A template is a complete file with {{words}} in it, so that a person can read it and
+fill it in by hand. A line with a word that has no value is omitted; a line is repeated
+for each value of a word that has several.
 """
 
 import json
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from plmjax import PlmjaxError
 
-# In a checkout a link to launch/; in an installed package a folder.
+# A link to launch/ in a checkout, a folder in an installed package.
 FOLDER = Path(__file__).parent / "templates"
 _WORD = re.compile(r"\{\{([a-z_]+)\}\}")
-# What a line of YAML or of a shell script cannot hold: controls, line and paragraph
-# separators, halves of surrogate pairs, and what YAML forbids.
+# Characters that a line of YAML or of a shell script cannot hold: controls, line and
+# paragraph separators, halves of surrogate pairs, and others that YAML forbids.
 _UNWRITABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
 )
 
 
 def fill(template: str, values: Mapping[str, str | int | Sequence[str] | None]) -> str:
-    """Returns the text of launch/TEMPLATE with the values, which are quoted already."""
+    """Returns the text of launch/TEMPLATE with the values, which must be quoted."""
     lines, used = [], set()
     for line in (FOLDER / template).read_text().splitlines():
         words = set(_WORD.findall(line))
@@ -42,17 +42,17 @@ def fill(template: str, values: Mapping[str, str | int | Sequence[str] | None]) 
 
 
 def shell(text: str) -> str:
-    """Returns the text as one word of a shell."""
+    """Returns the text quoted as one word of a shell."""
     return shlex.quote(writable(text))
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """Returns the words as a line of a shell."""
+    """Returns the words quoted as a line of a shell."""
     return " ".join(map(shell, words))
 
 
 def yaml(value: str | int | bool | Sequence[str]) -> str:
-    """Returns a scalar or a list of them as YAML; JSON is YAML."""
+    """Returns a scalar or a list of scalars as YAML; JSON is YAML."""
     if isinstance(value, str):
         writable(value)
     elif not isinstance(value, int):
@@ -66,10 +66,10 @@ def yaml_or_none(value: str | int | None) -> str | None:
 
 
 def writable(text: str) -> str:
-    """Returns the text.
+    """Returns the text unchanged.
 
     Raises:
-      PlmjaxError: it holds a line break or what else a script or YAML cannot.
+      PlmjaxError: it holds a character that a script or YAML cannot hold.
     """
     if (found := _UNWRITABLE.search(text)) is not None:
         raise PlmjaxError(

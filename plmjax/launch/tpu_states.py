@@ -1,7 +1,7 @@
-"""What to do next with a queued TPU, as a function of what is seen and what was done.
+"""The next action for a queued TPU, as a function of its state and the progress.
 
-Create it, wait until it is there, install, run; when it was preempted, delete it and
-begin again; delete it at the end.
+Create it, wait until it is ready, install, run; after a preemption delete it and begin
+again; delete it at the end.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from plmjax import Exit
 from plmjax.launch.command import RESTARTABLE
 
-# Of the queued resource (gcloud compute tpus queued-resources).
+# States of the queued resource (gcloud compute tpus queued-resources).
 COMING = (
     "CREATING",
     "ACCEPTED",
@@ -21,11 +21,13 @@ COMING = (
     "SUSPENDING",
 )
 LOST = ("SUSPENDED", "FAILED")
-# Of the TPU VM itself; a preempted one may be seen before its queued resource changes.
+# States of the TPU VM, which may show a preemption before its queued resource does.
 VM_LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "DELETING")
 
 
 class Action(enum.Enum):
+    """Actions of the launcher on a queued TPU."""
+
     CREATE = "create"
     WAIT = "wait"
     INSTALL = "install"
@@ -36,7 +38,7 @@ class Action(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The states of the queued resource and of its TPU VM; None where there is none."""
+    """The states of the queued resource and of its TPU VM; None if missing."""
 
     resource: str | None
     vm: str | None = None
@@ -44,17 +46,17 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What was done: `code` is that of the run once it is over, for good or not."""
+    """Progress so far: `code` is the exit code once no run will follow."""
 
     installed: bool = False
     failures: int = 0
-    # Let the cloud notice what happened before anything is tried again.
+    # Wait before the next action, so that the cloud can notice what happened.
     pause: bool = False
     code: int | None = None
 
 
 def decide(seen: Seen, progress: Progress, keep: bool = False) -> Action:
-    """Returns the next action; `keep` leaves the TPU there at the end."""
+    """Returns the next action; with `keep`, the TPU is not deleted at the end."""
     if progress.pause:
         return Action.WAIT
     if progress.code is not None:
@@ -70,7 +72,7 @@ def decide(seen: Seen, progress: Progress, keep: bool = False) -> Action:
             return Action.DELETE
         if seen.vm == "READY":
             return Action.RUN if progress.installed else Action.INSTALL
-    # On its way, or in a state that this file does not know.
+    # In preparation, or in a state that this file does not know.
     return Action.WAIT
 
 
@@ -81,16 +83,16 @@ def after(
     codes: Sequence[int | None] = (),
     restarts: int = 0,
 ) -> Progress:
-    """Returns the progress after an action that went well or not.
+    """Returns the progress after an action that succeeded (`ok`) or failed.
 
-    `codes` are those of a run's processes, None where nobody could be asked.
+    `codes` are those of a run's processes, None for those that are unknown.
     """
     if action is Action.WAIT:
         return dataclasses.replace(progress, pause=False)
     if action is Action.DELETE:
         lost = dataclasses.replace(progress, installed=False, pause=not ok)
-        # A run that lost its TPU has been counted; a request that fails each time must
-        # come to an end, too.
+        # A run that lost its TPU has been counted; requests that fail each time must
+        # be counted, too, so that they end.
         counted = progress.installed or progress.code is not None
         return lost if counted else _failed(lost, restarts)
     if action is Action.INSTALL and ok:

@@ -1,7 +1,7 @@
-"""A run on a TPU slice of Google Cloud, by gcloud: queue, install, run, start again.
+"""A run on a TPU slice of Google Cloud, by gcloud: queue, install, run, restart.
 
-Nothing of this stays on: while the launcher runs it watches, and when it is started
-again it finds what is there.
+There is no daemon: the launcher watches while it runs, and a restarted launcher
+continues from the state that gcloud reports.
 """
 
 import dataclasses
@@ -16,22 +16,24 @@ from plmjax import Exit, PlmjaxError
 from plmjax.launch import command, templates
 from plmjax.launch.tpu_states import Action, Progress, Seen, after, decide
 
-# The images of TPU VMs have an older Python than plmjax needs; uv brings one.
+# The images of TPU VMs have an older Python than plmjax needs; uv installs one.
 _INSTALL = (
     "python3 -m pip install --quiet --user uv && "
     "python3 -m uv venv --quiet --allow-existing --python 3.12 venv && "
     "python3 -m uv pip install --quiet --python venv/bin/python '.[tpu,gs]'"
 )
-# How often in a row gcloud may fail to say how things stand.
+# How often in a row gcloud may fail to report the state.
 _BLIND = 20
 _SOURCE = ("pyproject.toml", "README.md", "LICENSE", "plmjax", "launch", "configs")
 
-# gcloud(arguments, quiet) -> (exit code, what it printed); unless quiet, it shows that.
+# gcloud(arguments, quiet) -> (exit code, output if quiet, else "" as it is shown).
 Gcloud = Callable[[Sequence[str], bool], tuple[int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of --target=tpu-vm."""
+
     name: str = "plmjax"
     to: str = "plmjax-launch"
     zone: str | None = None
@@ -50,10 +52,10 @@ class Options:
 
 
 def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
-    """Queues a TPU and runs plmjax on all its hosts until it is done; returns its code.
+    """Queues a TPU and runs plmjax on all its hosts; returns the run's exit code.
 
     Raises:
-      PlmjaxError: an option is wrong, gcloud is not here or refuses the request.
+      PlmjaxError: an option is wrong, gcloud is missing or refuses the request.
     """
     made = plan(options, arguments, command.checkout())
     if dry_run:
@@ -75,7 +77,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
 def plan(
     options: Options, arguments: Sequence[str], checkout: Path | None
 ) -> command.Plan:
-    """Returns what is written, and the calls of a run that nothing interrupts.
+    """Returns the script to write, and the calls of a run that nothing interrupts.
 
     Raises:
       PlmjaxError: an option is wrong or missing.
@@ -117,7 +119,7 @@ def plan(
 
 
 def calls(options: Options, attempt: str = "1") -> dict[str, tuple[str, ...]]:
-    """Returns the calls of gcloud by what they are for."""
+    """Returns the calls of gcloud by their purpose."""
     name, folder = options.name, Path(options.to)
     place = (f"--zone={options.zone}",)
     if options.project is not None:
@@ -154,7 +156,7 @@ def calls(options: Options, attempt: str = "1") -> dict[str, tuple[str, ...]]:
 
 
 def gcloud(arguments: Sequence[str], quiet: bool) -> tuple[int, str]:
-    """Calls gcloud; returns its exit code, and its output where that is not shown."""
+    """Calls gcloud; returns its exit code, and its output if `quiet`, else ""."""
     if not quiet:
         command.say(shlex.join(arguments))
     pipe = subprocess.PIPE if quiet else None
@@ -165,12 +167,12 @@ def gcloud(arguments: Sequence[str], quiet: bool) -> tuple[int, str]:
 def watch(
     options: Options, call: Gcloud, sleep: Callable[[float], None], session: str
 ) -> int:
-    """Does what is to be done until the run is over; returns its exit code.
+    """Performs actions until the run is over; returns its exit code.
 
-    `session` tells the attempts of this launcher from those of others.
+    `session` distinguishes the attempts of this launcher from those of others.
 
     Raises:
-      PlmjaxError: the TPU cannot be asked for, or nothing can be seen of it.
+      PlmjaxError: the request for a TPU failed, or its state cannot be read.
     """
     progress, shown, created, blind = Progress(), None, False, 0
     while True:
@@ -222,7 +224,7 @@ def look(name: str, steps: dict[str, tuple[str, ...]], call: Gcloud) -> Seen:
     """Returns the states of the queued resource and its VM.
 
     Raises:
-      PlmjaxError: gcloud cannot say.
+      PlmjaxError: gcloud failed.
     """
     states = []
     for step in ("resources", "vms"):
@@ -242,7 +244,7 @@ def look(name: str, steps: dict[str, tuple[str, ...]], call: Gcloud) -> Seen:
 
 
 def exit_codes(code: int, text: str) -> tuple[int | None, ...]:
-    """Returns what the hosts said of how their processes ended."""
+    """Returns the exit codes that the hosts printed, and None if the call failed."""
     found = [int(line) for line in text.split() if line.isdecimal()]
     return (*found, *([None] if code else []))
 
@@ -251,7 +253,7 @@ def _pack(options: Options, checkout: Path | None) -> None:
     """Writes the tarball that is copied to every host.
 
     Raises:
-      PlmjaxError: it cannot be written.
+      PlmjaxError: the file cannot be written.
     """
     target = Path(options.to) / f"{options.name}.tar.gz"
 

@@ -1,4 +1,4 @@
-"""What came of pseudo-labels: tables, a plot of score by rate, CSV and JSON."""
+"""Results of pseudo-labelling: tables, a plot of score by rate, CSV and JSON."""
 
 import dataclasses
 import statistics
@@ -17,11 +17,11 @@ from plmjax.report.curves import plot_rates
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One fine-tuning of a chain, or, where nothing was drawn, round 0 once more.
+    """One fine-tuning of a chain; without drawn texts, a copy of round 0.
 
-    `chain` is the fold or seed, "" where there is one. Round 0 has the rate 0, and
-    nothing is labelled for it. `left_out` is as in finetune.pseudo.Pool. Without a test
-    `test` is empty.
+    `chain` names the fold or seed, "" if there is only one. Round 0 has the rate 0 and
+    no pseudo-labels. `left_out` is as in finetune.pseudo.Pool. `test` is empty without
+    a test set.
     """
 
     chain: str
@@ -37,14 +37,15 @@ class Round:
     drawn: int = 0
 
     def score(self, split: str) -> float:
+        """Returns the score of the metric on a split."""
         return getattr(self, split)[self.metric]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Rounds that differ in the chain alone; of one chain `deviation` is none.
+    """Statistics of rounds that differ only in the chain.
 
-    Both are {split: value}.
+    `mean` and `deviation` are {split: value}; a single chain has no deviation.
     """
 
     rate: float
@@ -55,6 +56,7 @@ class Setting:
 
 
 def splits_of(rounds: Sequence[Round]) -> list[str]:
+    """Returns the splits that have scores: held_out, and test if there is one."""
     return ["held_out", "test"] if rounds[0].test else ["held_out"]
 
 
@@ -74,7 +76,7 @@ def settings(rounds: Sequence[Round]) -> list[Setting]:
 
 
 def curve(rounds: Sequence[Round], split: str) -> dict[float, list[float]]:
-    """Returns {rate: scores of the chains after their last round}, 0 for round 0."""
+    """Returns {rate: scores of the chains after the last round}; rate 0 is round 0."""
     last = max(r.round for r in rounds)
     found: dict[float, list[float]] = {}
     for r in sorted(rounds, key=lambda r: r.rate):
@@ -84,10 +86,10 @@ def curve(rounds: Sequence[Round], split: str) -> dict[float, list[float]]:
 
 
 def gains(rounds: Sequence[Round], folds: int | None) -> list[dict[str, Any]]:
-    """Returns what each rate's last round gains over round 0, with 95 % intervals.
+    """Returns the gain of each rate's last round over round 0, with 95 % intervals.
 
-    Chains are pairs. Folds are judged by their held-out parts, seeds by the test where
-    there is one. [] with one chain, which says nothing of chance.
+    Chains are pairs. Folds are compared on their held-out parts, seeds on the test set
+    if there is one. [] with one chain, which cannot show the size of chance.
     """
     split = "held_out" if folds else splits_of(rounds)[-1]
     by_rate = curve(rounds, split)
@@ -112,7 +114,7 @@ def gains(rounds: Sequence[Round], folds: int | None) -> list[dict[str, Any]]:
 def conclude(
     root: Path, rounds: Sequence[Round], folds: int | None, log: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Prints and writes all results; returns what stands in results.json."""
+    """Prints and writes all results; returns the content of results.json."""
     metric = rounds[0].metric
     result = {
         "metric": metric,
@@ -145,7 +147,7 @@ def _plain(split: str) -> str:
 
 
 def tables(rounds: Sequence[Round]) -> list[Table]:
-    """Returns the rounds for the screen, and their means where there are chains."""
+    """Returns tables of the rounds and, with several chains, of their means."""
     metric, splits = rounds[0].metric.replace("_", " "), splits_of(rounds)
     names = [f"{_plain(split)} {metric}" for split in splits]
     every = Table(title="Rounds", title_style="")
@@ -167,7 +169,7 @@ def tables(rounds: Sequence[Round]) -> list[Table]:
 
 
 def _write_csv(path: Path, rounds: Sequence[Round]) -> None:
-    """A row a round; scores are split.name."""
+    """Writes one row per round; the columns of scores are named split.name."""
     rows = []
     for r in rounds:
         row = dataclasses.asdict(r)

@@ -1,13 +1,13 @@
-"""Semi-supervised fine-tuning: a model labels texts, and a fresh one learns from both.
+"""Semi-supervised fine-tuning: a model labels texts, a new one learns from both.
 
 A chain is a round 0 on the labelled data alone, and rounds whose pseudo-labels are
-what the model of the round before says. Each fold, or seed, has chains of its own, so
+predictions of the previous round's model. Each fold, or seed, has separate chains, so
 that no label comes from a model that saw the fold's held-out part.
 
-DIR/pseudo.json  what was asked         DIR/results.json, results.csv, plots/
-DIR[/fold-0]/round-0/                   a fine-tuning, and round-0.json of what it gave
-DIR[/fold-0]/rate-0.5/round-1.jsonl     the pseudo-labels that round-1/ learned from,
-                                        and round-1-drawn.json of how many there were
+DIR/pseudo.json  the config and plan    DIR/results.json, results.csv, plots/
+DIR[/fold-0]/round-0/                   a fine-tuning; round-0.json has its scores
+DIR[/fold-0]/rate-0.5/round-1.jsonl     the pseudo-labels that round-1/ learned from;
+                                        round-1-drawn.json has their numbers
 """
 
 import dataclasses
@@ -42,17 +42,17 @@ from plmjax.pseudo.results import Round, conclude
 from plmjax.workdir import Workdir
 
 Log = Callable[[str], Any]
-_CHUNK = 4096  # examples in memory as rows
+_CHUNK = 4096  # examples that are held in memory as rows at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan(config_lib.Block, prefix="--"):
-    """What is tried: chains of `rounds` at each rate, for each of folds or seeds.
+    """The experiments: chains of `rounds` at each rate, for each fold or seed.
 
-    `rates` are shares of the pseudo-labels that are sure enough.
+    `rates` are shares of the pseudo-labels that reach the threshold.
     """
 
-    unlabelled: str  # files and globs, comma between
+    unlabelled: str  # files and globs, separated by commas
     settings: PseudoConfig = dataclasses.field(default_factory=PseudoConfig)
     rates: tuple[float, ...] = (1.0,)
     rounds: int = config_lib.number(1, at_least=1)
@@ -73,19 +73,19 @@ class Plan(config_lib.Block, prefix="--"):
 
 
 class _Stopped(Exception):
-    """A signal cut a fine-tuning short; `result` is what finetune returned."""
+    """Raised when a signal ended a fine-tuning; `result` is finetune's."""
 
     def __init__(self, result: dict):
         self.result = result
 
 
 def pseudo(config: FinetuneConfig, plan: Plan, path: Path, log: Log) -> dict:
-    """Runs all chains in `path`, or goes on with those begun there; one process.
+    """Runs all chains in `path`, or resumes those begun there; one process.
 
-    Returns what stands in results.json, or as finetune when a signal cut it short.
+    Returns the content of results.json, or finetune's result after a signal.
 
     Raises:
-      PlmjaxError: whatever the user can mend.
+      PlmjaxError: an error that the user can fix.
     """
     check_kind(config.task.kind)
     if plan.folds is not None and config.folds.count is not None:
@@ -122,7 +122,7 @@ def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
 def _agree(
     path: Path, config: FinetuneConfig, plan: Plan, data: dict[str, Sequence[Example]]
 ) -> None:
-    """Notes what is asked; refuses what would mix two studies in one directory."""
+    """Writes pseudo.json; refuses to mix two studies in one directory."""
     asked = {"config": config_lib.to_dict(config), "plan": dataclasses.asdict(plan)}
     for name, examples in data.items():
         digest = hashlib.blake2b(digest_size=16)
@@ -134,11 +134,11 @@ def _agree(
     begun = any(path.rglob("round-0.json"))
     if begun and note.exists():
         before = json.loads(note.read_text())
-        # Keys that are newer than the note have their defaults.
+        # Keys that did not exist when the note was written get their defaults.
         filled = config_lib.build(FinetuneConfig, before["config"])
         before["config"] = json.loads(json.dumps(config_lib.to_dict(filled)))
         changed = config_lib.changes(before, asked)
-        # More of these is more rounds of the same; what is done stays as it is.
+        # Changing these only adds rounds; finished rounds stay as they are.
         free = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
         refused = {k: v for k, v in changed.items() if k not in free}
         if refused:
@@ -151,7 +151,7 @@ def _agree(
 
 
 def _variants(config: FinetuneConfig, plan: Plan) -> list[tuple[str, FinetuneConfig]]:
-    """Returns (name of the directory, config) of each fold or seed; one has no name."""
+    """Returns (directory name, config) of each fold or seed; "" if only one."""
     found = []
     for number in range(plan.folds or plan.seeds):
         if plan.folds is not None:
@@ -177,6 +177,7 @@ class _Chain:
         self.data = split_of(self.config, load_labelled(self.config.task))
 
     def run(self, unlabelled: Sequence[Example]) -> list[Round]:
+        """Runs or resumes all rounds; returns them in order."""
         grouped = self.config.task.columns.group is not None
         pool = make_pool(unlabelled, self.data, grouped)
         self._introduce(pool, len(unlabelled))
@@ -184,9 +185,9 @@ class _Chain:
         begin = self.place / "round-0"
         first = self._fine_tuned(begin, NOTHING, self.log)
         found = [Round(self.name, 0.0, 0, **first)]
-        # The simple models' scores would be those of round 0.
+        # Later rounds skip the baselines: their scores would be those of round 0.
         self.config = dataclasses.replace(self.config, baselines=False)
-        # All rates begin with these.
+        # The first round of every rate uses these predictions.
         said = functools.cache(lambda: self._ask(begin, pool))
         for rate in self.plan.rates:
             here, teacher = self.place / f"rate-{rate:g}", begin
@@ -203,7 +204,7 @@ class _Chain:
                     f"the threshold, {counts['drawn']:,} of them are drawn."
                 )
                 teacher, result = begin, first
-                # Without any, training would be round 0 again, to the last bit.
+                # Without pseudo-labels, training would repeat round 0 bit for bit.
                 if counts["drawn"]:
                     teacher, result = workdir, self._learned(workdir)
                 found.append(Round(self.name, rate, number, **result, **counts))
@@ -229,7 +230,7 @@ class _Chain:
     def _label(
         self, pool: Pool, said: list[Said], rate: float, workdir: Path, number: int
     ) -> dict[str, Any]:
-        """Writes the pseudo-labels of a round; returns how many there are."""
+        """Writes the pseudo-labels of a round; returns their numbers."""
         seed = self.config.seed("data")
         found = choose(self.plan.settings, self.data, pool, said, rate=rate, seed=seed)
         records = [record | {"round": number} for record in found.records]
@@ -244,14 +245,14 @@ class _Chain:
     def _learned(self, workdir: Path) -> dict[str, Any]:
         added = read_added(_labels(workdir), self.data, self.plan.settings)
         workdir.mkdir(exist_ok=True)
-        # What the screen has seen of round 0, of the others a file has.
+        # The log of round 0 goes to the screen, the logs of later rounds to a file.
         with open(workdir / "log.txt", "a", encoding="utf-8") as file:
             return self._fine_tuned(
                 workdir, added, lambda line: file.write(f"{line}\n")
             )
 
     def _fine_tuned(self, workdir: Path, added: Added, log: Log) -> dict[str, Any]:
-        """Fine-tunes, unless that was done; returns the scores."""
+        """Fine-tunes, unless that is done already; returns the scores."""
         note = Path(f"{workdir}.json")
         if not note.exists():
             result = finetune(self.config, workdir, log, added)

@@ -1,1 +1,1 @@
-"""Several fine-tunings by one protocol, and what chance has to do with their scores."""
+"""Several fine-tunings by one protocol, and how far chance explains their scores."""

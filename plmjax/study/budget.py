@@ -1,4 +1,4 @@
-"""What the pretraining of a study's models cost, for a table beside their scores."""
+"""Cost of the pretraining of a study's models, for a table beside their scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from plmjax.workdir import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a run of a setting of pretraining costs, and the size of its encoder.
+    """Cost of one pretraining run of a setting, and the size of its encoder.
 
-    `parameters` is None until it has been trained: to count them starts the devices,
-    whose memory the pretrainings want for themselves.
+    `parameters` is None until the models are trained: counting them starts the devices,
+    and the pretrainings need the memory of the devices.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Budget:
 
 
 def planned(name: str, config: RunConfig) -> Budget:
-    """Returns the budget of a setting, with as many pieces as its config asks for."""
+    """Returns the budget of a setting, with the vocabulary size of its config."""
     return Budget(name, compute.cost_of(config))
 
 
 def measured(name: str, config: RunConfig, vocab_size: int) -> Budget:
-    """Returns the budget of a setting whose tokenizer has so many pieces."""
+    """Returns the budget of a setting whose tokenizer has `vocab_size` pieces."""
     encoder = compute.encoder_of(config, vocab_size)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     batch: Any = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
@@ -48,7 +48,7 @@ HEAD = ("steps", "tokens", "PFLOPs", "of the first's", "encoder's parameters")
 
 
 def row(budget: Budget, first: Budget) -> list[str]:
-    """Returns the figures of a budget as HEAD names them."""
+    """Returns the figures of a budget, in the order of HEAD."""
     cost = budget.cost
     return [
         f"{cost.steps:,}",
@@ -60,7 +60,7 @@ def row(budget: Budget, first: Budget) -> list[str]:
 
 
 def screen(budgets: Sequence[Budget]) -> Table:
-    """Returns what each setting's pretraining costs, by seed, for the screen."""
+    """Returns the table of each setting's cost of pretraining, per seed."""
     shown = Table(title="Pretraining, each seed", title_style="")
     shown.add_column("", overflow="fold")
     for name in HEAD:

@@ -1,4 +1,4 @@
-"""A study from its checks to its report: one run after the other, in this process."""
+"""Runs a study from its checks to its report, one run after the other, in-process."""
 
 import contextlib
 import gc
@@ -29,12 +29,12 @@ from plmjax.train import sharding
 from plmjax.train.job import shapes_of
 from plmjax.workdir import Workdir
 
-# Prints a text as it is, a line's end with it or not.
+# Prints a text as it is, without adding a line break.
 Say = Callable[[str], Any]
 
 
 def encoders() -> Encoders:
-    """Returns what gives the encoder of a model; each is opened once."""
+    """Returns a function that gives the encoder config of a model, with a cache."""
     known: dict[tuple[str, str], EncoderConfig] = {}
 
     def encoder(path: str, checkpoint: str) -> EncoderConfig:
@@ -47,12 +47,12 @@ def encoders() -> Encoders:
 
 
 def study(plan: Plan, say: Say) -> dict:
-    """Runs what has not been run, and reports all; {"stopped", "step"} at a signal.
+    """Runs the waiting runs and reports all; {"stopped", "step"} after a signal.
 
-    A run whose loss is not finite is a row of the report; any other error ends it.
+    A run whose loss is not finite is a row of the report; any other error is raised.
 
     Raises:
-      PlmjaxError: whatever the user can mend, where possible before any training.
+      PlmjaxError: an error that the user can fix, where possible before any training.
     """
     workdir = Workdir(plan.root)
     processes.run_on_all(workdir.create)
@@ -85,10 +85,10 @@ def _note(plan: Plan) -> None:
 
 
 def check(runs: Sequence[Run], say: Say) -> None:
-    """Reads the data and makes the parts of one run of each cell, all but trained.
+    """Reads the data and builds, but does not train, one run of each cell.
 
     Raises:
-      PlmjaxError: one of them cannot work.
+      PlmjaxError: one of these runs cannot work.
     """
     first = {run.cell: run for run in reversed(runs)}
     for run in reversed(first.values()):
@@ -108,7 +108,7 @@ def check(runs: Sequence[Run], say: Say) -> None:
 
 
 def _quiet(message: str) -> None:
-    """What a run says of its data goes to its own log."""
+    """Drops messages about a run's data, which the run's log repeats."""
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def _about(run: Run) -> Iterator[None]:
 
 
 def _run_all(plan: Plan, waiting: Sequence[int], say: Say) -> dict | None:
-    """Runs the runs of these numbers; returns what a signal cut short."""
+    """Runs the runs with these numbers; returns the result of an interrupted run."""
     if done := len(plan.runs) - len(waiting):
         say(f"{done} of {len(plan.runs)} runs are done already.\n")
     began = time.monotonic()
@@ -139,7 +139,7 @@ def _run_all(plan: Plan, waiting: Sequence[int], say: Say) -> dict | None:
             if processes.is_first():
                 note_failure(run, error)
             if processes.several():
-                raise  # they have parted; the same command goes on with the next
+                raise  # the processes are out of step; the same command starts the next
             say(f"  {error.message}\n")
             continue
         if "stopped" in ended:
@@ -154,7 +154,7 @@ def _run_all(plan: Plan, waiting: Sequence[int], say: Say) -> dict | None:
 
 
 def told(outcome: Outcome) -> str:
-    """Returns how a run came out: "test accuracy 0.7412, best step 700"."""
+    """Returns the result of a run as text: "test accuracy 0.7412 (step 700)"."""
     if outcome.metric is None:
         return outcome.message
     name = f"{outcome.split.replace('_', '-')} {outcome.metric.replace('_', ' ')}"
@@ -163,7 +163,7 @@ def told(outcome: Outcome) -> str:
 
 
 def in_its_log(run: Run) -> dict:
-    """Runs one, its output appended to its log.txt."""
+    """Executes one run and appends its output to its log.txt."""
     processes.run_on_all(Workdir(run.directory).create)
     name = "log.txt" if processes.is_first() else f"log-{jax.process_index()}.txt"
     with open(run.directory / name, "a", encoding="utf-8", buffering=1) as log:
@@ -175,20 +175,20 @@ def in_its_log(run: Run) -> dict:
                 print(f"error: {error}")
                 raise
             finally:
-                gc.collect()  # the state of one must not stand beside the next one's
+                gc.collect()  # frees this run's state before the next run starts
 
 
 def _tidy(run: Run) -> None:
     """Removes the checkpoints of a finished run; its export and scores stay.
 
-    Twenty runs of a BERT-base have 80 GB of them.
+    The checkpoints of twenty runs of a BERT-base take 80 GB.
     """
     where = Workdir(run.directory).checkpoints
     shutil.rmtree(where, ignore_errors=True)
 
 
 def report(plan: Plan, say: Say) -> None:
-    """Writes and shows what came of a study."""
+    """Writes and prints the results of a study."""
     cells = results.collect(plan)
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""What has become of a run, from its directory."""
+"""State and scores of a run, read from its directory."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from plmjax.study.plan import Plan, Run
 from plmjax.train.metrics import read_metrics
 from plmjax.workdir import Workdir
 
-# What may change between two starts of a study: no score depends on it.
+# Keys that may change between two starts of a study: no score depends on them.
 HARMLESS = (
     "train.log_every_steps",
     "train.keep_checkpoints",
@@ -32,10 +32,10 @@ HARMLESS = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `scores` has those of each split, `curve` (step, score) pairs.
+    """Result of a run: `scores` by split, and `curve`, its (step, score) pairs.
 
-    `learned` is False where one answer for all would score as well, None where that
-    cannot be told.
+    `learned` is False where one answer for all examples would score as well, and None
+    where this cannot be determined.
     """
 
     run: Run
@@ -50,11 +50,12 @@ class Outcome:
 
     @property
     def split(self) -> str:
+        """The split that gives the score: test if the task has one, else held_out."""
         return "test" if "test" in self.scores else "held_out"
 
     @property
     def score(self) -> float | None:
-        """The score of the metric on test, or held out; None without a number."""
+        """The score on the test set, else on held-out data; None if not finite."""
         if self.metric is None or not self.scores:
             return None
         value = self.scores[self.split][self.metric]
@@ -62,7 +63,7 @@ class Outcome:
 
 
 def state_of(run: Run) -> Literal["finished", "failed", "waiting"]:
-    """Says whether a run is over. The export comes last."""
+    """Returns the state of a run; it is finished once its export exists."""
     if (run.directory / "failure.json").exists():
         return "failed"
     done = (run.directory / "scores.json").exists()
@@ -70,10 +71,10 @@ def state_of(run: Run) -> Literal["finished", "failed", "waiting"]:
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Returns what has become of a run.
+    """Returns the outcome of a run.
 
     Raises:
-      PlmjaxError: a file of it is damaged.
+      PlmjaxError: a file of the run is damaged.
     """
     state = state_of(run)
     workdir = Workdir(run.directory)
@@ -103,15 +104,15 @@ def read_outcome(run: Run) -> Outcome:
 
 
 def note_failure(run: Run, error: PlmjaxError) -> None:
-    """Writes down why a run failed: it would fail again."""
+    """Records why a run failed, because it would fail again."""
     what = {"message": error.message, "hint": error.hint, "code": int(error.code)}
     write_json(run.directory / "failure.json", what)
 
 
 def agree(plan: Plan) -> None:
-    """Compares a study with the one that was begun in its directory.
+    """Compares a study with the earlier one in its directory.
 
-    It may grow: by seeds, models, tasks and settings.
+    A study may grow: by seeds, models, tasks and settings.
 
     Raises:
       PlmjaxError: the directory holds another study, or something else.
@@ -145,12 +146,12 @@ def _grows(old: Any, new: Any, key: str) -> bool:
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns values as they come back from a file."""
+    """Returns values as they would be read back from a JSON file."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _check_own(run: Run) -> None:
-    """Raises PlmjaxError where a run that has begun had another config."""
+    """Raises PlmjaxError if a run that has started had another config."""
     workdir = Workdir(run.directory, FinetuneConfig)
     saved = workdir.read("config.json")
     if saved is None or (state_of(run) == "waiting" and not workdir.begun):
@@ -173,5 +174,5 @@ def _check_own(run: Run) -> None:
 
 
 def is_study(root: Path) -> bool:
-    """Says whether a directory is that of a study."""
+    """Whether a directory is that of a study."""
     return (root / "study.json").exists()

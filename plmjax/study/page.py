@@ -40,7 +40,7 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
 
 
 def headline(plan: Plan, cells: Sequence[Cell]) -> str:
-    """Returns what was run, as a sentence or two."""
+    """Returns one or two sentences about the runs of a study."""
     outcomes = [outcome for cell in cells for outcome in cell.outcomes]
     counts = {
         state: sum(o.state == state for o in outcomes)
@@ -98,9 +98,9 @@ def _boxes(drawn: str | None) -> str | None:
 
 
 def _settings(plan: Plan) -> str:
-    """Returns what each setting changes, for the first model and task that has it."""
+    """Returns the changes of each setting, for the first model and task that has it."""
 
-    def whole(value) -> bool:  # the 3 of a key with fractions is 3.0
+    def whole(value) -> bool:  # a 3 given for a key with float values is read as 3.0
         return isinstance(value, float) and value.is_integer()
 
     told = {}

@@ -1,11 +1,11 @@
-"""What a study runs: every model x task x setting, by the same seeds and folds.
+"""The runs of a study: every model x task x setting, with the same seeds and folds.
 
-DIR/study.json                               what the study stands on
+DIR/study.json                               the definition of the study
 DIR/seed-0/                                  of `plmjax finetune --seeds`
 DIR/TASK/MODEL/SETTING/seed-0/               of `plmjax compare`
-  log.txt  failure.json                      what it printed, why it failed
+  log.txt  failure.json                      the printed output, the error
   config.json  scores.json  export/ ...      the workdir of `plmjax finetune`
-With folds, the last is seed-0-fold-0.
+With folds, the last folder is seed-0-fold-0.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from plmjax.study.budget import Budget
 
 VARY = tuple(field.name for field in dataclasses.fields(SeedsConfig))
 BUILT_IN = ("plain", "safe")
-# Two keys that say the same: of the later layer's one the other is void.
+# Pairs of keys that set the same thing: a later override of one removes the other.
 _RIVALS = {
     "train.steps": "train.epochs",
     "train.epochs": "train.steps",
@@ -32,7 +32,7 @@ _RIVALS = {
     "train.average_from_percent": "train.ema_decay",
 }
 
-# What settings must share, or their scores could not be compared.
+# Keys that all settings must share: otherwise their scores could not be compared.
 _SHARED = re.compile(
     r"(model|checkpoint|select\.metric|(seeds|folds)\..*|train\.seed"
     r"|task\.(kind|format|train|held_out|test|dataset|labels|held_out_percent"
@@ -45,7 +45,7 @@ Encoders = Callable[[str, str], EncoderConfig]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How models are fine-tuned: by the safe recipe or not, and what lies over it."""
+    """A way of fine-tuning: by the safe recipe or not, with overrides on top."""
 
     name: str = "plain"
     safe: bool = False
@@ -54,9 +54,9 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is fine-tuned: the same for all seeds, or one that was pretrained by each.
+    """A model to fine-tune: one path for all seeds, or one pretrained model per seed.
 
-    `told` is what the study remembers it by.
+    `told` is its entry in study.json.
     """
 
     name: str
@@ -64,12 +64,13 @@ class Model:
     told: str
 
     def path(self, seed: int) -> str:
+        """Returns the path of the model for a seed."""
         return self.paths[seed % len(self.paths)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One fine-tuning of a study; `values` is its whole config."""
+    """One fine-tuning of a study; `values` is its full config."""
 
     task: str
     model: str
@@ -81,25 +82,28 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, str, str]:
+        """The (task, model, setting) of the run, which its repetitions share."""
         return self.task, self.model, self.setting
 
     @property
     def pair(self) -> tuple[int, int | None]:
-        """What it shares with the run of another model that it is compared with."""
+        """The seed and fold, by which runs of different models are paired."""
         return self.seed, self.fold
 
     @property
     def label(self) -> str:
+        """The run's name in messages, with seed and fold."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         return f"{self.task}, {self.model}, {self.setting}, seed {self.seed}{fold}"
 
     def config(self) -> FinetuneConfig:
+        """Returns the config of the run, built from `values`."""
         return config_lib.build(FinetuneConfig, self.values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Repeats(config_lib.Block, prefix="--"):
-    """How often each is run: `vary` names the seeds that differ."""
+    """Number of repetitions of each run; `vary` names the seeds that differ."""
 
     seeds: int = config_lib.number(1, at_least=1)
     folds: int | None = config_lib.number(None, at_least=2)
@@ -116,9 +120,9 @@ class Repeats(config_lib.Block, prefix="--"):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All runs of a study, in their order, and what it stands on, as JSON.
+    """All runs of a study, in their order, and its definition as JSON (`stands_on`).
 
-    `budgets` are what its models' pretraining cost, where that belongs to the study.
+    `budgets` are the pretraining costs of its models, if the study pretrains them.
     """
 
     root: Path
@@ -136,10 +140,10 @@ class Plan:
 
 
 def parse_setting(text: str) -> Setting:
-    """Reads plain, safe, NAME:key=value,key=value or NAME:safe,key=value.
+    """Parses plain, safe, NAME:key=value,key=value or NAME:safe,key=value.
 
     Raises:
-      PlmjaxError: it is none of them.
+      PlmjaxError: the text has none of these forms.
     """
     name, colon, rest = text.partition(":")
     if not colon:
@@ -180,7 +184,7 @@ def compare_plan(
     """Returns the runs of every model x task file x setting.
 
     Raises:
-      PlmjaxError: a file, key or name that is wrong.
+      PlmjaxError: a file, key or name is wrong.
     """
     names = distinct(models, "model")
     found = [Model(names[path], (path,), path) for path in models]
@@ -204,10 +208,10 @@ def crossed_plan(
     overrides: Sequence[str],
     encoders: Encoders,
 ) -> Plan:
-    """Returns the runs of every model x task file x setting, the models named.
+    """Returns the runs of every model x task file x setting, for named models.
 
     Raises:
-      PlmjaxError: a file, key or name that is wrong.
+      PlmjaxError: a file, key or name is wrong.
     """
     _check_once("--setting", [setting.name for setting in settings])
     for setting in settings:
@@ -243,7 +247,7 @@ def crossed_plan(
                 made[setting.name] = config
                 cell = task_names[file], model.name, setting.name
                 where = root.joinpath(*map(_slug, cell))
-                # They say nothing of a setting: one is enough.
+                # The baselines do not depend on the setting: one run of them is enough.
                 baselines = len(made) == 1
                 runs += [
                     _of_seed(run, model)
@@ -283,11 +287,11 @@ def settled(
 ) -> FinetuneConfig:
     """Returns the config of a setting.
 
-    The safe recipe lies over the file, the overrides of all settings over it, a
-    setting's own over everything.
+    The safe recipe overrides the file, the overrides of all settings override both, and
+    the setting's overrides come last.
 
     Raises:
-      PlmjaxError: a key or value that is wrong, said of the setting if it is its.
+      PlmjaxError: a key or value is wrong; the error names the setting if it set it.
     """
     plain = config_lib.load(FinetuneConfig, file, overrides)
     if setting == Setting(setting.name):
@@ -312,7 +316,7 @@ def repeated(
     """Yields a config's runs by seed and fold.
 
     Raises:
-      PlmjaxError: all would have their checkpoints in one place; a seed too large.
+      PlmjaxError: all runs would share one folder of checkpoints; a seed is too large.
     """
     place = config.train.checkpoints
     if place is not None and ("://" in place or Path(place).is_absolute()):
@@ -338,15 +342,15 @@ def repeated(
 
 
 def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
-    """Returns {path: a short name}: its last part, or the parts that tell it apart.
+    """Returns {path: a short name}: its last part, or as many as make it unique.
 
     Raises:
-      PlmjaxError: one is there twice.
+      PlmjaxError: a path is given twice.
     """
     places = {path: Path(path).absolute() for path in paths}
     _check_once(what, [str(Path(path).absolute()) for path in paths])
     parts = {path: _parts(place) for path, place in places.items()}
-    # runs/a/export and runs/b/export are a and b.
+    # The paths runs/a/export and runs/b/export are named a and b.
     while len(parts) > 1 and len({own[-1] for own in parts.values()}) == 1:
         parts = {path: own[:-1] for path, own in parts.items()}
     longest = max(map(len, parts.values()))
@@ -361,7 +365,7 @@ def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
 
 
 def _parts(place: Path) -> tuple[str, ...]:
-    """Returns the parts of a path; of FILE.py:argument the last is FILE-argument."""
+    """Returns the parts of a path; FILE.py:argument ends in FILE-argument."""
     file, colon, argument = place.name.partition(".py:")
     last = f"{file}-{argument}" if colon else place.name.removesuffix(".py")
     return (*place.parts[:-1], last)
@@ -380,7 +384,7 @@ def _check_once(what: str, names: Sequence[str]) -> None:
 
 
 def _over(below: Sequence[str], above: Sequence[str]) -> list[str]:
-    """Lays overrides over others, whose keys they void."""
+    """Returns both lists of overrides, without those that `above` replaces."""
     void = set(map(_key, above))
     for override in above:
         key, _, value = override.partition("=")
@@ -395,7 +399,7 @@ def _key(override: str) -> str:
 
 @contextlib.contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Says of what an error is."""
+    """Puts `what` before the message of an error that does not name it."""
     try:
         yield
     except PlmjaxError as error:

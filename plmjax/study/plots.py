@@ -1,4 +1,4 @@
-"""The plots of a study: each run a dot, and each run a line."""
+"""The plots of a study: the score of each run as a dot, and its curve as a line."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from plmjax.report.page import (
 from plmjax.study.results import Cell
 from plmjax.study.tables import by_task, names_of, what
 
-# Readable on white and on black; a ninth cell is drawn as the first.
+# Readable on white and on black; the ninth cell has the colour of the first.
 _COLOURS = (
     OTHER,
     GOOD,
@@ -33,7 +33,7 @@ def _colour(place: int) -> str:
 
 
 def boxes(cells: Sequence[Cell]):
-    """Returns a figure of the scores of each cell, a box and its runs; None if none.
+    """Returns a figure with a box plot of the scores of each cell; None without scores.
 
     The box holds the middle half of the runs, its line is the median; whiskers reach
     the least and the most. Runs that did not learn are crosses, an ensemble a diamond.
@@ -70,7 +70,7 @@ def _box(plot, place: int, cell: Cell) -> None:
             place, high - low, 0.56, low, color=colour, alpha=0.22, edgecolor=colour
         )
         plot.vlines(middle, place - 0.28, place + 0.28, color=colour, linewidth=2)
-    # Beside each other in their order, so that equal scores can be told apart.
+    # Spread vertically in their order, so that equal scores stay distinguishable.
     heights = place + 0.16 * np.sin(np.arange(len(scores)) * 2.4)
     for learned, marker in ((True, "o"), (False, "x")):
         of = [n for n, o in enumerate(cell.done) if (o.learned is not False) == learned]
@@ -83,7 +83,7 @@ def _box(plot, place: int, cell: Cell) -> None:
 
 
 def curves(cells: Sequence[Cell]):
-    """Returns a figure of the held-out score by step of all runs; None if none."""
+    """Returns a figure of the held-out score of all runs by step; None if none."""
     tasks = {
         task: own
         for task, own in by_task(cells).items()

@@ -1,7 +1,7 @@
-"""Settings of pretraining compared: each is trained by its seeds, then fine-tuned.
+"""Compares pretraining settings: each is trained by its seeds, then fine-tuned.
 
 DIR/pretrained/    the sweep that trains them (plmjax/sweep/trials.py)
-DIR/...            the study of what they are worth (plmjax/study/plan.py)
+DIR/...            the study that fine-tunes them (plmjax/study/plan.py)
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def pretrained_plan(
     folds: int | None,
     overrides: Sequence[str],
 ) -> Plan:
-    """Returns the study of models that need not be there yet.
+    """Returns the study of models that need not exist yet.
 
     Raises:
       PlmjaxError: the file lists no settings; a file, key or name is wrong.
@@ -71,7 +71,7 @@ def check_data(plan: Plan) -> None:
     """Reads the labelled data of each task, before hours of pretraining.
 
     Raises:
-      PlmjaxError: something is wrong in it.
+      PlmjaxError: the data of a task has an error.
     """
     for run in {run.task: run for run in plan.runs}.values():
         load_labelled(run.config().task)
@@ -80,10 +80,10 @@ def check_data(plan: Plan) -> None:
 def pretrain(
     plan: Plan, sweep: sweep_plan.Plan, parallel: int, log: Callable[[str], Any]
 ) -> tuple[int, Plan]:
-    """Trains what is not trained yet; returns the exit code, and the study.
+    """Trains the models that are not trained yet; returns the exit code and the study.
 
-    Its budgets are then those of the vocabularies that came out, which a small text may
-    have made smaller. What failed before is tried again.
+    The budgets of the returned study count the vocabularies as trained, which a small
+    text can make smaller. Failed trials are tried again.
     """
     where = plan.root / "pretrained"
     options = drive.Options(parallel=parallel, retry_failed=True)

@@ -1,4 +1,4 @@
-"""What came of a study: means with intervals, ensembles, and what is chance."""
+"""Results of a study: means with intervals, ensembles, and the part of chance."""
 
 import dataclasses
 import math
@@ -21,11 +21,11 @@ from plmjax.study.said import ensemble_score, has_learned
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Scores of several runs; low and high are the 95 % interval of their mean."""
+    """Statistics of several scores; low and high: 95 % interval of their mean."""
 
     n: int
     mean: float
-    deviation: float | None  # None: of one run
+    deviation: float | None  # None for a single run
     least: float
     most: float
     low: float | None
@@ -33,7 +33,7 @@ class Summary:
 
 
 def summary(values: Sequence[float], test_share: float = 0.0) -> Summary | None:
-    """Returns mean and spread of scores, by Student's t; None where there are none.
+    """Returns mean and spread of scores, by Student's t; None without scores.
 
     `test_share` widens the interval for folds, as in evaluate.comparison.
     """
@@ -63,7 +63,7 @@ def summary(values: Sequence[float], test_share: float = 0.0) -> Summary | None:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A model x task x setting: its runs, and what they come to.
+    """A model x task x setting: its runs and their statistics.
 
     `against` compares it with the first cell of its task over `pairs` pairs.
     """
@@ -84,11 +84,13 @@ class Cell:
 
     @property
     def metric(self) -> str:
+        """The metric of the scores; "score" if no run has finished."""
         found = [o.metric for o in self.outcomes if o.metric is not None]
         return found[0] if found else "score"
 
     @property
     def split(self) -> str:
+        """The split of the scores; held_out if no run has finished."""
         found = [o.split for o in self.outcomes if o.state == "finished"]
         return found[0] if found else "held_out"
 
@@ -99,20 +101,21 @@ class Cell:
         return min(scores, key=self.rank) if scores else None
 
     def rank(self, value: float) -> float:
-        """Returns what is lower for better scores."""
+        """Returns the value with the sign that makes lower better."""
         return predictions.rank(self.metric, {self.metric: value})
 
     def count(self, state: str) -> int:
+        """Returns the number of runs in a state."""
         return sum(o.state == state for o in self.outcomes)
 
     @property
     def unlearned(self) -> int:
-        """How many finished runs are no better than one answer for all."""
+        """Number of finished runs that are no better than one answer for all."""
         return sum(o.learned is False for o in self.outcomes)
 
     @property
     def verdict(self) -> str:
-        """Returns whether it is better or worse than the first one, in words."""
+        """The comparison with the first cell in words, "" without one."""
         if self.against is None:
             return ""
         if self.against.verdict == SAME:
@@ -121,11 +124,10 @@ class Cell:
 
 
 def collect(plan: Plan) -> list[Cell]:
-    """Returns the cells of a study, the first of each task being what others are held
-    against.
+    """Returns the cells of a study, each compared with the first one of its task.
 
     Raises:
-      PlmjaxError: files of a run that are damaged.
+      PlmjaxError: files of a run are damaged.
     """
     folds = plan.repeats.folds
     share = 0.0 if folds is None else 1 / (folds - 1)
@@ -149,7 +151,7 @@ def collect(plan: Plan) -> list[Cell]:
 def made(
     task: str, model: str, setting: str, outcomes: Sequence[Outcome], share: float
 ) -> Cell:
-    """Returns a cell of outcomes, compared with nothing as yet."""
+    """Returns a cell of outcomes, not yet compared with another."""
     values = [o.score for o in outcomes if o.score is not None]
     return Cell(task, model, setting, tuple(outcomes), summary(values, share))
 
@@ -166,10 +168,10 @@ def held_against(cell: Cell, first: Cell, share: float) -> Cell:
 
 
 def ensemble(done: Sequence[Outcome]) -> float | None:
-    """Returns the score of what runs say together; None where no two can.
+    """Returns the score of the runs' averaged predictions; None if there is none.
 
-    On a test set all runs are one ensemble. Held-out folds have one each, of the seeds,
-    whose mean this is.
+    On a test set all runs form one ensemble. With held-out folds the seeds of each fold
+    form one, and the result is the mean of the folds' scores.
     """
     groups: dict[int | None, list[Outcome]] = {}
     for outcome in done:

@@ -1,4 +1,4 @@
-"""What runs said of each example: together, and beside one answer for all."""
+"""Predictions of runs: averaged over runs, and compared with one answer for all."""
 
 import collections
 import json
@@ -17,23 +17,23 @@ from plmjax.finetune.build import split_of
 from plmjax.finetune.predict import Predictor
 from plmjax.study.outcomes import Outcome
 
-# Answers that are tried for all, the most frequent ones.
+# Number of frequent labels to try as one answer for all examples.
 _MOST = 20
-# Lines of their predictions hold what is likeliest alone.
+# Prediction files of these kinds hold only the likeliest answer: models run again.
 _ASKED_AGAIN = ("tags", "answers")
 
 
 class Lines(NamedTuple):
-    """The predictions that a run wrote: its task and labels, the truth, the records."""
+    """The prediction file of a run: its task and labels, the truth, the records."""
 
     config: TaskConfig
     labels: tuple[str, ...]
-    truth: list[Any]  # as an Example has it
+    truth: list[Any]  # as in Example.label
     records: list[dict[str, Any]]
 
 
 def read_lines(outcome: Outcome) -> Lines:
-    """Returns what a finished run predicted of the split that it is judged by.
+    """Returns a finished run's predictions on the split that gives its score.
 
     Raises:
       PlmjaxError: the file is gone or damaged (exit code 3).
@@ -55,7 +55,7 @@ def read_lines(outcome: Outcome) -> Lines:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists for tuples."""
+    """Turns the lists of JSON back into tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -63,11 +63,11 @@ def _tuples(value: Any) -> Any:
 
 
 def constant_score(lines: Lines, metric: str) -> float | None:
-    """Returns the best score of one answer for all examples; None of a loss."""
+    """Returns the best score of one answer for all examples; None for the loss."""
     if metric == "loss":
         return None
     if metric in ("pearson", "spearman"):
-        return 0.0  # a constant goes along with nothing
+        return 0.0  # a constant has no correlation with anything
     truth = lines.truth
     scores = [
         predictions.scores_of(lines.config, lines.labels, truth, said)[metric]
@@ -96,7 +96,7 @@ _CONSTANTS: dict[str, Callable[[list], list[list]]] = {
 
 
 def has_learned(outcome: Outcome) -> bool | None:
-    """Says whether a finished run is better than one answer for all."""
+    """Whether a finished run beats one answer for all; None where unknown."""
     assert outcome.metric is not None
     best = constant_score(read_lines(outcome), outcome.metric)
     if best is None:
@@ -112,13 +112,12 @@ def has_learned(outcome: Outcome) -> bool | None:
 
 
 def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
-    """Returns the score of the mean of what runs of one split say; None of a loss.
+    """Returns the score of the runs' averaged predictions on one split.
 
-    None of embeddings, too: the vectors of two models have nothing to do with each
-    other.
+    None for the loss, and for embeddings: the vectors of two models cannot be averaged.
 
     Raises:
-      PlmjaxError: predictions or models that cannot be read.
+      PlmjaxError: predictions or models cannot be read.
     """
     metric = outcomes[0].metric
     assert metric is not None
@@ -141,7 +140,7 @@ def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
 
 
 def _written(lines: Lines) -> list[np.ndarray]:
-    """Returns what a run said of each example, from what it wrote."""
+    """Returns a run's predictions for each example, from its file."""
     if lines.config.kind == "regression":
         return [np.array([record["value"]]) for record in lines.records]
     found = [record["probabilities"] for record in lines.records]
@@ -149,7 +148,7 @@ def _written(lines: Lines) -> list[np.ndarray]:
 
 
 def _asked(outcomes: Sequence[Outcome]):
-    """Returns config, labels, examples, and what each run's model says of them."""
+    """Returns config, labels, examples, and new predictions of each run's model."""
     run = outcomes[0].run
     data = split_of(run.config(), load_labelled(run.config().task))
     examples = getattr(data, outcomes[0].split)

@@ -24,7 +24,7 @@ def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def names_of(cells: Sequence[Cell]) -> list[str]:
-    """Returns what cells of one task are called: only what differs among them."""
+    """Returns the names of cells of one task: only the parts that differ."""
     models, settings = ({getattr(c, n) for c in cells} for n in ("model", "setting"))
     if len(models) == 1 and len(settings) > 1:
         return [cell.setting for cell in cells]
@@ -34,7 +34,7 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
 
 
 def what(cell: Cell) -> str:
-    """Returns what is compared: "test accuracy"."""
+    """Returns the split and metric that are compared: "test accuracy"."""
     return f"{cell.split.replace('_', '-')} {cell.metric.replace('_', ' ')}"
 
 
@@ -42,7 +42,7 @@ HEAD = ("runs", "mean", "95 % of the mean", "deviation", "min", "max", "ensemble
 
 
 def row(cell: Cell) -> list[str]:
-    """Returns the figures of a cell as HEAD names them."""
+    """Returns the figures of a cell, in the order of HEAD."""
     runs = str(len(cell.outcomes))
     if (s := cell.summary) is None:
         return [runs, *[""] * (len(HEAD) - 1)]
@@ -60,7 +60,7 @@ def row(cell: Cell) -> list[str]:
 
 
 def screen(cells: Sequence[Cell]) -> Table:
-    """Returns the cells of one task for the screen."""
+    """Returns the table of the cells of one task for the screen."""
     shown = Table(title=f"{cells[0].task}: {what(cells[0])}", title_style="")
     shown.add_column("", overflow="fold")
     for name in HEAD:
@@ -71,7 +71,7 @@ def screen(cells: Sequence[Cell]) -> Table:
 
 
 def sentences(cells: Sequence[Cell]) -> list[str]:
-    """Returns what is to be said of the cells of one task."""
+    """Returns sentences on the cells of one task: failures, ensembles, comparisons."""
     names, said = names_of(cells), []
     for name, cell in zip(names, cells, strict=True):
         own = [*_shortfalls(cell), *_ensemble(cell)]
@@ -126,7 +126,7 @@ def _verdict(cell: Cell, first: str) -> str:
 
 
 def _worst(cell: Cell, first: Cell, name: str) -> list[str]:
-    """Of a model's other setting: the worst of it, beside what is usual without."""
+    """Compares a setting's worst run with the mean of the model's first setting."""
     s, other = cell.summary, first.summary
     if s is None or other is None or s.n < 2:
         return []
@@ -140,7 +140,7 @@ def _worst(cell: Cell, first: Cell, name: str) -> list[str]:
 
 
 def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
-    """Writes results.json and results.csv, each whole; returns their paths."""
+    """Writes results.json and results.csv, each atomically; returns their paths."""
     splits = {s: {n for c in cells for n in _figures(c, s)} for s in _SPLITS}
     columns = [(s, name) for s in _SPLITS for name in sorted(splits[s])]
     head = ["task", "model", "setting", "seed", "fold", "state", "metric", "score"]
@@ -167,7 +167,7 @@ def _figures(cell: Cell, split: str) -> set[str]:
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
-    """Returns a cell as results.json has it."""
+    """Returns a cell in the form of results.json."""
     against = None
     if cell.against is not None:
         found = dataclasses.asdict(cell.against) | {"pairs": cell.pairs}
@@ -208,5 +208,5 @@ def _run(o: Outcome) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """Returns what JSON can hold: it knows no NaN."""
+    """Returns the value, or None for NaN and infinities, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one file, a few at a time, and what came of them."""
+"""Sweeps: many runs from one file, a few at a time, and their results."""

@@ -2,8 +2,8 @@
 
   python -m plmjax.sweep.child PARENT CORES ARGUMENT...
 
-becomes `python -m plmjax ARGUMENT...`. Both settings stay over an exec, and neither can
-be made from the parent without running Python between fork and exec.
+becomes `python -m plmjax ARGUMENT...`. Both settings survive exec, and the parent could
+set neither without running Python between fork and exec.
 """
 
 import os
@@ -14,6 +14,7 @@ from plmjax import Exit, children
 
 
 def main(parent: str, cores: str, *arguments: str) -> int:
+    """Sets signal and cores, then replaces this process by `python -m plmjax`."""
     # A trial whose sweep is killed saves and stops, as on any other SIGTERM.
     if not children.die_with(int(parent), signal.SIGTERM):
         return Exit.RESUMABLE

@@ -1,4 +1,4 @@
-"""What a pretraining costs, and how many steps of another one cost as much."""
+"""Cost of a pretraining, and the number of steps of another one of equal cost."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from plmjax.workdir import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A training's steps, the tokens of their rows (padding too), its matrix FLOPs."""
+    """Cost of a training: steps, tokens of its rows with padding, FLOPs of matmuls."""
 
     steps: int
     tokens: int
@@ -19,17 +19,17 @@ class Cost:
 
 
 def encoder_of(config: RunConfig, vocab_size: int | None = None) -> EncoderConfig:
-    """Returns the encoder of a run whose tokenizer may not be there yet."""
+    """Returns the encoder of a run whose tokenizer may not exist yet."""
     return resolve(config.model, vocab_size or config.tokenizer.vocab_size, pad_id=0)
 
 
 def cost_of(config: RunConfig, vocab_size: int | None = None) -> Cost:
-    """Returns what a training costs, its generator and heads counted in.
+    """Returns the cost of a training, including its generator and heads.
 
-    `vocab_size` is the tokenizer's; None: as many pieces as the config asks for.
+    `vocab_size` is the tokenizer's; None: the size that the config asks for.
 
     Raises:
-      PlmjaxError: its steps depend on the text, or its cost on a teacher.
+      PlmjaxError: the number of steps depends on the text, or the cost on a teacher.
     """
     steps = _steps(config)
     rows = steps * config.train.batch
@@ -38,7 +38,7 @@ def cost_of(config: RunConfig, vocab_size: int | None = None) -> Cost:
 
 
 def steps_for(config: RunConfig, flops: float) -> int:
-    """Returns how many steps of a training come nearest to a number of FLOPs."""
+    """Returns the number of steps of a training that comes nearest to `flops`."""
     each = config.train.batch * _row_flops(config, None)
     return max(1, round(flops / each))
 
@@ -61,7 +61,7 @@ def _row_flops(config: RunConfig, vocab_size: int | None) -> float:
         )
     encoder = encoder_of(config, vocab_size)
     make = OBJECTIVES[config.objective.kind]
-    # No figure depends on the pieces themselves.
+    # The FLOPs do not depend on the pieces, so placeholders are enough.
     return make(config.objective, encoder, Pieces(0, (0,), (1,))).flops(
         config.data.length
     )

@@ -1,7 +1,7 @@
-"""What of the machine each of several trials at a time gets.
+"""Division of the machine between trials that run at the same time.
 
-Cores are kept apart by affinity: XLA's thread pools, and our tokenising, take as many
-threads as there are cores to run on. GPUs are kept apart by CUDA_VISIBLE_DEVICES.
+Affinity separates the cores: XLA's thread pools and plmjax's tokenising start as many
+threads as there are cores to run on. CUDA_VISIBLE_DEVICES separates the GPUs.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from plmjax.machine import cores as count_cores
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A part of the machine: cores (empty: any), and environment variables."""
+    """A part of the machine: cores (empty: all), and environment variables."""
 
     cores: tuple[int, ...] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
+        """The slot's GPUs and cores as text; "" if it has no limits."""
         gpus = self.environment.get("CUDA_VISIBLE_DEVICES")
         told = [f"GPU {gpus}"] if gpus else []
         if self.cores:
@@ -37,11 +38,11 @@ def divide(
 ) -> list[Slot]:
     """Returns a slot for each of `parallel` trials at a time.
 
-    What is left over when the cores or GPUs do not divide goes to the first ones. Where
-    there are fewer GPUs than trials, trials share one and its memory.
+    If the cores or GPUs do not divide evenly, the first slots get one more. If there
+    are fewer GPUs than trials, several trials share a GPU and its memory.
 
     Raises:
-      PlmjaxError: several trials at a time on a TPU, which one process takes whole.
+      PlmjaxError: several trials at a time on a TPU, which allows only one process.
     """
     if tpus and parallel > 1:
         raise PlmjaxError(
@@ -58,14 +59,14 @@ def divide(
             mine = _share(gpus, parallel, index)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
             if sharing > 1:
-                # What JAX takes of a GPU's memory; it would be three quarters each.
+                # The share of a GPU's memory that JAX reserves; its default is 3/4.
                 environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
         slots.append(Slot(tuple(_share(cores, parallel, index)), environment))
     return slots
 
 
 def _share(things: Sequence, parts: int, index: int) -> Sequence:
-    """Returns the index-th of `parts` even shares; one thing where they are too few."""
+    """Returns the index-th of `parts` even shares; each has at least one thing."""
     if len(things) <= parts:
         return [things[index % len(things)]]
     size, more = divmod(len(things), parts)
@@ -74,7 +75,7 @@ def _share(things: Sequence, parts: int, index: int) -> Sequence:
 
 
 def local_slots(parallel: int) -> list[Slot]:
-    """Divides this machine."""
+    """Returns the slots of this machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else list(range(count_cores()))
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
@@ -83,7 +84,7 @@ def local_slots(parallel: int) -> list[Slot]:
 
 
 def _cuda_jax() -> bool:
-    """Says whether the installed JAX can use NVIDIA's GPUs."""
+    """Whether the installed JAX can use NVIDIA's GPUs."""
     try:
         import jax_plugins  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -101,7 +102,7 @@ def _gpus() -> list[str]:
 
 
 def _tpus() -> int:
-    # Newer machines show chips as groups of VFIO.
+    # Newer machines expose chips as VFIO groups.
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return len(chips) if _libtpu() else 0
 

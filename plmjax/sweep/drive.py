@@ -27,7 +27,7 @@ Runner = Literal["local", "slurm", "print"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a sweep is run, which does not shape what it finds."""
+    """How a sweep is run; its results do not depend on these."""
 
     runner: Runner = "local"
     parallel: int = 1
@@ -43,10 +43,10 @@ def sweep(
     log: Callable[[str], Any],
     start: Start = start_process,
 ) -> int:
-    """Runs what is left of a sweep, or hands it out; returns the exit code.
+    """Runs the remaining trials, or lists their commands; returns the exit code.
 
     Raises:
-      PlmjaxError: another study or a changed trial is in `root`, or it is in use.
+      PlmjaxError: `root` has another study or a changed trial, or it is in use.
     """
     workdir = Workdir(root)
     workdir.create()
@@ -84,9 +84,9 @@ def sweep(
 
 
 def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
-    """Reads and writes the results of a sweep, whoever runs its trials.
+    """Reads and writes the results of a sweep, wherever its trials run.
 
-    Returns the exit code, 75 where trials have not ended yet.
+    Returns the exit code, 75 while some trials have not ended.
 
     Raises:
       PlmjaxError: there is no sweep in `root`.
@@ -97,7 +97,7 @@ def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
         try:
             stack.enter_context(Workdir(root).locked())
         except PlmjaxError:
-            # A sweep that is running tells Optuna itself.
+            # A running sweep holds the lock, and reports to Optuna itself.
             known = [] if found.listed is None else trials.settle(root, found)
         else:
             known, _ = _study(found, root, False, log)
@@ -106,7 +106,7 @@ def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
 
 
 def show(found: Plan) -> Table:
-    """Returns the trials of a list, or the space of a search, as a table."""
+    """Returns the listed trials, or the space of a search, as a table."""
     if found.space is not None:
         table = Table("key", "range", title=f"{found.study.trials} trials drawn from")
         for key, values in found.space.items():
@@ -125,10 +125,10 @@ def show(found: Plan) -> Table:
 def _study(
     found: Plan, root: Path, retry_failed: bool, log: Callable[[str], Any]
 ) -> tuple[list[Trial], Study]:
-    """Returns the trials that are known, and what says which comes next.
+    """Returns the known trials, and the study that chooses the next one.
 
-    Only once it is clear that the file still describes what has been started is it
-    written down.
+    The study is written to disk only after the check that the file still describes the
+    trials that have been started.
     """
     trials.agree(root, found)
     if found.space is not None:
@@ -150,7 +150,7 @@ def _hand_out(
     runner: Runner,
     log: Callable[[str], Any],
 ) -> int:
-    """Draws all trials, writes each down, and says how to run those that are left."""
+    """Draws and writes all trials, and prints how to run those that are left."""
     if found.space is not None:
         log("All trials are drawn at once: none can learn from the ones before it.")
     given = []
@@ -173,7 +173,7 @@ def _hand_out(
 
 
 def _write(found: Plan, root: Path, listed: Sequence[Trial]) -> Outcome:
-    """Writes the results of every trial that is listed, or has been drawn."""
+    """Writes the results of the listed trials, or of all that a search has drawn."""
     objective = found.study.objective
     known = trials.saved(root) if found.listed is None else listed
     read = [trials.result(trial, objective) for trial in known]
@@ -202,9 +202,9 @@ def _conclude(end: Outcome, root: Path, log: Callable[[str], Any]) -> int:
 
 
 def _exit_code(code: int | None) -> int:
-    """Returns the code that a sweep ends with when a trial ended with `code`.
+    """Returns the sweep's exit code for a trial that failed with `code`.
 
-    Never one that asks a scheduler to start the sweep again, which changes nothing.
+    Never a code that makes a scheduler restart the sweep, as that would change nothing.
     """
     known = (Exit.USAGE, Exit.DATA, Exit.MODEL, Exit.DISK, Exit.NUMERIC)
     return code if code is not None and code in known else Exit.INTERNAL

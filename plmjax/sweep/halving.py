@@ -1,7 +1,7 @@
-"""Which trials are given up early, by what their evaluations have shown so far.
+"""Early stopping of trials, by their evaluations so far.
 
 Successive halving without waiting, ASHA (arXiv:1810.05934) in its stopping form: a
-trial that comes to a rung is compared with those that have been there, and ends unless
+trial that reaches a rung is compared with those that reached it before, and ends unless
 it is among the best of them.
 """
 
@@ -17,11 +17,11 @@ Curve = dict[int, float]  # {step: objective}
 def falls_behind(
     own: Curve, others: Iterable[Curve], first: int, factor: int, maximise: bool
 ) -> bool:
-    """Says whether a trial's newest evaluation takes it to a rung, and ends it there.
+    """Whether a trial's newest evaluation reaches a rung and should be its last.
 
     Rungs are at first, first x factor, first x factor^2 ... steps, each the first
-    evaluation from there on. Nobody ends where fewer than `factor` trials have been;
-    of n, the best n // factor go on.
+    evaluation from there on. No trial ends at a rung that fewer than `factor` trials
+    have reached; of n, the best n // factor continue.
     """
     *earlier, newest = sorted(own)
     if not math.isfinite(own[newest]):
@@ -32,7 +32,7 @@ def falls_behind(
     while rung * factor <= newest:
         rung *= factor
     if previous >= rung:
-        return False  # judged there already
+        return False  # compared at this rung already
     seen = [_at(curve, rung) for curve in others]
     sign = -1 if maximise else 1
     finite = [sign * v for v in seen if v is not None and math.isfinite(v)]
@@ -45,7 +45,7 @@ def falls_behind(
 
 
 def _at(curve: Curve, rung: int) -> float | None:
-    """Returns the first value at a rung or after it; None if it was not reached."""
+    """Returns the first value at or after a rung; None if it was not reached."""
     reached = [step for step in curve if step >= rung]
     return curve[min(reached)] if reached else None
 
@@ -58,9 +58,9 @@ class Follower:
         self._place = (0, 0)  # inode, offset
 
     def read(self) -> list[dict]:
-        """Returns the evaluations that have come since the last call.
+        """Returns the evaluations since the last call.
 
-        All of them where the run was started anew, which writes the file again.
+        Returns all of them after a restart of the run that wrote the file again.
         """
         try:
             with open(self.path, "rb") as file:
@@ -73,6 +73,6 @@ class Follower:
         except FileNotFoundError:
             return []
         self._place = (status.st_ino, offset + len(whole) + (1 if whole else 0))
-        # Most lines are of training steps: they need not be parsed.
+        # Most lines are of training steps, which need no parsing.
         lines = (line for line in whole.splitlines() if b'"evaluation"' in line)
         return [json.loads(line) for line in lines]

@@ -17,7 +17,7 @@ def command_lines(trials: Sequence[Trial], fixed: Sequence[str]) -> list[str]:
 def write_commands(root: Path, lines: Sequence[str]) -> Path:
     """Writes the lines for `plmjax launch --commands`, and returns the file.
 
-    Another list is another file: a Slurm array reads its lines when its tasks start.
+    Another list gets another file: a Slurm array reads its lines when its tasks start.
     """
     text = "".join(f"plmjax {line}\n" for line in lines)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

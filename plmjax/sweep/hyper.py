@@ -1,8 +1,8 @@
-"""Lists of trials, for get_hyper(hyper): grids, pairs, one after the other, seeds.
+"""Lists of trials for get_hyper(hyper): grids, pairs, chains and seeds.
 
-The words are those of get_hyper in ml_collections configs. A list of trials is a plain
-list of {key: value}; a key may be written with the "config." that stands before it on
-the command line. A sweep file is handed this module.
+The functions are named as in get_hyper of ml_collections configs. A list of trials is a
+plain list of {key: value}; a key may have the prefix "config." of the command line. A
+sweep file gets this module as `hyper`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ def seeds(count: int, key: str = "train.seed") -> Trials:
 
 
 def product(sweeps: Iterable[Trials], name: str | None = None) -> Trials:
-    """Returns every combination, the last sweep turning fastest; `name` is ignored.
+    """Returns every combination, the last sweep varying fastest; `name` is ignored.
 
     Raises:
       PlmjaxError: two sweeps set the same key.
@@ -46,7 +46,7 @@ def product(sweeps: Iterable[Trials], name: str | None = None) -> Trials:
 
 
 def zipit(sweeps: Iterable[Trials]) -> Trials:
-    """Returns the first trials joined, the second, and so on; one trial goes with all.
+    """Returns the n-th trials of all sweeps joined; a single trial joins every one.
 
     Raises:
       PlmjaxError: the sweeps differ in length, or two of them set the same key.
@@ -69,7 +69,7 @@ def zipit(sweeps: Iterable[Trials]) -> Trials:
 
 
 def chainit(sweeps: Iterable[Trials]) -> Trials:
-    """Returns one sweep after the other."""
+    """Returns the trials of all sweeps in one list."""
     return [dict(trial) for trials in sweeps for trial in trials]
 
 

@@ -1,4 +1,4 @@
-"""Trials on this machine, a few at a time, each in a process of its own."""
+"""Trials on this machine, a few at a time, each in a separate process."""
 
 import contextlib
 import dataclasses
@@ -21,21 +21,21 @@ from plmjax.sweep.study import Study
 from plmjax.sweep.texts import Texts
 from plmjax.sweep.trials import Result, Trial
 
-# Lines of its log that a failure is reported with.
+# Last lines of the log that the report of a failure quotes.
 _TAIL = 6
-# How a process ends that can be started again: it was told to stop.
+# Exit codes of a process that was stopped and can be resumed.
 _STOPPED = (Exit.RESUMABLE, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR2)
 
 
 class Process(Protocol):
-    """A running command; subprocess.Popen is one."""
+    """A running command, for example subprocess.Popen."""
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
 
 
-# Starts `plmjax ARGUMENT...` in a slot, its output appended to a file.
+# Starts `plmjax ARGUMENT...` in a slot and appends its output to a file.
 Start = Callable[[Sequence[str], Path, Slot, Mapping[str, str]], Process]
 
 
@@ -52,7 +52,7 @@ def start_process(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment | slot.environment,
-            # Ctrl-C at the terminal reaches the sweep alone, which tells them.
+            # Ctrl-C at the terminal reaches the sweep alone, which stops the trials.
             start_new_session=True,
         )
 
@@ -60,7 +60,7 @@ def start_process(
 class Stop:
     """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
 
-    Handlers are installed within `with`, in the main thread, and put back after it.
+    Handlers are installed within `with`, in the main thread, and restored after it.
     """
 
     def __init__(self):
@@ -86,7 +86,7 @@ class Stop:
 
 @dataclasses.dataclass
 class _Job:
-    """A process under way: a trial's, or the one that prepares its text."""
+    """A running process, of a trial or of the preparation of its text."""
 
     trial: Trial
     process: Process
@@ -94,14 +94,14 @@ class _Job:
     log: Path
     log_begins: int
     began: float
-    # None for the preparation of text.
+    # None in a preparation of text.
     follower: halving.Follower | None
     curve: halving.Curve
     pruned: bool = False
 
 
 class Local:
-    """Runs a study to its end, or until a signal comes."""
+    """Runs a study to its end, or until a signal arrives."""
 
     def __init__(
         self,
@@ -118,20 +118,20 @@ class Local:
         self.log, self._start, self._poll = log, start, poll_seconds
         self._free = [*slots]
         self._jobs: list[_Job] = []
-        # One that has been taken from the study and waits for its text.
+        # A trial that was taken from the study and waits for its text.
         self._held: Trial | None = None
-        # What others have shown, by number: pruning compares with it.
+        # Evaluations of all trials by number: pruning compares with them.
         self._curves: dict[int, halving.Curve] = {}
 
     def remember(self, results: Sequence[Result]) -> None:
-        """Takes the evaluations of earlier trials, which later ones are held to."""
+        """Adds the evaluations of earlier trials, with which pruning compares."""
         self._curves |= {r.trial.number: dict(r.curve) for r in results if r.curve}
 
     def run(self) -> str | None:
-        """Runs until nothing is left; returns the signal that came before, if one did.
+        """Runs until no trial is left; returns the name of a signal that ended it.
 
         Raises:
-          PlmjaxError: the objective is no figure of the runs.
+          PlmjaxError: the runs report no figure named as the objective.
         """
         told = False
         with Stop() as stop, self._no_orphans():
@@ -155,7 +155,7 @@ class Local:
 
     @contextlib.contextmanager
     def _no_orphans(self):
-        """Ends every process, whatever ends the loop."""
+        """Kills all remaining processes, whatever ends the loop."""
         try:
             yield
         finally:
@@ -165,7 +165,7 @@ class Local:
                 time.sleep(self._poll)
 
     def _fill(self) -> None:
-        """Starts what there is room for."""
+        """Starts trials while slots are free."""
         while self._free:
             trial = self._held or self.study.next()
             self._held = None
@@ -209,9 +209,9 @@ class Local:
     ) -> _Job:
         slot = self._free.pop(0)
         begins = log.stat().st_size if log.exists() else 0
-        # Trials compile much the same programs.
+        # Trials compile much the same programs, so they share a compilation cache.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(trial.directory.parents[1] / ".xla")}
-        # All trials of a text wait for it: it may have every core.
+        # All trials of a text wait for its preparation, so it may use every core.
         given = slot if follower else dataclasses.replace(slot, cores=())
         process = self._start(command, log, given, cache | _own_cache())
         job = _Job(
@@ -228,7 +228,7 @@ class Local:
         return job
 
     def _watch(self, job: _Job) -> None:
-        """Takes in new evaluations of a trial, and ends it if it falls behind."""
+        """Reads new evaluations of a trial, and ends it if it falls behind."""
         if job.follower is None:
             return
         for record in job.follower.read():
@@ -240,7 +240,7 @@ class Local:
             self._curves[job.trial.number] = job.curve
             if self._to_prune(job):
                 job.pruned = True
-                # Before it ends: killed in between, we must not start it again.
+                # Written first: a sweep killed in between must not start it again.
                 trials.write_outcome(job.trial, "pruned")
                 job.process.terminate()
 
@@ -253,7 +253,7 @@ class Local:
         return halving.falls_behind(job.curve, others, first, factor, maximise)
 
     def _check_objective(self, record: dict) -> None:
-        """Refuses a name that no run gives, instead of training them all first."""
+        """Raises for an objective that no run reports, before all are trained."""
         known = record.keys() - {"kind", "step", "tokens", "seconds"}
         waits = self.config.prune_from_step is None
         if not (waits and self.config.objective in _ONLY_AT_THE_END):
@@ -299,7 +299,7 @@ class Local:
         self.study.ended(trials.result(trial, self.config.objective))
 
 
-# What scores.json has and evaluations lack.
+# Figures that scores.json has and evaluations lack.
 _ONLY_AT_THE_END = (
     "unigram_loss",
     "teacher_loss",
@@ -316,7 +316,7 @@ def _own_cache() -> dict[str, str]:
 
 
 def how_ended(code: int) -> str:
-    """Returns an exit code for a person: signals by name."""
+    """Returns an exit code as text: signals by name."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"

@@ -1,4 +1,4 @@
-"""report.html: a sweep on one page."""
+"""Report of a sweep on one page, report.html."""
 
 import html
 import os
@@ -14,12 +14,12 @@ from plmjax.sweep.results import Outcome, settings, value_of
 from plmjax.sweep.search import importances
 from plmjax.sweep.trials import Result
 
-# Figures of scores.json that the table shows beside the objective.
+# Number of figures of scores.json that the table shows beside the objective.
 _FIGURES = 4
 
 
 def write(root: Path, name: str, plan: Plan, found: Outcome) -> Path:
-    """Writes report.html, whole, and returns its path."""
+    """Writes report.html atomically and returns its path."""
     sections = [
         _headline(found),
         page.section("Means over seeds", _settings(found)),
@@ -92,7 +92,7 @@ def _trials(root: Path, found: Outcome) -> str:
 
 
 def _cell(value, text: str | None = None) -> str:
-    """Returns a cell that sorts by its value and shows its text."""
+    """Returns a table cell that sorts by `value` and shows `text`."""
     shown = as_text(value) if text is None else text
     if value is None and text is None:
         shown = ""

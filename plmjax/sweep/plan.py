@@ -1,15 +1,15 @@
-"""What a sweep file asks for, every trial of it checked before anything starts.
+"""The trials of a sweep file, all checked before anything starts.
 
 A sweep file is Python, and has
 
   get_config([argument])  the config that all trials start from: a ConfigDict, the
                           path of a recipe, relative to the sweep file, or a pair of
-                          that path and {key: value} of what is changed in it; with a
+                          that path and {key: value} of the changes to it; with a
                           block `task` its trials are fine-tunings
   get_hyper(hyper)        a list of {key: value}, made with plmjax/sweep/hyper.py
   get_space(space)        or {key: range}, made with plmjax/sweep/space.py
-  get_settings([argument])  or {name: {key: value}}: each is trained by the same seeds,
-                          for as many FLOPs as the first
+  get_settings([argument])  or {name: {key: value}}: each is trained with the same
+                          seeds, for as many FLOPs as the first
   get_study()             optional: a dict with the fields of StudyConfig
 """
 
@@ -35,21 +35,21 @@ Values = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig(config_lib.Block):
-    """What is compared, how a search goes about it, and when a trial is given up."""
+    """The objective, the options of a search, and the pruning of trials."""
 
-    # A figure of scores.json, or of the evaluations in metrics.jsonl. Where the file
-    # names none: the loss of pretraining, the score that chooses a fine-tuning's step.
+    # A figure of scores.json, or of the evaluations in metrics.jsonl. If the file names
+    # none: the loss in pretraining, else the score that selects a fine-tuning's step.
     objective: str = "loss"
     maximise: bool = False
-    # A search's: how many, chosen by what, from which seed.
+    # Options of a search: number of trials, sampler and its seed.
     trials: int | None = config_lib.number(None, at_least=1)
     sampler: Literal["tpe", "random"] = "tpe"
     seed: int = 0
-    # Successive halving: at this step, and at each `prune_factor` times the last, a
-    # trial that is not among the best 1/prune_factor ends. None: each goes to its end.
+    # Successive halving: at this step, and each time at `prune_factor` times as many, a
+    # trial that is not among the best 1/prune_factor ends. None: no trial ends early.
     prune_from_step: int | None = config_lib.number(None, at_least=1)
     prune_factor: int = config_lib.number(3, at_least=2)
-    # By which each of get_settings is trained.
+    # Number of seeds with which each setting of get_settings is trained.
     seeds: int = config_lib.number(3, at_least=1)
 
 
@@ -57,21 +57,21 @@ class StudyConfig(config_lib.Block):
 class Plan:
     """A sweep as its file and the command line describe it."""
 
-    # What lies over the defaults, and "key=value" that every trial is given.
+    # Values that override the defaults, and "key=value" overrides of every trial.
     base: dict[str, Any]
     fixed: tuple[str, ...]
     study: StudyConfig
-    # One of the two: the values of each trial, or what they are drawn from.
+    # One of the two is None: the values of each trial, or the ranges to draw from.
     listed: tuple[Values, ...] | None
     space: Mapping[str, space_lib.Range] | None
-    # Of each listed trial.
+    # The config of each listed trial.
     configs: tuple[dict[str, Any], ...] = ()
-    # Of get_settings: {name: what it sets, its steps too}; `listed` has each by all
-    # seeds, one setting after the other.
+    # From get_settings: {name: its values and steps}; `listed` has each setting with
+    # all seeds, one setting after the other.
     settings: Mapping[str, Values] = dataclasses.field(default_factory=dict)
 
     def config(self, values: Values) -> dict[str, Any]:
-        """Returns the whole config of a trial, as JSON has it.
+        """Returns the full config of a trial, in the form of JSON.
 
         Raises:
           PlmjaxError: a key or value is wrong, or the values cannot work together.
@@ -93,7 +93,7 @@ class Plan:
                 "train.epochs are: a trial could be given up at its last.",
                 hint="Set train.steps.",
             )
-        # As it was built: the 10 of a key with fractions is 10.0.
+        # The values as built: a 10 given for a key with float values becomes 10.0.
         return json.loads(json.dumps(config_lib.to_dict(built)))
 
 
@@ -103,10 +103,10 @@ _WANTS = ("get_hyper", "get_space", "get_settings")
 def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan:
     """Reads a sweep file, FILE.py[:argument], and checks every trial that it lists.
 
-    `seeds` is laid over those that the file has for its settings.
+    `seeds` overrides the number of seeds that the file has for its settings.
 
     Raises:
-      PlmjaxError: anything wrong in it; the message names the trial.
+      PlmjaxError: the file or a trial is wrong; the message names the trial.
     """
     name, _, argument = path.partition(":")
     module = config_lib.load_module(name)
@@ -163,7 +163,7 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
 
 
 def _layer(base: Any, name: str) -> dict[str, Any]:
-    """Returns the values of get_config; a string there names a recipe."""
+    """Returns the values of get_config; a string is the path of a recipe."""
     if isinstance(base, str):
         return config_lib.load_file(str(Path(name).parent / base))
     if isinstance(base, ConfigDict):
@@ -175,10 +175,10 @@ def _layer(base: Any, name: str) -> dict[str, Any]:
 
 
 def _cleaned(trial: Any) -> dict[str, Any]:
-    """Returns a trial's values, or a space's ranges, keys without "config."."""
+    """Returns a trial's values, or a space's ranges, with keys without "config."."""
     if not isinstance(trial, Mapping):
         raise PlmjaxError(f"{trial!r} is no {{key: value}}.")
-    # numpy's numbers are taken for what they are; np.logspace is usual here.
+    # Numpy scalars become Python numbers; sweep files often use np.logspace.
     return {
         key.removeprefix("config."): value.item() if hasattr(value, "item") else value
         for key, value in trial.items()
@@ -186,7 +186,7 @@ def _cleaned(trial: Any) -> dict[str, Any]:
 
 
 def _check_keys(plan: Plan) -> None:
-    """Refuses a key that is both varied and the same for every trial."""
+    """Raises for a key that is both varied and fixed for every trial."""
     keys = {key for trial in plan.listed or () for key in trial} | {*(plan.space or ())}
     both = keys & {override.partition("=")[0] for override in plan.fixed}
     if both:
@@ -198,7 +198,7 @@ def _check_keys(plan: Plan) -> None:
 
 
 def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
-    """Gives each setting the steps that cost what the first one's cost, and seeds."""
+    """Sets each setting's steps to the cost of the first one, and adds the seeds."""
     flops, sized = None, {}
     for name, values in settings.items():
         with _naming(f"setting {name}"):
@@ -241,9 +241,9 @@ def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _check_space(plan: Plan) -> dict[str, Any]:
-    """Tries the ends of every range, and returns the config of all first ends.
+    """Checks the ends of every range, and returns the config of all first ends.
 
-    What lies between them is tried when drawn.
+    Values between the ends are checked when they are drawn.
     """
     assert plan.space is not None
     if not plan.space:
@@ -269,7 +269,7 @@ def _check_space(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Puts the name of what was wrong before the message of a PlmjaxError."""
+    """Puts `name` before the message of a PlmjaxError."""
     try:
         yield
     except PlmjaxError as error:
@@ -278,7 +278,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def overrides_of(values: Values) -> list[str]:
-    """Returns the values as "key=value", as the command line has them."""
+    """Returns the values as "key=value", in the form of the command line."""
     return [f"{key}={_text(value)}" for key, value in values.items()]
 
 
@@ -293,7 +293,7 @@ def _text(value: Any) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Returns {key: the last parts of it that no other key ends with}."""
+    """Returns {key: its shortest ending that no other key has}."""
     found = {}
     for key in keys:
         parts = key.split(".")
@@ -308,19 +308,19 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def describe(values: Values) -> str:
-    """Returns the values of a trial for a person: "learning_rate 0.001, seed 0"."""
+    """Returns the values of a trial as text: "learning_rate 0.001, seed 0"."""
     names = short_names([*values])
     told = [f"{names[key]} {as_text(value)}" for key, value in values.items()]
     return ", ".join(told) or "as the config is"
 
 
 def as_text(value: Any) -> str:
-    """Returns a value for a person: numbers to four digits, of paths the end."""
+    """Returns a value as text: numbers with four digits, of long paths the end."""
     if value is None:
         return "none"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
-# What a column of a table has room for.
+# Most characters that a column of a table has room for.
 _LONGEST = 24

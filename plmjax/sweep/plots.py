@@ -1,4 +1,4 @@
-"""The plots of a sweep, each an SVG to stand inside a page."""
+"""The plots of a sweep, each an SVG to be embedded in a page."""
 
 import dataclasses
 import math
@@ -18,18 +18,19 @@ from plmjax.sweep.plan import as_text, short_names
 from plmjax.sweep.results import Outcome, value_of
 from plmjax.sweep.trials import Result
 
-_NEAR = 0.16  # of an axis: closer labels would run into each other
+_NEAR = 0.16  # of an axis: labels closer than this would overlap
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """The values of a key as places on a line, between 0 and 1."""
+    """The values of a key as positions on a line, between 0 and 1."""
 
     name: str
-    places: dict[Any, float]  # {value: place} of every value seen
+    places: dict[Any, float]  # {value: position} of every value that occurs
     ticks: list[tuple[float, str]]
 
     def place(self, value: Any) -> float:
+        """Returns the position of a value, between 0 and 1."""
         return self.places[_hashable(value)]
 
 
@@ -38,7 +39,7 @@ def _hashable(value: Any) -> Any:
 
 
 def make_axis(name: str, values: Sequence[Any]) -> Axis:
-    """Lays out values: numbers by size, over more than a decade by logarithm."""
+    """Returns an axis of the values: numbers by size, by log over a decade or more."""
     seen = list(dict.fromkeys(map(_hashable, values)))
     if not all(_is_number(value) for value in seen) or len(seen) < 2:
         spread = np.linspace(0, 1, len(seen)) if len(seen) > 1 else [0.5]
@@ -67,7 +68,7 @@ def _tick(value: Any) -> str:
 
 
 def _limits(values: Sequence[float], maximise: bool) -> tuple[float, float]:
-    """Returns what to show of an axis: a run that diverged must not hide the others."""
+    """Returns the limits of an axis; a diverged run must not hide the others."""
     sign = -1 if maximise else 1
     costs = sorted(sign * value for value in values)
     best, middle, worst = costs[0], costs[len(costs) // 2], costs[-1]
@@ -86,7 +87,7 @@ def _valued(found: Outcome, *states: str) -> list[Result]:
 
 
 def history(found: Outcome) -> str | None:
-    """Draws the objective by trial, and the best so far; None: nothing to draw."""
+    """Draws the objective by trial, and the best so far; None without values."""
     done, pruned = _valued(found, "finished"), _valued(found, "pruned")
     if not done:
         return None
@@ -112,7 +113,7 @@ def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
 
 
 def curves(found: Outcome) -> str | None:
-    """Draws each trial's evaluations, the best one's on top; None: nothing to draw."""
+    """Draws each trial's evaluations, the best trial on top; None without any."""
     drawn = [r for r in found.in_order() if r.curve]
     if not drawn:
         return None
@@ -124,7 +125,7 @@ def curves(found: Outcome) -> str | None:
         if r is found.best:
             style = {"color": GOOD, "linewidth": 2.5}
         dashed = "--" if r.state == "pruned" else "-"
-        # One that ended at its first evaluation is a point.
+        # A trial that ended at its first evaluation is drawn as a point.
         plot.plot(x, y, "x" if len(x) == 1 else dashed, **style)
         values += [value for value in y if math.isfinite(value)]
     handles = [plot.plot([], [], "-", color=OTHER, label="finished")[0]]
@@ -141,7 +142,7 @@ def curves(found: Outcome) -> str | None:
 
 
 def by_key(found: Outcome) -> str | None:
-    """Draws the objective over each key, pruned trials too; None: nothing to draw."""
+    """Draws the objective over each key, with pruned trials; None if no key varies."""
     done = _valued(found, "finished", "pruned")
     keys = _varying(found, done)
     if not keys:
@@ -183,7 +184,7 @@ def _varying(found: Outcome, results: Sequence[Result]) -> list[str]:
 
 
 def parallel(found: Outcome) -> str | None:
-    """Draws each finished trial as a line through its values; None: too few keys."""
+    """Draws each finished trial as a line through its values; None if too few."""
     done = _valued(found, "finished")
     keys = _varying(found, done)
     if len(keys) < 2 or len(done) < 2:
@@ -229,7 +230,7 @@ def parallel(found: Outcome) -> str | None:
 
 
 def _blend(share: float) -> tuple[float, ...]:
-    """Returns a colour between that of the others, 0, and that of the best, 1."""
+    """Returns a colour between that of the other trials (0) and of the best (1)."""
     from matplotlib.colors import to_rgb
 
     low, high = np.array(to_rgb(OTHER)), np.array(to_rgb(GOOD))
@@ -237,7 +238,7 @@ def _blend(share: float) -> tuple[float, ...]:
 
 
 def bars(shares: dict[str, float], label: str) -> str:
-    """Draws how much each key matters, the most first."""
+    """Draws the importance of each key as a bar, the largest on top."""
     names = short_names([*shares])
     keys = sorted(shares, key=lambda key: shares[key])
     figure, ((plot,),) = figure_of(0.7 + 0.38 * len(keys))
@@ -260,8 +261,8 @@ def bars(shares: dict[str, float], label: str) -> str:
 def main_effects(found: Outcome) -> dict[str, float]:
     """Returns the share of the variance of a list's results that each key explains.
 
-    Epsilon squared: what lies between the means of a key's values, less what chance
-    alone would put there. A key that has another value in every trial is left out.
+    Epsilon squared: the variance between the means of a key's values, less what chance
+    alone would give. A key with a different value in every trial is left out.
     """
     done = _valued(found, "finished")
     y = np.array([r.value for r in done], float)

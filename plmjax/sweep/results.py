@@ -1,4 +1,4 @@
-"""What came of a sweep: sorted, as a table, as CSV and as JSON."""
+"""Results of a sweep: sorted, as a table, as CSV and as JSON."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ _ORDER = ("finished", "pruned", "failed", "stopped", "waiting")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """All results of a sweep, the best first, and what they are compared by."""
+    """All results of a sweep, the best first, and the objective they are sorted by."""
 
     objective: str
     maximise: bool
@@ -34,13 +34,13 @@ class Outcome:
 
     @property
     def best(self) -> Result | None:
-        """The best finished trial; None before one has finished with a number."""
+        """The best finished trial; None if none has a finite objective."""
         found = [r for r in self.finished if _is_number(r.value)]
         return found[0] if found else None
 
     @property
     def keys(self) -> list[str]:
-        """The keys in which trials differ, in the order of the sweep's file."""
+        """The keys that trials set, in the order of the sweep's file."""
         named = [key for r in self.in_order() for key in r.trial.values]
         return list(dict.fromkeys(named))
 
@@ -49,10 +49,11 @@ class Outcome:
         return sorted(self.results, key=lambda r: r.trial.number)
 
     def count(self, state: str) -> int:
+        """Returns the number of trials in a state."""
         return sum(r.state == state for r in self.results)
 
     def summary(self) -> str:
-        """Returns how many trials there are of each state: "11 finished, 1 failed"."""
+        """Returns the number of trials of each state: "11 finished, 1 failed"."""
         counts = {state: self.count(state) for state in _ORDER}
         return ", ".join(f"{n} {state}" for state, n in counts.items() if n)
 
@@ -74,23 +75,23 @@ def _is_number(value: float | None) -> bool:
 
 
 def value_of(result: Result, key: str) -> Any:
-    """Returns what a trial has for a key, set by the sweep or not; None if nothing."""
+    """Returns a trial's value of a key of its full config; None if it lacks the key."""
     return config_lib.flatten(result.trial.config).get(key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Trials that differ in the seed alone."""
+    """Statistics of the trials that differ in the seed alone."""
 
     values: dict[str, Any]
     trials: int
     mean: float
-    # Of a single trial; 0 where there is one.
+    # Standard deviation over the trials; 0 for a single one.
     deviation: float
 
 
 def settings(found: Outcome) -> list[Setting]:
-    """Returns means over seeds, the best first; [] where no setting has several."""
+    """Returns means over seeds, the best first; [] if no setting has several seeds."""
     keys = [key for key in found.keys if key != _SEED]
     groups: dict[str, list[Result]] = {}
     for result in found.finished:
@@ -109,7 +110,7 @@ def settings(found: Outcome) -> list[Setting]:
 
 
 def table(found: Outcome) -> Table:
-    """Returns the trials for the screen, the best first."""
+    """Returns the table of the trials for the screen, the best first."""
     shown = Table(title=f"By {found.objective}: {found.summary()}", title_style="")
     shown.add_column("trial", justify="right")
     shown.add_column(found.objective, justify="right")
@@ -131,7 +132,7 @@ def table(found: Outcome) -> Table:
 
 
 def settings_table(found: Outcome) -> Table | None:
-    """Returns means over seeds for the screen; None where there is nothing to mean."""
+    """Returns the table of means over seeds for the screen; None if there are none."""
     rows = settings(found)
     if not rows:
         return None
@@ -149,7 +150,7 @@ def settings_table(found: Outcome) -> Table | None:
 
 
 def write(root: Path, found: Outcome) -> None:
-    """Writes results.json and results.csv, each whole."""
+    """Writes results.json and results.csv, each atomically."""
     figures = sorted({name for r in found.results for name in r.figures})
     figures = [name for name in figures if name != found.objective]
     head = ["trial", "state", found.objective, "step", "seconds"]
@@ -173,7 +174,7 @@ def write(root: Path, found: Outcome) -> None:
 
 
 def _number(value: float | None) -> float | None:
-    """Returns what JSON can hold: it knows no NaN."""
+    """Returns the value, or None for NaN and infinities, which JSON cannot hold."""
     return value if _is_number(value) else None
 
 

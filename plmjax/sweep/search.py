@@ -1,7 +1,7 @@
-"""A search by Optuna: each trial drawn with what the ones before it have shown.
+"""A search by Optuna: each trial is drawn with knowledge of the results so far.
 
-Optuna gives its sampler and its journal, DIR/journal.log. What has become of a trial is
-read from the trial's own directory and told to Optuna, at once or when the sweep is
+Optuna provides the sampler and the journal, DIR/journal.log. The result of a trial is
+read from the trial's directory and reported to Optuna, at once or when the sweep is
 started again. Trials have Optuna's numbers.
 """
 
@@ -30,11 +30,11 @@ class Search:
         log: Callable[[str], Any],
         retry_failed: bool = False,
     ):
-        """Opens the study, and tells Optuna what has happened since it last heard.
+        """Opens the study, and reports to Optuna the results that it lacks.
 
         Raises:
-          PlmjaxError: Optuna is not installed, its journal is gone, or a trial that has
-            been started is another in the file now.
+          PlmjaxError: Optuna is not installed, its journal is missing, or the file now
+            describes a started trial differently.
         """
         self._optuna = optuna = require_optuna()
         from optuna.storages.journal import JournalFileBackend
@@ -66,7 +66,7 @@ class Search:
             self.ended(result)
 
     def _take_over(self) -> None:
-        """Writes down what a killed sweep had drawn and not come to write down."""
+        """Saves the trials that a killed sweep had drawn but not saved."""
         state = self._optuna.trial.TrialState
         for frozen in self._study.get_trials(states=(state.RUNNING,)):
             if frozen.params.keys() != self._space.keys():
@@ -75,7 +75,7 @@ class Search:
                 self._save(frozen.number, frozen.params)
 
     def next(self) -> Trial | None:
-        """Returns a trial to start or go on with; None when all have been drawn."""
+        """Returns a trial to start or resume; None when all have been drawn."""
         if self._left:
             return self._left.pop(0)
         while self._count < (self.plan.study.trials or 0):
@@ -89,8 +89,8 @@ class Search:
     def _sampler(self, number: int):
         """Returns the sampler of a trial.
 
-        Seeded anew for each: a search that goes on must not draw again what it drew
-        when it began.
+        Each trial has a new seed: a resumed search must not repeat the draws of its
+        beginning.
         """
         words = np.random.SeedSequence([self.plan.study.seed, number])
         seed = int(words.generate_state(1)[0])
@@ -99,7 +99,7 @@ class Search:
         return kinds[self.plan.study.sampler](seed=seed)
 
     def _save(self, number: int, values: dict[str, Any]) -> Trial | None:
-        """Writes a drawn trial down; None if its values cannot work together."""
+        """Saves a drawn trial; returns None if its values cannot work together."""
         try:
             config = self.plan.config(values)
         except PlmjaxError as error:
@@ -111,7 +111,7 @@ class Search:
         return trial
 
     def ended(self, result: Result) -> None:
-        """Tells Optuna what has become of a trial, unless it knows."""
+        """Reports the result of a trial to Optuna, unless it is known there."""
         if not result.ended:
             return
         state = self._optuna.trial.TrialState
@@ -123,7 +123,7 @@ class Search:
         elif result.state == "failed" and result.code != Exit.NUMERIC:
             now = state.FAIL
         else:
-            # Failures are forgotten; what does not learn is to be kept away from.
+            # Optuna ignores failures, but must avoid values that do not learn.
             now = state.PRUNED
         if before.state == state.RUNNING:
             trial = self._optuna.trial.Trial(self._study, before._trial_id)
@@ -132,7 +132,7 @@ class Search:
                     trial.report(seen, step)
             self._study.tell(number, value if now == state.COMPLETE else None, now)
         elif now == state.COMPLETE != before.state and not self._retold(number):
-            # It failed, and was tried again; what has been told cannot be taken back.
+            # A retry succeeded, but Optuna cannot change the record of the failure.
             self._study.add_trial(
                 self._optuna.trial.create_trial(
                     params=result.trial.values,
@@ -149,10 +149,10 @@ class Search:
 
 
 def require_optuna():
-    """Returns the optuna module, which says only what is wrong.
+    """Returns the optuna module, set to log warnings and errors only.
 
     Raises:
-      PlmjaxError: it is not installed.
+      PlmjaxError: Optuna is not installed.
     """
     try:
         import optuna
@@ -166,7 +166,7 @@ def require_optuna():
 
 
 def _mend(journal: Path) -> None:
-    """Removes what a killed sweep has left: its lock, and half a line."""
+    """Removes the leftovers of a killed sweep: its lock, and half a line."""
     for leftover in journal.parent.glob(f"{journal.name}.lock*"):
         leftover.unlink(missing_ok=True)
     if not journal.exists():
@@ -178,7 +178,7 @@ def _mend(journal: Path) -> None:
 
 
 def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
-    """Returns a space as Optuna has it."""
+    """Returns a space as Optuna's distributions."""
     kinds = require_optuna().distributions
     found = {}
     for key, r in space.items():
@@ -196,9 +196,9 @@ def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
 def importances(
     results: Sequence[Result], space: Mapping[str, Range], maximise: bool
 ) -> dict[str, float]:
-    """Returns how much each key matters to the best finished trials; sums to 1.
+    """Returns the importance of each key for the best finished trials; sums to 1.
 
-    By PED-ANOVA (arXiv:2304.10255); {} where too few trials have finished.
+    By PED-ANOVA (arXiv:2304.10255); {} if too few trials have finished.
     """
     optuna = require_optuna()
     done = [r for r in results if r.state == "finished" and _finite(r.value)]

@@ -1,6 +1,6 @@
 """Ranges that a search draws from, for get_space(space).
 
-A sweep file is handed this module; its get_space returns {key: range}.
+A sweep file gets this module as `space`; its get_space returns {key: range}.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ Choice = None | bool | int | float | str
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """Numbers from low to high, both included; whole where `whole` says so."""
+    """Numbers from low to high, both included; integers if `whole`."""
 
     low: float
     high: float
     log: bool = False
     whole: bool = False
-    # Distance of two neighbours, counted from low; none: 1 if whole, else any.
+    # Distance of two neighbours, counted from low; None: 1 for integers, else any.
     step: float | None = None
 
     def __post_init__(self):
@@ -42,13 +42,13 @@ class Numbers:
 
     @property
     def ends(self) -> tuple[Choice, ...]:
-        """The values whose validity stands for all of them."""
+        """The values to check: if they are valid, so are those between."""
         return (self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """One of several values, between which there is no order."""
+    """One of several values without an order."""
 
     values: tuple[Choice, ...]
 
@@ -67,7 +67,7 @@ class Choices:
 
     @property
     def ends(self) -> tuple[Choice, ...]:
-        """The values whose validity stands for all of them."""
+        """The values to check, which are all of them."""
         return self.values
 
 
@@ -75,20 +75,20 @@ Range = Numbers | Choices
 
 
 def uniform(low: float, high: float, step: float | None = None) -> Numbers:
-    """Returns numbers of even density."""
+    """Returns a range of uniform density."""
     return Numbers(float(low), float(high), step=step)
 
 
 def log(low: float, high: float) -> Numbers:
-    """Returns numbers whose logarithm has even density: learning rates."""
+    """Returns a range uniform in the logarithm, for example of learning rates."""
     return Numbers(float(low), float(high), log=True)
 
 
 def integers(low: int, high: int, step: int = 1, log: bool = False) -> Numbers:
-    """Returns whole numbers from low to high, both included."""
+    """Returns the integers from low to high, both included."""
     return Numbers(low, high, log=log, whole=True, step=None if step == 1 else step)
 
 
 def choice(values: Iterable[Choice]) -> Choices:
-    """Returns one of the values."""
+    """Returns a choice of one of the values."""
     return Choices(tuple(values))

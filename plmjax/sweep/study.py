@@ -1,4 +1,4 @@
-"""Which trial comes next: of a list here, of a search in search.py."""
+"""The order of trials: that of a list here, that of a search in search.py."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ from plmjax.sweep.trials import Result, Trial
 
 
 class Study(Protocol):
-    """Says which trial comes next, and hears what has become of each."""
+    """Chooses the next trial, and receives the result of each."""
 
     def next(self) -> Trial | None: ...
     def ended(self, result: Result) -> None: ...
@@ -23,11 +23,11 @@ class Listed:
         return self._left.pop(0) if self._left else None
 
     def ended(self, result: Result) -> None:
-        """A list needs to hear nothing."""
+        """Does nothing: a list does not depend on results."""
 
 
 def left(results: Sequence[Result], retry_failed: bool = False) -> list[Trial]:
-    """Returns the trials that have not ended, or have failed and are to try again."""
+    """Returns the trials that have not ended, and with `retry_failed` failed ones."""
     return [
         result.trial
         for result in results

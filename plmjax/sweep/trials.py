@@ -1,14 +1,14 @@
-"""The trials of a sweep on disk: what each is, and what has become of it.
+"""The trials of a sweep on disk: their definitions and results.
 
-DIR/sweep.json                    what the study stands on
+DIR/sweep.json                    the definition of the study
 DIR/base.json                     the config that all trials start from
-DIR/trials/0007/trial.json        what the trial is: its values, its whole config
-DIR/trials/0007/log.txt           what its process printed
+DIR/trials/0007/trial.json        the trial's values and its full config
+DIR/trials/0007/log.txt           the output of its process
 DIR/trials/0007/outcome.json      how it ended, unless it finished
 DIR/trials/0007/...               the workdir of `plmjax pretrain` or `plmjax finetune`
 
-A trial has finished when its scores.json is there: the run itself says so, whoever
-started it. A trial that was stopped has neither file, and goes on.
+A trial has finished when its scores.json exists; the run itself writes it, whoever
+started the run. A trial that was stopped has neither file, and is resumed.
 """
 
 import dataclasses
@@ -44,13 +44,13 @@ class Trial:
         return f"trial {self.number}"
 
     def save(self) -> None:
-        """Writes down what the trial is; from now on its number is taken."""
+        """Writes trial.json, which reserves the trial's number."""
         Workdir(self.directory).create()
         what = {"values": self.values, "config": self.config}
         write_json(self.directory / "trial.json", what)
 
     def command(self, fixed: Sequence[str]) -> list[str]:
-        """Returns the arguments of `plmjax` that run it, or go on with it."""
+        """Returns the arguments of `plmjax` that run or resume it."""
         overrides = [*fixed, *overrides_of(self.values)]
         return [
             verb_of(self.config).name,
@@ -62,28 +62,29 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What has become of a trial so far."""
+    """State and results of a trial so far."""
 
     trial: Trial
     state: State
-    # The objective at the end, or of the last evaluation; None before the first.
+    # The objective at the end, or of the last evaluation; None before the first one.
     value: float | None = None
     step: int | None = None
     seconds: float | None = None
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     # (step, objective) of each evaluation.
     curve: tuple[tuple[int, float], ...] = ()
-    # Of a failure: the exit code, and the last lines of its log.
+    # For a failure: the exit code, and the last lines of its log.
     code: int | None = None
     log: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
-        """Says that there is nothing left to do, short of trying a failure again."""
+        """Whether the trial needs no further work, except to retry a failure."""
         return self.state in ("finished", "pruned", "failed")
 
 
 def make(root: Path, number: int, values: Values, config: dict[str, Any]) -> Trial:
+    """Returns a new trial with its directory, not yet saved."""
     return Trial(number, values, config, root / "trials" / f"{number:04d}")
 
 
@@ -99,12 +100,12 @@ def saved(root: Path) -> list[Trial]:
 
 
 def settle(root: Path, plan: Plan) -> list[Trial]:
-    """Returns all trials of a list, those that are on disk with their numbers.
+    """Returns all trials of a list; those that are on disk keep their numbers.
 
-    A trial is recognised by its config, so that the list may grow anywhere.
+    A trial is recognised by its config, so that the list may grow at any position.
 
     Raises:
-      PlmjaxError: one that has been started is no longer listed.
+      PlmjaxError: a trial that has been started is no longer listed.
     """
     assert plan.listed is not None
     before = {_identity(trial.config): trial for trial in saved(root)}
@@ -125,13 +126,13 @@ def settle(root: Path, plan: Plan) -> list[Trial]:
 
 
 def in_order(plan: Plan, known: Sequence[Trial]) -> list[Trial]:
-    """Returns the trials of a list as the list has them, not by number."""
+    """Returns the trials in the order of the list, not by number."""
     found = {_identity(trial.config): trial for trial in known}
     return [found[_as_key(config)] for config in plan.configs]
 
 
 def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
-    """Raises PlmjaxError where the file would give a started trial another config."""
+    """Raises PlmjaxError if the file would give a started trial another config."""
     for trial in trials:
         config = plan.config(trial.values)
         if _identity(config) != _identity(trial.config):
@@ -139,7 +140,7 @@ def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
 
 
 def _full(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with the keys filled up that are newer than it is."""
+    """Returns a config with defaults for keys that are newer than it."""
     built = config_lib.build(verb_of(config).config, config)
     filled = config_lib.to_dict(built)
     return json.loads(json.dumps(filled))
@@ -165,10 +166,10 @@ def _vanished(trial: Trial, configs: Sequence[dict[str, Any]]) -> PlmjaxError:
 
 
 def agree(root: Path, plan: Plan) -> None:
-    """Compares what a study stands on with what it stood on.
+    """Compares the definition of a study with the saved one.
 
     Raises:
-      PlmjaxError: the objective or the space of a search has changed, or its kind.
+      PlmjaxError: the kind, or the objective or space of a search, has changed.
     """
     before = Workdir(root).read("sweep.json")
     if before is not None and (changed := config_lib.changes(before, _stands_on(plan))):
@@ -180,7 +181,7 @@ def agree(root: Path, plan: Plan) -> None:
 
 
 def note(root: Path, plan: Plan) -> None:
-    """Writes down what a study stands on, and the config its commands name."""
+    """Writes the definition of a study, and the config that its commands name."""
     write_json(root / "sweep.json", _stands_on(plan))
     write_json(root / "base.json", plan.base)
 
@@ -195,10 +196,10 @@ def _stands_on(plan: Plan) -> dict[str, Any]:
 
 
 def result(trial: Trial, objective: str) -> Result:
-    """Returns what has become of a trial, from its directory.
+    """Returns the result of a trial, read from its directory.
 
     Raises:
-      PlmjaxError: its workdir holds a run of another config.
+      PlmjaxError: its workdir holds a run with another config.
     """
     workdir = Workdir(trial.directory)
     records = read_metrics(workdir / "metrics.jsonl")
@@ -233,7 +234,7 @@ def result(trial: Trial, objective: str) -> Result:
 
 
 def _check_own(trial: Trial, config: dict[str, Any]) -> None:
-    """Raises PlmjaxError where what has run in a trial's directory is not the trial."""
+    """Raises PlmjaxError if the run in a trial's directory is not the trial."""
     if config != trial.config and _identity(config) != _identity(trial.config):
         raise PlmjaxError(
             f"{trial.directory} holds a run that is not the sweep's {trial.name}.",
@@ -242,6 +243,7 @@ def _check_own(trial: Trial, config: dict[str, Any]) -> None:
 
 
 def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:
+    """Returns the error for an objective that no trial reports."""
     return PlmjaxError(
         f"the objective {objective!r} is no figure of the trials.",
         hint=config_lib.nearest(objective, sorted(known)),
@@ -249,13 +251,13 @@ def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:
 
 
 def write_outcome(trial: Trial, state: State, code: int | None = None, log=()) -> None:
-    """Writes down that a trial was pruned or failed."""
+    """Writes outcome.json of a trial that was pruned or failed."""
     told = {"state": state, "code": code, "log": list(log)}
     write_json(trial.directory / "outcome.json", told)
 
 
 def held_by(directory: Path) -> str | None:
-    """Returns which process holds a workdir; None if it is free."""
+    """Returns the name of the process that locks a workdir; None if it is free."""
     lock = directory / ".lock"
     if not lock.exists():
         return None
@@ -273,7 +275,7 @@ def wait_until_free(
     """Waits for processes of a killed sweep, which save before they end.
 
     Raises:
-      PlmjaxError: one is still there after the limit.
+      PlmjaxError: a process still runs after the limit.
     """
     end = time.monotonic() + limit_seconds
     for directory in directories:

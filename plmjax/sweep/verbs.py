@@ -1,4 +1,4 @@
-"""What a trial runs: a pretraining, or, with a block `task`, a fine-tuning."""
+"""The command of a trial: a pretraining, or, with a block `task`, a fine-tuning."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from plmjax.pretrain.build import check as check_run
 from plmjax.train import sharding
 from plmjax.workdir import RunConfig
 
-# How many devices a trial has is known where it runs.
+# The number of devices is known only where a trial runs.
 _ONE = typing.cast(
     jax.sharding.Mesh, jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
 )
@@ -26,10 +26,10 @@ _ONE = typing.cast(
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A verb of plmjax: its config, what is wrong in one, and what scores.json says.
+    """A verb of plmjax: its config type, its check, and its figures in scores.json.
 
-    `figures` makes {name: number} of that file; `shares_text` says whether trials read
-    text that is tokenised once for all.
+    `figures` returns {name: number} of that file; `shares_text` is True if trials can
+    share tokenised text.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Verb:
 
 
 def verb_of(config: Mapping[str, Any]) -> Verb:
-    """Returns what runs a config, or the part of one that a file sets."""
+    """Returns the verb of a config, or of the part of one that a file sets."""
     return FINETUNE if "task" in config else PRETRAIN
 
 
 def judged_by(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[str, bool]:
     """Returns the score that fine-tunings are compared by, and whether more is better.
 
-    `asked` is what a sweep file says of it: objective, maximise, both or neither. Else
-    it is the score that chooses the step.
+    `asked` has objective, maximise, both or neither, from get_study. The default is
+    the score that selects the step.
 
     Raises:
       PlmjaxError: the data cannot be read, or has no such held-out score.
@@ -79,9 +79,9 @@ def _check_finetune(config: FinetuneConfig) -> None:
 
 
 def _read(config: FinetuneConfig) -> tuple[str, list[str]]:
-    """Reads the labelled data, of many trials with the same data once.
+    """Reads the labelled data, once for all trials with the same data.
 
-    Returns the score that chooses the step, and the names of all.
+    Returns the score that selects the step, and the names of all scores.
     """
     return _read_once(config.task, config.folds, config.select.metric)
 
@@ -98,7 +98,7 @@ def _read_once(task, folds, metric) -> tuple[str, list[str]]:
 
 
 def _figures(scores: dict[str, Any]) -> dict[str, float]:
-    """Returns the held-out scores under their names, those of the test part apart."""
+    """Returns the held-out scores, and those on the test part, prefixed "test "."""
     test = {f"test {name}": value for name, value in scores.get("test", {}).items()}
     return scores["held_out"] | test
 
