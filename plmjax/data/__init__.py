@@ -1,1 +1,1 @@
-"""Text in, batches out: sources, the prepared store, rows and the loader."""
+"""From text to batches: sources, the prepared store, rows and the loader."""

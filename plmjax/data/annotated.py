@@ -1,4 +1,4 @@
-"""Formats of annotated text as records: CoNLL, CoNLL-U and SQuAD."""
+"""Readers of annotated text: CoNLL, CoNLL-U and SQuAD."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
 
 
 def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
-    """Yields the (line, text) of each sentence; white space alone parts them."""
+    """Yields (line, text) pairs by sentence; blank lines separate sentences."""
     lines = enumerate(read_text(path).split("\n"), 1)
     for blank, group in itertools.groupby(lines, lambda item: not item[1].strip()):
         if not blank:
@@ -33,7 +33,11 @@ def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
 
 
 def read_conll(path: Path, config: TaskConfig) -> Iterator[Record]:
-    """A token a line with its tag, in columns parted by tabs or else by blanks."""
+    """Reads CoNLL: a token and its tag a line, in columns separated by tabs or blanks.
+
+    Raises:
+      PlmjaxError: a line without a tag, or without a column that the config names.
+    """
     names = config.columns
     for sentence in _sentences(path):
         tokens, tags = [], []
@@ -66,9 +70,12 @@ def _numbered(
 
 
 def read_conllu(path: Path, config: TaskConfig) -> Iterator[Record]:
-    """Universal Dependencies: words, and one of the ten columns by its name.
+    """Reads CoNLL-U (Universal Dependencies): words, and the column of their tags.
 
-    Ranges (1-2, which spell two words as one) and empty nodes (1.1) are no words.
+    Ranges (1-2, two words written as one) and empty nodes (1.1) are skipped.
+
+    Raises:
+      PlmjaxError: an unknown column name, or a line without ten columns.
     """
     chosen = {
         "tokens": config.columns.tokens or "FORM",
@@ -100,7 +107,11 @@ def read_conllu(path: Path, config: TaskConfig) -> Iterator[Record]:
 
 
 def read_squad(path: Path, config: TaskConfig) -> Iterator[Record]:
-    """A record a question of SQuAD 1.1, 2.0 and what is written like them (CMRC)."""
+    """Reads SQuAD 1.1, 2.0 and files of the same form (CMRC): a record a question.
+
+    Raises:
+      PlmjaxError: the file is not JSON, or not of this form.
+    """
     text = read_text(path)
     content = parse_json(text, path)
     lines = _lines_of_ids(text)
@@ -110,7 +121,7 @@ def read_squad(path: Path, config: TaskConfig) -> Iterator[Record]:
                 line = lines.get(str(question.get("id")), 1)
                 answers = question.get("answers", [])
                 if question.get("is_impossible"):
-                    answers = []  # what is there is plausible, and wrong
+                    answers = []  # the file's answers are plausible, but wrong
                 values = {
                     config.columns.context: paragraph.get("context"),
                     config.columns.question: question.get("question"),
@@ -133,7 +144,7 @@ def _list(block: Any, key: str, where: str) -> list[dict]:
 
 
 def _lines_of_ids(text: str) -> dict[str, int]:
-    """Returns the line of each id; of paragraphs too, whose ids differ."""
+    """Returns the line of each id; ids of paragraphs differ and are included."""
     found, line, end = {}, 1, 0
     for match in _ID.finditer(text):
         line += text.count("\n", end, match.start())

@@ -1,4 +1,4 @@
-"""Is a corpus fit for sentence pairs: are there any, and do neighbours go together?"""
+"""Checks that a corpus has sentence pairs, and that neighbouring sentences cohere."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from plmjax.data.packing import count_up
 from plmjax.data.pairs import no_sentences, no_two_sentences
 from plmjax.data.store import SPLITS, Split, Store
 
-SAMPLE = 4000  # pairs looked at
-ENOUGH = 400  # with fewer the figure says little, and nothing is refused
+SAMPLE = 4000  # pairs that are compared
+ENOUGH = 400  # with fewer pairs z is unreliable, and no corpus is refused
 # In a shuffled corpus z is normal around 0: 1 in 1,000 is above this.
 ALIKE = 3.0
-_COMMON = 1e-3  # pieces of a larger share of the text say nothing of its subject
+_COMMON = 1e-3  # pieces with a larger share of the text do not show its subject
 _LONGEST = 64  # tokens of a sentence that are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Coherence:
-    """Likeness of a sentence to its neighbour, and to a stranger: means over pairs.
+    """Mean similarity of a sentence to its neighbour, and to an unrelated sentence.
 
-    Likeness is the cosine of the two sets of uncommon pieces, each weighted by its
+    Similarity is the cosine of the two sets of uncommon pieces, each weighted by its
     rarity. `z` is the mean difference over its standard error.
     """
 
@@ -34,10 +34,11 @@ class Coherence:
 
 
 def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
-    """Raises PlmjaxError for a store that sentence pairs cannot be made of.
+    """Checks that sentence pairs can be made of a store.
 
-    That is one without sentences, one without documents of two sentences, and one
-    whose sentences are shuffled.
+    Raises:
+      PlmjaxError: the store has no sentences, no document of two sentences, or its
+        sentences seem to be shuffled.
     """
     for name in SPLITS:
         split = store.split(name)
@@ -68,16 +69,16 @@ def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
 
 
 def _sentences_of(split: Split) -> np.ndarray:
-    """Returns how many sentences each document has."""
+    """Returns the number of sentences of each document."""
     assert split.sentences is not None
     return np.diff(np.searchsorted(split.sentences, split.offsets))
 
 
 def measure(split: Split, unigram: np.ndarray) -> Coherence:
-    """Compares sentences with the next of their document and with another's.
+    """Compares sentences with the next one, and with an unrelated one (a stranger).
 
-    A stranger is the second sentence of some other pair, from another document where
-    there is one. `unigram` [V] counts the pieces of the split.
+    The stranger is the second sentence of another pair, from another document if the
+    sample has several. `unigram` [V] counts the pieces of the split.
     """
     assert split.sentences is not None
     sentences = np.asarray(split.sentences)
@@ -88,8 +89,8 @@ def measure(split: Split, unigram: np.ndarray) -> Coherence:
     first = np.sort(draw.choice(first, min(SAMPLE, len(first)), replace=False))
     one = _Vectors(split, sentences, first, weight)
     next_ = _Vectors(split, sentences, first + 1, weight)
-    # The pairs stand in the corpus' order: half of it away is another document,
-    # unless one document is more than half of all.
+    # The pairs are in the order of the corpus: half of them away is another document,
+    # unless one document has more than half of all pairs.
     shift = len(first) // 2 + draw.integers(len(first) // 4 + 1)
     other = np.roll(np.arange(len(first)), -shift)
     if np.any(documents[first] != documents[first[0]]):
@@ -109,15 +110,15 @@ def measure(split: Split, unigram: np.ndarray) -> Coherence:
 
 
 def _weights(unigram: np.ndarray) -> np.ndarray:
-    """Returns what a piece's being shared says [V]: 0 for the common ones."""
+    """Returns the weight of each piece [V] in the cosine: 0 for common pieces."""
     share = unigram / max(unigram.sum(), 1)
-    # Of a small vocabulary every piece is common; those above the mean's double are.
+    # In a small vocabulary most shares are large: common is above twice the mean.
     common = max(_COMMON, 2 / max(np.count_nonzero(unigram), 1))
     return np.where(share < common, -np.log(np.maximum(share, 1e-12)), 0.0)
 
 
 class _Vectors:
-    """Sentences as sparse sets of weighted pieces."""
+    """Sentences as sparse vectors of weighted pieces."""
 
     def __init__(self, split: Split, sentences, which, weight: np.ndarray):
         size = np.minimum(sentences[which + 1] - sentences[which], _LONGEST)
@@ -132,7 +133,7 @@ class _Vectors:
         self.says_something = squares > 0
 
     def cosine(self, other: "_Vectors", partner: np.ndarray) -> np.ndarray:
-        """Returns the likeness of each sentence to its partner among the others."""
+        """Returns the similarity of each sentence to its partner in `other`."""
         wanted = partner[self._of] * self._vocabulary + self._token
         shared = np.isin(wanted, other._keys)
         squares = self._weight[self._token[shared]] ** 2

@@ -10,26 +10,26 @@ from plmjax.data.corpus import SourceConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Block, prefix="data."):
-    """Which text, cut into rows of which length."""
+    """The text, and how it becomes rows of tokens."""
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
-    # What happens at bytes that are no UTF-8: stop, or put U+FFFD there and count.
+    # At invalid UTF-8: stop with an error, or replace it by U+FFFD and count it.
     errors: Literal["strict", "replace"] = "strict"
-    # What ends a sentence, which pairs of sentences need: a newline, or marks like
-    # . and 。 (data/sentences.py); none: the store knows no sentences.
+    # The end of a sentence, needed for sentence pairs: a newline, or marks like . and
+    # 。 (data/sentences.py); None: the store does not record sentences.
     sentences: Literal["lines", "punctuation"] | None = None
-    # Tokens a row, [CLS] and [SEP] included.
+    # Tokens in a row, with [CLS] and [SEP].
     length: int = number(128, at_least=8, hint="128 and 512 tokens are usual.")
-    # packed: several documents a row, never attending across; single: one each.
+    # packed: several documents in a row, without attention between them; single: one.
     rows: Literal["packed", "single"] = "packed"
-    # Share of the documents, chosen by a hash of their text, that is only evaluated.
+    # Share of the documents, chosen by a hash of their text, kept for evaluation.
     held_out_percent: float = number(
         2.0, above=0, below=100, hint="For example --config.data.held_out_percent=2."
     )
-    # Processes that tokenise; none: one a core where the text is large.
+    # Processes that tokenise; None: one per core if the text is large.
     workers: int | None = number(None, at_least=1)
-    # Several stretches of training, each (steps, length, batch), in the place of
-    # train.steps, data.length and train.batch: BERT's 128, then 512.
+    # Phases of training, each (steps, length, batch), instead of train.steps,
+    # data.length and train.batch: BERT's 128, then 512.
     phases: tuple = ()
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What every source of documents shares: its config, its files, its cleaning."""
+"""The shared part of all sources of documents: config, files and cleaning."""
 
 import dataclasses
 import glob
@@ -14,28 +14,28 @@ from plmjax import Exit, PlmjaxError
 from plmjax.config import Block, number
 from plmjax.files import digest
 
-CLEANING = 1  # raise it when clean() changes: it is part of every fingerprint
+CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
 ERRORS = ("strict", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig(Block, prefix="data.source."):
-    """Where documents come from."""
+    """The source of the documents."""
 
     kind: Literal["docstrings", "text", "jsonl", "parquet", "hf", "tfds"] = "docstrings"
-    paths: str | None = None  # files and globs (** too), comma between
-    # text: what ends a document; None: chosen from the text, and said.
+    paths: str | None = None  # files and globs (also **), separated by commas
+    # text: the end of a document; None: chosen from the text, and logged.
     document: Literal["line", "blank", "file"] | None = None
-    field: str = "text"  # jsonl, parquet, hf, tfds: which field holds the text
+    field: str = "text"  # jsonl, parquet, hf, tfds: the field with the text
     split: str = "train"  # hf, tfds
-    # Longer ones are cut at white space; no character of UTF-8 has more than 4.
+    # Longer documents are cut at white space; a UTF-8 character has at most 4 bytes.
     max_document_bytes: int = number(1_000_000, at_least=4)
     dataset: str | None = None  # tfds: its name; paths is then the data_dir
 
 
 @dataclasses.dataclass
 class Tally:
-    """What one pass over the documents met; filled while the pass goes on."""
+    """Counts of one pass over the documents, updated during the pass."""
 
     documents: int = 0
     bytes: int = 0
@@ -47,10 +47,10 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A corpus: documents() starts anew each time, in the same order.
+    """A corpus: each call of documents() yields all documents in the same order.
 
-    fingerprint is a SHA-256 of all that shapes the documents; description is JSON-able
-    and its "counts" are those of the latest pass.
+    fingerprint is a SHA-256 of everything that determines the documents. description
+    can be written as JSON; its "counts" are those of the latest pass.
     """
 
     documents: Callable[[], Iterator[str]]
@@ -64,9 +64,9 @@ def make_source(
     content: Any,
     description: dict[str, Any],
 ) -> Source:
-    """A source of the cleaned documents of read(tally).
+    """Makes a source of the cleaned documents of read(tally).
 
-    content is any JSON value that changes when the documents may.
+    content is any JSON value that changes whenever the documents can change.
     """
     description = {"kind": config.kind, **description, "counts": {}}
 
@@ -102,17 +102,18 @@ def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
             yield text
 
 
-# All control characters but tab and newline, as BERT's cleaner removes them.
+# All control characters except tab and line breaks, as BERT's cleaner removes them.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85]+")  # after clean() these are newlines
-_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")  # one line ends and another begins
-_SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # either of them
+_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85]")  # line breaks other than \n
+_SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # clean() acts on these
 
 
 def clean(text: str) -> tuple[str, int]:
-    """The declared rule: breaks become newlines, other control characters vanish.
+    """Replaces line breaks by newlines and removes other control characters.
 
-    Returns the text without white space around it, and how many characters vanished.
+    Returns the text without white space around it, and the number of removed
+    characters.
     """
     if not _SUSPECT.search(text):  # nearly every document
         return text.strip(), 0
@@ -121,14 +122,14 @@ def clean(text: str) -> tuple[str, int]:
 
 
 def cut(text: str, limit: int) -> Iterator[str]:
-    """The text in pieces of at most limit bytes, cut at white space if there is any."""
+    """Yields the text in pieces of at most limit bytes, cut at white space if any."""
     while len(text) * 4 > limit:  # a character has at most 4 bytes
         raw = text[:limit].encode(errors="surrogatepass")
         if len(raw) <= limit and len(text) <= limit:
             break
         head = raw[:limit].decode(errors="ignore")
         blank = max(head.rfind(" "), head.rfind("\n"))
-        # No white space: cut anywhere, but move on by at least one character.
+        # Without white space, cut anywhere, but take at least one character.
         place = blank + 1 if blank > 0 else max(len(head), 1)
         yield text[:place]
         text = text[place:]
@@ -136,17 +137,19 @@ def cut(text: str, limit: int) -> Iterator[str]:
 
 
 def find_files(paths: str | None) -> list[Path]:
-    """The files of a corpus, in the order of their names; PlmjaxError if none is."""
+    """Returns the files of a corpus, sorted by name; PlmjaxError if there are none."""
     found = find_inputs(paths or "", "data.source.paths", Exit.USAGE)
     names = relative_names(found)
     return [path for _, path in sorted(zip(names, found, strict=True))]
 
 
 def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
-    """The files that paths and globs match, comma between, in their order.
+    """Returns the files that match comma-separated paths and globs, in their order.
+
+    `key` is the config's name for `paths`, for error messages.
 
     Raises:
-      PlmjaxError: one matches none; `key` is the config's name for them.
+      PlmjaxError: `paths` is empty, or a pattern matches no file.
     """
     patterns = [p.strip() for p in paths.split(",") if p.strip()]
     if not patterns:
@@ -172,7 +175,7 @@ def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
 
 
 def relative_names(files: Sequence[Path]) -> list[str]:
-    """Names from the deepest common folder on, so that a corpus may be moved."""
+    """Names relative to the deepest common folder, so that a corpus can be moved."""
     root = os.path.commonpath([path.absolute().parent for path in files])
     return [path.absolute().relative_to(root).as_posix() for path in files]
 
@@ -189,7 +192,7 @@ def file_digests(files: Sequence[Path]) -> list[list[Any]]:
 
 
 def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
-    """What the log and the model card say of the files: the first few by name."""
+    """A summary of the files for the log and the model card, with the first names."""
     return {
         "files": len(digests),
         "bytes": sum(size for _, size, _ in digests),
@@ -198,6 +201,7 @@ def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: Exception) -> PlmjaxError:
+    """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return PlmjaxError(
         f"{path} cannot be read: {reason}.",
@@ -207,6 +211,7 @@ def unreadable(path: Path, error: Exception) -> PlmjaxError:
 
 
 def not_utf8(where: str) -> PlmjaxError:
+    """The error (code 3) for invalid UTF-8; `where` is a file and a position."""
     return PlmjaxError(
         f"{where} is not UTF-8.",
         hint="Convert the file, or go on with --config.data.errors=replace.",

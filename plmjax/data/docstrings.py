@@ -1,6 +1,6 @@
-"""The corpus that is already there: docstrings of the installed Python packages.
+"""A corpus without download: the docstrings of the installed Python packages.
 
-A document is one docstring, whole, if its words are English; equal ones are kept once.
+A document is one full docstring, if it is English; duplicates are removed.
 """
 
 import ast
@@ -23,13 +23,13 @@ from plmjax.data.corpus import Source, SourceConfig, Tally, make_source
 from plmjax.data.parallel import ordered_map
 from plmjax.machine import cores
 
-HARVEST = 2  # raise it when the harvest changes: it is part of the fingerprint
+HARVEST = 2  # increase it when the harvest changes: it is part of the fingerprint
 
-# Parsing costs 0.4 s a megabyte of source, so the files with the largest share of
-# docstring are parsed, until they hold this much.
+# Parsing takes 0.4 s a megabyte of source, so files are parsed in the order of their
+# share of docstring, until this many bytes are collected.
 DOCSTRING_BYTES = 20_000_000
 FILE_BYTES = 1_000_000  # larger files are tables and generated code
-# With less source than this in the packages, the standard library is added.
+# If the packages have less source than this, the standard library is added.
 SOURCE_BYTES = 40_000_000
 
 _LEFT_OUT = re.compile(
@@ -39,23 +39,25 @@ _LEFT_OUT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """What holds Python files: an installed distribution or the standard library."""
+    """A set of Python files: an installed distribution or the standard library."""
 
     name: str
     version: str
     licence: str
     digest: str  # of the names and contents of its files
-    files: dict[str, Path]  # name in the package -> where it is
+    files: dict[str, Path]  # name in the package -> path
     size: int  # bytes
 
 
 class Docstrings(NamedTuple):
+    """The docstrings of one file."""
+
     texts: list[str]
     invalid: bool  # the file is no valid Python
 
 
 def open_docstrings(config: SourceConfig, errors: str) -> Source:
-    """The source of kind docstrings; errors and paths do not apply."""
+    """Opens the source of kind docstrings; errors and paths do not apply."""
     packages = installed_packages()
     if sum(package.size for package in packages) < SOURCE_BYTES:
         packages.append(standard_library())
@@ -81,7 +83,7 @@ def open_docstrings(config: SourceConfig, errors: str) -> Source:
 
 
 def installed_packages() -> list[Package]:
-    """Every distribution that lists its files (in RECORD, as pip writes it)."""
+    """All distributions that list their files in RECORD, as pip writes it."""
     packages: dict[str, Package] = {}
     for distribution in importlib.metadata.distributions():
         name, record = distribution.name, distribution.read_text("RECORD")
@@ -104,7 +106,7 @@ def installed_packages() -> list[Package]:
 
 
 def licence(metadata) -> str:
-    """What a distribution says of its licence, in one line."""
+    """The licence in a distribution's metadata, in one line."""
     for key in ("License-Expression", "License"):
         said = (metadata[key] or "").strip()
         if said and len(said) < 100 and "\n" not in said:
@@ -114,7 +116,7 @@ def licence(metadata) -> str:
 
 
 def standard_library() -> Package:
-    """Python's own modules; their version stands for their contents."""
+    """Python's standard library; its digest covers file names, not contents."""
     root = Path(sysconfig.get_paths()["stdlib"])
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     files = {name: root / name for name in names if not _LEFT_OUT.search(name)}
@@ -135,7 +137,7 @@ def _digest(value) -> str:
 
 
 def harvest(packages: list[Package]) -> tuple[list[str], dict[str, int]]:
-    """The packages' English docstrings, by name of package, and what was counted."""
+    """Returns the packages' English docstrings, sorted by package, and counts."""
     names = {
         f"{package.name}/{name}": path
         for package in packages
@@ -162,9 +164,9 @@ def _groups(items: list, size: int) -> list[list]:
 
 
 def _weigh(paths: list[Path]) -> list[tuple[int, int]]:
-    """(bytes, bytes between triple quotes) of each file; (0, 0) where it is left out.
+    """(bytes, bytes between triple quotes) of each file; (0, 0) if it is left out.
 
-    The quotes need not be docstrings: this only says which files are worth parsing.
+    The quotes need not be docstrings: this only selects files that are worth parsing.
     """
     weights = []
     for path in paths:
@@ -177,7 +179,7 @@ def _weigh(paths: list[Path]) -> list[tuple[int, int]]:
 
 
 def _choose(names: list[str], weights: list[tuple[int, int]]) -> list[str]:
-    """The files with the largest share of docstring, in the order of names."""
+    """The files with the largest share of docstring, sorted by name."""
     shares = [
         (quoted / size, name, quoted)
         for name, (size, quoted) in zip(names, weights, strict=True)
@@ -194,12 +196,12 @@ def _choose(names: list[str], weights: list[tuple[int, int]]) -> list[str]:
 
 def _parse(paths: list[Path]) -> list[Docstrings]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
+        warnings.simplefilter("ignore")  # invalid escapes in the packages' source
         return [docstrings(path) for path in paths]
 
 
 def docstrings(path: Path) -> Docstrings:
-    """The docstrings of a file from top to bottom; none if it is no valid Python."""
+    """The docstrings of a file from top to bottom; none if its Python is invalid."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
@@ -210,7 +212,7 @@ def docstrings(path: Path) -> Docstrings:
 def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
     text = ast.get_docstring(node, clean=False)
     if text:
-        # A lone surrogate ("\ud800") is valid Python and no text.
+        # A lone surrogate ("\ud800") is valid in Python, but not in UTF-8.
         yield inspect.cleandoc(text).encode(errors="replace").decode()
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -225,7 +227,7 @@ _COMMON = frozenset(
 
 
 def _is_english(docstring: str) -> bool:
-    """Twelve words or more, an eighth of them among the commonest of English."""
+    """Whether a text has twelve words or more, and an eighth are common English."""
     words = _WORD.findall(docstring)
     common = sum(word.lower() in _COMMON for word in words)
     return len(words) >= 12 and common >= len(words) / 8

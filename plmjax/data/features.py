@@ -1,7 +1,6 @@
-"""Labelled examples as rows of tokens, an example or a window of one a row.
+"""Labelled examples as rows of tokens: a row is an example or a window of one.
 
-Where long=window nothing is left out but what `Features.report` counts; it counts all
-that long=truncate leaves out.
+`Features.report` counts everything that is left out, with long=window or truncate.
 """
 
 import dataclasses
@@ -25,23 +24,22 @@ from plmjax.data.packing import count_up
 from plmjax.data.tasks import TaskConfig
 from plmjax.tokenizers import Tokenizer
 
-NONE = -1  # the label of what has none
+NONE = -1  # the label where there is none
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Rows of a task: `arrays` hold them along their first axis.
+    """Rows of a task: the first axis of all `arrays` is the row.
 
-    [N, L] int32 (choices: [N, C, L], C the most choices of an example; embeddings: C
-    the texts of one): tokens,
-    segments (1 real, 0 padding), positions, types; word_start bool. [N]: row int32,
-    its number; weight float32, 1 as made here. label: see LABELS. states: what a frozen
-    encoder makes of the rows (plmjax/finetune/cached.py adds it).
+    [N, L] int32 (choices: [N, C, L] with C the most choices of an example; embeddings:
+    C the texts of an example): tokens, segments (1 real, 0 padding), positions, types;
+    word_start bool. [N]: row int32, its number; weight float32, 1 as made here. label:
+    see LABELS. states: a frozen encoder's output (added by plmjax/finetune/cached.py).
 
-    `example` [N] int32 says which example a row is of. `spans` [N, L, 2] int32, of
-    answers, are the characters of the context that a token is, -1 elsewhere. `word`
-    [N, L] int32, of tags, is which word of the example a token stands for, -1 where
-    none: each word of an example has one token in one of its rows. `report` counts.
+    `example` [N] int32 is the example of each row. `spans` [N, L, 2] int32, for
+    answers, are each token's characters in the context, -1 elsewhere. `word` [N, L]
+    int32, for tags, is the index of the word that a token represents, else -1: each
+    word of an example has one token in one of its rows. `report` has counts.
     """
 
     arrays: dict[str, np.ndarray]
@@ -60,7 +58,7 @@ class Features:
         return self.arrays["tokens"].shape[-1]
 
     def sizes(self) -> np.ndarray:
-        """[N] tokens of each row without padding, of choices those of the longest."""
+        """[N] tokens of each row without padding; for choices, of the longest one."""
         sizes = (self.arrays["segments"] > 0).sum(-1)
         return sizes if sizes.ndim == 1 else sizes.max(1)
 
@@ -71,10 +69,10 @@ def make_features(
     tokenizer: Tokenizer,
     labels: Sequence[str] = (),
 ) -> Features:
-    """Rows of config.length tokens of examples; without labels where they have none.
+    """Makes rows of config.length tokens of examples, and labels if they have any.
 
     Raises:
-      PlmjaxError: a vocabulary without [UNK] meets a word that it has no piece for.
+      PlmjaxError: a word has no piece in a vocabulary without [UNK], or a marker none.
     """
     make = {
         "tags": _tags,
@@ -113,7 +111,7 @@ def _texts(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
 
 
 def _check_markers(config: TaskConfig, tokenizer: Tokenizer) -> None:
-    """Raises PlmjaxError for a marker that the vocabulary does not tell from others."""
+    """Raises PlmjaxError for a marker that the vocabulary has no piece for."""
     for mark in config.markers:
         found = tokenizer.encode_batch([mark]).tokens
         if not len(found) or tokenizer.unk_id in found:
@@ -130,7 +128,7 @@ def _tags(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
     row, column = np.nonzero(layout.source >= 0)
     token = layout.source[row, column]
     word = np.full(layout.source.shape, NONE, np.int32)
-    # Of the windows that have a word, the one in which most stands around it.
+    # If several windows have a word, take the one with the most context around it.
     edge = np.minimum(column, plan.size[row, 0] + 1 - column)
     begins = np.flatnonzero(first[token] >= 0)
     order = begins[np.lexsort((-edge[begins], token[begins]))]
@@ -148,12 +146,12 @@ def _answers(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
     plan = plan_rows(sizes, config, tokenizer, windowed=1)
     layout = lay_out([questions, contexts], plan, config.length, tokenizer)
     offsets = np.concatenate([offsets, np.full((1, 2), NONE, np.int32)])
-    token = np.maximum(layout.source - layout.base[1], NONE)  # the last one is none
+    token = np.maximum(layout.source - layout.base[1], NONE)  # -1: the row of NONE
     return _of(layout, tokenizer, spans=offsets[token])
 
 
 def _contexts(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[Stream, np.ndarray]:
-    """The tokens of each text, and their spans; a text is read once if it is often."""
+    """The tokens of each text, and their spans; a repeated text is encoded once."""
     number = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     encoded, offsets = tokenizer.encode_spans([*number])
     which = np.array([number[text] for text in texts])
@@ -172,7 +170,7 @@ def _choices(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
         encode_texts(tokenizer, prompts),
         encode_texts(tokenizer, [text for e in examples for text in e.texts[1:]]),
     ]
-    # The choices of an example stand side by side: windows would part them.
+    # The choices of an example share a row: windows would separate them.
     config = dataclasses.replace(config, long="truncate")
     plan = plan_rows([s.sizes for s in streams], config, tokenizer)
     layout = lay_out(streams, plan, config.length, tokenizer)
@@ -189,10 +187,10 @@ def _choices(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
 
 
 def _belonging(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
-    """Each text of an example in a frame of its own, side by side."""
+    """Rows of the texts of an example, each with its [CLS] and [SEP], side by side."""
     count = len(examples[0].texts)
     stream = encode_texts(tokenizer, [text for e in examples for text in e.texts])
-    # A text has one vector: windows would give it several.
+    # Each text must have one vector: windows would give it several.
     config = dataclasses.replace(config, long="truncate")
     plan = plan_rows([stream.sizes], config, tokenizer)
     layout = lay_out([stream], plan, config.length, tokenizer)
@@ -203,7 +201,7 @@ def _belonging(config: TaskConfig, examples, tokenizer: Tokenizer) -> Features:
     return Features(arrays, example, report, tokenizer.pad_id)
 
 
-# --- labels, and in which places they stand
+# --- labels
 
 
 def _class_labels(features: Features, examples, labels) -> np.ndarray:
@@ -214,7 +212,7 @@ def _class_labels(features: Features, examples, labels) -> np.ndarray:
 
 
 def _label_sets(features: Features, examples, labels) -> np.ndarray:
-    """[N, C] float32, 1 where the row has the label."""
+    """[N, C] float32, 1 if the row has the label."""
     number = {name: place for place, name in enumerate(labels)}
     found = np.zeros((len(examples), len(labels)), np.float32)
     for place, example in enumerate(examples):
@@ -239,10 +237,10 @@ def _word_tags(features: Features, examples, labels) -> np.ndarray:
 
 
 def _answer_tokens(features: Features, examples, labels) -> np.ndarray:
-    """[N, 2] int32: first and last token of the first answer that is in its place.
+    """[N, 2] int32: first and last token of the first answer with a correct position.
 
-    (0, 0): not in this row, or there is none; (-1, -1): all are misplaced. `report`
-    gets "answers_outside", answers that no row holds whole, and "answers_misplaced".
+    (0, 0): not in this row, or no answer; (-1, -1): all are misplaced. Adds to `report`
+    "answers_outside", answers that no row holds completely, and "answers_misplaced".
     """
     assert features.spans is not None
     wanted = np.zeros((len(examples), 2), np.int64)
@@ -269,9 +267,9 @@ def _answer_tokens(features: Features, examples, labels) -> np.ndarray:
 
 
 def _visible(text: str, start: int) -> tuple[int, int]:
-    """Characters (begin, end) of an answer without blanks, controls, loose accents.
+    """Characters (begin, end) of an answer without blanks, controls, marks at its edge.
 
-    No token has these at its edge, as vocabularies leave them out.
+    Vocabularies leave these out, so no token begins or ends with them.
     """
     begin, end = 0, len(text)
     while begin < end and unicodedata.category(text[begin])[0] in "ZCM":
@@ -284,7 +282,7 @@ def _visible(text: str, start: int) -> tuple[int, int]:
 def words_of(
     features: Features, examples: Sequence[Example], values: np.ndarray
 ) -> list[np.ndarray]:
-    """What `values` [N, L] say of each example's words; -1 of words that were cut."""
+    """The `values` [N, L] of each example's words; -1 for words that were cut."""
     assert features.word is not None
     found = [np.full(len(example.texts), NONE) for example in examples]
     for row, column in zip(*np.nonzero(features.word >= 0), strict=True):
@@ -296,9 +294,9 @@ def words_of(
 def answer_text(
     features: Features, examples: Sequence[Example], row: int, first: int, last: int
 ) -> str:
-    """The stretch of the context from token `first` to `last` of a row; "" for (0, 0).
+    """The text of the context from token `first` to `last` of a row; "" for (0, 0).
 
-    Also "" where these are no tokens of the context, in their order.
+    Also "" if one is no token of the context, or `last` is before `first`.
     """
     assert features.spans is not None
     begin, end = features.spans[row, first, 0], features.spans[row, last, 1]
@@ -313,9 +311,9 @@ def _choice_numbers(features: Features, examples, labels) -> np.ndarray:
 
 
 def _text_numbers(features: Features, examples, labels) -> np.ndarray:
-    """[N, C] int32: one number for all texts of the same tokens, whatever their place.
+    """[N, C] int32: texts have the same number if they have the same tokens.
 
-    By it a loss knows which texts of a batch are no negatives of each other.
+    The loss uses it to exclude equal texts of a batch from the negatives.
     """
     tokens = features.arrays["tokens"]
     number: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""Cross-validation: k ways to part examples in two, with nothing on both sides."""
+"""Cross-validation: k splits of examples that share no group or text."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ def make_folds(
 ) -> list[Fold]:
     """Returns `count` pairs (rest, fold) of sorted indices; each is in one fold.
 
-    Examples of one group are never parted, nor those of one text. `stratified` spreads
-    the labels evenly, of tasks whose label is one name (classes) or number (choices).
+    Examples of one group or one text stay in the same fold. `stratified` spreads the
+    labels evenly, if a label is one name (classes) or number (choices).
 
     Raises:
-      PlmjaxError: fewer groups and texts than folds, or no label that each can have.
+      PlmjaxError: fewer groups and texts than folds, an empty fold, or labels that
+        cannot be stratified.
     """
     from sklearn import model_selection as sk
 
@@ -43,7 +44,7 @@ def make_folds(
         kind = sk.KFold if parted else sk.GroupKFold
         labels = None
     with warnings.catch_warnings():
-        # A label that is rarer than folds is missing in some of them, as it must be.
+        # A label with fewer examples than folds is necessarily missing in some.
         warnings.filterwarnings("ignore", message="The least populated class")
         found = kind(n_splits=count, **chance).split(unit, labels, groups)
         folds = [(np.asarray(rest), np.asarray(fold)) for rest, fold in found]

@@ -1,4 +1,4 @@
-"""Texts for a trained model, one a row: the lines of a file, or a column of records."""
+"""Input texts for a trained model: the lines of a file, or a column of records."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from plmjax.data.records import (
     text_of,
 )
 
-# Endings of files of records; .gz may follow. A .txt is read by lines.
+# Readers by file ending, before an optional .gz. A .txt is read by lines.
 READERS = {
     "csv": read_csv,
     "tsv": read_tsv,
@@ -32,20 +32,20 @@ READERS = {
 
 
 class Inputs(NamedTuple):
-    """Texts in the order of their rows, and a SHA-256 of the files they stand in."""
+    """Texts in the order of the files' rows, and a SHA-256 of the files."""
 
     texts: list[str]
     digest: str
 
 
 def read_inputs(paths: str, column: str) -> Inputs:
-    """Reads the texts of files (and globs, comma between) into memory.
+    """Reads the texts of comma-separated files and globs into memory.
 
-    A line of a .txt is a text, an empty one too; of records `column` is.
+    A text is a line of a .txt, even if empty, or the value of `column` of a record.
 
     Raises:
-      PlmjaxError: no such file, an ending that is not known, no text at all (code 3),
-        or a record whose column is missing or no text, by file and line (3).
+      PlmjaxError: no such file, an unknown ending, no text at all (code 3), or a record
+        without text in `column`, by file and line (3).
     """
     files = find_inputs(paths, "--input")
     texts = [text for path in files for text in _texts(path, column)]
@@ -64,7 +64,7 @@ def _texts(path: Path, column: str) -> Iterator[str]:
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if ending == "txt":
         lines = read_text(path).split("\n")
-        if not lines[-1]:  # the last line ends as the others do
+        if not lines[-1]:  # the file ends with a newline
             lines.pop()
         yield from (line.removesuffix("\r") for line in lines)
         return

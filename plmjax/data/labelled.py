@@ -1,4 +1,4 @@
-"""Labelled examples: read whole and checked before anything is done with them."""
+"""Labelled examples: all are read and checked before they are used."""
 
 import collections
 import dataclasses
@@ -46,13 +46,13 @@ _ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
 class Example:
     """One labelled text, or several that belong together; `where` is file:line.
 
-    texts are (text,), (text, pair), (question, context) or, of choices, (text, choice,
-    choice, ...), of embeddings (text, pair) or (text, pair, negative); of tags they are
-    the words. The label is None where there is none;
-    classes: a name; multilabel: names; regression: a float; tags: a name a word;
-    answers: (text, its first character) each, none where there is no answer, -1 where
-    the place is wrong; choices: which, from 0; embeddings: 1, the rank that the pair
-    should have.
+    texts are (text,), (text, pair) or (question, context); for choices (text, choice,
+    choice, ...); for embeddings (text, pair) or (text, pair, negative); for tags the
+    words. The label is None for unlabelled examples;
+    classes: a name; multilabel: names; regression: a float; tags: a name per word;
+    answers: a tuple of (text, index of its first character), the index -1 if it is
+    wrong, empty without an answer; choices: the index of the right one; embeddings: 1,
+    the rank that the pair should have.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """The three splits of a task (test may be empty) and its labels in their order."""
+    """The three splits of a task (test may be empty) and its ordered labels."""
 
     config: TaskConfig
     labels: tuple[str, ...]
@@ -77,7 +77,7 @@ def load_labelled(config: TaskConfig) -> Labelled:
     """Reads all splits of a task, and checks them.
 
     Raises:
-      PlmjaxError: no file (code 3), or something wrong in one, by file and line.
+      PlmjaxError: no file (code 3), or an error in a file, by file and line.
     """
     if config.train is None:
         raise PlmjaxError("task.train is empty.", hint="Name the training file.")
@@ -103,7 +103,7 @@ def read_examples(
 ) -> tuple[Example, ...]:
     """Reads the files of train, held_out or test; without labels if not `labelled`.
 
-    `option` is what a user calls them: task.ROLE, unless given.
+    `option` is the name of the files in error messages: task.ROLE, unless given.
     """
     option = option or f"task.{role}"
     examples = []
@@ -149,7 +149,7 @@ def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
 
 
 def _folder_name(paths: str) -> str:
-    """Returns the folder of "folder:split", and other paths as they are."""
+    """Returns the folder of "folder:split", and other paths unchanged."""
     head, colon, _ = paths.rpartition(":")
     return head if colon and not Path(paths).expanduser().exists() else paths
 
@@ -201,12 +201,12 @@ def _check_ids(examples: Sequence[Example]) -> None:
 
 
 def names_of(label: Any) -> tuple[str, ...]:
-    """The names in a label: one of classes, several of multilabel and tags."""
+    """The names in a label: one for classes, several for multilabel and tags."""
     return (label,) if isinstance(label, str) else label
 
 
 def find_labels(config: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]:
-    """The labels of a task in their order: the config's, or those of train, sorted."""
+    """Returns a task's ordered labels: the config's, or the sorted labels of train."""
     if not KINDS[config.kind].label_names:
         return ()
     if config.labels is not None:
@@ -220,7 +220,7 @@ def find_labels(config: TaskConfig, train: Sequence[Example]) -> tuple[str, ...]
 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str], key: str) -> None:
-    """Raises PlmjaxError for a label that is not among the task's; `key` names data."""
+    """Raises PlmjaxError for a label that is not the task's; `key` names the data."""
     if not labels:
         return
     known = set(labels)
@@ -236,7 +236,7 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str], key: str) -
 
 
 def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
-    """Nothing can be learned from labels that are all one."""
+    """Raises PlmjaxError if all labels are equal: nothing can be learned from them."""
     if config.kind == "answers":
         return
     field = {"tags": "tags", "embeddings": "pair"}.get(config.kind, "label")
@@ -258,7 +258,7 @@ def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
 
 
 def _check_candidates(examples: Sequence[Example], role: str) -> None:
-    """A pair must be found among several, or finding it says nothing."""
+    """Raises PlmjaxError for a single pair: retrieval needs other candidates."""
     if examples and len({example.texts[1] for example in examples}) < 2:
         raise PlmjaxError(
             f"the {role.replace('_', '-')} part has a single pair, and so nothing to "
@@ -268,15 +268,15 @@ def _check_candidates(examples: Sequence[Example], role: str) -> None:
         )
 
 
-# --- a share held out
+# --- the held-out share
 
 
 def hold_out(
     examples: Sequence[Example], percent: float
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Returns (kept, held out): whole units, chosen by a hash of what they say.
+    """Returns (kept, held out): complete units, chosen by a hash of their content.
 
-    The choice depends neither on the order nor on chance. The share is met to within
+    The choice depends neither on the order nor on a seed. The share is exact to within
     one unit; each side gets at least one.
     """
     sizes = collections.Counter(example.unit for example in examples)

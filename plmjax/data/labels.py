@@ -1,4 +1,4 @@
-"""One record as texts and a label, a function a kind of task."""
+"""Converts a record to texts and a label, with one function per kind of task."""
 
 import math
 import re
@@ -9,17 +9,17 @@ from plmjax.data.records import bad_data, text_of
 from plmjax.data.tasks import TaskConfig
 
 Values = Mapping[str, Any]
-NO_PLACE = -1  # of an answer that is not where it should be
+NO_PLACE = -1  # the start of an answer that is not in the context at answer_start
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def column_names(names: str, field: str) -> list[str]:
-    """The columns that a field is in: those of some may be several."""
+    """The columns of a field: label, choices and entities may have several."""
     several = field in ("label", "choices", "entities") and "," in names
     return [name.strip() for name in names.split(",")] if several else [names]
 
 
-# --- texts: (texts, what must not be parted from its like)
+# --- texts: (texts, unit), where examples of one unit stay together in every split
 
 
 def _one_or_two(values: Values, where: str, config: TaskConfig):
@@ -27,14 +27,14 @@ def _one_or_two(values: Values, where: str, config: TaskConfig):
     texts = tuple(text_of(values[n], where, n) for n in names if n is not None)
     if not any(text.strip() for text in texts):
         raise bad_data(where, "the text is empty.", "Mend or remove the record.")
-    unit = "\0".join(texts)  # without marks: all relations of a text stay together
+    unit = "\0".join(texts)  # without markers: all relations of a text are one unit
     if config.columns.entities is not None:
         texts = (_marked(texts[0], values, where, config), *texts[1:])
     return texts, unit
 
 
 def _marked(text: str, values: Values, where: str, config: TaskConfig) -> str:
-    """Returns the text with each of its two entities between two of its marker."""
+    """Returns the text with a marker before and after each of its two entities."""
     assert config.columns.entities is not None
     names = column_names(config.columns.entities, "entities")
     places = [_place(values[name], where, name) for name in names]
@@ -45,7 +45,7 @@ def _marked(text: str, values: Values, where: str, config: TaskConfig) -> str:
                 f"an entity is at {start} to {end} of a text of {len(text)} characters."
             )
             raise bad_data(where, what, "Mend the places, or task.columns.entities.")
-        # One ends before the next begins; of two, the inner one ends first.
+        # At one position, ends come before starts, and inner entities end first.
         cuts += [(start, 1, -end, mark), (end, 0, -start, mark)]
     parts, last = [], 0
     for at, *_, mark in sorted(cuts):
@@ -77,7 +77,7 @@ def _question(values: Values, where: str, config: TaskConfig):
     question, context = (text_of(values[name], where, name) for name in names)
     if not context.strip():
         raise bad_data(where, "the context is empty.", "Remove the record.")
-    return (question, context), context  # no context stands on two sides of a split
+    return (question, context), context  # a context stays on one side of a split
 
 
 def _choices(values: Values, where: str, config: TaskConfig):
@@ -99,7 +99,7 @@ def _choices(values: Values, where: str, config: TaskConfig):
 
 
 def _belonging(values: Values, where: str, config: TaskConfig):
-    """A text, its pair, and perhaps a negative; none may be empty."""
+    """A text, its pair, and optionally a negative; none may be empty."""
     names = [config.columns.text, config.column("pair"), config.columns.negative]
     names = [name for name in names if name is not None]
     texts = tuple(text_of(values[name], where, name) for name in names)
@@ -107,7 +107,7 @@ def _belonging(values: Values, where: str, config: TaskConfig):
         if not text.strip():
             what = f"the column {name!r} is empty."
             raise bad_data(where, what, "Mend or remove the record.")
-    return texts, texts[0]  # all pairs of a text stand on one side of a split
+    return texts, texts[0]  # all pairs of a text stay on one side of a split
 
 
 def _list(value: Any, where: str, column: str) -> list:
@@ -134,7 +134,7 @@ FIELDS = {
 
 
 def _name(value: Any, where: str, config: TaskConfig) -> str:
-    """A class as text: a number without a fraction is a class, and one with is not."""
+    """A class as text; a whole number is a class, a number with a fraction is not."""
     if isinstance(value, bool):
         return str(value).lower()
     text = "" if value is None else str(value).strip()
@@ -163,7 +163,7 @@ def _class(values: Values, where: str, config: TaskConfig) -> str:
 
 
 def _set(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
-    """Names in the order of the record, each once; none is a label like another."""
+    """Names in the order of the record, each once; an empty set is valid."""
     columns = column_names(config.columns.label, "label")
     if len(columns) > 1:
         marked = [_mark(values[name], where, name) for name in columns]
@@ -213,7 +213,7 @@ def _tags(values: Values, where: str, config: TaskConfig) -> tuple[str, ...]:
 
 
 def _answers(values: Values, where: str, config: TaskConfig):
-    """Each stands in the context at its place; others, if kept, have place -1."""
+    """(text, start) of each answer; a kept answer with a wrong start gets -1."""
     found = _pairs(values[config.columns.answers], where)
     context = values[config.columns.context]
     for place, (text, start) in enumerate(found):
@@ -241,7 +241,7 @@ def _answers(values: Values, where: str, config: TaskConfig):
 
 
 def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
-    """Answers as SQuAD has them, a list of objects, or as datasets, lists in one."""
+    """(text, start) from SQuAD's list of objects, or from datasets' dict of lists."""
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
         if not isinstance(texts, list) or not isinstance(starts, list):
@@ -286,6 +286,6 @@ LABELS = {
     "tags": _tags,
     "answers": _answers,
     "choices": _choice,
-    # The rank that a text's own pair should have among those of all texts.
+    # The rank that a text's pair should have among the pairs of all texts.
     "embeddings": lambda values, where, config: 1,
 }

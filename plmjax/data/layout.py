@@ -1,7 +1,7 @@
-"""Where tokens of one text, or of a pair, stand in rows: windows, cuts, and frames.
+"""Lays out the tokens of one text or a pair in rows: windows, cuts, special tokens.
 
-A row is [CLS] A [SEP] or [CLS] A [SEP] B [SEP]; two [SEP] before B where the
-vocabulary's own rule for pairs says so, as RoBERTa's does.
+A row is [CLS] A [SEP] or [CLS] A [SEP] B [SEP]; with two [SEP] before B if the
+vocabulary's rule for pairs has two, as RoBERTa's does.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-    """Row r has `size[r, j]` tokens of text j of its example, from `start[r, j]` on.
+    """Row r has `size[r, j]` tokens of text j of its example, from `start[r, j]`.
 
-    `example` [N] int32, start and size [N, 1 or 2] int64; `report` counts.
+    `example` [N] int32, start and size [N, 1 or 2] int64; `report` has counts.
     """
 
     example: np.ndarray
@@ -40,10 +40,10 @@ class RowPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Rows: `arrays` of the batch [N, L], and the token of the streams in each place.
+    """Rows: `arrays` of the batch [N, L], and the source of each token.
 
-    `source` [N, L] int64 numbers all streams' tokens end to end, -1 where none is;
-    stream j begins at base[j].
+    `source` [N, L] int64 is the token's index in all streams joined end to end, -1 for
+    special tokens and padding; stream j begins at base[j].
     """
 
     plan: RowPlan
@@ -53,22 +53,22 @@ class Layout:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Stream:
-    """The tokens of texts, without special ones."""
+    """Encodes texts without special tokens."""
     return Stream(*tokenizer.encode_batch(texts))
 
 
 def encode_words(
     tokenizer: Tokenizer, sentences: Sequence[Sequence[str]]
 ) -> tuple[Stream, np.ndarray]:
-    """The tokens of sentences given as words, and [T] which word each token begins.
+    """Encodes sentences given as words; returns also [T] the word each token begins.
 
-    Word numbers count within the sentence; -1 inside a word. A word without a piece
-    of its own (a control character) is one [UNK], so that it has a place for its tag.
+    Words are numbered within the sentence; -1 inside a word. A word without any piece
+    (a control character) becomes one [UNK], so that its tag has a token.
 
     Raises:
       PlmjaxError: the vocabulary has no [UNK] for such a word.
     """
-    blank = " " if tokenizer.kind == "bpe" else ""  # GPT-2's words begin with it
+    blank = " " if tokenizer.kind == "bpe" else ""  # GPT-2's words begin with one
     words = [
         blank + word if place else word
         for sentence in sentences
@@ -99,7 +99,7 @@ def encode_words(
 
 
 def _middle(tokenizer: Tokenizer) -> int:
-    """How many [SEP] stand between the two texts of a pair."""
+    """The number of [SEP] between the two texts of a pair."""
     return max(tokenizer.backend.num_special_tokens_to_add(True) - 2, 1)
 
 
@@ -109,11 +109,11 @@ def plan_rows(
     tokenizer: Tokenizer,
     windowed: int | None = None,
 ) -> RowPlan:
-    """Plans the rows of examples of one or two texts, `sizes` [examples] tokens each.
+    """Plans the rows of examples of one or two texts with `sizes` [examples] tokens.
 
-    Of a pair the longer text is windowed, or always `windowed`. The other stays whole
-    up to half the room, or as far as the first leaves more. Truncating takes from the
-    longer text until both fit; where `windowed` is given, it shares the room likewise.
+    In a pair, the longer text is windowed, or always text `windowed`. The other keeps
+    up to half of the room, or more if the windowed one leaves it. Truncation gives the
+    texts the same shares of the room as the first window.
     """
     size = np.stack(sizes, 1)
     count, texts = size.shape
@@ -153,7 +153,7 @@ def plan_rows(
 def lay_out(
     streams: Sequence[Stream], plan: RowPlan, length: int, tokenizer: Tokenizer
 ) -> Layout:
-    """Puts the tokens that a plan chooses into rows of `length`, in their frames."""
+    """Puts a plan's tokens into rows of `length`, with special tokens and padding."""
     rows = len(plan.example)
     source = np.full(rows * length, -1, np.int64)
     types = np.zeros((rows, length), np.int32)

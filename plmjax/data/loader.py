@@ -1,6 +1,6 @@
-"""Batches as a pure function of (seed, step, store): there is no iterator state.
+"""Batches as a pure function of (seed, step, store), without iterator state.
 
-Resuming, another number of processes and replaying a step are the same call.
+Resuming, replaying a step or changing the number of processes needs no other call.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ class Phase:
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Returns where each index < size goes under the permutation that `key` names.
+    """Applies to each index < size the pseudorandom permutation that `key` selects.
 
-    A Feistel network of four rounds over the next power of four; indices that fall
-    outside are sent through again. Nothing is stored, whatever the size.
+    A Feistel network of four rounds over the next power of four; results >= size go
+    through it again. It stores nothing, whatever the size.
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask = np.uint64((1 << half) - 1)
@@ -56,10 +56,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 class Loader:
-    """Training batches of a split, phase after phase, shuffled anew each epoch.
+    """Training batches of a split, phase after phase, reshuffled each epoch.
 
-    `mine` says which rows of a global batch this process reads, by its size. `copies`
-    is the number of static masks a row, cycled through by epochs.
+    `mine` maps the size of a global batch to the rows that this process reads. `copies`
+    is the number of static masks per row, used in turn by the epochs.
     """
 
     def __init__(
@@ -79,10 +79,11 @@ class Loader:
 
     @property
     def steps(self) -> int:
+        """The steps of all phases."""
         return int(self._ends[-1])
 
     def phase(self, step: int) -> Phase:
-        """Returns the phase that a step belongs to."""
+        """The phase of a step."""
         return self.phases[self._number(step)]
 
     def _number(self, step: int) -> int:
@@ -94,7 +95,7 @@ class Loader:
     def rows(self, step: int, ahead: int = 0) -> tuple[Phase, np.ndarray, np.ndarray]:
         """Returns the phase of a step and (row, epoch) of its global batch.
 
-        `ahead` batches are left out before it: rows that a run does without.
+        `ahead` batches before it are skipped.
         """
         number = self._number(step)
         phase = self.phases[number]
@@ -103,7 +104,7 @@ class Loader:
         epoch, place = np.divmod(index, phase.plan.rows)
         row = np.empty_like(place)
         for e in np.unique(epoch):
-            # A batch that crosses into the next epoch draws from two permutations.
+            # A batch that spans two epochs uses the permutations of both.
             here = epoch == e
             key = (self.seed << 64) | (number << 32) | int(e)
             row[here] = permute(place[here], phase.plan.rows, key)
@@ -112,7 +113,7 @@ class Loader:
     def batch(self, step: int, ahead: int = 0) -> Batch:
         """Returns this process's rows of the global batch of a step, as numpy."""
         phase, row, epoch = self.rows(step, ahead)
-        # Sentence pairs are drawn anew each epoch, and in each phase.
+        # Sentence pairs are sampled again in each epoch and each phase.
         key = make_key(self.seed, self._number(step))
         mine = self.mine(phase.batch)
         drawn = (epoch[mine], key)
@@ -129,9 +130,9 @@ def held_out_batches(
     *,
     mine: Callable[[int], np.ndarray] = np.arange,
 ) -> Iterator[Batch]:
-    """Yields every row once, in order; the last batch is filled with empty rows.
+    """Yields every row once, in order; empty rows fill the last batch.
 
-    Sentence pairs are the same each time.
+    Sentence pairs are the same in every evaluation.
     """
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
     here = mine(batch)
@@ -149,7 +150,7 @@ def _gather(
     tokenizer: Tokenizer,
     drawn: tuple[np.ndarray, tuple[int, int]],
 ) -> Batch:
-    """`drawn` is what pairs are drawn by: the rows' epochs, and a key."""
+    """The arrays of rows; `drawn` seeds sentence pairs: the rows' epochs, and a key."""
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     if isinstance(plan, PairPlan):
         arrays = gather_pairs(split, plan, rows, *drawn, ids)
@@ -159,10 +160,10 @@ def _gather(
 
 
 def read_ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """Yields batch(start) .. batch(stop - 1), made ahead of time in threads."""
+    """Yields batch(start) .. batch(stop - 1), prefetched by threads."""
     import grain
 
     data = grain.MapDataset.range(start, stop).map(batch)
-    # grain's own default holds 500 batches: 36 GB of 8,192 rows x 512.
+    # grain's default buffer of 500 batches needs 36 GB for 8,192 rows x 512.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(data.to_iter_dataset(options))

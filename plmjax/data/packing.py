@@ -1,4 +1,4 @@
-"""Pieces into rows: which share one, and where their tokens stand in it."""
+"""Packs pieces of documents into rows, and lays out their tokens."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from plmjax.data.store import Split
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Row r holds pieces first[r] to first[r + 1]; each is a stretch of the stream.
+    """Row r holds pieces first[r] to first[r + 1]; each is a span of the stream.
 
-    `start` [P] int64 and `size` [P] int32 say where a piece begins in the split's
-    token stream and how many tokens it has, [CLS] and [SEP] not counted.
+    `start` [P] int64 is where a piece begins in the split's token stream, `size` [P]
+    int32 its number of tokens, without [CLS] and [SEP].
     """
 
     length: int
@@ -26,7 +26,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens in all rows, [CLS] and [SEP] included, padding not."""
+        """Tokens in all rows, with [CLS] and [SEP], without padding."""
         return int(self.size.sum()) + 2 * len(self.size)
 
     @property
@@ -44,19 +44,19 @@ def pack(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fills row after row with the longest piece that still fits.
 
-    Where none fits and more than 2 % of the row is left, the longest piece is cut to
-    fill it, if pieces are `divisible`, and its rest waits on. Returns (start, size) of
-    the pieces in their order, and the first piece of each row; sizes do not count the
+    If none fits and more than 2 % of the row is left, the longest piece is cut to fill
+    it, if pieces are `divisible`, and its rest is packed later. Returns start and size
+    of the pieces in row order, and the first piece of each row. Sizes exclude the
     `overhead`: [CLS] and each [SEP] of a piece.
     """
     waiting: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]
     pieces = zip(start[::-1].tolist(), size[::-1].tolist(), strict=True)
-    for piece in pieces:  # from the last, so that pop() follows the corpus
+    for piece in pieces:  # in reverse, so that pop() takes them in corpus order
         waiting[piece[1] + overhead].append(piece)
-    # Bit n says that a piece which needs n tokens is waiting: the longest that fits
-    # is the highest bit below the room.
+    # Bit n is set if a piece that needs n tokens is waiting. The longest piece that
+    # fits is the highest set bit up to the room.
     available = sum(1 << need for need, pieces in enumerate(waiting) if pieces)
-    # Tokens below which a piece is not worth its own [CLS] and [SEP].
+    # A piece of fewer tokens is not worth a [CLS] and [SEP].
     crumb = max(2, min(6, length // 16))
     smallest = max(overhead + crumb, length // 50 + 1)
     placed, first = [], [0]
@@ -73,7 +73,7 @@ def pack(
             if not waiting[need]:
                 available ^= 1 << need
             if cut:
-                # The rest shall be no crumb either.
+                # The rest must not be shorter than a crumb either.
                 here = min(room - overhead, tokens - min(crumb, tokens // 2))
                 rest = (at + here, tokens - here)
                 waiting[rest[1] + overhead].append(rest)
@@ -87,7 +87,7 @@ def pack(
 
 
 def pieces_of(plan: Plan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (piece, place in rows) of all pieces of these rows; -1 has none."""
+    """Returns (piece, index into rows) of all pieces of these rows; -1 has none."""
     real = np.flatnonzero(rows >= 0)
     begin, end = plan.first[rows[real]], plan.first[rows[real] + 1]
     pieces = end - begin
@@ -101,10 +101,10 @@ def count_up(counts: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Stretches of the stream, in order, each followed by a [SEP]; all [S] int64.
+    """Spans of the stream, in order, each followed by a [SEP]; all arrays [S] int64.
 
-    `row` is the place in the batch. The first span of a piece (`lead` 1) has a [CLS]
-    before it; the others (`lead` 0) go on with the piece.
+    `row` is the index in the batch. The first span of a piece (`lead` 1) has a [CLS]
+    before it; the others (`lead` 0) continue the piece.
     """
 
     row: np.ndarray
@@ -116,17 +116,17 @@ class Spans:
 def lay(
     split: Split, spans: Spans, shape: tuple[int, int], ids: tuple[int, int, int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns the arrays of rows, each of `shape`, and where the spans stand.
+    """Returns the arrays of rows, each of `shape`, and the position of each span.
 
-    `ids` are those of [CLS], [SEP] and padding. The second is the place of each span's
-    first token ([CLS] where it leads) in the flat arrays. `types` are 0 in a piece's
-    first span and 1 in others.
+    `ids` are those of [CLS], [SEP] and padding. The position is the index of a span's
+    first token (its [CLS] if it has one) in the flattened arrays. `types` are 0 in a
+    piece's first span and 1 in others.
     """
     cls, sep, pad = ids
     width = spans.lead + spans.size + 1
     ends = np.cumsum(width)
     begins = ends - width
-    # The end of what stands before a row is the end of the last span before it.
+    # Subtracting the begin of its row's first span gives a span's column.
     row_starts = np.flatnonzero(np.diff(spans.row, prepend=-1))
     row_sizes = np.diff(np.append(row_starts, len(width)))
     at = spans.row * shape[1] + begins - np.repeat(begins[row_starts], row_sizes)

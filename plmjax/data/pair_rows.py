@@ -1,8 +1,8 @@
-"""Batches of sentence pairs: where A ends and what B is, drawn for each epoch.
+"""Batches of sentence pairs: the end of A and the choice of B, sampled each epoch.
 
-A false B (NSP) is the B that some other piece could have had: one of the same length,
-or barely shorter, and drawn as often as it is a true one. So neither its length nor
-how many sentences it has tells it from a true B.
+A false B (NSP) is a possible B of another piece: of the same length or barely shorter,
+and sampled as often as it is a true one. So neither its length nor its number of
+sentences distinguishes it from a true B.
 """
 
 import dataclasses
@@ -16,24 +16,24 @@ from plmjax.data.philox import below, make_key, philox, unit
 from plmjax.data.store import Split
 
 # How many neighbours in length to choose from (None: all that are shorter), and how
-# many times to draw, until one is from another document and another text.
+# often to sample, until one is from another document and has another text.
 _ROUNDS = ((8, 4), (512, 64), (None, 512))
 HELD_OUT = make_key(0x48454C44)  # the same pairs each time, whatever the run's seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """The pieces of a batch, n of them; the arrays are [n] int64.
+    """The n pieces of a batch with their sampled pairs; the arrays are [n] int64.
 
     B is tokens `begin` to `end` of the stream; A ends at `cut`. An unpaired piece has
     label -1, and A is all of it.
     """
 
     piece: np.ndarray
-    row: np.ndarray  # the place in the batch
-    counter: tuple[np.ndarray, np.ndarray, np.ndarray]  # what names its draws
+    row: np.ndarray  # the index in the batch
+    counter: tuple[np.ndarray, np.ndarray, np.ndarray]  # of philox
     cut: np.ndarray
-    amid: np.ndarray  # bool: the cut is amid a sentence
+    amid: np.ndarray  # bool: the cut is inside a sentence
     begin: np.ndarray
     end: np.ndarray
     label: np.ndarray
@@ -49,9 +49,10 @@ def gather_pairs(
 ) -> dict[str, np.ndarray]:
     """Returns the arrays of the given rows, as rows.gather, and cls and pair_label.
 
-    A row's pairs are drawn by (key, its epoch, its number) alone. `ids` are those of
-    [CLS], [SEP] and padding. cls [B, P] says where each piece's [CLS] stands (0: there
-    is none), pair_label [B, P] is 0 for a true next or in order, 1 for not, -1 none.
+    A row's pairs depend only on (key, its epoch, its number). `ids` are those of [CLS],
+    [SEP] and padding. cls [B, P] is the position of each piece's [CLS] (0 also if there
+    is no piece). pair_label [B, P] is 0 for a true B or the right order, else 1; -1
+    without a pair.
     """
     drawn = _draw(split, plan, rows, epochs, key)
     spans = _spans(plan, drawn)
@@ -91,7 +92,7 @@ def _draw(split: Split, plan: PairPlan, rows, epochs, key) -> Drawn:
 
 
 def _spans(plan: PairPlan, drawn: Drawn) -> Spans:
-    """A and B one after the other; swapped where SOP says so."""
+    """The spans of A and B of each piece, swapped if its label for SOP is 1."""
     start = plan.start[drawn.piece]
     first = np.stack([start, drawn.begin], 1)
     size = np.stack([drawn.cut - start, drawn.end - drawn.begin], 1)
@@ -110,7 +111,7 @@ def _spans(plan: PairPlan, drawn: Drawn) -> Spans:
 
 
 def _replace(split: Split, plan: PairPlan, drawn: Drawn, false: np.ndarray, key):
-    """Puts another text in the place of B in these pieces, and never the true one."""
+    """Replaces B by another text, never by an equal one, in these pieces."""
     left, block = false, 1
     for window, draws in _ROUNDS:
         if not len(left):
@@ -127,12 +128,12 @@ def _replace(split: Split, plan: PairPlan, drawn: Drawn, false: np.ndarray, key)
 def _candidates(
     plan: PairPlan, drawn: Drawn, which, key, block: int, window: int | None, draws: int
 ) -> np.ndarray:
-    """Returns tails [n, draws] that are about as long as the true B, and not longer."""
+    """Samples tails [n, draws] that are nearly as long as the true B, not longer."""
     tails, amid = plan.tails, drawn.amid[which]
     true_size = drawn.end[which] - drawn.cut[which]
     wanted = plan.key(true_size, amid)
     stop = np.searchsorted(tails.key, wanted, side="right")
-    # Those of the other kind would give themselves away by how they begin.
+    # Tails that differ in `amid` could be recognised by their beginning.
     bottom = np.searchsorted(tails.key, plan.key(np.zeros_like(true_size), amid))
     if window is not None:
         same = np.searchsorted(tails.key, wanted)
@@ -148,7 +149,7 @@ def _candidates(
 
 
 def _take_first(split: Split, plan: PairPlan, drawn: Drawn, which, found) -> np.ndarray:
-    """Takes the first of the tails found that will do; returns pieces without one."""
+    """Takes the first valid candidate of each piece; returns pieces without one."""
     elsewhere = _elsewhere(split, plan, drawn.piece[which, None], found)
     done = np.zeros(len(which), bool)
     for tail, allowed in zip(found.T, elsewhere.T, strict=True):
@@ -162,7 +163,7 @@ def _take_first(split: Split, plan: PairPlan, drawn: Drawn, which, found) -> np.
 
 
 def _take(plan: PairPlan, drawn: Drawn, which, tail) -> None:
-    """Puts these tails in the place of B, cut where they are too long."""
+    """Replaces B by these tails, cut if they are too long."""
     tails = plan.tails
     room = drawn.end[which] - drawn.cut[which]
     drawn.begin[which] = tails.start[tail]
@@ -191,13 +192,13 @@ def _differs(split: Split, plan: PairPlan, drawn: Drawn, which, tail) -> np.ndar
 
 
 def _search(split: Split, plan: PairPlan, drawn: Drawn, one: int, key, block: int):
-    """Looks at every tail there is, for a piece whose text is nearly everywhere."""
+    """Searches all tails, for a piece with a text that is in nearly all others."""
     tails, which = plan.tails, np.array([one])
     all_ = np.arange(len(tails.key))
     fits = tails.size <= drawn.end[one] - drawn.cut[one]
     allowed = _elsewhere(split, plan, drawn.piece[which], all_)
     word = philox(key, *(words[one] for words in drawn.counter), block)[0]
-    # Those that are too long are cut.
+    # Tails that are too long come last and are cut.
     for options in (np.flatnonzero(allowed & fits), np.flatnonzero(allowed & ~fits)):
         for tail in np.roll(options, -below(word, len(options)))[:, None]:
             if _differs(split, plan, drawn, which, tail)[0]:

@@ -1,8 +1,8 @@
 """Rows of sentence pairs: [CLS] A [SEP] B [SEP], for NSP and SOP.
 
-A piece is a stretch of whole consecutive sentences of one document. Where A ends in
-it, and whether B is another text (NSP) or the two are swapped (SOP), is drawn anew
-each epoch (data/pair_rows.py); the plan only says where A may end.
+A piece is a run of consecutive complete sentences of one document. The end of A in it,
+and whether B is another text (NSP) or the two are swapped (SOP), are sampled again in
+each epoch (data/pair_rows.py); the plan only lists where A may end.
 """
 
 import bisect
@@ -22,19 +22,19 @@ OVERHEAD = 3  # [CLS], [SEP], [SEP]
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """nsp: B follows A, or is from elsewhere; sop: the two in order, or swapped."""
+    """The pairs: nsp, B follows A or is another text; sop, in order or swapped."""
 
     kind: Literal["nsp", "sop"] = "nsp"
-    # Where a B that does not follow comes from: another document, or anywhere.
+    # The source of a B that does not follow A: another document, or any text.
     negatives: Literal["document", "corpus"] = "document"
     # Share of the pieces that get a random shorter length.
     short_share: float = 0.1
 
 
 class Tails(NamedTuple):
-    """Every stretch that may be a B, in the order of PairPlan.key; all are [C].
+    """All spans that may be a B, sorted by PairPlan.key; all arrays are [C].
 
-    `weight` [C] float64 is the running sum of how often each is the B of its piece.
+    `weight` [C] float64 is the cumulative sum of each one's chance to be its piece's B.
     """
 
     key: np.ndarray
@@ -46,11 +46,11 @@ class Tails(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PairPlan(Plan):
-    """A plan whose pieces are whole sentences.
+    """A plan with pieces of complete sentences.
 
-    B may begin at the stream's places cut[cut_first[p]:cut_first[p + 1]] in piece p;
-    a piece without any is no pair. `amid` [C] bool: the place is amid a sentence that
-    was too long, as no sentence begins inside that piece.
+    In piece p, B may begin at the stream positions cut[cut_first[p]:cut_first[p + 1]];
+    a piece without any is not a pair. `amid` [C] bool: the position is inside a
+    sentence that was too long, as no sentence begins inside that piece.
     """
 
     pairs: PairsConfig
@@ -60,6 +60,7 @@ class PairPlan(Plan):
 
     @property
     def tokens(self) -> int:
+        """Tokens in all rows, as in Plan; a pair has one more [SEP]."""
         paired = np.count_nonzero(np.diff(self.cut_first))
         return super().tokens + int(paired)
 
@@ -70,6 +71,7 @@ class PairPlan(Plan):
 
     @functools.cached_property
     def tails(self) -> Tails:
+        """The possible B of all pieces."""
         cuts = np.diff(self.cut_first)
         piece = np.repeat(np.arange(len(cuts)), cuts)
         size = self.start[piece] + self.size[piece] - self.cut
@@ -85,7 +87,7 @@ class PairPlan(Plan):
         )
 
     def key(self, size: np.ndarray, amid: np.ndarray) -> np.ndarray:
-        """By what texts are alike in length, and in whether they begin a sentence."""
+        """A sort key: texts that begin a sentence first, then by length in tokens."""
         return size + amid * (self.length + 1)
 
 
@@ -95,7 +97,7 @@ def make_pair_plan(
     """Plans the rows of `length` tokens of a split.
 
     Raises:
-      PlmjaxError: the split holds no sentences, or none of two in a document.
+      PlmjaxError: the store does not record sentences.
     """
     if split.sentences is None:
         raise no_sentences()
@@ -107,7 +109,7 @@ def make_pair_plan(
         start, size, first = pack(start, size, length, OVERHEAD, divisible=False)
     else:
         first = np.arange(len(start) + 1)
-    # Where units begin inside a piece; sentences, wherever there are any.
+    # B may begin at the units inside a piece, but only at sentences if it has any.
     begin = np.searchsorted(bounds, start) + 1
     inner = np.searchsorted(bounds, start + size) - begin
     piece, unit = np.repeat(np.arange(len(size)), inner), np.repeat(begin, inner)
@@ -132,9 +134,9 @@ def divide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts long sentences into even parts of at most half the room.
 
-    The only sentence of a document stays whole if it fits: it makes no pair. Returns
-    where the parts begin in the stream and the stream's end [U + 1], and whether a
-    sentence begins there [U].
+    The only sentence of a document is not cut if it fits: it makes no pair. Returns the
+    stream positions of the parts and of the end [U + 1], and whether a sentence begins
+    there [U].
     """
     first = np.searchsorted(sentences, offsets)
     alone = np.repeat(np.diff(first) == 1, np.diff(first))
@@ -151,14 +153,14 @@ def _fill(
     """Returns (start, size) of pieces: consecutive units of a document that fit."""
     targets, places = _targets(bounds, room, short_share).data, bounds.data
     firsts = np.searchsorted(bounds, offsets).tolist()
-    begins = []  # the unit each piece begins with
+    begins = []  # the first unit of each piece
     for unit, end in zip(firsts[:-1], firsts[1:], strict=True):
         while unit < end:
             begins.append(unit)
             limit = places[unit] + targets[unit]
-            top = min(end, unit + room)  # a unit has a token at least
+            top = min(end, unit + room)  # a unit has at least one token
             after = bisect.bisect_right(places, limit, unit, top + 1) - 1
-            # Two units always fit; one that would be left alone may fit, too.
+            # Two units always fit. A last unit that would be alone is added if it fits.
             after = max(after, min(unit + 2, end))
             if end - after == 1:
                 if places[end] - places[unit] <= room:
@@ -172,7 +174,7 @@ def _fill(
 
 
 def _targets(bounds: np.ndarray, room: int, short_share: float) -> np.ndarray:
-    """Returns how long a piece that begins with each unit shall be at most [U]."""
+    """Returns [U] the maximum size of a piece that begins with each unit."""
     begin = bounds[:-1]
     words = philox(make_key(room), begin & 0xFFFFFFFF, begin >> 32, 0, 0)
     short = words[0] < np.uint64(round(short_share * 2**32))
@@ -180,7 +182,7 @@ def _targets(bounds: np.ndarray, room: int, short_share: float) -> np.ndarray:
 
 
 def check_negatives(split: Split, plan: PairPlan) -> None:
-    """Raises PlmjaxError where there is no other text to take a B from."""
+    """Raises PlmjaxError if a split has no pair, or no other text for a false B."""
     pieces = np.flatnonzero(np.diff(plan.cut_first))
     if not len(pieces):
         raise no_two_sentences(split.name)
@@ -201,6 +203,7 @@ def check_negatives(split: Split, plan: PairPlan) -> None:
 
 
 def no_two_sentences(split: str) -> PlmjaxError:
+    """The error (code 3) for a split without a document of two sentences."""
     return PlmjaxError(
         f"no document of the {split} split holds two sentences, which sentence pairs "
         "need.",
@@ -211,6 +214,7 @@ def no_two_sentences(split: str) -> PlmjaxError:
 
 
 def no_sentences() -> PlmjaxError:
+    """The error for a store that does not record sentences."""
     return PlmjaxError(
         "sentence pairs need to know where sentences end, and the prepared data do "
         "not say it.",

@@ -1,4 +1,4 @@
-"""Work spread over processes, with its order kept and its memory bounded."""
+"""Work distributed over processes, in order and with bounded memory."""
 
 import multiprocessing
 import os
@@ -19,17 +19,17 @@ def ordered_map(
     start: Callable[..., None] | None = None,
     start_arguments: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """function of each item, in order; start(*start_arguments) runs once a process.
+    """Yields function(item) in order; each process first runs start(*start_arguments).
 
-    With one worker all happens in this process. At most two items a worker are under
-    way, so an endless iterator of items is fine.
+    With one worker, everything runs in this process. At most two items per worker are
+    in progress, so the items may be endless.
     """
     if workers == 1:
         if start is not None:
             start(*start_arguments)
         yield from map(function, items)
         return
-    # Spawned, not forked: jax and the tokenizers library have threads by now.
+    # Forking is unsafe: jax and the tokenizers library have already started threads.
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -57,7 +57,7 @@ def _start_worker(
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Ends a worker with its parent; it would otherwise wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,7 @@
-"""Random words as a pure function of where they are used: Philox4x32-10, vectorised.
+"""Random words as a pure function of key and counter: Philox4x32-10, vectorised.
 
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". numpy's own Philox
-makes a generator for each counter; here a whole batch of counters is one call.
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". numpy's Philox needs
+a generator for each counter; here one call takes a batch of counters.
 """
 
 import functools
@@ -15,13 +15,13 @@ _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 @functools.lru_cache(maxsize=256)
 def make_key(*entropy: int) -> tuple[int, int]:
-    """Returns the two words that numpy's SeedSequence makes of these numbers."""
+    """Returns two words from numpy's SeedSequence of these numbers."""
     low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     return int(low), int(high)
 
 
 def philox(key: tuple[int, int], *counter: np.ndarray | int) -> list[np.ndarray]:
-    """Returns four uint64 arrays below 2**32; four counters < 2**32 that broadcast."""
+    """Returns four uint64 arrays < 2**32 for four counters < 2**32 that broadcast."""
     x0, x1, x2, x3 = (np.asarray(word, np.uint64) for word in counter)
     k0, k1 = key
     for _ in range(10):
@@ -38,16 +38,16 @@ def philox(key: tuple[int, int], *counter: np.ndarray | int) -> list[np.ndarray]
 
 
 def _multiply(one: np.uint64, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    product = one * other  # both below 2**32: no word is lost
+    product = one * other  # both are below 2**32, so nothing overflows
     return product >> _SHIFT, product & _LOW
 
 
 def below(word: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
-    """Returns whole numbers below the limits (< 2**32), int64."""
+    """Maps random words to int64 integers >= 0 and below the limits (< 2**32)."""
     return ((word * np.asarray(limit, np.uint64)) >> _SHIFT).astype(np.int64)
 
 
 def unit(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Returns float64 in [0, 1) of 53 random bits."""
+    """Maps two random words to float64 in [0, 1) with 53 random bits."""
     bits = (high << np.uint64(21)) ^ (low >> np.uint64(11))
     return bits.astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Tokenise once: documents to a store on disk, keyed by everything that shaped it."""
+"""Tokenises documents once, into a store on disk whose key covers all its inputs."""
 
 import errno
 import glob
@@ -38,14 +38,14 @@ from plmjax.tokenizers import Tokenizer
 
 __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]
 
-BATCH_BYTES = 1_000_000  # of text, what a worker gets at once
+BATCH_BYTES = 1_000_000  # of text that a worker receives at once
 # A worker takes 2 s to start; the cache encodes 20 MB in that time.
 PARALLEL_BYTES = 20 * BATCH_BYTES
-SHARD_TOKENS = 1 << 25  # what is held in memory before it is written: 100 MB
+SHARD_TOKENS = 1 << 25  # tokens buffered in memory before they are written: 100 MB
 
 
 class Batch(NamedTuple):
-    """Tokenised documents end to end, with where each goes."""
+    """Tokenised documents end to end, with the split of each."""
 
     tokens: np.ndarray  # [n] as stored
     starts: np.ndarray  # [n] bool
@@ -60,9 +60,9 @@ def store_key(
     held_out_percent: float,
     sentences: str | None = None,
 ) -> str:
-    """A name for the store that differs when anything that shapes it does."""
+    """Returns a name for the store that changes with every input of its content."""
     shape = [FORMAT, source.fingerprint, tokenizer.digest, float(held_out_percent)]
-    if sentences is not None:  # the keys of stores without them stay as they were
+    if sentences is not None:  # keys of stores without sentences must not change
         shape += [sentences, VERSION]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:24]
 
@@ -76,10 +76,10 @@ def prepare(
     log: Callable[[str], Any] = print,
     sentences: str | None = None,
 ) -> Store:
-    """The store of source in directory/KEY, made now unless it is there.
+    """Opens the store of source in directory/KEY, and creates it if it does not exist.
 
-    Its files are the same for every number of workers (default: a core each where the
-    text is large). `sentences` is the rule by which sentences end; none: they are not
+    Its files are the same for every number of workers (default: one per core if the
+    text is large). `sentences` is the rule for the end of sentences; None: they are not
     stored. Raises PlmjaxError: code 3 for the data, 5 for the disk.
     """
     if not 0 < held_out_percent < 100:
@@ -98,7 +98,7 @@ def prepare(
     part = directory / f".{key}.tmp-{this_run()}"
     try:
         _remove_leftovers(directory)
-        shutil.rmtree(part, ignore_errors=True)  # of a dead run with our number
+        shutil.rmtree(part, ignore_errors=True)  # left by a dead run with our pid
         part.mkdir(parents=True)
         shape = _Shape(tokenizer, held_out_percent, sentences)
         facts = _write(source, shape, part, workers)
@@ -132,7 +132,7 @@ def prepare(
 
 
 class _Shape(NamedTuple):
-    """What makes tokens of texts."""
+    """The settings that turn texts into the store's tokens."""
 
     tokenizer: Tokenizer
     held_out_percent: float
@@ -209,10 +209,10 @@ def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[st
 
 
 def _start_worker(shape: _Shape, alone: bool) -> None:
-    """Set what _tokenise_group needs; it cannot be sent along with each group."""
+    """Sets the global that _tokenise_group reads, once per process."""
     global _worker
     _worker = shape
-    if alone:  # one thread a process: the processes are the parallelism
+    if alone:  # one thread per process: the processes already run in parallel
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -225,7 +225,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
     encoded = tokenizer.encode_batch(list(itertools.chain.from_iterable(parts)))
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
     sentences = np.zeros(len(encoded.tokens), bool)
-    # A sentence without tokens begins where the next one does, or at the very end.
+    # A sentence without tokens has the begin of the next one, or the end: skip it.
     sentences[ends[:-1][encoded.lengths > 0]] = True
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Batch(
@@ -238,7 +238,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
 
 
 def is_held_out(text: str, percent: float) -> bool:
-    """By the text alone: a document stays on its side however the corpus changes."""
+    """Whether a document is held out, by its text alone: other text has no effect."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < percent / 100 * (1 << 64)
 
@@ -307,7 +307,7 @@ class _Writer:
 
 
 def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
-    """Written last, when every other file is on the disk."""
+    """Writes the manifest, last, when every other file is on the disk."""
     files = sorted(part.iterdir())
     for path in files:
         sync(path)
@@ -325,14 +325,14 @@ def _publish(part: Path, final: Path) -> None:
     try:
         part.rename(final)
     except OSError as error:
-        # Another run has made the same store meanwhile: theirs is as good.
+        # Another run has written the same store meanwhile, with the same content.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
     sync(final.parent)
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove what dead runs have left half-written; only this host's can be judged."""
+    """Removes partial stores of dead runs of this host; others cannot be checked."""
     host = this_run().rpartition("-")[0]
     for part in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
         pid = part.name.rpartition("-")[2]
@@ -341,12 +341,12 @@ def _remove_leftovers(directory: Path) -> None:
 
 
 def this_run() -> str:
-    """Host and process, as a name."""
+    """The name of this run: host and process id."""
     return f"{platform.node()}-{os.getpid()}"
 
 
 def _disk_error(error: OSError, directory: Path) -> PlmjaxError:
-    # numpy gives no number: "8164 requested and 3968 written".
+    # numpy's error has no errno: "8164 requested and 3968 written".
     full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
     return PlmjaxError(
         f"The prepared data cannot be written to {directory}: "

@@ -1,7 +1,7 @@
-"""Files of records: named values, and where each was found.
+"""Files of records: named values with their file and line.
 
-One reader a format, for text that is pretrained on and for labelled examples; each
-streams. Formats of annotated text (CoNLL, CoNLL-U, SQuAD) are in data/annotated.py.
+Each format has one reader, for pretraining text and for labelled examples; it yields
+records one by one. Readers of CoNLL, CoNLL-U and SQuAD are in data/annotated.py.
 """
 
 import codecs
@@ -20,15 +20,15 @@ from plmjax.config import nearest
 from plmjax.data.corpus import unreadable
 from plmjax.data.text import raw_blocks
 
-LINE_BYTES = 1 << 28  # a JSON record must be in memory whole
+LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
-# Makes a value of bytes that should be text, which stand at file:line.
+# Decodes bytes that should be text; the second argument is their file:line.
 Decode = Callable[[bytes, str], Any]
 
 
 class Record(NamedTuple):
-    """Values by name; `line` counts from 1, and is a row where there are no lines."""
+    """Values by name; `line` counts from 1, rows in formats without lines."""
 
     values: Mapping[str, Any]
     file: str
@@ -36,17 +36,18 @@ class Record(NamedTuple):
 
 
 def bad_data(where: str, what: str, hint: str) -> PlmjaxError:
+    """The error (code 3) for wrong data; `where` is file:line."""
     return PlmjaxError(f"{where}: {what}", hint=hint, code=Exit.DATA)
 
 
 def no_column(where: str, name: str, key: str, found: Sequence[str]) -> PlmjaxError:
-    """The error for a column that is not there; `key` is the config's."""
+    """The error for a missing column; `key` is the config's key for it."""
     hint = nearest(name, found) if found else ""
     return bad_data(where, f"there is no column {name!r}.", f"{hint} Set {key}.")
 
 
 def no_field(where: str, field: str, found: Iterable[str]) -> PlmjaxError:
-    """The error for a column that a corpus' records lack."""
+    """The error for a field that the records of a corpus lack."""
     return PlmjaxError(
         f"{where} has no field {field!r}; there are: "
         f"{', '.join(map(str, found)) or 'none'}.",
@@ -56,7 +57,7 @@ def no_field(where: str, field: str, found: Iterable[str]) -> PlmjaxError:
 
 
 def utf8(raw: bytes, where: str) -> str:
-    """The text that bytes spell; PlmjaxError where they spell none."""
+    """Decodes bytes at `where`, a file:line; PlmjaxError if they are not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -65,7 +66,11 @@ def utf8(raw: bytes, where: str) -> str:
 
 
 def text_of(value: Any, where: str, column: str) -> str:
-    """The value of a column that must be text; `where` is file:line."""
+    """Returns the value of a column if it is valid text; `where` is file:line.
+
+    Raises:
+      PlmjaxError: it is empty, not text, or has half a surrogate pair.
+    """
     if not isinstance(value, str):
         kind = "empty" if value is None else f"a {type(value).__name__}, not text"
         raise bad_data(
@@ -83,7 +88,7 @@ def text_of(value: Any, where: str, column: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, plain or gzipped, without a byte order mark."""
+    """Reads a UTF-8 file, plain or gzipped, without a byte order mark."""
     raw = b"".join(raw_blocks(path))
     try:
         return raw.decode().removeprefix("\ufeff")
@@ -97,7 +102,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
-    """The value of a JSON text: a line of a file, or the whole of it."""
+    """Parses JSON: line `line` of a file, or all of it; PlmjaxError if invalid."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -114,8 +119,8 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, plain or gzipped, without a byte order mark."""
-    rest: list[bytes] = []  # pieces of a line that goes on, joined once at its end
+    """Yields the lines of a file, plain or gzipped, without a byte order mark."""
+    rest: list[bytes] = []  # pieces of an unfinished line, joined once at its end
     size, first = 0, True
     for block in raw_blocks(path):
         block = block.removeprefix(codecs.BOM_UTF8) if first else block
@@ -140,17 +145,17 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_csv(path: Path, header: bool = True) -> Iterator[Record]:
-    """Comma-separated values: a field in double quotes may hold commas and lines."""
+    """Reads CSV; a field in double quotes may contain commas and newlines."""
     return _separated(path, header, delimiter=",", strict=True)
 
 
 def read_tsv(path: Path, header: bool = True) -> Iterator[Record]:
-    """Tab-separated values: a quotation mark is a character like any other."""
+    """Reads tab-separated values; quotation marks have no special meaning."""
     return _separated(path, header, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _separated(path: Path, header: bool, **dialect: Any) -> Iterator[Record]:
-    csv.field_size_limit(1 << 28)  # the module's own refuses a book in a field
+    csv.field_size_limit(1 << 28)  # the default limit is less than a book
     reader = csv.reader(io.StringIO(read_text(path), newline=""), **dialect)
     names, before = None, 0
     try:
@@ -191,7 +196,7 @@ def _check_header(names: list[str], where: str) -> None:
 
 
 def read_jsonl(path: Path, decode: Decode = utf8) -> Iterator[Record]:
-    """One JSON object a line."""
+    """Reads one JSON object a line; blank lines are skipped."""
     for line, raw in enumerate(read_lines(path), 1):
         text = decode(raw, f"{path}:{line}")
         if not text.strip():
@@ -209,7 +214,7 @@ def read_jsonl(path: Path, decode: Decode = utf8) -> Iterator[Record]:
 def read_parquet(
     path: Path, column: str | None = None, decode: Decode = utf8
 ) -> Iterator[Record]:
-    """A record a row; with `column` of that one alone."""
+    """Reads a record a row, with all columns or only `column`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -231,7 +236,7 @@ def read_parquet(
 
 
 def _as_python(value: Any, where: str, decode: Decode) -> Any:
-    """The value of a pyarrow scalar, which may say that it is text and be none."""
+    """The value of a pyarrow scalar; one of type string may be invalid UTF-8."""
     try:
         return value.as_py()
     except UnicodeDecodeError:
@@ -244,7 +249,7 @@ def _as_python(value: Any, where: str, decode: Decode) -> Any:
 
 
 def split_of(paths: str, role: str) -> tuple[Path, str]:
-    """Returns (folder, split) of "folder" or "folder:split"; PlmjaxError if no folder.
+    """Parses "folder" or "folder:split"; PlmjaxError if there is no such folder.
 
     `role` is train, held_out or test; the split defaults to its usual name.
     """
@@ -261,7 +266,7 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
 
 
 def open_datasets(folder: Path, split: str, hint: str) -> Any:
-    """Opens a folder that datasets' save_to_disk wrote, or one of data files."""
+    """Opens a folder that datasets' save_to_disk wrote, or a folder of data files."""
     import datasets
 
     saved = any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
@@ -279,9 +284,9 @@ def open_datasets(folder: Path, split: str, hint: str) -> Any:
 
 
 def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[Record]:
-    """A record a row of what open_datasets gives, classes by their names.
+    """Yields a record for each row from open_datasets, with classes by name.
 
-    With `column` it is of that one alone, as it stands: a class is no text.
+    With `column`, records have only that column, and its value is unchanged.
     """
     if column is not None:
         columns = rows.column_names
@@ -294,7 +299,7 @@ def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[R
 
 
 class Prepared(NamedTuple):
-    """A data set that tfds has prepared as array_record, and the folder it is in."""
+    """A data set that tfds has prepared as array_record, and its folder."""
 
     rows: Any
     features: Mapping[str, Any]
@@ -311,7 +316,7 @@ def open_tfds(folder: Path, dataset: str | None, split: str, key: str) -> Prepar
     try:
         builder: Any = tfds.builder(dataset, data_dir=str(folder))
         rows = builder.as_data_source(split=split)
-    except Exception as error:  # tfds has a dozen kinds for "it is not there"
+    except Exception as error:  # tfds raises many classes if it cannot read the data
         reason = str(error).strip().partition("\n")[0]
         raise bad_data(
             str(folder),
@@ -325,7 +330,7 @@ def open_tfds(folder: Path, dataset: str | None, split: str, key: str) -> Prepar
 def read_tfds(
     found: Prepared, name: str, column: str | None = None, decode: Decode = utf8
 ) -> Iterator[Record]:
-    """A record a row, as read_datasets gives it."""
+    """Yields a record for each row, as read_datasets does."""
     names = _label_names(found.features) if column is None else {}
     for line, values in enumerate(found.rows, 1):
         where = f"{name}:{line}"
@@ -338,7 +343,7 @@ def read_tfds(
 
 
 def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the classes that both libraries store as numbers, also in lists."""
+    """Class names by column; both libraries store classes as numbers, also in lists."""
     named = {}
     for column, feature in features.items():
         inner = getattr(feature, "feature", feature)
@@ -348,7 +353,7 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _named(values: Mapping[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Values with numbers of classes replaced by names; -1, no label, becomes None."""
+    """Values with class numbers replaced by names; -1 (no label) becomes None."""
     found = dict(values)
     for column in found.keys() & names.keys():
         value, known = found[column], names[column]
@@ -360,7 +365,7 @@ def _named(values: Mapping[str, Any], names: dict[str, list[str]]) -> dict[str, 
 
 
 def _plain(value: Any, where: str, decode: Decode) -> Any:
-    """The value of numpy arrays and bytes, as Python has it."""
+    """Converts numpy arrays and bytes to Python values, also in lists and dicts."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, bytes):

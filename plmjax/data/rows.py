@@ -1,9 +1,9 @@
-"""Which pieces of documents share a row of L tokens: a plan, made once a length.
+"""Plans which pieces of documents share a row of L tokens, once for each length.
 
-A document longer than L - 2 is split into pieces, and so is one that fills what a row
-has left. A packed row holds several pieces, each between its own [CLS] and [SEP];
-attention never crosses from one to another.
-Rows of sentence pairs are planned in data/pairs.py, and kept here too.
+A document is split into pieces if it is longer than L - 2 tokens, or if a part of it
+fills the rest of a row. A packed row holds several pieces, each between a [CLS] and a
+[SEP]; attention never crosses from one to another.
+Rows of sentence pairs are planned in data/pairs.py; their plans are also saved here.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from plmjax.files import replacing
 
 __all__ = ["Plan", "gather", "load_plan", "make_plan"]
 
-# Part of the name of a saved plan: raise it when the packing changes.
+# Part of the name of a saved plan: increase it when the packing changes.
 _VERSION = 2
 _PAIRS_VERSION = 1
 
@@ -73,10 +73,14 @@ def load_plan(
     directory: Path,
     pairs: PairsConfig | None = None,
 ) -> Plan:
-    """Returns the plan from `directory`, where it is made and kept the first time."""
+    """Loads the plan from `directory`; the first call makes it and saves it there.
+
+    Raises:
+      PlmjaxError: the saved plan cannot be read (code 3), or as make_plan.
+    """
     shape = f"{split.name}-{length}-{'packed' if packed else 'single'}"
     name = f"rows-v{_VERSION}-{shape}"
-    if pairs is not None:  # what is drawn each epoch does not shape the plan
+    if pairs is not None:  # kind and negatives do not affect the saved arrays
         name = f"pairs-v{_PAIRS_VERSION}-{shape}-{pairs.short_share!r}"
     path = directory / f"{name}.npz"
     fixed: dict[str, Any] = {"length": length}
@@ -86,7 +90,7 @@ def load_plan(
     names = [f.name for f in dataclasses.fields(kind) if f.name not in fixed]
     if path.exists():
         plan = kind(**fixed | _read(path, names))
-        if isinstance(plan, PairPlan):  # made for another kind, perhaps
+        if isinstance(plan, PairPlan):  # may be saved by a run of another kind
             check_negatives(split, plan)
     else:
         plan = make_plan(split, length, packed, pairs)
@@ -97,7 +101,7 @@ def load_plan(
 
 def _read(path: Path, names: list[str]) -> dict[str, Any]:
     try:
-        # Opened here: numpy leaves a file that it cannot read open.
+        # We open the file because np.load does not close a file that it cannot read.
         with open(path, "rb") as file, np.load(file) as saved:
             return {name: saved[name] for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -111,8 +115,8 @@ def _read(path: Path, names: list[str]) -> dict[str, Any]:
 def gather(split: Split, plan: Plan, rows: np.ndarray, cls: int, sep: int, pad: int):
     """Returns the arrays of the given rows of a plan, each [len(rows), L], as a dict.
 
-    A row of -1 is empty: all padding, segment 0. "cut" bool marks the [SEP] of pieces
-    whose document goes on: nothing ends there.
+    A row of -1 is empty: all padding, segment 0. "cut" bool marks each [SEP] at which
+    the document does not end but continues in another piece.
     """
     piece, row = pieces_of(plan, rows)
     start, size = plan.start[piece], plan.size[piece].astype(np.int64)

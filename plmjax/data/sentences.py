@@ -1,9 +1,9 @@
 """Rules that cut a text into sentences; joined, they are the text again.
 
-A sentence keeps the white space before it, so that its pieces are those it has inside
-the whole text: WordPiece's always; byte-level BPE's and unigram's wherever white space
-follows the cut. Between Chinese sentences there is none: unigram begins each with a
-"▁" of its own, and byte-level BPE cannot join 。「 to one piece across the cut.
+A sentence keeps the white space before it, so that it has the same pieces as inside
+the full text: always for WordPiece; for byte-level BPE and unigram if white space
+follows the cut. Chinese sentences have none between them: unigram begins each with an
+extra "▁", and byte-level BPE cannot join 。「 to one piece across the cut.
 """
 
 import itertools
@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterator
 
 from plmjax import PlmjaxError
 
-VERSION = 1  # raise it when a rule changes: it is part of a store's key
+VERSION = 1  # increase it when a rule changes: it is part of a store's key
 
 _CLOSERS = "\"'”’“»)\\]}」』）】》〉"
-# What ends a sentence before white space; a run of them ends one sentence.
+# Marks that end a sentence before white space; a run of them ends one sentence.
 _SPACED = ".!?…؟۔।॥"
-# What ends it even without; white space is not customary after these.
+# Marks that end it without white space, which is not customary after them.
 _UNSPACED = "。！？｡"
-# The looks back keep it linear in long runs of marks or blanks.
+# The lookbehinds keep the search linear in long runs of marks or blanks.
 _END = re.compile(
     f"(?<![{_SPACED}])(?P<spaced>[{_SPACED}]+)[{_CLOSERS}]*"
-    # Quotes that stand one in another have a thin blank between them.
+    # Nested closing quotes may have a thin blank between them.
     "(?:[ \xa0\u2009\u202f][”’»]+)*(?=\\s+(?P<next>\\S))"
-    # (Text whose words are parted by blanks has one before a quote that closes.)
+    # (Chinese text with blanks between words has one before a closing quote.)
     f"|(?:[{_UNSPACED}][{_UNSPACED}!?…]*[{_CLOSERS}]*(?: [”’」』）】》〉]+)*"
     "|(?<!…)…+[」』]+"
     # Chinese and Japanese with half-width marks.
@@ -36,12 +36,12 @@ _END = re.compile(
 _CONTINUES = "，、；：,;:"
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")  # J, e.g, U.S
 _OPENERS = "\"'“‘«([{—–"
-# Never the end of a sentence: something is called by what follows.
+# A full stop after these never ends a sentence: they introduce what follows.
 _TITLES = frozenset(
     "mr mrs ms mx messrs mme mlle dr prof rev hon gen col capt cpt lt maj sgt st "
     "cf vs viz al approx".split()
 )
-# No end before a number.
+# A full stop after these does not end a sentence if a number follows.
 _COUNTED = frozenset(
     "no nos nr fig figs eq eqs vol p pp ch chap sec art tab bk "
     "jan feb mar apr jun jul aug sep sept oct nov dec".split()
@@ -62,7 +62,7 @@ def _by_punctuation(text: str) -> Iterator[int]:
 
 
 def _ends(text: str, begin: int, found: re.Match) -> bool:
-    """Whether what looks like the end of the sentence from `begin` on is one."""
+    """Whether the match `found` really ends the sentence that starts at `begin`."""
     follows = found["next"] or found["glued"]
     if follows is None:  # a blank line
         return True
@@ -77,20 +77,20 @@ def _ends(text: str, begin: int, found: re.Match) -> bool:
     if mark != ".":
         return True
     stop = found.start("spaced")
-    # Only so far back: a sentence may be a million characters long.
+    # Look back only _LONGEST characters: a sentence may have a million.
     return not _abbreviates(text[max(begin, stop - _LONGEST) : stop], follows)
 
 
 def _abbreviates(before: str, follows: str) -> bool:
-    """Whether a single full stop after `before` shortens a word."""
+    """Whether a single full stop after `before` marks an abbreviation."""
     words = before.split()
     if not words:
-        return True  # nothing stands before it
+        return True  # no word is before it
     word = words[-1].lstrip(_OPENERS)
     if len(words) == 1 and word.isdecimal() and len(before) < _LONGEST:
         return True  # "1. The first of a list"
     if _INITIALS.fullmatch(word):
-        return word != "I"  # more often the person than somebody's initial
+        return word != "I"  # more often the pronoun than an initial
     name = word.casefold()
     return name in _TITLES or (name in _COUNTED and follows.isdecimal())
 
@@ -107,7 +107,7 @@ RULES: dict[str, Callable[[str], Iterator[int]]] = {
 
 
 def check_rule(rule: str | None) -> None:
-    """Raises PlmjaxError for a rule that there is not."""
+    """Raises PlmjaxError for an unknown rule."""
     if rule is not None and rule not in RULES:
         raise PlmjaxError(
             f"data.sentences={rule!r} is not known.",
@@ -116,13 +116,13 @@ def check_rule(rule: str | None) -> None:
 
 
 def split_sentences(text: str, rule: str) -> list[str]:
-    """The sentences of a text; "".join of them is the text.
+    """Returns the sentences of a text; "".join of them is the text.
 
-    lines: a newline ends a sentence. punctuation: these do, and a blank line:
-      - 。！？｡ and the quotes or brackets that close after them, unless a comma
-        follows; half-width ! and ? before a Chinese or Japanese character;
-      - . ! ? … ؟ ۔ । ॥ (and what closes after them) before white space, unless a
-        lower-case letter follows. A single full stop does not end a sentence after
+    lines: a newline ends a sentence. punctuation: a blank line does, and
+      - 。！？｡ with any closing quotes or brackets, unless a comma follows;
+        half-width ! and ? before a Chinese or Japanese character;
+      - . ! ? … ؟ ۔ । ॥ with any closing quotes or brackets before white space, unless
+        a lower-case letter follows. A single full stop does not end a sentence after
         initials (J. S.; e.g.; but I.), a title (Mr.), a number that opens it, or,
         before a number, an abbreviation like No. and Fig.
     """

@@ -1,4 +1,4 @@
-"""Where documents come from: one function a kind, and one interface."""
+"""Sources of documents: one function for each kind, all with the same interface."""
 
 from plmjax import PlmjaxError
 from plmjax.data.corpus import ERRORS, Source, SourceConfig
@@ -19,9 +19,9 @@ SOURCES = {
 
 
 def open_source(config: SourceConfig, errors: str = "strict") -> Source:
-    """The corpus that config names; errors says what invalid UTF-8 does.
+    """Opens the corpus that config names; `errors` (strict, replace): invalid UTF-8.
 
-    Raises PlmjaxError: code 2 where the config is wrong, 3 where the data are.
+    Raises PlmjaxError: code 2 for an error in the config, 3 for one in the data.
     """
     if config.kind not in SOURCES:
         raise PlmjaxError(

@@ -1,10 +1,10 @@
-"""The prepared store on disk: what prepare wrote, opened for reading.
+"""The prepared store on disk, written by prepare and opened here for reading.
 
 KEY/manifest.json           counts, dtypes, and bytes and SHA-256 of each file
 KEY/unigram.npy             [V] int64, counts over the train split
 KEY/SPLIT.offsets.npy       [documents + 1] int64, into the split's token stream
-KEY/SPLIT.sentences.npy     [sentences + 1] int64, as offsets; only where asked for
-KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, the last one fewer
+KEY/SPLIT.sentences.npy     [sentences + 1] int64, as offsets; only if requested
+KEY/SPLIT.0000.tokens.npy   shard_tokens ids each, fewer in the last one
 KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 """
 
@@ -50,7 +50,7 @@ class Split:
         self.documents: int = facts["documents"]
         self.tokens: int = facts["tokens"]
         self.offsets = _open_array(directory / offsets_file(name))
-        # Where each sentence begins, documents included; None: nobody has asked.
+        # The begin of each sentence, and so of each document; None: not requested.
         self.sentences = (
             _open_array(directory / sentences_file(name))
             if "sentences" in facts
@@ -61,10 +61,10 @@ class Split:
         self._starts = [_open_array(directory / starts_file(name, i)) for i in shards]
 
     def __reduce__(self):
-        return Split, self._recipe  # a mapped array would be pickled with its content
+        return Split, self._recipe  # pickle would copy the content of a mapped array
 
     def agrees(self) -> bool:
-        """Says whether the arrays have the sizes that the manifest gives."""
+        """Whether the arrays have the sizes that the manifest gives."""
         _, _, facts = self._recipe
         sizes = [len(tokens) for tokens in self._tokens]
         ends = [(self.offsets, self.documents)]
@@ -78,7 +78,7 @@ class Split:
         )
 
     def document(self, index: np.ndarray) -> np.ndarray:
-        """Which document the stream positions are in, from 0."""
+        """The document, counted from 0, at each stream position."""
         return np.searchsorted(self.offsets, index, side="right") - 1
 
     def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ class Store:
 
     @functools.cached_property
     def unigram(self) -> np.ndarray:
-        """[V] int64: how often each token stands in the train split."""
+        """[V] int64: the count of each token in the train split."""
         return np.load(self.directory / UNIGRAM)
 
     @functools.cache  # noqa: B019
@@ -118,9 +118,9 @@ class Store:
 
 
 def open_store(directory: str | Path, verify: bool = False) -> Store:
-    """The store in directory; verify reads every byte and compares its SHA-256.
+    """Opens the store in directory; verify also compares the SHA-256 of every file.
 
-    Raises PlmjaxError (code 3) naming the first file that is not as it was written.
+    Raises PlmjaxError (code 3), which names the first missing or damaged file.
     """
     directory = Path(directory)
     try:
@@ -155,8 +155,9 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
 
 
 def _check_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raises ValueError or what a missing or mistyped value gives, unless all that
-    readers take from a manifest is there; no digest vouches for the manifest itself.
+    """Checks all manifest values that readers use, as no digest covers the manifest.
+
+    Raises ValueError, or the error that a missing or mistyped value causes.
     """
     files = manifest["files"]
     for facts in files.values():

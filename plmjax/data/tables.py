@@ -1,7 +1,7 @@
-"""Documents that are one field of records: jsonl, parquet, datasets and tfds.
+"""Documents in one field of records: jsonl, parquet, datasets and tfds.
 
-A field that holds a list of strings is a document of those sentences, a line each
-(data.sentences=lines finds them again).
+A list of strings in the field becomes a document with one string on each line, so
+that data.sentences=lines gives these sentences.
 """
 
 import codecs
@@ -36,7 +36,7 @@ from plmjax.data.text import raw_blocks
 
 
 def open_jsonl(config: SourceConfig, errors: str) -> Source:
-    """One JSON object a line, in plain or gzipped files."""
+    """Opens plain or gzipped files with one JSON object a line."""
     files = find_files(config.paths)
 
     def read(tally: Tally) -> Iterator[Record]:
@@ -51,7 +51,7 @@ def open_jsonl(config: SourceConfig, errors: str) -> Source:
 
 
 def open_parquet(config: SourceConfig, errors: str) -> Source:
-    """One column of parquet files, a document a row."""
+    """Opens one column of parquet files, a document a row."""
     files = find_files(config.paths)
 
     def read(_: Tally) -> Iterator[Record]:
@@ -62,7 +62,7 @@ def open_parquet(config: SourceConfig, errors: str) -> Source:
 
 
 def open_hf(config: SourceConfig, errors: str) -> Source:
-    """A folder that datasets' save_to_disk wrote, or a local folder of data files."""
+    """Opens a folder that datasets' save_to_disk wrote, or one of data files."""
     folder = _folder(config, "a folder that save_to_disk wrote")
     hint = "Check --config.data.source.paths and --config.data.source.split."
     rows = open_datasets(folder, config.split, hint)
@@ -74,7 +74,7 @@ def open_hf(config: SourceConfig, errors: str) -> Source:
 
 
 def open_prepared(config: SourceConfig, errors: str) -> Source:
-    """A tfds data set prepared as array_record in data_dir (paths)."""
+    """Opens a tfds data set prepared as array_record in data_dir (paths)."""
     folder = _folder(config, "tfds' data_dir")
     found = open_tfds(folder, config.dataset, config.split, "data.source.dataset")
 
@@ -84,7 +84,7 @@ def open_prepared(config: SourceConfig, errors: str) -> Source:
     return _from_records(config, errors, _files_below(found.path), read)
 
 
-# --- what they share
+# --- shared by all kinds
 
 
 def _from_records(
@@ -145,11 +145,11 @@ def _decode(raw: bytes, where: str, errors: str, tally: Tally, of: str = "") -> 
 
 
 def _decode_later(raw: bytes, where: str) -> bytes:
-    return raw  # _text says in which column
+    return raw  # _text decodes it, and can name the column in an error
 
 
 def _document(value: Any, where: str, errors: str, tally: Tally) -> str:
-    """The text of a field, or of its sentences, each made one line."""
+    """The text of a field; if it is a list of sentences, each becomes one line."""
     if not isinstance(value, list):
         return _text(value, where, errors, tally)
     sentences = (
@@ -160,7 +160,7 @@ def _document(value: Any, where: str, errors: str, tally: Tally) -> str:
 
 
 def _text(value: Any, where: str, errors: str, tally: Tally) -> str:
-    """The value as text that UTF-8 can hold: JSON can spell half a surrogate pair."""
+    """The value as text that UTF-8 can encode; JSON may have half a surrogate pair."""
     if isinstance(value, bytes):
         return _decode(value, where, errors, tally)
     if not isinstance(value, str):

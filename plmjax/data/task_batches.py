@@ -1,4 +1,4 @@
-"""Batches of a task's rows: training's by (seed, step) alone, evaluation's in order."""
+"""Batches of a task's rows: by (seed, step) for training, in order for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,17 +9,16 @@ from plmjax.data.features import NONE, Features
 from plmjax.data.loader import Batch, permute
 
 _PER_TOKEN = ("tokens", "segments", "positions", "types", "word_start")
-_EMPTY = -1  # the number of a row that only fills a batch
-_BATCHES = 1 << 32  # in a permutation's key: of batches, other numbers are buckets
+_EMPTY = -1  # the number of an empty row, which only fills a batch
+_BATCHES = 1 << 32  # permutation key of the batches; smaller ones are for buckets
 
 
 class TaskBatches:
-    """Training batches: each row once an epoch, in an order of its own.
+    """Training batches: each row once an epoch, in a different order each epoch.
 
-    `lengths`: rows go into the shortest that holds them, and a batch is of one length
-    (none: all are of the features' length). The last batch of each length is filled
-    with rows of weight 0. `mine` says which rows of a global batch this process
-    reads, by its size.
+    `lengths`: each row uses the shortest that holds it, and a batch has one length
+    (without any: the features' length). Rows of weight 0 fill the last batch of each
+    length. `mine` maps the size of a global batch to the rows that this process reads.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class TaskBatches:
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches in an epoch."""
         return int(self._ends[-1])
 
     def rows(self, step: int) -> tuple[int, np.ndarray]:
@@ -79,8 +78,8 @@ def batches_in_order(
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields (rows [B] of the global batch, -1 empty; this process's batch of them).
 
-    Every row comes once, in order, those of the shortest of `lengths` first; the last
-    batch of each length is filled with weight 0.
+    Every row comes once, in order, beginning with the shortest of `lengths`; rows of
+    weight 0 fill the last batch of each length.
     """
     longest = features.length
     known = sorted({*(n for n in lengths if n < longest), longest})
@@ -96,8 +95,8 @@ def batches_in_order(
 def take(features: Features, rows: np.ndarray, length: int | None = None) -> Batch:
     """Returns the arrays of these rows, cut to `length` tokens; a row of -1 is empty.
 
-    An empty row is padding, of weight 0; its label is -1, and where that cannot be,
-    of numbers and of answers, 0.
+    An empty row is padding with weight 0; its label is -1, or 0 where labels are floats
+    or answers.
     """
     per_token: set[str] = set(_PER_TOKEN)
     if features.word is not None:  # tags
@@ -113,9 +112,9 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
             fill = NONE
         values[empty] = fill
         if name == "label" and name in per_token:
-            values = values[:, :length]  # the last axis may be that of probabilities
+            values = values[:, :length]  # a last axis may hold probabilities
         elif name == "states":
-            # The axis of tokens, or of the one that a pooler reads.
+            # The axis of tokens; its size is 1 if a pooler reads only one.
             values = values[..., :length, :]
         elif name in per_token:
             values = values[..., :length]

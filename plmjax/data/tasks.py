@@ -1,4 +1,4 @@
-"""What a fine-tuning task is: its config, and what each kind of task needs."""
+"""The config of a fine-tuning task, and the fields and formats of each kind."""
 
 import dataclasses
 from typing import Literal
@@ -15,10 +15,10 @@ _ALL_TABLES = ("csv", "tsv", *_TABLES)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a kind of task reads.
+    """The input of a kind of task.
 
-    `fields` are the keys of ColumnsConfig that an example cannot do without, those of
-    the label last. `suffixes` are file endings that mean another format here.
+    `fields` are the keys of ColumnsConfig that every example needs, the label last.
+    `suffixes` are file endings that mean another format for this kind.
     """
 
     fields: tuple[str, ...]
@@ -27,7 +27,7 @@ class Kind:
     label_names: bool = True  # whether a label is one of a fixed set of names
 
 
-# How each becomes an Example is in data/labelled.py, how rows in data/features.py.
+# data/labelled.py makes Examples of their records, data/features.py makes rows.
 KINDS = {
     "classes": Kind(("text", "label"), _ALL_TABLES),
     "multilabel": Kind(("text", "label"), _ALL_TABLES),
@@ -50,15 +50,15 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ColumnsConfig:
-    """Which column, or field of a record, holds what; without a header "1", "2", ..."""
+    """The columns, or fields of a record, by role; without a header "1", "2", ..."""
 
     text: str = "text"
-    # The second text, if there is one. choices: what stands before each choice.
-    # embeddings: the text that belongs to the first; None: "pair".
+    # The second text, if any. choices: text put before each choice. embeddings: the
+    # text that belongs to the first; None: "pair".
     pair: str | None = None
-    negative: str | None = None  # embeddings: a text that looks right and is not
-    # Relations: "start,end,start,end", where two entities of the text begin and end,
-    # in characters from 0, the end not included.
+    negative: str | None = None  # embeddings: a hard negative
+    # Relations: "start,end,start,end", the columns of the character positions of two
+    # entities in the text, counted from 0, the end excluded.
     entities: str | None = None
     # multilabel: "a,b,c" are columns of 0 and 1.
     label: str = "label"
@@ -68,9 +68,9 @@ class ColumnsConfig:
     question: str = "question"
     context: str = "context"
     answers: str = "answers"
-    choices: str = "choices"  # one column of lists, or "a,b,c": a column a choice
+    choices: str = "choices"  # one column of lists, or "a,b,c", one per choice
     id: str | None = None  # None: "id" if there is one, else counted from 0
-    group: str | None = None  # examples of one group are never parted by a split
+    group: str | None = None  # examples of one group stay on one side of a split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TaskConfig(Block, prefix="task."):
     """Labelled data and how they become rows."""
 
     kind: TaskKind = "classes"
-    # auto: by the ending of the file's name; a folder is of datasets.
+    # auto: by the ending of the file's name; a folder is read by datasets.
     format: Literal[
         "auto",
         "csv",
@@ -91,42 +91,42 @@ class TaskConfig(Block, prefix="task."):
         "datasets",
         "tfds",
     ] = "auto"
-    # Files and globs, comma between. datasets, tfds: the folder, or "folder:split".
+    # Comma-separated files and globs. datasets, tfds: the folder, or "folder:split".
     train: str | None = None
     held_out: str | None = None
     test: str | None = None
     dataset: str | None = None  # tfds: its name
     header: bool = True  # csv, tsv: the first line names the columns
     columns: ColumnsConfig = dataclasses.field(default_factory=ColumnsConfig)
-    labels: tuple | None = None  # their order; None: those of train, sorted
-    # What stands before and after the first entity, and the second (Zhou and Chen 2022,
-    # arXiv:2102.01373: signs that a vocabulary has do as well as new tokens).
+    labels: tuple | None = None  # in order; None: the sorted labels of train
+    # The markers around the first and the second entity (Zhou and Chen 2022,
+    # arXiv:2102.01373: signs of the vocabulary work as well as new tokens).
     markers: tuple = ("@", "#")
-    label_separator: str = ","  # multilabel: what parts labels written as one text
-    # Share of train that is held out where no held_out file is given.
+    label_separator: str = ","  # multilabel: separates labels written as one text
+    # Share of train that is held out if no held_out file is given.
     held_out_percent: float = number(10.0, above=0, below=100, hint="10 is usual.")
-    # Tokens a row, special tokens included.
+    # Tokens in a row, with special tokens.
     length: int = number(128, at_least=8, hint="128 and 384 tokens are usual.")
-    # A text longer than a row: several windows, or its beginning alone.
+    # A text longer than a row: several windows, or only its beginning.
     long: Literal["window", "truncate"] = "window"
-    # Tokens from the beginning of a window to that of the next.
+    # Tokens between the beginnings of two successive windows.
     stride: int = number(64, at_least=1, hint="Half of task.length is usual.")
-    # What the windows of a text say together: the mean of their probabilities, the
-    # highest of each, or those of the first. embeddings, where a text has one row: the
+    # The prediction from all windows of a text: the mean of their probabilities, the
+    # maximum of each, or those of the first window. embeddings (one row per text): the
     # mean of its tokens' vectors, or cls: that of the first token.
     pooling: Literal["mean", "max", "first", "cls"] = "mean"
-    # embeddings: what cosines are divided by before the softmax over candidates.
+    # embeddings: divides the cosines before the softmax over candidates.
     temperature: float = number(0.05, above=0, hint="0.05 is usual.")
-    # Shorter lengths of batches, for rows that fit: less padding, and a program for
-    # each to compile.
+    # Shorter batch lengths, for rows that fit: less padding, but one more program to
+    # compile for each.
     buckets: tuple = ()
-    # answers: one that is not in the context where it should be. keep: it counts when
-    # predictions are scored, and is learned only if another is in its place.
+    # answers: those that are not in the context at answer_start. keep: scores use one,
+    # but training only a question that also has a correctly placed answer.
     misplaced_answers: Literal["error", "keep"] = "error"
     max_answer_tokens: int = number(30, at_least=1, hint="30 is usual.")
-    # answers: whether "there is none" may be said; none: if train has such a question.
+    # answers: whether "no answer" may be predicted; None: if train has such questions.
     unanswerable: bool | None = None
-    # answers: what is compared, words as in SQuAD, or characters as in CMRC.
+    # answers: the unit of comparison, words as in SQuAD, or characters as in CMRC.
     compare_answers: Literal["words", "characters"] = "words"
 
     def __post_init__(self):
@@ -206,6 +206,6 @@ class TaskConfig(Block, prefix="task."):
             )
 
     def column(self, field: str) -> str:
-        """Returns the name that a field of an example has in records."""
+        """Returns the column of an example's field in records."""
         own = getattr(self.columns, field)
         return own if own is not None else field

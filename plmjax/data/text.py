@@ -1,4 +1,4 @@
-"""Plain text files, read in bounded memory however long their lines are."""
+"""Reads plain text files in bounded memory, whatever the length of their lines."""
 
 import codecs
 import gzip
@@ -24,15 +24,15 @@ from plmjax.data.corpus import (
 )
 
 BLOCK_BYTES = 1 << 20
-GZIP_RATIO = 200  # text packs 3 to 10 times; far beyond that it is a bomb
+GZIP_RATIO = 200  # usual text has a ratio of 3 to 10; far above it is a gzip bomb
 ENDS = {"line": re.compile("\n"), "blank": re.compile("\n[ \t]*\n"), "file": None}
 
 
 def open_text(config: SourceConfig, errors: str) -> Source:
-    """Opens text files; `errors` is what decoding does with bytes that are no UTF-8.
+    """Opens text files; `errors` (strict, replace) is for invalid UTF-8.
 
     Raises:
-      PlmjaxError: no file matches.
+      PlmjaxError: no file matches, or data.source.document is not known.
     """
     files = find_files(config.paths)
     digests = file_digests(files)
@@ -60,7 +60,7 @@ def open_text(config: SourceConfig, errors: str) -> Source:
 
 
 def choose_document(files: list[Path], errors: str) -> tuple[str, str]:
-    """What ends a document here (line, blank or file), and why we think so."""
+    """Returns the likely end of a document (line, blank or file), and the reason."""
     sizes = [path.stat().st_size for path in files]
     if len(files) >= 100 and sum(sizes) < 100_000 * len(files):
         return "file", "many small files"
@@ -78,7 +78,7 @@ def choose_document(files: list[Path], errors: str) -> tuple[str, str]:
 def split_documents(
     blocks: Iterable[str], end: re.Pattern | None, config: SourceConfig
 ) -> Iterator[str]:
-    """Documents from the blocks of one file; a long one comes in several pieces."""
+    """Yields documents from the blocks of one file; a long one in several pieces."""
     rest = ""
     for block in blocks:
         rest += block
@@ -91,12 +91,12 @@ def split_documents(
 
 
 def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
-    """The file's text in blocks, without BOM, every line ended by a newline alone."""
+    """Yields the file's text in blocks, without BOM, with "\\n" as line end."""
     utf8 = codecs.getincrementaldecoder("utf-8")(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    place = 0  # of the block, in bytes
+    place = 0  # offset of the block in bytes
     for raw in raw_blocks(path):
-        kept = len(utf8.getstate()[0])  # bytes of a character that the last block cut
+        kept = len(utf8.getstate()[0])  # bytes of a character split between blocks
         try:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
@@ -116,7 +116,7 @@ def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
 
 
 def raw_blocks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, unpacked if it is named .gz, then an empty block."""
+    """Yields the file's bytes, unpacked if it ends in .gz, then an empty block."""
     size = 0
     try:
         with open_bytes(path) as stream:
@@ -130,6 +130,7 @@ def raw_blocks(path: Path) -> Iterator[bytes]:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
+    """Opens a file for reading bytes, through gzip if its name ends in .gz."""
     if path.suffix == ".gz":
         return gzip.open(path)  # type: ignore[return-value]
     return open(path, "rb")

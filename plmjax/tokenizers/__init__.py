@@ -1,4 +1,4 @@
-"""Vocabularies: train WordPiece, byte-level BPE, unigram; load others; encode fast."""
+"""Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
 
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
 from plmjax.tokenizers.train import (

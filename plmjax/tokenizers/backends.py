@@ -1,4 +1,4 @@
-"""The three kinds of vocabulary, put together from the tokenizers library."""
+"""The three kinds of tokenizer, built with the tokenizers library."""
 
 import dataclasses
 import json
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Specials:
-    """How a vocabulary spells its special tokens.
+    """The spelling of a vocabulary's special tokens, by role.
 
-    Byte-level ones may lack unk, those of causal models mask, and one token may have
-    several roles (GPT-2 has a single one).
+    A byte-level vocabulary may have no unk, and a causal model's no mask. One token
+    may have several roles (GPT-2 has only one special token).
     """
 
     pad: str
@@ -26,7 +26,7 @@ class Specials:
     mask: str | None
 
     def tokens(self) -> list[str]:
-        """Each token once."""
+        """The special tokens without duplicates."""
         return list(dict.fromkeys(t for t in dataclasses.astuple(self) if t))
 
 
@@ -36,7 +36,7 @@ ALBERT = Specials(pad="<pad>", unk="<unk>", cls="[CLS]", sep="[SEP]", mask="[MAS
 _END = "<|endoftext|>"
 GPT2 = Specials(pad=_END, unk=_END, cls=_END, sep=_END, mask=None)
 
-# The ids are the places in these lists, as in the published checkpoints.
+# The index of a token in its list is its id, as in the published checkpoints.
 WORDPIECE_ORDER = [BERT.pad, BERT.unk, BERT.cls, BERT.sep, BERT.mask]
 BPE_ORDER = [ROBERTA.cls, ROBERTA.pad, ROBERTA.sep, ROBERTA.unk, ROBERTA.mask]
 UNIGRAM_ORDER = [ALBERT.pad, ALBERT.unk, ALBERT.cls, ALBERT.sep, ALBERT.mask]
@@ -50,7 +50,7 @@ def wordpiece_backend(
     strip_accents: bool | None,
     chinese_characters: bool = True,
 ) -> "tokenizers.Tokenizer":
-    """BERT's tokenizer over vocab, piece -> id (Devlin et al. 2018)."""
+    """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     assert specials.unk is not None
@@ -77,7 +77,7 @@ def bpe_backend(
     lowercase: bool = False,
     strip_accents: bool | None = None,
 ) -> "tokenizers.Tokenizer":
-    """RoBERTa's tokenizer over bytes: BPE within GPT-2's words (Liu et al. 2019)."""
+    """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
@@ -100,10 +100,10 @@ def unigram_backend(
     lowercase: bool,
     strip_accents: bool | None = None,
 ) -> "tokenizers.Tokenizer":
-    """Unigram pieces with their log probabilities in words that "▁" begins (Kudo 2018).
+    """A unigram tokenizer: pieces, log probabilities, words with "▁" (Kudo 2018).
 
-    SentencePiece's own rules of normalising are a compiled table that the library can
-    read but not make; its Nmt (controls, blanks) and NFKC come next to them.
+    The library can read SentencePiece's compiled normalisation table but cannot make
+    one; its Nmt (control characters, blanks) and NFKC come closest.
     """
     from tokenizers import Tokenizer, decoders, models
 
@@ -116,15 +116,17 @@ def unigram_backend(
 
 
 def unigram_normalizer(lowercase: bool, strip_accents: bool | None):
+    """The normaliser of unigram tokenizers; strip_accents=None: as lowercase."""
     from tokenizers import normalizers as n
 
     strip = lowercase if strip_accents is None else strip_accents
-    # NFC puts together again what is no accent (the syllables of Korean).
+    # NFC recombines decomposed characters without accents (Korean syllables).
     parts = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
     return n.Sequence([n.Nmt(), *parts, *([n.Lowercase()] if lowercase else [])])
 
 
 def unigram_pre_tokenizer():
+    """Splits at white space and puts "▁" in front of each word."""
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -136,12 +138,12 @@ def unigram_pre_tokenizer():
 
 
 def finish(backend: "tokenizers.Tokenizer", specials: Specials):
-    """Declare the special tokens, and how they frame one text and a pair of texts."""
+    """Adds the special tokens, and the template for one text and for a pair."""
     from tokenizers import AddedToken, models, processors
 
     bpe = isinstance(backend.model, models.BPE)
-    # The mask eats the space before it, " <mask>" stands for " word", where a space
-    # is a part of words.
+    # Where a space is part of a word, the mask removes the space before it, because
+    # " <mask>" replaces " word".
     strips = not isinstance(backend.model, models.WordPiece)
     added = backend.get_added_tokens_decoder().values()
     known = {token.content for token in added if token.special}
@@ -153,7 +155,8 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
         ]
     )
     if backend.post_processor is None and specials.cls == specials.sep:
-        backend.post_processor = processors.ByteLevel(trim_offsets=False)  # no frame
+        # With a single special token, as in GPT-2, none is added to a text.
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
     if backend.post_processor is None:
         number = backend.get_vocab(with_added_tokens=True)
         cls, sep = ((token, number[token]) for token in (specials.cls, specials.sep))
@@ -170,11 +173,11 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
 
 
 def plain_text_backend(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
-    """A unigram tokenizer in which no text can spell a special token.
+    """A copy of a unigram tokenizer in which no text can spell a special token.
 
-    A unigram model finds every piece of its vocabulary in the text, "[MASK]" too. Here
-    the special ones have a blank in front, and a blank never reaches the model: "▁"
-    stands for it. The ids are the same.
+    A unigram model matches every piece of its vocabulary in the text, "[MASK]" too.
+    The copy spells special tokens with a blank in front, and no blank reaches the
+    model because "▁" replaces it. The ids are the same.
     """
     from tokenizers import Tokenizer
 
@@ -194,7 +197,7 @@ def plain_text_backend(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer
 
 
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: the printable character that stands for each of 256 bytes."""
+    """GPT-2's alphabet as printable character -> byte, for all 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}

@@ -1,4 +1,4 @@
-"""Vocabularies on disk: the layouts of Hugging Face, in and out."""
+"""Reads and writes vocabularies in the file formats of Hugging Face."""
 
 import dataclasses
 import json
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 
 ROLES = [field.name for field in dataclasses.fields(Specials)]
 
-# How published vocabularies of each kind spell what their settings do not name. ALBERT,
-# DeBERTa and XLM-R are unigram.
+# The usual spellings of special tokens by kind, for those that the settings do not
+# name. ALBERT, DeBERTa and XLM-R are unigram.
 _WORDPIECE, _BPE, _UNIGRAM = (BERT,), (ROBERTA, GPT2), (ALBERT, BERT, ROBERTA)
 
 
 def read(
     path: Path, lowercase: bool, strip_accents: bool | None
 ) -> "tuple[tokenizers.Tokenizer, Specials]":
-    """The tokenizer in a folder, a tokenizer.json or a vocab.txt."""
+    """Reads the tokenizer in a folder, a tokenizer.json or a vocab.txt.
+
+    Raises:
+      PlmjaxError: path does not exist, or its vocabulary cannot be used (code 4).
+    """
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         names = ["tokenizer.json", "vocab.txt", "vocab.json"]
@@ -76,7 +80,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
     text = _text(path)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise _bad(f"{path} is not a tokenizer.json: {error}.") from None
     model = backend.model
     if isinstance(model, models.WordPiece):
@@ -101,7 +105,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
     vocab = backend.get_vocab(with_added_tokens=True)
     _check_ids(vocab, path)
     specials = _specials(vocab, settings, standards, path)
-    # Rows are cut and filled by plmjax; a length baked in here would drop text.
+    # plmjax truncates and pads rows itself; a length set in the file would drop text.
     backend.no_truncation()
     backend.no_padding()
     return finish(backend, specials), specials
@@ -114,12 +118,12 @@ def write(
     max_length: int,
     token_types: bool | None,
 ) -> None:
-    """Write tokenizer.json, its settings and the vocabulary in its older form."""
+    """Writes tokenizer.json, its settings and the vocabulary in the older format."""
     from tokenizers import models
 
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"), pretty=True)
-    # The older form of unigram is SentencePiece's own, which the library cannot write.
+    # The older format of unigram is SentencePiece's, which the library cannot write.
     if not isinstance(backend.model, models.Unigram):
         backend.model.save(str(directory))
     added = backend.get_added_tokens_decoder()
@@ -148,22 +152,22 @@ def write(
 
 
 def _inputs(backend, token_types: bool | None) -> dict[str, Any]:
-    """What the tokenizer shall give to the model, as transformers names it."""
+    """The setting of transformers that names the inputs of the model."""
     from tokenizers import models
 
     if token_types is None:
-        # Byte-level BPE is RoBERTa's and GPT-2's, which have a single type or none.
+        # RoBERTa and GPT-2 use byte-level BPE and have one token type or none.
         token_types = not isinstance(backend.model, models.BPE)
     types = ["token_type_ids"] if token_types else []
     return {"model_input_names": ["input_ids", *types, "attention_mask"]}
 
 
 def _class_settings(backend, specials: Specials) -> dict[str, Any]:
-    """The transformers class that rebuilds just this tokenizer, and its arguments.
+    """The transformers class that rebuilds exactly this tokenizer, and its arguments.
 
-    BertTokenizer and its like take the vocabulary from tokenizer.json and build the
-    rest anew, so anything they do not know goes by the class that reads all of it. That
-    is so for all unigram ones: the families' classes have normalisers of their own.
+    BertTokenizer and similar classes take only the vocabulary from tokenizer.json and
+    build the rest themselves. Other settings need the class that reads the full file;
+    so do all unigram tokenizers, as the families' classes use other normalisers.
     """
     from tokenizers import models, normalizers, pre_tokenizers
 
@@ -198,7 +202,7 @@ def _class_settings(backend, specials: Specials) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and special_tokens_map.json where it is silent."""
+    """The keys of tokenizer_config.json; special_tokens_map.json adds missing ones."""
     names = ["special_tokens_map.json", "tokenizer_config.json"]
     settings: dict[str, Any] = {}
     for path in (folder / name for name in names):
@@ -213,9 +217,9 @@ def _specials(
     standards: tuple[Specials, ...],
     path: Path,
 ) -> Specials:
-    """The special tokens by the settings' names, else by their usual spelling.
+    """The special tokens that the settings name, else those of a usual spelling.
 
-    Of several usual spellings the first is taken of which the vocabulary lacks nothing.
+    Takes the first of `standards` whose tokens are all in the vocabulary.
     """
     given: dict[str, str] = {}
     for role in ROLES:
@@ -238,7 +242,7 @@ def _specials(
 
 
 def _check_unigram(content: dict[str, Any], path: Path) -> None:
-    """Raises PlmjaxError unless blanks become "▁" and unknown characters a piece."""
+    """Raises PlmjaxError unless blanks become "▁" and unknown characters unk."""
     step: dict[str, Any] = content["pre_tokenizer"] or {"type": None}
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     spaces = [one for one in steps if one["type"] == "Metaspace"]
@@ -250,11 +254,11 @@ def _check_unigram(content: dict[str, Any], path: Path) -> None:
 
 def _vocab_txt(path: Path) -> dict[str, int]:
     vocab: dict[str, int] = {}
-    # Not splitlines(): a vocabulary may hold U+2028 and the like as pieces.
+    # splitlines() would also split at U+2028, which may be a piece.
     lines = _text(path).removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         piece = line.removesuffix("\r")
-        if not piece.strip(" \t"):  # Chinese ones hold U+2028 itself
+        if not piece.strip(" \t"):  # Chinese vocabularies have U+2028 as a piece
             raise _bad(f"{path}:{number}: the line is empty.")
         if piece in vocab:
             raise _bad(

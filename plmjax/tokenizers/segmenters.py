@@ -1,8 +1,8 @@
-"""Chinese words: which characters belong together, found by jieba or by spaces.
+"""Chinese word segmentation, by jieba or by the spaces in the text.
 
-Tokens stay the vocabulary's (characters for BERT); a segmenter only says where words
-start, for whole-word masking (Cui et al. 2019, "Pre-Training with Whole Word Masking
-for Chinese BERT").
+The vocabulary still determines the tokens (characters for BERT). A segmenter only
+marks where words start, for whole-word masking (Cui et al. 2019, "Pre-Training with
+Whole Word Masking for Chinese BERT").
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from plmjax.tokenizers.words import Encoded, word_starts
 if TYPE_CHECKING:
     import tokenizers
 
-SIGN, BLANK = 1, 2  # of a piece; others have letters
+SIGN, BLANK = 1, 2  # kinds of pieces; 0: the piece has letters
 FILE = "plmjax_segmenter.json"  # beside tokenizer.json
 
 _IDEOGRAPHS = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CHINESE = re.compile(f"[{_IDEOGRAPHS}]")
-# Writing without spaces: ideographs, kana, and the wide punctuation among them.
+# Characters written without spaces: ideographs, kana and wide punctuation.
 _WIDE = re.compile(f"[{_IDEOGRAPHS}\u3000-\u30ff\uff00-\uffef]")
 _BLANKS = re.compile(r"(\s+)")
 _ENTRY = re.compile(r"\S+( [0-9]+)?( [a-z]+)?")
@@ -45,7 +45,7 @@ class Segmenter:
     dictionary: str = ""
 
     def cut(self, text: str) -> list[str]:
-        """Returns words, and what stands between them, that join to the plain text."""
+        """Returns the words and the text between them; joined, the plain text."""
         if self.kind == "spaces":
             return _cut_at_spaces(text)
         words = list(_jieba(self.dictionary).cut(text))
@@ -53,7 +53,7 @@ class Segmenter:
         return words
 
     def plain(self, text: str) -> str:
-        """The text as it is tokenised: without the blanks that only part words."""
+        """The text as it is tokenised, without the blanks that only separate words."""
         return "".join(self.cut(text)) if self.kind == "spaces" else text
 
     def encode(
@@ -62,9 +62,9 @@ class Segmenter:
         texts: Sequence[str],
         sign_V: np.ndarray | None,
     ) -> Encoded:
-        """The texts' ids, with this segmenter's words where there is Chinese.
+        """Returns the texts' ids, with this segmenter's word starts in Chinese text.
 
-        Elsewhere words start as without a segmenter; `sign_V` as in `part_signs`.
+        Other words start as without a segmenter; `sign_V` as in `part_signs`.
         """
         tokens, starts, lengths = [np.empty(0, np.int32)], [np.empty(0, bool)], []
         for begin in range(0, len(texts), 256):
@@ -88,9 +88,9 @@ class Segmenter:
 def part_signs(
     tokens: np.ndarray, word_start: np.ndarray, sign_V: np.ndarray | None
 ) -> np.ndarray:
-    """Word starts in which the pieces that `sign_V` marks SIGN are words of their own.
+    """Word starts [n], where each piece that `sign_V` [V] marks SIGN is one word.
 
-    A piece that is marked BLANK, the "▁" alone, belongs to the sign after it.
+    A piece marked BLANK, which is "▁" alone, belongs to the sign after it.
     """
     if sign_V is None or not len(tokens):
         return word_start
@@ -102,10 +102,10 @@ def part_signs(
 def _mark(
     words: list[str], text: str, offsets: np.ndarray, word_start: np.ndarray
 ) -> np.ndarray:
-    """Word starts [n] of tokens with offsets [n, 2], glued inside Chinese words.
+    """Word starts [n] of tokens with offsets [n, 2], removed inside Chinese words.
 
-    Of the tokens that share a character (the bytes of byte-level BPE) only the first
-    can start a word, and none that begins where another still goes on.
+    If several tokens share a character (the bytes of byte-level BPE), only the first
+    can start a word. A token that begins before the previous one ends starts none.
     """
     inside, opens = np.zeros(len(text) + 1, bool), np.zeros(len(text) + 1, bool)
     begin = 0
@@ -115,27 +115,27 @@ def _mark(
             inside[begin + 1 : end] = True
             opens[[begin, end]] = True
         begin = end
-    # A blank at the front of a token (" word") is not where its word begins.
+    # A token may begin with a blank (" word"); its word begins after the blank.
     solid = next_solid(text)[offsets[:, 0]]
     only_blank = solid >= offsets[:, 1]
     at = np.where(only_blank, offsets[:, 0], solid)
     before = np.concatenate([[0], offsets[:-1, 1]])
-    # A token of that blank alone has begun the word already.
+    # A previous token of only that blank has already begun the word.
     begun = np.concatenate([[False], only_blank[:-1]]) & ~word_start
     return (word_start & ~inside[at]) | (opens[at] & (before <= at) & ~begun)
 
 
 def next_solid(text: str) -> np.ndarray:
-    """[len(text) + 1]: where the next character is that is no blank, or the end."""
+    """[len(text) + 1]: index of the next character that is not a blank, or the end."""
     blank = np.fromiter(map(str.isspace, text), bool, len(text))
     place = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
     return np.minimum.accumulate(place[::-1])[::-1]
 
 
 def own_characters(text: str, plain: str, offsets: np.ndarray) -> np.ndarray:
-    """[n, 2]: where in the text tokens are that have `offsets` in `Segmenter.plain`.
+    """[n, 2]: the tokens' offsets in the text, from `offsets` in `Segmenter.plain`.
 
-    Blanks before a token's first letter are not its own.
+    Blanks before a token's first letter do not count as part of it.
     """
     place = _places(text, plain)
     begin, last = place[offsets[:, 0]], place[np.maximum(offsets[:, 1] - 1, 0)]
@@ -144,12 +144,12 @@ def own_characters(text: str, plain: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def _places(text: str, plain: str) -> np.ndarray:
-    """[len(plain) + 1]: where each character of the plain text is in the text."""
+    """[len(plain) + 1]: the index in the text of each character of the plain text."""
     if plain == text:
         return np.arange(len(text) + 1)
     found, at = [], 0
     for character in plain:
-        while text[at] != character:  # a blank that only parts words
+        while text[at] != character:  # a blank that only separates words
             at += 1
         found.append(at)
         at += 1
@@ -157,7 +157,7 @@ def _places(text: str, plain: str) -> np.ndarray:
 
 
 def _cut_at_spaces(text: str) -> list[str]:
-    """A blank stays only between two words of which neither is in wide characters."""
+    """Keeps a blank if it has a newline or no wide character on either side."""
     parts = _BLANKS.split(text)  # word, blank, word, blank, ..., word
     kept = parts[:1]
     for before, blank, after in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
@@ -170,16 +170,16 @@ def _cut_at_spaces(text: str) -> list[str]:
 
 @functools.cache
 def _jieba(dictionary: str):
-    """A jieba tokenizer of our own: quiet, without a file that others could share."""
+    """A private jieba tokenizer, without log output or a shared cache file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is of 2020: pkg_resources, "\."
+        warnings.simplefilter("ignore")  # jieba (2020): pkg_resources, invalid "\."
         try:
             import jieba  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise _missing() from None
         jieba.setLogLevel(logging.WARNING)
         found = jieba.Tokenizer()
-        # It keeps its dictionary in the common temporary folder under one name.
+        # By default jieba caches its dictionary in the shared temporary folder.
         with tempfile.TemporaryDirectory(prefix="plmjax-jieba-") as folder:
             found.tmp_dir = folder  # pyright: ignore
             found.initialize()
@@ -188,10 +188,10 @@ def _jieba(dictionary: str):
 
 
 def make_segmenter(kind: str, dictionary: str | None) -> Segmenter | None:
-    """The segmenter that a config names, or None; `dictionary` is a path.
+    """Returns the segmenter that a config names, or None; `dictionary` is a path.
 
     Raises:
-      PlmjaxError: jieba is not installed, or the user dictionary is not to be used.
+      PlmjaxError: jieba is not installed, or the user dictionary cannot be used.
     """
     if kind not in ("none", "jieba", "spaces"):
         raise PlmjaxError(
@@ -213,7 +213,7 @@ def make_segmenter(kind: str, dictionary: str | None) -> Segmenter | None:
 
 
 def _read(path: Path) -> str:
-    """A user dictionary: a word a line, then its frequency and its tag if given."""
+    """Reads a user dictionary: a word a line, with an optional count and tag."""
     hint = "Give a UTF-8 text file: a word a line, with a count and a tag if you like."
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -240,7 +240,7 @@ def _read(path: Path) -> str:
 
 
 def write(segmenter: Segmenter | None, directory: Path) -> None:
-    """Write the segmenter beside its tokenizer, or remove an older one."""
+    """Writes the segmenter beside its tokenizer; None removes an existing file."""
     if segmenter is None:
         (directory / FILE).unlink(missing_ok=True)
     else:
@@ -248,7 +248,11 @@ def write(segmenter: Segmenter | None, directory: Path) -> None:
 
 
 def read(directory: Path) -> Segmenter | None:
-    """The segmenter that `write` left in a folder, if any."""
+    """Reads the segmenter that `write` saved in a folder; None if there is none.
+
+    Raises:
+      PlmjaxError: the file cannot be read or is not valid (code 4).
+    """
     if not (directory / FILE).is_file():
         return None
     try:
@@ -265,6 +269,7 @@ def read(directory: Path) -> Segmenter | None:
 
 
 def as_json(segmenter: Segmenter) -> str:
+    """The content of the segmenter's file, which the tokenizer's digest covers."""
     held = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
     return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
 
@@ -272,6 +277,7 @@ def as_json(segmenter: Segmenter) -> str:
 def plain_documents(
     segmenter: Segmenter | None, documents: Iterable[str]
 ) -> Iterable[str]:
+    """The documents as they are tokenised, see `Segmenter.plain`."""
     return documents if segmenter is None else map(segmenter.plain, documents)
 
 

@@ -1,4 +1,4 @@
-"""One tokenizer for all kinds: ids, word starts and surfaces."""
+"""One Tokenizer class for all kinds: ids, word starts and byte counts."""
 
 import functools
 import hashlib
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A picklable wrapper of a tokenizers.Tokenizer, its special tokens known by role.
+    """A picklable wrapper of a tokenizers.Tokenizer with its special tokens by role.
 
-    A special token spelt out in a text ("[MASK]" on a page about BERT) is text like
-    any other here: no corpus can put masks or document ends into the training rows.
-    `encode_prompt` is the one place where the mask's spelling means the mask.
+    A special token spelt out in a text ("[MASK]" on a page about BERT) is encoded as
+    ordinary text: no corpus can put masks or document ends into the training rows.
+    Only `encode_prompt` reads the mask's spelling as the mask.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Tokenizer:
             type(backend.model), "wordpiece"
         )
         backend.encode_special_tokens = True
-        # Whoever makes the backend has checked that it knows them.
+        # The code that made the backend has checked that it has these tokens.
         self.pad_id: int = backend.token_to_id(specials.pad)  # type: ignore
         self.cls_id: int = backend.token_to_id(specials.cls)  # type: ignore
         self.sep_id: int = backend.token_to_id(specials.sep)  # type: ignore
@@ -66,11 +66,15 @@ class Tokenizer:
         return _from_json, (self.backend.to_str(), self.specials, self.segmenter)
 
     def with_segmenter(self, segmenter: Segmenter | None) -> "Tokenizer":
-        """The same vocabulary with word starts by a segmenter."""
+        """A tokenizer with the same vocabulary and this segmenter's word starts."""
         return Tokenizer(self.backend, self.specials, segmenter)
 
     def require_mask(self) -> int:
-        """The mask's id; PlmjaxError (code 4) for a vocabulary without one."""
+        """Returns the mask's id.
+
+        Raises:
+          PlmjaxError: the vocabulary has no mask token (code 4).
+        """
         if self.mask_id is None:
             raise PlmjaxError(
                 "This tokenizer has no mask token, as GPT-2's has none.",
@@ -81,13 +85,13 @@ class Tokenizer:
 
     @functools.cached_property
     def vocabulary_digest(self) -> str:
-        """SHA-256 of tokenizer.json with its keys sorted: what weights belong to."""
+        """SHA-256 of tokenizer.json with sorted keys; weights depend on it."""
         canonical = json.dumps(json.loads(self.backend.to_str()), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @functools.cached_property
     def digest(self) -> str:
-        """The same with the segmenter, if any: what a token store depends on."""
+        """SHA-256 of vocabulary and segmenter, if any; a token store depends on it."""
         if self.segmenter is None:
             return self.vocabulary_digest
         both = self.vocabulary_digest + segmenters.as_json(self.segmenter)
@@ -109,7 +113,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
-        """What encodes texts."""
+        """The backend that encodes texts; no text can spell its special tokens."""
         return plain_text_backend(self.backend) if self._unigram else self.backend
 
     @property
@@ -118,7 +122,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _sign_V(self) -> np.ndarray | None:
-        """Unigram pieces of punctuation, which words in "▁" would take in (ALBERT)."""
+        """[V] kinds of unigram pieces, as "▁" words would include signs (ALBERT)."""
         if not self._unigram:
             return None
         sign_V = np.zeros(self.vocab_size, np.int8)
@@ -134,7 +138,7 @@ class Tokenizer:
         return WordCache(self._plain, cutter(self._plain))
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """The texts' ids end to end, without [CLS] and [SEP]."""
+        """Encodes texts end to end, without [CLS] and [SEP]."""
         if self.segmenter is not None:
             return self.segmenter.encode(self._plain, texts, self._sign_V)
         found = self._cache.encode(texts)
@@ -142,10 +146,10 @@ class Tokenizer:
         return found._replace(word_start=starts)
 
     def encode_spans(self, texts: Sequence[str]) -> tuple[Encoded, np.ndarray]:
-        """encode_batch, and [n, 2] int32: the characters of its text that a token is.
+        """encode_batch, and [n, 2] int32: each token's characters (begin, end).
 
-        Blanks before a token's first letter are not its own; of the bytes of one
-        character each has all of it.
+        Blanks before a token's first letter do not count. A token of one byte of a
+        character has the span of the full character.
         """
         spans = [np.empty((0, 2), np.int64)]
         for first in range(0, len(texts), 256):
@@ -158,8 +162,8 @@ class Tokenizer:
         return self.encode_batch(texts), np.concatenate(spans).astype(np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text in which [MASK] or <mask> stands for the mask."""
-        # Blanks before the mask belong to it, as RoBERTa has it; BERT has no blanks.
+        """Returns the ids of a text, with [MASK] or <mask> read as the mask."""
+        # Blanks before the mask belong to it, as in RoBERTa; BERT encodes no blanks.
         spellings = {"[MASK]", "<mask>", self.specials.mask or "[MASK]"}
         parts = re.split(r"\s*(?:" + "|".join(map(re.escape, spellings)) + ")", text)
         ids = self._ids(parts[0])
@@ -173,11 +177,11 @@ class Tokenizer:
         return self._cache.encode([text]).tokens.tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; padding is left out, other special tokens are shown."""
+        """Returns readable text with special tokens, but without padding."""
         ids = [int(number) for number in ids]
         shown = [number for number in ids if number != self.pad_id]
         if self.pad_id in (self.cls_id, self.sep_id):
-            shown = ids  # nothing tells padding from the end of a text
+            shown = ids  # padding and the end of a text have the same id
         return self.backend.decode(shown, skip_special_tokens=False)
 
     def save(
@@ -188,11 +192,11 @@ class Tokenizer:
         token_types: bool | None = None,
         segmenter: bool = True,
     ) -> None:
-        """Write the files that AutoTokenizer of transformers 5 loads.
+        """Writes the files that AutoTokenizer of transformers 5 loads.
 
-        `token_types`: whether it shall give token_type_ids, for models that have them
-        (None: as the vocabulary's kind is used). Without `segmenter` that stays out,
-        which only plmjax knows.
+        `token_types`: whether the tokenizer returns token_type_ids, for models that
+        have them (None: as is usual for its kind). `segmenter`: whether to write the
+        segmenter too, which only plmjax reads.
         """
         directory = Path(directory)
         files.write(self.backend, self.specials, directory, max_length, token_types)
@@ -205,10 +209,10 @@ class Tokenizer:
         lowercase: bool = True,
         strip_accents: bool | None = None,
     ) -> "Tokenizer":
-        """From a folder, a tokenizer.json or a vocab.txt, with its segmenter if any.
+        """Loads a folder, a tokenizer.json or a vocab.txt, with its segmenter if any.
 
-        The last two arguments are for a vocab.txt that no tokenizer_config.json stands
-        beside. Raises PlmjaxError (code 4) for a vocabulary that cannot be used.
+        The last two arguments are for a vocab.txt without a tokenizer_config.json
+        beside it. Raises PlmjaxError (code 4) for a vocabulary that cannot be used.
         """
         path = Path(path)
         backend, specials = files.read(path, lowercase, strip_accents)
@@ -227,7 +231,7 @@ def _wordpiece_surface(piece: str) -> bytes:
 
 
 def _unigram_surface(piece: str) -> bytes:
-    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # a byte that no piece holds
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # byte fallback
         return bytes.fromhex(piece[3:5])
     return "".join(piece.replace(METASPACE, "").split()).encode()
 
@@ -237,11 +241,11 @@ def _byte_surface():
 
     def surface(piece: str) -> bytes:
         if not all(character in byte for character in piece):
-            return _wordpiece_surface(piece)  # an added token is spelt as it is
+            return _wordpiece_surface(piece)  # an added token is not byte-encoded
         raw = bytes(byte[character] for character in piece)
         try:
             return "".join(raw.decode().split()).encode()
-        except UnicodeDecodeError:  # a part of a character: only ASCII blanks show
+        except UnicodeDecodeError:  # part of a character: only ASCII blanks are known
             return b"".join(raw.split())
 
     return surface

@@ -1,4 +1,4 @@
-"""Train a vocabulary: the same documents give the same one, byte for byte."""
+"""Trains vocabularies: the same documents give the same one, byte for byte."""
 
 import dataclasses
 import hashlib
@@ -26,17 +26,17 @@ from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_docume
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
 
-# Text beyond this is sampled. The trainer sees some 5 MB/s a core and keeps the sample
-# in memory; a piece that 64 MB do not show twice does not belong in 50k pieces.
+# More text than this is sampled. The trainer reads about 5 MB/s a core and keeps the
+# sample in memory; a piece that occurs once in 64 MB is not needed among 50k pieces.
 SAMPLE_BYTES = 64_000_000
-# Unigram keeps each distinct stretch between blanks and signs with all its pieces: for
-# Chinese some 100 bytes of memory and 2 microseconds a byte.
+# Unigram stores every piece of each distinct run between blanks and signs: for Chinese
+# about 100 bytes of memory and 2 microseconds a byte.
 UNIGRAM_BYTES = 16_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Block, prefix="tokenizer."):
-    """Which vocabulary: trained on the corpus, or read from path."""
+    """The vocabulary: trained on the corpus, or read from path."""
 
     # wordpiece | bpe (byte-level) | unigram (SentencePiece's)
     kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
@@ -45,13 +45,13 @@ class TokenizerConfig(Block, prefix="tokenizer."):
     lowercase: bool = True
     strip_accents: bool | None = None  # None: as lowercase, which is BERT's rule
     path: str | None = None  # a folder, tokenizer.json or vocab.txt
-    # Chinese words for whole-word masking: found by jieba, or parted by spaces.
+    # Chinese words for whole-word masking: found by jieba, or separated by spaces.
     segmenter: Literal["none", "jieba", "spaces"] = "none"
     user_dictionary: str | None = None  # more words for jieba: one a line
 
 
 def check_segmenter(config: TokenizerConfig) -> Segmenter | None:
-    """Returns the segmenter that config names; reads no more than its dictionary.
+    """Returns the segmenter that config names; only its dictionary is read.
 
     Raises:
       PlmjaxError: it is not installed, or its dictionary cannot be used.
@@ -60,9 +60,9 @@ def check_segmenter(config: TokenizerConfig) -> Segmenter | None:
 
 
 def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """The tokenizer at config.path if there is one, otherwise trained on documents.
+    """Loads the tokenizer at config.path, or trains one on documents if it is None.
 
-    A segmenter beside an existing one is used unless the config names one.
+    A segmenter saved beside a loaded one is used unless the config names another.
     """
     if config.path is None:
         return train_tokenizer(config, documents)
@@ -72,9 +72,9 @@ def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenize
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-    """Train on documents, or on a sample of SAMPLE_BYTES of them.
+    """Trains on documents, or on a sample of them (SAMPLE_BYTES, UNIGRAM_BYTES).
 
-    Raises PlmjaxError where there is no text, or too little for config.vocab_size.
+    Raises PlmjaxError if there is no text, or too little for config.vocab_size.
     """
     if config.kind not in KINDS:
         raise PlmjaxError(
@@ -96,9 +96,9 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
 def sample_documents(
     documents: Iterable[str], limit_bytes: int = SAMPLE_BYTES
 ) -> list[str]:
-    """The documents whose hash is lowest, about limit_bytes of them, in order.
+    """Returns the documents with the lowest hashes, at most about limit_bytes of text.
 
-    The same set whatever the order of the documents, in one pass and bounded memory.
+    They keep their order, but the set does not depend on it. One pass, bounded memory.
     """
     kept: list[tuple[int, int, str]] = []
     ceiling, total = 1 << 64, 0
@@ -117,12 +117,12 @@ def sample_documents(
 
 
 def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
-    """WordPiece by BPE's merges, as the tokenizers library has it."""
+    """WordPiece trained by BPE's merges, as in the tokenizers library."""
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
-    # The trainer numbers the letters inside words ("##a") in the order of a hash table
-    # that differs from run to run, and ties between merges go by number. So a first
-    # pass, over the distinct words and without merges, finds the letters, and the
-    # second is given them in order.
+    # The trainer numbers the letters inside words ("##a") in the order of a hash table,
+    # which differs from run to run, and breaks ties between merges by number. So a
+    # first pass, over the distinct words and without merges, collects the letters; the
+    # second pass receives them in a fixed order.
     split = cutter(wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)).split
     words = set(itertools.chain.from_iterable(map(split, sample)))
     letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, words)
@@ -140,7 +140,7 @@ def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
     from tokenizers import models, trainers
 
     like = wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)
-    # Without special tokens: one spelt out in the text is text, cut up like any other.
+    # No special tokens: one that is spelt out in the text is ordinary text.
     backend = Backend(models.WordPiece(unk_token=BERT.unk))
     backend.normalizer, backend.pre_tokenizer = like.normalizer, like.pre_tokenizer
     trainer = trainers.WordPieceTrainer(
@@ -154,7 +154,7 @@ def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
 
 
 def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
-    """Byte-level BPE; its alphabet of 256 bytes is fixed, so ties are too."""
+    """Byte-level BPE; ties are deterministic, as its 256 bytes have fixed numbers."""
     from tokenizers import pre_tokenizers, trainers
 
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
@@ -181,7 +181,7 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
 
 
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
-    """Unigram over "▁" words; the trainer is ours, as the library's is not exact."""
+    """Unigram over "▁" words, by our trainer: the library's is not deterministic."""
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
     empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
     like = unigram_backend(empty, **options)

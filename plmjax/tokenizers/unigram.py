@@ -1,11 +1,11 @@
-"""Trains a unigram vocabulary as SentencePiece does (Kudo 2018), always the same one.
+"""Trains a unigram vocabulary as SentencePiece does (Kudo 2018), deterministically.
 
-The tokenizers library's trainer sums in the order of a hash table that differs from
-process to process, so its scores differ in their last digits and its ids with them.
-Here the same words give the same vocabulary: numpy, in a fixed order.
+The tokenizers library's trainer sums in the order of a hash table, which differs from
+process to process, so the last digits of its scores differ, and the ids with them.
+Here numpy sums in a fixed order: the same words give the same vocabulary.
 
-Legend: N pieces, E edges. An edge is a piece in its place in a word, from the node
-before its first character to the node after its last.
+Legend: N pieces, E edges. An edge is one occurrence of a piece in a word, from the
+node before its first character to the node after its last.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from functools import cache
 
 import numpy as np
 
-METASPACE = "▁"  # stands for the blank before a word
+METASPACE = "▁"  # replaces the blank before a word
 LONGEST_PIECE = 16  # characters
-LONGEST_RUN = 64  # longer ones are cut for the training
-SEEDS_PER_PIECE = 20  # SentencePiece starts with a million, whatever the size
-SHRINK = 0.75  # the share that outlives a round of pruning
+LONGEST_RUN = 64  # characters; longer runs are cut for the training
+SEEDS_PER_PIECE = 20  # SentencePiece always starts with a million
+SHRINK = 0.75  # the share that each round of pruning keeps
 
 
 def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, float]]:
     """Returns at most `size` pieces with their log probabilities, likeliest first.
 
-    `words` are counted and begin with "▁"; every character in them is a piece, others
-    must occur `least` times. No piece mixes letters of two scripts, digits and signs.
+    `words` are counts of words that begin with "▁". Every character is a piece; longer
+    ones must occur `least` times. No piece mixes two scripts, digits or signs.
     """
     runs = Counter()
     for word, count in words.items():
@@ -53,9 +53,9 @@ def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, fl
         left = np.count_nonzero(alive_N)
         if left <= size:
             break
-        # What the text would lose in likelihood without a piece.
+        # The loss in the text's log likelihood without each piece.
         other_N = inside.best(log_N, seeds)
-        with np.errstate(invalid="ignore"):  # of the dead ones
+        with np.errstate(invalid="ignore"):  # from pieces that are not alive
             loss_N = np.where(alive_N, expected_N * (log_N - other_N), -np.inf)
         alive_N &= _best(loss_N, required_N, max(size, int(SHRINK * left)))
         log_N = np.where(alive_N, log_N, -np.inf)
@@ -66,7 +66,7 @@ def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, fl
 
 
 def _runs(word: str) -> Iterable[str]:
-    """Cuts a word where its script changes; "▁" goes with what follows it."""
+    """Cuts a word where its script changes; "▁" joins the character after it."""
     begin, kind = 0, ""
     for place, character in enumerate(word):
         found = _script(character) or kind
@@ -79,7 +79,7 @@ def _runs(word: str) -> Iterable[str]:
 
 @cache
 def _script(character: str) -> str:
-    """Letters by script, digits, signs; "" for "▁" and marks, which join any."""
+    """The script, "N" for digits or "sign"; "" for "▁" and marks, which join any."""
     if character == METASPACE:
         return ""
     category = unicodedata.category(character)[0]
@@ -91,7 +91,7 @@ def _script(character: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Corpus:
-    """Runs end to end: letter [characters] codes, run of each, counts by run."""
+    """Runs end to end: code point (letter) and run [characters], counts by run."""
 
     text: str
     letter: np.ndarray
@@ -114,7 +114,7 @@ class _Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class _Seeds:
-    """Pieces: first place, length and count [N]; all places, and of which [E]."""
+    """Pieces: first position, length, count [N]; all positions, their pieces [E]."""
 
     first: np.ndarray
     length: np.ndarray
@@ -124,14 +124,14 @@ class _Seeds:
 
 
 def _seeds(corpus: _Corpus, least: int, limit: int) -> _Seeds:
-    """All characters, and of the longer frequent substrings those that cover most.
+    """All characters, and the longer frequent substrings that cover the most text.
 
     A substring that is always followed by the same character is left out, as in a
-    suffix array: the longer one says as much.
+    suffix array: the longer one has the same count.
     """
     end = corpus.begin[corpus.run + 1]
     place = np.arange(len(corpus.letter))
-    name = np.zeros(len(place), np.int64)  # of the substring one shorter, by place
+    name = np.zeros(len(place), np.int64)  # id of the substring one shorter
     levels: list[list[np.ndarray]] = []  # first, count, place, name by length
     for length in range(1, LONGEST_PIECE + 1):
         fits = place + length <= end[place]
@@ -186,12 +186,12 @@ class _Lattice:
         return _Lattice(*edges, self.depth, self.word)
 
     def sweep(self, log_N: np.ndarray, backward: bool, best: bool) -> np.ndarray:
-        """Returns by node the log of the sum (or the best) of all ways to it."""
+        """Returns by node the log of the sum (or maximum) over all paths to it."""
         begin, end = (self.end, self.start) if backward else (self.start, self.end)
         depth = self.depth[end] * (-1 if backward else 1)
         order = np.lexsort((end, depth))
         begin, end, log_E = begin[order], end[order], log_N[self.piece[order]]
-        # Of each node the first edge, of each depth the first node.
+        # The first edge of each node, and the first node of each depth.
         edge = np.flatnonzero(np.diff(end, prepend=-1))
         node = end[edge]
         steps = np.flatnonzero(np.diff(depth[order][edge], prepend=depth.min() - 1))
@@ -210,7 +210,7 @@ class _Lattice:
         return value
 
     def expected(self, log_N: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Returns how often each piece is used, all segmentations weighed."""
+        """Returns the expected count [N] of each piece over all segmentations."""
         before = self.sweep(log_N, backward=False, best=False)
         after = self.sweep(log_N, backward=True, best=False)
         total = after[self.depth == 0]
@@ -219,7 +219,7 @@ class _Lattice:
         return np.bincount(self.piece, np.exp(chance) * count[word], len(log_N))
 
     def best(self, log_N: np.ndarray, seeds: _Seeds) -> np.ndarray:
-        """Returns of each piece its likeliest segmentation into others."""
+        """Returns the log probability [N] of each piece's best split into others."""
         if not len(self.start):
             return np.full(len(log_N), -np.inf)
         last = np.cumsum(seeds.length + 1) - 1
@@ -227,7 +227,7 @@ class _Lattice:
 
 
 def _lattice(corpus: _Corpus, seeds: _Seeds) -> _Lattice:
-    """The corpus's: its nodes are the gaps of each run, run after run."""
+    """The corpus as a lattice: its nodes are the gaps of each run, run after run."""
     word, depth = _nodes(np.diff(corpus.begin))
     start = seeds.place + corpus.run[seeds.place]
     order = np.argsort(start, kind="stable")
@@ -236,9 +236,9 @@ def _lattice(corpus: _Corpus, seeds: _Seeds) -> _Lattice:
 
 
 def _inside(corpus: _Corpus, lattice: _Lattice, seeds: _Seeds) -> _Lattice:
-    """The pieces' own: what else stands in the corpus where a piece first stands."""
+    """The pieces as a lattice: the other edges inside each piece's first occurrence."""
     first = seeds.first + corpus.run[seeds.first]
-    # Edges are in the order of their starts: those that begin in a piece lie together.
+    # Edges are sorted by start, so those that begin in one piece are contiguous.
     low = np.searchsorted(lattice.start, first)
     sizes = np.searchsorted(lattice.start, first + seeds.length) - low
     owner = np.repeat(np.arange(len(first)), sizes)
@@ -253,14 +253,14 @@ def _inside(corpus: _Corpus, lattice: _Lattice, seeds: _Seeds) -> _Lattice:
 
 
 def _nodes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of each node its word and how many characters stand before it there."""
+    """Returns each node's word and its depth, the characters before it in the word."""
     sizes = lengths + 1
     word = np.repeat(np.arange(len(sizes)), sizes)
     return word, np.arange(len(word)) - (np.cumsum(sizes) - sizes)[word]
 
 
 def _best(value_N: np.ndarray, required_N: np.ndarray, keep: int) -> np.ndarray:
-    """Marks the required and, up to `keep` in all, those of the highest value."""
+    """Marks the required pieces and, up to `keep` in all, the most valuable ones."""
     order = np.argsort(np.where(required_N, -np.inf, -value_N), kind="stable")
     chosen_N = required_N.copy()
     chosen_N[order[:keep]] = True
@@ -269,14 +269,14 @@ def _best(value_N: np.ndarray, required_N: np.ndarray, keep: int) -> np.ndarray:
 
 def _maximise(expected_N: np.ndarray, alive_N: np.ndarray) -> np.ndarray:
     """The log probabilities under a sparse prior: digamma for the logarithm (Kudo)."""
-    # A character that the text does not need alone can still be met elsewhere.
+    # A character that is never used alone here may still occur in other text.
     count_N = np.maximum(expected_N, 0.5)
     log_N = _digamma(count_N) - _digamma(count_N[alive_N].sum())
     return np.where(alive_N, log_N, -np.inf)
 
 
 def _digamma(x: np.ndarray) -> np.ndarray:
-    """By its recurrence up to x + 6 and its asymptotic series; x > 0."""
+    """Digamma for x > 0: its recurrence up to x + 6, then its asymptotic series."""
     shift = sum(1.0 / (x + n) for n in range(6))
     x = x + 6
     square = 1.0 / (x * x)

@@ -1,10 +1,9 @@
-"""The exact word cache: each distinct word goes through the library once.
+"""The exact word cache: the library tokenises each distinct word once.
 
-A tokenizer that works word by word gives a word the same pieces wherever it stands,
-so it is enough to cut the text into words as the library would, and to look them up.
-Cutting need not be as fine as the library's: a unit that holds several words, or a
-whole text that we cannot cut, is looked up just as well. It must only never cut where
-the library's result would differ; what each pattern below relies on is said there.
+A tokenizer that works word by word gives a word the same pieces in every context, so
+we cut the text into words as the library would, and look them up. A unit may hold
+several of the library's words, or a full text that we cannot cut safely. The cut must
+never change the library's result; each pattern below states its assumptions.
 """
 
 import functools
@@ -24,18 +23,18 @@ from plmjax.tokenizers.backends import unigram_pre_tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-# About 200 MB at most: a kept word costs some 150 bytes and its text.
+# About 200 MB at most: a kept word needs about 150 bytes and its text.
 KEPT_WORDS = 1_000_000
 KEPT_CHARACTERS = 256  # longer units are rarely seen twice
-NEW = -1  # the number of a unit that the cache does not hold
+NEW = -1  # the number of a unit that is not in the cache
 BLOCK_CHARACTERS = 4_000_000  # texts are encoded in blocks, to bound the lists
 
 
 class Cutter(NamedTuple):
-    """How to cut texts for one tokenizer.
+    """The rule that cuts texts into units for one tokenizer.
 
-    The ids of a text are those of its units; is_word says of a unit that it is one word
-    for the library too, beyond doubt.
+    The ids of a text are the joined ids of its units. is_word is true only if the
+    library certainly treats the unit as one word.
     """
 
     split: Callable[[str], list[str]]
@@ -51,7 +50,7 @@ class Encoded(NamedTuple):
 
 
 class WordCache:
-    """Encodes with a tokenizers.Tokenizer by the units that its Cutter finds."""
+    """Encodes the units that a Cutter returns, each once, and caches their ids."""
 
     def __init__(self, backend: "tokenizers.Tokenizer", cutter: Cutter):
         self._backend = backend
@@ -59,12 +58,13 @@ class WordCache:
         self._forget()
 
     def _forget(self):
-        self._number: dict[str, int] = {}  # unit -> place in _begin
+        self._number: dict[str, int] = {}  # unit -> index in _begin
         self._ids = array("i")
         self._starts = array("b")
         self._begin = array("q", [0])
 
     def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encodes texts in blocks of about BLOCK_CHARACTERS."""
         sizes = np.cumsum([0, *map(len, texts)])
         blocks = np.searchsorted(
             sizes, np.arange(0, sizes[-1] + BLOCK_CHARACTERS, BLOCK_CHARACTERS)
@@ -98,7 +98,7 @@ class WordCache:
         begin = np.frombuffer(self._begin, np.int64)
         counts = np.diff(begin)[numbers]
         ends = np.cumsum(counts)
-        # Token j of the unit that begins at b here comes from place begin + j there.
+        # Token j of a unit is at index `begin[number] + j` of the cached ids.
         shift = begin[numbers] - (ends - counts)
         places = np.repeat(shift, counts) + np.arange(counts.sum())
         unit_ends = np.cumsum([0, *map(len, units_of_text)])
@@ -107,7 +107,7 @@ class WordCache:
             np.frombuffer(self._starts, bool)[places],
             np.diff(np.concatenate([[0], ends])[unit_ends]),
         )
-        del begin  # an array cannot be resized while numpy looks at it
+        del begin  # an array cannot be resized while numpy has a view of it
         self._drop_after(kept)
         return encoded
 
@@ -116,20 +116,20 @@ class WordCache:
         return np.fromiter(numbers, np.int64, len(units))
 
     def _learn(self, new: set[str]) -> int:
-        """Add new units; returns how many of all units shall be kept."""
+        """Adds new units; returns how many of all units to keep."""
         words, others = [], []
         for unit in new:
             short = len(unit) <= KEPT_CHARACTERS
             (words if short and self._cutter.is_word(unit) else others).append(unit)
         self._learn_words(words)
-        # The long ones come last, where they are easily dropped again.
+        # The long units come last, so that they are easily dropped again.
         others.sort(key=len)
         self._learn_others(others)
         long = sum(len(unit) > KEPT_CHARACTERS for unit in others)
         return min(len(self._number) - long, KEPT_WORDS)
 
     def _learn_words(self, units: list[str]):
-        """Units that are one word each: a thousand at once is twice as fast."""
+        """Adds units of one word each, in groups of 1,000, which is twice as fast."""
         groups = [units[start : start + 1000] for start in range(0, len(units), 1000)]
         encodings = self._backend.encode_batch(
             groups, is_pretokenized=True, add_special_tokens=False
@@ -162,9 +162,9 @@ class WordCache:
 
 
 def word_starts(encoding: "tokenizers.Encoding") -> list[bool]:
-    """Which tokens begin a word of the library's."""
+    """Whether each token begins a word, by the library's word ids."""
     words = encoding.word_ids
-    # A word of None is an added token: each is a word by itself.
+    # The word id of an added token is None: each is a separate word.
     return [
         word is None or word != before
         for word, before in zip(words, [None, *words], strict=False)
@@ -172,12 +172,12 @@ def word_starts(encoding: "tokenizers.Encoding") -> list[bool]:
 
 
 def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
-    """For a tokenizer that works in a way we do not know, texts are left whole."""
+    """Returns the Cutter for a tokenizer; WHOLE, which does not cut, if unknown."""
     from tokenizers import models, normalizers, pre_tokenizers
 
     normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     if any(not t.special for t in backend.get_added_tokens_decoder().values()):
-        return WHOLE  # these are found in the text before it is cut into words
+        return WHOLE  # the library matches these before it cuts the text into words
     if isinstance(backend.model, models.WordPiece):
         if (
             isinstance(normalizer, normalizers.BertNormalizer)
@@ -208,8 +208,8 @@ def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
 WHOLE = Cutter(split=lambda text: [text], is_word=lambda unit: False)
 
 
-# Beside ASCII: general punctuation and guillemets, frequent in books. All are category
-# P and their own decomposition, so BERT makes each a word by itself in any context.
+# Besides ASCII: general punctuation and guillemets, frequent in books. All are category
+# P and have no decomposition, so BERT makes each a separate word in any context.
 _BOOK_PUNCTUATION = "¡¿«»" + "".join(map(chr, range(0x2010, 0x2028)))
 
 
@@ -222,8 +222,8 @@ _ASCII_UNIT = re.compile("[!-~]+")
 def _bert_pattern() -> re.Pattern:
     """Cuts at the blanks that BERT's cleaner keeps, and around plain punctuation.
 
-    Neither takes part in anything BERT's normaliser does to its neighbours: cleaning
-    and lower-casing see one character, and decomposition never crosses a starter.
+    Neither affects how BERT's normaliser changes its neighbours: cleaning and
+    lower-casing work on single characters, and decomposition never crosses a starter.
     Other characters (controls, accents, Chinese) stay in their unit for the library.
     """
     marks = re.escape(string.punctuation + _BOOK_PUNCTUATION)
@@ -232,11 +232,11 @@ def _bert_pattern() -> re.Pattern:
 
 @functools.cache
 def _gpt2_patterns(only_ascii: bool = False) -> tuple[re.Pattern, re.Pattern]:
-    """GPT-2's words by Python's re, and what marks a text that it may misjudge.
+    """Patterns for GPT-2's words, and for characters that we leave to the library.
 
-    Unassigned characters and those beyond the basic plane are left to the library, as
-    its Unicode tables may be newer than Python's. With only_ascii (for tokenizers that
-    change letters) the same holds for all but ASCII and plain punctuation.
+    These are unassigned characters and those beyond the basic plane, as the library's
+    Unicode tables may be newer than Python's. With only_ascii (for tokenizers that
+    change letters) they are all but ASCII and plain punctuation.
     """
     letters, numbers, unknown = [], [], [(0x10000, sys.maxunicode)]
     for code in range(0x10000):
@@ -252,7 +252,7 @@ def _gpt2_patterns(only_ascii: bool = False) -> tuple[re.Pattern, re.Pattern]:
     blank = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
     letter, number = _ranges(letters), _ranges(numbers)
     clitics = "[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD]"
-    if not only_ascii:  # nothing will be lower-cased
+    if not only_ascii:  # the tokenizer does not lower-case
         clitics = "s|t|re|ve|m|ll|d"
     words = (
         f"'(?:{clitics})| ?[{letter}]+| ?[{number}]+| ?[^{blank}{letter}{number}]+"
@@ -262,7 +262,7 @@ def _gpt2_patterns(only_ascii: bool = False) -> tuple[re.Pattern, re.Pattern]:
 
 
 def _ranges(spans: list[tuple[int, int]]) -> str:
-    """Code point spans as the inside of a character class, neighbours joined."""
+    """The inside of a character class for these code points, adjacent spans joined."""
     joined: list[list[int]] = []
     for first, last in sorted(spans):
         if joined and first == joined[-1][1] + 1:
@@ -280,17 +280,17 @@ def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
 
 
 def _is_cut_by_blanks(normalizer) -> bool:
-    """Whether ASCII blanks stay blanks, and what stands beside them has no effect."""
+    """Whether ASCII blanks stay blanks, and nothing is normalised across them."""
     from tokenizers import normalizers as n
 
     if isinstance(normalizer, n.Sequence):
         return all(_is_cut_by_blanks(part) for part in normalizer)  # pyright: ignore
-    forms = n.NFC | n.NFD | n.NFKC | n.NFKD  # a blank composes with nothing
+    forms = n.NFC | n.NFD | n.NFKC | n.NFKD  # a blank never composes
     return isinstance(normalizer, forms | n.Nmt | n.StripAccents | n.Lowercase)
 
 
 def _keeps_ascii(normalizer) -> bool:
-    """Whether it does nothing to ASCII but lower-case it, and nothing across words."""
+    """Whether it at most lower-cases ASCII, and changes nothing across words."""
     from tokenizers import normalizers as n
 
     if isinstance(normalizer, n.Sequence):
