@@ -398,6 +398,7 @@ _GO, _DONE = "go", "done"
 
 
 def folder(step: int) -> str:
+    """Returns the name of a step's folder."""
     return f"step_{step:08d}"
 
 

@@ -24,12 +24,13 @@ class Key(NamedTuple):
     step: jax.Array
 
     def noise(self, batch: Batch) -> Noise:
+        """Returns the noise for the rows of a batch."""
         return Noise(self.seed, self.step, batch["row"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """The tokenizer's facts for objectives; `mask_id` is None without a mask token."""
+    """Tokenizer data that objectives need; `mask_id` is None without a mask token."""
 
     mask_id: int | None
     special_ids: tuple[int, ...]

@@ -61,6 +61,7 @@ class DistillConfig(MaskedConfig):
             )
 
     def weight(self, term: str) -> float:
+        """Returns the weight of a term of the loss."""
         return getattr(self, f"{term}_weight")
 
     @property
@@ -102,6 +103,7 @@ class Distill(Masked):
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The teacher's layer for each layer of the student; () if unused."""
         return chosen_layers(self.config, self.encoder, self._teacher)
 
     @property
@@ -111,6 +113,7 @@ class Distill(Masked):
 
     @property
     def projects(self) -> bool:
+        """Whether the student's states are projected to the teacher's width."""
         compares = self.config.cosine_weight > 0 or self.config.hidden_weight > 0
         return compares and self.encoder.width != self._teacher.width
 
@@ -227,6 +230,7 @@ class Distill(Masked):
 
 
 def no_teacher() -> PlmjaxError:
+    """Returns the error for a distillation without a teacher."""
     return PlmjaxError(
         "objective.kind=distill has no teacher.",
         hint="Set --config.objective.teacher to a run's workdir or to a Hugging Face "

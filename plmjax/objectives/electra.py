@@ -95,6 +95,7 @@ class ElectraConfig(MaskedConfig):
 
     @property
     def discriminator_weight(self) -> float:
+        """The weight of the discriminator's loss in the variant."""
         return getattr(self, VARIANTS[self.variant].weight)
 
     def generator_encoder(self, encoder: EncoderConfig) -> EncoderConfig | None:
@@ -120,10 +121,12 @@ class Electra(Masked):
 
     @functools.cached_property
     def generator(self) -> EncoderConfig | None:
+        """The generator's encoder; None if it is uniform."""
         return self.config.generator_encoder(self.encoder)
 
     @property
     def judge(self) -> "DiscriminatorLoss":
+        """The discriminator's loss in the variant."""
         return VARIANTS[self.config.variant]
 
     @property
@@ -221,7 +224,7 @@ class Electra(Masked):
 
 
 def _stream(noise: Noise, name: str) -> Noise:
-    """Returns noise whose draws are independent of `noise`'s at the same sites."""
+    """Returns noise with draws that are independent of `noise`'s at the same sites."""
     word = jnp.uint32(zlib.crc32(name.encode()))
     return noise._replace(seed=noise_lib.hash32(noise.seed ^ word))
 

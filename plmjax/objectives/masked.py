@@ -29,7 +29,7 @@ from plmjax.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class MaskedConfig(ObjectiveConfig):
-    """How tokens are chosen, what replaces them, and when the choice changes."""
+    """The choice of tokens, their replacements, and how masks change over steps."""
 
     probability: float = number(0.15, above=0, below=1)
     # The probability at the last step, reached linearly; none: constant.
@@ -65,6 +65,7 @@ class MaskedConfig(ObjectiveConfig):
 
     @property
     def largest_probability(self) -> float:
+        """The largest probability of the schedule."""
         return max(self.probability, self.final_probability or 0)
 
     def slots(self, length: int) -> int:

@@ -57,10 +57,12 @@ class MLM(Masked):
 
     @property
     def paired(self) -> bool:
+        """Whether [CLS] is trained on pairs of texts."""
         return self.config.pairs != "none"
 
     @property
     def heads(self) -> tuple[str, ...]:
+        """The names of the trained heads."""
         return ("head", "pair") if self.paired else ("head",)
 
     @property

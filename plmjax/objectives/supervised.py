@@ -191,6 +191,7 @@ class Supervised(Objective):
 
     @property
     def kind(self) -> Kind:
+        """The loss and metrics of the task."""
         return KINDS[self.task.kind]
 
     @property

@@ -252,7 +252,7 @@ def _mesh_groups(text: str) -> Groups:
 
 
 def _iota(shape: str | None, order: str | None, devices: int) -> np.ndarray:
-    """Returns 0, 1, ... reshaped, transposed by `order` and flattened again."""
+    """Returns 0, 1, ... in a shape; with `order`, transposed by it and flattened."""
     ids = np.arange(devices)
     if shape is None:
         return ids

@@ -174,7 +174,7 @@ class TrainConfig(Block, prefix="train."):
         return self.ema_decay is not None or self.average_from_percent is not None
 
     def average_from(self, steps: int) -> int | None:
-        """Returns the first of `steps` steps whose weights count in the plain mean."""
+        """Returns the first of `steps` steps that counts in the plain mean, or None."""
         if self.average_from_percent is None:
             return None
         return int(steps * self.average_from_percent / 100)

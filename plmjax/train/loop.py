@@ -62,18 +62,20 @@ class Progress:
         return cls(**{name: meta[name] for name in names if name in meta})
 
     def begin_window(self) -> None:
+        """Resets the sums since the last record of metrics."""
         self.sums, self.window_steps, self.window_tokens = None, 0, 0
         self.window_flops = self.window_seconds = 0.0
 
     def totals(self) -> dict[str, float]:
+        """Returns the totals since the first step, for records."""
         return {"tokens": self.tokens, "seconds": self.seconds}
 
 
 class Result(NamedTuple):
     """How a training ended: `stopped` names the signal that cut it short, or is None.
 
-    `saved` is the newest checkpoint then. `weights` are those to use, of `step`: the
-    average where one is kept.
+    `saved` is then the newest checkpoint. `weights` are those of `step` to use: the
+    average if one is kept.
     """
 
     stopped: str | None
@@ -196,6 +198,7 @@ class Fit:
         self.batches = self.upcoming()
 
     def goes_on(self) -> bool:
+        """Returns True if another step is to run; all processes call it each time."""
         ended = self.now >= self.training.steps or self.over
         return not ended and not self.stop.due(self.turn)
 
@@ -272,6 +275,7 @@ class Fit:
     # --- evaluations
 
     def evaluation_due(self) -> bool:
+        """Returns True if the current step is one to evaluate."""
         every, last = self.config.evaluate_every_steps, self.training.steps
         return self.now > 0 and (self.now % every == 0 or self.now == last)
 
@@ -298,6 +302,7 @@ class Fit:
         return self.training.score(weights_of(self.state), watched)
 
     def is_best(self) -> bool:
+        """Returns True if the last scores rank better than all saved steps."""
         assert self.scores is not None
         rank = self.training.rank(self.scores)
         # The step that is being written may be the best so far.
@@ -307,6 +312,7 @@ class Fit:
         return math.isfinite(rank) and (best is None or rank < best[1])
 
     def has_lost_patience(self) -> bool:
+        """Returns True if the best step is train.patience_evaluations ago."""
         if self.config.patience_evaluations is None:
             return False
         best = self.checkpoints.best()
@@ -316,10 +322,12 @@ class Fit:
     # --- checkpoints
 
     def save_due(self) -> bool:
+        """Returns True if the current step is one to save."""
         every, last = self.config.checkpoint_every_steps, self.training.steps
         return self.now % every == 0 or self.now == last
 
     def save(self) -> None:
+        """Starts saving the state, with its scores if it was evaluated."""
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]

@@ -162,6 +162,7 @@ class MetricWriter:
                 raise
 
     def close(self) -> None:
+        """Writes the waiting records and closes TensorBoard."""
         if self._unwritten:
             self._flush()
         self._close_board()

@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 
 # Kernels are [inputs, outputs]; the token table is [vocabulary, width]. Position and
-# type tables are not sharded: if split on width, XLA would gather them in full.
+# type tables are not sharded: split on width, they would be rematerialised in full.
 RULES = (
     (r".*/embeddings/token(_delta)?", P("tensor", "fsdp")),
     (r".*/attention/(position_)?(query|key|value)/kernel", P("fsdp", "tensor")),
@@ -193,6 +193,7 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array with a full copy on each device."""
     return NamedSharding(mesh, P())
 
 
