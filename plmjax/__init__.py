@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 class Exit(enum.IntEnum):
-    """What the process's exit code says to scripts and schedulers."""
+    """The exit codes of the process, for scripts and schedulers."""
 
     OK = 0
     USAGE = 2
@@ -19,12 +19,12 @@ class Exit(enum.IntEnum):
     RESUMABLE = 75
 
 
-# What a disk answers when it is not the caller's fault.
+# Errors of a disk that are not the caller's fault.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def disk_hint(error: OSError) -> str:
-    """Returns how to mend what a disk answered."""
+    """Returns a hint on how to fix an error of a disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space and run again."
     if error.errno == errno.EIO:
@@ -33,9 +33,9 @@ def disk_hint(error: OSError) -> str:
 
 
 class PlmjaxError(ValueError):
-    """Something a user can mend: what was wrong, how to mend it, and the exit code.
+    """An error that a user can fix: the message, a hint how, and the exit code.
 
-    Anything else that reaches the top is a bug of ours.
+    Any other exception that reaches the top is a bug of ours.
     """
 
     def __init__(self, message: str, *, hint: str = "", code: Exit = Exit.USAGE):
@@ -48,7 +48,7 @@ class PlmjaxError(ValueError):
         return f"{self.message} {self.hint}".rstrip()
 
     def __reduce__(self):
-        # Keyword-only arguments are lost by the default; worker processes send errors.
+        # Worker processes pickle errors; the default would lose keyword-only arguments.
         return (_rebuild, (type(self), self.message, self.hint, self.code))
 
 

@@ -1,6 +1,6 @@
-"""Child processes of this machine: started to end with us, ended with all of theirs.
+"""Child processes on this machine: they end with us, and are ended with all of theirs.
 
-Nothing here imports jax: what starts processes must not take the devices from them.
+Nothing here imports jax: the parent must not take the devices from its children.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ import subprocess
 import sys
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
-# Looked up here: between fork and exec little may be done.
+# Loaded here, since little is safe between fork and exec.
 _LIBC = ctypes.CDLL(None)
 
 
 def die_with(parent: int, number: int) -> bool:
-    """Lets this process get signal `number` when `parent` ends, where that is Linux.
+    """Requests signal `number` for this process when `parent` ends; on Linux only.
 
-    Returns whether the parent still lives; it may have died before this call.
+    Returns False if the parent has already ended before this call.
     """
     if sys.platform == "linux":
         _LIBC.prctl(_SET_DEATH_SIGNAL, number)
@@ -27,14 +27,14 @@ def die_with(parent: int, number: int) -> bool:
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    """Kills a process that leads its session, and all that it started."""
-    # A stranger's number if nobody is left of the group, which may not be touched.
+    """Kills a process that leads its session, and all processes that it started."""
+    # If the group has ended, its number may belong to processes that are not ours.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_alive(number: int) -> bool:
-    """Says whether this machine has a process of that number."""
+    """Returns True if this machine has a process of that number."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:
@@ -45,7 +45,7 @@ def is_alive(number: int) -> bool:
 
 
 def free_port() -> int:
-    """Returns a TCP port of 127.0.0.1 that nobody listened at a moment ago."""
+    """Returns a TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -1,8 +1,8 @@
-"""The border between ml_collections configs and frozen dataclasses.
+"""Conversion of ml_collections configs to frozen dataclasses.
 
 A schema is a dataclass of dataclasses. Its defaults are the default config; a config
-file says what differs; `--config.a.b=value` says what differs from the file. Below
-this border everything is a frozen dataclass: no key is looked up by name.
+file overrides them; `--config.a.b=value` overrides the file. The rest of the code uses
+only frozen dataclasses and looks up no key by name.
 """
 
 import ast
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a key may have, and what to tell who gives another."""
+    """The permitted numbers of a key, and the hint in the error for others."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -34,7 +34,7 @@ class Range:
     hint: str = ""
 
     def __contains__(self, value: float) -> bool:
-        """Says whether a number lies inside; nan and the infinities never do."""
+        """Whether a number lies in the range; nan and infinities never do."""
         inside = self.at_least <= value <= self.at_most
         return inside and self.above < value < self.below
 
@@ -53,16 +53,16 @@ class Range:
 def number(default: Any, *, replaces: str | None = None, **limits: Any) -> Any:
     """A dataclass field for a number in Range(**limits); None and strings pass, too.
 
-    Of two keys that say the same thing, each `replaces` the other (see _merge).
+    If two keys set the same thing, each `replaces` the other (see _merge).
     """
     metadata = {"range": Range(**limits), "replaces": replaces}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Block:
-    """A block of keys: a frozen dataclass that checks its numbers when it is made.
+    """A block of keys: a frozen dataclass that checks its numbers when created.
 
-    `prefix` is what stands before the names of its fields: "train.optimizer.", or "--"
+    `prefix` precedes the names of its fields in messages: "train.optimizer.", or "--"
     for options of a command.
     """
 
@@ -87,7 +87,7 @@ class Block:
 
 
 def to_dict(schema) -> dict:
-    """Returns a dataclass of dataclasses as nested dicts, tuples as they are."""
+    """Returns a dataclass of dataclasses as nested dicts; tuples stay tuples."""
     return {
         field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
         for field in dataclasses.fields(schema)
@@ -96,9 +96,9 @@ def to_dict(schema) -> dict:
 
 
 def variants(kind: Any) -> dict[str, type]:
-    """Returns {kind: schema} of a block, by the one value its field `kind` may have.
+    """Returns {kind: schema} of a block, by the only value of a schema's field `kind`.
 
-    A block of one schema only is {"": schema}; what is no block has none.
+    A block with a single schema is {"": schema}; other types are {}.
     """
     if dataclasses.is_dataclass(kind):
         return {"": typing.cast(type, kind)}
@@ -110,7 +110,7 @@ def variants(kind: Any) -> dict[str, type]:
 
 
 def _variant(kind: Any, block: Any, key: str) -> type | None:
-    """Returns the schema that a block of values is of; None for what is no block."""
+    """Returns the schema of a block of values; None if the type is not a block."""
     known = variants(kind)
     if not known:
         return None
@@ -127,7 +127,7 @@ def _variant(kind: Any, block: Any, key: str) -> type | None:
 
 
 def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, type) of every value in a schema, all variants taken in."""
+    """Yields (dotted key, type) of every value in a schema, with all variants."""
     types_of = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         kind = types_of[field.name]
@@ -139,7 +139,7 @@ def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
-    """{dotted key: range} of the numbers in a schema, all variants taken in."""
+    """Returns {dotted key: range} of the numbers in a schema, with all variants."""
     found: dict[str, Range] = {}
     types_of = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
@@ -152,7 +152,7 @@ def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
 
 
 def describe(kind: Any) -> str:
-    """Returns how a person would name the values of a type."""
+    """Returns a readable description of the values of a type."""
     if typing.get_origin(kind) is Literal:
         return " | ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -164,7 +164,7 @@ def describe(kind: Any) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns a hint that names the closest known keys, and all where they are few."""
+    """Returns a hint with the closest known keys, or all if they are few."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     # A key is often remembered without its block: train.lr for learning_rate.
     last = name.rsplit(".", 1)[-1]
@@ -176,7 +176,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _check(value: Any, kind: Any, key: str) -> Any:
-    """Returns the value as its type has it, or raises PlmjaxError."""
+    """Returns the value converted to its type, or raises PlmjaxError."""
     arms = (
         typing.get_args(kind)
         if typing.get_origin(kind) in (typing.Union, types.UnionType)
@@ -193,7 +193,7 @@ def _check(value: Any, kind: Any, key: str) -> Any:
             if not isinstance(value, bool):
                 return _finite(value, key)
         elif arm is tuple and isinstance(value, list | tuple):
-            # JSON knows lists only.
+            # JSON has only lists.
             return tuple(tuple(v) if isinstance(v, list) else v for v in value)
         elif arm is int and isinstance(value, bool):
             continue
@@ -217,11 +217,11 @@ def _finite(value: float, key: str) -> float:
 
 
 def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
-    """Turns nested values into the frozen dataclass, every key and type checked.
+    """Turns nested values into the frozen dataclass, and checks every key and type.
 
     Raises:
-      PlmjaxError: an unknown key, with the nearest known ones; a value of another type,
-        or outside its range.
+      PlmjaxError: a key is unknown (the hint has the nearest ones); a value has another
+        type, or is outside its range.
     """
     types_of = typing.get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(typing.cast(Any, schema))]
@@ -247,7 +247,7 @@ def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str):
 
 
 def _of_other_kind(name: Any, kind: Any, key: str) -> PlmjaxError | None:
-    """Returns the error for a key that another kind of a block has; None if none."""
+    """Returns the error for a key that belongs to another kind of a block, or None."""
     having = [
         variant
         for variant, block in variants(kind).items()
@@ -262,12 +262,12 @@ def _of_other_kind(name: Any, kind: Any, key: str) -> PlmjaxError | None:
 
 
 def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
-    """Lays one layer of values over another.
+    """Overrides the values of `base` by those of a layer.
 
-    A field's metadata may name a field that it {"replaces"}: of two ways to say the
-    same thing, the later layer's is meant. A field that {"resets": True} its block,
-    as a preset does, takes the other values of earlier layers away; so does another
-    `kind` of a block that has several.
+    A field's metadata may name a field that it {"replaces"}: of two ways to set the
+    same thing, the later layer's counts. A field that {"resets": True} its block, such
+    as a preset, removes the other values of earlier layers; so does another `kind` of a
+    block that has several.
     """
     types_of = typing.get_type_hints(schema)
     known = {field.name: field for field in dataclasses.fields(schema)}
@@ -289,7 +289,7 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
             if "kind" not in value:
                 block = _variant(kind, base[name], key)
             elif value["kind"] != base[name]["kind"]:
-                # Another kind has other keys: what was said of this one is void.
+                # Another kind has other keys: earlier values no longer apply.
                 base[name] = to_dict(block())
         for inner in value:
             if inner not in base[name]:
@@ -299,7 +299,7 @@ def _merge(base: dict, layer: Mapping, schema: type, prefix: str = "") -> None:
 
 
 def _choices(kind: Any) -> tuple:
-    """Returns the values that a Literal, or one in a union, allows."""
+    """Returns the permitted values of a Literal, or of one in a union."""
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)
     arms = typing.get_args(kind)
@@ -318,19 +318,19 @@ def _parse(text: str, kind: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    # A name that looks like a number stays what its key wants.
+    # A name that looks like a number stays a string if its key needs a string.
     wants_text = kind is str or str in typing.get_args(kind)
     return text if wants_text and not isinstance(value, str) else value
 
 
 def load_file(path: str) -> dict:
-    """Returns what a config file says: FILE.py[:argument] or a run's config.json.
+    """Returns the values of a config file: FILE.py[:argument] or a run's config.json.
 
     A .py file is code and is executed; its get_config([argument]) returns a ConfigDict
     or a dict. A .json file is only read.
 
     Raises:
-      PlmjaxError: no such file, an error inside it, or no get_config.
+      PlmjaxError: the file is missing, raises an error, or has no get_config.
     """
     name, _, argument = path.partition(":")
     if Path(name).suffix == ".json":
@@ -351,11 +351,11 @@ def find_file(name: str) -> Path:
     """Returns the path of a config file.
 
     Raises:
-      PlmjaxError: there is none, with the names of files that are like it.
+      PlmjaxError: there is none; the hint has similar names.
     """
     file = Path(name)
     if not file.is_file():
-        # Recipes are looked for in depth, other folders not: they may be anything.
+        # Only configs/ is searched recursively: other folders may be large.
         near = [*file.parent.glob("*.py"), *Path("configs").rglob("*.py")]
         found = sorted(map(str, near))
         close = difflib.get_close_matches(name, found, n=3, cutoff=0.3)
@@ -370,7 +370,7 @@ def load_module(name: str) -> types.ModuleType:
     """Executes a .py config file and returns its module.
 
     Raises:
-      PlmjaxError: no such file, or an error inside it.
+      PlmjaxError: the file is missing, or raises an error.
     """
     spec = importlib.util.spec_from_file_location("plmjax_config", find_file(name))
     if spec is None or spec.loader is None:
@@ -383,7 +383,7 @@ def load_module(name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def errors_of(path: str) -> Iterator[None]:
-    """Whatever the user's file raises is theirs to mend; --debug shows where.
+    """Turns errors of the user's file into PlmjaxError; --debug shows where.
 
     `path` is FILE.py[:argument].
     """
@@ -406,7 +406,7 @@ def _block(values: Any, name: str) -> dict:
 
 
 def _nested(overrides: Sequence[str], known: Mapping[str, Any]) -> dict:
-    """Returns "a.b=value" overrides as nested dicts, values read by key's type."""
+    """Returns "a.b=value" overrides as nested dicts, parsed by the keys' types."""
     layer: dict = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -432,7 +432,7 @@ def load(
 ) -> T:
     """Returns the config: defaults, `base`, the file, "a.b=value" overrides.
 
-    Each lies over the one before; every key, type and range has been checked.
+    Each overrides the one before; every key, type and range is checked.
     """
     values = to_dict(schema())
     _merge(values, base or {}, schema)
@@ -446,7 +446,7 @@ def show(config: Any) -> None:
     """Prints every key of a config with its value, type and range."""
     values, limits = flatten(to_dict(config)), ranges(type(config))
     for key, kind in fields(type(config)):
-        if key in values:  # others belong to another kind of a block
+        if key in values:  # other keys belong to another kind of a block
             permitted = f", {limits[key]}" if key in limits else ""
             print(f"{key} = {values[key]!r}  ({describe(kind)}{permitted})")
 

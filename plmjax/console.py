@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, else plain lines."""
+"""Console output of a running command: a bar on a terminal, else plain lines."""
 
 import sys
 import time
@@ -7,12 +7,12 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Seconds between plain lines where there is no terminal.
+# Seconds between plain lines if there is no terminal.
 _EVERY_SECONDS = 10.0
 
 
 class _Console(Console):
-    """Leaves a reader who has gone to the command line, as print() does."""
+    """A Console that raises BrokenPipeError if its reader has gone, as print() does."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -24,12 +24,12 @@ def console() -> Console:
 
 
 def say(message: str) -> None:
-    """Prints a line as it stands."""
+    """Prints a line without markup or wrapping."""
     console().print(message, markup=False, soft_wrap=True)
 
 
 def say_nothing(message: str) -> None:
-    """Is the log of whoever has no reader."""
+    """A log function that prints nothing."""
 
 
 def duration(seconds: float) -> str:
@@ -40,9 +40,9 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Shows how far some work is; process 0 alone, and only if `active`.
+    """Shows the progress of some work, on process 0 and if `active`.
 
-    `unit` is what is counted up to `total`, from `start` on. Use it as a context
+    `unit` names the items counted from `start` to `total`. Use it as a context
     manager.
     """
 
@@ -72,7 +72,7 @@ class Bar:
             self._progress.stop()
 
     def show(self, done: int, told: str) -> None:
-        """Shows that so much is done, and what is told beside it."""
+        """Shows the number of items done, and a text beside it."""
         if not self._active:
             return
         if self._progress:
@@ -104,7 +104,7 @@ class TrainingDisplay(Bar):
         super().__init__("step", steps, start)
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Takes the metrics of a step."""
+        """Shows the metrics of a step."""
         parts = [
             f"loss {values['loss']:.3f}",
             f"lr {values['learning_rate']:.1e}",

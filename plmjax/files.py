@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is in them by SHA-256."""
+"""Atomic writing of files, and their SHA-256."""
 
 import contextlib
 import csv
@@ -16,11 +16,12 @@ from plmjax import Exit, PlmjaxError, disk_hint
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Yields an open file that takes the place of `path`, once it is on the disk.
+    """Yields an open file that replaces `path` once it is on the disk.
 
-    A reader sees the old file or the whole new one. After an error the old one stays.
+    A reader sees the old file or the complete new one. After an error the old one
+    stays.
     """
-    # Not the process's number: hosts that share a disk may have the same.
+    # Not the process's number: hosts that share a disk may have equal ones.
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(new, mode, **options) as file:
@@ -33,32 +34,32 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the whole new one."""
+    """Writes a file atomically: a reader sees the old one or the new one."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one."""
+    """Writes JSON atomically: a reader sees the old file or the new one."""
     write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys).encode())
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a table, its head included, so that a reader never sees a part of it."""
+    """Writes a table atomically; `rows` includes the header."""
     with replacing(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder that takes the place of `path` once the block has ended."""
+    """Yields a new folder that replaces `path` once the block has ended."""
     path = Path(os.path.abspath(path))
-    # Beside its place, so that a rename suffices; one left by a kill is used again.
+    # Beside `path`, so that a rename suffices; with fixed names, to find leftovers.
     new = path.with_name(f".{path.name}.plmjax-new")
     old = path.with_name(f".{path.name}.plmjax-old")
     try:
         if old.exists() and not path.exists():
-            old.rename(path)  # a kill came between the two renames
+            old.rename(path)  # an earlier process was killed between the two renames
         for left_over in (new, old):
             shutil.rmtree(left_over, ignore_errors=True)
         new.mkdir(parents=True)
@@ -78,7 +79,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raises a PlmjaxError (exit code 5) that names `path`, where the disk refuses."""
+    """Turns errors of the disk into a PlmjaxError (exit code 5) that names `path`."""
     try:
         yield
     except OSError as error:
@@ -90,7 +91,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a loss of power would no longer lose a file, or a folder's names."""
+    """Waits until a file, or a folder's list of names, would survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""This machine: its cores, its memory, and what a measured figure stands on."""
+"""Facts about this machine: cores, memory, and versions for measured figures."""
 
 import datetime
 import os
@@ -13,19 +13,19 @@ PACKAGES = ("jax", "jaxlib", "torch", "transformers", "datasets")
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Returns the machine's memory, whoever may use it."""
+    """Returns the machine's total memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_limit() -> int | None:
-    """Returns the bytes that control groups (version 2, or 1) leave us; None: all."""
+    """Returns the memory limit of our control groups (v2 or v1) in bytes, or None."""
     limits = []
     for line in _read("/proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
@@ -35,7 +35,7 @@ def memory_limit() -> int | None:
             root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
         else:
             continue
-        # A group's parents limit it, too. In a container the root is its own group.
+        # A group's parents limit it, too. In a container the root is its group.
         here = root / path.lstrip("/")
         for group in (here, *here.parents):
             text = _read(group / name).strip()
@@ -67,8 +67,8 @@ def load_average() -> float | None:
 
 
 def peak_rss_bytes() -> int:
-    """Returns the most memory this process has held at once."""
-    # ru_maxrss would do, but that a child inherits its parent's across exec.
+    """Returns the peak memory of this process in bytes."""
+    # ru_maxrss is only the fallback: a child inherits its parent's value across exec.
     for line in _read("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

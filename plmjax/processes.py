@@ -1,8 +1,8 @@
-"""Several processes of one run: how they find each other, agree, and part.
+"""Several processes of one run: how they find each other, agree, and end.
 
-Each sees its own devices, and all run the same program (jax.distributed). What depends
-on a disk or a clock is decided by process 0, and the others take its word: two of them
-that decided differently would wait for each other for ever.
+Each sees its local devices, and all run the same program (jax.distributed). Process 0
+makes all decisions that depend on a disk or a clock: two processes that decided
+differently would wait for each other for ever.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 
 from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
 
-# Who waits at a barrier waits for work that may take hours (text is tokenised once);
-# a process that has died is noticed by its heartbeat, not by this.
+# Processes may wait hours for work (one tokenises the text for all); a process that has
+# died is detected by its heartbeat, not by this timeout.
 _BARRIER_SECONDS = 24 * 3600
 _names = itertools.count()
 T = TypeVar("T")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Group:
     """How this process joins its run: arguments of jax.distributed.initialize.
 
-    `found` says in words what they were read from.
+    `found` names their source for messages.
     """
 
     found: str
@@ -55,10 +55,10 @@ def _given(
     num_processes: int | None,
     process_id: int | None,
 ) -> Group | None:
-    """Returns the group that flags or PLMJAX_* name, flags first; None without any.
+    """Returns the group given by flags or PLMJAX_*, flags first; None without any.
 
     Raises:
-      PlmjaxError: they name a part of it, or what cannot be.
+      PlmjaxError: they are incomplete or invalid.
     """
 
     def number(value: int | None, name: str) -> int | None:
@@ -94,7 +94,7 @@ def _given(
             "coordinator_address": coordinator,
             "num_processes": num_processes,
             "process_id": process_id,
-            # Else a surrounding Slurm job would choose the devices.
+            # Otherwise a surrounding Slurm job would choose the devices.
             "cluster_detection_method": "deactivate",
         },
     )
@@ -113,7 +113,7 @@ def _slurm(environment: Mapping[str, str]) -> Group | None:
     # A shell in an allocation has some of these variables; a task of srun has all.
     if any(name not in environment for name in _SLURM):
         return None
-    # An interactive step has one task, whatever its allocation has.
+    # An interactive step has one task, even if its allocation has more.
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])
     if int(tasks) == 1:
         return None
@@ -121,8 +121,8 @@ def _slurm(environment: Mapping[str, str]) -> Group | None:
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
     arguments = {}
     if per_task and "JAX_LOCAL_DEVICE_IDS" not in environment:
-        # Alone, jax takes one GPU a task, the one of the task's number: right where
-        # every task sees every GPU and wants one.
+        # By default jax takes one GPU per task, with the task's number: correct only if
+        # every task sees all GPUs and wants one.
         first = 0
         if len(visible) > per_task:
             first = int(environment["SLURM_LOCALID"]) * per_task
@@ -146,7 +146,7 @@ def _open_mpi(environment: Mapping[str, str]) -> Group | None:
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Group | None:
-    # Every pod knows its cluster; one of an indexed job has an index, too.
+    # Every pod has the first variable; only pods of an indexed job have an index.
     if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
         return None
     if importlib.util.find_spec("kubernetes") is None:
@@ -170,10 +170,10 @@ def find_group(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Group | None:
-    """Returns how this process joins others, or None where it is alone.
+    """Returns the group that this process joins, or None if it is alone.
 
     Raises:
-      PlmjaxError: what is given is incomplete, or Open MPI lacks mpi4py.
+      PlmjaxError: the group is given incompletely, or Open MPI lacks mpi4py.
     """
     group = _given(environment, coordinator, num_processes, process_id)
     if group is not None:
@@ -191,11 +191,11 @@ def initialise(
 ) -> str | None:
     """Joins this process to its run, if it is one of several.
 
-    Returns how the others were found, or None where there are none. To be called before
-    any device is touched.
+    Returns how the others were detected, or None if there are none. Must be called
+    before any device is used.
 
     Raises:
-      PlmjaxError: they cannot be found, or did not come in time (exit code 75).
+      PlmjaxError: the others cannot be found, or did not join in time (exit code 75).
     """
     group = find_group(os.environ, coordinator, num_processes, process_id)
     if group is None:
@@ -219,7 +219,7 @@ def initialise(
         )
     except (ValueError, RuntimeError) as error:
         if group.found == "TPU" and isinstance(error, ValueError):
-            return None  # the only host of its slice: there is nobody to name
+            return None  # the only host of its slice has no coordinator
         raise PlmjaxError(
             f"the processes of this run ({group.found}) did not find each other: "
             f"{str(error).splitlines()[0]}",
@@ -232,35 +232,35 @@ def initialise(
 
 
 def several() -> bool:
-    """Says whether the run has more than this process."""
+    """Returns True if the run has more than one process."""
     return jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Says whether this is process 0, the one that writes and decides."""
+    """Returns True on process 0, which writes and decides."""
     return jax.process_index() == 0
 
 
 def barrier(name: str, seconds: int = _BARRIER_SECONDS) -> None:
-    """Returns when every process has come here; all must call it in the same order."""
+    """Waits for all processes; they must call their barriers in the same order."""
     from orbax.checkpoint import multihost
 
-    # The coordination service waits, not a collective: no device takes part, so that
-    # none is busy or in another order, and hours may pass.
+    # Uses the coordination service, not a collective: no device is busy or can run
+    # operations in another order, and hours may pass.
     wait = multihost.get_barrier_sync_fn()
     wait(key=f"plmjax/{next(_names)}/{name}", timeout_ms=seconds * 1000)
 
 
 def broadcast_from_first(value: Any) -> Any:
-    """Returns process 0's value, which JSON must be able to hold, on every process."""
+    """Returns process 0's value, which must be JSON-serialisable, on every process."""
     return run_on_first(lambda: value)
 
 
 def run_on_first(f: Callable[[], Any]) -> Any:
-    """Returns what f gives on process 0, where alone it runs, on every process.
+    """Runs f on process 0 only, and returns its result (JSON) on every process.
 
     Raises:
-      PlmjaxError: f did; on every process.
+      PlmjaxError: f raised one; on every process.
     """
     if not several():
         return f()
@@ -269,13 +269,13 @@ def run_on_first(f: Callable[[], Any]) -> Any:
 
 
 def run_on_all(f: Callable[[], T]) -> T:
-    """Returns what f gives on this process, once it has succeeded on every one.
+    """Runs f on all processes; returns this one's result once all have succeeded.
 
     f must not wait for other processes.
 
     Raises:
-      PlmjaxError: f did on some process, the first of which speaks for all; or its disk
-        failed (exit code 5).
+      PlmjaxError: f raised one, or its disk failed (exit code 5), on some process; all
+        raise the error of the first of these.
     """
     if not several():
         return f()
@@ -288,18 +288,19 @@ def run_on_all(f: Callable[[], T]) -> T:
         if error.errno not in DISK_ERRORS:
             raise
         failure = json.dumps([f"{error}.", disk_hint(error), int(Exit.DISK)])
-    # One may have hours to do, longer than collectives wait.
+    # f may take hours on one process, longer than collectives wait.
     barrier("run_on_all")
     if said := first_said(failure):
         message, hint, code = json.loads(said[1])
-        # In order, as all of them end now: else the first to go takes the rest along.
+        # All processes end now, and shut down together: otherwise the first to exit
+        # would kill the rest.
         jax.distributed.shutdown()
         raise PlmjaxError(message, hint=hint, code=Exit(code))
     return cast(T, value)
 
 
 def raise_on_all(error: PlmjaxError) -> NoReturn:
-    """Raises an error that every process has found, and lets them leave in order."""
+    """Raises an error that all processes have, and lets them shut down together."""
 
     def found() -> NoReturn:
         raise error
@@ -309,9 +310,9 @@ def raise_on_all(error: PlmjaxError) -> NoReturn:
 
 
 def first_said(text: str) -> tuple[int, str] | None:
-    """Returns (process, text) of the first one with a text, on every process.
+    """Returns (process, text) of the first process with a text, on every process.
 
-    None where every process calls this with an empty one.
+    Returns None if the text is empty on all of them.
     """
     if not several():
         return (0, text) if text else None
@@ -327,7 +328,7 @@ def _broadcast(data: bytes, source: int = 0) -> bytes:
     speaks = jax.process_index() == source
     send = functools.partial(multihost_utils.broadcast_one_to_all, is_source=speaks)
     size = int(send(np.int32(len(data))))
-    # Few shapes, each of which is compiled once.
+    # Padded to few different shapes, since each is compiled once.
     padded = np.zeros(max(64, 1 << (size - 1).bit_length()), np.uint8)
     if speaks:
         padded[:size] = np.frombuffer(data, np.uint8)
@@ -337,8 +338,8 @@ def _broadcast(data: bytes, source: int = 0) -> bytes:
 def leader(directory: Path) -> int:
     """Returns the first of the processes that see the same directory as this one.
 
-    It prepares what the others then read; 0 where all share a disk, this process itself
-    where each has its own.
+    It prepares files that the others then read; 0 if all share a disk, this process if
+    each has a separate one.
     """
     if not several():
         return 0
@@ -346,7 +347,7 @@ def leader(directory: Path) -> int:
     own = jax.process_index()
 
     def path(index: int) -> Path:
-        # New names, which no network file system remembers as missing.
+        # New names, which a network file system cannot have cached as missing.
         return directory / f".process-{mark}-{index}"
 
     try:
@@ -368,7 +369,7 @@ def gather_to_host(arrays: Any) -> Any:
 
 
 def peer_is_gone(error: BaseException) -> bool:
-    """Says whether an error of a collective tells that another process has died."""
+    """Returns True if an error of a collective means that another process has died."""
     if not isinstance(error, RuntimeError | ValueError):
         return False
     signs = ("gloo", "nccl", "connection closed", "coordination service", "barrier")

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, and steps that do not come back."""
+"""Early end of a run: by signals, and by a watchdog for steps that hang."""
 
 import contextlib
 import faulthandler
@@ -18,17 +18,17 @@ from jax.experimental import multihost_utils
 
 from plmjax import Exit
 
-# Steps may end before this one that were handed out before it compiled; and another
-# process, which compiles for longer, is waited for only when their results are read.
+# While a step compiles, steps dispatched before it may end; and the wait for another
+# process that compiles for longer begins only when their results are read.
 _ON_THEIR_WAY = 5
 
 
 class Stop:
     """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
 
-    Handlers are installed within `with`, in the main thread, and put back after it.
-    With several processes SIGTERM belongs to jax, whose preemption service lets all of
-    them stop after the same step; the other signals become a SIGTERM.
+    Handlers are installed within `with`, in the main thread, and restored after it.
+    With several processes jax handles SIGTERM: its preemption service stops all of them
+    after the same step; the other signals are turned into a SIGTERM.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class Stop:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             numbers = {signal.SIGINT, signal.SIGUSR2}
-            # A handler in Python would take the signal away from jax.
+            # A handler in Python would replace jax's.
             numbers |= set() if self._several else {signal.SIGTERM}
             for number in numbers:
                 self._old[number] = signal.signal(number, self._receive)
@@ -54,7 +54,7 @@ class Stop:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
-        # Not print(): the signal may have come in the midst of one.
+        # Not print(): the signal may have interrupted one.
         os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -62,7 +62,7 @@ class Stop:
             self.received = signal.Signals(number).name
 
     def due(self, step: int) -> bool:
-        """Says whether to stop before this step; every process asks at each step."""
+        """Returns True to stop before this step; all processes call it at each step."""
         if self._several and multihost_utils.reached_preemption_sync_point(step):
             self.received = "SIGTERM"
         return self.received is not None
@@ -70,9 +70,9 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Lets a signal that would interrupt wait until the block is done; a second acts.
+    """Defers a signal until the end of the block; a second signal acts at once.
 
-    Orbax reads in threads with an event loop; broken off, they print tracebacks.
+    Orbax reads in threads with an event loop, which print tracebacks if interrupted.
     """
     old: dict[int, Callable] = {}
     waiting: list[int] = []
@@ -84,11 +84,11 @@ def deferred() -> Iterator[None]:
 
     numbers = [signal.SIGINT, signal.SIGUSR2]
     if jax.process_count() == 1:
-        # Else it is jax's, below Python, which would not give it back.
+        # With several processes jax has a C++ handler, which could not be restored.
         numbers.append(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         for number in numbers:
-            # What is no function ends the process.
+            # Without a Python handler the signal keeps its default effect.
             if callable(handler := signal.getsignal(number)):
                 old[number] = handler
                 signal.signal(number, receive)
@@ -104,10 +104,10 @@ def deferred() -> Iterator[None]:
 class Watchdog:
     """Ends the process with exit code 75 when the run has not moved for too long.
 
-    A peer that is alive but stuck, or a device that does not answer, would else be
-    waited for, for ever. `seconds` is the least patience; steps that are slow by nature
-    stretch it to ten times their median. What compiles, as the first step does, has
-    `first` times the patience. `record` gets the stacks of all threads.
+    Otherwise the run would wait for ever for a stuck peer or a device that does not
+    answer. `seconds` is the least timeout; slow steps extend it to ten times their
+    median, and work that compiles, such as the first step, has `first` times the
+    timeout. The stacks of all threads are written to `record`.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Watchdog:
             self._thread.join()
 
     def moved(self, step: int | None = None) -> None:
-        """Says that the run lives: a step is done, or a part of other work."""
+        """Reports progress: a step is done, or a part of other work."""
         now = time.monotonic()
         if step is not None:
             if self._compiling:
@@ -155,12 +155,12 @@ class Watchdog:
         self._moved = now
 
     def compiles(self) -> None:
-        """Says that what comes next compiles, here or in a process waited for."""
+        """Announces that the next work compiles, here or in another process."""
         self._compiling = _ON_THEIR_WAY
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """Within it nothing counts as a hang: a wait that has a limit of its own."""
+        """Context manager that suspends the watchdog, for waits with another limit."""
         self._resting = True
         try:
             yield
@@ -197,5 +197,5 @@ class Watchdog:
         except OSError:
             faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         os.write(2, message.encode())
-        # Not sys.exit: the main thread would go on waiting, and so would jax's own end.
+        # Not sys.exit: the main thread would continue to wait, as would jax's shutdown.
         self._end(int(Exit.RESUMABLE))

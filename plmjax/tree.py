@@ -1,4 +1,4 @@
-"""Parameter surgery: names of leaves, rules over names, counts and comparisons.
+"""Parameter trees: names of leaves, rules over names, counts and comparisons.
 
 Parameters are one nested dict. A leaf's name is its path joined by "/", for example
 "encoder/layer_0/attention/query/kernel"; every rule in plmjax (sharding, weight decay,
@@ -27,7 +27,7 @@ def flatten(tree: Mapping) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
-    """Returns the nested dict whose `flatten` is `flat`."""
+    """Returns the nested dict of {name: leaf}; the inverse of `flatten`."""
     tree: dict = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -66,7 +66,7 @@ def match(rules: Iterable[tuple[str, Any]], name: str) -> Any:
 
 
 def count(tree) -> int:
-    """Returns how many numbers the leaves hold (arrays or shapes)."""
+    """Returns the number of elements in all leaves (arrays or shapes)."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""A run's directory: its config, its lock, and what stands where.
+"""A run's directory: its layout, its config, and its lock.
 
 workdir/
   config.json  environment.json  run.json  metrics.jsonl  teacher.json (distillation)
@@ -42,7 +42,7 @@ from plmjax.train.config import MeshConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a pretraining run is told."""
+    """The config of a pretraining run."""
 
     # Without --workdir the run goes to runs/NAME; none: named after the kind of source.
     name: str | None = None
@@ -56,8 +56,8 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
-# What may change between two starts of one run: it steers how long and how watched
-# training is, not what the steps done so far were.
+# Keys that may change between two starts of a run: they set the length and monitoring
+# of training, and do not affect steps already done.
 MAY_CHANGE = (
     "train.steps",
     "train.epochs",
@@ -83,9 +83,9 @@ MAY_CHANGE = (
 
 
 class Workdir:
-    """The paths of a run, and what is written there.
+    """The paths and files of a run.
 
-    `schema` is the dataclass that the run's config is built as.
+    `schema` is the dataclass of the run's config.
     """
 
     def __init__(self, path: str | Path, schema: type = RunConfig):
@@ -96,7 +96,7 @@ class Workdir:
 
     @property
     def checkpoints(self) -> str | Path:
-        """Where the run that was started here has its checkpoints, a path or a URL."""
+        """The path or URL of the checkpoints of the run in this directory."""
         config = self.read("config.json") or {}
         where = config_lib.flatten(config).get("train.checkpoints")
         if isinstance(where, str) and "://" in where:
@@ -105,11 +105,11 @@ class Workdir:
 
     @property
     def begun(self) -> bool:
-        """Says whether there is trained work here, which a change would spoil."""
+        """True if the run has checkpoints, which a changed config would invalidate."""
         return bool(Checkpoints(self.checkpoints).steps())
 
     def create(self) -> None:
-        """Makes the directory.
+        """Creates the directory.
 
         Raises:
           PlmjaxError: it cannot be written.
@@ -127,16 +127,16 @@ class Workdir:
             ) from error
 
     def resolve(self, path: str) -> Path:
-        """Returns the path inside the workdir where there is one, else as it stands."""
+        """Returns the path inside the workdir if it exists there, else unchanged."""
         inside = self.path / path
         return inside if inside.exists() else Path(path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for this process; the system frees it when we die.
+        """Locks the directory for this process; the system unlocks it when we die.
 
         Raises:
-          PlmjaxError: another run holds it.
+          PlmjaxError: another run has locked it.
         """
         with open(self.path / ".lock", "a+") as file:
             try:
@@ -154,10 +154,10 @@ class Workdir:
             yield
 
     def read(self, name: str, **needed: type) -> dict | None:
-        """Returns a JSON file of the directory, or None where there is none.
+        """Returns the content of a JSON file of the directory, or None if missing.
 
         Raises:
-          PlmjaxError: it is no JSON object, or a `needed` key is not there as its type.
+          PlmjaxError: it is not a JSON object, or a `needed` key has another type.
         """
         path = self.path / name
         if not path.is_file():
@@ -165,7 +165,7 @@ class Workdir:
         trouble = "is no JSON object"
         try:
             found = json.loads(path.read_text())
-            # Escapes can spell half a character, which no file could hold again.
+            # Escapes can encode half a surrogate pair, which no file could store.
             json.dumps(found, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             found, trouble = None, f"is no JSON: {error}"
@@ -177,7 +177,7 @@ class Workdir:
         raise PlmjaxError(f"{path} {trouble}.", hint="Restore it from a copy.")
 
     def config(self) -> RunConfig:
-        """Returns the config that the run was started with.
+        """Returns the run's config.
 
         Raises:
           PlmjaxError: the directory holds no run.
@@ -197,13 +197,14 @@ class Workdir:
         return config_lib.build(RunConfig, saved)
 
     def tokenizer(self) -> Tokenizer:
+        """Returns the run's tokenizer."""
         return Tokenizer.load(self.path / "tokenizer")
 
     def store(self) -> Store:
-        """Opens the run's token store, of which every byte is verified.
+        """Opens the run's token store and verifies every byte.
 
         Raises:
-          PlmjaxError: it is gone, or damaged.
+          PlmjaxError: it is missing or damaged.
         """
         run = self.read("run.json", store=str)
         if run is None:
@@ -215,14 +216,14 @@ class Workdir:
         return open_store(self.path / "data" / run["store"], verify=True)
 
     def teacher(self) -> EncoderConfig | None:
-        """Returns the encoder of the run's teacher; None where it has none."""
+        """Returns the encoder config of the run's teacher, or None."""
         found = self.read("teacher.json", encoder=dict, digest=str)
         return None if found is None else EncoderConfig(**found["encoder"])
 
     def agree(self, config: Any) -> dict[str, tuple]:
-        """Returns {key: (old, new)} of permitted changes to the run that is here.
+        """Returns {key: (old, new)} of permitted changes to the run in the directory.
 
-        One that has not come to a checkpoint has nothing to lose: anything may change.
+        Any key may change before the first checkpoint.
 
         Raises:
           PlmjaxError: something else changed, with the difference.
@@ -238,13 +239,13 @@ class Workdir:
         return self.compare(saved, config_lib.to_dict(config))
 
     def compare(self, saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict:
-        """Returns {key: (old, new)} of permitted changes to what a run began with.
+        """Returns {key: (old, new)} of permitted changes to a run's saved config.
 
         Raises:
           PlmjaxError: something else changed, with the difference.
         """
-        # Both filled up: a key that is newer than the run has the default, which is
-        # what the run did without it.
+        # Both get defaults for missing keys: a key newer than the run has the value
+        # by which the run behaved without it.
         old, new = (
             json.loads(json.dumps(config_lib.to_dict(config_lib.build(self.schema, c))))
             for c in (saved, config)
@@ -252,7 +253,7 @@ class Workdir:
         changed = config_lib.changes(old, new)
         refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if (kind := "objective.kind") in refused:
-            # All other keys of the block follow from it.
+            # Another kind changes all other keys of the block, so only it is shown.
             others = {k: v for k, v in refused.items() if "objective." not in k}
             refused = {kind: refused[kind]} | others
         if refused:
@@ -264,12 +265,12 @@ class Workdir:
         return changed
 
     def write_config(self, config: Any) -> None:
-        """Writes the config that the run is started with."""
+        """Writes the run's config."""
         values = config_lib.to_dict(config)
         write_json(self.path / "config.json", values, sort_keys=True)
 
     def write_environment(self) -> None:
-        """Writes what the run stands on: versions, devices, host, git commit."""
+        """Writes the environment of the run: versions, devices, host, git commit."""
         import jax
 
         names = (
@@ -303,13 +304,13 @@ class Workdir:
 def training_session(
     workdir: Workdir, config: Any, mesh, log: Callable[[str], Any]
 ) -> Iterator[tuple[bool, set[str]]]:
-    """Holds a workdir for a training by all processes, with the mesh set.
+    """Locks a workdir for a training by all processes, with the mesh set.
 
-    Yields whether this process makes what all that see the directory then read, and
-    the keys that differ from those that the run was begun with.
+    Yields (leads, changed): whether this process writes the files that all processes
+    on this directory read, and the keys that differ from the run's saved config.
 
     Raises:
-      PlmjaxError: it cannot be written, is in use, or holds a run of another config.
+      PlmjaxError: it cannot be written, is in use, or has a run of another config.
     """
     import jax
 
@@ -330,7 +331,7 @@ def training_session(
 
 
 def _commit() -> str | None:
-    """Returns the git commit of plmjax's own checkout, if it runs from one."""
+    """Returns the git commit of plmjax's checkout, or None if it has none."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -343,12 +344,12 @@ def _commit() -> str | None:
 
 
 def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:
-    """Returns the encoder of a run."""
+    """Returns the encoder config of a run."""
     return resolve(config.model, tokenizer.vocab_size, tokenizer.pad_id)
 
 
 def row_plan(config: RunConfig, split: Split, length: int, store: Store):
-    """Returns which documents, or pairs of sentences, share a row of the length."""
+    """Returns the packing of documents, or pairs of sentences, into rows."""
     packed, pairs = config.data.rows == "packed", config.objective.pairs_config
     more = () if pairs is None else (pairs,)
     return load_plan(split, length, packed, store.directory, *more)
@@ -361,7 +362,7 @@ def make_objective(
     teacher: EncoderConfig | None = None,
     platform: Platform = ANY,
 ) -> Objective:
-    """Returns the objective of a run; a distillation needs its teacher's encoder."""
+    """Returns the objective of a run; distillation needs the teacher's encoder."""
     pieces = Pieces(
         tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
     )

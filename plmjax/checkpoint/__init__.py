@@ -1,1 +1,1 @@
-"""Checkpoints: saved in the background, held against damage, on disks and s3://."""
+"""Checkpoints: saved in the background, verified by digests, on disks and s3://."""

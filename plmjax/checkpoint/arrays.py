@@ -1,8 +1,8 @@
 """A state as files: zarr arrays in an OCDBT database, both by tensorstore.
 
-Every process writes the blocks that it owns into a database of its own (process_3/),
-and waits for nobody: one that fails holds up no other. `join` then makes one database
-that refers to all of them. Anybody reads that one, alone, onto any mesh.
+Every process writes its blocks into a separate database (process_3/) without waiting
+for the others, so that a process that fails does not block them. `join` then makes one
+database that refers to all of them. Any process can read it alone, onto any mesh.
 """
 
 import itertools
@@ -16,17 +16,17 @@ import numpy as np
 from plmjax import tree
 from plmjax.checkpoint.storage import ANSWER_SECONDS, Storage, brief
 
-# Files of about this size: small enough to be hashed several at a time, and to be held
-# in memory where the store is remote.
+# Target size of files: small enough to hash several at a time, and to hold in memory
+# if the store is remote.
 _FILE_BYTES = 128_000_000
-# Bytes that may be on their way to the disk at a time.
+# The most bytes in flight to the disk.
 _IN_FLIGHT = 256_000_000
 _READ_SECONDS = 600.0
 Start = tuple[int, ...]
 
 
 class Block(NamedTuple):
-    """A block of an array, on the host: arrays are divided as on their devices."""
+    """A block of an array, on the host; arrays are split as on their devices."""
 
     name: str
     whole: tuple[int, ...]  # the shape of the array
@@ -35,10 +35,10 @@ class Block(NamedTuple):
 
 
 def own_blocks(state) -> list[Block]:
-    """Copies to the host what this process writes of a state.
+    """Copies to the host the blocks of a state that this process writes.
 
-    Of the devices that hold the same block one writes it, another one for each block,
-    so that all processes have their share.
+    If several devices hold the same block, one of them writes it; they take turns from
+    block to block, so that all processes have their share.
     """
     shards, turns = [], itertools.count()
 
@@ -67,7 +67,7 @@ def _start(index: tuple[slice, ...]) -> Start:
 
 def _on_host(data: jax.Array) -> np.ndarray:
     host = np.asarray(data)
-    # On a CPU that is the device's own memory, which the next step writes into.
+    # On a CPU this is the device's memory, which the next step overwrites.
     return host.copy() if _platform(data) == "cpu" else host
 
 
@@ -76,11 +76,11 @@ def _platform(data: jax.Array) -> str:
 
 
 def entries(state) -> int:
-    """Returns how many entries the database of a state has: blocks and descriptions."""
+    """Returns the number of entries in a state's database: blocks and metadata."""
 
     def count(leaf) -> int:
         indices = leaf.sharding.devices_indices_map(leaf.shape).values()
-        # An empty array has a description alone.
+        # An empty array has metadata but no block.
         return 1 + (len({_start(index) for index in indices}) if leaf.size else 0)
 
     return sum(map(count, jax.tree.leaves(state)))
@@ -89,12 +89,12 @@ def entries(state) -> int:
 def write(
     storage: Storage, folder: str, blocks: list[Block], process: int, deadline: float
 ) -> None:
-    """Writes blocks, and empties the list as it goes: they may be half the memory.
+    """Writes blocks, and removes them from the list: they may be half the memory.
 
     `deadline` is in seconds of time.monotonic().
 
     Raises:
-      OSError: the disk is full, or did not take all of them in time.
+      OSError: the disk is full, or did not write all of them in time.
     """
     import tensorstore as ts
 
@@ -127,10 +127,10 @@ def write(
 
 
 def join(storage: Storage, folder: str, processes: int, expected: int) -> None:
-    """Makes one database of those that the processes have written.
+    """Joins the databases that the processes have written into one.
 
     Raises:
-      OSError: it cannot be written, or has not the `expected` number of entries.
+      OSError: it cannot be written, or does not have `expected` entries.
     """
     import tensorstore as ts
 
@@ -156,7 +156,7 @@ def read(storage: Storage, folder: str, abstract):
     """Returns the arrays of a state on the shardings of `abstract`.
 
     Raises:
-      OSError: one cannot be read.
+      OSError: an array cannot be read.
     """
     import tensorstore as ts
 
@@ -210,25 +210,26 @@ def _database(storage: Storage, folder: str) -> dict[str, Any]:
 
 
 def _description(whole: tuple[int, ...], block: np.ndarray) -> dict[str, Any]:
-    """Returns how tensorstore opens an array whose blocks are like this one."""
+    """Returns the tensorstore spec of an array with blocks like this one."""
     grid = {"chunk_shape": [max(1, n) for n in block.shape]}
     return {
         "metadata": {
             "shape": whole,
             "data_type": str(block.dtype),
             "chunk_grid": {"name": "regular", "configuration": grid},
-            # As it is in memory: noise does not compress, and training waits.
+            # Not compressed: weights hardly compress, and training waits.
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
         },
         "create": True,
         "open": True,
-        # Else a block of zeros would be missing, and what is missing reads as zeros.
+        # Otherwise a block of zeros would not be written, and a missing block would
+        # read as zeros.
         "store_data_equal_to_fill_value": True,
     }
 
 
 def _result(future, deadline: float) -> Any:
-    """Returns the result of a tensorstore future, its errors as OSError."""
+    """Returns the result of a tensorstore future; raises its errors as OSError."""
     try:
         return future.result(timeout=max(0.0, deadline - time.monotonic()))
     except TimeoutError:

@@ -1,14 +1,14 @@
-"""Checkpoints that prove themselves: orbax writes, digests of ours vouch.
+"""Checkpoints that orbax writes and our digests verify.
 
 checkpoints/
   step_00000250/state/        the State (states.py)
-  step_00000250/meta.json     step, leaves, devices, versions: what a reader checks
+  step_00000250/meta.json     step, leaves, devices, versions, which a reader checks
                               first; the held-out loss, if it was evaluated there
   step_00000250/DIGESTS.json  SHA-256 of each file, written last; without it the step
                               does not count
-  damaged/                    what failed its digests, set aside
+  damaged/                    steps whose digests did not match, moved here
 
-A flipped bit in an array loads without an error; the digests are why ours do not.
+Without digests, a flipped bit in an array would load without an error.
 """
 
 import json
@@ -37,7 +37,7 @@ from plmjax.stop import deferred
 
 _STEP = re.compile(r"step_(\d{8,})")
 _DAMAGED = "damaged"
-# Training waits no longer than this for a slow disk, and then does without a save.
+# Training waits no longer than this for a slow disk, and then skips a save.
 _PATIENCE_SECONDS = 30.0
 T = TypeVar("T")
 
@@ -46,13 +46,12 @@ class Checkpoints:
     """The checkpoints of one run, listed from disk, never from memory.
 
     `where` is a directory, or a gs:// or s3:// URL. Saving runs in the background; its
-    errors reach `log` and `failure`, and training goes on. `keep` newest steps and the
-    best one stay.
+    errors go to `log` and `failure`, and training continues. The `keep` newest steps
+    and the best one are kept.
 
-    With `together`, every process of a run calls every method, in the same order: what
-    they decide by is what process 0 sees, since two that look at one disk may see it
-    differently. Without, a process reads alone, and cannot save if it is one of
-    several.
+    With `together`, every process of a run calls every method, in the same order, and
+    all decide by what process 0 reads, since processes may see different states of one
+    disk. Without it, a process reads alone, and cannot save if it is one of several.
     """
 
     def __init__(
@@ -76,8 +75,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_):
-        # The interpreter's end would break off what is being written. Not wait(): here
-        # one process may be alone with its error.
+        # The end of the interpreter would interrupt a running save. Not wait(), which
+        # needs all processes: this one may be alone with its error.
         self._settle()
         self._saves.rest()
 
@@ -85,17 +84,17 @@ class Checkpoints:
         return str(self._storage)
 
     def path(self, step: int) -> Path:
-        """Returns the directory of a step, where checkpoints are local."""
+        """Returns the directory of a step; for local checkpoints only."""
         return Path(str(self), folder(step))
 
     def _decided(self, f: Callable[[], T]) -> T:
-        """Returns what f says on process 0 (JSON), or here if this process is alone."""
+        """Returns f() of process 0 (JSON), or of this process without `together`."""
         return processes.run_on_first(f) if self._together else f()
 
-    # What there is.
+    # Listing.
 
     def steps(self) -> list[int]:
-        """Returns the steps whose save was completed, in ascending order.
+        """Returns the completely saved steps, in ascending order.
 
         Raises:
           PlmjaxError: they cannot be listed (exit code 5).
@@ -115,9 +114,9 @@ class Checkpoints:
             raise _unreachable(self, error) from error
 
     def best(self) -> tuple[int, float] | None:
-        """Returns (step, rank) of the evaluated step whose rank is lowest, or None.
+        """Returns (step, rank) of the evaluated step with the lowest rank, or None.
 
-        The rank is the held-out loss where nothing else is compared.
+        The rank is the held-out loss unless the meta has another "rank".
         """
         found = self._decided(self._best)
         return None if found is None else (found[0], found[1])
@@ -126,7 +125,7 @@ class Checkpoints:
         try:
             steps = self._steps()
         except PlmjaxError as error:
-            # Training asks, and goes on; who wants to load asks good_step, too.
+            # Training can continue without it; callers that load use good_step, too.
             self.log(f"WARNING: {error}")
             return None
         ranks = {step: _rank(self._meta(step)) for step in steps}
@@ -134,24 +133,24 @@ class Checkpoints:
         return min(known.items(), key=lambda item: item[1]) if known else None
 
     def meta(self, step: int) -> dict:
-        """Returns what was saved beside the state; {} if it is damaged."""
+        """Returns the meta saved beside the state; {} if it is damaged."""
         return self._decided(lambda: self._meta(step))
 
     def _meta(self, step: int) -> dict:
         try:
             found = json.loads(self._storage.read(f"{folder(step)}/{META}"))
         except (OSError, ValueError, RecursionError):
-            return {}  # The digests say so to whoever wants to load it.
+            return {}  # Loading reports the damage, by the digests.
         return found if isinstance(found, dict) else {}
 
     # Saving.
 
     def save(self, step: int, state, meta: dict, last: bool = False) -> None:
-        """Starts writing a step, after the one before is done.
+        """Starts writing a step, after the previous save has ended.
 
-        `meta` is what JSON can hold; "rank" in it, or else "loss", is lower for better
-        steps. If the one before takes too long, this one is left out, unless it is the
-        `last`.
+        `meta` must be JSON-serialisable; its "rank", or else "loss", is lower for
+        better steps. If the previous save takes too long, this one is skipped, unless
+        it is the `last`.
         """
         assert self._together or jax.process_count() == 1, "every process must save"
         self._settle(None if last else _PATIENCE_SECONDS)
@@ -193,7 +192,7 @@ class Checkpoints:
     def _prepare(self, step: int, size: int, ranked: bool) -> str:
         """Makes room for a step; returns _GO, _DONE, or why it cannot be saved.
 
-        One that is there is written anew if it was saved without the rank that it has.
+        An existing step is written again if it was saved without its rank.
         """
         if (told := self._saves.objection(step)) is not None:
             return told
@@ -216,9 +215,9 @@ class Checkpoints:
         return _GO
 
     def _objection(self, step: int) -> str | None:
-        """Returns why a process cannot take part in a save, on every one; or None.
+        """Returns on all processes why one of them cannot take part in a save, or None.
 
-        Orbax would hold those who can until they give the others up.
+        Otherwise orbax would block the other processes until its timeout.
         """
         found = processes.first_said(self._own_objection(step) or "")
         if found is None:
@@ -240,9 +239,9 @@ class Checkpoints:
         return None
 
     def wait(self, patient: bool = True) -> None:
-        """Returns when nothing is being written, or it hangs; sets `failure`.
+        """Waits until nothing is being written, or the save hangs; sets `failure`.
 
-        Without patience it also returns when what is being written takes too long.
+        Without `patient` it also returns when the save takes too long.
         """
         self._settle(None if patient else _PATIENCE_SECONDS)
         if patient:
@@ -255,12 +254,12 @@ class Checkpoints:
             self.failure = PlmjaxError(told[0], hint=told[1], code=Exit.DISK)
 
     def _settle(self, seconds: float | None = None) -> None:
-        """Waits for the save that runs, within its own limit or so many seconds."""
+        """Waits for the running save, for `seconds` or up to its time limit."""
         if (step := self._saves.settle(seconds)) is not None:
             self._failed(step, "the disk does not answer")
 
     def _failed(self, step: int, reason: str) -> None:
-        """Says loudly that a step is not saved, and what is."""
+        """Warns that a step is not saved, and names the last good one."""
         last = "There is no good checkpoint yet."
         try:
             if steps := self._steps():
@@ -275,36 +274,36 @@ class Checkpoints:
         self.log(f"WARNING: {self.failure}")
 
     def _clear(self, step: int) -> None:
-        """Removes what is half written, as far as the disk lets us."""
+        """Removes an incomplete step; only warns if the disk fails."""
         try:
             self._storage.delete(folder(step))
         except OSError as error:
             self.log(f"WARNING: {self}/{folder(step)} stays: {brief(error)}")
 
     def _prune(self) -> None:
-        """Removes what the newest step, just vouched for, makes superfluous."""
+        """Removes old steps, once the newest one has its digests."""
         try:
             steps, best = self._steps(), self._best()
             kept = set(steps[-max(2, self.keep) :]) | ({best[0]} if best else set())
             for step in steps:
-                # Without its loss, a step may be the best one.
+                # A step with unreadable meta may be the best one.
                 if step not in kept and self._meta(step):
                     self._remove(step)
         except (OSError, PlmjaxError) as error:
             self.log(f"WARNING: old checkpoints in {self} stay: {brief(error)}")
 
     def _remove(self, step: int) -> None:
-        # Without digests first: a step that is half deleted does not count.
+        # The digests go first, so that a half deleted step does not count.
         self._storage.delete(f"{folder(step)}/{digests.FILE}")
         self._storage.delete(folder(step))
 
-    # Going on.
+    # Resuming.
 
     def remove_unfinished(self) -> None:
-        """Deletes what an earlier process left half written.
+        """Deletes incomplete steps of an earlier process.
 
         Raises:
-          PlmjaxError: it cannot be listed or deleted (exit code 5).
+          PlmjaxError: they cannot be listed or deleted (exit code 5).
         """
         self._decided(self._remove_unfinished)
 
@@ -318,16 +317,16 @@ class Checkpoints:
             raise _unreachable(self, error) from error
 
     def damage(self, step: int) -> str | None:
-        """Returns what is wrong with a step's files, or None."""
+        """Returns a description of the damage to a step's files, or None."""
         return self._decided(lambda: digests.trouble(self._storage, folder(step)))
 
     def good_step(self, step: int | None = None, set_aside: bool = False) -> int | None:
-        """Returns the newest step (or `step`) whose digests hold; None without steps.
+        """Returns the newest step (or `step`) with matching digests; None if no steps.
 
         With `set_aside`, damaged steps are moved to damaged/.
 
         Raises:
-          PlmjaxError: there are steps, but no good one; or no such step.
+          PlmjaxError: there are steps, but no good one; or `step` does not exist.
         """
         return self._decided(lambda: self._good_step(step, set_aside))
 
@@ -343,7 +342,7 @@ class Checkpoints:
         for candidate in reversed(steps if step is None else [step]):
             trouble = digests.trouble(self._storage, folder(candidate))
             if trouble is None:
-                # Only now: a run without any good step must not look like a new one.
+                # Only with a good step: otherwise the run would look like a new one.
                 if set_aside:
                     self._set_aside(troubles)
                 return candidate
@@ -370,7 +369,7 @@ class Checkpoints:
         """Returns the state of a step, on the shardings of `abstract`.
 
         They may be of any mesh and number of processes. With `only`, just that field of
-        the state is read, and nothing is said of devices; the others hold nothing.
+        the state is read, with no message about changed devices; the others are empty.
 
         Raises:
           PlmjaxError: the checkpoint holds another model, or cannot be read.
@@ -394,11 +393,12 @@ class Checkpoints:
         return processes.run_on_all(read) if self._together else read()
 
 
-# Answers of process 0 to the question whether a step is to be written.
+# Answers of process 0 in _prepare: write the step, or it is already saved.
 _GO, _DONE = "go", "done"
 
 
 def folder(step: int) -> str:
+    """Returns the name of a step's folder."""
     return f"step_{step:08d}"
 
 

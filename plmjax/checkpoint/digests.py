@@ -1,7 +1,7 @@
-"""SHA-256 of every file of a checkpoint: what vouches that it is what was written.
+"""SHA-256 of every file of a checkpoint, to detect damage.
 
 DIGESTS.json holds {"files": {name: [bytes, SHA-256]}, "digest": SHA-256 of "files"}; a
-change to any byte of it shows. Format 1, of plmjax 0.1, held {name: SHA-256} alone.
+change to any byte of it is detected. Format 1, of plmjax 0.1, is {name: SHA-256} only.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from plmjax.checkpoint.storage import Storage
 FILE = "DIGESTS.json"
 Digests = dict[str, tuple[int, str]]
 
-# Hashing frees Python's lock; more threads than this wait for the disk.
+# Hashing releases the GIL; more threads than this would wait for the disk.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -23,7 +23,7 @@ def take(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
     """Returns the digests of files of a folder.
 
     Raises:
-      OSError: one cannot be read.
+      OSError: a file cannot be read.
     """
     names = list(names)
     with ThreadPoolExecutor(_THREADS, "digests") as threads:
@@ -34,7 +34,7 @@ def take(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
 def own_files(storage: Storage, folder: str) -> list[str]:
     """Returns the files that belong to a checkpoint.
 
-    Names that begin with a dot are others' (.nfs0001, .DS_Store), and none of ours.
+    Names that begin with a dot belong to other programs (.nfs0001, .DS_Store).
     """
     return [
         name
@@ -51,7 +51,7 @@ def render(digests: Mapping[str, Sequence]) -> bytes:
 
 
 def trouble(storage: Storage, folder: str) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None."""
+    """Returns a description of the damage to a checkpoint's files, or None."""
     try:
         content = storage.read(f"{folder}/{FILE}")
         found = json.loads(content)
@@ -80,7 +80,7 @@ def trouble(storage: Storage, folder: str) -> str | None:
 
 
 def _expected(found, content: bytes) -> dict | None:
-    """Returns {name: (bytes or None, SHA-256)}, or None if it is not what we wrote."""
+    """Returns {name: (bytes or None, SHA-256)}, or None if the file is damaged."""
     if not isinstance(found, dict):
         return None
     if "files" not in found:

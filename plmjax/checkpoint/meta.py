@@ -1,4 +1,4 @@
-"""What a checkpoint says that it holds, and whether that fits."""
+"""Metadata of a checkpoint, and its comparison with the state to be loaded."""
 
 import importlib.metadata
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError, __version__, tree
 
-# Format 1, of plmjax 0.1, said nothing of the layout, nor of who wrote the state, which
-# was orbax always; and its digests were without sizes. It is read as well.
+# Format 1, of plmjax 0.1, has no layout, no writer of the state (it was always orbax),
+# and digests without sizes. It can still be read.
 FORMAT = 2
 META = "meta.json"
 STATE = "state"
@@ -17,7 +17,7 @@ _VERSIONS = ("jax", "jaxlib")
 
 
 def leaves(state) -> dict[str, str]:
-    """Returns {name: "float32[2, 3]"} of any pytree: what a checkpoint must match."""
+    """Returns {name: "float32[2, 3]"} of a pytree, which a checkpoint must match."""
     found = {}
 
     def add(name, leaf):
@@ -28,7 +28,7 @@ def leaves(state) -> dict[str, str]:
 
 
 def layout(state) -> dict[str, Any]:
-    """Returns what results are bit-equal on: devices, processes, mesh, versions."""
+    """Returns the devices, processes, mesh and versions that fix results to the bit."""
     places = [leaf.sharding for leaf in jax.tree.leaves(state)]
     meshes = [p.mesh for p in places if isinstance(p, jax.sharding.NamedSharding)]
     return {
@@ -41,7 +41,7 @@ def layout(state) -> dict[str, Any]:
 
 
 def layout_changes(meta: dict, abstract) -> str | None:
-    """Returns in words how the layout of `abstract` differs from a checkpoint's."""
+    """Describes how the layout of `abstract` differs from a checkpoint's, or None."""
     if "layout" not in meta:  # format 1
         return None
     old, new = meta["layout"], layout(abstract)

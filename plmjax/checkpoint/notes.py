@@ -1,6 +1,6 @@
 """Notes that processes leave each other with JAX's coordination service.
 
-No device and no barrier takes part: a process that fails holds up no other.
+They need no device and no barrier, so a process that fails does not block the others.
 """
 
 import time
@@ -11,28 +11,28 @@ from plmjax import processes
 
 
 class Notes:
-    """How one save went, on each process; `number` is the same on all of them."""
+    """The outcome of one save on each process; `number` is the same on all of them."""
 
     def __init__(self, number: int):
         self._at = f"plmjax/save/{number}/"
         if processes.several() and processes.is_first() and number:
-            # Nobody looks for those any more.
+            # No process reads the notes of the previous save any more.
             _client().key_value_delete(f"plmjax/save/{number - 1}/")
 
     def failure(self) -> str | None:
-        """Returns what a process has said that went wrong, if one has."""
+        """Returns the error of a process that failed, or None."""
         if not processes.several():
             return None
         found = sorted(_client().key_value_dir_get(f"{self._at}failed/"))
         return found[0][1] if found else None
 
     def exchange(self, trouble: str | None, end: float) -> None:
-        """Leaves this process's note; on process 0, returns when all say that it went.
+        """Leaves this process's note; on process 0, waits until all report success.
 
         `end` is in seconds of time.monotonic().
 
         Raises:
-          OSError: what went wrong on whichever process, or one says nothing.
+          OSError: the save failed on any process, or one left no note in time.
         """
         if not processes.several():
             if trouble is not None:
@@ -59,7 +59,7 @@ class Notes:
 
 
 def _client():
-    # JAX has no public name for it; orbax and others use it as well.
+    # JAX has no public name for the client; orbax and others use this one, too.
     from jax._src.distributed import global_state
 
     assert global_state.client is not None

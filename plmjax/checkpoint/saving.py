@@ -1,9 +1,9 @@
 """One save in the background: a step that counts on all processes, or on none.
 
-Every process writes its part and leaves a note of how that went. The first one waits
-for the notes, and vouches for the step with DIGESTS.json, the last file of all. Where
-one has failed, orbax waits for it on the others until its time is up; by its note they
-know at once, and training goes on.
+Every process writes its part and leaves a note of the outcome. Process 0 waits for the
+notes, then completes the step with DIGESTS.json, the last file. If a process fails,
+orbax on the others waits for it until a timeout; by the note they know at once, and
+training continues.
 """
 
 import itertools
@@ -22,23 +22,23 @@ from plmjax.checkpoint.storage import Storage, brief
 # A disk slower than this, in bytes a second, counts as one that hangs.
 _SLOWEST = 5e6
 _SLACK_SECONDS = 60.0
-# A moment more than a process has for its part, for its note to come.
+# Extra time for the note, after the deadline of a process's part.
 _LATE_SECONDS = 10.0
-# Orbax's own patience at the barriers where it does not take ours.
+# Orbax's timeout at the barriers where it ignores ours.
 _BARRIER_SECONDS = 300.0
 # How often a process that writes looks for a note that another one has failed.
 _LOOK_SECONDS = 0.25
-# Failed saves that may be left to wait for a process or a disk while one more begins.
+# Failed saves that may still wait for a process or a disk while a new one begins.
 _LEFT = 2
 # Saves of this process; the same number on all processes of a run.
 _numbers = itertools.count()
 
 
 class Saving:
-    """A step on its way to the disk; made in the main thread, by every process.
+    """A running save of a step; created in the main thread, by every process.
 
-    `ended` is called in the background on process 0 alone: with None, or with what went
-    wrong on whichever process.
+    `ended` is called in the background on process 0 only: with None, or with the error
+    of any process.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Saving:
         self._meta = json.dumps(meta, indent=1).encode()
         self._write: states.Write | None = None
         self._trouble = self._attempt(lambda: self._copy(state))
-        # Not to be waited for at the interpreter's end: its disk may never answer.
+        # A daemon, so that the interpreter can exit: the disk may never answer.
         self._part = threading.Thread(
             target=self._finish, name=f"checkpoint {step}, own part", daemon=True
         )
@@ -70,21 +70,21 @@ class Saving:
 
     @property
     def running(self) -> bool:
-        """Says whether something of it is still written or waited for here."""
+        """Whether this process still writes a part of it or waits for it."""
         return self._thread.is_alive() or self._part.is_alive()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Returns whether its end is known: within so long, or within its limit."""
+        """Waits for `seconds` or up to the time limit; returns True if it has ended."""
         if seconds is None:
-            # As long again for what only the first process does.
+            # The same time again for the work that only process 0 does.
             seconds = self._deadline + self._seconds - time.monotonic()
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
 
     def rest(self) -> None:
-        """Returns when nothing of it is written or waited for here, or at its limit.
+        """Waits until this process has ended its part, or up to the time limit.
 
-        Who leaves before the others is missed by them, and all end with an error.
+        If a process exited before the others, all would end with an error.
         """
         limit = self._limit + _BARRIER_SECONDS
         self._part.join(max(0.0, limit - time.monotonic()))
@@ -94,11 +94,11 @@ class Saving:
         return self._deadline + _LATE_SECONDS
 
     def _attempt(self, f: Callable[[], None]) -> str | None:
-        """Returns what kept f from its end."""
+        """Runs f; returns the message of its error, or None."""
         try:
             f()
         except Exception as error:
-            # Whatever it was: a thread that dies in silence would look like a save.
+            # Any error: a thread that dies silently would look like a finished save.
             return brief(error)
         return None
 
@@ -123,7 +123,7 @@ class Saving:
         """Waits for this process's part, unless another one has failed.
 
         Raises:
-          OSError: it failed here or elsewhere, or the disk does not answer.
+          OSError: a part failed here or elsewhere, or the disk does not answer.
         """
         while self._part.is_alive():
             self._part.join(_LOOK_SECONDS)
@@ -142,22 +142,22 @@ class Saving:
         storage.settle(folder)
         found = digests.take(storage, folder, digests.own_files(storage, folder))
         if self.given_up:
-            # The run has gone on without it, and perhaps back to before it.
+            # The run has continued without this step, or even rolled back before it.
             raise OSError("the disk answered too late")
         storage.write(f"{folder}/{digests.FILE}", digests.render(found))
 
 
 class Saves:
-    """The save that is being written, `now`, and what is left of failed ones."""
+    """The running save, `now`, and failed saves that have not ended."""
 
     def __init__(self):
         self.now: Saving | None = None
         self._left: list[Saving] = []
 
     def settle(self, seconds: float | None) -> int | None:
-        """Waits for the save that is written, for so many seconds or to its limit.
+        """Waits for the running save, for `seconds` or up to its time limit.
 
-        Returns its step if that limit has passed.
+        Returns its step if the time limit has passed, else None.
         """
         saving = self.now
         if saving is None or (not saving.wait(seconds) and seconds is not None):
@@ -165,23 +165,23 @@ class Saves:
         self.now = None
         if saving.running:
             self._left.append(saving)
-        # Whatever becomes of it now, it has been reported.
+        # It is reported as failed, even if it ends later.
         saving.given_up = not saving.wait(0)
         return saving.step if saving.given_up else None
 
     def rest(self) -> None:
-        """Waits for what is left of failed saves, to their own limits."""
+        """Waits for failed saves that have not ended, up to their time limits."""
         for saving in self._left:
             saving.rest()
 
     def objection(self, step: int) -> str | None:
-        """Returns why a step cannot be saved in this process as yet, or None."""
+        """Returns why this process cannot save a step yet, or None."""
         if self.now is not None:
             return f"step {self.now.step} is still being written"
         self._left = [saving for saving in self._left if saving.running]
         for saving in self._left:
-            # What is still written may arrive in a folder of the same name; and each
-            # may hold a copy of the state.
+            # An unfinished save may still write into the same folder, and each may
+            # hold a copy of the state.
             if saving.step == step or len(self._left) >= _LEFT:
                 return f"the save of step {saving.step} is stuck"
         return None

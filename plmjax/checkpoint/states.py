@@ -1,7 +1,7 @@
-"""How the state of a step becomes files and comes back: by orbax, on s3:// by arrays.
+"""Writing and reading the state of a step: by orbax, on s3:// by arrays.py.
 
-Everything but the state itself (storage, digests, when a step counts) is the same for
-both. What orbax wrote, `orbax.checkpoint.v1.load(path)` reads without plmjax.
+Everything but the state (storage, digests, when a step counts) is the same for both.
+`orbax.checkpoint.v1.load(path)` reads states written by orbax without plmjax.
 """
 
 import math
@@ -17,8 +17,8 @@ from plmjax.checkpoint import arrays
 from plmjax.checkpoint.storage import Storage
 
 ORBAX, ARRAYS = "orbax", "tensorstore"
-# Small enough to be hashed several at a time, and to be held in memory where the
-# store is remote. Orbax's own choice is 2 GB.
+# Small enough to hash several at a time, and to hold in memory if the store is remote.
+# Orbax's default is 2 GB.
 _FILE_BYTES = 128_000_000
 
 
@@ -28,38 +28,38 @@ def _is_refused(storage: Storage) -> bool:
 
 
 def writer(storage: Storage) -> str:
-    """Returns who writes the states of a storage, for meta.json to say."""
+    """Returns the name of the writer of a storage's states, for meta.json."""
     return ARRAYS if _is_refused(storage) else ORBAX
 
 
 class Write(Protocol):
-    """A state that has been copied from the devices and is on its way to the disk."""
+    """A running write of a state that has been copied from the devices."""
 
     def finish(self, deadline: float) -> None:
-        """Returns when it is written, as far as this process knows.
+        """Waits until this process has written its part.
 
         `deadline` is in seconds of time.monotonic().
 
         Raises:
-          OSError: the disk did not take it; and other errors.
+          OSError: the disk failed; also other errors.
         """
         ...
 
     def join(self) -> None:
-        """Makes one whole of what the processes have written; on process 0 alone.
+        """Joins the parts of all processes; called on process 0 only.
 
         Raises:
-          OSError: the disk did not take it, or a part is missing.
+          OSError: the disk failed, or a part is missing.
         """
         ...
 
 
 def start(storage: Storage, folder: str, state, seconds: float) -> Write:
-    """Copies a state to the host and returns its write, which has `seconds` in all.
+    """Copies a state to the host and returns its write, which may take `seconds`.
 
-    To be called in the main thread: with several processes orbax agrees by a collective
-    that all of them call this for the same folder. What it does in the background waits
-    for the coordination service, and for no device.
+    Must be called in the main thread: with several processes, orbax checks by a
+    collective that all of them call this for the same folder. Its background work waits
+    for the coordination service, not for a device.
     """
     if writer(storage) == ARRAYS:
         return _Arrays(storage, folder, state)
@@ -73,9 +73,9 @@ class _Orbax:
         _catch_up()
         context = ocp.Context()
         context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
-        # Also the time for which it waits for a process that has failed.
+        # Orbax also waits this long for a process that has failed.
         context.asynchronous.timeout_secs = math.ceil(seconds)
-        # We have just made the folder: two barriers fewer in the main thread.
+        # We have just made the folder; this saves two barriers in the main thread.
         context.file.skip_sync_file_validations = True
         with context:
             self._response = ocp.save_async(f"{storage}/{folder}", state)
@@ -84,11 +84,11 @@ class _Orbax:
         try:
             self._response.result()
         except TimeoutError as error:
-            # Orbax would name the barrier.
+            # Orbax's message only names its barrier.
             raise OSError("a process did not write its part in time") from error
 
     def join(self) -> None:
-        pass  # Orbax has done so.
+        pass  # Orbax has joined the parts.
 
 
 class _Arrays:
@@ -107,12 +107,12 @@ class _Arrays:
 
 
 def read(storage: Storage, folder: str, by: str, abstract, only: str | None = None):
-    """Returns a state on the shardings of `abstract`, or one field of it alone.
+    """Returns a state on the shardings of `abstract`, or only one of its fields.
 
-    Waits for no other process.
+    Does not wait for other processes.
 
     Raises:
-      OSError, ValueError: it cannot be read.
+      OSError, ValueError: the state cannot be read.
     """
     if by == ORBAX and _is_refused(storage):
         raise ValueError("orbax wrote it, and reads no s3://; copy it to a directory")
@@ -126,7 +126,7 @@ def _nothing(_) -> None:
 
 
 def _one_field(state, only: str | None, nothing: Callable[[Any], Any]):
-    """Returns a state with nothing(value) in place of every field but one."""
+    """Returns a state with every field but one replaced by nothing(value)."""
     if only is None:
         return state
     others = {f: nothing(value) for f, value in state._asdict().items() if f != only}
@@ -142,7 +142,7 @@ def _read_orbax(storage: Storage, folder: str, abstract, only: str | None):
 
     own = jax.process_index()
     context = ocp.Context()
-    # Else it waits for the other processes.
+    # Otherwise orbax waits for the other processes.
     context.multiprocessing.primary_host = own
     context.multiprocessing.active_processes = {own}
     _reads += 1
@@ -158,17 +158,17 @@ _reads = 0
 
 
 def _catch_up() -> None:
-    """Lets processes save together of which one has read alone.
+    """Makes orbax's operation counts equal on all processes before a joint save.
 
-    Orbax names its barriers by a count of its operations in the process; where two
-    counts differ, the processes would wait for each other in vain.
+    Orbax names its barriers by a count of its operations in the process. After one
+    process has read alone, the counts differ, and barriers would never meet.
     """
     global _reads
     if not processes.several():
         return
     most = int(np.max(multihost_utils.process_allgather(np.int32(_reads))))
     if _reads < most:
-        # It has no public name, and is needed by nobody who reads as the others do.
+        # There is no public name: orbax expects all processes to read together.
         from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
         while _reads < most:

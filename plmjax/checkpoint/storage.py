@@ -1,7 +1,7 @@
-"""Where checkpoints live: a directory, or a place in an object store (gs://, s3://).
+"""Storage of checkpoints: a directory, or a prefix in an object store (gs://, s3://).
 
-Both are a tree of named files. tensorstore reaches the remote ones, with the
-credentials that Google's and Amazon's own tools find.
+Both are a tree of named files. tensorstore accesses the remote ones, with the same
+credentials as Google's and Amazon's tools.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from plmjax import PlmjaxError, files
 
 # What tensorstore adds to an error: [os_error_code='27'] [source locations='...
 _SOURCES = re.compile(r" \[[a-z_ ]+='")
-# A store that gives no answer for so long is an error, not a reason to wait.
+# Timeout of requests to a store.
 ANSWER_SECONDS = 60.0
 
 
 class Storage(Protocol):
-    """A tree of files under one root; names are relative to it, with "/" between.
+    """A tree of files under one root; names are relative to it, joined by "/".
 
-    Every method raises OSError where the disk or the store does not obey.
+    Every method raises OSError if the disk or the store fails.
     """
 
     def entries(self) -> list[str]:
-        """Returns the names right under the root; none where there is no root."""
+        """Returns the names directly under the root; none if the root is missing."""
         ...
 
     def files(self, folder: str) -> list[str]:
@@ -39,7 +39,7 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes: ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file so that a reader sees the old one or the whole new one."""
+        """Writes a file atomically: a reader sees the old one or the new one."""
         ...
 
     def digest(self, name: str) -> tuple[int, str]:
@@ -47,30 +47,30 @@ class Storage(Protocol):
         ...
 
     def make(self, folder: str) -> None:
-        """Makes a folder, and the root with it, where there are folders."""
+        """Makes a folder and its parents; does nothing in object stores."""
         ...
 
     def delete(self, name: str) -> None:
-        """Removes a file, or a folder with all that is in it, if it is there."""
+        """Removes a file, or a folder with its content, if it exists."""
         ...
 
     def move(self, folder: str, to: str) -> None: ...
 
     def settle(self, folder: str) -> None:
-        """Returns when a loss of power would no longer lose what a folder holds."""
+        """Waits until the content of a folder would survive a loss of power."""
         ...
 
     def free(self) -> int | None:
-        """Returns the bytes that are free, or None where that has no meaning."""
+        """Returns the free bytes, or None for object stores."""
         ...
 
     def spec(self, folder: str) -> dict[str, Any]:
-        """Returns what tensorstore calls the folder."""
+        """Returns tensorstore's spec of the folder."""
         ...
 
 
 class Local:
-    """A directory of this machine, or one that it has mounted."""
+    """A local or mounted directory."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
@@ -127,16 +127,16 @@ class Local:
 
 
 class Remote:
-    """A place in an object store, which knows names and no folders.
+    """A prefix in an object store, which has names but no folders.
 
-    Nothing there is renamed: a folder that moves is copied.
+    Object stores cannot rename, so moving a folder copies it.
     """
 
     def __init__(self, root: dict[str, Any], where: str):
         import tensorstore as ts
 
         self._root, self._where = root, where
-        # One for all: tensorstore knows by it that two stores are the same.
+        # Shared by all uses, so that tensorstore knows that the stores are the same.
         self.context = ts.Context()
         self._store = _wait(ts.KvStore.open(root, context=self.context), where)
 
@@ -207,7 +207,7 @@ def _only(name: str):
 
 
 def _wait(future, where: str) -> Any:
-    """Returns the result of a tensorstore future; its errors as OSError."""
+    """Returns the result of a tensorstore future; raises its errors as OSError."""
     try:
         return future.result(timeout=ANSWER_SECONDS)
     except TimeoutError:
@@ -242,7 +242,7 @@ def open_storage(where: str | Path) -> Local | Remote:
         )
     root: dict[str, Any] = {"bucket": bucket, "path": f"{path.strip('/')}/"}
     if scheme == "gs":
-        if importlib.util.find_spec("gcsfs") is None:  # Orbax's way to gs://.
+        if importlib.util.find_spec("gcsfs") is None:  # Orbax needs gcsfs for gs://.
             told = f"{where} needs gcsfs, which is not installed."
             raise PlmjaxError(told, hint="pip install 'plmjax[gs]'")
         return Remote(root | {"driver": "gcs"}, str(where).rstrip("/"))
@@ -250,7 +250,7 @@ def open_storage(where: str | Path) -> Local | Remote:
 
 
 def _s3_endpoint() -> dict[str, str]:
-    """Returns where S3 is, if not at Amazon's: what its own tools read, too."""
+    """Returns S3's endpoint and region from the environment of Amazon's tools."""
     environment = os.environ
     endpoint = environment.get(
         "AWS_ENDPOINT_URL_S3", environment.get("AWS_ENDPOINT_URL")

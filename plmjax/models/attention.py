@@ -1,9 +1,9 @@
 """Attention kinds: functions of one signature, chosen by EncoderConfig.attention.
 
-`module` is the layer that attends, with its `config` and its `platform`.
+`module` is the attention layer, with its `config` and its `platform`.
 `heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
-`heads(name, x_SH, shape)` anything else. `relative_RH` is the table of distances that
-all layers share, of the kinds that have one.
+`heads(name, x_SH, shape)` any other array. `relative_RH` is the table of distances that
+all layers share, for kinds that have one.
 
 Legend: B rows, N heads, Q queries, K keys (both L tokens), D head width, H width, R
 rows of the table of distances.
@@ -20,7 +20,7 @@ from plmjax.models.noise import Noise
 
 
 def full(module, heads, segments_BL, relative_RH, noise, site):
-    """Every token attends to all tokens of its own segment (document); [B, N, Q, D]."""
+    """Attention of tokens to all tokens of their segment (document); [B, N, Q, D]."""
     del relative_RH
     query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
     scale = query_BNQD.shape[-1] ** -0.5
@@ -32,7 +32,7 @@ def full(module, heads, segments_BL, relative_RH, noise, site):
 
 
 def disentangled(module, heads, segments_BL, relative_RH, noise, site):
-    """Full attention whose scores know how far apart two tokens are (DeBERTa)."""
+    """Full attention with scores that depend on the tokens' distance (DeBERTa)."""
     query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
     config, platform = module.config, module.platform
     tables = position_heads(config, heads, relative_RH, noise, site)
@@ -40,7 +40,7 @@ def disentangled(module, heads, segments_BL, relative_RH, noise, site):
     scores_BNQK += position_scores(
         config, query_BNQD, key_BNKD, *tables, platform=platform
     )
-    # Three terms of equal spread.
+    # The scores are a sum of three terms of equal variance.
     scores_BNQK *= (3 * query_BNQD.shape[-1]) ** -0.5
     return mix(
         module, scores_BNQK, value_BNKD, segments_BL=segments_BL, noise=noise, site=site
@@ -55,10 +55,10 @@ def mix(
     noise: Noise | None,
     site: str,
 ):
-    """Returns the values by the softmax of scores within a segment, [B, N, Q, D].
+    """Returns the values weighted by softmax(scores) within a segment, [B, N, Q, D].
 
-    Scores and softmax are float32; padding is a segment of its own, so that no row of
-    the softmax is empty.
+    Scores and softmax are float32; padding is a separate segment, so that no row of the
+    softmax is empty.
     """
     config, dtype = module.config, value_BNKD.dtype
     mask_BQK = segments_BL[:, :, None] == segments_BL[:, None, :]

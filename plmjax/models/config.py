@@ -1,4 +1,4 @@
-"""A published model is a value of EncoderConfig; PRESETS holds the ones we know."""
+"""EncoderConfig, and PRESETS with its values for published models."""
 
 import dataclasses
 import difflib
@@ -10,10 +10,10 @@ from plmjax.config import Block, number
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Block, prefix="model."):
-    """The whole family of encoders, as values.
+    """The config of an encoder of any family.
 
-    Each switch is read in one place of models/. `vocab_size` and the padding id follow
-    from the tokenizer; everything else is the model's own.
+    Each option is read at one line of models/. `vocab_size` and the padding id follow
+    from the tokenizer.
     """
 
     family: Literal[
@@ -36,7 +36,7 @@ class EncoderConfig(Block, prefix="model."):
         None, at_least=1, hint="Leave it out for embeddings as wide as the layers."
     )
     max_positions: int = number(512, at_least=1)
-    # RoBERTa counts positions from padding_idx + 1, and its table is that much longer.
+    # RoBERTa counts positions from padding_idx + 1, so its table is longer by as much.
     position_offset: int = number(0, at_least=0)
     token_types: int = number(2, at_least=0)
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
@@ -48,15 +48,15 @@ class EncoderConfig(Block, prefix="model."):
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
     groups: int = number(1, at_least=1)
     attention: Literal["full", "disentangled"] = "full"
-    # none: what positions say comes through the attention (DeBERTa).
+    # none: positions enter through the attention (DeBERTa).
     positions: Literal["learned", "none"] = "learned"
-    # Disentangled attention: distances beyond half of the buckets share them by their
-    # logarithm up to max_positions; the keys and queries of distances are those of the
-    # tokens, or their own; LayerNorm on the table of distances.
+    # Disentangled attention: distances beyond half of the buckets share log-spaced
+    # buckets up to max_positions; the keys and queries of distances use the weights of
+    # the tokens, or separate ones; LayerNorm on the table of distances.
     position_buckets: int = number(256, at_least=2, hint="DeBERTa has 256.")
     share_position_projections: bool = True
     position_norm: bool = True
-    # Tokens a convolution beside the first layer sees (DeBERTa-v2-xlarge); 0: none.
+    # Width in tokens of a convolution beside layer 0 (DeBERTa-v2-xlarge); 0: none.
     convolution_width: int = number(0, at_least=0)
     causal: bool = False
     # transform: dense, activation and norm before the vocabulary, and a bias after;
@@ -67,8 +67,8 @@ class EncoderConfig(Block, prefix="model."):
     init_std: float = number(0.02, at_least=0)
     # The type of activations; parameters are always float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
-    # What the backward pass computes again, for memory: whole layers (about a third
-    # more work), or "dots", all of a layer but its matrix products.
+    # Rematerialisation in the backward pass, to save memory: full layers (about a third
+    # more work), or "dots", everything in a layer but its matrix products.
     remat: bool | Literal["dots"] = False
 
     def __post_init__(self):
@@ -126,6 +126,7 @@ class EncoderConfig(Block, prefix="model."):
 
     @property
     def head_width(self) -> int:
+        """The width of an attention head."""
         return self.width // self.heads
 
     @property
@@ -135,7 +136,7 @@ class EncoderConfig(Block, prefix="model."):
 
     @property
     def max_length(self) -> int:
-        """The longest row that positions serve, in tokens."""
+        """The largest row length that the positions allow, in tokens."""
         return self.max_positions - self.position_offset
 
 
@@ -169,7 +170,7 @@ def _xlm_roberta(layers: int, width: int) -> EncoderConfig:
 
 
 def _albert(layers: int, width: int, heads: int, version: int) -> EncoderConfig:
-    # Google's second version dropped dropout and took GELU's tanh approximation.
+    # Google's second version has no dropout and uses GELU's tanh approximation.
     rate = 0.1 if version == 1 else 0.0
     return dataclasses.replace(
         _bert(layers, width),
@@ -185,7 +186,7 @@ def _albert(layers: int, width: int, heads: int, version: int) -> EncoderConfig:
 
 
 def _albert_xxlarge_v1() -> EncoderConfig:
-    # Trained without dropout already, says its config.json.
+    # Already trained without dropout, according to its config.json.
     return dataclasses.replace(
         _albert(12, 4096, 64, version=1), dropout=0.0, attention_dropout=0.0
     )
@@ -196,7 +197,7 @@ def _distilbert(layers: int, width: int) -> EncoderConfig:
 
 
 def _electra(layers: int, width: int, embedding_width: int) -> EncoderConfig:
-    """The discriminator; its generator is made where ELECTRA is trained."""
+    """The discriminator; objectives/generator.py makes its generator."""
     return dataclasses.replace(
         _bert(layers, width), family="electra", embedding_width=embedding_width
     )
@@ -230,8 +231,8 @@ def _gpt2(layers: int, width: int) -> EncoderConfig:
     )
 
 
-# From the config.json files on huggingface.co. The tiny ones past BERT's are ours: they
-# train on two cores.
+# From the config.json files on huggingface.co. The tiny ones except BERT's are ours,
+# for training on two cores.
 PRESETS: dict[str, EncoderConfig] = {
     "bert-tiny": _bert(2, 128),
     "bert-mini": _bert(4, 256),
@@ -277,7 +278,7 @@ PRESETS: dict[str, EncoderConfig] = {
 
 
 def _model_block() -> type:
-    """A config block: a preset, and any field of EncoderConfig in its place."""
+    """A config block: a preset, and any field of EncoderConfig to override it."""
     preset = dataclasses.field(default="bert-tiny", metadata={"resets": True})
     block: list[tuple[str, Any, Any]] = [("preset", str, preset)]
     for field in dataclasses.fields(EncoderConfig):
@@ -289,7 +290,7 @@ def _model_block() -> type:
     )
 
 
-# vocab_size and position_offset follow from the tokenizer where they are not given.
+# vocab_size and position_offset follow from the tokenizer unless given.
 ModelConfig = _model_block()
 
 
@@ -297,12 +298,12 @@ def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
     """Returns the encoder that a model block names, for a tokenizer.
 
     Raises:
-      PlmjaxError: an unknown preset, or values that do not fit together.
+      PlmjaxError: the preset is unknown, or values do not fit together.
     """
     given = {name: value for name, value in vars(block).items() if value is not None}
     preset = given.pop("preset")
     if preset not in PRESETS:
-        # Some forty: all of them only where none is near.
+        # There are some forty presets: list all only if none is similar.
         near = difflib.get_close_matches(preset, PRESETS, n=4)
         raise PlmjaxError(
             f"model.preset cannot be {preset!r}.",
@@ -318,6 +319,6 @@ def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
         )
     derived: dict = {"vocab_size": vocab_size}
     if PRESETS[preset].position_offset:
-        # RoBERTa's rule: padding has position padding_idx, text begins after it.
+        # In RoBERTa, padding has position padding_idx, and text begins after it.
         derived["position_offset"] = pad_id + 1
     return dataclasses.replace(PRESETS[preset], **(derived | given))

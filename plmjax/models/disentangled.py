@@ -1,4 +1,4 @@
-"""Disentangled attention of DeBERTa-v2 and v3: distances have vectors of their own.
+"""Disentangled attention of DeBERTa-v2 and v3, with separate vectors for distances.
 
 A score is content to content, content to distance and distance to content, summed (He
 et al. 2021, arXiv 2006.03654; log buckets as in transformers' DebertaV2).
@@ -21,15 +21,15 @@ from plmjax.models.platform import ANY, Platform
 
 
 def bucket(distance: np.ndarray, buckets: int, max_positions: int) -> np.ndarray:
-    """Returns which row of the table serves each distance (query minus key).
+    """Returns the row of the table for each distance (query minus key).
 
-    Each distance up to half of the buckets has a row of its own; those farther off
-    share rows by the logarithm, up to max_positions.
+    Each distance up to half of the buckets has a separate row; larger ones share
+    log-spaced rows, up to max_positions.
     """
     middle = buckets // 2
     size = np.abs(distance)
     far = np.maximum(size, middle + 1)
-    # float32 throughout: a rounding more or less can move a distance to the next row.
+    # All in float32: another rounding can move a distance to the next row.
     span = np.log(np.float32(max(max_positions - 1, middle + 1) / middle))
     steps = np.log((far / middle).astype(np.float32)) / span * np.float32(middle - 1)
     shared = np.sign(distance) * (np.ceil(steps).astype(np.int64) + middle)
@@ -56,7 +56,7 @@ class RelativePositions(nn.Module):
 def position_heads(config: EncoderConfig, heads, table_RH, noise, site: str):
     """Returns the queries and the keys of the table's rows, each [1, N, R, D]."""
     if noise is not None:
-        # The table belongs to no row of the batch: one draw serves them all.
+        # The table does not depend on the rows of the batch: one draw for all.
         noise = Noise(noise.seed, noise.step, jnp.zeros(1, jnp.int32))
     table_RH = dropout(table_RH, config.dropout, noise, f"{site}/relative")
     prefix = "" if config.share_position_projections else "position_"
@@ -75,13 +75,13 @@ def position_scores(
 ):
     """Returns content to distance plus distance to content, float32 [B, N, Q, K].
 
-    A document leaves no gap in its row, so distances are those of indices.
+    Documents have no gaps in their row, so distances are differences of indices.
     """
     length = query_BNLD.shape[2]
-    # One distance more than the 2 L - 1 there are: `skew` leaves it out.
+    # One more than the 2 L - 1 possible distances: `skew` drops it.
     ahead_M = np.arange(2 * length) - (length - 1)
-    # skew puts column L - 1 + j - i at (i, j). A distance is query minus key: i - j
-    # where queries are the lines i, j - i where keys are.
+    # skew puts column L - 1 + j - i at (i, j). A distance is query minus key: i - j if
+    # rows i are queries, j - i if rows i are keys.
     behind_M = bucket(-ahead_M, config.position_buckets, config.max_positions)
     ahead_M = bucket(ahead_M, config.position_buckets, config.max_positions)
     to_distance_BNQK = _scores(query_BNLD, at_key, behind_M, platform)
@@ -93,8 +93,8 @@ def _scores(x_BNLD, table_1NRD, row_M, platform: Platform):
     """Returns x_i . table[row of j - i], [B, N, L, L]."""
     batch, heads, length, width = x_BNLD.shape
     table_NMD = jnp.take(table_1NRD[0], row_M, axis=1)
-    # Heads before rows: XLA:CPU knows this bf16 product and its gradients, where
-    # bnld,nmd->bnlm has one that it refuses to run.
+    # Heads before rows: XLA:CPU supports this bf16 product and its gradients, but not
+    # all gradients of bnld,nmd->bnlm.
     x_NTD = x_BNLD.transpose(1, 0, 2, 3).reshape(heads, batch * length, width)
     scores_NTM: Any = einsum("ntd,nmd->ntm", x_NTD, table_NMD, platform)
     return skew(scores_NTM.reshape(heads, batch, length, -1)).swapaxes(0, 1)
@@ -103,15 +103,15 @@ def _scores(x_BNLD, table_1NRD, row_M, platform: Platform):
 def skew(x_NBLM):
     """Returns y[..., i, j] = x[..., i, L - 1 + j - i], [N, B, L, L].
 
-    By reshaping alone, so the gradient is padding; to gather from the scores of the
-    table's R rows has a scatter for its gradient. On 2 cores, forward and backward of
-    deberta-v3-tiny with 16 x 128 tokens took 518 ms so, 802 ms by gathering (float32;
-    bf16 526 and 953); with 4 x 512, where M is twice R, the two were alike.
+    It only reshapes, so the gradient is padding; the gradient of a gather from the
+    scores of the table's R rows is a scatter. On 2 cores, forward and backward of
+    deberta-v3-tiny with 16 x 128 tokens took 518 ms, and 802 ms with a gather (float32;
+    bf16 526 and 953); with 4 x 512, where M is twice R, the two took equally long.
     """
     heads, batch, length, distances = x_NBLM.shape
     assert distances == 2 * length
     x_NBS = x_NBLM.reshape(heads, batch, distances * length)
-    # Lines read one shorter than they were written begin one further on each time.
+    # Rows are read with a length shorter by one, which shifts each row by one more.
     x_NBS = x_NBS[:, :, length - 1 : length - 1 + length * (distances - 1)]
     return x_NBS.reshape(heads, batch, length, distances - 1)[..., :length]
 
@@ -119,7 +119,7 @@ def skew(x_NBLM):
 class Convolution(nn.Module):
     """A convolution over embeddings, added to the first layer's output; [T, H].
 
-    It sees `convolution_width` tokens around each, of its own document alone.
+    It sees `convolution_width` tokens around each token, within its document.
     """
 
     config: EncoderConfig
@@ -142,7 +142,7 @@ class Convolution(nn.Module):
 
 
 def _windows(x_TH, segments_BL, width: int):
-    """Returns the tokens around each, zero where another document is, [T, W * H]."""
+    """Returns the tokens around each token, zero in other documents, [T, W * H]."""
     rows, length = segments_BL.shape
     reach = width // 2
     x_BLH = x_TH.reshape(rows, length, -1)

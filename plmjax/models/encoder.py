@@ -1,4 +1,4 @@
-"""The whole family of encoders: one module, whose variants are values of its config.
+"""The encoder of all families: one module, with variants selected by its config.
 
 Legend: B rows, L tokens a row, T = B * L, E embedding width, H width, N heads, D head
 width.
@@ -60,7 +60,7 @@ class Attention(nn.Module):
                 made[name] = dense(self, config.width, name)
             split = (*shape, config.heads, config.head_width)
             y_BNLD = made[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
-            # For who asks for what lies between (distillation); else it does nothing.
+            # Recorded for distillation; no effect unless "intermediates" is mutable.
             self.sow("intermediates", f"{name}_heads", y_BNLD)
             return y_BNLD
 
@@ -87,7 +87,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward; separate methods, so that ALBERT can share each."""
+    """Attention, then feed-forward; two methods, since ALBERT can share each alone."""
 
     config: EncoderConfig
     platform: Platform = ANY
@@ -99,6 +99,7 @@ class Layer(nn.Module):
         self.ffn_norm = norm(self.config)
 
     def attend(self, site: str, x_TH, segments_BL, relative_RH, noise: Noise | None):
+        """Applies the attention block; [T, H] -> [T, H]."""
         site = f"{site}/attention"
         return self._around(
             x_TH,
@@ -109,10 +110,11 @@ class Layer(nn.Module):
         )
 
     def feed(self, site: str, x_TH, noise: Noise | None):
+        """Applies the feed-forward block; [T, H] -> [T, H]."""
         return self._around(x_TH, self.ffn, self.ffn_norm, noise, f"{site}/ffn")
 
     def _around(self, x_TH, inner, norm, noise, site):
-        """Residual, dropout and norm around a block, the norm where the config says."""
+        """Residual, dropout and norm around a block; the config places the norm."""
         pre = self.config.norm_place == "pre"
         y_TH = inner(norm(x_TH) if pre else x_TH)
         y_TH = x_TH + dropout(y_TH, self.config.dropout, noise, site)
@@ -123,7 +125,7 @@ class Encoder(nn.Module):
     """Turns [B, L] tokens, segments, positions and types into hidden states [B, L, H].
 
     `noise` switches dropout on; without it the encoder is deterministic. Segment 0 is
-    padding; tokens attend within their own segment only.
+    padding; tokens attend within their segment only.
     """
 
     config: EncoderConfig
@@ -141,7 +143,7 @@ class Encoder(nn.Module):
             relative_RH = RelativePositions(config, name="relative")()
         layer_type = Layer
         if config.remat:
-            # Attention's own products, the large ones, are not among them.
+            # The large products within attention are not saved.
             dots = jax.checkpoint_policies.save_only_these_names(PRODUCT)
             # The site (argument 1, after self) is a Python string.
             layer_type = nn.remat(

@@ -9,13 +9,13 @@ from plmjax.models.config import EncoderConfig
 def encoder_flops(config: EncoderConfig, length: int) -> float:
     """Returns the matrix FLOPs of training the encoder on a row: forward times three.
 
-    Attention counts the whole row, packed or not, since that is what is computed.
+    Attention counts the full row, packed or not, since all of it is computed.
     """
     width, inner, narrow = config.width, config.ffn_width, config.input_width
     layer = 2 * (4 * width**2 + (3 if config.gated else 2) * width * inner)
     layer += 4 * length * width
     if config.attention == "disentangled":
-        # Tokens against distances and distances against tokens, 2 x length of each.
+        # Products of tokens and distances, in both directions, 2 x length distances.
         layer += 2 * 2 * width * 2 * length
     once = 2 * narrow * width if narrow != width else 0
     once += 2 * config.convolution_width * width**2
@@ -41,15 +41,15 @@ def task_flops(config: EncoderConfig, positions: int, pooled: bool, outputs: int
 
 
 def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:
-    """Estimates what the forward pass keeps for the backward pass of `rows` rows.
+    """Estimates the bytes that the forward pass of `rows` rows keeps for the backward.
 
-    Counts the arrays that our layers save: about 10 of the model's width and 3 of the
-    inner width a token and layer, attention weights twice, float32 logits twice.
+    Counts the arrays that our layers save: per token and layer about 10 of the model's
+    width and 3 of the inner width, attention weights twice, float32 logits twice.
     """
     size = np.dtype(jnp.dtype(config.dtype)).itemsize
     per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
     layers = 1 if config.remat else config.layers
-    # What a layer that is computed again starts from.
+    # The inputs of rematerialised layers.
     kept = config.layers * config.width if config.remat else 0
     if config.remat == "dots":
         kept = config.layers * (6 * config.width + config.ffn_width)

@@ -1,4 +1,4 @@
-"""What stands on an encoder: vocabulary, pair and detector heads, and all at once.
+"""Heads of pretraining: vocabulary, pair and detector heads.
 
 A model is {"encoder": ...} and its heads by name: "head" (vocabulary), "pair"
 (next-sentence or sentence-order), "detector" (was this token replaced?). Those of
@@ -27,8 +27,8 @@ Batch = dict[str, jax.Array]
 class VocabularyHead(nn.Module):
     """Scores every piece of the vocabulary; [T, H] -> float32 logits [T, V].
 
-    The decoder is the token table [V, E], handed in: tied, as in BERT and RoBERTa. A
-    `plain` head has no parameters of its own.
+    The decoder is the token table [V, E], passed as an argument: tied, as in BERT and
+    RoBERTa. A `plain` head has no parameters.
     """
 
     config: EncoderConfig
@@ -63,9 +63,9 @@ class Pooler(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Judges two sentences by their [CLS]; [T, H] -> float32 logits [T, 2].
+    """Classifies two sentences by their [CLS]; [T, H] -> float32 logits [T, 2].
 
-    0: B follows A (or the two stand in order), 1: it does not, as in transformers.
+    0: B follows A (or the two are in order), 1: it does not, as in transformers.
     """
 
     config: EncoderConfig
@@ -78,7 +78,7 @@ class PairHead(nn.Module):
 
 
 class DetectorHead(nn.Module):
-    """Says of each token how likely it was replaced; [T, H] -> float32 logits [T]."""
+    """Scores each token as replaced or original; [T, H] -> float32 logits [T]."""
 
     config: EncoderConfig
     platform: Platform = ANY
@@ -108,7 +108,7 @@ def init_model(config: EncoderConfig, key: jax.Array, batch: Batch, heads) -> di
 
 
 def inputs(batch: Batch) -> list[jax.Array]:
-    """Returns what an encoder reads of a batch, in its order."""
+    """Returns the encoder's inputs from a batch, in the order of its arguments."""
     return [batch[k] for k in ("tokens", "segments", "positions", "types")]
 
 
@@ -127,7 +127,7 @@ def encode(
 
 
 def pooled(x_BLH: jax.Array, segments_BL: jax.Array, pooling: str) -> jax.Array:
-    """Returns one float32 vector [B, H] a row: mean or max of its tokens, or "cls".
+    """Returns one float32 vector per row, [B, H]: mean or max of its tokens, or "cls".
 
     Special tokens count, padding (segment 0) does not.
     """
@@ -150,8 +150,8 @@ def encode_to(
 ):
     """Returns the hidden states [B, L, H] after a layer, counted from 1.
 
-    0: the embeddings; the last: what `encode` returns, its final norm included. What
-    later layers would compute, the compiler leaves out.
+    0: the embeddings; the last: the result of `encode`, with its final norm. The
+    compiler removes the computation of later layers.
     """
     if layer == config.layers:
         return encode(config, params, batch, None, platform)
@@ -206,7 +206,7 @@ def detector_logits(
 def outputs(
     config: EncoderConfig, params: dict, batch: Batch, platform: Platform = ANY
 ) -> dict[str, jax.Array]:
-    """Returns what each head of a model says of a batch, float32.
+    """Returns the output of each head of a model for a batch, float32.
 
     "head": [B, K, V] at batch["mask_positions"]; "pair": [B, P, 2] at batch["cls"];
     "detector": [B, L]. A head without its positions in the batch is left out.

@@ -1,4 +1,4 @@
-"""Dense, norm, dropout, GELU: the one place that knows what makes XLA fast.
+"""Dense, norm, dropout, GELU: all code that is written to make XLA fast.
 
 Legend of shape suffixes: T tokens (B rows x L), I inputs, O outputs, H width, N heads,
 V vocabulary. Activations are two-dimensional, [T, H]: with three dimensions XLA:CPU
@@ -20,9 +20,9 @@ from plmjax.models.platform import ANY, Platform
 
 
 def _operands(a, b, contracts_last: bool, platform: Platform):
-    """Returns a and b as XLA can multiply them; widening bf16 changes no digit.
+    """Returns a and b in dtypes that XLA can multiply; widening bf16 is exact.
 
-    XLA:CPU knows bf16 products only on some processors, and only over a's last axis.
+    XLA:CPU has bf16 products only on some processors, and only over a's last axis.
     """
     if platform.multiplies_bf16 and (contracts_last or platform.kind != "cpu"):
         return a, b
@@ -30,9 +30,9 @@ def _operands(a, b, contracts_last: bool, platform: Platform):
 
 
 def _product(a, b, contract_a: int, contract_b: int, platform: Platform):
-    """A matrix product that accumulates in float32, whatever its operands are.
+    """A matrix product that accumulates in float32, for operands of any dtype.
 
-    bf16 x bf16 -> bf16 misses the CPU's matrix unit: it is 4 to 8 times slower.
+    bf16 x bf16 -> bf16 does not use the CPU's matrix unit: it is 4 to 8 times slower.
     """
     a, b = _operands(a, b, contract_a == a.ndim - 1, platform)
     dimensions = (((contract_a,), (contract_b,)), ((), ()))
@@ -62,9 +62,10 @@ def _affine_backward(dtype, platform, saved, g_TO):
     dx_TI = _product(g_TO, kernel_IO.astype(dtype), 1, 1, platform)
     dx_TI = dx_TI.astype(x_TI.dtype)
     if _wants_row_major(dtype, platform):
-        # A contraction over rows misses the matrix unit; one copy of x buys it back.
+        # A contraction over rows would not use the matrix unit; transposing a copy of x
+        # avoids it.
         xt_IT = with_layout_constraint(x_TI.astype(dtype).T, Layout((0, 1)))
-        # The barrier keeps XLA from swapping the operands back under a transpose.
+        # The barrier prevents XLA from moving the transpose back into the product.
         dkernel_IO = jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0, platform))
         return dx_TI, dkernel_IO, dbias_O
     dkernel_IO = _product(x_TI.astype(dtype), g_TO, 0, 0, platform)
@@ -77,7 +78,8 @@ affine.defvjp(_affine_forward, _affine_backward)
 def _column_sums(g_TO, platform: Platform):
     """Returns the float32 sums over rows, [O].
 
-    XLA:CPU sums the columns of a vocabulary 25 times slower than it multiplies by ones.
+    On XLA:CPU, summing columns of a vocabulary is 25 times slower than a product with
+    ones.
     """
     g_TO = g_TO.astype(jnp.float32)
     if platform.kind != "cpu":  # a product may be rounded to TF32 or bf16
@@ -86,7 +88,7 @@ def _column_sums(g_TO, platform: Platform):
 
 
 def _wants_row_major(dtype, platform: Platform) -> bool:
-    # The copy is not partitioned: on several devices it becomes an all-gather.
+    # XLA cannot partition the copy: on several devices it becomes an all-gather.
     one_cpu = platform.kind == "cpu" and platform.one_device
     return one_cpu and jnp.dtype(dtype) == jnp.bfloat16 and platform.multiplies_bf16
 
@@ -95,8 +97,8 @@ def _wants_row_major(dtype, platform: Platform) -> bool:
 def einsum(spec: str, a, b, platform: Platform = ANY) -> jax.Array:
     """Returns the float32 einsum of two operands that share a dtype.
 
-    The gradient is rounded to that dtype before its own products, as autodiff would
-    not: mixed products are slow on every device. Reverse mode only.
+    Unlike with autodiff, the gradient is rounded to that dtype before its products,
+    since mixed products are slow on every device. Reverse mode only.
     """
     return _einsum(spec, a, b, platform)
 
@@ -124,7 +126,7 @@ def _einsum(spec: str, a, b, platform: Platform) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-# What rematerialisation calls the results of dense layers.
+# The checkpoint name of the results of dense layers, for rematerialisation.
 PRODUCT = "product"
 
 
@@ -145,7 +147,7 @@ class Dense(nn.Module):
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y_TO: Any = affine(x_TI, kernel, bias, self.dtype, self.platform)
-        # Named for remat: its policies cannot see into a derivative of our own.
+        # Named for remat: its policies cannot see into a custom derivative.
         return checkpoint_name(y_TO.astype(self.dtype), PRODUCT)
 
 
@@ -189,15 +191,15 @@ def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:
 
 
 def dropout(x, rate: float, noise: Noise | None, site: str):
-    """Zeroes a share `rate` of x and scales the rest; nothing without noise.
+    """Zeroes a share `rate` of x and scales the rest; returns x without noise.
 
-    x's elements are those of B = len(noise.rows) rows, in order, whatever its shape.
+    x of any shape holds the elements of B = len(noise.rows) rows, in order.
     """
     if noise is None or rate == 0:
         return x
     rows = noise.rows.shape[0]
     mask = keep(noise, site, x.size // rows, rate).reshape(x.shape)
-    # In float32: 1 / .9 rounded to bf16 would shrink what is kept by .15 %.
+    # In float32: 1 / .9 rounded to bf16 would shrink the kept elements by .15 %.
     scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
     return jnp.where(mask, scaled, jnp.zeros_like(x))
 
@@ -252,7 +254,7 @@ def cross_entropy(logits_TV, labels_T):
 
 
 def _cross_entropy(logits_TV, labels_T):
-    # One maximum serves both; an argmax alone costs XLA:CPU a seventh of a small step.
+    # One maximum for both; a separate argmax costs XLA:CPU a seventh of a small step.
     top_T = jnp.max(logits_TV, axis=-1)
     sum_T = jnp.sum(jnp.exp(logits_TV - top_T[:, None]), axis=-1)
     lse_T = top_T + jnp.log(sum_T)

@@ -1,9 +1,9 @@
-"""Counter-based random bits that depend on nothing but what they are drawn for.
+"""Counter-based random bits: a hash of seed, step, site, row and index.
 
-A draw hashes (seed, step, site, row id, index in the row), never the place of the row
-in the batch, so accumulation, sharding and resuming all see the same masks. It costs
-0.2 to 0.3 ns an element on a CPU core, fuses into its consumer, and is recomputed in
-the backward pass instead of stored (threefry: 18 ns).
+A draw hashes (seed, step, site, row id, index in the row), never the row's position in
+the batch, so accumulation, sharding and resuming all see the same masks. It costs 0.2
+to 0.3 ns per element on a CPU core, fuses into its consumer, and is recomputed in the
+backward pass instead of stored (threefry: 18 ns).
 
 Shapes: B rows, n draws a row.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 
 class Noise(NamedTuple):
-    """What a draw hashes, besides its site and its index.
+    """The inputs of a draw's hash, besides its site and its index.
 
     `seed` and `step` are uint32 scalars, `rows` [B] the int32 ids of the batch's rows.
     """

@@ -1,4 +1,4 @@
-"""What a program is compiled for, said by whoever has it compiled."""
+"""The target devices of a compiled program, named by the caller."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Platform:
-    """The devices of a program, as far as a model's operations depend on them.
+    """The properties of a program's devices that a model's operations depend on.
 
-    They need not be there: a CPU host can compile for TPUs. The results differ by
-    rounding alone, and the default is right on all devices, but not fast.
+    The devices need not be present: a CPU host can compile for TPUs. Results differ
+    only by rounding; the default is correct on all devices, but not fast.
     """
 
     # As jax.Device.platform: cpu, gpu or tpu.
     kind: str = "cpu"
-    # Whether XLA multiplies bf16 x bf16 -> float32 as it stands.
+    # Whether XLA multiplies bf16 x bf16 -> float32 without conversion.
     multiplies_bf16: bool = False
     # Whether the program runs on one device, so that nothing is partitioned.
     one_device: bool = False
@@ -37,5 +37,5 @@ def _processor_has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-# Where nobody says what the program is for: shapes, counts, first weights.
+# The default for programs without target devices: shapes, counts, initial weights.
 ANY = Platform()

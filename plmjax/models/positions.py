@@ -1,6 +1,6 @@
 """Position kinds: functions of one signature, chosen by EncoderConfig.positions.
 
-Each adds to the summed embeddings [B, L, E] what the positions [B, L] say.
+Each adds information about the positions [B, L] to the summed embeddings [B, L, E].
 """
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ from plmjax.models.config import EncoderConfig
 
 
 def learned(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
-    """One trained vector a position, as in BERT."""
+    """Adds one trained vector per position, as in BERT."""
     table = module.param(
         "position",
         nn.initializers.normal(config.init_std),
@@ -20,7 +20,7 @@ def learned(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
 
 
 def none(module: nn.Module, config: EncoderConfig, x_BLE, positions_BL):
-    """Nothing: the attention knows distances (DeBERTa), or what came before."""
+    """Adds nothing: the attention uses distances (DeBERTa), or is causal."""
     del module, config, positions_BL
     return x_BLE
 

@@ -1,12 +1,12 @@
-"""Heads of fine-tuning, each as transformers' class of the family has it.
+"""Heads of fine-tuning, each as in transformers' class of the family.
 
-A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one answer a
-row), "tags" (one a token), "answers" (where an answer begins and ends) or "choices"
-(which of several rows). Their leaves are pooler/dense and classifier in every family. A
-model of embeddings is an encoder alone.
+A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one label per
+row), "tags" (one per token), "answers" (begin and end of an answer) or "choices" (one
+of several rows). Their leaves are pooler/dense and classifier in every family. A model
+of embeddings is an encoder without a head.
 
-Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O what
-the head gives for each of T.
+Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O
+outputs of the head for each of T.
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ HEAD_OF: dict[str, str | None] = {
     "tags": "tags",
     "answers": "answers",
     "choices": "choices",
-    "embeddings": None,  # the encoder's own vectors
+    "embeddings": None,  # no head: the encoder's vectors
 }
-# The score of what cannot be chosen.
+# The score of padding and empty choices, which must not be chosen.
 OUT_OF_REACH = -1e30
-# What a batch calls the states that `encode` made of it before.
+# The key of a batch for states that `encode` has computed before.
 STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a model is fine-tuned for.
+    """A task of fine-tuning.
 
-    `labels` names the classes, labels or tags, or the choices of a row where they are
-    the same everywhere; regression, answers and embeddings have none. `dropout` is that
-    before the classifier, None for what the class of the family has by default.
-    `pooling` says how the tokens' vectors become that of a text (embeddings).
+    `labels` names the classes, labels or tags, or the choices of a row if they are the
+    same everywhere; regression, answers and embeddings have none. `dropout` is that
+    before the classifier; None: the default of the family's class. `pooling` combines
+    the tokens' vectors into one of the text (embeddings).
     """
 
     kind: Literal[
@@ -66,7 +66,7 @@ class Task:
 
     def __post_init__(self):
         count = len(self.labels)
-        # Of one class there is nothing to choose; one label may be there or not.
+        # One class leaves no choice; one label can be present or absent.
         least = {"classes": 2, "tags": 2, "multilabel": 1}.get(self.kind, 0)
         without = self.kind in ("regression", "answers", "embeddings")
         if count < least or (count and without):
@@ -88,26 +88,26 @@ class Task:
 
     @property
     def head(self) -> str | None:
-        """The name of its head; None where the encoder alone is the model."""
+        """The name of the head; None if the model is only an encoder."""
         return HEAD_OF[self.kind]
 
     @property
     def outputs(self) -> int:
-        """How many scores the head gives for a row, token or choice."""
+        """The number of scores per row, token or choice."""
         fixed = {"regression": 1, "answers": 2, "choices": 1}
         return fixed.get(self.kind) or len(self.labels)
 
 
 class Pooling(NamedTuple):
-    """The activation of a pooler, and whether dropout stands before it, too."""
+    """The activation of a pooler, and whether it also has dropout before it."""
 
     activation: Callable
     drops_before: bool = False
 
 
 _TANH, _GELU, _RELU = Pooling(tanh), Pooling(gelu), Pooling(jax.nn.relu)
-# What a family makes of the first token, for the heads with one answer a row. ELECTRA's
-# and DeBERTa's GELU and DistilBERT's ReLU do not follow the activation of the layers.
+# The pooler of the first token in each family, for heads with one label per row. The
+# GELU of ELECTRA and DeBERTa and DistilBERT's ReLU are independent of the layers'.
 POOLERS: dict[str, dict[str, Pooling]] = {
     "sequence": {
         "bert": _TANH,
@@ -128,7 +128,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "deberta-v2": _GELU,
     },
 }
-# The classifier's dropout, where it is not that of the layers.
+# The classifier's dropout, if it is not that of the layers.
 _DROPOUT = {
     ("distilbert", "sequence"): 0.2,
     ("distilbert", "choices"): 0.2,
@@ -141,15 +141,15 @@ _DROPOUT = {
 
 
 def default_dropout(config: EncoderConfig, head: str) -> float:
-    """Returns the dropout before the classifier that transformers has by default."""
+    """Returns transformers' default dropout before the classifier."""
     usual = 0.0 if head == "answers" else config.dropout
     return _DROPOUT.get((config.family, head), usual)
 
 
 class TaskHead(nn.Module):
-    """Dropout and a dense layer, behind a pooler where a row gets one answer.
+    """Dropout and a dense layer, after a pooler if a row gets one label.
 
-    [T, H] -> float32 [T, outputs]. Dropout draws from sites of its own.
+    [T, H] -> float32 [T, outputs]. Dropout draws from separate sites.
     """
 
     config: EncoderConfig
@@ -172,7 +172,7 @@ class TaskHead(nn.Module):
 
 
 def check(config: EncoderConfig) -> None:
-    """Raises PlmjaxError for a family that has no heads of fine-tuning."""
+    """Raises PlmjaxError if the family has no heads of fine-tuning."""
     if config.family not in POOLERS["sequence"]:
         raise PlmjaxError(
             f"a {config.family} has no head to fine-tune in plmjax.",
@@ -204,10 +204,10 @@ def encode(
     noise: Noise | None,
     platform: Platform = ANY,
 ) -> jax.Array:
-    """Returns of the encoder's states those that the task's head reads.
+    """Returns the encoder's states that the task's head reads.
 
-    [B, L, H]; where a row gets one answer the first token's alone, [B, 1, H]; of
-    choices [B, C, 1, H].
+    [B, L, H]; only the first token's, [B, 1, H], if a row gets one label; for choices
+    [B, C, 1, H].
     """
     rows = _rows(config, task, batch)
     x_BLH = heads.encode(config, params, rows, noise, platform)
@@ -224,14 +224,13 @@ def task_logits(
     noise: Noise | None,
     platform: Platform = ANY,
 ) -> jax.Array:
-    """Returns the float32 scores of a batch; dropout is on with noise alone.
+    """Returns the float32 scores of a batch; dropout is on only with noise.
 
-    batch["states"], where it is there, is what `encode` made of the batch before.
+    batch["states"], if present, is the result of `encode`, computed before.
 
-    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], beginning and end, of
-    which padding is neither: -1e30; "choices": [B, C], of tokens [B, C, L], of which an
-    empty one has -1e30, too. Without a head: float32 vectors [B, C, H] of tokens
-    [B, C, L].
+    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], begin and end, -1e30
+    for padding; "choices": [B, C], from tokens [B, C, L], -1e30 for an empty choice.
+    Without a head: float32 vectors [B, C, H] from tokens [B, C, L].
     """
     shape = batch["tokens"].shape
     if task.head is None:
@@ -256,19 +255,19 @@ def task_logits(
         return jnp.where(there_BC, scores.reshape(shape), jnp.float32(OUT_OF_REACH))
     scores = scores.reshape(*shape, task.outputs)
     if task.head == "answers":
-        # Unmasked, as in transformers, padding a row further would change its loss.
+        # Without this mask, as in transformers, more padding would change the loss.
         real_BL = batch["segments"] > 0
         scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(OUT_OF_REACH))
     return scores
 
 
 def _rows(config: EncoderConfig, task: Task, batch: Batch) -> Batch:
-    """Returns what the encoder reads: [B, C, L] as so many rows."""
+    """Returns the encoder's inputs, with [B, C, L] reshaped to B * C rows."""
     rows = {name: batch[name] for name in ("tokens", "segments", "positions", "types")}
     if task.kind in ("choices", "embeddings"):
         length = rows["tokens"].shape[-1]
         rows = {name: array.reshape(-1, length) for name, array in rows.items()}
     if config.token_types < 2:
-        # A table of one type has no row for sentence B; [SEP] alone parts them.
+        # A table of one type has no row for sentence B; only [SEP] separates them.
         rows["types"] = jnp.zeros_like(rows["types"])
     return rows

@@ -1,4 +1,4 @@
-"""What a model is trained for: objectives, each a frozen dataclass."""
+"""Training objectives, each a frozen dataclass."""
 
 from plmjax.objectives.base import Altered, Key, Objective, Part, Pieces
 from plmjax.objectives.clm import CLM, CLMConfig
@@ -8,9 +8,9 @@ from plmjax.objectives.electra import Electra, ElectraConfig
 from plmjax.objectives.mlm import MLM, MLMConfig
 from plmjax.objectives.supervised import Supervised, SupervisedConfig
 
-# Each is made of its block, the encoder that the model block names, and what it needs
-# to know of the tokenizer. Those of fine-tuning, Supervised and Contrastive, ask for
-# the task in the place of the tokenizer's pieces, and so are none of them.
+# Each is built from its config block, the encoder of the model block, and the
+# tokenizer's pieces. Supervised and Contrastive, for fine-tuning, need the task instead
+# of the pieces, so they are not listed here.
 OBJECTIVES = {"mlm": MLM, "clm": CLM, "electra": Electra, "distill": Distill}
 
 __all__ = [

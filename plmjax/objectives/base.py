@@ -1,4 +1,4 @@
-"""What an objective is: a few pure functions, and the models that they train."""
+"""The interface of objectives: a few pure functions, and the models they train."""
 
 import abc
 import dataclasses
@@ -13,23 +13,24 @@ from plmjax.data.pairs import PairsConfig
 from plmjax.models import EncoderConfig, Noise
 
 Batch = dict[str, jax.Array]
-# name -> (sum, count): means over micro-batches, devices and batches simply add.
+# name -> (sum, count), so that micro-batches, devices and batches simply add up.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Key(NamedTuple):
-    """What every draw of a step shares: uint32 scalars."""
+    """The seed and the step that all random draws of a step share: uint32 scalars."""
 
     seed: jax.Array
     step: jax.Array
 
     def noise(self, batch: Batch) -> Noise:
+        """Returns the noise for the rows of a batch."""
         return Noise(self.seed, self.step, batch["row"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """What objectives need to know of the tokenizer; `mask_id` is None without one."""
+    """Tokenizer data that objectives need; `mask_id` is None without a mask token."""
 
     mask_id: int | None
     special_ids: tuple[int, ...]
@@ -38,10 +39,10 @@ class Pieces:
 
 
 class Part(NamedTuple):
-    """A model that an objective trains: what one Hugging Face folder holds.
+    """A model that an objective trains; it exports to one Hugging Face folder.
 
-    `take(params)` gives the part's own {"encoder", and its heads} out of the run's
-    parameters; `place(params, part)` puts them back (start weights).
+    `take(params)` extracts the model's {"encoder", and its heads} from the run's
+    parameters; `place(params, part)` inserts them (initial weights).
     """
 
     encoder: EncoderConfig
@@ -51,10 +52,10 @@ class Part(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """What a model is trained for: pure functions of parameters and a batch.
+    """A training objective: pure functions of parameters and a batch.
 
-    Each kind is a frozen dataclass of its config block, its encoder, and what it needs
-    to know of the tokenizer or of the task.
+    Each kind is a frozen dataclass of its config block, its encoder, and facts of the
+    tokenizer or of the task.
     """
 
     @abc.abstractmethod
@@ -62,10 +63,10 @@ class Objective(abc.ABC):
         """Returns fresh parameters; `key` is a jax PRNG key."""
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Returns what is looked up by token id, by name.
+        """Returns {name: array} of the tables that are indexed by token id.
 
-        The caller puts these arrays into `frozen`: as constants they would make a
-        compiled program larger, and another one for each tokenizer.
+        The caller puts them into `frozen`: as constants they would make the compiled
+        program larger, and different for each tokenizer.
         """
         return {}
 
@@ -74,7 +75,7 @@ class Objective(abc.ABC):
         """Returns the global batch with its positions chosen and masked.
 
         It sets weights that sum to 1 for each term of the loss. `progress` is the share
-        of the steps done; of `frozen` it reads the `tables` alone.
+        of steps done; only the `tables` in `frozen` are read.
         """
 
     @abc.abstractmethod
@@ -83,22 +84,22 @@ class Objective(abc.ABC):
     ) -> tuple[jax.Array, Metrics]:
         """Returns a scalar and metrics.
 
-        A plain weighted sum, so losses and gradients of micro-batches add. `frozen`
-        holds what the loss needs and the optimizer never sees: the `tables`, and beside
-        them what the caller has loaded (a teacher).
+        The loss is a weighted sum, so losses and gradients of micro-batches add up.
+        `frozen` holds arrays that are not trained: the `tables`, and those that the
+        caller has loaded (a teacher).
         """
 
     @property
     @abc.abstractmethod
     def parts(self) -> Mapping[str, Part]:
-        """The models by name; the first is the one that people are after.
+        """The models by name; the first is the main result.
 
-        What they say of a batch is models.heads.outputs.
+        models.heads.outputs returns their outputs for a batch.
         """
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each term of the loss, by the metric whose mean the term is."""
+        """{metric: weight} of the loss, the weighted sum of these metrics' means."""
         return {"loss": 1.0}
 
     def total(self, terms: Mapping[str, Any]) -> Any:
@@ -108,19 +109,19 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, means: dict[str, float]) -> dict[str, float]:
-        """Returns what a person compares, out of the metrics' means.
+        """Returns the reported scores, computed from the metrics' means.
 
-        Its "loss" chooses the best checkpoint.
+        The score "loss" selects the best checkpoint.
         """
 
     @property
     def token_loss(self) -> str | None:
-        """The score in nats a predicted token, to compare with unigram counts."""
+        """The name of the score in nats per token, compared with unigram counts."""
         return None
 
     @abc.abstractmethod
     def slots(self, length: int) -> int:
-        """Returns how many positions of a row are predicted at most."""
+        """Returns the largest number of predicted positions in a row."""
 
     @abc.abstractmethod
     def flops(self, length: int) -> float:
@@ -129,7 +130,7 @@ class Objective(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Altered(Objective):
-    """Another objective with first parameters or a loss of its own, where given."""
+    """An objective with other initial parameters or another loss, where given."""
 
     inner: Objective
     own_init: Callable[[jax.Array, Batch], dict] | None = None
@@ -170,25 +171,24 @@ class Altered(Objective):
 
 
 class ObjectiveConfig(Block, prefix="objective."):
-    """What the data loader asks of every kind of objective block."""
+    """A block of an objective, with the settings that the data loader reads."""
 
     @property
     def static_copies(self) -> int:
-        """Static masks a row, in turn; 1 where masks are fresh each step."""
+        """The number of static masks per row; 1 if masks change at each step."""
         return 1
 
     @property
     def pairs_config(self) -> PairsConfig | None:
-        """How sentences are paired; None: documents as they are."""
+        """The config of sentence pairs; None: unpaired documents."""
         return None
 
 
 def of_all_rows(arrays):
-    """Returns a pytree's arrays [B, ...] of all devices' rows, and where the own begin.
+    """Returns arrays [B, ...] of all devices' rows, and the index of the local rows.
 
-    Where each device computes for itself (train.step.gradients) they are put
-    together; elsewhere the arrays are those of all rows as they are. What flows back
-    through them is summed over the devices.
+    Within shard_map (train.step.gradients) the arrays are gathered, and their gradients
+    are summed over the devices; elsewhere they already hold all rows.
     """
     axes = jax.sharding.get_abstract_mesh().manual_axes
     if not axes:
@@ -201,7 +201,7 @@ def of_all_rows(arrays):
 
 
 def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, Part]:
-    """Returns the parts of a run whose parameters are one model."""
+    """Returns the parts of a run that trains one model."""
     names = ("encoder", *heads)
     return {
         "model": Part(

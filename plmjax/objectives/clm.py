@@ -25,7 +25,7 @@ from plmjax.objectives.mlm import token_scores
 
 @dataclasses.dataclass(frozen=True)
 class CLMConfig(ObjectiveConfig):
-    """Causal language modelling; there is nothing to set."""
+    """Causal language modelling; it has no settings."""
 
     kind: Literal["clm"] = "clm"
 
@@ -70,12 +70,12 @@ class CLM(Objective):
         tokens_BL, segments_BL = batch["tokens"], batch["segments"]
         rows, length = tokens_BL.shape
         used = (segments_BL[:, 1:] > 0) & (segments_BL[:, 1:] == segments_BL[:, :-1])
-        # A row's end is no document's end.
+        # A document that is cut at the end of its row does not end there.
         used &= ~batch["cut"][:, 1:]
         used = used.astype(jnp.float32)
         at_K = jnp.arange(length - 1, dtype=jnp.int32)
         return batch | {
-            # Where the next token is predicted from.
+            # The positions from which the next token is predicted.
             "mask_positions": jnp.broadcast_to(at_K[None], (rows, length - 1)),
             "labels": tokens_BL[:, 1:],
             "weights": used / jnp.maximum(jnp.sum(used), 1),

@@ -1,4 +1,4 @@
-"""Sentence embeddings by contrast: a text's own pair among those of the batch.
+"""Contrastive sentence embeddings: find a text's pair among the pairs of the batch.
 
 InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the other rows' pairs as
 negatives (Henderson et al. 2017, arXiv:1705.00652).
@@ -19,7 +19,7 @@ from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, whole
 from plmjax.objectives.supervised import SupervisedConfig
 
-# Of padding alone all numbers may be 0, and the root has no slope there.
+# A row of padding may be all zeros, where the square root has no gradient.
 _LEAST = 1e-12
 
 
@@ -30,11 +30,11 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
-    """Says which candidates each row's text is held against, [B, M] bool.
+    """Returns which candidates each row's text is compared with, [B, M] bool.
 
-    `number` is one for equal texts, `first` where the B rows stand among the N. What
-    is left out besides filler rows: the text itself, its pair in another row, and the
-    pair of a row with the same text; they are no negatives.
+    Equal texts have equal `number`; `first` is the index of the B rows among the N.
+    Left out, besides filler rows, because they are not negatives: the text itself, its
+    pair in another row, and the pair of a row with the same text.
     """
     text_B1, pair_B1 = number_BC[:, :1], number_BC[:, 1:2]
     own_B1 = first + jnp.arange(len(number_BC))[:, None]
@@ -53,15 +53,14 @@ def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contrastive(Objective):
-    """Brings a text nearer to its pair than to others.
+    """Moves a text closer to its pair than to other texts.
 
-    Rows are batch["tokens"] [B, C, L] of `texts` C, batch["label"] [B, C] numbers
-    that equal texts share. The loss is the mean over all rows of the global batch; what
-    a row is held against are the pairs and negatives of its micro-batch, on all
-    devices.
+    Rows are batch["tokens"] [B, C, L] of `texts` C; batch["label"] [B, C] are numbers,
+    equal for equal texts. The loss is the mean over all rows of the global batch; a row
+    is compared with the pairs and negatives of its micro-batch, on all devices.
 
     Raises:
-      PlmjaxError: the family is not one to fine-tune, or what is for labels is asked.
+      PlmjaxError: the family cannot be fine-tuned, or an option for labels is set.
     """
 
     config: SupervisedConfig
@@ -107,8 +106,8 @@ class Contrastive(Objective):
             (vectors_BCH, number_BC, batch["weight"] > 0)
         )
         others_MH = jnp.concatenate([*vectors_NCH.transpose(1, 0, 2)[1:]])
-        # The default of GPUs and TPUs rounds to ten bits or fewer, which the division
-        # would make 20 times as coarse.
+        # GPUs and TPUs round to ten bits or fewer by default, and dividing by the
+        # temperature would make this error 20 times larger.
         scores_BM = jnp.matmul(vectors_BCH[:, 0], others_MH.T, precision="highest")
         against_BM = candidates(number_BC, number_NC, real_N, first)
         scores_BM = jnp.where(

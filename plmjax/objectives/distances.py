@@ -1,5 +1,5 @@
-"""How far a student is from its teacher: in what it says and in its last states
-(DistilBERT, arXiv:1910.01108), in its layers' states (TinyBERT, Jiao et al. 2019,
+"""Distances between a student and its teacher: logits and last states (DistilBERT,
+arXiv:1910.01108), hidden states of layers (TinyBERT, Jiao et al. 2019,
 arXiv:1909.10351), attention and values (MiniLM, Wang et al. 2020, arXiv:2002.10957).
 
 Legend: B rows, L tokens (Q queries, K keys), T positions, H width, W width of the
@@ -19,10 +19,9 @@ from plmjax.objectives.base import Batch
 
 
 class Kept(NamedTuple):
-    """The states [T, H] after each layer; what the last one attends with [B, N, L, D].
+    """States [T, H] after each layer; query, key, value [B, N, L, D] of the last layer.
 
-    The states of a model with its norms before the blocks are those before the last
-    norm.
+    For a pre-norm model they are the states before the final norm.
     """
 
     states: tuple[jax.Array, ...]
@@ -38,9 +37,9 @@ def encode(
     noise: Noise | None,
     platform: Platform = ANY,
 ) -> tuple[jax.Array, Kept]:
-    """Returns the hidden states [B, L, H] of a batch, and what the layers hold.
+    """Returns the hidden states [B, L, H] of a batch, and intermediates of the layers.
 
-    What nobody uses of it the compiler leaves out.
+    The compiler removes unused ones.
     """
     found: Any = Encoder(config, platform).apply(
         {"params": params["encoder"]},
@@ -49,7 +48,7 @@ def encode(
         mutable=["intermediates"],
     )
     x_BLH, kept = found[0], found[1]["intermediates"]
-    # Layers that share parameters share a name; the last of its uses is the last layer.
+    # Layers that share parameters share a name; its last use is the last layer.
     last = kept[f"layer_{_last(config)}"]["attention"]
     return x_BLH, Kept(
         kept["states"],
@@ -78,10 +77,10 @@ def hidden_loss(pairs: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
 def attention_loss(
     student: Kept, teacher: Kept, segments_BL: jax.Array, platform: Platform = ANY
 ) -> jax.Array:
-    """Returns how far each token's attention and value relations are apart, [T].
+    """Returns the distance of each token's attention and value relations, [T].
 
-    Both are KL(teacher || student) of a softmax over the tokens of a segment, mean over
-    the heads: of queries with keys, and of values with values.
+    Each is KL(teacher || student) of a softmax over the tokens of a segment, averaged
+    over the heads: of queries with keys, and of values with values.
     """
     apart_BNQ = _relation_kl(
         _relation(student.query, student.key, segments_BL, platform),
@@ -112,8 +111,8 @@ def _relation_kl(student_BNQK: jax.Array, teacher_BNQK: jax.Array) -> jax.Array:
 def softened_kl(student_TV: jax.Array, teacher_TV: jax.Array, temperature: float):
     """Returns KL(teacher || student) at a temperature, times its square, float32 [T].
 
-    Hinton et al. 2015, arXiv:1503.02531. Only the student has a gradient; of both, the
-    backward pass keeps the logits and the sums alone.
+    Hinton et al. 2015, arXiv:1503.02531. Only the student has a gradient; the backward
+    pass stores only the logits and the sums of both.
     """
     return _softened_kl(student_TV, teacher_TV, temperature)[0]
 
@@ -143,16 +142,16 @@ softened_kl.defvjp(_softened_kl_forward, _softened_kl_backward)
 
 
 def cosine_loss(x_TW: jax.Array, y_TW: jax.Array) -> jax.Array:
-    """Returns 1 - the cosine of each two states, float32 [T]."""
+    """Returns 1 - the cosine of each pair of states, float32 [T]."""
     x_TW, y_TW = x_TW.astype(jnp.float32), y_TW.astype(jnp.float32)
-    # Padding of a pre-norm model may be 0; the added term is PyTorch's.
+    # The states of padding may be 0 in a pre-norm model; PyTorch adds the same term.
     square_T = jnp.sum(x_TW * x_TW, axis=-1) + 1e-12
     square_T = square_T * (jnp.sum(y_TW * y_TW, axis=-1) + 1e-12)
     return 1 - jnp.sum(x_TW * y_TW, axis=-1) * jax.lax.rsqrt(square_T)
 
 
 def weighted(values_T: jax.Array, weights_T: jax.Array) -> tuple[jax.Array, tuple]:
-    """Returns the weighted sum, and the metric (sum, count) where weights are not 0."""
+    """Returns the weighted sum, and the metric (sum, count) over nonzero weights."""
     used_T = (weights_T > 0).astype(jnp.float32)
     total = jnp.sum(jax.lax.stop_gradient(values_T) * used_T)
     return jnp.sum(values_T * weights_T), (total, jnp.sum(used_T))

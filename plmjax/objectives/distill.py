@@ -1,5 +1,5 @@
-"""Distillation: a student learns what its teacher says of masked text (DistilBERT,
-Sanh et al. 2019, arXiv:1910.01108), and what its layers hold (TinyBERT, MiniLM).
+"""Distillation: a student learns its teacher's predictions on masked text (DistilBERT,
+Sanh et al. 2019, arXiv:1910.01108), and its layers' states (TinyBERT, MiniLM).
 
 Legend: B rows, L tokens, T positions that are predicted, H width of the student, W
 width of the teacher, V vocabulary of the student.
@@ -26,30 +26,30 @@ TERMS = ("soft", "mlm", "cosine", "hidden", "attention")
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig(MaskedConfig):
-    """Who teaches, what of it the student follows, and where the student starts."""
+    """The teacher, the terms of the loss, and the start of the student."""
 
     kind: Literal["distill"] = "distill"
     # A run's workdir or a Hugging Face folder, with a vocabulary head.
     teacher: str | None = None
-    # What the teacher computes in; none: what it was trained in or is read as.
+    # The teacher's dtype; none: as it is loaded.
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
-    # Softens both sides of the soft loss; the weights are those of DistilBERT's code.
+    # Softens both distributions of the soft loss; weights as in DistilBERT's code.
     temperature: float = number(2.0, above=0)
     soft_weight: float = number(5.0, at_least=0)
     mlm_weight: float = number(2.0, at_least=0)
     cosine_weight: float = number(1.0, at_least=0)
-    # Layer to layer: mean squared error of hidden states (TinyBERT), and what the last
-    # layers attend to (MiniLM).
+    # Mean squared error of hidden states, layer by layer (TinyBERT), and relations of
+    # the last layers (MiniLM).
     hidden_weight: float = number(0.0, at_least=0)
     attention_weight: float = number(0.0, at_least=0)
-    # Where the soft loss is taken: at all tokens, as DistilBERT's code does unless told
-    # --restrict_ce_to_mask, or at the masked ones alone, which costs less.
+    # Positions of the soft loss: all tokens, as in DistilBERT's code without
+    # --restrict_ce_to_mask, or only the masked ones, which costs less.
     soft_positions: Literal["all", "masked"] = "all"
-    # The teacher's layer that each of the student's starts from and follows, counted
-    # from 0; none named: evenly spread from the first to the last.
+    # For each layer of the student, the teacher's layer that it starts from and follows
+    # (from 0); empty: evenly spread from the first to the last.
     layers: tuple = ()
     start: Literal["teacher", "fresh"] = "teacher"
-    # A teacher with another vocabulary is refused, or met where pieces are spelt alike.
+    # A teacher with another vocabulary is refused, or aligned by equal strings.
     align: Literal["none", "strings"] = "none"
 
     def __post_init__(self):
@@ -61,6 +61,7 @@ class DistillConfig(MaskedConfig):
             )
 
     def weight(self, term: str) -> float:
+        """Returns the weight of a term of the loss."""
         return getattr(self, f"{term}_weight")
 
     @property
@@ -70,7 +71,7 @@ class DistillConfig(MaskedConfig):
 
 
 class Seen(NamedTuple):
-    """What a model makes of a batch: logits [T, V], last states [B * L, H], layers."""
+    """A model's outputs: logits [T, V], last states [B * L, H], intermediates."""
 
     logits_TV: jax.Array
     x_TH: jax.Array
@@ -79,16 +80,15 @@ class Seen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distill(Masked):
-    """Makes a student of the encoder.
+    """Trains the encoder as the student of a teacher.
 
     frozen["teacher"] is the teacher, {"encoder", "head"}. With config.align,
-    frozen["pieces"] says of each of the student's pieces which id it has in the
-    teacher, "ids" [V] int32 (the teacher's mask where it has none), and whether it has
-    one, "known" [V] bool. What projects the student's states to the teacher's width is
-    no part of the model: params["projection"].
+    frozen["pieces"] maps the student's pieces to the teacher's: "ids" [V] int32 (the
+    teacher's mask for unknown ones), "known" [V] bool. params["projection"], from the
+    student's width to the teacher's, is not part of the exported model.
 
     Raises:
-      PlmjaxError: no teacher, or one that the student cannot follow as is asked.
+      PlmjaxError: there is no teacher, or it does not fit the student and the config.
     """
 
     config: DistillConfig
@@ -103,6 +103,7 @@ class Distill(Masked):
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """The teacher's layer for each layer of the student; () if unused."""
         return chosen_layers(self.config, self.encoder, self._teacher)
 
     @property
@@ -112,6 +113,7 @@ class Distill(Masked):
 
     @property
     def projects(self) -> bool:
+        """Whether the student's states are projected to the teacher's width."""
         compares = self.config.cosine_weight > 0 or self.config.hidden_weight > 0
         return compares and self.encoder.width != self._teacher.width
 
@@ -163,7 +165,7 @@ class Distill(Masked):
         return affine(x_TH, kernel_HW, None, self.encoder.dtype, self.platform)
 
     def _distances(self, params, frozen, batch: Batch, ours: Seen, theirs: Seen):
-        """Yields (term, its value at each position, weights of the positions)."""
+        """Yields (term, values of the positions, weights of the positions)."""
         config, real_BL = self.config, batch["real_weights"]
         if config.soft_weight > 0:
             pieces = frozen["pieces"] if config.align == "strings" else None
@@ -223,11 +225,12 @@ class Distill(Masked):
             + flops.vocabulary_flops(model, self.slots(length))
             for model in (self.encoder, self._teacher)
         )
-        # Of the three passes of training, the teacher does the first.
+        # The teacher only runs the forward pass, a third of the training FLOPs.
         return ours + theirs / 3
 
 
 def no_teacher() -> PlmjaxError:
+    """Returns the error for a distillation without a teacher."""
     return PlmjaxError(
         "objective.kind=distill has no teacher.",
         hint="Set --config.objective.teacher to a run's workdir or to a Hugging Face "
@@ -236,9 +239,9 @@ def no_teacher() -> PlmjaxError:
 
 
 def everywhere(batch: Batch) -> Batch:
-    """Returns labels and weights [B, L] of all tokens, for those [B, K] of the masks.
+    """Returns labels and weights [B, L] of all tokens, from those [B, K] of the masks.
 
-    Logits of all tokens are there; picking rows out of them would double their memory.
+    Gathering rows out of the logits [B, L, V] instead would double their memory.
     """
     at_BK = batch["mask_positions"]
     nothing_BL = jnp.zeros(batch["tokens"].shape, jnp.float32)
@@ -249,13 +252,13 @@ def everywhere(batch: Batch) -> Batch:
 
 
 def aligned(ours_TV: jax.Array, theirs_TV: jax.Array, pieces: dict | None):
-    """Returns the logits of both over the pieces that both have, [T, V] each.
+    """Returns the logits of both models over their common pieces, [T, V] each.
 
-    Pieces that one of them has alone get no probability from either: the soft loss says
-    nothing of them, and of the others only how they share what is left.
+    Pieces of only one model get no probability from either, so the soft loss compares
+    the distributions over the common pieces.
     """
     if pieces is None:
-        # One vocabulary, but one table may be padded further.
+        # The vocabularies are equal, but one table may have more padding.
         size = min(ours_TV.shape[1], theirs_TV.shape[1])
         return ours_TV[:, :size], theirs_TV[:, :size]
     known_V = pieces["known"][None, :]
@@ -270,10 +273,10 @@ def aligned(ours_TV: jax.Array, theirs_TV: jax.Array, pieces: dict | None):
 def chosen_layers(
     config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig
 ) -> tuple[int, ...]:
-    """Returns the teacher's layer for each of the student's; () if none is needed.
+    """Returns the teacher's layer for each layer of the student; () if unused.
 
     Raises:
-      PlmjaxError: another number of layers than the student's, or one out of range.
+      PlmjaxError: config.layers has a wrong length, or a layer out of range.
     """
     asked, count = config.layers, teacher.layers
     if not asked:
@@ -294,13 +297,13 @@ def chosen_layers(
 
 
 def even_layers(student: int, teacher: int) -> tuple[int, ...]:
-    """Returns layers of a teacher evenly from the first to the last.
+    """Returns evenly spaced layers of a teacher, from the first to the last.
 
-    Of 12 for 6 they are those that DistilBERT started from, 0, 2, 4, 7, 9, 11. A single
-    layer follows the last.
+    For 6 of 12 they are those that DistilBERT started from, 0, 2, 4, 7, 9, 11. A
+    student of one layer gets the last.
 
     Raises:
-      PlmjaxError: the student has more.
+      PlmjaxError: the student has more layers than the teacher.
     """
     if student > teacher:
         raise PlmjaxError(
@@ -315,7 +318,7 @@ def even_layers(student: int, teacher: int) -> tuple[int, ...]:
     return tuple((2 * i * (teacher - 1) + gaps) // (2 * gaps) for i in range(student))
 
 
-# What a student that starts from its teacher's layers must have in common with it.
+# Fields that must be equal if a student starts from its teacher's layers.
 _SAME = (
     "width",
     "input_width",
@@ -339,7 +342,7 @@ _SAME = (
 
 
 def _check(config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig):
-    """Raises PlmjaxError where this student cannot follow this teacher."""
+    """Raises PlmjaxError if this student cannot follow this teacher."""
     if teacher.causal:
         raise PlmjaxError(
             f"the teacher {config.teacher} sees one side only (causal); it cannot "

@@ -1,8 +1,8 @@
 """Replaced-token detection (ELECTRA, Clark et al. 2020, arXiv:2003.10555; DeBERTaV3).
 
-A small generator fills masked tokens in, and the discriminator says of every token
-whether it is the original. Section 3.5 of the paper compares other ways to train the
-discriminator on such text: they are the values of `variant`.
+A small generator fills in masked tokens, and the discriminator classifies every token
+as original or replaced. `variant` selects other ways to train the discriminator on
+such text, from section 3.5 of the paper.
 
 Legend: B rows, L tokens, K slots a row, T tokens judged, H width, V vocabulary.
 """
@@ -44,29 +44,29 @@ class ElectraConfig(MaskedConfig):
     """Replaced-token detection; the model block is the discriminator."""
 
     kind: Literal["electra"] = "electra"
-    # The generator's input: Google's pretrain_helpers.py masks 85 % of what is chosen
-    # and keeps the rest. All that is chosen is predicted and replaced.
+    # In the generator's input, 85 % of the chosen tokens are masked and the rest kept,
+    # as in Google's pretrain_helpers.py. All chosen tokens are predicted and replaced.
     mask_share: float = number(0.85, at_least=0, at_most=1)
     random_share: float = number(0.0, at_least=0, at_most=1)
-    # What the discriminator learns: electra, to tell replaced tokens; electra_15, the
-    # same at the chosen positions alone; replace_mlm, to predict the original there,
-    # from the generator's samples in place of [MASK]; all_tokens_mlm, to predict it
-    # everywhere, or copy its input.
+    # The discriminator's task: electra, detect replaced tokens; electra_15, the same at
+    # the chosen positions only; replace_mlm, predict the original there, from the
+    # generator's samples instead of [MASK]; all_tokens_mlm, predict it everywhere, or
+    # copy the input.
     variant: Literal["electra", "electra_15", "replace_mlm", "all_tokens_mlm"] = (
         "electra"
     )
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
-    # What generator and discriminator share: token embeddings; all embeddings and their
-    # norm; nothing; the encoder; or as DeBERTaV3, the generator's token embeddings plus
-    # a delta, so that the discriminator's gradient does not reach the generator.
+    # Shared by generator and discriminator: token embeddings; all embeddings and their
+    # norm; nothing; the encoder; or as in DeBERTaV3, the generator's token embeddings
+    # plus a delta, so that the discriminator's gradient does not reach the generator.
     tie: Literal["tokens", "embeddings", "none", "all", "disentangled"] = "tokens"
-    # 0: the generator stays as it is (two-stage training from train.init_from; weight
-    # decay still reaches it unless train.optimizer.no_decay names generator/.*).
+    # 0: the generator is not trained (two-stage training from train.init_from; weight
+    # decay still applies unless train.optimizer.no_decay matches generator/.*).
     generator_weight: float = number(1.0, at_least=0)
-    # Of the discriminator's loss: where it tells replaced tokens, where it predicts.
+    # Weights of the discriminator's loss: of detection, and of prediction.
     detector_weight: float = number(50.0, at_least=0)
     mlm_weight: float = number(1.0, at_least=0)
-    # Of the generator's samples; lower: what it finds likeliest comes more often.
+    # Temperature of the generator's samples; lower: its top pieces come more often.
     temperature: float = number(1.0, above=0)
 
     def __post_init__(self):
@@ -95,13 +95,14 @@ class ElectraConfig(MaskedConfig):
 
     @property
     def discriminator_weight(self) -> float:
+        """The weight of the discriminator's loss in the variant."""
         return getattr(self, VARIANTS[self.variant].weight)
 
     def generator_encoder(self, encoder: EncoderConfig) -> EncoderConfig | None:
-        """Returns the generator's encoder; None where it is uniform.
+        """Returns the generator's encoder; None if it is uniform.
 
         Raises:
-          PlmjaxError: sizes that give no whole heads, or that cannot be tied.
+          PlmjaxError: the heads do not divide the width, or the sizes cannot be tied.
         """
         if self.generator.kind == "uniform":
             return None
@@ -110,7 +111,7 @@ class ElectraConfig(MaskedConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Electra(Masked):
-    """Trains a discriminator, the encoder, and the generator that fills its text."""
+    """Trains the encoder as discriminator, and a generator that replaces its input."""
 
     config: ElectraConfig
 
@@ -120,17 +121,19 @@ class Electra(Masked):
 
     @functools.cached_property
     def generator(self) -> EncoderConfig | None:
+        """The generator's encoder; None if it is uniform."""
         return self.config.generator_encoder(self.encoder)
 
     @property
     def judge(self) -> "DiscriminatorLoss":
+        """The discriminator's loss in the variant."""
         return VARIANTS[self.config.variant]
 
     @property
     def mask_config(self):
         if self.generator is not None:
             return self.config
-        # The samples are random pieces, and so part of the corruption.
+        # The samples are random pieces, so the corruption draws them.
         return dataclasses.replace(self.config, mask_share=0.0, random_share=1.0)
 
     @functools.cached_property
@@ -166,7 +169,7 @@ class Electra(Masked):
         own = part.take(params)
         if config.generator_weight == 0:
             own = jax.lax.stop_gradient(own)
-        # A stream of its own: the two would drop the same units of their layers.
+        # Otherwise generator and discriminator would drop the same units.
         drops = _stream(noise, "generator") if train else None
         logits_TV, _ = masked_logits(part.encoder, own, batch, drops, self.platform)
         bytes_V = frozen["piece_bytes"]
@@ -216,21 +219,21 @@ class Electra(Masked):
             return total
         theirs = flops.encoder_flops(self.generator, length)
         theirs += flops.vocabulary_flops(self.generator, slots)
-        # Without a weight it is run forward alone.
+        # With weight 0 the generator only runs the forward pass.
         return total + (theirs if self.config.generator_weight else theirs / 3)
 
 
 def _stream(noise: Noise, name: str) -> Noise:
-    """Returns noise whose draws are independent of `noise`'s at the same sites."""
+    """Returns noise with draws that are independent of `noise`'s at the same sites."""
     word = jnp.uint32(zlib.crc32(name.encode()))
     return noise._replace(seed=noise_lib.hash32(noise.seed ^ word))
 
 
 def substituted(batch: Batch, drawn_BK: jax.Array | None) -> Batch:
-    """Returns the batch as the discriminator sees it, with the truth beside it.
+    """Returns the batch as the discriminator sees it, with its labels.
 
-    The samples take the place of what was chosen, in the slots that are used; None: the
-    batch has them. Adds "originals" and "replaced" [B, L]: a right guess is original.
+    The samples replace the chosen tokens in the used slots; None: the batch has them
+    already. Adds "originals" and "replaced" [B, L]; a correct sample is not replaced.
     """
     at_BK, labels_BK = batch["mask_positions"], batch["labels"]
     original_BL = put(batch["tokens"], at_BK, labels_BK)
@@ -246,14 +249,14 @@ def substituted(batch: Batch, drawn_BK: jax.Array | None) -> Batch:
 
 
 def _mean(values, used) -> tuple[jax.Array, jax.Array]:
-    """Returns (sum, count) of the values that are used; all of one shape."""
+    """Returns (sum, count) of the used values; both arguments have one shape."""
     used = used.astype(jnp.float32)
     values = jax.lax.stop_gradient(values).astype(jnp.float32)
     return jnp.sum(values * used), jnp.sum(used)
 
 
 def detector_loss(logits_T, replaced_T, weights_T) -> tuple[jax.Array, Metrics]:
-    """Returns the weighted binary cross-entropy of replaced or not, and its metrics."""
+    """Returns the weighted binary cross-entropy of `replaced`, and its metrics."""
     truth_T = replaced_T.astype(jnp.float32)
     nll_T = jax.nn.softplus(logits_T) - truth_T * logits_T
     used_T, called_T = weights_T > 0, logits_T > 0
@@ -302,8 +305,8 @@ def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
 def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     """All-Tokens MLM: D times the input's piece plus 1 - D times the softmax.
 
-    D, the probability to copy, is the detector's that the token is the original. The
-    metrics of the discriminator are those of the chosen positions, as in Replace-MLM.
+    D, the copy probability, is the detector's probability that the token is original.
+    The discriminator's metrics are over the chosen positions, as in Replace-MLM.
     """
     x_TH = x_BLH.reshape(-1, encoder.width)
     logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
@@ -328,14 +331,14 @@ def _predict_all(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
 
 
 def _copy_loss(logits_TV, replaced_T, seen_T, labels_T):
-    """Returns -log of the mixture's probability of each label, and where it is top."""
+    """Returns the mixture's -log probability of labels, and True where they are top."""
     scored: Any = cross_entropy(logits_TV, labels_T)
     word_nll_T, word_hit_T = scored
     copy_T, write_T = jax.nn.log_sigmoid(-replaced_T), jax.nn.log_sigmoid(replaced_T)
     written_T = write_T - word_nll_T
     right_T = seen_T == labels_T
     nll_T = -jnp.where(right_T, jnp.logaddexp(copy_T, written_T), written_T)
-    # The top piece of the mixture is the input's or that of the softmax.
+    # The top piece of the mixture is the input's piece or the top of the softmax.
     fixed_TV = jax.lax.stop_gradient(logits_TV)
     label_T = jnp.take_along_axis(fixed_TV, labels_T[:, None], axis=1)[:, 0]
     lse_T = word_nll_T + label_T
@@ -355,11 +358,11 @@ def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
 
 
 class DiscriminatorLoss(NamedTuple):
-    """What the discriminator is trained for.
+    """A loss of the discriminator.
 
     loss(encoder, params, x_BLH, batch, bytes_V, platform) -> (value, metrics), where
-    `batch` has the tokens it saw, "originals" and "replaced" [B, L]; `term` is the
-    metric whose mean is the value, `weight` the key of its weight; flops(encoder,
+    `batch` has its input tokens, "originals" and "replaced" [B, L]; the value is the
+    mean of the metric `term`, and `weight` the key of its weight; flops(encoder,
     length, slots).
     """
 

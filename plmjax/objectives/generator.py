@@ -1,4 +1,4 @@
-"""ELECTRA's generator: its sizes, its samples, and what it shares.
+"""ELECTRA's generator: its sizes, its samples, and its shared parameters.
 
 Legend: T chosen tokens, V vocabulary, G blocks of N pieces.
 """
@@ -20,7 +20,7 @@ from plmjax.tree import flatten, unflatten
 _TABLE = "encoder/embeddings/token"
 _DELTA = "encoder/embeddings/token_delta"
 
-# Which of the generator's parameters are the discriminator's: a regex over their names.
+# Regex over names: parameters that the generator shares with the discriminator.
 # Google's code shares "embeddings", which the paper calls token and positional ones.
 TIES = {
     "tokens": _TABLE,
@@ -43,25 +43,25 @@ _FRACTION: dict[str, Any] = {
     "hint": "ELECTRA-small has width_fraction=0.25, layers_fraction=1.",
 }
 
-# How far a fraction may be from one that works: .333 means a third.
+# Tolerance of fractions: .333 means a third.
 _CLOSE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(Block, prefix="objective.generator."):
-    """The generator's sizes: absolute, or else fractions of the discriminator's.
+    """The generator's sizes: absolute, or fractions of the discriminator's.
 
-    Everything else (dropout, positions, activation, ...) is the discriminator's.
+    Everything else (dropout, positions, activation, ...) is as in the discriminator.
     """
 
-    # uniform: any ordinary piece is as likely as another, and nothing is trained.
+    # uniform: all ordinary pieces are equally likely, and nothing is trained.
     kind: Literal["trained", "uniform"] = "trained"
     layers: int | None = number(None, **_SIZE)
     width: int | None = number(None, **_SIZE)
-    # None: each head, and the feed-forward layer to the width, as the discriminator's.
+    # None: the discriminator's head width and ratio of feed-forward to hidden width.
     heads: int | None = number(None, **_SIZE)
     ffn_width: int | None = number(None, **_SIZE)
-    # None: the discriminator's where tables are tied, else the generator's own width.
+    # None: the discriminator's if tables are tied, else the generator's width.
     embedding_width: int | None = number(None, **_SIZE)
     layers_fraction: float = number(1.0, **_FRACTION)
     width_fraction: float = number(0.25, **_FRACTION)
@@ -73,12 +73,12 @@ def generator_encoder(
     """Returns the encoder of a generator for the discriminator `encoder`.
 
     Raises:
-      PlmjaxError: a size or a fraction that gives no whole heads, with the nearest
-        that do; another size where all is tied.
+      PlmjaxError: the heads do not divide the width (the message gives the nearest
+        widths that work); or another size although the encoder is tied.
     """
     width = _width(config, encoder)
     layers = _layers(config, encoder)
-    # Tied tables are as wide as the discriminator's; others as Google's, as the layers.
+    # Tied tables have the discriminator's width; others the layers', as Google's code.
     narrow = width if tie == "none" else encoder.input_width
     if tie != "none" and config.embedding_width not in (None, narrow):
         raise PlmjaxError(
@@ -117,7 +117,7 @@ def generator_encoder(
 
 
 def _fits(config: GeneratorConfig, encoder: EncoderConfig, width: int) -> bool:
-    """Says whether heads and feed-forward layer are whole at this width."""
+    """Returns True if the sizes of heads and feed-forward layer are integers."""
     if config.heads is None:
         whole = encoder.heads * width % encoder.width == 0
     else:
@@ -131,7 +131,7 @@ def _fits(config: GeneratorConfig, encoder: EncoderConfig, width: int) -> bool:
 def _width(config: GeneratorConfig, encoder: EncoderConfig) -> int:
     fraction, full = config.width_fraction, encoder.width
     wanted = fraction * full if config.width is None else config.width
-    # As wide as the discriminator always fits, unless other heads are asked for.
+    # The discriminator's width always fits, unless another number of heads is given.
     most = int(max(2 * full, 2 * wanted)) + (config.heads or 0)
     fit = [w for w in range(1, most + 1) if _fits(config, encoder, w)]
     nearest = min(fit, key=lambda w: abs(w - wanted))
@@ -184,9 +184,9 @@ def initial_params(
     key: jax.Array,
     batch: dict,
 ) -> dict:
-    """Returns {"discriminator": ..., "generator": ...}, what they share once.
+    """Returns {"discriminator": ..., "generator": ...}; shared leaves appear once.
 
-    Without a generator there is the discriminator alone. `names` are its heads.
+    Without a generator only the discriminator. `names` are its heads.
     """
     keys = jax.random.split(key)
     discriminator = flatten(heads.init_model(encoder, keys[0], batch, names))
@@ -194,7 +194,7 @@ def initial_params(
         return {"discriminator": unflatten(discriminator)}
     own = flatten(heads.init_model(generator, keys[1], batch, ("head",)))
     if tie == "disentangled":
-        # They start as one table.
+        # The delta starts at 0, so both tables start equal.
         discriminator[_DELTA] = jnp.zeros_like(discriminator.pop(_TABLE))
     own = {n: leaf for n, leaf in own.items() if not re.fullmatch(TIES[tie], n)}
     return {"discriminator": unflatten(discriminator), "generator": unflatten(own)}
@@ -206,7 +206,7 @@ def make_parts(
     generator: EncoderConfig | None,
     names: tuple[str, ...],
 ) -> dict[str, Part]:
-    """Returns the two models, each whole; the discriminator first."""
+    """Returns the two models, each with the shared parameters; discriminator first."""
     take, place = _take_discriminator, _place_discriminator
     if tie == "disentangled" and generator is not None:
         take, place = _take_disentangled, _place_disentangled
@@ -233,7 +233,8 @@ def make_parts(
         own = {n: leaf for n, leaf in flat.items() if n not in shared}
         discriminator = flatten(params["discriminator"])
         if tie == "disentangled" and np.any(np.asarray(discriminator[_DELTA])):
-            # A discriminator with a table of its own keeps it; one without follows.
+            # Adjust a nonzero delta so that the discriminator's table stays the same;
+            # with a zero delta it follows the new table of the generator.
             moved = params["generator"]["encoder"]["embeddings"]["token"] - own[_TABLE]
             shared = {_DELTA: discriminator[_DELTA] + moved}
         return params | {
@@ -247,7 +248,7 @@ def make_parts(
 
 
 def _with_heads(model: dict, names: tuple[str, ...]) -> dict:
-    # A plain vocabulary head has no parameters, so flattening loses its name.
+    # A plain vocabulary head has no parameters, so flattening drops its name.
     return {name: {} for name in names} | model
 
 
@@ -276,14 +277,14 @@ def _place_disentangled(params, part):
 def sample(logits_TV: jax.Array, u_T: jax.Array, temperature: float) -> jax.Array:
     """Draws a piece from each softmax(logits / temperature); int32 [T], no gradient.
 
-    `u_T`, uniform in [0, 1), says where in the distribution function: one number a
-    token, where Gumbel noise takes one a piece. First the block of pieces is found,
-    then the piece in it, so that nothing of the size of the logits is written.
+    `u_T`, uniform in [0, 1), is inverted through the distribution function: one number
+    per token, while Gumbel noise needs one per piece. First the block of pieces is
+    searched, then the piece in it, so that no array of the logits' size is written.
     """
     size, vocabulary = 128, logits_TV.shape[1]
     x_TV = jax.lax.stop_gradient(logits_TV) * jnp.float32(1 / temperature)
     top_T1 = jnp.max(x_TV, axis=1, keepdims=True)
-    # On a CPU, a tenth of the time of a sum over reshaped logits.
+    # On a CPU this takes a tenth of the time of a sum over reshaped logits.
     mass_TG = jax.lax.reduce_window(
         jnp.exp(x_TV - top_T1),
         jnp.float32(0),
@@ -303,8 +304,8 @@ def sample(logits_TV: jax.Array, u_T: jax.Array, temperature: float) -> jax.Arra
 
 
 def _first_beyond(end_TN, at_T, mass_TN):
-    """Returns where a sum first exceeds `at`, and what `at` is beyond its begin."""
-    # Rounding must not carry it past the last one that has any mass.
+    """Returns the first index at which the sum exceeds `at`, and the rest of `at`."""
+    # Rounding must not move it past the last entry with any mass.
     at_T = jnp.minimum(at_T, end_TN[:, -1] * jnp.float32(1 - 2.0**-22))
     index_T = jnp.sum((end_TN <= at_T[:, None]).astype(jnp.int32), axis=1)
     index_T = jnp.minimum(index_T, end_TN.shape[1] - 1)

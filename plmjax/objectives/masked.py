@@ -1,4 +1,4 @@
-"""What objectives with masked tokens share: the block of keys, and the masking.
+"""Base of the objectives with masked tokens: the config block and the masking.
 
 Legend: B rows, L tokens, K slots a row, V vocabulary.
 """
@@ -29,18 +29,18 @@ from plmjax.objectives.base import (
 
 @dataclasses.dataclass(frozen=True)
 class MaskedConfig(ObjectiveConfig):
-    """How tokens are chosen, what replaces them, and when the choice changes."""
+    """The choice of tokens, their replacements, and how masks change over steps."""
 
     probability: float = number(0.15, above=0, below=1)
-    # Where the probability ends, linearly over the steps; none: it stays.
+    # The probability at the last step, reached linearly; none: constant.
     final_probability: float | None = number(None, above=0, below=1)
-    # Of the chosen tokens: replaced by [MASK], by a random piece; the rest are kept.
+    # Shares of the chosen tokens replaced by [MASK] and by random pieces; rest: kept.
     mask_share: float = number(0.8, at_least=0, at_most=1)
     random_share: float = number(0.1, at_least=0, at_most=1)
-    # What is chosen as one: a token, a word, a span of words (SpanBERT), up to three
-    # words (ALBERT).
+    # The unit of choice: a token, a word, a span of words (SpanBERT), up to three words
+    # (ALBERT).
     unit: Literal["token", "word", "span", "ngram"] = "token"
-    # dynamic: new masks each step; static: `copies` fixed masks a row, in turn.
+    # dynamic: new masks each step; static: `copies` fixed masks per row, in turn.
     masks: Literal["dynamic", "static"] = "dynamic"
     copies: int = number(10, at_least=1)
 
@@ -65,19 +65,20 @@ class MaskedConfig(ObjectiveConfig):
 
     @property
     def largest_probability(self) -> float:
+        """The largest probability of the schedule."""
         return max(self.probability, self.final_probability or 0)
 
     def slots(self, length: int) -> int:
-        """Returns K, the most positions of a row of `length` tokens that are chosen."""
+        """Returns K, the largest number of positions chosen in a row of `length`."""
         return masking.slots(self.largest_probability, length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Masked(Objective):
-    """What the objectives with masks have in common.
+    """Base class of the objectives with masks.
 
     Raises:
-      PlmjaxError: the tokenizer has no mask, or the model sees one side only.
+      PlmjaxError: the tokenizer has no mask token, or the model is causal.
     """
 
     config: Any
@@ -100,11 +101,11 @@ class Masked(Objective):
 
     @property
     def mask_config(self) -> MaskedConfig:
-        """How tokens are masked."""
+        """The config of masking."""
         return self.config
 
     def tables(self):
-        """Returns which pieces are special, which may replace others, and their bytes.
+        """Returns the special pieces, the possible random ones, and the pieces' bytes.
 
         bool [V], int32 [N ordinary pieces], float32 [V].
         """
@@ -119,15 +120,15 @@ class Masked(Objective):
         }
 
     def noise(self, batch: Batch, key: Key) -> Noise:
-        """Returns what the draws hash; with static masks the step plays no part."""
+        """Returns the noise for the draws; it has no step if masks are static."""
         noise = key.noise(batch)
         if self.mask_config.masks == "static":
-            # The same for a row each time it is seen, but for which copy it is.
+            # Masks depend on the row and the number of its copy only.
             return noise._replace(step=batch["copy"].astype(jnp.uint32))
         return noise
 
     def probability(self, progress):
-        """Returns the share to choose when `progress` of the steps is done."""
+        """Returns the share of tokens to choose after `progress` of the steps."""
         first, last = self.mask_config.probability, self.mask_config.final_probability
         if last is None:
             return first
@@ -183,8 +184,8 @@ def token_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Returns the weighted cross-entropy of batch["labels"], and its metrics.
 
-    `logits_TV` are those of batch["labels"] and batch["weights"], flattened. Metrics:
-    loss and accuracy a predicted token, and nats a byte of their text.
+    `logits_TV` belong to batch["labels"] and batch["weights"], flattened. Metrics: loss
+    and accuracy per predicted token, and nats per byte of their text.
     """
     labels_T = batch["labels"].reshape(-1)
     weights_T = batch["weights"].reshape(-1)
@@ -209,7 +210,7 @@ def masked_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the logits [B * K, V] at the chosen positions, and all states [B, L, H].
 
-    The vocabulary head runs on the chosen positions alone.
+    The vocabulary head runs on the chosen positions only.
     """
     x_BLH = heads.encode(encoder, params, batch, noise, platform)
     x_TH = heads.take(x_BLH, batch["mask_positions"])

@@ -16,7 +16,7 @@ def _normalised(*weights: float) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-# What is masked together: how probable units of 1, 2, ... words are (none: a token).
+# Probabilities of units of 1, 2, ... words that are masked together (none: a token).
 UNITS: dict[str, tuple[float, ...]] = {
     "token": (),
     # Whole words: Google's BERT of May 2019; Cui et al. 2019 (arXiv:1906.08101).
@@ -29,7 +29,7 @@ UNITS: dict[str, tuple[float, ...]] = {
 
 
 def slots(probability: float, length: int) -> int:
-    """Returns K, enough for every row of `length` tokens ([CLS] and [SEP] included).
+    """Returns K, enough slots for any row of `length` tokens, [CLS] and [SEP] included.
 
     `probability` is the largest of a schedule.
     """
@@ -44,14 +44,14 @@ def choose(
     slots: int,
     unit: str = "token",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws distinct positions [B, K], which slots are used, and each slot's unit.
+    """Draws distinct positions [B, K], the used slots, and each slot's unit.
 
-    `unit` is a name in UNITS. The results are int32, bool and int32 [B, K]; a unit is
-    named by the position of its first token. A row uses floor(probability * maskable +
+    `unit` is a name in UNITS. The results are int32, bool and int32 [B, K]; the id of a
+    unit is the position of its first token. A row uses floor(probability * maskable +
     u) slots, u uniform in [0, 1), at least one: rounding would bias rows of equal
-    length. Units are taken in random order while they fit; of the first span or n-gram
-    that does not, as many whole words as do. `probability` may be a float32 scalar that
-    is traced.
+    length. Units are taken in random order while they fit; the first span or n-gram
+    that does not fit is cut to the complete words that do. `probability` may be a
+    traced float32 scalar.
     """
     maskable_B = jnp.sum(maskable_BL, axis=1)
     u_B = noise_lib.uniform(noise, "mask/count", 1)[:, 0]
@@ -62,7 +62,7 @@ def choose(
         order_BL = _argsort(jnp.where(maskable_BL, score_BL, jnp.uint32(0xFFFFFFFF)))
         used_BK = jnp.arange(slots)[None, :] < n_B[:, None]
         return order_BL[:, :slots], used_BK, order_BL[:, :slots]
-    # A word breaks at unmaskable tokens, hence at the ends of documents.
+    # A word ends at unmaskable tokens, so also at the ends of documents.
     opens_BL = maskable_BL & ~jnp.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
     start_BL = opens_BL | (maskable_BL & word_start_BL)
     if unit == "word":
@@ -91,10 +91,10 @@ def corrupt_tokens(
     random_share: float,
     unit: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the tokens with [MASK], a random piece or themselves, and labels [B, K].
+    """Returns the tokens, masked, replaced at random or kept, and labels [B, K].
 
-    Which of the three is drawn for each slot, but once for a whole span (SpanBERT);
-    ALBERT draws for each token of an n-gram. Random pieces come from `ordinary_N`.
+    This choice is drawn for each slot, but once for a full span (SpanBERT); ALBERT
+    draws for each token of an n-gram. Random pieces come from `ordinary_N`.
     """
     slots = positions_BK.shape[1]
     labels_BK = jnp.take_along_axis(tokens_BL, positions_BK, axis=1)
@@ -127,20 +127,20 @@ def _argsort(key_BL: jax.Array) -> jax.Array:
 
 
 def _first(start_BL: jax.Array) -> jax.Array:
-    """Names each token's group by the position where the group starts."""
+    """Returns for each token the position where its group starts."""
     index_L = jnp.arange(start_BL.shape[1], dtype=jnp.int32)[None, :]
     return jax.lax.cummax(jnp.where(start_BL, index_L, 0), axis=1)
 
 
 def _choose_several_words(noise, score_BL, maskable_BL, start_BL, n_B, shares):
-    """Marks the tokens of units of one or more words; names each token's unit.
+    """Marks the tokens of chosen units of one or more words; returns each token's unit.
 
     The row's words form a ring, which is cut at a random word and from there on into
-    lengths drawn from `shares`. So each word is as likely as any other to stand at
-    each place of a unit of each length, and thus to be chosen: a partition from the
-    start of each document would favour its first words, which are never late in a long
-    unit that the budget cuts. Where a unit runs over the end of a document, its two
-    parts are chosen together but count as two units.
+    lengths drawn from `shares`. So every word is equally likely at each position of a
+    unit of each length, and equally likely to be chosen: a partition from the start of
+    each document would favour its first words, which are never late in a long unit that
+    the budget cuts. If a unit crosses the end of a document, its two parts are chosen
+    together but count as two units.
     """
     length = maskable_BL.shape[1]
     index_L = jnp.arange(length, dtype=jnp.int32)[None, :]
@@ -153,7 +153,7 @@ def _choose_several_words(noise, score_BL, maskable_BL, start_BL, n_B, shares):
     turn_BL = (index_L + at_B1) % length
     maskable_BL = jnp.take_along_axis(maskable_BL, turn_BL, axis=1)
     start_BL = jnp.take_along_axis(start_BL, turn_BL, axis=1)
-    # Which words begin a unit, by the number of the word since the cut.
+    # True where a unit begins, indexed by the number of words since the cut.
     words_BL = _draw_lengths(noise, length, shares)
     begins_BL = jax.vmap(
         lambda at: jnp.zeros(length, bool).at[at].set(True, mode="drop")
@@ -162,7 +162,7 @@ def _choose_several_words(noise, score_BL, maskable_BL, start_BL, n_B, shares):
     begins_BL = start_BL & jnp.take_along_axis(begins_BL, number_BL, axis=1)
     key_BL = jnp.take_along_axis(score_BL, _first(begins_BL), axis=1)
     chosen_BL = _fill(key_BL, maskable_BL, start_BL, n_B)
-    # A unit also begins after what is not chosen: the end of a document, or a word that
+    # A unit also begins after unchosen tokens: the end of a document, or a word that
     # was too long for the budget.
     after_BL = ~jnp.pad(chosen_BL[:, :-1], ((0, 0), (1, 0)))
     first_BL = _first(begins_BL | after_BL | (turn_BL == 0))
@@ -183,17 +183,17 @@ def _draw_lengths(noise: Noise, size: int, shares: tuple[float, ...]) -> jax.Arr
 
 
 def _fill(key_BL, maskable_BL, start_BL, n_B):
-    """Marks the tokens of words taken in the order of their keys while they fit into n.
+    """Marks the tokens of words, taken in the order of keys while they fit into n.
 
-    Each round takes all words up to the first that does not fit and rules out those
-    longer than what is left; four rounds leave next to nothing that would still fit.
-    Words of one key keep their order.
+    Each round takes all words up to the first that does not fit and excludes those
+    longer than the rest of n; after four rounds hardly any word would still fit. Words
+    with the same key keep their order.
     """
     first_BL = _first(start_BL)
     size_BL = jax.vmap(lambda first, n: jnp.zeros_like(first).at[first].add(n))(
         first_BL, maskable_BL.astype(jnp.int32)
     )
-    # A stable sort lays words out whole.
+    # A stable sort keeps the tokens of a word together.
     order_BL = _argsort(jnp.where(maskable_BL, key_BL, jnp.uint32(0xFFFFFFFF)))
     first_BL = jnp.take_along_axis(first_BL, order_BL, axis=1)
     alive_BL = jnp.take_along_axis(maskable_BL, order_BL, axis=1)
@@ -201,7 +201,7 @@ def _fill(key_BL, maskable_BL, start_BL, n_B):
     place_BL = order_BL - first_BL
     taken_BL = jnp.zeros_like(alive_BL)
     for _ in range(4):
-        # Where in the row's budget the last token of each word would stand.
+        # The budget used up to the end of each word.
         end_BL = jnp.cumsum(alive_BL, axis=1) - place_BL + size_BL - 1
         taken_BL = alive_BL & (end_BL <= n_B[:, None])
         left_B = n_B - jnp.sum(taken_BL, axis=1)

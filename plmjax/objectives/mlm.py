@@ -22,14 +22,14 @@ from plmjax.objectives.masked import Masked, MaskedConfig, masked_logits, token_
 
 @dataclasses.dataclass(frozen=True)
 class MLMConfig(MaskedConfig):
-    """Masked language modelling, and what else [CLS] is trained for."""
+    """Masked language modelling, and the task of [CLS] on pairs of texts."""
 
     kind: Literal["mlm"] = "mlm"
-    # nsp: does B follow A in the text? sop: do the two stand in their order?
+    # nsp: does B follow A in the text? sop: are the two in their original order?
     pairs: Literal["none", "nsp", "sop"] = "none"
-    # Where a B that does not follow comes from: another document, or anywhere.
+    # Source of a B that does not follow A: another document, or anywhere.
     negatives: Literal["document", "corpus"] = "document"
-    # Pairs that are cut short on purpose, as fine-tuning will bring short ones.
+    # Share of pairs that are cut short, since fine-tuning has short texts.
     short_share: float = number(0.1, at_least=0, at_most=1)
     mlm_weight: float = number(1.0, at_least=0)
     pair_weight: float = number(1.0, at_least=0)
@@ -51,16 +51,18 @@ class MLMConfig(MaskedConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MLM(Masked):
-    """Predicts masked tokens from both sides, and what [CLS] says of two texts."""
+    """Predicts masked tokens from both sides, and from [CLS] how two texts relate."""
 
     config: MLMConfig
 
     @property
     def paired(self) -> bool:
+        """Whether [CLS] is trained on pairs of texts."""
         return self.config.pairs != "none"
 
     @property
     def heads(self) -> tuple[str, ...]:
+        """The names of the trained heads."""
         return ("head", "pair") if self.paired else ("head",)
 
     @property
@@ -74,7 +76,7 @@ class MLM(Masked):
 
     @property
     def token_loss(self):
-        # Without a weight it is no figure of this training.
+        # With weight 0 this loss is not trained.
         if not self.config.mlm_weight:
             return None
         return "mlm_loss" if self.paired else "loss"
@@ -87,7 +89,7 @@ class MLM(Masked):
         if not self.paired:
             return batch
         if self.encoder.token_types < 2:
-            # A table of one type has no row for sentence B; [SEP] alone parts them.
+            # A table of one type has no row for sentence B; only [SEP] separates them.
             batch = batch | {"types": jnp.zeros_like(batch["types"])}
         return with_pair_weights(batch)
 
@@ -139,7 +141,7 @@ def pair_loss(logits_T2: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:
 
 
 def token_scores(means: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """Returns what a person compares of `token_loss`'s means."""
+    """Returns the reported scores from the means of `token_loss`'s metrics."""
     loss = means[f"{prefix}loss"]
     return {
         f"{prefix}loss": loss,

@@ -1,6 +1,6 @@
 """Fine-tuning on labels: classes, several labels, numbers, tags, answers, choices.
 
-Legend: B rows, L tokens a row, C classes, labels or choices, U what has a label: rows
+Legend: B rows, L tokens a row, C classes, labels or choices, U labelled units: rows
 [B], or tokens [B, L] for tags.
 """
 
@@ -28,20 +28,20 @@ class SupervisedConfig(ObjectiveConfig):
     """Fine-tuning on the labels that come with the rows."""
 
     kind: Literal["supervised"] = "supervised"
-    # The share of each target that is spread evenly over all classes.
+    # The share of each target that is spread evenly over the classes.
     label_smoothing: float = number(0.0, at_least=0, below=1)
-    # R-Drop (Liang et al. 2021, arXiv:2106.14448): what it costs that two passes with
-    # different dropout disagree; 0: one pass.
+    # R-Drop (Liang et al. 2021, arXiv:2106.14448): weight of the divergence of two
+    # passes with different dropout; 0: one pass.
     rdrop_weight: float = number(0.0, at_least=0)
 
 
 class Kind(NamedTuple):
-    """How scores are judged, for each of U.
+    """The loss and metrics of a kind of task, for each of U.
 
-    has(batch) -> bool: which have a label, filler rows apart.
+    has(batch) -> bool: True with a label, False for filler rows.
     loss(scores, labels, smoothing) -> float32.
     score(scores, labels) -> float32, `score_name` in the metrics.
-    divergence(scores, scores) -> float32: how far two passes are apart, symmetric.
+    divergence(scores, scores) -> float32: symmetric divergence of two passes.
     """
 
     has: Callable
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
 
 def _targets(scores, labels, smoothing: float):
-    """Returns probabilities of the scores' shape for classes or probabilities."""
+    """Returns target probabilities in the scores' shape; labels may be class ids."""
     if labels.ndim < scores.ndim:
         labels = jax.nn.one_hot(jnp.maximum(labels, 0), scores.shape[-1])
     return labels * (1 - smoothing) + smoothing / scores.shape[-1]
@@ -60,7 +60,7 @@ def _targets(scores, labels, smoothing: float):
 
 def _class_loss(scores, labels, smoothing: float):
     targets = _targets(scores, labels, smoothing)
-    # What cannot be chosen (padding) costs nothing, whatever is spread on it.
+    # Padding, which cannot be chosen, adds no loss for its share of the smoothing.
     logs = jnp.where(scores > 0.5 * OUT_OF_REACH, jax.nn.log_softmax(scores), 0.0)
     return -jnp.sum(targets * logs, axis=-1)
 
@@ -87,7 +87,7 @@ def _label_hits(scores, labels):
 
 
 def _label_divergence(p, q):
-    # Of each label a distribution over yes and no, whose log odds are the score.
+    # Each label has a distribution over yes and no; the score is its log odds.
     apart = (jax.nn.sigmoid(p) - jax.nn.sigmoid(q)) * (p - q)
     return 0.5 * jnp.mean(apart, axis=-1)
 
@@ -97,7 +97,7 @@ def _square(scores, labels, smoothing: float):
     return jnp.square(scores[:, 0] - labels)
 
 
-# Of answers, beginning and end are two choices of a token; they count half each.
+# An answer is two choices of a token, beginning and end; each counts half.
 def _ends(scores):
     return scores.transpose(0, 2, 1)
 
@@ -119,7 +119,7 @@ def _all(batch: Batch):
 
 
 def _labelled(batch: Batch):
-    """Says which rows or tokens have a label; probabilities of 0 alone are none."""
+    """Returns True for rows or tokens with a label; all-zero probabilities are none."""
     labels, real = batch["label"], batch["weight"] > 0
     if labels.dtype == jnp.float32:
         has = jnp.sum(labels, axis=-1) > 0
@@ -129,7 +129,7 @@ def _labelled(batch: Batch):
 
 
 def _answered(batch: Batch):
-    """Says which rows have an answer, or none for certain: (-1, -1) is neither."""
+    """Returns True for rows with a label: an answer or "no answer", not (-1, -1)."""
     return _all(batch) & (batch["label"][:, 0] >= 0)
 
 
@@ -161,12 +161,12 @@ def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
 class Supervised(Objective):
     """Predicts batch["label"].
 
-    `cached` says that training batches come with the encoder's states, so that a step
-    does not cost what the encoder costs.
+    With `cached`, training batches come with the encoder's states, so a step has no
+    FLOPs of the encoder.
 
-    The loss is the mean over all rows (tags: tokens) of the global batch that have a
-    label, weighted by batch["weight"]; losses and scores among the metrics are plain
-    means. What a model says of a batch is models.task_heads.task_logits.
+    The loss is the mean over all labelled rows (tags: tokens) of the global batch,
+    weighted by batch["weight"]; losses and scores among the metrics are plain means.
+    models.task_heads.task_logits returns a model's outputs.
 
     Raises:
       PlmjaxError: the family has no such head, or the kind of task no smoothing.
@@ -191,6 +191,7 @@ class Supervised(Objective):
 
     @property
     def kind(self) -> Kind:
+        """The loss and metrics of the task."""
         return KINDS[self.task.kind]
 
     @property
@@ -213,7 +214,7 @@ class Supervised(Objective):
         del frozen
         kind, noise = self.kind, key.noise(batch) if train else None
         labels, weights_U = batch["label"], batch["weights"]
-        # Held-out losses are those of the labels as they are.
+        # Held-out losses use the labels without smoothing.
         smoothing = self.config.label_smoothing if train else 0.0
         says = functools.partial(task_logits, self.encoder, self.task, params, batch)
         scores = says(noise, platform=self.platform)
@@ -250,5 +251,5 @@ class Supervised(Objective):
 
 
 def _again(noise: Noise) -> Noise:
-    """Returns noise that is independent of the first, for a second pass."""
+    """Returns independent noise for a second pass."""
     return noise._replace(seed=hash32(noise.seed ^ jnp.uint32(0x52D209)))

@@ -1,7 +1,7 @@
-"""What a compiled step sends between devices, read from the text of its HLO.
+"""Traffic between devices in a compiled step, read from the text of its HLO.
 
-Sizes are bytes of one device. What a device sends is counted as a ring sends it: each
-of n devices passes every piece but one on, n - 1 times out of n.
+Sizes are bytes per device. Traffic is counted for a ring algorithm, in which each of
+n devices sends (n - 1) / n of the buffer.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-# Times the whole buffer, less the nth that is already there. The whole buffer is what
-# comes out of all-reduce and all-gather, and what goes into the others.
+# How many times the full buffer is sent, less the 1/n that is already local. The full
+# buffer is the output of all-reduce and all-gather, and the input of the others.
 RING = {
     "all-reduce": 2,  # a reduce-scatter, then an all-gather
     "all-gather": 1,
@@ -40,10 +40,10 @@ Groups = tuple[tuple[int, ...], ...]
 class Collective:
     """One operation of a program in which devices exchange arrays.
 
-    `bytes` is the whole buffer of a device in one execution, `times` how often a step
-    executes it; `known` is false within a loop whose number of turns the compiler does
-    not tell, which is then counted once. `groups` are the devices that exchange among
-    themselves, by their place in the mesh; of a permutation, the pairs (from, to).
+    `bytes` is the full buffer of a device in one execution, `times` the number of
+    executions in a step; `known` is False within a loop of unknown trip count, which is
+    counted once. `groups` are the devices that exchange among themselves, by their
+    index in the mesh; for a permutation, the pairs (from, to).
     """
 
     kind: str
@@ -51,16 +51,16 @@ class Collective:
     groups: Groups
     times: int
     known: bool
-    source: str  # the operation in our code that it stems from
+    source: str  # the operation in our code that it comes from
 
     @property
     def size(self) -> int:
-        """How many devices exchange among themselves."""
+        """The number of devices that exchange among themselves."""
         return max((len(group) for group in self.groups), default=1)
 
     @property
     def sent(self) -> float:
-        """The bytes that a device sends in a step, all executions together."""
+        """The bytes that a device sends in a step, summed over all executions."""
         if self.size == 1:
             return 0.0
         if self.kind in RING:
@@ -80,8 +80,8 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """Returns the collectives of a compiled program, `compiled.as_text()`.
 
-    Those within a loop are multiplied by its turns. Operations that run over one device
-    are left out.
+    Those within a loop are multiplied by its trip count. Operations on one device are
+    left out.
     """
     text = re.sub(r"/\*.*?\*/", "", text)
     found = re.search(r"num_partitions=(\d+)", text)
@@ -115,7 +115,7 @@ def sent(found: list[Collective]) -> float:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Returns the lines of each computation, and the name of the one that runs."""
+    """Returns the lines of each computation, and the name of the entry computation."""
     bodies: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -132,12 +132,12 @@ def _executed(
 ) -> Iterator[tuple[str, int, bool]]:
     """Yields each collective's line, how often it runs, and whether that is known.
 
-    Of a conditional, all branches are counted.
+    All branches of a conditional are counted.
     """
     for line in bodies[name]:
         if _OPERATION.search(line):
             yield line, times, known
-            continue  # what it applies is a sum or a maximum
+            continue  # the computation that it applies is a sum or a maximum
         called = [other for _, other in _CALLED.findall(line)]
         for branches in _BRANCHES.findall(line):
             called += [other.strip(" %") for other in branches.split(",")]
@@ -156,7 +156,7 @@ def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
     kind, started = operation[1], bool(operation[2])
     shape = line[: operation.start()].partition(" = ")[2].strip()
     if started and kind != "all-reduce":
-        # What goes in, what comes out, and sometimes what the runtime keeps.
+        # The tuple holds the input, the output, and sometimes buffers of the runtime.
         shape = _elements(shape)[1]
     groups = _groups(line, devices, kind)
     size = max((len(group) for group in groups), default=1)
@@ -216,8 +216,8 @@ def _groups(line: str, devices: int, kind: str) -> Groups:
 def _mesh_groups(text: str) -> Groups:
     """Reads mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a', 'b':(1)2}.
 
-    A group is the devices that differ along the axes in braces alone; 'b':(1)2 is the
-    outermost factor 2 of b, of which (1) devices stand outside.
+    The devices of a group differ only along the axes in braces; 'b':(1)2 is the factor
+    2 of b that has a factor of (1) before it, so the outermost one.
     """
     head = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\) )?[^{]*\{(.*?)\}", text)
     assert head is not None, text[:200]
@@ -231,7 +231,7 @@ def _mesh_groups(text: str) -> Groups:
             if order
             else np.array(_numbers(head[2].strip("[]{}")))
         )
-    # Each axis in its factors: what stands before the wanted one, it, what follows.
+    # Split each axis into factors: before the wanted one, the wanted one, after it.
     factors: dict[str, list[tuple[int, bool]]] = {
         a: [(n, False)] for a, n in axes.items()
     }
@@ -252,7 +252,7 @@ def _mesh_groups(text: str) -> Groups:
 
 
 def _iota(shape: str | None, order: str | None, devices: int) -> np.ndarray:
-    """Returns 0, 1, ... in a shape, its axes put in another order."""
+    """Returns 0, 1, ... in a shape; with `order`, transposed by it and flattened."""
     ids = np.arange(devices)
     if shape is None:
         return ids
@@ -265,7 +265,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _lists(text: str) -> Groups:
-    """Reads {{0,1},{2,3}}, whatever of the braces outside is there."""
+    """Reads {{0,1},{2,3}}, with or without the outer braces."""
     return tuple(tuple(_numbers(one)) for one in re.findall(r"[\d,]*\d", text))
 
 

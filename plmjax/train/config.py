@@ -30,15 +30,15 @@ class OptimizerConfig(Block, prefix="train.optimizer."):
     no_decay: str = r".*/(bias|scale)"
     # Gradients longer than this are scaled down to it; none: no clipping.
     clip_norm: float | None = number(1.0, above=0)
-    # Of the rate, each layer has this share of the one above it; heads have all of it.
+    # Each layer's rate is this share of the rate of the layer above; heads have all.
     layer_decay: float = number(1.0, above=0, at_most=1)
     # ((regex, factor), ...): the first that matches a leaf's whole name scales its
     # rate, and each leaf must have one; none: all factors are 1.
     rates: tuple = ()
-    # What does not learn: "encoder", or the embeddings and so many layers above them.
+    # Parameters that do not train: "encoder", or the embeddings and the first N layers.
     freeze: int | Literal["encoder"] | None = number(None, at_least=0)
-    # The heads learn first, then one more layer after each so many steps, the
-    # embeddings last (Howard & Ruder 2018, arXiv:1801.06146); none: all from the start.
+    # The heads train first, then one more layer every N steps, the embeddings last
+    # (Howard & Ruder 2018, arXiv:1801.06146); none: all from the start.
     unfreeze_every_steps: int | None = number(None, at_least=1)
 
     def __post_init__(self):
@@ -85,7 +85,7 @@ class ScheduleConfig(Block, prefix="train.schedule."):
 
     kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_percent: float = number(5.0, at_least=0, at_most=100)
-    # Takes the place of warmup_percent when given.
+    # Overrides warmup_percent when given.
     warmup_steps: int | None = number(None, at_least=0)
     decay_percent: float = number(20.0, at_least=0, at_most=100)
     final_percent: float = number(0.0, at_least=0, at_most=100)
@@ -93,7 +93,7 @@ class ScheduleConfig(Block, prefix="train.schedule."):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Block, prefix="train."):
-    """How long, in what portions, and how often something happens."""
+    """Length of training, batch size, and intervals."""
 
     # One of the two says how long to train; setting one clears the other.
     steps: int | None = number(None, at_least=1, replaces="epochs")
@@ -102,42 +102,42 @@ class TrainConfig(Block, prefix="train."):
     batch: int = number(16, at_least=1)
     accumulation: int = number(1, at_least=1)
     seed: int = number(0, **SEED)
-    # A Hugging Face folder (in the workdir, or anywhere) whose weights are the start.
+    # A Hugging Face folder (in the workdir, or anywhere) with the initial weights.
     init_from: str | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    # Keeps an exponential moving average of the weights, which then is evaluated and
-    # exported; none: no average.
+    # Decay of an exponential moving average of the weights, which is then evaluated
+    # and exported; none: no average.
     ema_decay: float | None = number(None, above=0, below=1)
-    # The plain mean of the weights after each step from this share of the steps on
-    # (SWA; Izmailov et al. 2018, arXiv:1803.05407), used as an exponential one is.
+    # Keeps the plain mean of the weights from this share of the steps on (SWA; Izmailov
+    # et al. 2018, arXiv:1803.05407), used like the exponential average.
     average_from_percent: float | None = number(None, at_least=0, below=100)
     log_every_steps: int = number(10, at_least=1)
     evaluate_every_steps: int = number(250, at_least=1)
     checkpoint_every_steps: int = number(250, at_least=1)
-    # So many evaluations in a row without a better one end the training; none: it goes
-    # on to its last step.
+    # Training ends after this many evaluations in a row without a better one; none: it
+    # continues to its last step.
     patience_evaluations: int | None = number(None, at_least=1)
     # Newest checkpoints kept, besides the best one.
     keep_checkpoints: int = number(
         2, at_least=2, hint="A damaged newest checkpoint then has one before it."
     )
-    # Where checkpoints go: a directory (from the workdir on), gs://BUCKET/PATH or
+    # Where checkpoints go: a directory (relative to the workdir), gs://BUCKET/PATH or
     # s3://BUCKET/PATH; none: WORKDIR/checkpoints.
     checkpoints: str | None = None
-    # What a bad step does, one whose loss or gradient is not finite: its update is
-    # skipped; or the run stops; or it goes back to the last good checkpoint and on
-    # without the rows of the `rollback_batches` batches up to the bad one.
+    # What happens at a bad step (loss or gradient not finite): its update is skipped;
+    # or the run stops; or it resumes from the last good checkpoint without the rows of
+    # the `rollback_batches` batches up to the bad one.
     on_bad_step: Literal["skip", "raise", "rollback"] = "skip"
     # Updates in a row that may be skipped.
     max_bad_steps: int = number(10, at_least=1)
-    # A loss so many standard deviations above the median of the last 128 is bad, too;
-    # none: only what is not finite.
+    # A loss this many standard deviations above the median of the last 128 is bad, too;
+    # none: only a loss or gradient that is not finite.
     spike_sigmas: float | None = number(None, above=0)
     rollback_batches: int = number(10, at_least=1)
-    # Going back more often than this stops the run.
+    # The run stops instead of rolling back more often than this.
     max_rollbacks: int = number(3, at_least=1)
-    # Without a step for so long (or ten times the median step, if that is longer) the
+    # After so long without a step (or ten times the median step, if that is longer) the
     # run counts as hung and ends, to be started again; none: it waits for ever.
     hang_after_seconds: float | None = number(600.0, above=0)
     tensorboard: bool = True
@@ -174,7 +174,7 @@ class TrainConfig(Block, prefix="train."):
         return self.ema_decay is not None or self.average_from_percent is not None
 
     def average_from(self, steps: int) -> int | None:
-        """Returns the first of `steps` steps whose weights count in the plain mean."""
+        """Returns the first of `steps` steps that counts in the plain mean, or None."""
         if self.average_from_percent is None:
             return None
         return int(steps * self.average_from_percent / 100)
@@ -182,16 +182,16 @@ class TrainConfig(Block, prefix="train."):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Block, prefix="mesh."):
-    """How many devices hold copies of the data, shards of each layer, parts of it.
+    """Number of devices along each axis: data, fsdp, tensor (see sharding.py).
 
-    "auto" for one axis takes the devices that the others leave.
+    One axis may be "auto": it takes the devices that the others leave.
     """
 
     data: int | Literal["auto"] = number("auto", at_least=1)
     fsdp: int | Literal["auto"] = number(1, at_least=1)
     tensor: int | Literal["auto"] = number(1, at_least=1)
     # ZeRO-1 (arXiv:1910.02054): the optimizer's moments and the average of the weights
-    # are divided over `data`, too, in the place of a copy on each device.
+    # are divided over `data`, too, instead of copied to each device.
     zero1: bool = False
 
     def __post_init__(self):

@@ -1,8 +1,8 @@
-"""Which parameters learn, how fast, and from which step on: rules over their names.
+"""Parameter groups by name: which parameters train, how fast, and from which step on.
 
-The depth of a leaf is 0 for embeddings, i + 1 for layer_i, n + 1 for what stands above
-the n layers. A group keeps an optimizer state of its own, so that what does not learn
-has none, and what learns later begins as at a first step.
+The depth of a leaf is 0 for embeddings, i + 1 for layer_i, n + 1 for heads above the n
+layers. Each group has its optimizer state, so that frozen parameters have none, and
+parameters that train later begin as at a first step.
 """
 
 import re
@@ -20,10 +20,10 @@ _FROZEN = "frozen"
 
 
 def depths(params) -> dict:
-    """Returns the depth of each leaf, and of a tree with n layers n + 1 for its heads.
+    """Returns the depth of each leaf; in a tree with n layers, heads have n + 1.
 
     DeBERTa's table of distances counts as an embedding, its convolution as part of the
-    first layer, beside which it stands.
+    first layer, to whose output it is added.
     """
     names = tree.flatten(params)
     layers = 1 + max(
@@ -44,13 +44,13 @@ def depths(params) -> dict:
 
 
 def factors(config: OptimizerConfig, params) -> dict:
-    """Returns what the learning rate of each leaf is multiplied by.
+    """Returns the factor of each leaf's learning rate.
 
-    layer_decay ** (n + 1 - depth), times the factor of the first of `rates` that
+    It is layer_decay ** (n + 1 - depth), times the factor of the first of `rates` that
     matches.
 
     Raises:
-      PlmjaxError: a leaf that none of `rates` covers.
+      PlmjaxError: none of `rates` matches a leaf.
     """
     deep = depths(params)
     top = max(jax.tree.leaves(deep))
@@ -63,9 +63,9 @@ def factors(config: OptimizerConfig, params) -> dict:
 
 
 def scaled(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Multiplies each leaf's direction by its factor, a group for each factor.
+    """Multiplies each leaf's direction by its factor, with one group per factor.
 
-    Scaling keeps no state, so that the rest of the optimizer is as without it.
+    Scaling has no state, so the rest of the optimizer does not change.
     """
 
     def grouped(params):
@@ -79,7 +79,7 @@ def scaled(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def frozen(config: OptimizerConfig, params) -> dict:
-    """Returns a tree of booleans: which leaves do not learn.
+    """Returns a tree of booleans, True for leaves that do not train.
 
     Raises:
       PlmjaxError: more layers are to be frozen than there are.
@@ -100,7 +100,7 @@ def frozen(config: OptimizerConfig, params) -> dict:
 
 
 def starts(config: OptimizerConfig, params) -> dict:
-    """Returns the step from which on each leaf learns: one depth after the other."""
+    """Returns the step from which on each leaf trains: heads first, embeddings last."""
     deep = depths(params)
     top = max(jax.tree.leaves(deep))
     every = config.unfreeze_every_steps or 0
@@ -108,16 +108,16 @@ def starts(config: OptimizerConfig, params) -> dict:
 
 
 def is_grouped(config: OptimizerConfig) -> bool:
-    """Says whether some leaves do not learn, or not from the start."""
+    """Returns True if some leaves do not train, or not from the start."""
     return config.freeze is not None or config.unfreeze_every_steps is not None
 
 
 def apart(
     config: OptimizerConfig, inner: Callable[[], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """Returns what gives each group its own `inner`, and zeros while it does not learn.
+    """Applies a separate `inner` to each group, and zeros while a group does not train.
 
-    Steps are counted as the optimizer sees them: a skipped update is none.
+    Steps are counted in the optimizer state, so a skipped update does not count.
     """
 
     def grouped(params):
@@ -136,7 +136,7 @@ def apart(
 
 
 def _named(grouped: Callable) -> optax.GradientTransformation:
-    """Returns what `grouped` makes of the names, known with the parameters."""
+    """Returns the transformation `grouped(tree)`, built once the names are known."""
     return optax.GradientTransformation(
         lambda params: grouped(params).init(params),
         lambda updates, state, params=None: grouped(updates).update(
@@ -156,10 +156,10 @@ def _from(start: int, inner: optax.GradientTransformation):
 
 
 def without_frozen(config: OptimizerConfig, objective: Objective) -> Objective:
-    """Returns the objective with no gradient for what is frozen, nor its computation.
+    """Returns the objective without gradients of frozen leaves.
 
-    The optimizer leaves frozen leaves alone in any case; this spares their backward
-    pass and keeps them out of the gradient's norm.
+    The optimizer never changes frozen leaves; this also saves their backward pass and
+    keeps them out of the gradient's norm.
     """
     if config.freeze is None:
         return objective

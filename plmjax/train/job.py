@@ -1,4 +1,4 @@
-"""What a training is, as one record, and the programs that it runs."""
+"""Training, the record of all that a training needs, and the programs that it runs."""
 
 import dataclasses
 import functools
@@ -17,26 +17,25 @@ from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, init_state, make_step
 
-# Ends the batches of an evaluation at a signal, and tells the watchdog of each.
+# Wraps the batches of an evaluation: stops at a signal, reports each to the watchdog.
 Watched = Callable[[Iterator], Iterator]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that `fit` needs; pretraining and fine-tuning hand in what differs.
+    """Everything that `fit` needs; pretraining and fine-tuning fill it differently.
 
-    The rows of a step, as functions of (step, how many batches were left out before):
-    `batch` gives this process's rows as numpy, `rows` the ids of all of them; `flops`
-    says what a step costs.
+    `batch` and `rows` are functions of (step, number of batches left out before):
+    `batch` returns this process's rows as numpy arrays, `rows` the ids of all rows.
+    `flops` returns the FLOPs of a step.
 
-    `first_state` makes the state before the first step, of its shapes and shardings.
-    `score` takes (weights, watched) and gives the scores of an evaluation, {} where a
-    signal came first; `rank` makes of scores the figure that is lowest for the best
-    checkpoint, and `describe` what a person reads.
+    `first_state` makes the state before the first step from its shapes and shardings.
+    `score` takes (weights, watched) and returns the scores of an evaluation, {} if a
+    signal interrupted it; `rank` turns scores into the number that is lowest for the
+    best checkpoint, and `describe` into text for people.
 
     `origin` is written into each checkpoint, and `check_meta` raises for a checkpoint
-    of another run. With `keep_best` the best checkpoint is what comes out, not the last
-    one.
+    of another run. With `keep_best` the result is the best checkpoint, not the last.
     """
 
     directory: Path
@@ -63,7 +62,7 @@ class Training:
 
 
 def initialise(objective: Objective, config: TrainConfig) -> Callable[[dict], State]:
-    """Returns batch -> the state before the first step, fresh parameters in it."""
+    """Returns a function from a batch to the state before the first step."""
     return functools.partial(
         init_state,
         objective,
@@ -76,7 +75,7 @@ def initialise(objective: Objective, config: TrainConfig) -> Callable[[dict], St
 def shapes_of(
     objective: Objective, config: TrainConfig, mesh, zero1: bool, batch: dict
 ) -> State:
-    """Returns shapes and shardings of the state; takes no memory."""
+    """Returns shapes and shardings of the state, without allocating it."""
     shapes = jax.eval_shape(initialise(objective, config), batch)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -104,7 +103,7 @@ def step_for(
 
 
 def with_params(state: State, params: dict, places: State) -> State:
-    """Returns the first state with other parameters, a copy of them as its average."""
+    """Returns the state with other parameters, and a copy of them as its average."""
     params = jax.device_put(params, places.params)
     if state.average is None:
         return state._replace(params=params)

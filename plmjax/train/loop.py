@@ -1,4 +1,4 @@
-"""fit: the only training loop, whatever is learned."""
+"""fit: the training loop of all objectives."""
 
 import contextlib
 import dataclasses
@@ -31,18 +31,18 @@ from plmjax.train.metrics import (
 from plmjax.train.rollback import BadStep
 from plmjax.train.step import State
 
-# Steps that may be on their way to the device before their metrics are read: enough
-# that the device never waits for the host, few enough that memory stays bounded.
+# Steps in flight on the device before their metrics are read: enough that the device
+# never waits for the host, few enough that memory stays bounded.
 _IN_FLIGHT = 2
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint remembers besides the state.
+    """Counters that a checkpoint stores besides the state.
 
-    Seconds of training and tokens since the first step; the steps since the last record
-    of metrics: their sums, number, tokens, FLOPs and seconds; the last losses, which
-    spikes are measured against; the batches that are left out (see rollback.py).
+    Seconds of training and tokens since the first step; for the steps since the last
+    record of metrics: sums, number, tokens, FLOPs and seconds; the last losses, to
+    detect spikes; the batches that are left out (see rollback.py).
     """
 
     seconds: float = 0.0
@@ -62,18 +62,20 @@ class Progress:
         return cls(**{name: meta[name] for name in names if name in meta})
 
     def begin_window(self) -> None:
+        """Resets the sums since the last record of metrics."""
         self.sums, self.window_steps, self.window_tokens = None, 0, 0
         self.window_flops = self.window_seconds = 0.0
 
     def totals(self) -> dict[str, float]:
+        """Returns the totals since the first step, for records."""
         return {"tokens": self.tokens, "seconds": self.seconds}
 
 
 class Result(NamedTuple):
     """How a training ended: `stopped` names the signal that cut it short, or is None.
 
-    `saved` is the newest checkpoint then. `weights` are those to use, of `step`: the
-    average where one is kept.
+    `saved` is then the newest checkpoint. `weights` are those of `step` to use: the
+    average if one is kept.
     """
 
     stopped: str | None
@@ -86,18 +88,18 @@ class Result(NamedTuple):
 def evaluate(
     evaluation: Callable, params, frozen, mesh: Mesh, batches: Iterator[dict]
 ) -> dict[str, float]:
-    """Returns the metrics' means over all batches."""
+    """Returns the means of the metrics over all batches."""
     total = pending = None
     for batch in batches:
         metrics = evaluation(params, frozen, sharding.put_rows(mesh, batch))
-        # One batch late, so that the device computes while the host gathers.
+        # Metrics are fetched one batch late, so that the device computes meanwhile.
         total = total if pending is None else added(total, fetch(pending))
         pending = metrics
     return means(added(total, fetch(pending)) if pending else {})
 
 
 def fit(training: Training, log: Callable[[str], Any]) -> Result:
-    """Trains to the end, or until a signal; goes on from the newest good checkpoint.
+    """Trains to the end or until a signal, resuming from the newest good checkpoint.
 
     Raises:
       PlmjaxError: a bad step, or too many of them (exit code 6); a checkpoint of
@@ -120,7 +122,7 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
 
 
 class Fit:
-    """A training under way: its state, its step, and where its results go."""
+    """A running training: its state, its step, and the writers of its results."""
 
     def __init__(self, training: Training, log: Callable[[str], Any]):
         self.training, self.config, self.log = training, training.config, log
@@ -135,7 +137,7 @@ class Fit:
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
         self.state = self._first_or_saved_state()
-        # `now` counts all steps, `turn` those of this start.
+        # `now` counts all steps, `turn` those since this process started.
         self.now = self.start = int(self.state.step)
         self.turn = self.rollbacks = self.evaluations = 0
         self.writer = processes.run_on_all(
@@ -143,14 +145,14 @@ class Fit:
                 training.directory, self.config.tensorboard, self.now, log
             )
         )
-        # A return to a checkpoint is on record before the next checkpoint knows of it.
+        # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
         self.display = TrainingDisplay(training.steps, self.now)
         self.train_step = step_for(*given, training.steps)
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
-        self.over = False  # nothing better has come for too long
+        self.over = False  # no evaluation was better for too long
         self.compiled_for: Any = None  # the shapes of a batch
 
     def _introduce(self) -> None:
@@ -184,23 +186,24 @@ class Fit:
         return state
 
     def begin(self) -> None:
-        """Does the evaluation that a signal kept the last start from."""
+        """Makes up for an evaluation that a signal interrupted in the last start."""
         self.meter = _Meter(self)
         due = self.evaluation_due() and self.now not in self.writer.evaluated
         if processes.broadcast_from_first(due) and self.evaluate():
             if self.is_best():
                 self.save()
                 with self.watchdog.resting():
-                    self.checkpoints.wait()  # what follows asks for the best
+                    self.checkpoints.wait()  # has_lost_patience reads the best step
         self.over = self.has_lost_patience()
         self.batches = self.upcoming()
 
     def goes_on(self) -> bool:
+        """Returns True if another step is to run; all processes call it each time."""
         ended = self.now >= self.training.steps or self.over
         return not ended and not self.stop.due(self.turn)
 
     def step(self) -> BadStep | None:
-        """Takes a step; returns the first one so far that must not stand."""
+        """Runs a step; returns the first bad step among those read, or None."""
         rows = sharding.put_rows(self.training.mesh, next(self.batches))
         if (shapes := jax.tree.map(np.shape, rows)) != self.compiled_for:
             self.watchdog.compiles()
@@ -214,7 +217,7 @@ class Fit:
         return bad
 
     def pause(self) -> None:
-        """Evaluates and saves, where that is due."""
+        """Evaluates and saves where due."""
         with self.meter.paused():
             self.scores, best = None, False
             if self.evaluation_due() and not self.stop.received and self.evaluate():
@@ -224,10 +227,10 @@ class Fit:
                 self.save()
 
     def end(self) -> None:
-        """Saves what a signal has cut short, and waits for what is being written."""
+        """Saves if a signal stopped the training, and waits for running saves."""
         bad = self.meter.take(keep=0)
         if bad is None and self.stop.received and self.now > self.start:
-            # A bad step is not saved: the next start meets it again, and goes back.
+            # A bad step is not saved: the next start meets it again, and rolls back.
             self.scores = None
             self.save()
         with self.watchdog.resting():
@@ -241,10 +244,10 @@ class Fit:
         self.stopped = self.stop.received
 
     def result(self) -> Result:
-        """Returns how it ended, with the weights and scores to use.
+        """Returns how the training ended, with the weights and scores to use.
 
         Raises:
-          PlmjaxError: a disk failed, on whichever process.
+          PlmjaxError: a disk failed on any process.
         """
         self.writer.close()
         if self.checkpoints.failure is not None:
@@ -266,17 +269,18 @@ class Fit:
         return Result(None, step, weights_of(self.state), step, scores)
 
     def close(self) -> None:
-        """Lets go of all arrays: what follows needs the devices' memory."""
+        """Releases all arrays, since later work needs the devices' memory."""
         vars(self).clear()
 
     # --- evaluations
 
     def evaluation_due(self) -> bool:
+        """Returns True if the current step is one to evaluate."""
         every, last = self.config.evaluate_every_steps, self.training.steps
         return self.now > 0 and (self.now % every == 0 or self.now == last)
 
     def evaluate(self) -> bool:
-        """Scores the state; False if that was cut short: the next start does it."""
+        """Scores the state; returns False if a signal interrupted the evaluation."""
         scores = self._score()
         if self.stop.received:
             return False
@@ -287,7 +291,7 @@ class Fit:
 
     def _score(self) -> dict[str, float]:
         def watched(batches: Iterator) -> Iterator:
-            # A signal ends it at once; what it gave until then is thrown away.
+            # A signal ends the evaluation at once; its partial scores are dropped.
             for batch in itertools.takewhile(lambda _: not self.stop.received, batches):
                 self.watchdog.moved()
                 yield batch
@@ -298,15 +302,17 @@ class Fit:
         return self.training.score(weights_of(self.state), watched)
 
     def is_best(self) -> bool:
+        """Returns True if the last scores rank better than all saved steps."""
         assert self.scores is not None
         rank = self.training.rank(self.scores)
-        # What is being written may be the best so far.
+        # The step that is being written may be the best so far.
         with self.watchdog.resting():
             self.checkpoints.wait(patient=False)
         best = self.checkpoints.best()
         return math.isfinite(rank) and (best is None or rank < best[1])
 
     def has_lost_patience(self) -> bool:
+        """Returns True if the best step is train.patience_evaluations ago."""
         if self.config.patience_evaluations is None:
             return False
         best = self.checkpoints.best()
@@ -316,30 +322,33 @@ class Fit:
     # --- checkpoints
 
     def save_due(self) -> bool:
+        """Returns True if the current step is one to save."""
         every, last = self.config.checkpoint_every_steps, self.training.steps
         return self.now % every == 0 or self.now == last
 
     def save(self) -> None:
+        """Starts saving the state, with its scores if it was evaluated."""
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]
             meta["rank"] = self.training.rank(self.scores)
         ended = self.now == self.training.steps or self.over
         last = ended or self.stop.received is not None
-        with self.watchdog.resting():  # a disk has limits of its own
+        with self.watchdog.resting():  # saving has its time limit
             self.checkpoints.save(self.now, self.state, meta, last)
 
     def go_back(self, bad: BadStep) -> None:
-        """Goes on from the last good checkpoint, without the batches up to a bad step.
+        """Rolls back to the last good checkpoint, without the batches up to a bad step.
 
         Raises:
-          PlmjaxError: the config forbids it, or it cannot help.
+          PlmjaxError: on_bad_step is "raise", there is no checkpoint, or the run has
+            rolled back too often.
         """
         self.waiting.clear()
         message = f"step {bad.step}: {bad.reason} ({self._rows_of(bad)})."
         with self.watchdog.resting():
-            # Before anything is raised, too: several processes then part, and what is
-            # being written needs them all.
+            # Also before raising: afterwards the processes exit, and a running save
+            # needs all of them.
             self.checkpoints.wait()
             if self.config.on_bad_step == "raise":
                 processes.raise_on_all(
@@ -357,7 +366,7 @@ class Fit:
             self.state = self.checkpoints.load(to, self.shapes)
         entry = rollback.skip(bad, to, self.config.rollback_batches)
         progress = Progress.of(self.checkpoints.meta(to))
-        # Time that was spent is spent.
+        # The time of the undone steps still counts.
         progress.seconds = self.progress.seconds
         progress.skips = rollback.with_skip(self.progress.skips, entry)
         self.progress = progress
@@ -379,7 +388,7 @@ class Fit:
 
     def upcoming(self) -> Iterator[dict]:
         """Returns the batches from the next step on, read ahead by threads."""
-        # Bound now: a return to a checkpoint starts anew.
+        # A copy: a rollback changes progress.skips and calls this method again.
         skips = list(self.progress.skips)
 
         def batch(step: int) -> dict:
@@ -392,7 +401,7 @@ _LOWER = "Lower train.optimizer.learning_rate or warm up for longer."
 
 
 class _Meter:
-    """Reads metrics that have arrived: logs them, counts time, finds a bad step."""
+    """Reads metrics of finished steps: logs them, counts time, detects bad steps."""
 
     def __init__(self, run: Fit):
         self.run, self.config = run, run.config
@@ -401,7 +410,7 @@ class _Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here counts neither as training nor against tokens a second."""
+        """Context manager whose time counts neither as training nor in tokens/s."""
         self._spend(self._elapsed())
         yield
         self._mark = time.perf_counter()
@@ -418,9 +427,8 @@ class _Meter:
     def take(self, keep: int) -> BadStep | None:
         """Reads the metrics of all steps but the newest `keep`, in order.
 
-        Returns the first step that must not stand; those after it are not counted.
-        Steps that are waited for together share the time: one has not taken all of it,
-        and the next none.
+        Returns the first bad step, or None; steps after it are not counted. Steps that
+        are read together share the elapsed time equally.
         """
         waiting = self.run.waiting
         steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
@@ -434,7 +442,7 @@ class _Meter:
         return None
 
     def _judged(self, step: int, metrics: Sums) -> BadStep | None:
-        """Returns a step that the config does not let stand."""
+        """Returns the step as a BadStep if it is bad; always None for "skip"."""
         if self.config.on_bad_step == "skip":
             return None
         loss, losses = metrics["objective"][0], self.run.progress.losses

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl always, TensorBoard files if asked."""
+"""Writer and reader of a run's metrics: metrics.jsonl, and optionally TensorBoard."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import jax
 from plmjax import Exit, PlmjaxError
 from plmjax.files import write_file
 
-# Dense bf16 peak of one device in FLOP/s, by what jax calls it (vendor data sheets).
+# Dense bf16 peak of one device in FLOP/s, by jax's device kind (vendor data sheets).
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100": 989e12,
@@ -27,7 +27,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops() -> float | None:
-    """Returns the peak of one of this machine's devices, or None where not known."""
+    """Returns the peak FLOP/s of one of this machine's devices, None if unknown."""
     kind = jax.devices()[0].device_kind
     matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return matches[0] if matches else None
@@ -38,7 +38,7 @@ Sums = dict[str, tuple[float, float]]
 
 def fetch(metrics) -> Sums:
     """Returns (sum, count) pairs from the device as Python floats."""
-    # Added up in float64: float32 sums over many batches lose digits.
+    # Sums are float64: float32 sums over many batches lose digits.
     return {
         name: (float(total), float(count))
         for name, (total, count) in jax.device_get(metrics).items()
@@ -46,7 +46,7 @@ def fetch(metrics) -> Sums:
 
 
 def added(total: Sums | None, more: Sums) -> Sums:
-    """Returns the pairwise sum; `more` where there is nothing yet."""
+    """Returns the pairwise sum; `more` if `total` is None."""
     if total is None:
         return more
     return {k: (s + more[k][0], n + more[k][1]) for k, (s, n) in total.items()}
@@ -58,11 +58,11 @@ def means(sums: Sums) -> dict[str, float]:
 
 
 class MetricWriter:
-    """Appends one JSON line a record to metrics.jsonl; only process 0 writes.
+    """Appends one JSON line per record to metrics.jsonl; only process 0 writes.
 
     A record is {"kind": "train" | "evaluation" | "rollback", "step", ...}; the first
-    two hold tokens that were not padding and seconds of training since the first step,
-    restarts counted in.
+    two hold non-padding tokens and seconds of training since the first step, over all
+    restarts.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class MetricWriter:
         step: int,
         log: Callable[[str], Any] = print,
     ):
-        """Opens the records of a run that goes on from `step`."""
+        """Opens the records of a run that resumes from `step`."""
         self._log, self._warned = log, False
-        # Records that the disk has not taken; `anew`: with all that are in the file.
+        # Records not yet on disk; with `_anew`, all records: the file is rewritten.
         self._unwritten: list[str] = []
         self._anew = False
         self.path = Path(directory) / "metrics.jsonl"
@@ -86,10 +86,10 @@ class MetricWriter:
         self.rewind(step)
 
     def rewind(self, step: int) -> None:
-        """Drops what was written after a step: it will be done again.
+        """Drops the records after a step, which will be run again.
 
-        So is a line that a crash cut short. Afterwards `evaluated` holds the steps that
-        were, and `skips` the batches that the last return to a checkpoint left out.
+        Also drops an incomplete last line. Afterwards `evaluated` holds the evaluated
+        steps, and `skips` the batches left out since the last rollback.
         """
         waiting = [json.loads(record) for record in self._unwritten]
         records = [*read_metrics(self.path), *waiting]
@@ -100,7 +100,7 @@ class MetricWriter:
         left_out = [r["skips"] for r in kept if r["kind"] == "rollback"]
         self.skips = left_out[-1] if left_out else []
         if self._active and records:
-            # Until the disk takes it, all of it waits in memory.
+            # If this fails, all records stay in memory until a later write succeeds.
             self._flush(anew=True)
         if self._active and self._tensorboard:
             import tensorboardX
@@ -108,15 +108,15 @@ class MetricWriter:
             self._close_board()
             self._board = tensorboardX.SummaryWriter(
                 str(self.path.parent / "tensorboard"),
-                # Its thread may die in the midst of a record: room for the rest of it.
+                # If its writer thread dies, the rest of a record still fits the queue.
                 max_queue=1000,
                 purge_step=step + 1,
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one record, whole, and its numbers for TensorBoard.
+        """Writes one record, and its numbers for TensorBoard.
 
-        A disk that does not take it stops nobody: it is kept for the next time.
+        A failing disk does not stop the run: the record is written with the next one.
         """
         if kind == "evaluation":
             self.evaluated.add(step)
@@ -131,7 +131,7 @@ class MetricWriter:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def _flush(self, anew: bool = False) -> None:
-        """Appends what waits, or makes the file anew of it."""
+        """Appends the waiting records, or rewrites the file with them."""
         data = "".join(self._unwritten).encode()
         try:
             if anew or self._anew:
@@ -140,7 +140,7 @@ class MetricWriter:
             else:
                 self._append(data)
         except OSError as error:
-            if not self._warned:  # said once, not at every step
+            if not self._warned:  # warn once, not at every step
                 self._log(
                     f"WARNING: {self.path} cannot be written ({error.strerror}); "
                     "its records are kept in memory until it can."
@@ -157,20 +157,21 @@ class MetricWriter:
                 if file.write(data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                # A part of a record would spoil those after it.
+                # A partial record would corrupt the next one.
                 file.truncate(start)
                 raise
 
     def close(self) -> None:
+        """Writes the waiting records and closes TensorBoard."""
         if self._unwritten:
             self._flush()
         self._close_board()
 
     def check(self) -> None:
-        """Says after close() whether all was written.
+        """Checks after close() that everything was written.
 
         Raises:
-          PlmjaxError: the disk did not take it to the end (exit code 5).
+          PlmjaxError: some records could not be written (exit code 5).
         """
         if self._unwritten:
             raise PlmjaxError(
@@ -181,7 +182,10 @@ class MetricWriter:
             )
 
     def _board_lives(self) -> bool:
-        """Gives TensorBoard up once its thread has died: its queue would block us."""
+        """Whether TensorBoard still works; drops it if its thread has died.
+
+        Its full queue would otherwise block us.
+        """
         if self._board is None:
             return False
         if self._board.file_writer.event_writer._worker.is_alive():
@@ -197,10 +201,10 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Returns the records of a metrics.jsonl; a last line cut short is left out.
+    """Returns the records of a metrics.jsonl, without an incomplete last line.
 
     Raises:
-      PlmjaxError: another line is no record; it is named.
+      PlmjaxError: another line is not a record; the message names it.
     """
     if not path.exists():
         return []
@@ -229,6 +233,6 @@ def _is_record(value: Any) -> bool:
         return False
     if type(value.get("step")) is not int:
         return False
-    if value["kind"] not in ("train", "evaluation"):  # those hold what they like
+    if value["kind"] not in ("train", "evaluation"):  # others have no required keys
         return True
     return all(type(x) in (int, float) for name, x in value.items() if name != "kind")

@@ -1,6 +1,6 @@
-"""The optimizer, up to the learning rate: the step multiplies by the schedule.
+"""The optimizer without the learning rate: the step multiplies by the schedule.
 
-The rate stays outside, so that a skipped update does not shift the schedule.
+The rate is applied outside, so that a skipped update does not shift the schedule.
 """
 
 import re
@@ -13,14 +13,17 @@ from plmjax.train.config import OptimizerConfig
 
 
 def decayed(config: OptimizerConfig, params) -> dict:
-    """Returns a tree of booleans: which leaves weight decay reaches."""
+    """Returns a tree of booleans, True for leaves with weight decay."""
     return tree.map_named(
         lambda name, _: re.fullmatch(config.no_decay, name) is None, params
     )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Returns gradients -> direction of ascent, decoupled weight decay included."""
+    """Returns the transformation from gradients to the direction, with weight decay.
+
+    The step subtracts rate * direction.
+    """
 
     def mask(params):
         return decayed(config, params)
@@ -37,7 +40,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     parts, grouped = [], groups.is_grouped(config)
     if config.clip_norm is not None:
         if grouped:
-            # What does not learn yet must not shorten the others' gradients.
+            # Clipping must not count the gradients of leaves that do not train yet.
             parts.append(groups.apart(config, optax.identity))
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     if grouped:

@@ -1,25 +1,25 @@
-"""Bad steps: how one is told from noise, and which batches a run then does without."""
+"""Bad steps: how a spike is detected, and which batches a run then leaves out."""
 
 import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-# Losses that a spike is measured against, and how many there must be.
+# The number of last losses that a loss is compared with, and the least number needed.
 WINDOW = 128
 _ENOUGH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class BadStep:
-    """A step that must not stand: its number, from 1, and what was wrong with it."""
+    """A step to be undone: its number, from 1, and the reason."""
 
     step: int
     reason: str
 
 
 def spike(losses: Sequence[float], loss: float, sigmas: float) -> str | None:
-    """Returns what makes a loss a spike beside those before it; None if nothing does.
+    """Returns the reason why a loss is a spike among the losses before; None if not.
 
     The spread is estimated from the median deviation, which earlier spikes do not move.
     """
@@ -27,7 +27,7 @@ def spike(losses: Sequence[float], loss: float, sigmas: float) -> str | None:
         return None
     middle = statistics.median(losses)
     deviation = 1.4826 * statistics.median(abs(x - middle) for x in losses)
-    # Losses that hardly vary, as of a tiny text learnt by heart, still may by this.
+    # A floor, since the losses of a tiny memorised text hardly vary.
     limit = middle + sigmas * max(deviation, 1e-3 * abs(middle))
     if loss <= limit:
         return None
@@ -38,17 +38,17 @@ def spike(losses: Sequence[float], loss: float, sigmas: float) -> str | None:
 
 
 def batches_ahead(skips: Iterable[Sequence[int]], step: int) -> int:
-    """Returns how many batches were left out before the one of a step.
+    """Returns the number of batches left out before the batch of a step.
 
-    `skips` are (step, batches): from this step on, so many batches are left out.
+    `skips` are pairs (step, n): from this step on, n batches are left out.
     """
     return sum(count for first, count in skips if step >= first)
 
 
 def with_skip(skips: Iterable[Sequence[int]], entry: Sequence[int]) -> list[list[int]]:
-    """Returns `skips` and one more, after which no step reads what was left out.
+    """Returns `skips` with a new entry, so that all skipped batches stay left out.
 
-    Batches move up by the new entry, and so do the places of older ones behind it.
+    The new entry shifts later batches, so the steps of later entries shift with them.
     """
     first, count = entry
     moved = [[at if at < first else max(first, at - count), n] for at, n in skips]
@@ -56,9 +56,9 @@ def with_skip(skips: Iterable[Sequence[int]], entry: Sequence[int]) -> list[list
 
 
 def skip(bad: BadStep, restored: int, batches: int) -> list[int]:
-    """Returns the entry of `skips` after a return to the checkpoint of a step.
+    """Returns the entry of `skips` after a rollback to the checkpoint of a step.
 
-    The batches up to the bad one are left out, no further back than the checkpoint.
+    It leaves out the batches up to the bad one, but none before the checkpoint.
     """
     first = max(restored, bad.step - batches)
     return [first, bad.step - first]

@@ -9,7 +9,7 @@ from plmjax.train.config import ScheduleConfig
 
 
 def warmup_steps(config: ScheduleConfig, steps: int) -> int:
-    """Returns the number of steps in which the rate rises."""
+    """Returns the number of warm-up steps."""
     if config.warmup_steps is not None:
         if not 0 <= config.warmup_steps < steps:
             raise PlmjaxError(
@@ -22,10 +22,10 @@ def warmup_steps(config: ScheduleConfig, steps: int) -> int:
 
 
 def make_schedule(config: ScheduleConfig, peak: float, steps: int) -> Callable:
-    """Returns step -> float32 rate; the first of w warm-up steps has peak / w.
+    """Returns a function from a step to its float32 learning rate.
 
-    Steps count from 0; the rate reaches its final value at `steps`, which is never
-    taken, so no step is wasted at a rate of 0.
+    The first of w warm-up steps has peak / w. Steps count from 0; the final value would
+    be that of step `steps`, which never runs, so no step has a rate of 0.
     """
     warm = warmup_steps(config, steps)
     low = config.final_percent / 100

@@ -1,7 +1,7 @@
-"""Where arrays live: one mesh of three axes, and rules over names.
+"""Sharding of arrays: one mesh of three axes, and rules over names.
 
-Axes: data (copies of the model, each its share of the rows), fsdp (rows too, and each
-layer's weights split), tensor (the computation of a layer split).
+Axes: data (copies of the model, each with its share of the rows), fsdp (splits rows,
+too, and each layer's weights), tensor (splits the computation of a layer).
 """
 
 import math
@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 
 # Kernels are [inputs, outputs]; the token table is [vocabulary, width]. Position and
-# type tables stay whole: sharded on width, they would be rematerialised whole.
+# type tables are not sharded: split on width, they would be rematerialised in full.
 RULES = (
     (r".*/embeddings/token(_delta)?", P("tensor", "fsdp")),
     (r".*/attention/(position_)?(query|key|value)/kernel", P("fsdp", "tensor")),
@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     asked = (config.data, config.fsdp, config.tensor)
-    # What the given sizes leave; 0 if they do not divide, which never multiplies.
+    # "auto" gets the remaining devices; 0 if they do not divide, which is rejected.
     left, over = divmod(len(devices), math.prod(s for s in asked if s != "auto"))
     sizes = [(0 if over else left) if s == "auto" else s for s in asked]
     if math.prod(sizes) != len(devices):
@@ -59,7 +59,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 
 
 def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") -> None:
-    """Raises PlmjaxError unless every device gets whole rows of each micro-batch."""
+    """Raises PlmjaxError unless the devices divide the rows of each micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shards * accumulation
     if batch % unit:
@@ -72,19 +72,19 @@ def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") ->
 
 
 def alone():
-    """Returns the context in which one process works without the others."""
+    """Returns a context in which this process computes without the others."""
     return jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1]))
 
 
 def is_row_parallel(mesh: Mesh) -> bool:
-    """Says whether every device computes whole layers, each for its own rows."""
+    """Returns True if every device computes full layers, each on different rows."""
     return mesh.shape["tensor"] == 1
 
 
 def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
-    """Returns the sharding of a parameter; an axis that does not divide is left out.
+    """Returns the sharding of a parameter.
 
-    So is an axis of one device.
+    Axes of one device, and axes that do not divide the size, are left out.
     """
     wanted = tree.match(RULES, name)
 
@@ -101,9 +101,9 @@ def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
 
 
 def undivided(mesh: Mesh, params) -> list[str]:
-    """Returns a sentence for each size of large parameters that an axis leaves whole.
+    """Returns a warning for each size of large parameters that an axis does not split.
 
-    Large: a hundredth of them all.
+    Large means at least a hundredth of all parameters.
     """
     flat = tree.flatten(params)
     least = sum(math.prod(leaf.shape) for leaf in flat.values()) / 100
@@ -124,9 +124,9 @@ def undivided(mesh: Mesh, params) -> list[str]:
 
 
 def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
-    """Returns a sharding that divides over `data`, too, the first axis that can be.
+    """Returns a sharding that also divides over `data`, along the first possible axis.
 
-    ZeRO-1 (arXiv:1910.02054): what only the update needs need not be on every device.
+    ZeRO-1 (arXiv:1910.02054): arrays used only in the update need no copy per device.
     """
     if mesh.shape["data"] == 1:
         return place
@@ -146,9 +146,9 @@ _ROOTS = ("encoder/", *(f"{head}/" for head in (*HEADS, *TASK_HEADS)))
 def shardings(mesh: Mesh, state, zero1: bool = False):
     """Returns the NamedSharding of each leaf of a pytree of arrays or shapes.
 
-    A leaf inherits the rule of the parameter whose name its own name ends with, so
-    optimizer moments and averages live where their parameter does; with `zero1`, they
-    are divided over the data axis, too.
+    A leaf follows the rule of the parameter name at the end of its name, so optimizer
+    moments and averages are sharded like their parameter; with `zero1`, they are
+    divided over the data axis, too.
     """
 
     def place(name, leaf):
@@ -165,7 +165,7 @@ def shardings(mesh: Mesh, state, zero1: bool = False):
 
 
 def whole_layers(mesh: Mesh, params):
-    """Returns the shardings in which parameters are computed with: not over fsdp."""
+    """Returns the shardings of parameters during computation: not split over fsdp."""
 
     def put_together(place: NamedSharding) -> NamedSharding:
         return NamedSharding(
@@ -193,11 +193,12 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array with a full copy on each device."""
     return NamedSharding(mesh, P())
 
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Returns which rows of a global batch this process's devices hold, ascending."""
+    """Returns the indices of this process's rows in a global batch, ascending."""
     places = rows(mesh).addressable_devices_indices_map((batch,))
     held = np.zeros(batch, bool)
     for index in places.values():

@@ -17,14 +17,14 @@ from jax.sharding import PartitionSpec as P
 from plmjax.objectives import Key, Objective
 from plmjax.train import sharding
 
-# Each device of these has rows of its own.
+# Mesh axes that split the rows of a batch.
 ROW_AXES = ("data", "fsdp")
-# Evaluation draws the same masks for a row at every step and in every run.
+# Fixed, so that a row has the same masks in every evaluation of every run.
 EVALUATION_SEED = 0x5EED
 
 
 class State(NamedTuple):
-    """Everything a run must remember; a pytree."""
+    """The state of a training that checkpoints store; a pytree."""
 
     step: jax.Array  # int32: batches seen, skipped ones included
     params: dict
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Names a tree of parameters' shape as the moments that follow it."""
+    """Wraps parameters so that their names, and so their shardings, are of moments."""
 
     moments: Any
 
@@ -51,7 +51,7 @@ def init_state(objective: Objective, optimizer, seed: int, batch, ema: bool) -> 
 
 
 def micro_batch(batch, index, count: int):
-    """Returns rows index::count, which keeps each row on its device."""
+    """Returns rows index::count; strided, so that each row stays on its device."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(
             x.reshape(x.shape[0] // count, count, *x.shape[1:]), index, 1, False
@@ -71,14 +71,13 @@ def gradients(
 ) -> Callable:
     """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over rows.
 
-    `params` and `frozen`, arrays or shapes, say how each leaf is sharded; the gradients
-    are divided as the moments of these parameters are. A batch is read in
-    `accumulation` parts.
+    `params` and `frozen`, arrays or shapes, give the sharding of each leaf; gradients
+    are sharded like the moments of these parameters. A batch is split into
+    `accumulation` micro-batches.
 
-    Where rows alone are divided, each device works on its own and there is one
-    reduction, at the end: left to itself, the compiler puts an all-reduce into the
-    accumulation loop, and under fsdp it multiplies by the parts of a weight: then it
-    sends activations, of all rows.
+    If only rows are split, shard_map computes each device's rows and reduces once, at
+    the end: by default the compiler puts an all-reduce into the accumulation loop, and
+    under fsdp it multiplies by shards of a weight, which sends activations of all rows.
     """
     (divided,) = sharding.shardings(mesh, _Moments(params), zero1)
     by_hand = sharding.is_row_parallel(mesh) and mesh.size > 1
@@ -96,13 +95,13 @@ def gradients(
                 rows = micro_batch(batch, i, accumulation)
                 return loss_and_grads(params, frozen, rows, key, True)
 
-            # Starting from zeros, not from the first part, the model is compiled once.
+            # The sum starts from zeros, not part(0), so the model is compiled once.
             shapes = jax.eval_shape(part, 0)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             (loss, metrics), grads = jax.lax.fori_loop(
                 0, accumulation, lambda i, s: jax.tree.map(jnp.add, s, part(i)), zeros
             )
-        # Counted here, it takes part in the one reduction that there is.
+        # Counted here, so that it is part of the only reduction.
         seen = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
         metrics |= {"tokens": (seen, jnp.float32(accumulation))}
         return reduce(loss, metrics, grads)
@@ -126,11 +125,11 @@ def _shardings(mesh: Mesh, trees: tuple) -> list:
 
 
 def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]:
-    """Returns gather and reduce of a device that works on its own rows.
+    """Returns gather and reduce for use inside shard_map.
 
-    Weights that are divided over fsdp are put together before. Where a gradient is
-    divided over an axis of rows (fsdp; data under ZeRO-1), each device gets its part of
-    the sum alone, which is half the bytes.
+    `gather` gathers weights over fsdp. `reduce` sums gradients; where a gradient is
+    split over an axis of rows (fsdp; data under ZeRO-1), by a reduce-scatter, which
+    sends half the bytes.
     """
     held = tuple(_shardings(mesh, trees))
 
@@ -142,7 +141,7 @@ def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]
 
     def reduced(grad, place):
         spec = place.spec
-        # fsdp first: the slower links between copies then carry its part alone.
+        # fsdp first: then the slower links between copies carry only shards.
         for axis in reversed([axis for axis in ROW_AXES if axis in spec]):
             at = tuple(spec).index(axis)
             grad = jax.lax.psum_scatter(grad, axis, scatter_dimension=at, tiled=True)
@@ -159,11 +158,11 @@ def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]
 
 
 def _constraints(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]:
-    """Returns gather and reduce where the compiler divides the work.
+    """Returns gather and reduce for use where the compiler partitions the program.
 
-    Weights are put together over fsdp first, for the reason that `gradients` has, and
-    their gradients made whole before they are divided: an embedding's gradient that is
-    made in parts wants the activations of all rows.
+    Weights are gathered over fsdp first, for the reason in `gradients`. Gradients are
+    computed unsharded before they are split: to compute shards of an embedding's
+    gradient, the compiler would gather the activations of all rows.
     """
     whole = tuple(sharding.whole_layers(mesh, arrays) for arrays in trees)
     constrain = jax.lax.with_sharding_constraint
@@ -192,11 +191,11 @@ def make_step(
 ) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    The seed is an argument of the program, so that runs by several seeds compile once.
-    The average is exponential by `ema_decay`, or the plain mean of the weights after
-    each step from `average_from` on. An update whose loss or gradient is not finite is
-    skipped and counted. With `zero1` the gradients, too, are divided over the data
-    axis, as the moments are.
+    The seed is an argument of the program, so that runs of several seeds compile once.
+    The average is exponential with `ema_decay`, or the plain mean of the weights after
+    each step from `average_from` on. An update is skipped and counted if its loss or
+    gradient is not finite. With `zero1` the gradients, like the moments, are also
+    divided over the data axis.
     """
 
     def share_of_newest(step):
@@ -230,7 +229,7 @@ def make_step(
             share = share_of_newest(state.step)
             if ema_decay is not None:
                 share = jnp.where(good, share, 0)
-            # In the plain mean, the weights that a skipped update leaves count again.
+            # In the plain mean, unchanged weights after a skipped update count again.
             average = optax.incremental_update(params, average, share)
         bad_steps = jnp.where(good, 0, state.bad_steps + 1)
         skipped = state.skipped + jnp.where(good, 0, 1)
@@ -250,8 +249,8 @@ def make_step(
             bad_steps=bad_steps,
             skipped=skipped,
         )
-        # Left to itself, the compiler splits what a rule keeps whole, and then has to
-        # compile for that, too.
+        # Without this the compiler may shard leaves that the rules replicate; the next
+        # call would then compile again.
         places = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, places), metrics
 
