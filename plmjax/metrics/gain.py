@@ -189,7 +189,9 @@ def _micro(counts: np.ndarray) -> float:
 
 def _mcc(counts: np.ndarray) -> float:
     """Gorodkin's correlation of many classes, 0 where it is undefined."""
-    (right, mine, true), n = counts, counts[2].sum()
+    # As floats: the fourth power of 60,000 is no int64.
+    right, mine, true = counts.astype(float)
+    n = true.sum()
     spread = (n**2 - (mine**2).sum()) * (n**2 - (true**2).sum())
     return float((right.sum() * n - mine @ true) / np.sqrt(spread)) if spread else 0.0
 
