@@ -180,21 +180,22 @@ def _choose(kind: str, labels, train, x, y) -> float:
 
 def _fit(kind: str, x, y, outputs: int, strength: float) -> tuple[Linear, bool]:
     """Returns the model, and whether its fit came to an end."""
+    from sklearn.linear_model import Ridge
+
     scaled, shift_F, scale_F = _standardise(x)
     if kind == "regression":
-        linear, ended = _ridge(scaled, y, strength), True
-    elif kind == "multilabel":
-        columns = [_binary(scaled, column, strength) for column in y.T]
-        parts, ends = zip(*columns, strict=True)
-        weights = np.concatenate([part.weights for part in parts], 1)
-        linear = Linear(weights, np.concatenate([part.bias for part in parts]))
-        ended = all(ends)
-    elif kind == "choices":
-        linear, ended = _binary(scaled, y, strength)
+        model: Any = Ridge(alpha=1 / strength).fit(scaled, y)
+        weights, bias, ended = model.coef_[:, None], model.intercept_, True
+    elif kind in ("multilabel", "choices"):  # one score a label, above 0 where likely
+        columns = y.reshape(len(y), -1).T
+        fits = [_logistic(scaled, column, 2, strength) for column in columns]
+        weights = np.stack([weights[:, 1] for weights, _, _ in fits], 1)
+        bias = np.array([bias[1] - bias[0] for _, bias, _ in fits])
+        ended = all(ended for _, _, ended in fits)
     else:
-        linear, ended = _multinomial(scaled, y, outputs, strength)
-    weights = linear.weights / scale_F[:, None]
-    return Linear(weights, linear.bias - shift_F @ weights), ended
+        weights, bias, ended = _logistic(scaled, y, outputs, strength)
+    weights = weights / scale_F[:, None]
+    return Linear(weights, bias - shift_F @ weights), ended
 
 
 def _standardise(x) -> tuple[Any, np.ndarray, np.ndarray]:
@@ -208,44 +209,27 @@ def _standardise(x) -> tuple[Any, np.ndarray, np.ndarray]:
     return (x - shift) / scale, shift, scale
 
 
-def _ridge(x, y: np.ndarray, strength: float) -> Linear:
-    from sklearn.linear_model import Ridge
+def _logistic(
+    x, y, outputs: int, strength: float
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Returns weights [F, outputs], bias [outputs], and whether the fit came to an end.
 
-    model: Any = Ridge(alpha=1 / strength).fit(x, y)
-    return Linear(model.coef_[:, None], np.array([model.intercept_]))
-
-
-def _binary(x, y: np.ndarray, strength: float) -> tuple[Linear, bool]:
-    """One score, above 0 where y is likely."""
-    if y.all() or not y.any():
-        return Linear(
-            np.zeros((x.shape[1], 1)), np.array([1.0 if y.all() else -1])
-        ), True
-    coef, bias, ended = _logistic(x, y, strength)
-    return Linear(coef.T, bias), ended
-
-
-def _multinomial(x, y: np.ndarray, outputs: int, strength: float):
-    """A score a class; of one that y does not have, minus infinity."""
-    seen = np.unique(y)
-    weights = np.zeros((x.shape[1], outputs))
-    bias = np.full(outputs, -np.inf)
-    bias[seen] = 0
-    if len(seen) == 1:
-        return Linear(weights, bias), True
-    coef, found, ended = _logistic(x, y, strength)
-    chosen = seen[1:] if len(seen) == 2 else seen  # of two, the score of the second
-    weights[:, chosen], bias[chosen] = coef.T, found
-    return Linear(weights, bias), ended
-
-
-def _logistic(x, y, strength: float) -> tuple[np.ndarray, np.ndarray, bool]:
+    The score of a class that y does not have is minus infinity.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    seen = np.unique(y).astype(int)
+    weights = np.zeros((x.shape[1], outputs))
+    bias = np.full(outputs, -np.inf)
+    bias[seen] = 0
+    if len(seen) == 1:  # which scikit-learn refuses
+        return weights, bias, True
     model: Any = LogisticRegression(C=strength, max_iter=_STEPS)
     with warnings.catch_warnings():
         # The caller says so in plmjax's own words.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, y)
-    return model.coef_, model.intercept_, bool((model.n_iter_ < _STEPS).all())
+    chosen = seen[-len(model.intercept_) :]  # of two, the score of the second
+    weights[:, chosen], bias[chosen] = model.coef_.T, model.intercept_
+    return weights, bias, bool((model.n_iter_ < _STEPS).all())

@@ -8,9 +8,12 @@ before it is none.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 Entity = tuple[str, int, int]  # kind, first word, the word after the last
+STRICT = "entity_f1_strict"  # the score by the strict rule
 
 _TAG = re.compile("[BIES]-.+")
 
@@ -44,6 +47,19 @@ def entities(tags: Sequence[str], *, strict: bool = False) -> set[Entity]:
     return found
 
 
+def _f1(counts: np.ndarray) -> float:
+    return float(2 * counts[0] / max(counts[1] + counts[2], 1))
+
+
+# Name of a score -> counts [3] of entities found, predicted, true -> the score.
+ENTITY_SCORES: dict[str, Callable[[np.ndarray], float]] = {
+    "entity_precision": lambda counts: float(counts[0] / max(counts[1], 1)),
+    "entity_recall": lambda counts: float(counts[0] / max(counts[2], 1)),
+    "entity_f1": _f1,
+    STRICT: _f1,
+}
+
+
 def entity_scores(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
@@ -53,23 +69,25 @@ def entity_scores(
     An entity is found if kind, first and last word are right. Each is 0 where it would
     be 0 / 0.
     """
-    precision, recall, f1 = _score(truth, predicted, strict=False)
+    usual, strict = (
+        entity_counts(truth, predicted, strict=strict).sum(0)
+        for strict in (False, True)
+    )
     return {
-        "entity_precision": precision,
-        "entity_recall": recall,
-        "entity_f1": f1,
-        "entity_f1_strict": _score(truth, predicted, strict=True)[2],
+        name: score(strict if name == STRICT else usual)
+        for name, score in ENTITY_SCORES.items()
     }
 
 
-def _score(truth, predicted, *, strict: bool) -> tuple[float, float, float]:
-    wanted = found = both = 0
+def entity_counts(
+    truth: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    *,
+    strict: bool = False,
+) -> np.ndarray:
+    """Returns [n, 3]: entities found, predicted, true in each sentence."""
+    counts = []
     for true_tags, tags in zip(truth, predicted, strict=True):
         true, mine = entities(true_tags, strict=strict), entities(tags, strict=strict)
-        wanted, found = wanted + len(true), found + len(mine)
-        both += len(true & mine)
-    return (
-        both / max(found, 1),
-        both / max(wanted, 1),
-        2 * both / max(wanted + found, 1),
-    )
+        counts.append((len(true & mine), len(mine), len(true)))
+    return np.array(counts, int).reshape(-1, 3)

@@ -14,7 +14,7 @@ import numpy as np
 from plmjax import PlmjaxError
 from plmjax.metrics.answers import answer_scores, answer_values
 from plmjax.metrics.comparison import Comparison, compare, compare_by
-from plmjax.metrics.entities import entities
+from plmjax.metrics.entities import ENTITY_SCORES, STRICT, entity_counts
 from plmjax.metrics.scores import (
     class_scores,
     multilabel_scores,
@@ -141,9 +141,9 @@ _MEANS: dict[tuple[str, str], Callable[[Any, Any], np.ndarray]] = {
 
 def _counted(kind: str, metric: str, truth, labels) -> tuple[Callable, Callable] | None:
     """Returns (predictions -> counts, sum of counts -> score), if there is such."""
-    if metric.startswith("entity_"):
-        strict = metric == "entity_f1_strict"
-        return lambda p: _entity_counts(truth, p, strict), _ENTITY[metric]
+    if metric in ENTITY_SCORES:
+        strict = metric == STRICT
+        return lambda p: entity_counts(truth, p, strict=strict), ENTITY_SCORES[metric]
     if kind not in ("classes", "multilabel", "tags"):
         return None
     listed = (lambda p: [[name] for name in p]) if kind == "classes" else list
@@ -189,7 +189,9 @@ def _micro(counts: np.ndarray) -> float:
 
 def _mcc(counts: np.ndarray) -> float:
     """Gorodkin's correlation of many classes, 0 where it is undefined."""
-    (right, mine, true), n = counts, counts[2].sum()
+    # As floats: the fourth power of 60,000 is no int64.
+    right, mine, true = counts.astype(float)
+    n = true.sum()
     spread = (n**2 - (mine**2).sum()) * (n**2 - (true**2).sum())
     return float((right.sum() * n - mine @ true) / np.sqrt(spread)) if spread else 0.0
 
@@ -200,25 +202,4 @@ _LABEL: dict[str, Callable[[np.ndarray], float]] = {
     "f1_macro": _macro,
     "f1": lambda counts: float(_each_f1(counts)[1]),
     "mcc": _mcc,
-}
-
-
-def _entity_counts(truth, predicted, strict: bool) -> np.ndarray:
-    """Returns [n, 3]: entities found, predicted, true in each sentence."""
-    counts = []
-    for true_tags, tags in zip(truth, predicted, strict=True):
-        true, mine = entities(true_tags, strict=strict), entities(tags, strict=strict)
-        counts.append((len(true & mine), len(mine), len(true)))
-    return np.array(counts)
-
-
-def _entity_f1(counts: np.ndarray) -> float:
-    return float(2 * counts[0] / max(counts[1] + counts[2], 1))
-
-
-_ENTITY: dict[str, Callable[[np.ndarray], float]] = {
-    "entity_precision": lambda counts: float(counts[0] / max(counts[1], 1)),
-    "entity_recall": lambda counts: float(counts[0] / max(counts[2], 1)),
-    "entity_f1": _entity_f1,
-    "entity_f1_strict": _entity_f1,
 }

@@ -569,6 +569,14 @@ def test_a_gain_is_the_difference_of_scores(kind, few_draws):
             assert (found.low, found.high) == pytest.approx((slow.low, slow.high))
 
 
+def test_a_correlation_of_many_texts_is_that_of_few():
+    """The fourth power of their number is beyond 64 bits."""
+    counts = np.array([[40, 30, 10], [60, 40, 20], [50, 50, 20]])
+    few = gains._mcc(counts)
+    assert 0 < few < 1
+    assert gains._mcc(counts * 10_000) == pytest.approx(few)
+
+
 def test_no_correlation_counts_as_0(few_draws):
     truth, ours = [0.0, 1.0, 2.0, 3.0, 5.0], [0.0, 1.0, 2.0, 3.0, 4.0]
     constant = [2.2] * 5
