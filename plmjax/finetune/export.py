@@ -57,7 +57,7 @@ def export_task(
         task=model.task.kind,
         objective=f"{learned}, starting from {model.name}",
         parameters=tree.count(model.params),
-        mask_token="",
+        mask_token=None,
         data={
             "kind": data.config.kind,
             "training examples": len(data.train),

@@ -195,7 +195,7 @@ class CardFacts:
     name: str
     family: str
     parameters: int
-    mask_token: str
+    mask_token: str | None  # None: the tokenizer has none.
     data: Mapping[str, Any]
     recipe: Mapping[str, Any]
     figures: Sequence[tuple[str, float | str, str]]
@@ -270,7 +270,7 @@ def _loading(facts: CardFacts) -> str:
     names += ["pipeline"] if "pipeline(" in task.code else []
     imports = Template(task.imports).substitute(names=", ".join(sorted(names)))
     code = Template(task.code).substitute(
-        mask=_clean(facts.mask_token),
+        mask=_clean(facts.mask_token or ""),
         pipeline=task.pipeline,
         pool=_POOL["cls" if facts.data.get("pooling") == "cls" else "mean"],
     )

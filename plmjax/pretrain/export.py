@@ -202,7 +202,7 @@ def _card_facts(
         task=_task(model),
         objective=_trained_by(config, model.part),
         parameters=tree.count(model.params),
-        mask_token="" if mask is None else model.tokenizer.decode([mask]).strip(),
+        mask_token=None if mask is None else model.tokenizer.decode([mask]).strip(),
         data=description,
         # Values that are not set are left out.
         recipe={"step": model.step}
