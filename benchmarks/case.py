@@ -21,7 +21,7 @@ from plmjax.files import write_json
 from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import PRESETS, ModelConfig, resolve
-from plmjax.pretrain.build import Run
+from plmjax.pretrain.build import PretrainSetup
 from plmjax.pretrain.start import fresh_state
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, get_tokenizer
 from plmjax.workdir import RunConfig, Workdir
@@ -61,18 +61,18 @@ def make_case(
     write_json(folder / "config.json", values)
     if config.objective == "distill":
         _write_teacher(config, built, tokenizer, folder)
-    run = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
-    with jax.set_mesh(run.mesh):
-        params = jax.device_get(fresh_state(run, log).params)
-    parts, weights = run.objective.parts, folder / "weights"
+    setup = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
+    with jax.set_mesh(setup.mesh):
+        params = jax.device_get(fresh_state(setup, log).params)
+    parts, weights = setup.objective.models, folder / "weights"
     for name, part in parts.items():
         to = weights if len(parts) == 1 else weights / name
-        _export(to, part.encoder, part.take(params), tokenizer, config.length)
+        _export(to, part.encoder, part.extract(params), tokenizer, config.length)
     # From here on, both sides read their weights from that folder.
     values["train"]["init_from"] = str(weights)
     write_json(workdir / "config.json", values)
-    _write_held_out(run, config, folder)
-    fill = {"plmjax": round(run.loader.phases[0].plan.fill, 4)}
+    _write_held_out(setup, config, folder)
+    fill = {"plmjax": round(setup.loader.phases[0].plan.fill, 4)}
     for padding in config.paddings:
         fill[padding] = round(_write_rows(store, tokenizer, config, padding, folder), 4)
     return {
@@ -82,11 +82,11 @@ def make_case(
         "documents": store.split("train").documents,
         "tokens": store.split("train").tokens,
         "pieces": tokenizer.vocab_size,
-        "vocab_size": run.encoder.vocab_size,
+        "vocab_size": setup.encoder.vocab_size,
         "objective": config.objective,
         "preset": config.name,
-        "models": _sizes(run),
-        "dropout": run.encoder.dropout,
+        "models": _sizes(setup),
+        "dropout": setup.encoder.dropout,
         "activation": "GELU by erf on both sides (ours within 1.5e-7 of it)",
         "length": config.length,
         "batch": config.batch,
@@ -119,11 +119,11 @@ def _export(
     export_folder(to, encoder, jax.device_get(params), tokenizer, card, length)
 
 
-def _sizes(run: Run) -> dict[str, str]:
+def _sizes(setup: PretrainSetup) -> dict[str, str]:
     """Returns the layers and width of each model as text."""
-    encoders = {name: part.encoder for name, part in run.objective.parts.items()}
-    if run.teacher is not None:
-        encoders = {"student": run.encoder, "teacher": run.teacher.encoder}
+    encoders = {name: part.encoder for name, part in setup.objective.models.items()}
+    if setup.teacher is not None:
+        encoders = {"student": setup.encoder, "teacher": setup.teacher.encoder}
     return {
         name: f"{encoder.layers} layers x {encoder.width}"
         for name, encoder in encoders.items()
@@ -157,19 +157,19 @@ def _vocabulary(
         return made
 
 
-def _write_held_out(run: Run, config: PeerConfig, folder: Path) -> None:
+def _write_held_out(setup: PretrainSetup, config: PeerConfig, folder: Path) -> None:
     """Writes a few masked batches of one document per row, for both sides."""
-    split = run.store.split("held_out")
-    plan = load_plan(split, config.length, False, run.store.directory)
+    split = setup.store.split("held_out")
+    plan = load_plan(split, config.length, False, setup.store.directory)
     rows = min(plan.rows, _HELD_OUT_BATCHES * config.batch)
-    batches = held_out_batches(split, plan, run.tokenizer, config.batch, rows)
-    done = [masked(run.objective, batch) for batch in batches]
+    batches = held_out_batches(split, plan, setup.tokenizer, config.batch, rows)
+    done = [masked(setup.objective, batch) for batch in batches]
     names = done[0]
     stacked: Any = {name: np.stack([batch[name] for batch in done]) for name in names}
     if config.objective == "electra":
         # These replace the samples, which depend on each side's random generator.
         rng, shape = np.random.default_rng(0), stacked["labels"].shape
-        drawn = rng.integers(run.encoder.vocab_size, size=shape).astype(np.int32)
+        drawn = rng.integers(setup.encoder.vocab_size, size=shape).astype(np.int32)
         right = rng.random(shape) < 0.2
         stacked["drawn"] = np.where(right, stacked["labels"], drawn)
     np.savez(folder / "held_out.npz", **stacked)

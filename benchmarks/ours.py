@@ -18,7 +18,7 @@ from plmjax.models import Platform, heads
 from plmjax.objectives import DistillConfig, ElectraConfig, Key, Objective
 from plmjax.objectives.electra import VARIANTS, substituted
 from plmjax.objectives.masked import masked_logits, token_loss
-from plmjax.pretrain.build import Run
+from plmjax.pretrain.build import PretrainSetup
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
 from plmjax.pretrain.teachers import open_teacher
 from plmjax.train import sharding
@@ -35,7 +35,7 @@ from sides import Spec
 _ENDLESS = 1 << 40
 
 
-def open_run(spec: Spec) -> Run:
+def open_run(spec: Spec) -> PretrainSetup:
     """Returns the run of the config, tokenizer and store in the case's folder."""
     workdir = Workdir(spec.folder)
     config, tokenizer = workdir.config(), workdir.tokenizer()
@@ -48,7 +48,7 @@ def open_run(spec: Spec) -> Run:
     theirs = None if teacher is None else teacher.encoder
     mesh = sharding.make_mesh(MeshConfig())
     platform = Platform.of(mesh.devices.flat)
-    return Run(
+    return PretrainSetup(
         config,
         workdir,
         mesh,
@@ -161,14 +161,14 @@ def _sums(objective: Objective, params, frozen, batch) -> dict:
 def _electra_losses(objective: Objective, params, frozen, batch) -> dict:
     """Returns both losses, with batch["drawn"] [B, K] in place of samples."""
     generator, discriminator = (
-        objective.parts[name] for name in ("generator", "discriminator")
+        objective.models[name] for name in ("generator", "discriminator")
     )
     bytes_V = frozen["piece_bytes"]
     platform = Platform.of(jax.devices())
-    own = generator.take(params)
+    own = generator.extract(params)
     logits_TV, _ = masked_logits(generator.encoder, own, batch, None, platform)
     batch = substituted(batch, batch["drawn"])
-    encoder, own = discriminator.encoder, discriminator.take(params)
+    encoder, own = discriminator.encoder, discriminator.extract(params)
     x_BLH = heads.encode(encoder, own, batch, None, platform)
     judge = VARIANTS["electra"].loss
     detector, _ = judge(encoder, own, x_BLH, batch, bytes_V=bytes_V, platform=platform)

@@ -19,7 +19,7 @@ from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.data.task_batches import TaskBatches
 from plmjax.finetune import cached
-from plmjax.finetune.build import make_parts
+from plmjax.finetune.build import build
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.huggingface import read_folder
 from plmjax.models.task_heads import STATES, task_logits
@@ -56,7 +56,7 @@ def parts_of(folder, path, kind, *overrides, make_mesh=None):
     mesh = (make_mesh or sharding.make_mesh)(built.mesh)
     said = []
     with jax.set_mesh(mesh):
-        parts = make_parts(built, mesh, said.append)
+        parts = build(built, mesh, said.append)
         return cached.with_states(parts, said.append), said
 
 
@@ -133,7 +133,7 @@ def test_a_look_at_shapes_reads_nothing(folder, tmp_path):
     built = config
     mesh = sharding.make_mesh(built.mesh)
     with jax.set_mesh(mesh):
-        parts = make_parts(built, mesh, lambda line: None)
+        parts = build(built, mesh, lambda line: None)
         looked = cached.with_states(parts, pytest.fail, reads=False)
         known = cached.with_states(parts, lambda line: None)
     states, wanted = (p.features["train"].arrays[STATES] for p in (looked, known))

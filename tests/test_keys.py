@@ -24,7 +24,7 @@ from plmjax import tree
 from plmjax.evaluate.model import open_model
 from plmjax.finetune import mixout
 from plmjax.finetune import run as finetuning
-from plmjax.finetune.build import make_parts, read_data
+from plmjax.finetune.build import build, read_data
 from plmjax.finetune.config import (
     FinetuneConfig,
     FoldsConfig,
@@ -53,8 +53,8 @@ from plmjax.objectives import (
 )
 from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.supervised import SupervisedConfig
+from plmjax.pretrain import build as pretrain_build
 from plmjax.pretrain import students, teachers
-from plmjax.pretrain.build import make_run
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.pretrain.start import start_weights
 from plmjax.train import sharding
@@ -372,12 +372,12 @@ def _(name, made):
 def _(name, made):
     kind = kind_of(name)
     if kind == "supervised":
-        assert set(made.parts().objective.parts) == {"model"}
+        assert set(made.parts().objective.models) == {"model"}
         assert set(made.parts().params) == {"encoder", "sequence"}
         return
     objective = made.run(f"objective.kind={kind}").objective
     parts = {"electra": {"discriminator", "generator"}}.get(kind, {"model"})
-    assert set(objective.parts) == parts
+    assert set(objective.models) == parts
     terms = {"electra": "generator_loss", "distill": "mlm_loss"}
     assert objective.token_loss == terms.get(kind, "loss")
     if kind == "clm":
@@ -434,7 +434,7 @@ def _():
     for variant in ("electra", "electra_15", "replace_mlm", "all_tokens_mlm"):
         objective = make("electra", variant=variant)
         _, _, counts[variant] = judged(objective)
-        heads_of[variant] = set(objective.parts["discriminator"].heads)
+        heads_of[variant] = set(objective.models["discriminator"].heads)
     every, some = ROWS_OF_BATCH * LENGTH, ROWS_OF_BATCH * SLOTS
     assert counts["electra"]["detector_loss"] == every
     assert counts["electra_15"]["detector_loss"] == some
@@ -462,9 +462,9 @@ def _():
         assert any(n.startswith("encoder/layer_") for n in has) == (tie != "all")
 
         def whole(params, part):
-            return jnp.sum(tree.flatten(part.take(params))[table])
+            return jnp.sum(tree.flatten(part.extract(params))[table])
 
-        for name, part in objective.parts.items():
+        for name, part in objective.models.items():
             slopes = jax.grad(whole)(params, part)
             reached = {
                 f"{who}/{leaf.removeprefix('encoder/embeddings/')}"
@@ -505,8 +505,8 @@ def _():
         params = weights(objective)
         _, means, _ = judged(objective, params)
         shares[temperature] = means["replaced_share"]
-    batch, part = a_masked_batch(), objective.parts["generator"]
-    logits = heads.outputs(part.encoder, part.take(params), batch)["head"]
+    batch, part = a_masked_batch(), objective.models["generator"]
+    logits = heads.outputs(part.encoder, part.extract(params), batch)["head"]
     wrong = (np.argmax(logits, -1) != batch["labels"]) & (batch["weights"] > 0)
     np.testing.assert_allclose(
         shares[1e-6], wrong.sum() / (ROWS_OF_BATCH * LENGTH), rtol=1e-5
@@ -563,7 +563,7 @@ def _(name):
     objective = make(
         "electra", encoder, generator=GeneratorConfig(**config), tie="none"
     )
-    found = objective.parts["generator"].encoder
+    found = objective.models["generator"].encoder
     differ = {
         f.name: getattr(found, f.name)
         for f in fields(EncoderConfig)
@@ -749,7 +749,7 @@ class Toy(Objective):
 
     watched: list
 
-    parts = {}
+    models = {}
 
     def init(self, key, batch):
         return toy_start(key, batch)
@@ -1072,7 +1072,7 @@ class Made:
         workdir = Workdir(self.root / "run")
         workdir.create()
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        return make_run(config, workdir, mesh, lambda _: None)
+        return pretrain_build.build(config, workdir, mesh, lambda _: None)
 
     def config(self, *overrides: str) -> FinetuneConfig:
         return config_of(self.folder, self.data, *overrides)
@@ -1080,7 +1080,7 @@ class Made:
     @functools.cache  # noqa: B019
     def parts(self, *overrides: str):
         mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-        return make_parts(self.config(*overrides), mesh, lambda _: None)
+        return build(self.config(*overrides), mesh, lambda _: None)
 
 
 @pytest.fixture(scope="module")

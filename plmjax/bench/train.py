@@ -14,7 +14,7 @@ import jax
 
 from plmjax import PlmjaxError, machine
 from plmjax.data.loader import Phase, read_ahead
-from plmjax.pretrain.build import Run, check, make_run
+from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.metrics import peak_flops
@@ -85,46 +85,46 @@ def bench_train(
     check(config, mesh)
     before = machine.load_average()
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        run = make_run(config, Workdir(workdir or folder), mesh, log)
-        step, phases = step_of(run, run.steps), []
-        for number in range(len(run.loader.phases)):
-            phases.append(_time_phase(run, step, number, steps))
+        setup = build(config, Workdir(workdir or folder), mesh, log)
+        step, phases = step_of(setup, setup.steps), []
+        for number in range(len(setup.loader.phases)):
+            phases.append(_time_phase(setup, step, number, steps))
     devices = jax.devices()
     return {
         "machine": machine.facts(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "load": [before, machine.load_average()],
         "model": {
-            "layers": run.encoder.layers,
-            "width": run.encoder.width,
-            "vocab_size": run.encoder.vocab_size,
-            "dtype": run.encoder.dtype,
+            "layers": setup.encoder.layers,
+            "width": setup.encoder.width,
+            "vocab_size": setup.encoder.vocab_size,
+            "dtype": setup.encoder.dtype,
         },
         "phases": phases,
     }
 
 
 def _time_phase(
-    run: Run, step: functools.partial, number: int, steps: int
+    setup: PretrainSetup, step: functools.partial, number: int, steps: int
 ) -> dict[str, Any]:
-    phase = run.loader.phases[number]
-    start = sum(earlier.steps for earlier in run.loader.phases[:number])
+    phase = setup.loader.phases[number]
+    start = sum(earlier.steps for earlier in setup.loader.phases[:number])
 
     def batch(index: int) -> dict:
         # A phase that is shorter than the benchmark is repeated.
-        return run.loader.batch(start + index % phase.steps)
+        return setup.loader.batch(start + index % phase.steps)
 
-    state, frozen = fresh_state(run, _quiet), frozen_arrays(run)
-    first = sharding.put_rows(run.mesh, batch(0))
+    state, frozen = fresh_state(setup, _quiet), frozen_arrays(setup)
+    first = sharding.put_rows(setup.mesh, batch(0))
     begin = time.perf_counter()
     compiled = lower(step, state, frozen, first).compile()
     compiled = functools.partial(compiled, **step.keywords)
     compile_s = time.perf_counter() - begin
-    take = functools.partial(run_steps, compiled, frozen=frozen, mesh=run.mesh)
+    take = functools.partial(run_steps, compiled, frozen=frozen, mesh=setup.mesh)
     batches = read_ahead(batch, 0, steps + 2)
     state, _ = take(state=state, batches=batches, steps=2)
     _, timed = take(state=state, batches=batches, steps=steps)
-    return _figures(run, phase, timed) | {
+    return _figures(setup, phase, timed) | {
         "compile_s": compile_s,
         "peak_memory_mb": _peak_memory_bytes() / 1e6,
     }
@@ -134,11 +134,11 @@ def _quiet(_: str) -> None:
     """Drops messages: a benchmark's output is its figures."""
 
 
-def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
+def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]:
     median, best = statistics.median(timed.steps_s), min(timed.steps_s)
     length = phase.plan.length
     tokens = phase.batch * length * phase.plan.fill
-    speed = run.phase_flops(phase) / median
+    speed = setup.phase_flops(phase) / median
     peak = peak_flops()
     return {
         "length": length,
@@ -149,7 +149,7 @@ def _figures(run: Run, phase: Phase, timed: Timed) -> dict[str, Any]:
         "best_ms": best * 1e3,
         "tokens_per_s": tokens / median,
         "best_tokens_per_s": tokens / best,
-        "mfu": None if peak is None else speed / (peak * run.mesh.size),
+        "mfu": None if peak is None else speed / (peak * setup.mesh.size),
         "tflops_per_s": speed / 1e12,
         "loader_share": timed.loader_s / timed.total_s,
     }

@@ -65,13 +65,13 @@ class Trained:
         return {
             name: Model(
                 encoder=part.encoder,
-                params=part.take(self.params),
+                params=part.extract(self.params),
                 tokenizer=self.tokenizer,
                 name=self.name,
                 part=name,
                 step=self.step,
             )
-            for name, part in self.objective.parts.items()
+            for name, part in self.objective.models.items()
         }
 
 

@@ -33,7 +33,7 @@ from plmjax.train.groups import without_frozen
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class FinetuneSetup:
     """All that a fine-tuning needs.
 
     `params` are the start parameters, `frozen` the further inputs of the loss, both
@@ -97,12 +97,12 @@ def _digest(parts: list[bytes]) -> str:
     return found.hexdigest()
 
 
-def make_parts(
+def build(
     config: FinetuneConfig,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any],
     added: Added = NOTHING,
-) -> Parts:
+) -> FinetuneSetup:
     """Reads and checks the data, opens the model, and builds the parts from the two.
 
     `added` examples are trained on beside those of the files.
@@ -153,7 +153,7 @@ def make_parts(
             config.objective, encoder, task, config.cache_features, platform=platform
         )
     objective, params, frozen, merge = _remedied(config, objective, params)
-    return Parts(
+    return FinetuneSetup(
         config=config,
         mesh=mesh,
         model=model,
@@ -318,7 +318,7 @@ def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
 
 
 def score_split(
-    parts: Parts,
+    setup: FinetuneSetup,
     read: Callable,
     split: str,
     watched: Callable[[Iterator], Iterator] = iter,
@@ -328,16 +328,16 @@ def score_split(
     `read` returns the scores of a batch of rows. Both results are empty if `watched`
     stopped the rows too soon.
     """
-    features, examples = parts.features[split], parts.examples(split)
-    config, labels = parts.data.config, parts.data.labels
-    train = parts.config.train
+    features, examples = setup.features[split], setup.examples(split)
+    config, labels = setup.data.config, setup.data.labels
+    train = setup.config.train
     losses, seen = np.zeros(2), 0
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         nonlocal losses, seen
         scored = predictions.score_rows(
             read,
-            parts.mesh,
+            setup.mesh,
             features,
             train.batch // train.accumulation,
             config.buckets,

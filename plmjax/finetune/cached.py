@@ -16,14 +16,16 @@ from plmjax import PlmjaxError, processes
 from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
-from plmjax.finetune.build import Parts
+from plmjax.finetune.build import FinetuneSetup
 from plmjax.machine import memory_bytes, memory_limit
 from plmjax.models import Platform
 from plmjax.models.task_heads import POOLERS, STATES, Task, encode
 from plmjax.train import sharding
 
 
-def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> Parts:
+def with_states(
+    setup: FinetuneSetup, log: Callable[[str], Any], reads: bool = True
+) -> FinetuneSetup:
     """Returns parts whose training batches hold the encoder's states of their rows.
 
     Without cache_features in the config, the parts are unchanged. With `reads` False
@@ -32,11 +34,11 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
     Raises:
       PlmjaxError: this machine has too little memory for them.
     """
-    if not parts.config.cache_features:
-        return parts
-    features = parts.features["train"]
-    params = {"encoder": parts.params["encoder"]}
-    task, encoder, mesh = parts.task, parts.encoder, parts.mesh
+    if not setup.config.cache_features:
+        return setup
+    features = setup.features["train"]
+    params = {"encoder": setup.params["encoder"]}
+    task, encoder, mesh = setup.task, setup.encoder, setup.mesh
     platform = Platform.of(mesh.devices.flat)
 
     def states(params: dict, batch: dict) -> jax.Array:
@@ -46,13 +48,13 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
     processes.run_on_all(lambda: _check_memory(task, features.rows, one))
     if not reads:
         zero = np.zeros((1, *one.shape[1:]), one.dtype)
-        return _holding(parts, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
+        return _holding(setup, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
     params = jax.device_put(params, sharding.shardings(mesh, params))
     read = jax.jit(states, out_shardings=sharding.replicated(mesh))
     kept = np.zeros((features.rows, *one.shape[1:]), one.dtype)
-    train = parts.config.train
+    train = setup.config.train
     batch = train.batch // train.accumulation
-    buckets = parts.data.config.buckets
+    buckets = setup.data.config.buckets
     for rows, found in score_rows(
         functools.partial(read, params), mesh, features, batch, buckets
     ):
@@ -61,25 +63,25 @@ def with_states(parts: Parts, log: Callable[[str], Any], reads: bool = True) -> 
         f"Features of {features.rows:,} rows, read once: {kept.nbytes / 1e6:,.1f} MB. "
         "The encoder is not run again in training."
     )
-    return _holding(parts, kept)
+    return _holding(setup, kept)
 
 
 def _first(features: Features) -> dict[str, np.ndarray]:
     return {name: array[:1] for name, array in features.arrays.items()}
 
 
-def _holding(parts: Parts, states: np.ndarray) -> Parts:
-    old = parts.features["train"]
+def _holding(setup: FinetuneSetup, states: np.ndarray) -> FinetuneSetup:
+    old = setup.features["train"]
     features = dataclasses.replace(old, arrays=old.arrays | {STATES: states})
     batches = TaskBatches(
         features,
-        parts.batches.size,
-        parts.batches.seed,
-        lengths=parts.data.config.buckets,
-        mine=parts.batches.mine,
+        setup.batches.size,
+        setup.batches.seed,
+        lengths=setup.data.config.buckets,
+        mine=setup.batches.mine,
     )
     return dataclasses.replace(
-        parts, features=parts.features | {"train": features}, batches=batches
+        setup, features=setup.features | {"train": features}, batches=batches
     )
 
 

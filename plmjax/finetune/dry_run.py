@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from plmjax.console import say
-from plmjax.finetune.build import Parts, make_parts
+from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.run import on_devices, training_of
@@ -39,42 +39,42 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     workdir = Workdir(path, FinetuneConfig)
     workdir.agree(config)
     with jax.set_mesh(mesh):
-        parts = with_states(make_parts(config, mesh, say), say, reads=False)
+        setup = with_states(build(config, mesh, say), say, reads=False)
         if compiles:
-            parts = on_devices(parts)
+            setup = on_devices(setup)
         show_training(
-            training_of(parts, workdir, lambda *_: None),
-            lambda blocks: _task_table(parts, mesh, blocks),
-            _first_row(parts),
+            training_of(setup, workdir, lambda *_: None),
+            lambda blocks: _task_table(setup, mesh, blocks),
+            _first_row(setup),
             compiles,
         )
 
 
-def _first_row(parts: Parts) -> str:
-    row = parts.batches.rows(0)[1][0]
-    example = parts.features["train"].example[row]
-    label: Any = parts.data.train[example].label
+def _first_row(setup: FinetuneSetup) -> str:
+    row = setup.batches.rows(0)[1][0]
+    example = setup.features["train"].example[row]
+    label: Any = setup.data.train[example].label
     # For embeddings the label is a rank, the same for all.
-    label = None if parts.task.kind == "embeddings" else label
-    return example_as_seen(parts.model.tokenizer, parts.batches.batch(0), label)
+    label = None if setup.task.kind == "embeddings" else label
+    return example_as_seen(setup.model.tokenizer, setup.batches.batch(0), label)
 
 
-def _task_table(parts: Parts, mesh: Mesh, blocks: list[Block]) -> Table:
-    train, features = parts.config.train, parts.features["train"]
-    lengths = " or ".join(map(str, parts.batches.lengths))
+def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
+    train, features = setup.config.train, setup.features["train"]
+    lengths = " or ".join(map(str, setup.batches.lengths))
     real = int((features.arrays["segments"] > 0).sum())
     slots = features.arrays["segments"].size
     table = Table(title="Fine-tuning", title_style="", show_header=False)
     for name, value in {
-        "steps": f"{parts.steps:,}",
+        "steps": f"{setup.steps:,}",
         "rows a step": f"{train.batch:,} x {lengths} tokens"
         + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
-        "steps an epoch": f"{parts.batches.steps:,}",
+        "steps an epoch": f"{setup.batches.steps:,}",
         "tokens of train": f"{real:,} without padding ({real / slots:.1%} of "
-        f"{parts.features['train'].length})",
-        "labels of train": _labels(parts),
-        "kept is the best by": f"{parts.metric.replace('_', ' ')} on the held-out part",
-        "devices": devices_text(mesh) + (", zero1" if parts.config.mesh.zero1 else ""),
+        f"{setup.features['train'].length})",
+        "labels of train": _labels(setup),
+        "kept is the best by": f"{setup.metric.replace('_', ' ')} on the held-out part",
+        "devices": devices_text(mesh) + (", zero1" if setup.config.mesh.zero1 else ""),
         "memory a device": ", ".join(
             f"{name} {total(blocks, name) / 1e6:,.0f}" for name in SIZES
         )
@@ -84,10 +84,10 @@ def _task_table(parts: Parts, mesh: Mesh, blocks: list[Block]) -> Table:
     return table
 
 
-def _labels(parts: Parts) -> str:
+def _labels(setup: FinetuneSetup) -> str:
     """Returns the frequency of each label in train, or the range of the numbers."""
-    found = [example.label for example in parts.data.train]
-    match parts.task.kind:
+    found = [example.label for example in setup.data.train]
+    match setup.task.kind:
         case "regression":
             return f"{min(found):g} to {max(found):g}"
         case "answers":

@@ -18,9 +18,9 @@ from plmjax.evaluate import predictions
 from plmjax.files import replacing, write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import (
-    Parts,
+    FinetuneSetup,
+    build,
     check_origin,
-    make_parts,
     score_split,
 )
 from plmjax.finetune.cached import with_states
@@ -65,21 +65,21 @@ def finetune(
                 workdir.write_config(config)
                 workdir.write_environment()
 
-        parts = processes.run_on_all(lambda: make_parts(config, mesh, log, added))
+        setup = processes.run_on_all(lambda: build(config, mesh, log, added))
         processes.run_on_all(note)
-        _run_baselines(parts, workdir, log)
-        parts = on_devices(with_states(parts, log))
-        predict = predictions.make_predict(parts.encoder, parts.task, mesh, parts.merge)
-        result = fit(training_of(parts, workdir, predict), log)
+        _run_baselines(setup, workdir, log)
+        setup = on_devices(with_states(setup, log))
+        predict = predictions.make_predict(setup.encoder, setup.task, mesh, setup.merge)
+        result = fit(training_of(setup, workdir, predict), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(parts, workdir, result, predict, log)
+        return finish(setup, workdir, result, predict, log)
 
 
-def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
+def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
     """Fits simple models once, before any training, and saves their predictions."""
     path = workdir / "baselines.json"
-    if not parts.config.baselines or workdir.begun:
+    if not setup.config.baselines or workdir.begun:
         return
 
     def first() -> None:
@@ -87,10 +87,10 @@ def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
             log("Simple models first:")
             with sharding.alone():
                 found = run_baselines(
-                    parts.data,
-                    parts.examples(parts.last),
-                    parts.model,
-                    parts.config.vectors,
+                    setup.data,
+                    setup.examples(setup.last),
+                    setup.model,
+                    setup.config.vectors,
                     log,
                 )
             write_json(path, {"found": [dataclasses.asdict(one) for one in found]})
@@ -98,44 +98,44 @@ def _run_baselines(parts: Parts, workdir: Workdir, log: Log) -> None:
     processes.run_on_all(first)
 
 
-def _gain(parts: Parts, workdir: Workdir, predicted: list) -> list[str]:
+def _gain(setup: FinetuneSetup, workdir: Workdir, predicted: list) -> list[str]:
     """Returns lines on the encoder's gain over the simple models."""
     kept = workdir.read("baselines.json", found=list)
     if kept is None or not kept["found"]:
         return []
-    metric, labels = parts.metric, parts.data.labels
+    metric, labels = setup.metric, setup.data.labels
     if metric == "loss":
-        metric = predictions.usual_metric(parts.data.config, labels)
-    truth = [example.label for example in parts.examples(parts.last)]
+        metric = predictions.usual_metric(setup.data.config, labels)
+    truth = [example.label for example in setup.examples(setup.last)]
     found = [Baseline(**one) for one in kept["found"]]
-    kind = parts.data.config.kind
+    kind = setup.data.config.kind
     return gain_lines(kind, metric, truth, predicted, found, labels=labels)
 
 
-def on_devices(parts: Parts) -> Parts:
+def on_devices(setup: FinetuneSetup) -> FinetuneSetup:
     """Returns parts with the frozen arrays on the devices of their mesh."""
-    places = sharding.shardings(parts.mesh, parts.frozen)
-    return dataclasses.replace(parts, frozen=jax.device_put(parts.frozen, places))
+    places = sharding.shardings(setup.mesh, setup.frozen)
+    return dataclasses.replace(setup, frozen=jax.device_put(setup.frozen, places))
 
 
-def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
+def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Training:
     """Returns the training of a task; `predict` is the result of make_predict."""
-    zero1, batches, metric = parts.config.mesh.zero1, parts.batches, parts.metric
+    zero1, batches, metric = setup.config.mesh.zero1, setup.batches, setup.metric
 
     def first_state(shapes: State) -> State:
-        places = sharding.shardings(parts.mesh, shapes, zero1)
-        params = jax.device_put(parts.params, places.params)
+        places = sharding.shardings(setup.mesh, shapes, zero1)
+        params = jax.device_put(setup.params, places.params)
 
         # No random initialisation here: all seeds share one small program.
         def make(params: dict) -> State:
-            objective = Altered(parts.objective, lambda key, batch: params)
-            return initialise(objective, parts.train)({})
+            objective = Altered(setup.objective, lambda key, batch: params)
+            return initialise(objective, setup.train)({})
 
         return jax.jit(make, out_shardings=places)(params)
 
     def score(weights: dict, watched: Watched) -> dict[str, float]:
-        read = functools.partial(predict, weights, parts.frozen)
-        return score_split(parts, read, "held_out", watched)[1]
+        read = functools.partial(predict, weights, setup.frozen)
+        return score_split(setup, read, "held_out", watched)[1]
 
     def describe(scores: dict[str, float]) -> str:
         text = f"held-out loss {scores['loss']:.3f}"
@@ -148,19 +148,19 @@ def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
         return found[found >= 0]
 
     def flops(step: int) -> float:
-        return parts.objective.flops(batches.rows(step)[0]) * parts.config.train.batch
+        return setup.objective.flops(batches.rows(step)[0]) * setup.config.train.batch
 
-    origin = parts.origin
+    origin = setup.origin
     return Training(
         directory=workdir.path,
         checkpoints=workdir.checkpoints,
-        config=parts.train,
-        mesh=parts.mesh,
+        config=setup.train,
+        mesh=setup.mesh,
         zero1=zero1,
-        encoder=parts.encoder,
-        objective=parts.objective,
-        frozen=parts.frozen,
-        steps=parts.steps,
+        encoder=setup.encoder,
+        objective=setup.objective,
+        frozen=setup.frozen,
+        steps=setup.steps,
         batch=lambda step, skipped: batches.batch(step + skipped),
         rows=rows,
         flops=flops,
@@ -170,37 +170,37 @@ def training_of(parts: Parts, workdir: Workdir, predict: Callable) -> Training:
         check_meta=lambda meta: check_origin(origin, meta, workdir.checkpoints),
         rank=lambda scores: predictions.rank(metric, scores),
         describe=describe,
-        keep_best=parts.config.select.keep == "best",
+        keep_best=setup.config.select.keep == "best",
     )
 
 
 def finish(
-    parts: Parts, workdir: Workdir, result: Result, predict: Callable, log: Log
+    setup: FinetuneSetup, workdir: Workdir, result: Result, predict: Callable, log: Log
 ) -> dict:
     """Scores all splits with all processes; one process writes, plots and exports."""
-    read = functools.partial(predict, result.weights, parts.frozen)
-    splits = [name for name in ("held_out", "test") if name in parts.features]
-    found = {name: score_split(parts, read, name) for name in splits}
+    read = functools.partial(predict, result.weights, setup.frozen)
+    splits = [name for name in ("held_out", "test") if name in setup.features]
+    found = {name: score_split(setup, read, name) for name in splits}
     said = {name: own for name, (own, _) in found.items()}
     scores = {name: own for name, (_, own) in found.items()}
-    whole = processes.gather_to_host(parts.merge(result.weights, parts.frozen))
-    scores |= {"step": result.step, "metric": parts.metric}
+    whole = processes.gather_to_host(setup.merge(result.weights, setup.frozen))
+    scores |= {"step": result.step, "metric": setup.metric}
 
     def first() -> None:
         if processes.is_first():
             with sharding.alone():
-                _write_predictions(parts, workdir, said)
-                _show(parts, workdir, said[parts.last], scores, log)
-                _export(parts, workdir, whole, scores, log)
+                _write_predictions(setup, workdir, said)
+                _show(setup, workdir, said[setup.last], scores, log)
+                _export(setup, workdir, whole, scores, log)
 
     processes.run_on_all(first)
     return scores
 
 
-def _write_predictions(parts: Parts, workdir: Workdir, said: dict) -> None:
+def _write_predictions(setup: FinetuneSetup, workdir: Workdir, said: dict) -> None:
     for split, own in said.items():
         lines = write_predictions(
-            parts.data.config, parts.data.labels, parts.examples(split), own
+            setup.data.config, setup.data.labels, setup.examples(split), own
         )
         path = workdir / f"predictions-{split}.jsonl"
         with replacing(path, "w", encoding="utf-8") as file:
@@ -208,18 +208,20 @@ def _write_predictions(parts: Parts, workdir: Workdir, said: dict) -> None:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _show(parts: Parts, workdir: Workdir, said: list, scores: dict, log: Log) -> None:
+def _show(
+    setup: FinetuneSetup, workdir: Workdir, said: list, scores: dict, log: Log
+) -> None:
     """Shows scores, curves, the gain over simple models, and the confusion matrix."""
-    config, labels, last = parts.data.config, parts.data.labels, parts.last
+    config, labels, last = setup.data.config, setup.data.labels, setup.last
     for line in task_lines(scores):
         log(line)
     for path in plot_curves(workdir.path, None):
         log(f"Curves: {path}")
-    for path in plot_scores(workdir.path, parts.metric):
+    for path in plot_scores(workdir.path, setup.metric):
         log(f"Curves: {path}")
-    examples = parts.examples(last)
+    examples = setup.examples(last)
     predicted = predictions.read(config, labels, examples, said)
-    for line in _gain(parts, workdir, predicted):
+    for line in _gain(setup, workdir, predicted):
         log(line)
     if config.kind in ("classes", "tags"):
         truth = [example.label for example in examples]
@@ -233,24 +235,24 @@ def _show(parts: Parts, workdir: Workdir, said: list, scores: dict, log: Log) ->
 
 
 def _export(
-    parts: Parts, workdir: Workdir, params: dict, scores: dict, log: Log
+    setup: FinetuneSetup, workdir: Workdir, params: dict, scores: dict, log: Log
 ) -> None:
     model = dataclasses.replace(
-        parts.model, encoder=parts.encoder, params=params, task=parts.task
+        setup.model, encoder=setup.encoder, params=params, task=setup.task
     )
     export_task(
         model,
-        parts.config.name or workdir.path.resolve().name,
-        parts.config,
-        parts.data,
+        setup.config.name or workdir.path.resolve().name,
+        setup.config,
+        setup.data,
         scores,
         folder=workdir / "export",
-        added=len(parts.added.examples),
+        added=len(setup.added.examples),
     )
     # Written last, because it marks that all the rest is complete.
     write_json(workdir / "scores.json", scores)
     log(f"Exported to {workdir / 'export'}.")
-    use = "embed" if parts.data.config.kind == "embeddings" else "predict"
+    use = "embed" if setup.data.config.kind == "embeddings" else "predict"
     log(
         f"\nNext:\n  plmjax {use} --model={workdir.path} --input=FILE --output=FILE\n"
         f"  plmjax evaluate --workdir={workdir.path} --input=FILE"

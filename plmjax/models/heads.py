@@ -173,7 +173,7 @@ def token_table(params: dict) -> jax.Array:
     return params["encoder"]["embeddings"]["token"]
 
 
-def take(x_BLH: jax.Array, positions_BK: jax.Array) -> jax.Array:
+def gather_positions(x_BLH: jax.Array, positions_BK: jax.Array) -> jax.Array:
     """Returns the states at the positions of each row, [B * K, H]."""
     x_BKH = jnp.take_along_axis(x_BLH, positions_BK[:, :, None], axis=1)
     return x_BKH.reshape(-1, x_BLH.shape[-1])
@@ -215,12 +215,14 @@ def outputs(
     found = {}
     if "head" in params and "mask_positions" in batch:
         at_BK = batch["mask_positions"]
-        x_TH = take(x_BLH, at_BK)
+        x_TH = gather_positions(x_BLH, at_BK)
         logits_TV = vocabulary_logits(config, params, x_TH, platform)
         found["head"] = logits_TV.reshape(*at_BK.shape, -1)
     if "pair" in params and "cls" in batch:
         at_BP = batch["cls"]
-        logits_T2 = pair_logits(config, params, take(x_BLH, at_BP), platform)
+        logits_T2 = pair_logits(
+            config, params, gather_positions(x_BLH, at_BP), platform
+        )
         found["pair"] = logits_T2.reshape(*at_BP.shape, 2)
     if "detector" in params:
         x_TH = x_BLH.reshape(-1, config.width)

@@ -1,6 +1,6 @@
 """Training objectives, each a frozen dataclass."""
 
-from plmjax.objectives.base import Altered, Key, Objective, Part, Pieces
+from plmjax.objectives.base import Altered, Key, ModelView, Objective, Pieces
 from plmjax.objectives.clm import CLM, CLMConfig
 from plmjax.objectives.contrastive import Contrastive
 from plmjax.objectives.distill import Distill, DistillConfig
@@ -27,7 +27,7 @@ __all__ = [
     "Key",
     "MLMConfig",
     "Objective",
-    "Part",
+    "ModelView",
     "Pieces",
     "Supervised",
     "SupervisedConfig",

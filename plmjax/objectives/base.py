@@ -38,17 +38,17 @@ class Pieces:
     token_bytes: Sequence[int]
 
 
-class Part(NamedTuple):
+class ModelView(NamedTuple):
     """A model that an objective trains; it exports to one Hugging Face folder.
 
-    `take(params)` extracts the model's {"encoder", and its heads} from the run's
-    parameters; `place(params, part)` inserts them (initial weights).
+    `extract(params)` extracts the model's {"encoder", and its heads} from the run's
+    parameters; `insert(params, part)` inserts them (initial weights).
     """
 
     encoder: EncoderConfig
     heads: tuple[str, ...]
-    take: Callable[[dict], dict]
-    place: Callable[[dict, dict], dict]
+    extract: Callable[[dict], dict]
+    insert: Callable[[dict, dict], dict]
 
 
 class Objective(abc.ABC):
@@ -91,7 +91,7 @@ class Objective(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def parts(self) -> Mapping[str, Part]:
+    def models(self) -> Mapping[str, ModelView]:
         """The models by name; the first is the main result.
 
         models.heads.outputs returns their outputs for a batch.
@@ -149,8 +149,8 @@ class Altered(Objective):
         return (self.own_loss or self.inner.loss)(params, frozen, batch, key, train)
 
     @property
-    def parts(self):
-        return self.inner.parts
+    def models(self):
+        return self.inner.models
 
     @property
     def weights(self):
@@ -200,14 +200,14 @@ def of_all_rows(arrays):
     return gathered, jax.lax.axis_index(axes) * rows
 
 
-def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, Part]:
+def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, ModelView]:
     """Returns the parts of a run that trains one model."""
     names = ("encoder", *heads)
     return {
-        "model": Part(
+        "model": ModelView(
             encoder,
             heads,
-            take=lambda params: {name: params[name] for name in names},
-            place=lambda params, part: params | part,
+            extract=lambda params: {name: params[name] for name in names},
+            insert=lambda params, part: params | part,
         )
     }

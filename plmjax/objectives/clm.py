@@ -55,7 +55,7 @@ class CLM(Objective):
         return {"piece_bytes": bytes_of(self.pieces, self.encoder.vocab_size)}
 
     @property
-    def parts(self):
+    def models(self):
         return whole(self.encoder, ("head",))
 
     @property

@@ -81,7 +81,7 @@ class Contrastive(Objective):
                 )
 
     @property
-    def parts(self):
+    def models(self):
         return whole(self.encoder, ())
 
     def init(self, key, batch):

@@ -118,7 +118,7 @@ class Distill(Masked):
         return compares and self.encoder.width != self._teacher.width
 
     @property
-    def parts(self):
+    def models(self):
         return whole(self.encoder, ("head",))
 
     @property
@@ -154,7 +154,7 @@ class Distill(Masked):
             x_BLH = heads.encode(model, params, batch, noise, self.platform)
         x_TH = at_TH = x_BLH.reshape(-1, model.width)
         if not self.config.predicts_all:
-            at_TH = heads.take(x_BLH, batch["mask_positions"])
+            at_TH = heads.gather_positions(x_BLH, batch["mask_positions"])
         logits_TV = heads.vocabulary_logits(model, params, at_TH, self.platform)
         return Seen(logits_TV, x_TH, kept)
 
@@ -246,8 +246,8 @@ def everywhere(batch: Batch) -> Batch:
     at_BK = batch["mask_positions"]
     nothing_BL = jnp.zeros(batch["tokens"].shape, jnp.float32)
     return {
-        "labels": masking.put(batch["tokens"], at_BK, batch["labels"]),
-        "weights": masking.put(nothing_BL, at_BK, batch["weights"]),
+        "labels": masking.scatter_positions(batch["tokens"], at_BK, batch["labels"]),
+        "weights": masking.scatter_positions(nothing_BL, at_BK, batch["weights"]),
     }
 
 

@@ -26,7 +26,7 @@ from plmjax.objectives.generator import (
     GeneratorConfig,
     generator_encoder,
     initial_params,
-    make_parts,
+    model_views,
     sample,
 )
 from plmjax.objectives.masked import (
@@ -35,7 +35,7 @@ from plmjax.objectives.masked import (
     masked_logits,
     token_loss,
 )
-from plmjax.objectives.masking import put
+from plmjax.objectives.masking import scatter_positions
 from plmjax.objectives.mlm import token_scores
 
 
@@ -116,7 +116,7 @@ class Electra(Masked):
     config: ElectraConfig
 
     def __post_init__(self):
-        _ = self.parts
+        _ = self.models
         super().__post_init__()
 
     @functools.cached_property
@@ -137,9 +137,9 @@ class Electra(Masked):
         return dataclasses.replace(self.config, mask_share=0.0, random_share=1.0)
 
     @functools.cached_property
-    def parts(self):
+    def models(self):
         names = self.judge.heads
-        return make_parts(self.config.tie, self.encoder, self.generator, names)
+        return model_views(self.config.tie, self.encoder, self.generator, names)
 
     @property
     def weights(self):
@@ -165,8 +165,8 @@ class Electra(Masked):
 
     def generate(self, params, frozen, batch, noise: Noise, train: bool):
         """Returns the generator's loss, its metrics, and its samples [B, K]."""
-        config, part = self.config, self.parts["generator"]
-        own = part.take(params)
+        config, part = self.config, self.models["generator"]
+        own = part.extract(params)
         if config.generator_weight == 0:
             own = jax.lax.stop_gradient(own)
         # Otherwise generator and discriminator would drop the same units.
@@ -187,7 +187,10 @@ class Electra(Masked):
                 params, frozen, batch, noise, train
             )
         batch = substituted(batch, drawn_BK)
-        own, drops = self.parts["discriminator"].take(params), noise if train else None
+        own, drops = (
+            self.models["discriminator"].extract(params),
+            noise if train else None,
+        )
         x_BLH = heads.encode(self.encoder, own, batch, drops, self.platform)
         terms[self.judge.term], more = self.judge.loss(
             self.encoder,
@@ -236,11 +239,11 @@ def substituted(batch: Batch, drawn_BK: jax.Array | None) -> Batch:
     already. Adds "originals" and "replaced" [B, L]; a correct sample is not replaced.
     """
     at_BK, labels_BK = batch["mask_positions"], batch["labels"]
-    original_BL = put(batch["tokens"], at_BK, labels_BK)
+    original_BL = scatter_positions(batch["tokens"], at_BK, labels_BK)
     seen_BL = batch["tokens"]
     if drawn_BK is not None:
         drawn_BK = jnp.where(batch["weights"] > 0, drawn_BK, labels_BK)
-        seen_BL = put(original_BL, at_BK, drawn_BK)
+        seen_BL = scatter_positions(original_BL, at_BK, drawn_BK)
     return batch | {
         "tokens": seen_BL,
         "originals": original_BL,
@@ -289,7 +292,7 @@ def _detect(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
 def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
     del bytes_V
     at_BK = batch["mask_positions"]
-    x_TH = heads.take(x_BLH, at_BK)
+    x_TH = heads.gather_positions(x_BLH, at_BK)
     logits_T = heads.detector_logits(encoder, params, x_TH, platform)
     replaced_BK = jnp.take_along_axis(batch["replaced"], at_BK, axis=1)
     weights_T = batch["weights"].reshape(-1)
@@ -297,7 +300,7 @@ def _detect_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
 
 
 def _predict_chosen(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
-    x_TH = heads.take(x_BLH, batch["mask_positions"])
+    x_TH = heads.gather_positions(x_BLH, batch["mask_positions"])
     logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
     return token_loss(logits_TV, batch, bytes_V, "discriminator_")
 

@@ -14,7 +14,7 @@ import numpy as np
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.models import EncoderConfig, heads
-from plmjax.objectives.base import Part
+from plmjax.objectives.base import ModelView
 from plmjax.tree import flatten, unflatten
 
 _TABLE = "encoder/embeddings/token"
@@ -200,34 +200,34 @@ def initial_params(
     return {"discriminator": unflatten(discriminator), "generator": unflatten(own)}
 
 
-def make_parts(
+def model_views(
     tie: str,
     encoder: EncoderConfig,
     generator: EncoderConfig | None,
     names: tuple[str, ...],
-) -> dict[str, Part]:
+) -> dict[str, ModelView]:
     """Returns the two models, each with the shared parameters; discriminator first."""
-    take, place = _take_discriminator, _place_discriminator
+    extract, insert = _extract_discriminator, _insert_discriminator
     if tie == "disentangled" and generator is not None:
-        take, place = _take_disentangled, _place_disentangled
+        extract, insert = _extract_disentangled, _insert_disentangled
     parts = {
-        "discriminator": Part(
+        "discriminator": ModelView(
             encoder,
             names,
-            take=lambda params: _with_heads(take(params), names),
-            place=place,
+            extract=lambda params: _with_heads(extract(params), names),
+            insert=insert,
         )
     }
     if generator is None:
         return parts
     tied = TIES[tie]
 
-    def take_generator(params):
+    def extract_generator(params):
         shared = flatten(params["discriminator"])
         flat = {n: leaf for n, leaf in shared.items() if re.fullmatch(tied, n)}
         return _with_heads(unflatten(flat | flatten(params["generator"])), ("head",))
 
-    def place_generator(params, part):
+    def insert_generator(params, part):
         flat = flatten(part)
         shared = {n: leaf for n, leaf in flat.items() if re.fullmatch(tied, n)}
         own = {n: leaf for n, leaf in flat.items() if n not in shared}
@@ -243,7 +243,9 @@ def make_parts(
         }
 
     return parts | {
-        "generator": Part(generator, ("head",), take_generator, place_generator)
+        "generator": ModelView(
+            generator, ("head",), extract_generator, insert_generator
+        )
     }
 
 
@@ -252,22 +254,22 @@ def _with_heads(model: dict, names: tuple[str, ...]) -> dict:
     return {name: {} for name in names} | model
 
 
-def _take_discriminator(params):
+def _extract_discriminator(params):
     return params["discriminator"]
 
 
-def _place_discriminator(params, part):
+def _insert_discriminator(params, part):
     return params | {"discriminator": unflatten(flatten(part))}
 
 
-def _take_disentangled(params):
+def _extract_disentangled(params):
     flat = flatten(params["discriminator"])
     table_VE = params["generator"]["encoder"]["embeddings"]["token"]
     flat[_TABLE] = jax.lax.stop_gradient(table_VE) + flat.pop(_DELTA)
     return unflatten(flat)
 
 
-def _place_disentangled(params, part):
+def _insert_disentangled(params, part):
     flat = flatten(part)
     table_VE = params["generator"]["encoder"]["embeddings"]["token"]
     flat[_DELTA] = flat.pop(_TABLE) - table_VE

@@ -213,5 +213,5 @@ def masked_logits(
     The vocabulary head runs on the chosen positions only.
     """
     x_BLH = heads.encode(encoder, params, batch, noise, platform)
-    x_TH = heads.take(x_BLH, batch["mask_positions"])
+    x_TH = heads.gather_positions(x_BLH, batch["mask_positions"])
     return heads.vocabulary_logits(encoder, params, x_TH, platform), x_BLH

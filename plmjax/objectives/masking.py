@@ -111,10 +111,12 @@ def corrupt_tokens(
         jnp.where(fate_BK < mask_share + random_share, random_BK, labels_BK),
     )
     replaced_BK = jnp.where(used_BK, replaced_BK, labels_BK)
-    return put(tokens_BL, positions_BK, replaced_BK), labels_BK
+    return scatter_positions(tokens_BL, positions_BK, replaced_BK), labels_BK
 
 
-def put(x_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array) -> jax.Array:
+def scatter_positions(
+    x_BL: jax.Array, positions_BK: jax.Array, values_BK: jax.Array
+) -> jax.Array:
     """Returns x with values at the positions of each row; vmap keeps rows sharded."""
     return jax.vmap(lambda x, at, values: x.at[at].set(values))(
         x_BL, positions_BK, values_BK
@@ -206,4 +208,4 @@ def _fill(key_BL, maskable_BL, start_BL, n_B):
         taken_BL = alive_BL & (end_BL <= n_B[:, None])
         left_B = n_B - jnp.sum(taken_BL, axis=1)
         alive_BL = taken_BL | (alive_BL & (size_BL <= left_B[:, None]))
-    return put(jnp.zeros_like(maskable_BL), order_BL, taken_BL)
+    return scatter_positions(jnp.zeros_like(maskable_BL), order_BL, taken_BL)

@@ -66,7 +66,7 @@ class MLM(Masked):
         return ("head", "pair") if self.paired else ("head",)
 
     @property
-    def parts(self):
+    def models(self):
         return whole(self.encoder, self.heads)
 
     @property
@@ -100,7 +100,7 @@ class MLM(Masked):
         value, metrics = token_loss(logits_TV, batch, frozen["piece_bytes"])
         terms = {"loss": value}
         if self.paired:
-            x_TH = heads.take(x_BLH, batch["cls"])
+            x_TH = heads.gather_positions(x_BLH, batch["cls"])
             logits_T2 = heads.pair_logits(encoder, params, x_TH, platform)
             terms["pair_loss"], more = pair_loss(logits_T2, batch)
             metrics |= more

@@ -195,7 +195,7 @@ class Supervised(Objective):
         return KINDS[self.task.kind]
 
     @property
-    def parts(self):
+    def models(self):
         assert self.task.head is not None
         return whole(self.encoder, (self.task.head,))
 

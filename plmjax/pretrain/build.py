@@ -41,7 +41,7 @@ from plmjax.workdir import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PretrainSetup:
     """All the parts of a run, built from its config, before any parameter exists."""
 
     config: RunConfig
@@ -134,7 +134,7 @@ def prepare_data(
         tokenizer = workdir.tokenizer()
         check(tokenizer)
         return tokenizer, workdir.store()
-    run = workdir.read("run.json", store=str, recipe=str)
+    known = workdir.read("run.json", store=str, recipe=str)
     source = open_source(config.data.source, config.data.errors)
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
@@ -146,7 +146,7 @@ def prepare_data(
             segmenter and dataclasses.asdict(segmenter),
         ]
     )
-    if run is not None and run.get("recipe") == recipe:
+    if known is not None and known.get("recipe") == recipe:
         tokenizer = workdir.tokenizer()
     else:
         tokenizer = get_tokenizer(settings, source.documents())
@@ -179,7 +179,7 @@ def prepare_data(
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
     made = {"store": store.key, "recipe": recipe}
-    if run != made:  # else another process of the run has written it
+    if known != made:  # else another process of the run has written it
         write_json(workdir / "run.json", made)
     return tokenizer, store
 
@@ -202,12 +202,12 @@ def _tokenizer_settings(config: RunConfig, workdir: Workdir) -> TokenizerConfig:
     return dataclasses.replace(block, **found)
 
 
-def make_run(
+def build(
     config: RunConfig,
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any],
-) -> Run:
+) -> PretrainSetup:
     """Builds everything but the parameters; reads or creates the data."""
     teacher = teachers.load(config, workdir)
 
@@ -250,7 +250,7 @@ def make_run(
         copies=config.objective.static_copies,
         mine=functools.partial(sharding.local_rows, mesh),
     )
-    return Run(
+    return PretrainSetup(
         config=config,
         workdir=workdir,
         mesh=mesh,
@@ -266,7 +266,7 @@ def make_run(
 def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     """Returns the reason why transformers cannot express the models; None if it can."""
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    for part in objective.parts.values():
+    for part in objective.models.values():
         try:
             config_json.to_json(part.encoder, part.heads, *ids)
         except PlmjaxError as error:
@@ -274,34 +274,34 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def held_out(run: Run, alone: bool = False) -> Callable[[], Iterator[dict]]:
+def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:
     """Returns a function that iterates over the held-out rows, in micro-batches.
 
     Each process gets its share of them; with `alone`, it gets all.
     """
-    split, phase = run.store.split("held_out"), run.loader.phases[-1]
-    plan = row_plan(run.config, split, phase.plan.length, run.store)
-    batch = phase.batch // run.config.train.accumulation
-    mine = np.arange if alone else functools.partial(sharding.local_rows, run.mesh)
+    split, phase = setup.store.split("held_out"), setup.loader.phases[-1]
+    plan = row_plan(setup.config, split, phase.plan.length, setup.store)
+    batch = phase.batch // setup.config.train.accumulation
+    mine = np.arange if alone else functools.partial(sharding.local_rows, setup.mesh)
     return functools.partial(
-        held_out_batches, split, plan, run.tokenizer, batch, mine=mine
+        held_out_batches, split, plan, setup.tokenizer, batch, mine=mine
     )
 
 
-def check_origin(run: Run, meta: dict) -> None:
+def check_origin(setup: PretrainSetup, meta: dict) -> None:
     """Raises PlmjaxError if a checkpoint was trained with other text or tokenizer."""
-    for what, ours in origin(run).items():
+    for what, ours in origin(setup).items():
         if meta.get(what) != ours:
             raise PlmjaxError(
-                f"the checkpoint in {run.workdir.checkpoints} was trained with another "
-                f"{what} than {run.workdir.path} holds now.",
+                f"the checkpoint in {setup.workdir.checkpoints} was trained with "
+                f"another {what} than {setup.workdir.path} holds now.",
                 hint="Restore it, or start again in another --workdir.",
                 code=Exit.MODEL,
             )
 
 
-def origin(run: Run) -> dict[str, str]:
+def origin(setup: PretrainSetup) -> dict[str, str]:
     """Returns the digests that bind a checkpoint: of text, tokenizer and teacher."""
-    found = {"store": run.store.key, "tokenizer": run.tokenizer.digest}
-    noted = run.workdir.read("teacher.json", digest=str)
+    found = {"store": setup.store.key, "tokenizer": setup.tokenizer.digest}
+    noted = setup.workdir.read("teacher.json", digest=str)
     return found if noted is None else found | {"teacher": noted["digest"]}

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from plmjax.console import say, say_nothing
 from plmjax.models.flops import activation_bytes
-from plmjax.pretrain.build import Run, check, make_run
+from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.run import training_of
 from plmjax.pretrain.start import frozen_arrays
 from plmjax.report.dry_run import (
@@ -35,32 +35,35 @@ def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
     mesh = sharding.make_mesh(config.mesh)
     check(config, mesh)
     with training_session(workdir, config, mesh, say_nothing):
-        run = make_run(config, workdir, mesh, say)
+        setup = build(config, workdir, mesh, say)
         show_training(
-            training_of(run, frozen_arrays(run) if compiles else {}, say_nothing),
-            lambda blocks: _plan_table(run, blocks),
-            row_as_seen(run.objective, run.tokenizer, run.loader.batch(0)),
+            training_of(setup, frozen_arrays(setup) if compiles else {}, say_nothing),
+            lambda blocks: _plan_table(setup, blocks),
+            row_as_seen(setup.objective, setup.tokenizer, setup.loader.batch(0)),
             compiles,
         )
 
 
-def _plan_table(run: Run, blocks: list[Block]) -> Table:
-    train = run.config.train
-    phase = run.loader.phases[0]
-    length, shards = phase.plan.length, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
+    train = setup.config.train
+    phase = setup.loader.phases[0]
+    length, shards = (
+        phase.plan.length,
+        setup.mesh.shape["data"] * setup.mesh.shape["fsdp"],
+    )
     rows = phase.batch // train.accumulation // shards
-    slots = run.objective.slots(length)
+    slots = setup.objective.slots(length)
     sizes = {name: total(blocks, name) for name in SIZES}
-    if run.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(run.mesh):
+    if setup.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(setup.mesh):
         sizes["weights put together"] = 4 * total(blocks, "parameters")
     sizes["activations"] = sum(
         activation_bytes(part.encoder, rows, length, slots)
-        for part in run.objective.parts.values()
+        for part in setup.objective.models.values()
     )
-    flops = sum(run.phase_flops(phase) * phase.steps for phase in run.loader.phases)
+    flops = sum(setup.phase_flops(phase) * phase.steps for phase in setup.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
-        "steps": f"{run.steps:,}",
+        "steps": f"{setup.steps:,}",
         "rows a step": f"{phase.batch:,} x {length} tokens"
         + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
         "tokens a step": f"{phase.batch * length * phase.plan.fill:,.0f} without "
@@ -68,8 +71,8 @@ def _plan_table(run: Run, blocks: list[Block]) -> Table:
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",
         "predicted a row": f"at most {slots} of {length}",
         "FLOPs in all": f"{flops:.2e}",
-        "devices": devices_text(run.mesh)
-        + (", zero1" if run.config.mesh.zero1 else ""),
+        "devices": devices_text(setup.mesh)
+        + (", zero1" if setup.config.mesh.zero1 else ""),
         "memory a device": f"about {sum(sizes.values()) / 1e6:,.0f} MB: "
         + ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in sizes.items())
         + " (estimated)",

@@ -66,8 +66,8 @@ def export(
     if is_finetuned(workdir.path):
         _copy(finished(workdir.path), to, log)
         return
-    run, store = open_run(workdir, checkpoint), workdir.store()
-    export_trained(run, workdir, store.manifest, to=to, log=log, part=part)
+    trained, store = open_run(workdir, checkpoint), workdir.store()
+    export_trained(trained, workdir, store.manifest, to=to, log=log, part=part)
 
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
@@ -80,7 +80,7 @@ def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
 
 
 def export_trained(
-    run: Trained,
+    trained: Trained,
     workdir: Workdir,
     manifest: dict[str, Any],
     to: Path,
@@ -88,7 +88,7 @@ def export_trained(
     part: str | None = None,
 ) -> None:
     """Exports open weights, as `export` does, with a token store's manifest."""
-    models = run.models()
+    models = trained.models()
     if part is not None and part not in models:
         raise PlmjaxError(
             f"{workdir.path} has no part {part!r}.",
@@ -100,12 +100,12 @@ def export_trained(
         folders = {part: to}
     _check_apart(to, list(folders.values()))
     found = workdir.read("scores.json") or {}
-    scores = found if found.get("step") == run.step else {}
-    lengths = [length for _, length, _ in run.config.data.phases]
-    length = max(lengths or [run.config.data.length])
+    scores = found if found.get("step") == trained.step else {}
+    lengths = [length for _, length, _ in trained.config.data.phases]
+    length = max(lengths or [trained.config.data.length])
     for name, folder in folders.items():
         model = models[name]
-        facts = _card_facts(model, run.config, manifest, scores)
+        facts = _card_facts(model, trained.config, manifest, scores)
         export_folder(
             folder,
             model.encoder,
@@ -114,7 +114,7 @@ def export_trained(
             card=model_card(facts),
             length=length,
         )
-        log(f"Exported step {run.step:,} to {folder}.")
+        log(f"Exported step {trained.step:,} to {folder}.")
 
 
 def _check_apart(to: Path, folders: list[Path]) -> None:

@@ -16,11 +16,11 @@ from plmjax.files import write_json
 from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
-    Run,
+    PretrainSetup,
+    build,
     check,
     check_origin,
     held_out,
-    make_run,
     not_exportable,
     origin,
 )
@@ -82,11 +82,11 @@ def pretrain(config: RunConfig, path: Path) -> dict:
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
-        run = _build(config, workdir, mesh, log if leads else None)
-        result = fit(training_of(run, frozen_arrays(run), log), log)
+        setup = _build(config, workdir, mesh, log if leads else None)
+        result = fit(training_of(setup, frozen_arrays(setup), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(run, result, log)
+        return finish(setup, result, log)
 
 
 def _build(
@@ -94,128 +94,132 @@ def _build(
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any] | None,
-) -> Run:
+) -> PretrainSetup:
     """Builds the run, and writes its config and environment.
 
     Of the processes that share a directory, the one with a `log` comes first: it writes
     the files that the others read.
     """
 
-    def make(log: Callable[[str], Any]) -> Run:
-        run = make_run(config, workdir, mesh, log)
-        held_out(run)  # writes its plan file, too
-        return run
+    def make(log: Callable[[str], Any]) -> PretrainSetup:
+        setup = build(config, workdir, mesh, log)
+        held_out(setup)  # writes its plan file, too
+        return setup
 
-    def lead() -> Run | None:
+    def lead() -> PretrainSetup | None:
         if log is None:
             return None
-        run = make(log)
+        setup = make(log)
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
-        teachers.remember(config, workdir, run.teacher)
+        teachers.remember(config, workdir, setup.teacher)
         workdir.write_environment()
-        return run
+        return setup
 
     led = processes.run_on_all(lead)
-    run = processes.run_on_all(lambda: make(say_nothing) if led is None else led)
-    first = processes.run_on_first(lambda: origin(run))
-    processes.run_on_all(lambda: _check_same(run, first))
-    return run
+    setup = processes.run_on_all(lambda: make(say_nothing) if led is None else led)
+    first = processes.run_on_first(lambda: origin(setup))
+    processes.run_on_all(lambda: _check_same(setup, first))
+    return setup
 
 
-def _check_same(run: Run, first: dict) -> None:
+def _check_same(setup: PretrainSetup, first: dict) -> None:
     """Raises PlmjaxError unless this process has the first one's text and tokenizer."""
-    ours = origin(run)
+    ours = origin(setup)
     if ours != first:
         what = next(name for name in first if ours.get(name) != first[name])
         raise PlmjaxError(
-            f"process {jax.process_index()} has another {what} in {run.workdir.path} "
+            f"process {jax.process_index()} has another {what} in {setup.workdir.path} "
             "than process 0.",
             hint="Give all hosts the same text, or one --workdir that they share.",
             code=Exit.DATA,
         )
 
 
-def training_of(run: Run, frozen: dict, log: Callable[[str], Any]) -> Training:
+def training_of(
+    setup: PretrainSetup, frozen: dict, log: Callable[[str], Any]
+) -> Training:
     """Returns the training of a run; `frozen` is the result of frozen_arrays."""
-    batches, evaluation = held_out(run), make_evaluation(run.objective)
+    batches, evaluation = held_out(setup), make_evaluation(setup.objective)
 
     def first_state(shapes: State) -> State:
         del shapes
-        state = fresh_state(run, log)
-        save_examples(run, state.params)
+        state = fresh_state(setup, log)
+        save_examples(setup, state.params)
         return state
 
     def score(weights: dict, watched: Watched) -> dict[str, float]:
-        means = evaluate(evaluation, weights, frozen, run.mesh, watched(batches()))
+        means = evaluate(evaluation, weights, frozen, setup.mesh, watched(batches()))
         # No means if a signal came before the first batch.
-        return run.objective.scores(means) if means else {}
+        return setup.objective.scores(means) if means else {}
 
     return Training(
-        directory=run.workdir.path,
-        checkpoints=run.workdir.checkpoints,
-        config=run.config.train,
-        mesh=run.mesh,
-        zero1=run.config.mesh.zero1,
-        encoder=run.encoder,
-        objective=run.objective,
+        directory=setup.workdir.path,
+        checkpoints=setup.workdir.checkpoints,
+        config=setup.config.train,
+        mesh=setup.mesh,
+        zero1=setup.config.mesh.zero1,
+        encoder=setup.encoder,
+        objective=setup.objective,
         frozen=frozen,
-        steps=run.steps,
-        batch=run.loader.batch,
-        rows=lambda step, skipped: run.loader.rows(step, skipped)[1],
-        flops=run.flops,
+        steps=setup.steps,
+        batch=setup.loader.batch,
+        rows=lambda step, skipped: setup.loader.rows(step, skipped)[1],
+        flops=setup.flops,
         first_state=first_state,
         score=score,
-        origin=origin(run) | {"config": config_lib.to_dict(run.config)},
-        check_meta=lambda meta: _check_meta(run, meta),
+        origin=origin(setup) | {"config": config_lib.to_dict(setup.config)},
+        check_meta=lambda meta: _check_meta(setup, meta),
     )
 
 
-def _check_meta(run: Run, meta: dict) -> None:
+def _check_meta(setup: PretrainSetup, meta: dict) -> None:
     """Raises PlmjaxError if a checkpoint is of another text, tokenizer or config."""
-    check_origin(run, meta)
+    check_origin(setup, meta)
     if "config" in meta:
         # The checkpoints may have moved, for example to another disk.
-        saved, ours = meta["config"], config_lib.to_dict(run.config)
+        saved, ours = meta["config"], config_lib.to_dict(setup.config)
         saved["train"]["checkpoints"] = ours["train"]["checkpoints"]
-        run.workdir.compare(saved, ours)
+        setup.workdir.compare(saved, ours)
 
 
-def _trained(run: Run, params: dict, step: int = 0) -> Trained:
-    name = run.config.name or run.workdir.path.resolve().name
+def _trained(setup: PretrainSetup, params: dict, step: int = 0) -> Trained:
+    name = setup.config.name or setup.workdir.path.resolve().name
     return Trained(
-        config=run.config,
-        objective=run.objective,
+        config=setup.config,
+        objective=setup.objective,
         params=params,
-        tokenizer=run.tokenizer,
+        tokenizer=setup.tokenizer,
         name=name,
         step=step,
     )
 
 
-def _examples(run: Run, params) -> Examples | None:
+def _examples(setup: PretrainSetup, params) -> Examples | None:
     """Returns examples for the first model with a vocabulary head; None without one."""
-    model = with_head(_trained(run, params).models(), "head")
+    model = with_head(_trained(setup, params).models(), "head")
     # All processes' rows, so that the examples do not depend on their number.
-    batch = next(held_out(run, alone=True)())
-    examples = model and Examples(run.objective, model, batch)
+    batch = next(held_out(setup, alone=True)())
+    examples = model and Examples(setup.objective, model, batch)
     return examples if examples and examples.places else None
 
 
-def save_examples(run: Run, params) -> None:
+def save_examples(setup: PretrainSetup, params) -> None:
     """Saves the untrained model's guesses, to show them beside the trained one's."""
     params = processes.gather_to_host(params)
 
     def save() -> None:
         with sharding.alone():
-            examples = _examples(run, params)
+            examples = _examples(setup, params)
             if examples is not None:
-                write_json(run.workdir / "examples.json", {"before": examples.guess()})
+                write_json(
+                    setup.workdir / "examples.json", {"before": examples.guess()}
+                )
 
     processes.run_on_all(lambda: save() if processes.is_first() else None)
 
 
-def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
+def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
     """Shows, plots and exports a trained model; returns its scores.
 
     The first process does so, with the gathered weights; the others wait for it.
@@ -224,42 +228,42 @@ def finish(run: Run, result: Result, log: Callable[[str], Any]) -> dict:
 
     def first() -> dict:
         with sharding.alone():
-            return _finish(run, weights, result.step, result.scores, log)
+            return _finish(setup, weights, result.step, result.scores, log)
 
     return processes.run_on_all(lambda: first() if processes.is_first() else {})
 
 
 def _finish(
-    run: Run,
+    setup: PretrainSetup,
     weights: dict,
     step: int,
     values: dict,
     log: Callable[[str], Any],
 ) -> dict:
-    workdir, out = run.workdir, console()
-    baseline = unigram_loss(run.store, run.tokenizer)
+    workdir, out = setup.workdir, console()
+    baseline = unigram_loss(setup.store, setup.tokenizer)
     saved = workdir.read("examples.json", before=list)
-    examples = _examples(run, weights)
+    examples = _examples(setup, weights)
     if saved is not None and examples is not None:
         out.print(examples.table(saved["before"], examples.guess()))
-    for line in score_lines(run.objective, values, baseline):
+    for line in score_lines(setup.objective, values, baseline):
         log(line)
-    for path in plot_curves(workdir.path, run.objective.token_loss, baseline):
+    for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
-    if run.teacher is not None:
-        beside = beside_teacher(run, weights, held_out(run, alone=True)())
+    if setup.teacher is not None:
+        beside = beside_teacher(setup, weights, held_out(setup, alone=True)())
         for line in students.lines(beside):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: beside[name] for name in names}
     write_json(workdir / "scores.json", figures | {"step": step})
-    if problem := not_exportable(run.objective, run.tokenizer):
+    if problem := not_exportable(setup.objective, setup.tokenizer):
         log(f"Not exported: {problem}")
     else:
-        trained = _trained(run, weights, step)
-        export_trained(trained, workdir, run.store.manifest, workdir / "export", log)
-    lines = f"\nNext:\n{suggested_commands(run.objective, workdir.path)}"
+        trained = _trained(setup, weights, step)
+        export_trained(trained, workdir, setup.store.manifest, workdir / "export", log)
+    lines = f"\nNext:\n{suggested_commands(setup.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:
         lines += f"\n  plmjax export --workdir={workdir.path} --to=DIR"
@@ -269,12 +273,12 @@ def _finish(
 
 def suggested_commands(objective: Objective, workdir: Path) -> str:
     """Returns the commands that use the trained heads, a line each."""
-    causal = any(part.encoder.causal for part in objective.parts.values())
+    causal = any(part.encoder.causal for part in objective.models.values())
     text = "The rows of the" if causal else "The [MASK] of the array"
     commands = {
         "head": f'plmjax fill "{text}" --model={workdir}',
         "pair": f'plmjax next "It was late." "We went home." --model={workdir}',
         "detector": f'plmjax detect "The rows of the array" --model={workdir}',
     }
-    trained = {head for part in objective.parts.values() for head in part.heads}
+    trained = {head for part in objective.models.values() for head in part.heads}
     return "".join(f"  {commands[head]}\n" for head in commands if head in trained)

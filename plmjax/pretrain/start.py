@@ -14,7 +14,7 @@ from plmjax import Exit, PlmjaxError, processes, tree
 from plmjax.evaluate.model import Model, open_models
 from plmjax.objectives import DistillConfig
 from plmjax.pretrain import students, teachers
-from plmjax.pretrain.build import Run
+from plmjax.pretrain.build import PretrainSetup
 from plmjax.train import sharding
 from plmjax.train.job import (
     initialise,
@@ -25,41 +25,41 @@ from plmjax.train.step import State
 from plmjax.workdir import RunConfig, Workdir, encoder_config
 
 
-def step_of(run: Run, steps: int) -> functools.partial:
+def step_of(setup: PretrainSetup, steps: int) -> functools.partial:
     """Returns the jitted step of a run whose schedule has `steps` steps."""
-    config = run.config
-    return step_for(run.objective, config.train, run.mesh, config.mesh.zero1, steps)
+    config = setup.config
+    return step_for(setup.objective, config.train, setup.mesh, config.mesh.zero1, steps)
 
 
-def fresh_state(run: Run, log: Callable[[str], Any]) -> State:
+def fresh_state(setup: PretrainSetup, log: Callable[[str], Any]) -> State:
     """Returns the state before the first step on its devices, with start weights.
 
     Raises:
       PlmjaxError: the start weights are of another model.
     """
-    objective = run.config.objective
-    make = initialise(run.objective, run.config.train)
+    objective = setup.config.objective
+    make = initialise(setup.objective, setup.config.train)
     # Only the shapes matter, but all processes must have the same values.
-    batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), run.loader.batch(0))
+    batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), setup.loader.batch(0))
     shapes = jax.eval_shape(make, batch)
-    places = sharding.shardings(run.mesh, shapes, run.config.mesh.zero1)
+    places = sharding.shardings(setup.mesh, shapes, setup.config.mesh.zero1)
     state = jax.jit(make, out_shardings=places)(batch)
-    if run.config.train.init_from is not None:
-        params = start_weights(run, state.params, log)
+    if setup.config.train.init_from is not None:
+        params = start_weights(setup, state.params, log)
     elif isinstance(objective, DistillConfig) and objective.start == "teacher":
-        assert run.teacher is not None
-        frozen = _frozen(run)
+        assert setup.teacher is not None
+        frozen = _frozen(setup)
         fresh = processes.gather_to_host(state.params)
         params = students.start(
-            objective, run.encoder, fresh, run.teacher.encoder, frozen
+            objective, setup.encoder, fresh, setup.teacher.encoder, frozen
         )
-        log(f"Start weights: layers of the teacher {run.teacher.name}.")
+        log(f"Start weights: layers of the teacher {setup.teacher.name}.")
     else:
         return state
     return with_params(state, params, places)
 
 
-def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
+def start_weights(setup: PretrainSetup, fresh: dict, log: Callable[[str], Any]) -> dict:
     """Returns parameters taken from train.init_from where they fit, the rest fresh.
 
     A model of several parts (ELECTRA) takes each from the part of the same name; a
@@ -68,19 +68,19 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
     Raises:
       PlmjaxError: another tokenizer, or no part has the size of its model there.
     """
-    where = f"train.init_from={run.config.train.init_from}"
-    found = open_models(str(run.workdir.resolve(str(run.config.train.init_from))))
+    where = f"train.init_from={setup.config.train.init_from}"
+    found = open_models(str(setup.workdir.resolve(str(setup.config.train.init_from))))
     params, problems, placed = dict(processes.gather_to_host(fresh)), [], {}
-    for name, part in run.objective.parts.items():
+    for name, part in setup.objective.models.items():
         # Compared before insertion, because parts may share arrays.
         model = found.get(name) or next(iter(found.values()))
-        if model.tokenizer.vocabulary_digest != run.tokenizer.vocabulary_digest:
+        if model.tokenizer.vocabulary_digest != setup.tokenizer.vocabulary_digest:
             raise PlmjaxError(
                 f"the weights of {where} belong to another tokenizer than this run's.",
                 hint="Set --config.tokenizer.path to that folder.",
                 code=Exit.MODEL,
             )
-        own = part.take(params)
+        own = part.extract(params)
         if differing := tree.differences(own["encoder"], model.params["encoder"]):
             problems.append(f"{name}: {differing[0]}")
             continue
@@ -94,8 +94,8 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
             + "."
         )
         placed[name] = own | taken
-        params = part.place(params, placed[name])
-    if len(problems) == len(run.objective.parts):
+        params = part.insert(params, placed[name])
+    if len(problems) == len(setup.objective.models):
         raise PlmjaxError(
             f"the weights of {where} are of another model: {'; '.join(problems)}.",
             hint="Leave the model block's sizes to the import.",
@@ -104,7 +104,7 @@ def start_weights(run: Run, fresh: dict, log: Callable[[str], Any]) -> dict:
     for problem in problems:
         log(f"WARNING: another size in {where}, so it starts anew: {problem}.")
     for name, wanted in placed.items():
-        _check_shared(wanted, run.objective.parts[name].take(params), where)
+        _check_shared(wanted, setup.objective.models[name].extract(params), where)
     return params
 
 
@@ -131,30 +131,34 @@ def _taken(model: Model, own: dict) -> dict:
     }
 
 
-def frozen_arrays(run: Run) -> dict:
+def frozen_arrays(setup: PretrainSetup) -> dict:
     """Returns the loss's tables and teacher arrays, on the devices of the mesh."""
-    frozen = _frozen(run)
-    return jax.device_put(frozen, sharding.shardings(run.mesh, frozen))
+    frozen = _frozen(setup)
+    return jax.device_put(frozen, sharding.shardings(setup.mesh, frozen))
 
 
-def _frozen(run: Run) -> dict:
-    tables, teacher = run.objective.tables(), run.teacher
+def _frozen(setup: PretrainSetup) -> dict:
+    tables, teacher = setup.objective.tables(), setup.teacher
     if teacher is None:
         return tables
-    return tables | teachers.frozen(run.config, run.encoder, run.tokenizer, teacher)
+    return tables | teachers.frozen(
+        setup.config, setup.encoder, setup.tokenizer, teacher
+    )
 
 
-def beside_teacher(run: Run, params, batches: Iterator[dict]) -> dict[str, float]:
+def beside_teacher(
+    setup: PretrainSetup, params, batches: Iterator[dict]
+) -> dict[str, float]:
     """Returns sizes, held-out scores and speeds of student and teacher.
 
     Speeds are those of the devices of the mesh that is set.
     """
-    assert run.teacher is not None
-    part, frozen = run.objective.parts["model"], _frozen(run)
-    own = part.take(params)
-    student = Model(part.encoder, own, run.tokenizer, run.workdir.path.name)
+    assert setup.teacher is not None
+    part, frozen = setup.objective.models["model"], _frozen(setup)
+    own = part.extract(params)
+    student = Model(part.encoder, own, setup.tokenizer, setup.workdir.path.name)
     pieces = frozen["pieces"] if "pieces" in frozen else None
-    return students.compare(run.teacher, student, batches, run.objective, pieces)
+    return students.compare(setup.teacher, student, batches, setup.objective, pieces)
 
 
 def teacher_arrays(config: RunConfig, workdir: Workdir) -> dict:

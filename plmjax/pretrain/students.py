@@ -141,7 +141,7 @@ def _score(
         pieces = {name: jnp.asarray(array) for name, array in pieces.items()}
 
     def logits(config, params, batch):
-        x_TH = heads.take(
+        x_TH = heads.gather_positions(
             heads.encode(config, params, batch, None, platform),
             batch["mask_positions"],
         )

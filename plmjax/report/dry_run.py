@@ -216,7 +216,7 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     """
     row = {name: array[0] for name, array in masked(objective, batch).items()}
     chosen = {}
-    if not any(part.encoder.causal for part in objective.parts.values()):
+    if not any(part.encoder.causal for part in objective.models.values()):
         chosen = {
             int(position): int(label)
             for position, label, weight in zip(

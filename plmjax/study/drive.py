@@ -13,7 +13,7 @@ from plmjax import Exit, PlmjaxError, processes
 from plmjax.console import console, duration
 from plmjax.evaluate.model import open_models
 from plmjax.files import write_json
-from plmjax.finetune.build import make_parts
+from plmjax.finetune.build import build
 from plmjax.finetune.run import finetune
 from plmjax.models import EncoderConfig
 from plmjax.study import budget, page, results, tables
@@ -97,12 +97,12 @@ def check(runs: Sequence[Run], say: Say) -> None:
             lambda config=config: sharding.make_mesh(config.mesh)
         )
         with jax.set_mesh(mesh), _about(run):
-            parts = processes.run_on_all(
-                lambda config=config, mesh=mesh: make_parts(config, mesh, _quiet)
+            setup = processes.run_on_all(
+                lambda config=config, mesh=mesh: build(config, mesh, _quiet)
             )
-            batch = parts.batches.batch(0)
+            batch = setup.batches.batch(0)
             zero1 = config.mesh.zero1
-            shapes_of(parts.objective, parts.train, mesh, zero1, batch)
+            shapes_of(setup.objective, setup.train, mesh, zero1, batch)
     what = "combination" if len(first) == 1 else "combinations"
     say(f"Checked: {len(first)} {what} of model, task and setting.\n")
 

@@ -31,7 +31,7 @@ from plmjax.models.task_heads import OUT_OF_REACH, Task
 from plmjax.objectives.masked import masked_logits
 from plmjax.objectives.supervised import row_losses
 from plmjax.pretrain import run as pretrain
-from plmjax.pretrain.build import make_run
+from plmjax.pretrain.build import build
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -477,7 +477,7 @@ def pretrained(tmp_path_factory):
     with one_device():
         mesh = sharding.make_mesh(MeshConfig())
         built = config
-        run = make_run(built, workdir, mesh, lambda line: None)
+        run = build(built, workdir, mesh, lambda line: None)
     params = draw(run.encoder, ("head",))
     # It guesses what is frequent, and so is right now and then.
     often = np.log(run.store.unigram + 1.0).astype(np.float32)

@@ -272,7 +272,7 @@ def test_weights_sum_to_one_and_micro_batches_to_the_whole():
     assert params["projection"]["kernel"].shape == (16, 24)
     same = Distill(FULL, STUDENT, PIECES, TEACHER)
     assert "projection" not in jax.eval_shape(same.init, jax.random.key(0), batch)
-    assert objective.parts["model"].take(params).keys() == {"encoder", "head"}
+    assert objective.models["model"].extract(params).keys() == {"encoder", "head"}
     for name in ("weights", "real_weights"):
         np.testing.assert_allclose(batch[name].sum(), 1, rtol=1e-5)
 

@@ -203,8 +203,8 @@ def test_electra_small_has_the_parameters_it_should():
         objective = Electra(config, encoder, pieces)
         shapes = jax.eval_shape(objective.init, jax.random.key(0), make_batch())
         each = {
-            name: tree.count(jax.eval_shape(part.take, shapes))
-            for name, part in objective.parts.items()
+            name: tree.count(jax.eval_shape(part.extract, shapes))
+            for name, part in objective.models.items()
         }
         return each, tree.count(shapes)
 
@@ -247,12 +247,12 @@ def test_shapes_of_every_variant_and_tie(variant, tie, kind):
     )
     objective, batch = Electra(config, ENCODER, PIECES), make_batch()
     names = ["discriminator", "generator"] if kind == "trained" else ["discriminator"]
-    assert list(objective.parts) == names
-    assert objective.parts["discriminator"].encoder == ENCODER
+    assert list(objective.models) == names
+    assert objective.models["discriminator"].encoder == ENCODER
     params = jax.eval_shape(objective.init, jax.random.key(0), batch)
     assert list(params) == names
-    for part in objective.parts.values():
-        model = jax.eval_shape(part.take, params)
+    for part in objective.models.values():
+        model = jax.eval_shape(part.extract, params)
         whole = jax.eval_shape(
             lambda b, part=part: heads.init_model(
                 part.encoder, jax.random.key(0), b, part.heads
@@ -286,14 +286,14 @@ def test_parts_are_taken_and_placed(tie, order):
     """Start weights: whichever part is placed first, both are what they were."""
     objective = Electra(config_of(tie=tie), ENCODER, PIECES)
     source, target = initialised(objective), initialised(objective, seed=1)
-    taken = {name: part.take(source) for name, part in objective.parts.items()}
+    taken = {name: part.extract(source) for name, part in objective.models.items()}
     placed = jax.device_get(target)
     for name in list(taken)[::order]:
-        placed = objective.parts[name].place(placed, jax.device_get(taken[name]))
+        placed = objective.models[name].insert(placed, jax.device_get(taken[name]))
     assert not tree.differences(target, placed)
-    for name, part in objective.parts.items():
+    for name, part in objective.models.items():
         for leaf, wanted in zip(
-            jax.tree.leaves(part.take(placed)),
+            jax.tree.leaves(part.extract(placed)),
             jax.tree.leaves(taken[name]),
             strict=True,
         ):
@@ -307,9 +307,9 @@ def test_a_fresh_discriminator_follows_a_placed_generator():
     params = jax.device_get(params)
     delta = params["discriminator"]["encoder"]["embeddings"]["token_delta"]
     assert delta.shape == (VOCABULARY, 12) and not delta.any()
-    own = jax.device_get(objective.parts["generator"].take(initialised(objective)))
-    params = objective.parts["generator"].place(params, own)
-    found = heads.token_table(objective.parts["discriminator"].take(params))
+    own = jax.device_get(objective.models["generator"].extract(initialised(objective)))
+    params = objective.models["generator"].insert(params, own)
+    found = heads.token_table(objective.models["discriminator"].extract(params))
     np.testing.assert_array_equal(found, heads.token_table(own))
 
 
@@ -737,8 +737,8 @@ def test_joint_loss_of_transformers(tie):
         jax.value_and_grad(lambda p: objective.loss(p, tables, out, key(), False)[0])
     )
     loss, grads = f(params)
-    models = {name: part.take(params) for name, part in objective.parts.items()}
-    other = objective.parts["generator"].encoder
+    models = {name: part.extract(params) for name, part in objective.models.items()}
+    other = objective.models["generator"].encoder
     generator = theirs_of(other, models["generator"], "ElectraForMaskedLM")
     discriminator = theirs_of(encoder, models["discriminator"], "ElectraForPreTraining")
 

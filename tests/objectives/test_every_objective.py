@@ -238,11 +238,11 @@ def test_its_parts_are_whole_models(name):
     shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     batch["mask_positions"] = np.zeros((2, 3), np.int32)
-    for part in objective.parts.values():
-        own = part.take(params)
+    for part in objective.models.values():
+        own = part.extract(params)
         assert set(own) == {"encoder", *part.heads}
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), params)
-        placed = part.place(params, own)
+        placed = part.insert(params, own)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), placed) == shapes
         said = jax.eval_shape(
             lambda own, part=part: heads.outputs(part.encoder, own, batch), own

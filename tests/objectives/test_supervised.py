@@ -279,7 +279,7 @@ def test_scores_slots_and_flops():
     means = {"loss": 1.0, "accuracy": 0.5, "objective": 2.0}
     assert objective.scores(means) == {"loss": 1.0, "accuracy": 0.5}
     assert objective.token_loss is None and objective.slots(6) == 1
-    assert objective.parts["model"].heads == ("sequence",)
+    assert objective.models["model"].heads == ("sequence",)
     one = objective.flops(6)
     assert one == encoder_flops(ENCODER, 6) + 3 * 2 * 8 * (8 + 3)
     twice = Supervised(SupervisedConfig(rdrop_weight=1.0), ENCODER, TASKS["classes"])

@@ -153,7 +153,7 @@ def _go_on(workdir: Path):
     import jax
 
     from plmjax.checkpoint.checkpoints import Checkpoints
-    from plmjax.pretrain.build import check, check_origin, make_run
+    from plmjax.pretrain.build import build, check, check_origin
     from plmjax.train import sharding
     from plmjax.train.job import shapes_of
     from plmjax.workdir import Workdir
@@ -163,7 +163,7 @@ def _go_on(workdir: Path):
     mesh = sharding.make_mesh(config.mesh)
     check(config, mesh)
     with jax.set_mesh(mesh):
-        made = make_run(config, run, mesh, _silent)
+        made = build(config, run, mesh, _silent)
         zero1, first = config.mesh.zero1, made.loader.batch(0)
         shapes = shapes_of(made.objective, config.train, mesh, zero1, first)
         checkpoints = Checkpoints(run.checkpoints, log=_silent)
