@@ -53,7 +53,7 @@ class Docstrings(NamedTuple):
     """The docstrings of one file."""
 
     texts: list[str]
-    invalid: bool  # the file is no valid Python
+    invalid: bool  # the file is not valid Python
 
 
 def open_docstrings(config: SourceConfig, errors: str) -> Source:

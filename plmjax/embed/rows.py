@@ -124,12 +124,12 @@ def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
     row, index, word = row[first], index[first], word[first]
     around = np.minimum(index, sizes[row] - index - count)
     order = np.lexsort((-around, -count, word))
-    held, once = np.unique(word[order], return_index=True)
-    best, held = order[once][visible[held]], held[visible[held]]
+    present, once = np.unique(word[order], return_index=True)
+    best, present = order[once][visible[present]], present[visible[present]]
     words = Words(
-        text=owner[held],
-        begin=begin[held],
-        end=end[held],
+        text=owner[present],
+        begin=begin[present],
+        end=end[present],
         row=row[best],
         first=index[best] + 1,  # after [CLS]
         count=count[best],

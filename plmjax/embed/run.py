@@ -52,7 +52,7 @@ class Seen(NamedTuple):
 class Embedded(NamedTuple):
     """The outcome of a job: `vectors` of `width` numbers, in all.
 
-    `report` counts texts, rows, tokens and cut texts of the whole job; `before` texts
+    `report` counts texts, rows, tokens and cut texts of the job; `before` texts
     were done by an earlier start. `texts` and `tokens` (without padding) are of this
     start, in `seconds`; its rates do not count `compile_seconds`. `stopped` names the
     signal; `finished` is True if nothing was left to do.

@@ -305,7 +305,7 @@ def _json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise _bad(f"{path}: invalid JSON: nested too deeply.") from None
     if not isinstance(value, dict):
-        raise _bad(f"{path} holds no JSON object.")
+        raise _bad(f"{path} is not a JSON object.")
     return value
 
 

@@ -231,8 +231,8 @@ def _read(path: Path) -> str:
     for number, line in enumerate(lines, 1):
         if line and not _ENTRY.fullmatch(line):
             raise PlmjaxError(
-                f"{path}:{number}: {line!r} is no word with an optional count and an "
-                "optional tag of small letters.",
+                f"{path}:{number}: {line!r} is not a word with an optional count and "
+                "an optional tag of small letters.",
                 hint=hint,
                 code=Exit.DATA,
             )
@@ -256,13 +256,13 @@ def read(directory: Path) -> Segmenter | None:
     if not (directory / FILE).is_file():
         return None
     try:
-        held = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        if held["segmenter"] not in ("jieba", "spaces"):
-            raise ValueError(f"{held['segmenter']!r} is not known")
-        return Segmenter(held["segmenter"], str(held["user_dictionary"]))
+        settings = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        if settings["segmenter"] not in ("jieba", "spaces"):
+            raise ValueError(f"{settings['segmenter']!r} is not known")
+        return Segmenter(settings["segmenter"], str(settings["user_dictionary"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlmjaxError(
-            f"{directory / FILE} is no segmenter of plmjax: {error}.",
+            f"{directory / FILE} is not a segmenter of plmjax: {error}.",
             hint="Remove the file, and set --config.tokenizer.segmenter again.",
             code=Exit.MODEL,
         ) from None
@@ -270,8 +270,8 @@ def read(directory: Path) -> Segmenter | None:
 
 def as_json(segmenter: Segmenter) -> str:
     """The content of the segmenter's file, which the tokenizer's digest covers."""
-    held = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
-    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+    settings = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def plain_documents(
