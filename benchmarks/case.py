@@ -212,7 +212,7 @@ def _group_texts(split: Split, tokenizer: Tokenizer, length: int):
     stream = np.empty(offsets[-1] + 2 * len(documents), np.int32)
     shift = np.repeat(2 * documents + 1, np.diff(offsets))
     index = np.arange(offsets[-1])
-    stream[index + shift] = split.take(index)[0]
+    stream[index + shift] = split.read(index)[0]
     stream[offsets[:-1] + 2 * documents] = tokenizer.cls_id
     stream[offsets[1:] + 2 * documents + 1] = tokenizer.sep_id
     rows = stream[: len(stream) // length * length].reshape(-1, length)

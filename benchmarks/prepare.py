@@ -126,7 +126,7 @@ def _same_ids(store, texts: list[str], tokenised) -> bool:
             for text, row in zip(texts, rows, strict=True)
             if is_held_out(text, ours.HELD_OUT_PERCENT) == held_out
         ]
-        tokens, _ = split.take(np.arange(split.tokens))
+        tokens, _ = split.read(np.arange(split.tokens))
         if not np.array_equal(tokens, np.concatenate(theirs)):
             return False
     return True

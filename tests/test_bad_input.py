@@ -39,7 +39,7 @@ FILES = [
     ("empty.txt", b"", "is empty or only white space", ()),
     ("white.txt", b" \n\t\n" * 99, "is empty or only white space", ()),
     ("latin.txt", TEXT[:3000] + b"\xff" + TEXT, "latin.txt: byte 3,000 (0xff)", ()),
-    ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl:2 is no JSON", ("jsonl",)),
+    ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl:2 is not valid JSON", ("jsonl",)),
     (
         "b.jsonl",
         b'{"text": "a"}\n{"t": 1}',

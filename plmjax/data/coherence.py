@@ -34,7 +34,7 @@ class Coherence:
 
 
 def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
-    """Checks that sentence pairs can be made of a store.
+    """Checks that a store can give sentence pairs.
 
     Raises:
       PlmjaxError: the store has no sentences, no document of two sentences, or its
@@ -51,21 +51,21 @@ def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
             f"Sentence pairs: {several:,} of {split.documents:,} documents of the "
             f"{name} split hold two sentences or more."
         )
-    found = measure(store.split("train"), store.unigram)
+    coherence = measure(store.split("train"), store.unigram)
     figures = (
-        f"neighbouring sentences are {found.neighbours:.4f} alike, strangers "
-        f"{found.strangers:.4f} (z {found.z:.1f}, {found.pairs:,} pairs)"
+        f"neighbouring sentences are {coherence.neighbours:.4f} alike, strangers "
+        f"{coherence.strangers:.4f} (z {coherence.z:.1f}, {coherence.pairs:,} pairs)"
     )
-    if found.pairs >= ENOUGH and found.z < ALIKE:
+    if coherence.pairs >= ENOUGH and coherence.z < ALIKE:
         raise PlmjaxError(
-            f"the corpus seems to be one of shuffled sentences: {figures}, so there "
+            f"the corpus seems to have shuffled sentences: {figures}, so there "
             "is nothing to learn from sentence pairs.",
             hint="Give running text, check data.source.document, or set "
             "--config.objective.pairs=none.",
             code=Exit.DATA,
         )
-    few = " Too few to tell whether the sentences stand in their order."
-    log(f"Of the train split, {figures}.{few if found.pairs < ENOUGH else ''}")
+    few = " Too few to judge whether the sentences are in order."
+    log(f"Of the train split, {figures}.{few if coherence.pairs < ENOUGH else ''}")
 
 
 def _sentences_of(split: Split) -> np.ndarray:
@@ -97,8 +97,8 @@ def measure(split: Split, unigram: np.ndarray) -> Coherence:
         kept = documents[first] != documents[first[other]]
     else:
         kept = np.ones(len(first), bool)
-    kept &= one.says_something & next_.says_something
-    kept &= next_.says_something[other]
+    kept &= one.informative & next_.informative
+    kept &= next_.informative[other]
     here = one.cosine(next_, np.arange(len(first)))[kept]
     there = one.cosine(next_, other)[kept]
     if len(here) < 2:
@@ -122,7 +122,7 @@ class _Vectors:
 
     def __init__(self, split: Split, sentences, which, weight: np.ndarray):
         size = np.minimum(sentences[which + 1] - sentences[which], _LONGEST)
-        tokens, _ = split.take(np.repeat(sentences[which], size) + count_up(size))
+        tokens, _ = split.read(np.repeat(sentences[which], size) + count_up(size))
         of = np.repeat(np.arange(len(size)), size)
         self._vocabulary, self._weight = len(weight), weight
         keys = np.unique(of * len(weight) + tokens)
@@ -130,7 +130,7 @@ class _Vectors:
         self._keys, self._count = keys, len(size)
         squares = np.bincount(self._of, weight[self._token] ** 2, len(size))
         self._norm = np.sqrt(squares)
-        self.says_something = squares > 0
+        self.informative = squares > 0
 
     def cosine(self, other: "_Vectors", partner: np.ndarray) -> np.ndarray:
         """Returns the similarity of each sentence to its partner in `other`."""

@@ -35,8 +35,8 @@ class DataConfig(Block, prefix="data."):
     def __post_init__(self):
         super().__post_init__()
         for phase in self.phases:
-            whole = isinstance(phase, tuple) and len(phase) == 3
-            if not whole or not all(type(n) is int and n > 0 for n in phase):
+            triple = isinstance(phase, tuple) and len(phase) == 3
+            if not triple or not all(type(n) is int and n > 0 for n in phase):
                 raise PlmjaxError(
                     f"data.phases holds {phase!r}; each phase is (steps, length, "
                     "batch), three positive whole numbers."

@@ -130,17 +130,17 @@ def cut(text: str, limit: int) -> Iterator[str]:
         head = raw[:limit].decode(errors="ignore")
         blank = max(head.rfind(" "), head.rfind("\n"))
         # Without white space, cut anywhere, but take at least one character.
-        place = blank + 1 if blank > 0 else max(len(head), 1)
-        yield text[:place]
-        text = text[place:]
+        end = blank + 1 if blank > 0 else max(len(head), 1)
+        yield text[:end]
+        text = text[end:]
     yield text
 
 
 def find_files(paths: str | None) -> list[Path]:
     """Returns the files of a corpus, sorted by name; PlmjaxError if there are none."""
-    found = find_inputs(paths or "", "data.source.paths", Exit.USAGE)
-    names = relative_names(found)
-    return [path for _, path in sorted(zip(names, found, strict=True))]
+    files = find_inputs(paths or "", "data.source.paths", Exit.USAGE)
+    names = relative_names(files)
+    return [path for _, path in sorted(zip(names, files, strict=True))]
 
 
 def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
@@ -156,7 +156,7 @@ def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
         option = key if key.startswith("--") else f"--config.{key}"
         hint = f"Give it files and globs, comma between: {option}='texts/*.txt'."
         raise PlmjaxError(f"{key} is empty.", hint=hint, code=code)
-    found: dict[Path, None] = {}
+    chosen: dict[Path, None] = {}
     for pattern in map(os.path.expanduser, patterns):
         what, hint = "matches no file", "Check the spelling, or give an absolute path."
         matches = [pattern]
@@ -168,10 +168,10 @@ def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
             matches = sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            told = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
-            raise PlmjaxError(told, hint=hint, code=code)
-        found |= dict.fromkeys(files)
-    return list(found)
+            message = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
+            raise PlmjaxError(message, hint=hint, code=code)
+        chosen |= dict.fromkeys(files)
+    return list(chosen)
 
 
 def relative_names(files: Sequence[Path]) -> list[str]:
@@ -205,7 +205,7 @@ def unreadable(path: Path, error: Exception) -> PlmjaxError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return PlmjaxError(
         f"{path} cannot be read: {reason}.",
-        hint="Mend the file or its permissions, or leave it out.",
+        hint="Fix the file or its permissions, or leave it out.",
         code=Exit.DATA,
     )
 
@@ -214,6 +214,6 @@ def not_utf8(where: str) -> PlmjaxError:
     """The error (code 3) for invalid UTF-8; `where` is a file and a position."""
     return PlmjaxError(
         f"{where} is not UTF-8.",
-        hint="Convert the file, or go on with --config.data.errors=replace.",
+        hint="Convert the file, or set --config.data.errors=replace.",
         code=Exit.DATA,
     )

@@ -53,7 +53,7 @@ class Docstrings(NamedTuple):
     """The docstrings of one file."""
 
     texts: list[str]
-    invalid: bool  # the file is no valid Python
+    invalid: bool  # the file is not valid Python
 
 
 def open_docstrings(config: SourceConfig, errors: str) -> Source:
@@ -108,9 +108,9 @@ def installed_packages() -> list[Package]:
 def licence(metadata) -> str:
     """The licence in a distribution's metadata, in one line."""
     for key in ("License-Expression", "License"):
-        said = (metadata[key] or "").strip()
-        if said and len(said) < 100 and "\n" not in said:
-            return said
+        text = (metadata[key] or "").strip()
+        if text and len(text) < 100 and "\n" not in text:
+            return text
     kinds = [c for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
     return "; ".join(kind.split(" :: ")[-1] for kind in kinds) or "not stated"
 
@@ -166,7 +166,7 @@ def _groups(items: list, size: int) -> list[list]:
 def _weigh(paths: list[Path]) -> list[tuple[int, int]]:
     """(bytes, bytes between triple quotes) of each file; (0, 0) if it is left out.
 
-    The quotes need not be docstrings: this only selects files that are worth parsing.
+    The quotes need not be docstrings: this only selects the files to parse.
     """
     weights = []
     for path in paths:

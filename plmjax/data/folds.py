@@ -14,7 +14,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 def make_folds(
     examples: Sequence[Example], count: int, seed: int, *, stratified: bool = False
 ) -> list[Fold]:
-    """Returns `count` pairs (rest, fold) of sorted indices; each is in one fold.
+    """Returns `count` pairs (train, fold) of sorted indices; each is in one fold.
 
     Examples of one group or one text stay in the same fold. `stratified` spreads the
     labels evenly, if a label is one name (classes) or number (choices).
@@ -29,29 +29,29 @@ def make_folds(
     units = int(unit.max()) + 1
     if not 2 <= count <= units:
         raise PlmjaxError(
-            f"{count} folds cannot be made of {len(examples):,} examples, of which "
-            f"{units:,} are groups or texts that must not be parted.",
-            hint="Take 2 folds or more, and at most as many as there are of these.",
+            f"{len(examples):,} examples cannot be split into {count} folds: "
+            f"they have {units:,} groups or texts that must stay together.",
+            hint="Set at least 2 folds and at most as many as groups or texts.",
             code=Exit.DATA,
         )
-    parted = units == len(examples)
-    groups = None if parted else unit
+    distinct = units == len(examples)
+    groups = None if distinct else unit
     chance = {"shuffle": True, "random_state": seed}
     if stratified:
-        kind = sk.StratifiedKFold if parted else sk.StratifiedGroupKFold
+        kind = sk.StratifiedKFold if distinct else sk.StratifiedGroupKFold
         labels = _strata(examples, count)
     else:
-        kind = sk.KFold if parted else sk.GroupKFold
+        kind = sk.KFold if distinct else sk.GroupKFold
         labels = None
     with warnings.catch_warnings():
         # A label with fewer examples than folds is necessarily missing in some.
         warnings.filterwarnings("ignore", message="The least populated class")
-        found = kind(n_splits=count, **chance).split(unit, labels, groups)
-        folds = [(np.asarray(rest), np.asarray(fold)) for rest, fold in found]
+        pairs = kind(n_splits=count, **chance).split(unit, labels, groups)
+        folds = [(np.asarray(train), np.asarray(fold)) for train, fold in pairs]
     if any(not len(fold) for _, fold in folds):
         raise PlmjaxError(
             f"one of {count} folds would be empty: a few groups hold nearly all.",
-            hint="Take fewer folds.",
+            hint="Set fewer folds.",
             code=Exit.DATA,
         )
     return folds
@@ -71,7 +71,7 @@ def _strata(examples: Sequence[Example], count: int) -> np.ndarray:
         raise PlmjaxError(
             f"no label has {count} examples, one a fold; the most "
             f"frequent, {str(names[sizes.argmax()])!r}, has {sizes.max()}.",
-            hint="Take fewer folds, or stratified=False.",
+            hint="Set fewer folds, or stratified=False.",
             code=Exit.DATA,
         )
     return number

@@ -70,14 +70,14 @@ def _texts(path: Path, column: str) -> Iterator[str]:
         return
     if ending not in READERS:
         raise PlmjaxError(
-            f"--input: {path.name} has an ending that says no format.",
+            f"--input: {path.name} has an unknown ending.",
             hint=f"Rename it: .txt has a text a line; {', '.join(READERS)} have "
             "records. Only .gz may follow.",
         )
     for record in READERS[ending](path):
         where = f"{record.file}:{record.line}"
         if column not in record.values:
-            found = [*record.values]
-            what = f"there is no column {column!r} among {', '.join(found[:20])}."
-            raise bad_data(where, what, f"{nearest(column, found)} Set --column.")
+            columns = [*record.values]
+            what = f"there is no column {column!r} among {', '.join(columns[:20])}."
+            raise bad_data(where, what, f"{nearest(column, columns)} Set --column.")
         yield text_of(record.values[column], where, column)

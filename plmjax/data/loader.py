@@ -92,32 +92,32 @@ class Loader:
             raise IndexError(f"step {step} of {self.steps}")
         return number
 
-    def rows(self, step: int, ahead: int = 0) -> tuple[Phase, np.ndarray, np.ndarray]:
+    def rows(self, step: int, skipped: int = 0) -> tuple[Phase, np.ndarray, np.ndarray]:
         """Returns the phase of a step and (row, epoch) of its global batch.
 
-        `ahead` batches before it are skipped.
+        `skipped` batches before it are left out.
         """
         number = self._number(step)
         phase = self.phases[number]
-        before = step + ahead - (self._ends[number] - phase.steps)
+        before = step + skipped - (self._ends[number] - phase.steps)
         index = before * phase.batch + np.arange(phase.batch)
-        epoch, place = np.divmod(index, phase.plan.rows)
-        row = np.empty_like(place)
+        epoch, index_in_epoch = np.divmod(index, phase.plan.rows)
+        row = np.empty_like(index_in_epoch)
         for e in np.unique(epoch):
             # A batch that spans two epochs uses the permutations of both.
             here = epoch == e
             key = (self.seed << 64) | (number << 32) | int(e)
-            row[here] = permute(place[here], phase.plan.rows, key)
+            row[here] = permute(index_in_epoch[here], phase.plan.rows, key)
         return phase, row, epoch
 
-    def batch(self, step: int, ahead: int = 0) -> Batch:
+    def batch(self, step: int, skipped: int = 0) -> Batch:
         """Returns this process's rows of the global batch of a step, as numpy."""
-        phase, row, epoch = self.rows(step, ahead)
+        phase, row, epoch = self.rows(step, skipped)
         # Sentence pairs are sampled again in each epoch and each phase.
         key = make_key(self.seed, self._number(step))
         mine = self.mine(phase.batch)
-        drawn = (epoch[mine], key)
-        arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer, drawn)
+        seeds = (epoch[mine], key)
+        arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer, seeds)
         return arrays | {"copy": (epoch[mine] % self.copies).astype(np.int32)}
 
 
@@ -136,10 +136,10 @@ def held_out_batches(
     """
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
     here = mine(batch)
-    drawn = (np.zeros(len(here), np.int64), HELD_OUT)
+    seeds = (np.zeros(len(here), np.int64), HELD_OUT)
     for begin in range(0, rows, batch):
         row = begin + here
-        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer, drawn)
+        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer, seeds)
         yield arrays | {"copy": np.zeros(len(here), np.int32)}
 
 
@@ -148,12 +148,12 @@ def _gather(
     plan: Plan,
     rows: np.ndarray,
     tokenizer: Tokenizer,
-    drawn: tuple[np.ndarray, tuple[int, int]],
+    seeds: tuple[np.ndarray, tuple[int, int]],
 ) -> Batch:
-    """The arrays of rows; `drawn` seeds sentence pairs: the rows' epochs, and a key."""
+    """The arrays of rows; `seeds` of sentence pairs: the rows' epochs, and a key."""
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     if isinstance(plan, PairPlan):
-        arrays = gather_pairs(split, plan, rows, *drawn, ids)
+        arrays = gather_pairs(split, plan, rows, *seeds, ids)
     else:
         arrays = gather(split, plan, rows, *ids)
     return arrays | {"row": np.maximum(rows, 0).astype(np.int32)}

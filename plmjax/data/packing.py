@@ -45,8 +45,8 @@ def pack(
     """Fills row after row with the longest piece that still fits.
 
     If none fits and more than 2 % of the row is left, the longest piece is cut to fill
-    it, if pieces are `divisible`, and its rest is packed later. Returns start and size
-    of the pieces in row order, and the first piece of each row. Sizes exclude the
+    it, if pieces are `divisible`, and the remainder is packed later. Returns start and
+    size of the pieces in row order, and the first piece of each row. Sizes exclude the
     `overhead`: [CLS] and each [SEP] of a piece.
     """
     waiting: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]
@@ -56,7 +56,7 @@ def pack(
     # Bit n is set if a piece that needs n tokens is waiting. The longest piece that
     # fits is the highest set bit up to the room.
     available = sum(1 << need for need, pieces in enumerate(waiting) if pieces)
-    # A piece of fewer tokens is not worth a [CLS] and [SEP].
+    # Pieces of fewer tokens would be mostly [CLS] and [SEP].
     crumb = max(2, min(6, length // 16))
     smallest = max(overhead + crumb, length // 50 + 1)
     placed, first = [], [0]
@@ -73,11 +73,11 @@ def pack(
             if not waiting[need]:
                 available ^= 1 << need
             if cut:
-                # The rest must not be shorter than a crumb either.
+                # The remainder must not be shorter than a crumb either.
                 here = min(room - overhead, tokens - min(crumb, tokens // 2))
-                rest = (at + here, tokens - here)
-                waiting[rest[1] + overhead].append(rest)
-                available |= 1 << (rest[1] + overhead)
+                remainder = (at + here, tokens - here)
+                waiting[remainder[1] + overhead].append(remainder)
+                available |= 1 << (remainder[1] + overhead)
                 tokens = here
             placed.append((at, tokens))
             room -= tokens + overhead
@@ -134,7 +134,7 @@ def lay(
     before = np.cumsum(spans.size) - spans.size
     text = np.arange(spans.size.sum())
     text_at = text + np.repeat(at + spans.lead - before, spans.size)
-    values = split.take(text + np.repeat(spans.start - before, spans.size))
+    values = split.read(text + np.repeat(spans.start - before, spans.size))
     tokens = np.full(shape, pad, np.int32)
     word_start = np.zeros(shape, bool)
     tokens.reshape(-1)[text_at], word_start.reshape(-1)[text_at] = values
@@ -145,14 +145,14 @@ def lay(
     first_of_row = piece[row_starts]
     pieces = np.diff(np.append(first_of_row, len(leads)))
     segment = count_up(pieces) + 1
-    whole = count_up(piece_width)
-    whole_at = np.repeat(at[leads], piece_width) + whole
+    position = count_up(piece_width)
+    token_at = np.repeat(at[leads], piece_width) + position
     segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    segments.reshape(-1)[whole_at] = np.repeat(segment, piece_width)
-    positions.reshape(-1)[whole_at] = whole
+    segments.reshape(-1)[token_at] = np.repeat(segment, piece_width)
+    positions.reshape(-1)[token_at] = position
     types = np.zeros(shape, np.int32)
     if len(leads) < len(width):
-        types.reshape(-1)[whole_at] = np.repeat(1 - spans.lead, width)
+        types.reshape(-1)[token_at] = np.repeat(1 - spans.lead, width)
     return {
         "tokens": tokens,
         "segments": segments,

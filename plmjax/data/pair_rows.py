@@ -57,10 +57,10 @@ def gather_pairs(
     drawn = _draw(split, plan, rows, epochs, key)
     spans = _spans(plan, drawn)
     arrays, at = lay(split, spans, (len(rows), plan.length), ids)
-    place, shape = (drawn.row, drawn.counter[0]), (len(rows), plan.most)
+    index, shape = (drawn.row, drawn.counter[0]), (len(rows), plan.most)
     cls, label = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-    cls[place] = at[spans.lead > 0] - drawn.row * plan.length
-    label[place] = drawn.label
+    cls[index] = at[spans.lead > 0] - drawn.row * plan.length
+    label[index] = drawn.label
     return arrays | {"cls": cls, "pair_label": label}
 
 
@@ -116,10 +116,10 @@ def _replace(split: Split, plan: PairPlan, drawn: Drawn, false: np.ndarray, key)
     for window, draws in _ROUNDS:
         if not len(left):
             return
-        found = _candidates(
+        tails = _candidates(
             plan, drawn, left, key=key, block=block, window=window, draws=draws
         )
-        left = _take_first(split, plan, drawn, left, found)
+        left = _use_first(split, plan, drawn, left, tails)
         block += draws // 2
     for one in left.tolist():
         _search(split, plan, drawn, one=one, key=key, block=block)
@@ -144,25 +144,25 @@ def _candidates(
     words = philox(key, *counter, block + np.arange(draws // 2))
     share = np.concatenate([unit(*words[:2]), unit(*words[2:])], 1)
     at = low[:, None] + share * (high - low)[:, None]
-    found = np.searchsorted(tails.weight, at, side="right")
-    return np.clip(found, bottom[:, None], stop[:, None] - 1)
+    tail = np.searchsorted(tails.weight, at, side="right")
+    return np.clip(tail, bottom[:, None], stop[:, None] - 1)
 
 
-def _take_first(split: Split, plan: PairPlan, drawn: Drawn, which, found) -> np.ndarray:
-    """Takes the first valid candidate of each piece; returns pieces without one."""
-    elsewhere = _elsewhere(split, plan, drawn.piece[which, None], found)
+def _use_first(split: Split, plan: PairPlan, drawn: Drawn, which, tails) -> np.ndarray:
+    """Uses the first valid candidate of each piece; returns pieces without one."""
+    elsewhere = _elsewhere(split, plan, drawn.piece[which, None], tails)
     done = np.zeros(len(which), bool)
-    for tail, allowed in zip(found.T, elsewhere.T, strict=True):
+    for tail, allowed in zip(tails.T, elsewhere.T, strict=True):
         open_ = np.flatnonzero(allowed & ~done)
         good = open_[_differs(split, plan, drawn, which[open_], tail[open_])]
-        _take(plan, drawn, which[good], tail[good])
+        _replace_by(plan, drawn, which[good], tail[good])
         done[good] = True
         if done.all():
             break
     return which[~done]
 
 
-def _take(plan: PairPlan, drawn: Drawn, which, tail) -> None:
+def _replace_by(plan: PairPlan, drawn: Drawn, which, tail) -> None:
     """Replaces B by these tails, cut if they are too long."""
     tails = plan.tails
     room = drawn.end[which] - drawn.cut[which]
@@ -185,8 +185,8 @@ def _differs(split: Split, plan: PairPlan, drawn: Drawn, which, tail) -> np.ndar
     after = split.sentences[np.searchsorted(split.sentences, begin, side="right")]
     size = np.minimum(np.minimum(after - begin, plan.tails.size[tail]), room)
     inner = count_up(size)
-    theirs, _ = split.take(np.repeat(begin, size) + inner)
-    ours, _ = split.take(np.repeat(drawn.cut[which], size) + inner)
+    theirs, _ = split.read(np.repeat(begin, size) + inner)
+    ours, _ = split.read(np.repeat(drawn.cut[which], size) + inner)
     of = np.repeat(np.arange(len(size)), size)
     return np.bincount(of[theirs != ours], minlength=len(size)) > 0
 
@@ -202,11 +202,11 @@ def _search(split: Split, plan: PairPlan, drawn: Drawn, one: int, key, block: in
     for options in (np.flatnonzero(allowed & fits), np.flatnonzero(allowed & ~fits)):
         for tail in np.roll(options, -below(word, len(options)))[:, None]:
             if _differs(split, plan, drawn, which, tail)[0]:
-                _take(plan, drawn, which, tail)
+                _replace_by(plan, drawn, which, tail)
                 return
     raise PlmjaxError(
-        f"the {split.name} split holds no other text that could stand for a false "
-        "next sentence: its documents say the same.",
+        f"the {split.name} split has no text that can be a false next "
+        "sentence: its documents are the same.",
         hint="Give a more varied corpus.",
         code=Exit.DATA,
     )

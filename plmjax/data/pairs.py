@@ -132,18 +132,18 @@ def make_pair_plan(
 def divide(
     sentences: np.ndarray, offsets: np.ndarray, room: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts long sentences into even parts of at most half the room.
+    """Cuts long sentences into even units of at most half the room.
 
     The only sentence of a document is not cut if it fits: it makes no pair. Returns the
-    stream positions of the parts and of the end [U + 1], and whether a sentence begins
+    stream positions of the units and of the end [U + 1], and whether a sentence begins
     there [U].
     """
     first = np.searchsorted(sentences, offsets)
     alone = np.repeat(np.diff(first) == 1, np.diff(first))
     size = np.diff(sentences)
-    parts = np.where(alone & (size <= room), 1, -(-size // (room // 2)))
-    nth, of = count_up(parts), np.repeat(parts, parts)
-    begin = np.repeat(sentences[:-1], parts) + nth * np.repeat(size, parts) // of
+    units = np.where(alone & (size <= room), 1, -(-size // (room // 2)))
+    nth, of = count_up(units), np.repeat(units, units)
+    begin = np.repeat(sentences[:-1], units) + nth * np.repeat(size, units) // of
     return np.append(begin, sentences[-1]), nth == 0
 
 
@@ -151,19 +151,19 @@ def _fill(
     bounds: np.ndarray, offsets: np.ndarray, room: int, short_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (start, size) of pieces: consecutive units of a document that fit."""
-    targets, places = _targets(bounds, room, short_share).data, bounds.data
+    targets, positions = _targets(bounds, room, short_share).data, bounds.data
     firsts = np.searchsorted(bounds, offsets).tolist()
     begins = []  # the first unit of each piece
     for unit, end in zip(firsts[:-1], firsts[1:], strict=True):
         while unit < end:
             begins.append(unit)
-            limit = places[unit] + targets[unit]
+            limit = positions[unit] + targets[unit]
             top = min(end, unit + room)  # a unit has at least one token
-            after = bisect.bisect_right(places, limit, unit, top + 1) - 1
+            after = bisect.bisect_right(positions, limit, unit, top + 1) - 1
             # Two units always fit. A last unit that would be alone is added if it fits.
             after = max(after, min(unit + 2, end))
             if end - after == 1:
-                if places[end] - places[unit] <= room:
+                if positions[end] - positions[unit] <= room:
                     after = end
                 elif after - unit > 2:
                     after -= 1
@@ -195,7 +195,7 @@ def check_negatives(split: Split, plan: PairPlan) -> None:
         what = {"document": "document", "corpus": "stretch"}[plan.pairs.negatives]
         raise PlmjaxError(
             f"the {split.name} split has one {what} of two sentences or more, so there "
-            "is no other to take a false next sentence from.",
+            "is no other to sample a false next sentence from.",
             hint="Give more documents (--config.data.source.document=blank or line, "
             "--config.data.held_out_percent), or set objective.negatives=corpus.",
             code=Exit.DATA,
@@ -216,8 +216,8 @@ def no_two_sentences(split: str) -> PlmjaxError:
 def no_sentences() -> PlmjaxError:
     """The error for a store that does not record sentences."""
     return PlmjaxError(
-        "sentence pairs need to know where sentences end, and the prepared data do "
-        "not say it.",
+        "sentence pairs need the ends of sentences, which the prepared data do not "
+        "record.",
         hint="Set --config.data.sentences=punctuation, or lines where a line is a "
         "sentence.",
     )

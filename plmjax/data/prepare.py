@@ -95,13 +95,13 @@ def prepare(
         store = open_store(final, verify=True)
         log(f"Prepared data found in {final}.")
         return store
-    part = directory / f".{key}.tmp-{this_run()}"
+    partial = directory / f".{key}.tmp-{this_run()}"
     try:
         _remove_leftovers(directory)
-        shutil.rmtree(part, ignore_errors=True)  # left by a dead run with our pid
-        part.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)  # left by a dead run with our pid
+        partial.mkdir(parents=True)
         shape = _Shape(tokenizer, held_out_percent, sentences)
-        facts = _write(source, shape, part, workers)
+        facts = _write(source, shape, partial, workers)
         manifest = {
             "format": FORMAT,
             "key": key,
@@ -112,18 +112,18 @@ def prepare(
             "source": {"fingerprint": source.fingerprint, **source.description},
             **facts,
         }
-        _write_manifest(part, manifest)
-        _publish(part, final)
+        _write_manifest(partial, manifest)
+        _publish(partial, final)
     except OSError as error:
         raise _disk_error(error, directory) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     counts = {name: manifest["splits"][name] for name in SPLITS}
-    told = ["documents", *(["sentences"] if sentences else []), "tokens"]
+    counted = ["documents", *(["sentences"] if sentences else []), "tokens"]
     log(
         f"Prepared data written to {final}: "
         + ", ".join(
-            f"{name} " + ", ".join(f"{c[what]:,} {what}" for what in told)
+            f"{name} " + ", ".join(f"{c[what]:,} {what}" for what in counted)
             for name, c in counts.items()
         )
         + "."
@@ -140,10 +140,10 @@ class _Shape(NamedTuple):
 
 
 def _write(
-    source: Source, shape: _Shape, part: Path, workers: int | None
+    source: Source, shape: _Shape, partial: Path, workers: int | None
 ) -> dict[str, Any]:
     stored = shape.sentences is not None
-    writers = {name: _Writer(part, name, stored) for name in SPLITS}
+    writers = {name: _Writer(partial, name, stored) for name in SPLITS}
     unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
     empty = 0
     for batch in _tokenise(source, shape, workers):
@@ -160,7 +160,7 @@ def _write(
                 batch.sentences[here],
             )
         unigram += np.bincount(batch.tokens[~held_out_token], minlength=len(unigram))
-    np.save(part / UNIGRAM, unigram)
+    np.save(partial / UNIGRAM, unigram)
     splits = {name: writer.finish() for name, writer in writers.items()}
     _check_splits(splits, shape.held_out_percent)
     return {"splits": splits, "empty_documents": empty}
@@ -173,8 +173,8 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
             raise PlmjaxError(
                 f"The {name} split is empty: all {documents:,} documents went to the "
                 f"other one (data.held_out_percent={held_out_percent}).",
-                hint="Give more documents (--config.data.source.document says what "
-                "one is), or change --config.data.held_out_percent.",
+                hint="Give more documents (--config.data.source.document defines "
+                "one), or change --config.data.held_out_percent.",
                 code=Exit.DATA,
             )
 
@@ -221,8 +221,8 @@ _worker: _Shape
 
 def _tokenise_group(texts: list[str]) -> Batch:
     tokenizer, held_out_percent, rule = _worker
-    parts = [split_sentences(text, rule) if rule else [text] for text in texts]
-    encoded = tokenizer.encode_batch(list(itertools.chain.from_iterable(parts)))
+    sentences_of = [split_sentences(text, rule) if rule else [text] for text in texts]
+    encoded = tokenizer.encode_batch(list(itertools.chain.from_iterable(sentences_of)))
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
     sentences = np.zeros(len(encoded.tokens), bool)
     # A sentence without tokens has the begin of the next one, or the end: skip it.
@@ -231,7 +231,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
     return Batch(
         encoded.tokens.astype(dtype),
         encoded.word_start,
-        np.diff(ends[np.cumsum([0, *map(len, parts)])]),
+        np.diff(ends[np.cumsum([0, *map(len, sentences_of)])]),
         sentences,
         np.array([is_held_out(text, held_out_percent) for text in texts]),
     )
@@ -306,9 +306,9 @@ class _Writer:
         }
 
 
-def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest, last, when every other file is on the disk."""
-    files = sorted(part.iterdir())
+    files = sorted(folder.iterdir())
     for path in files:
         sync(path)
     digests = {path.name: digest(path) for path in files}
@@ -316,14 +316,14 @@ def _write_manifest(part: Path, manifest: dict[str, Any]) -> None:
         name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()
     }
     text = json.dumps(manifest, indent=2) + "\n"
-    (part / MANIFEST).write_text(text, encoding="utf-8")
-    sync(part / MANIFEST)
-    sync(part)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
-def _publish(part: Path, final: Path) -> None:
+def _publish(partial: Path, final: Path) -> None:
     try:
-        part.rename(final)
+        partial.rename(final)
     except OSError as error:
         # Another run has written the same store meanwhile, with the same content.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -334,10 +334,10 @@ def _publish(part: Path, final: Path) -> None:
 def _remove_leftovers(directory: Path) -> None:
     """Removes partial stores of dead runs of this host; others cannot be checked."""
     host = this_run().rpartition("-")[0]
-    for part in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
-        pid = part.name.rpartition("-")[2]
+    for partial in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
+        pid = partial.name.rpartition("-")[2]
         if pid.isdecimal() and not is_alive(int(pid)):
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def this_run() -> str:

@@ -40,17 +40,17 @@ def bad_data(where: str, what: str, hint: str) -> PlmjaxError:
     return PlmjaxError(f"{where}: {what}", hint=hint, code=Exit.DATA)
 
 
-def no_column(where: str, name: str, key: str, found: Sequence[str]) -> PlmjaxError:
+def no_column(where: str, name: str, key: str, columns: Sequence[str]) -> PlmjaxError:
     """The error for a missing column; `key` is the config's key for it."""
-    hint = nearest(name, found) if found else ""
+    hint = nearest(name, columns) if columns else ""
     return bad_data(where, f"there is no column {name!r}.", f"{hint} Set {key}.")
 
 
-def no_field(where: str, field: str, found: Iterable[str]) -> PlmjaxError:
+def no_field(where: str, field: str, fields: Iterable[str]) -> PlmjaxError:
     """The error for a field that the records of a corpus lack."""
     return PlmjaxError(
         f"{where} has no field {field!r}; there are: "
-        f"{', '.join(map(str, found)) or 'none'}.",
+        f"{', '.join(map(str, fields)) or 'none'}.",
         hint="Set --config.data.source.field.",
         code=Exit.DATA,
     )
@@ -74,13 +74,13 @@ def text_of(value: Any, where: str, column: str) -> str:
     if not isinstance(value, str):
         kind = "empty" if value is None else f"a {type(value).__name__}, not text"
         raise bad_data(
-            where, f"the column {column!r} is {kind}.", "Mend or remove the record."
+            where, f"the column {column!r} is {kind}.", "Fix or remove the record."
         )
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
         what = f"the column {column!r} holds half a surrogate pair."
-        raise bad_data(where, what, "Mend the text.") from None
+        raise bad_data(where, what, "Fix the text.") from None
     return value
 
 
@@ -106,39 +106,39 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        found = getattr(error, "lineno", 1) if line is None else line
+        number = getattr(error, "lineno", 1) if line is None else line
         reason = getattr(error, "msg", error)
-        what = f"at column {getattr(error, 'colno', 1)}: {reason}"
+        what = f"column {getattr(error, 'colno', 1)}: {reason}"
     except RecursionError:
-        found, what = line or 1, "that is nested too deep"
+        number, what = line or 1, "it is nested too deeply"
     raise PlmjaxError(
-        f"{path}:{found} is no JSON {what}.",
-        hint="Mend or remove the line.",
+        f"{path}:{number} is not valid JSON: {what}.",
+        hint="Fix or remove the line.",
         code=Exit.DATA,
     )
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
     """Yields the lines of a file, plain or gzipped, without a byte order mark."""
-    rest: list[bytes] = []  # pieces of an unfinished line, joined once at its end
+    pending: list[bytes] = []  # pieces of an unfinished line, joined once at its end
     size, first = 0, True
     for block in raw_blocks(path):
         block = block.removeprefix(codecs.BOM_UTF8) if first else block
         first = False
         head, *others = block.split(b"\n")
-        rest.append(head)
+        pending.append(head)
         size += len(head)
         if others:
-            yield b"".join(rest)
+            yield b"".join(pending)
             yield from others[:-1]
-            rest, size = [others[-1]], len(others[-1])
+            pending, size = [others[-1]], len(others[-1])
         if size > LINE_BYTES:
             raise PlmjaxError(
                 f"{path} has a line of more than {LINE_BYTES:,} bytes.",
                 hint="Is it one JSON array? Write one object a line instead.",
                 code=Exit.DATA,
             )
-    yield b"".join(rest)
+    yield b"".join(pending)
 
 
 # --- tables
@@ -177,7 +177,7 @@ def _separated(path: Path, header: bool, **dialect: Any) -> Iterator[Record]:
             yield Record(dict(zip(names, row, strict=True)), str(path), line)
     except csv.Error as error:
         raise bad_data(
-            f"{path}:{before + 1}", f"{error}.", "Mend the quotation marks."
+            f"{path}:{before + 1}", f"{error}.", "Fix the quotation marks."
         ) from None
 
 
@@ -258,7 +258,7 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
         folder, _, split = paths.rpartition(":")
     if not os.path.isdir(os.path.expanduser(folder)):
         raise PlmjaxError(
-            f"task.{role}: {folder!r} is no folder (in {Path.cwd()}).",
+            f"task.{role}: {folder!r} is not a folder (in {Path.cwd()}).",
             hint='Give a local "folder" or "folder:split"; nothing is downloaded.',
             code=Exit.DATA,
         )
@@ -273,8 +273,8 @@ def open_datasets(folder: Path, split: str, hint: str) -> Any:
     try:
         if not saved:
             return datasets.load_dataset(str(folder), split=split, streaming=True)
-        found: Any = datasets.load_from_disk(str(folder))
-        return found[split] if isinstance(found, datasets.DatasetDict) else found
+        data: Any = datasets.load_from_disk(str(folder))
+        return data[split] if isinstance(data, datasets.DatasetDict) else data
     except (KeyError, ValueError, OSError) as error:  # DatasetNotFoundError is the last
         raise PlmjaxError(
             f"{folder} does not load, or has no split {split!r}: {error}.",
@@ -328,11 +328,11 @@ def open_tfds(folder: Path, dataset: str | None, split: str, key: str) -> Prepar
 
 
 def read_tfds(
-    found: Prepared, name: str, column: str | None = None, decode: Decode = utf8
+    prepared: Prepared, name: str, column: str | None = None, decode: Decode = utf8
 ) -> Iterator[Record]:
     """Yields a record for each row, as read_datasets does."""
-    names = _label_names(found.features) if column is None else {}
-    for line, values in enumerate(found.rows, 1):
+    names = _label_names(prepared.features) if column is None else {}
+    for line, values in enumerate(prepared.rows, 1):
         where = f"{name}:{line}"
         if column is not None:
             if column not in values:
@@ -354,14 +354,14 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def _named(values: Mapping[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
     """Values with class numbers replaced by names; -1 (no label) becomes None."""
-    found = dict(values)
-    for column in found.keys() & names.keys():
-        value, known = found[column], names[column]
+    named = dict(values)
+    for column in named.keys() & names.keys():
+        value, known = named[column], names[column]
         if isinstance(value, int):
-            found[column] = known[value] if value >= 0 else None
+            named[column] = known[value] if value >= 0 else None
         elif isinstance(value, list):
-            found[column] = [known[number] for number in value]
-    return found
+            named[column] = [known[number] for number in value]
+    return named
 
 
 def _plain(value: Any, where: str, decode: Decode) -> Any:

@@ -107,7 +107,7 @@ def _read(path: Path, names: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise PlmjaxError(
             f"{path.name} in the token store cannot be read ({error}).",
-            hint="Delete it; it is made again from the store.",
+            hint="Delete it; it is computed again from the store.",
             code=Exit.DATA,
         ) from error
 
@@ -125,6 +125,6 @@ def gather(split: Split, plan: Plan, rows: np.ndarray, cls: int, sep: int, pad: 
     arrays, at = lay(split, spans, shape, (cls, sep, pad))
     end, offsets = start + size, np.asarray(split.offsets)
     cut = np.zeros(shape, bool)
-    goes_on = offsets[np.searchsorted(offsets, end)] != end
-    cut.reshape(-1)[at + size + 1] = goes_on
+    continued = offsets[np.searchsorted(offsets, end)] != end
+    cut.reshape(-1)[at + size + 1] = continued
     return arrays | {"cut": cut}

@@ -53,30 +53,30 @@ _LONGEST = 40  # characters: no abbreviation is longer
 
 def _by_punctuation(text: str) -> Iterator[int]:
     begin = 0
-    for found in _END.finditer(text):
-        place = found.end()
-        if place == begin or not _ends(text, begin, found):
+    for match in _END.finditer(text):
+        end = match.end()
+        if end == begin or not _ends(text, begin, match):
             continue
-        yield place
-        begin = place
+        yield end
+        begin = end
 
 
-def _ends(text: str, begin: int, found: re.Match) -> bool:
-    """Whether the match `found` really ends the sentence that starts at `begin`."""
-    follows = found["next"] or found["glued"]
+def _ends(text: str, begin: int, match: re.Match) -> bool:
+    """Whether `match` really ends the sentence that starts at `begin`."""
+    follows = match["next"] or match["glued"]
     if follows is None:  # a blank line
         return True
     # A combining mark belongs to the character before it.
     if follows in _CONTINUES or unicodedata.category(follows)[0] == "M":
         return False
-    mark = found["spaced"]
+    mark = match["spaced"]
     if mark is None:
         return True
     if follows.islower():
         return False
     if mark != ".":
         return True
-    stop = found.start("spaced")
+    stop = match.start("spaced")
     # Look back only _LONGEST characters: a sentence may have a million.
     return not _abbreviates(text[max(begin, stop - _LONGEST) : stop], follows)
 
@@ -96,8 +96,8 @@ def _abbreviates(before: str, follows: str) -> bool:
 
 
 def _by_lines(text: str) -> Iterator[int]:
-    for found in re.finditer(r"(?<=\S)[^\S\n]*\n\s*(?=\S)", text):
-        yield found.start()
+    for match in re.finditer(r"(?<=\S)[^\S\n]*\n\s*(?=\S)", text):
+        yield match.start()
 
 
 RULES: dict[str, Callable[[str], Iterator[int]]] = {
@@ -126,5 +126,5 @@ def split_sentences(text: str, rule: str) -> list[str]:
         initials (J. S.; e.g.; but I.), a title (Mr.), a number that opens it, or,
         before a number, an abbreviation like No. and Fig.
     """
-    places = [0, *RULES[rule](text), len(text)]
-    return [text[begin:end] for begin, end in itertools.pairwise(places)]
+    ends = [0, *RULES[rule](text), len(text)]
+    return [text[begin:end] for begin, end in itertools.pairwise(ends)]

@@ -63,7 +63,7 @@ class Split:
     def __reduce__(self):
         return Split, self._recipe  # pickle would copy the content of a mapped array
 
-    def agrees(self) -> bool:
+    def sizes_match(self) -> bool:
         """Whether the arrays have the sizes that the manifest gives."""
         _, _, facts = self._recipe
         sizes = [len(tokens) for tokens in self._tokens]
@@ -81,17 +81,17 @@ class Split:
         """The document, counted from 0, at each stream position."""
         return np.searchsorted(self.offsets, index, side="right") - 1
 
-    def take(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32, word_start bool) at stream positions of any shape, int64."""
         if len(self._tokens) == 1:
             return self._tokens[0][index].astype(np.int32), self._starts[0][index]
         tokens = np.empty(np.shape(index), np.int32)
         starts = np.empty(np.shape(index), bool)
-        shards, places = np.divmod(index, self._shard_tokens)
+        shards, indices = np.divmod(index, self._shard_tokens)
         for shard in np.unique(shards):
             here = shards == shard
-            tokens[here] = self._tokens[shard][places[here]]
-            starts[here] = self._starts[shard][places[here]]
+            tokens[here] = self._tokens[shard][indices[here]]
+            starts[here] = self._starts[shard][indices[here]]
         return tokens, starts
 
 
@@ -125,11 +125,11 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
     directory = Path(directory)
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        files, found = manifest["files"], manifest["format"]
+        files, version = manifest["files"], manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise _damaged(directory, MANIFEST, "missing or no manifest") from None
-    if found != FORMAT:
-        raise _damaged(directory, MANIFEST, f"of format {found}, not {FORMAT}")
+    if version != FORMAT:
+        raise _damaged(directory, MANIFEST, f"of format {version}, not {FORMAT}")
     try:
         _check_manifest(directory, manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,10 +146,10 @@ def open_store(directory: str | Path, verify: bool = False) -> Store:
     store = Store(directory, manifest)
     for name in SPLITS:
         try:
-            agrees = store.split(name).agrees()
+            matches = store.split(name).sizes_match()
         except (OSError, ValueError) as error:
-            raise _damaged(directory, f"{name}.*", f"no array ({error})") from None
-        if not agrees:
+            raise _damaged(directory, f"{name}.*", f"not an array ({error})") from None
+        if not matches:
             raise _damaged(directory, MANIFEST, f"not of the size of the {name} split")
     return store
 
@@ -190,6 +190,6 @@ def _open_array(path: Path) -> np.ndarray:
 def _damaged(directory: Path, name: str, reason: str) -> PlmjaxError:
     return PlmjaxError(
         f"The prepared data are damaged: {directory / name} is {reason}.",
-        hint=f"Delete {directory}; the next run prepares it anew.",
+        hint=f"Delete {directory}; the next run prepares it again.",
         code=Exit.DATA,
     )

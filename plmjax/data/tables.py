@@ -76,12 +76,12 @@ def open_hf(config: SourceConfig, errors: str) -> Source:
 def open_prepared(config: SourceConfig, errors: str) -> Source:
     """Opens a tfds data set prepared as array_record in data_dir (paths)."""
     folder = _folder(config, "tfds' data_dir")
-    found = open_tfds(folder, config.dataset, config.split, "data.source.dataset")
+    prepared = open_tfds(folder, config.dataset, config.split, "data.source.dataset")
 
     def read(_: Tally) -> Iterator[Record]:
-        return read_tfds(found, str(config.dataset), config.field, _decode_later)
+        return read_tfds(prepared, str(config.dataset), config.field, _decode_later)
 
-    return _from_records(config, errors, _files_below(found.path), read)
+    return _from_records(config, errors, _files_below(prepared.path), read)
 
 
 # --- shared by all kinds
@@ -122,7 +122,7 @@ def _folder(config: SourceConfig, what: str) -> Path:
     folder = Path(config.paths or "").expanduser()
     if not config.paths or not folder.is_dir():
         raise PlmjaxError(
-            f"data.source.paths={config.paths!r} is no folder (in {Path.cwd()}).",
+            f"data.source.paths={config.paths!r} is not a folder (in {Path.cwd()}).",
             hint=f"For data.source.kind={config.kind} it is {what}; nothing is "
             "downloaded.",
         )
@@ -166,7 +166,7 @@ def _text(value: Any, where: str, errors: str, tally: Tally) -> str:
     if not isinstance(value, str):
         raise PlmjaxError(
             f"{where} is {type(value).__name__}, not text.",
-            hint="Choose another --config.data.source.field, or mend the data.",
+            hint="Choose another --config.data.source.field, or fix the data.",
             code=Exit.DATA,
         )
     if value.isascii():

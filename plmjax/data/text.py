@@ -79,40 +79,40 @@ def split_documents(
     blocks: Iterable[str], end: re.Pattern | None, config: SourceConfig
 ) -> Iterator[str]:
     """Yields documents from the blocks of one file; a long one in several pieces."""
-    rest = ""
+    remainder = ""
     for block in blocks:
-        rest += block
+        remainder += block
         if end is not None:
-            *whole, rest = end.split(rest)
-            yield from whole
-        *pieces, rest = cut(rest, config.max_document_bytes)
+            *documents, remainder = end.split(remainder)
+            yield from documents
+        *pieces, remainder = cut(remainder, config.max_document_bytes)
         yield from pieces
-    yield rest
+    yield remainder
 
 
 def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
     """Yields the file's text in blocks, without BOM, with "\\n" as line end."""
     utf8 = codecs.getincrementaldecoder("utf-8")(errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    place = 0  # offset of the block in bytes
+    offset = 0  # offset of the block in bytes
     for raw in raw_blocks(path):
         kept = len(utf8.getstate()[0])  # bytes of a character split between blocks
         try:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            byte = place - kept + error.start
+            byte = offset - kept + error.start
             wrong = f"byte {byte:,} (0x{error.object[error.start]:02x})"
             raise not_utf8(f"{path}: {wrong}") from None
         if errors == "replace":
             there = raw.count("\ufffd".encode())
             tally.replaced_characters += max(0, text.count("\ufffd") - there)
         text = newlines.decode(text, final=not raw)
-        if place == 0:
+        if offset == 0:
             text = text.removeprefix("\ufeff")
         if text:
             yield text
-        place += len(raw)
-    tally.empty_files += place == 0
+        offset += len(raw)
+    tally.empty_files += offset == 0
 
 
 def raw_blocks(path: Path) -> Iterator[bytes]:

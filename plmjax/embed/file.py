@@ -24,12 +24,12 @@ def check_output(path: Path, words: bool) -> None:
     """Raises PlmjaxError unless vectors can be written to such a path."""
     if path.suffix not in ENDINGS:
         raise PlmjaxError(
-            f"--output={path} has an ending that says no format.",
+            f"--output={path} has an unknown ending.",
             hint=f"Give a name that ends in {' or '.join(ENDINGS)}.",
         )
     if words and path.suffix != ".parquet":
         raise PlmjaxError(
-            f"--output={path} has no place for the words themselves.",
+            f"--output={path} cannot hold the words themselves.",
             hint="With --words, give a name that ends in .parquet.",
         )
     if path.is_dir():
@@ -37,7 +37,7 @@ def check_output(path: Path, words: bool) -> None:
     if not path.parent.is_dir():
         raise PlmjaxError(
             f"--output={path}: there is no directory {path.parent} (in {Path.cwd()}).",
-            hint="Make it first, or check the spelling.",
+            hint="Create it first, or check the spelling.",
         )
 
 
@@ -104,16 +104,16 @@ class VectorFile:
         except (OSError, ValueError, KeyError, TypeError):
             note, job, done = {}, None, 0
         what = self.path if here else self.part
-        mend = f"give another --output, or remove {what} yourself."
+        hint = f"give another --output, or remove {what} yourself."
         if job == self.job and here and done < self.batches:
             job = None  # an unfinished job cannot have written the file
         if job is None:
             if not here:
                 return {}  # killed before its first note
             raise PlmjaxError(
-                f"{what} exists, and no {self.note.name} says what it is of; it is not "
-                "overwritten.",
-                hint=mend.capitalize(),
+                f"{what} exists without the {self.note.name} that names its job; it is "
+                "not overwritten.",
+                hint=hint.capitalize(),
             )
         if job != self.job:
             keys = {**self.job, **job}
@@ -121,15 +121,15 @@ class VectorFile:
             step = " (--checkpoint names a step)" if "model" in differs else ""
             raise PlmjaxError(
                 f"{what} is of another job: {', '.join(differs)} differ. {self.note} "
-                "says how it was made.",
-                hint=f"Give the same as before{step}, or {mend}",
+                "records how it was computed.",
+                hint=f"Give the same as before{step}, or {hint}",
             )
         if note.get("finished"):
             size = self.path.stat().st_size if here else None
             if here and note.get("bytes") != size:
                 raise PlmjaxError(
                     f"{what} is not as it was written: it has {size:,} bytes.",
-                    hint=mend.capitalize(),
+                    hint=hint.capitalize(),
                 )
             self.finished = here
         return note
@@ -147,17 +147,17 @@ class VectorFile:
     def _begin(self, note: dict[str, Any]) -> None:
         """Resumes the part file, or allocates all its disk space at once."""
         file, (count, width) = self._file, self.shape
-        found = os.fstat(file.fileno()).st_size
+        old_size = os.fstat(file.fileno()).st_size
         header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
         self._data = file.tell()
         size = self._data + 4 * count * width
-        if found == size:
+        if old_size == size:
             self.done = note.get("done", 0)
         # The note comes first: a part file of full size then always belongs to its job.
         self._write_note(False)
-        if found == size:
+        if old_size == size:
             return
         file.truncate(self._data)
         if not hasattr(os, "posix_fallocate"):  # macOS
@@ -169,7 +169,7 @@ class VectorFile:
             self.part.unlink()
             raise
 
-    def write(self, places: np.ndarray, vectors: np.ndarray) -> None:
+    def write(self, indices: np.ndarray, vectors: np.ndarray) -> None:
         """Writes vectors [m, width] to their ascending indices [m].
 
         With plain writes: with a memory map, a full disk would end the process by a
@@ -177,11 +177,11 @@ class VectorFile:
         """
         rows = np.ascontiguousarray(vectors, "<f4")
         step = rows.shape[1] * 4
-        ends = np.flatnonzero(np.diff(places) != 1) + 1
+        ends = np.flatnonzero(np.diff(indices) != 1) + 1
         with disk_errors(self.part):
-            for some in np.split(np.arange(len(places)), ends):
+            for some in np.split(np.arange(len(indices)), ends):
                 if len(some):
-                    at = self._data + int(places[some[0]]) * step
+                    at = self._data + int(indices[some[0]]) * step
                     _write_all(self._file.fileno(), rows[some[0] : some[-1] + 1], at)
 
     def save(self, done: int) -> None:
@@ -249,7 +249,7 @@ def write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
     writer = None
     try:
         for columns in blocks:
-            made = {
+            arrays = {
                 name: pyarrow.array(values)
                 for name, values in columns.items()
                 if name != "vector"
@@ -257,8 +257,8 @@ def write_parquet(path: Path, blocks: Iterable[dict[str, Any]]) -> None:
             rows = np.ascontiguousarray(columns["vector"], np.float32)
             ends = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
             values = pyarrow.array(rows.reshape(-1))
-            made["vector"] = pyarrow.ListArray.from_arrays(ends, values)
-            table = pyarrow.table(made)
+            arrays["vector"] = pyarrow.ListArray.from_arrays(ends, values)
+            table = pyarrow.table(arrays)
             if writer is None:
                 writer = pyarrow.parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)

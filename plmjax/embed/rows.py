@@ -89,9 +89,9 @@ def make_rows(
     rows = Rows(stream, plan, begin, plan.size[:, 0] + FRAME, report)
     if spans is None:
         return rows
-    found, total = _find_words(rows, spans)
-    report |= {"words": len(found), "lost_words": total - len(found)}
-    return dataclasses.replace(rows, words=found)
+    kept, total = _find_words(rows, spans)
+    report |= {"words": len(kept), "lost_words": total - len(kept)}
+    return dataclasses.replace(rows, words=kept)
 
 
 def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
@@ -115,23 +115,23 @@ def _find_words(rows: Rows, spans: np.ndarray) -> tuple[Words, int]:
     visible = end > begin  # blanks alone are no word
 
     row = np.repeat(np.arange(len(rows)), sizes)
-    place = count_up(sizes)
-    word = number[rows.begin[row] + place]
+    index = count_up(sizes)
+    word = number[rows.begin[row] + index]
     new = np.ones(len(word), bool)
     new[1:] = (word[1:] != word[:-1]) | (row[1:] != row[:-1])
     first = np.flatnonzero(new)
     count = np.diff(np.append(first, len(word)))
-    row, place, word = row[first], place[first], word[first]
-    around = np.minimum(place, sizes[row] - place - count)
+    row, index, word = row[first], index[first], word[first]
+    around = np.minimum(index, sizes[row] - index - count)
     order = np.lexsort((-around, -count, word))
-    held, once = np.unique(word[order], return_index=True)
-    best, held = order[once][visible[held]], held[visible[held]]
+    present, once = np.unique(word[order], return_index=True)
+    best, present = order[once][visible[present]], present[visible[present]]
     words = Words(
-        text=owner[held],
-        begin=begin[held],
-        end=end[held],
+        text=owner[present],
+        begin=begin[present],
+        end=end[present],
         row=row[best],
-        first=place[best] + 1,  # after [CLS]
+        first=index[best] + 1,  # after [CLS]
         count=count[best],
     )
     return words, int(visible.sum())
@@ -185,11 +185,11 @@ def arrays(
     stream = Stream(rows.stream.tokens[token], rows.stream.word_start[token], sizes)
     count = len(batch.rows)
     plan = RowPlan(np.arange(count), np.zeros((count, 1), int), sizes[:, None], {})
-    found = lay_out([stream], plan, batch.length, tokenizer).arrays
+    layout = lay_out([stream], plan, batch.length, tokenizer).arrays
     size = -(-batch.size // shards) * shards
-    made = {}
+    padded = {}
     for name in ("tokens", "segments", "positions", "types"):
-        made[name] = np.zeros((size, batch.length), np.int32)
-        made[name][:count] = found[name]
-    made["tokens"][count:] = tokenizer.pad_id
-    return made
+        padded[name] = np.zeros((size, batch.length), np.int32)
+        padded[name][:count] = layout[name]
+    padded["tokens"][count:] = tokenizer.pad_id
+    return padded

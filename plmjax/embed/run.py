@@ -52,7 +52,7 @@ class Seen(NamedTuple):
 class Embedded(NamedTuple):
     """The outcome of a job: `vectors` of `width` numbers, in all.
 
-    `report` counts texts, rows, tokens and cut texts of the whole job; `before` texts
+    `report` counts texts, rows, tokens and cut texts of the job; `before` texts
     were done by an earlier start. `texts` and `tokens` (without padding) are of this
     start, in `seconds`; its rates do not count `compile_seconds`. `stopped` names the
     signal; `finished` is True if nothing was left to do.
@@ -110,15 +110,15 @@ def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
         directory = finished(directory)
     if is_run(directory):
         data = Workdir(directory).config().data
-        told = max([length for _, length, _ in data.phases] or [data.length])
+        limit = max([length for _, length, _ in data.phases] or [data.length])
     else:
         folder = model_folders(directory)[model.part]
         try:
             settings = json.loads((folder / "tokenizer_config.json").read_text())
-            told = int(settings["model_max_length"])
+            limit = int(settings["model_max_length"])
         except (OSError, ValueError, KeyError, TypeError):
-            told = longest
-    return model, min(told, longest) if told >= 8 else longest
+            limit = longest
+    return model, min(limit, longest) if limit >= 8 else longest
 
 
 def embed_texts(
@@ -131,10 +131,10 @@ def embed_texts(
     """
     config = config.resolved(model, longest or model.encoder.max_length)
     work = plan_work(model, texts, config)
-    found = np.empty(work.shape, np.float32)
+    vectors = np.empty(work.shape, np.float32)
     for step in compute(model, config, work):
-        found[step.places] = step.vectors
-    blocks = [block["vector"] for block in columns_of(found, work, config, texts)]
+        vectors[step.indices] = step.vectors
+    blocks = [block["vector"] for block in columns_of(vectors, work, config, texts)]
     return np.concatenate([np.empty((0, work.shape[1]), np.float32), *blocks])
 
 
@@ -168,7 +168,7 @@ def embed_file(
             hint="Give texts with at least one.",
             code=Exit.DATA,
         )
-    _tell(work, config, log)
+    _log_report(work, config, log)
     job = {
         "format": _FORMAT,
         "input": inputs.digest,
@@ -179,25 +179,27 @@ def embed_file(
     about = {"model": model.name, "part": model.part, "step": model.step}
     with VectorFile(output, job, about, work.shape, len(work.batches)) as file:
         if file.finished:
-            return Embedded(*work.made, work.rows.report, finished=True)
+            return Embedded(*work.final_shape, work.rows.report, finished=True)
         if file.done:
-            log(f"Goes on after batch {file.done:,} of {len(work.batches):,}.")
-        found = _fill(
+            log(f"Resumes after batch {file.done:,} of {len(work.batches):,}.")
+        result = _fill(
             model, config, work, file=file, seen=seen, save_seconds=save_seconds
         )
-        if not found.stopped:
+        if not result.stopped:
             write = None
             blocks = columns_of(file.vectors(), work, config, inputs.texts)
             if output.suffix == ".parquet":
                 write = functools.partial(write_parquet, blocks=blocks)
             elif work.windowed:
                 vectors = (block["vector"] for block in blocks)
-                write = functools.partial(write_npy, blocks=vectors, shape=work.made)
+                write = functools.partial(
+                    write_npy, blocks=vectors, shape=work.final_shape
+                )
             file.finish(write)
-    return found
+    return result
 
 
-def _tell(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:
+def _log_report(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:
     """Logs how many texts are empty, long or cut."""
     count = work.rows.report
     if empty := count["empty_texts"]:
@@ -247,7 +249,7 @@ def _fill(
     done, tokens, compiled = begin, 0, 0.0
     with Stop() as stop:
         for step in compute(model, config, work, begin):
-            file.write(step.places, step.vectors)
+            file.write(step.indices, step.vectors)
             done = step.done
             tokens += int(work.rows.sizes[step.batch.rows].sum())
             compiled += step.compile_seconds
@@ -259,7 +261,7 @@ def _fill(
                 saved = time.monotonic()
         file.save(done)
     return Embedded(
-        *work.made,
+        *work.final_shape,
         work.rows.report,
         before=int(texts[begin]),
         texts=int(texts[done] - texts[begin]),

@@ -83,8 +83,8 @@ class EmbedConfig:
                 "or some would be left out.",
                 hint=f"Leave it out for {usual}.",
             )
-        own = model.task.pooling if model.task is not None else "mean"
-        pooling = self.pooling or own
+        trained = model.task.pooling if model.task is not None else "mean"
+        pooling = self.pooling or trained
         if encoder.causal and pooling == "cls" and not self.words:
             raise PlmjaxError(
                 "--pooling=cls: the model reads one side only, so the first token "
@@ -109,7 +109,7 @@ class Work:
     shape: tuple[int, int]
 
     @property
-    def made(self) -> tuple[int, int]:
+    def final_shape(self) -> tuple[int, int]:
         """The shape of the final vectors, [N, H]: N counts words, or texts."""
         count = self.shape[0] if self.rows.words is not None else self.rows.texts
         return count, self.shape[1]
@@ -135,7 +135,7 @@ class Step(NamedTuple):
 
     done: int
     batch: Batch
-    places: np.ndarray
+    indices: np.ndarray
     vectors: np.ndarray
     compile_seconds: float
 
@@ -157,14 +157,19 @@ def compute(
     shapes: set[tuple[int, int]] = set()
     pending: Callable[[], Step] | None = None
     for number, batch in enumerate(work.batches[begin:], begin + 1):
-        made = arrays(work.rows, batch, model.tokenizer, mesh.size)
-        placed = sharding.put_rows(mesh, made)
+        host_batch = arrays(work.rows, batch, model.tokenizer, mesh.size)
+        device_batch = sharding.put_rows(mesh, host_batch)
         started = time.monotonic()
         # By default, GPUs and TPUs round float32 to ten bits or fewer.
         exact = "highest" if config.dtype == "float32" else None
         with _memory(batch), jax.default_matmul_precision(exact):
             states = _states(
-                encoder, platform, config.layer, pooling, params=params, batch=placed
+                encoder,
+                platform,
+                config.layer,
+                pooling,
+                params=params,
+                batch=device_batch,
             )
         new = (batch.size, batch.length) not in shapes
         shapes.add((batch.size, batch.length))
@@ -231,20 +236,21 @@ class _ByRow(NamedTuple):
 
 def _of_words(
     normalize: bool,
-    found: _ByRow,
+    by_row: _ByRow,
     number: int,
     batch: Batch,
     states: jax.Array,
     took: float,
 ) -> Step:
     """Returns the means of each word's pieces."""
-    begin, end = (np.searchsorted(found.row, batch.rows, s) for s in ("left", "right"))
-    places = np.concatenate(
-        [np.empty(0, int)] + [found.order[b:e] for b, e in zip(begin, end, strict=True)]
+    begin, end = (np.searchsorted(by_row.row, batch.rows, s) for s in ("left", "right"))
+    indices = np.concatenate(
+        [np.empty(0, int)]
+        + [by_row.order[b:e] for b, e in zip(begin, end, strict=True)]
     )
-    length, words = batch.length, found.words
-    row = np.searchsorted(batch.rows, words.row[places])
-    first, count = row * length + words.first[places], words.count[places]
+    length, words = batch.length, by_row.words
+    row = np.searchsorted(batch.rows, words.row[indices])
+    first, count = row * length + words.first[indices], words.count[indices]
     with _memory(batch):
         x_TH = np.asarray(states).reshape(-1, states.shape[-1])
     sums_NH = x_TH[first]
@@ -252,9 +258,9 @@ def _of_words(
         more = np.flatnonzero(count > piece)
         sums_NH[more] += x_TH[first[more] + piece]
     vectors_NH = sums_NH / count[:, None].astype(np.float32)
-    order = np.argsort(places)
+    order = np.argsort(indices)
     vectors_NH = _unit(vectors_NH) if normalize else vectors_NH
-    return Step(number, batch, places[order], vectors_NH[order], took)
+    return Step(number, batch, indices[order], vectors_NH[order], took)
 
 
 def _unit(vectors_NH: np.ndarray) -> np.ndarray:
@@ -286,11 +292,11 @@ def columns_of(
         else:
             vectors = vectors_RH[some]
             if work.windowed:
-                vectors = _put_together(vectors_RH, work.rows, some, config)
+                vectors = _combine_windows(vectors_RH, work.rows, some, config)
             yield {"row": some, "vector": vectors}
 
 
-def _put_together(
+def _combine_windows(
     vectors_RH: np.ndarray, rows: Rows, texts: np.ndarray, config: EmbedConfig
 ) -> np.ndarray:
     """Returns a vector for each of some neighbouring texts from those of its windows.
@@ -301,9 +307,9 @@ def _put_together(
     end = np.searchsorted(rows.plan.example, texts[-1], "right")
     vectors, at = vectors_RH[begin[0] : end], begin - begin[0]
     if config.pooling == "max":
-        found = np.maximum.reduceat(vectors, at)
+        combined = np.maximum.reduceat(vectors, at)
     else:
         weight = rows.sizes[begin[0] : end, None].astype(np.float64)
         sums = np.add.reduceat(vectors * weight, at)
-        found = (sums / np.add.reduceat(weight, at)).astype(np.float32)
-    return _unit(found) if config.normalize else found
+        combined = (sums / np.add.reduceat(weight, at)).astype(np.float32)
+    return _unit(combined) if config.normalize else combined

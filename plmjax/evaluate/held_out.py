@@ -29,7 +29,7 @@ def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
     block = 1 << 24
     for begin in range(0, split.tokens, block):
         index = np.arange(begin, min(begin + block, split.tokens))
-        found += np.bincount(split.take(index)[0], minlength=len(counts))
+        found += np.bincount(split.read(index)[0], minlength=len(counts))
     found[list(tokenizer.special_ids)] = 0
     seen = found > 0
     nats = -np.log(counts[seen] / counts.sum())

@@ -33,9 +33,9 @@ class Plan:
 
 def as_text(plan: Plan) -> str:
     """Returns the actions of `perform` as readable text."""
-    parts = [f"# would write {path}:\n{text}" for path, text in plan.files.items()]
+    files = [f"# would write {path}:\n{text}" for path, text in plan.files.items()]
     calls = "\n".join(shlex.join(call) for call in plan.calls)
-    return "\n".join([*parts, f"# would run:\n{calls}"])
+    return "\n".join([*files, f"# would run:\n{calls}"])
 
 
 def write(plan: Plan) -> None:
@@ -77,7 +77,7 @@ def perform(plan: Plan) -> None:
         code = subprocess.run(call).returncode
         if code:
             message = f"`{shlex.join(call[:2])} ...` failed with exit code {code}."
-            raise PlmjaxError(message, hint="What it said stands above.")
+            raise PlmjaxError(message, hint="Its message is above.")
 
 
 def module(python: str, arguments: Sequence[str]) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Prints a line of the launcher to stderr."""
     # The reader of stderr may be gone; the launcher's work must continue all the same.
     with contextlib.suppress(BrokenPipeError):

@@ -35,11 +35,11 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     Raises:
       PlmjaxError: an option is wrong, or kubectl is missing.
     """
-    made = plan(options, arguments)
+    planned = plan(options, arguments)
     if dry_run:
-        print(command.as_text(made))
+        print(command.as_text(planned))
     else:
-        command.perform(made)
+        command.perform(planned)
     return Exit.OK
 
 
@@ -82,7 +82,7 @@ def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
     coordinator = f"{name}-workers-0-0.{name}:{command.PORT}"
     given, text = templates.yaml_or_none, templates.yaml
     path = Path(options.to) / f"{name}.yaml"
-    made = templates.fill(
+    manifest = templates.fill(
         "gke.yaml",
         {
             "name": templates.yaml(name),
@@ -104,4 +104,4 @@ def plan(options: Options, arguments: Sequence[str]) -> command.Plan:
             "chips_per_node": options.devices_per_node if on_tpu else None,
         },
     )
-    return command.Plan({path: made}, (("kubectl", "create", "-f", str(path)),))
+    return command.Plan({path: manifest}, (("kubectl", "create", "-f", str(path)),))

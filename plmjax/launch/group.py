@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from plmjax import children
-from plmjax.launch.command import RESTARTABLE, say
+from plmjax.launch.command import RESTARTABLE, log
 
 _LINUX = sys.platform == "linux"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -101,7 +101,7 @@ def run_group(
             alive = [child for child in alive if child.code is None]
             if ask is not None and alive:
                 deadline = time.monotonic() + grace_seconds
-                say(
+                log(
                     f"Stopping {len(alive)} processes because of {ask}; "
                     f"SIGKILL follows in {grace_seconds:g} s."
                 )
@@ -110,7 +110,7 @@ def run_group(
             late = deadline is not None and time.monotonic() > deadline
             if alive and not killed and (late or len(received) > 1):
                 killed = True
-                say(f"Killing {len(alive)} processes.")
+                log(f"Killing {len(alive)} processes.")
                 for child in alive:
                     child.kill()
         output.drain(_DRAIN_SECONDS)
@@ -165,10 +165,10 @@ class _Child:
     def look(self) -> bool:
         """Notes the exit code of an ended process; returns True if it is not zero."""
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        found = os.waitid(os.P_PID, self._process.pid, flags)
-        if found is not None:
-            killed = found.si_code != os.CLD_EXITED
-            self.code = found.si_status + (128 if killed else 0)
+        status = os.waitid(os.P_PID, self._process.pid, flags)
+        if status is not None:
+            killed = status.si_code != os.CLD_EXITED
+            self.code = status.si_status + (128 if killed else 0)
         return bool(self.code)
 
     def terminate(self) -> None:
@@ -220,10 +220,10 @@ class _Output:
                 continue
             buffer = key.data[2]
             buffer += chunk
-            *lines, rest = bytes(buffer).split(b"\n")
-            if len(rest) > _LONGEST_LINE:
-                lines, rest = [*lines, rest], b""
-            buffer[:] = rest
+            *lines, partial = bytes(buffer).split(b"\n")
+            if len(partial) > _LONGEST_LINE:
+                lines, partial = [*lines, partial], b""
+            buffer[:] = partial
             self._write(key, lines)
         return bool(ready)
 

@@ -48,13 +48,13 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
             variables(options, index, port, os.environ, gpus)
             for index in range(options.num_processes)
         ]
-        return [group.Process(argv, own) for own in added]
+        return [group.Process(argv, environment) for environment in added]
 
     if dry_run:
         print(_script(processes()), end="")
         return Exit.OK
     if shutil.which(options.python) is None:
-        raise PlmjaxError(f"--python={options.python} is no program.")
+        raise PlmjaxError(f"--python={options.python} is not a program.")
     for restart in range(options.restarts + 1):
         started = [
             group.Process(p.argv, os.environ | p.environment) for p in processes()
@@ -64,13 +64,13 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
         if code == Exit.OK:
             return code
         if ended.first is not None:
-            said = group.describe(ended.codes[ended.first])
-            command.say(f"Process {ended.first} {said}, the first of the failures.")
+            outcome = group.describe(ended.codes[ended.first])
+            command.log(f"Process {ended.first} {outcome}, the first of the failures.")
         if code != Exit.RESUMABLE or ended.stopped or restart == options.restarts:
             break
-        command.say(f"Starting again, {restart + 1} of {options.restarts} times.")
+        command.log(f"Starting again, {restart + 1} of {options.restarts} times.")
     if code == Exit.RESUMABLE:
-        command.say("The same command goes on.")
+        command.log("Run the same command to resume.")
     return code
 
 
@@ -99,9 +99,9 @@ def variables(
       PlmjaxError: there are fewer GPUs than processes need.
     """
     # When writing to a pipe, Python would buffer blocks instead of lines.
-    own = {"PYTHONUNBUFFERED": "1"}
+    added = {"PYTHONUNBUFFERED": "1"}
     if options.num_processes > 1:
-        own |= {
+        added |= {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "PLMJAX_NUM_PROCESSES": str(options.num_processes),
             "PLMJAX_PROCESS_ID": str(index),
@@ -113,22 +113,22 @@ def variables(
             raise PlmjaxError(
                 f"{options.num_processes} processes with {share or 1} GPUs each need "
                 f"more than the {len(gpus)} that are visible here.",
-                hint="JAX_PLATFORMS=cpu takes virtual CPU devices in their place.",
+                hint="Set JAX_PLATFORMS=cpu to use virtual CPU devices instead.",
             )
         mine = gpus[index * share : (index + 1) * share]
-        return own | {
+        return added | {
             "CUDA_VISIBLE_DEVICES": ",".join(mine),
             "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(share))),
         }
     if options.devices_per_process is not None:
-        own["JAX_NUM_CPU_DEVICES"] = str(options.devices_per_process)
-    devices = int(own.get("JAX_NUM_CPU_DEVICES", _number(environment)))
+        added["JAX_NUM_CPU_DEVICES"] = str(options.devices_per_process)
+    devices = int(added.get("JAX_NUM_CPU_DEVICES", _number(environment)))
     # A collective on CPUs blocks a thread for each device and process; with too few
     # threads they would deadlock.
     threads = max(os.cpu_count() or 1, 4 * devices, 8)
     given = environment.get("NPROC", "")
-    own["NPROC"] = str(max(threads, int(given) if given.isdecimal() else 0))
-    return own
+    added["NPROC"] = str(max(threads, int(given) if given.isdecimal() else 0))
+    return added
 
 
 def _number(environment: Mapping[str, str]) -> str:

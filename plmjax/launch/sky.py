@@ -29,11 +29,11 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     Raises:
       PlmjaxError: an option is wrong, or sky is missing.
     """
-    made = plan(options, arguments, Path.cwd(), command.checkout())
+    planned = plan(options, arguments, Path.cwd(), command.checkout())
     if dry_run:
-        print(command.as_text(made))
+        print(command.as_text(planned))
     else:
-        command.perform(made)
+        command.perform(planned)
     return Exit.OK
 
 
@@ -65,7 +65,7 @@ def plan(
         install = f"{options.python} -m pip install '{source}'"
     path = Path(options.to) / f"{name}.yaml"
     line = templates.shell_line(command.module(options.python, arguments))
-    made = templates.fill(
+    task = templates.fill(
         "sky.yaml",
         {
             "name": templates.yaml(name),
@@ -81,4 +81,4 @@ def plan(
         },
     )
     call = ("sky", "jobs", "launch", "--yes", "--name", name, str(path))
-    return command.Plan({path: made}, (call,))
+    return command.Plan({path: task}, (call,))

@@ -42,11 +42,11 @@ def launch(
     Raises:
       PlmjaxError: an option or a command is wrong, or sbatch is missing.
     """
-    made = plan(options, arguments, Path.cwd(), check)
+    planned = plan(options, arguments, Path.cwd(), check)
     if dry_run:
-        print(command.as_text(made))
+        print(command.as_text(planned))
     else:
-        command.perform(made)
+        command.perform(planned)
     return Exit.OK
 
 
@@ -81,7 +81,7 @@ def plan(
         if array is not None and array.startswith("%"):
             raise PlmjaxError(
                 f"--array={array} needs --commands.",
-                hint=f"Without it say how many: --array=8{array}.",
+                hint=f"Without it, give a number: --array=8{array}.",
             )
         if array is not None and array.isdecimal():
             if int(array) < 1:
@@ -127,7 +127,7 @@ def _read(path: Path, python: str, check: Callable[[Sequence[str]], None]) -> li
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PlmjaxError(f"--commands={path}: {error}.") from error
-    found = []
+    commands = []
     for number, line in enumerate(lines, 1):
         try:
             words = shlex.split(line, comments=True)
@@ -148,7 +148,7 @@ def _read(path: Path, python: str, check: Callable[[Sequence[str]], None]) -> li
         except PlmjaxError as error:
             message = f"{path}:{number}: {error.message}"
             raise PlmjaxError(message, hint=error.hint) from error
-        found.append(templates.shell_line(command.module(python, arguments)))
-    if not found:
+        commands.append(templates.shell_line(command.module(python, arguments)))
+    if not commands:
         raise PlmjaxError(f"--commands={path} holds no command.")
-    return found
+    return commands

@@ -34,9 +34,9 @@ def fill(template: str, values: Mapping[str, str | int | Sequence[str] | None]) 
         if any(values[word] is None for word in words):
             continue
         for item in values[several[0]] if several else [None]:  # type: ignore[union-attr]
-            own = {word: values[word] if item is None else item for word in several}
-            now = {**values, **own}
-            lines.append(_WORD.sub(lambda found, now=now: str(now[found[1]]), line))
+            items = {word: values[word] if item is None else item for word in several}
+            filled = {**values, **items}
+            lines.append(_WORD.sub(lambda m, filled=filled: str(filled[m[1]]), line))
     assert used == values.keys(), f"{template}: {used ^ values.keys()}"
     return "\n".join(lines) + "\n"
 
@@ -71,9 +71,9 @@ def writable(text: str) -> str:
     Raises:
       PlmjaxError: it holds a character that a script or YAML cannot hold.
     """
-    if (found := _UNWRITABLE.search(text)) is not None:
+    if (match := _UNWRITABLE.search(text)) is not None:
         raise PlmjaxError(
-            f"{text!r} holds the character {found[0]!r}, which cannot stand in a "
+            f"{text!r} holds the character {match[0]!r}, which cannot be in a "
             "script for another machine.",
             hint="Put the value into a config file.",
         )

@@ -57,18 +57,18 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     Raises:
       PlmjaxError: an option is wrong, gcloud is missing or refuses the request.
     """
-    made = plan(options, arguments, command.checkout())
+    planned = plan(options, arguments, command.checkout())
     if dry_run:
-        print(command.as_text(made))
+        print(command.as_text(planned))
         return Exit.OK
-    command.write(made)
-    command.need("gcloud", made)
+    command.write(planned)
+    command.need("gcloud", planned)
     _pack(options, command.checkout())
     try:
         return watch(options, gcloud, time.sleep, str(int(time.time())))
     except KeyboardInterrupt:
-        command.say(
-            "The TPU is still there, costs money, and the run on it goes on. The same "
+        command.log(
+            "The TPU still exists and costs money; its run continues. The same "
             f"command watches it again; {shlex.join(calls(options)['delete'])} ends it."
         )
         raise
@@ -88,19 +88,19 @@ def plan(
             raise PlmjaxError(
                 f"--target=tpu-vm needs --{option}.",
                 hint="`gcloud compute tpus tpu-vm versions list` and `... "
-                "accelerator-types list` say what a zone has.",
+                "accelerator-types list` list what a zone has.",
             )
     if options.install is None and checkout is None:
         raise PlmjaxError(
-            "the hosts need plmjax, and this one is not run from its source.",
+            "the hosts need plmjax, and this one does not run from its source.",
             hint="Give --install='pip install ...', or launch from a checkout.",
         )
     for path in options.copy:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise PlmjaxError(f"--copy={path} must lie in this directory.")
         if not Path(path).exists():
-            raise PlmjaxError(f"--copy={path} is not there.")
-    own = "python3" if options.install else "venv/bin/python"
+            raise PlmjaxError(f"--copy={path} does not exist.")
+    default_python = "python3" if options.install else "venv/bin/python"
     script = templates.fill(
         "tpu_vm.sh",
         {
@@ -108,7 +108,7 @@ def plan(
             "install": templates.writable(options.install or _INSTALL),
             "grace_seconds": options.grace_seconds,
             "command": templates.shell_line(
-                command.module(options.python or own, arguments)
+                command.module(options.python or default_python, arguments)
             ),
         },
     )
@@ -121,14 +121,14 @@ def plan(
 def calls(options: Options, attempt: str = "1") -> dict[str, tuple[str, ...]]:
     """Returns the calls of gcloud by their purpose."""
     name, folder = options.name, Path(options.to)
-    place = (f"--zone={options.zone}",)
+    location = (f"--zone={options.zone}",)
     if options.project is not None:
-        place += (f"--project={options.project}",)
+        location += (f"--project={options.project}",)
     resources = ("gcloud", "compute", "tpus", "queued-resources")
     vm = ("gcloud", "compute", "tpus", "tpu-vm")
 
     def ssh(line: str) -> tuple[str, ...]:
-        return (*vm, "ssh", name, *place, "--worker=all", f"--command={line}")
+        return (*vm, "ssh", name, *location, "--worker=all", f"--command={line}")
 
     files = [str(folder / f"{name}{suffix}") for suffix in (".sh", ".tar.gz")]
     state = "--format=value(name.basename(),state{})".format
@@ -138,27 +138,27 @@ def calls(options: Options, attempt: str = "1") -> dict[str, tuple[str, ...]]:
             "create",
             name,
             f"--node-id={name}",
-            *place,
+            *location,
             f"--accelerator-type={options.accelerator}",
             f"--runtime-version={options.runtime}",
             *(["--spot"] if options.spot else []),
             *options.extra,
             "--quiet",
         ),
-        "resources": (*resources, "list", *place, state(".state")),
-        "vms": (*vm, "list", *place, state("")),
-        "copy": (*vm, "scp", *files, f"{name}:", *place, "--worker=all"),
+        "resources": (*resources, "list", *location, state(".state")),
+        "vms": (*vm, "list", *location, state("")),
+        "copy": (*vm, "scp", *files, f"{name}:", *location, "--worker=all"),
         "install": ssh(f"bash {name}.sh install"),
         "run": ssh(f"bash {name}.sh run {attempt}"),
         "code": ssh(f"bash {name}.sh code {attempt}"),
-        "delete": (*resources, "delete", name, *place, "--force", "--quiet"),
+        "delete": (*resources, "delete", name, *location, "--force", "--quiet"),
     }
 
 
 def gcloud(arguments: Sequence[str], quiet: bool) -> tuple[int, str]:
     """Calls gcloud; returns its exit code, and its output if `quiet`, else ""."""
     if not quiet:
-        command.say(shlex.join(arguments))
+        command.log(shlex.join(arguments))
     pipe = subprocess.PIPE if quiet else None
     done = subprocess.run(arguments, stdout=pipe, text=True, errors="replace")
     return done.returncode, done.stdout or ""
@@ -183,12 +183,12 @@ def watch(
             blind += 1
             if blind > (_BLIND if shown else 0):
                 raise
-            command.say(f"{error.message} Trying again.")
+            command.log(f"{error.message} Trying again.")
             sleep(options.poll_seconds)
             continue
         if seen != shown:
             vm = f", VM {seen.vm}" if seen.vm else ""
-            command.say(f"TPU {options.name}: {seen.resource or 'not there'}{vm}.")
+            command.log(f"TPU {options.name}: {seen.resource or 'not there'}{vm}.")
             shown = seen
         action = decide(seen, progress, options.keep)
         ok, codes = True, ()
@@ -202,8 +202,8 @@ def watch(
                 ok = call(steps["create"], False)[0] == 0
                 if not ok and not created:
                     raise PlmjaxError(
-                        "gcloud did not take the request for a TPU.",
-                        hint="What it said stands above.",
+                        "gcloud did not accept the request for a TPU.",
+                        hint="Its message is above.",
                     )
                 created = True
             case Action.DELETE:
@@ -215,8 +215,10 @@ def watch(
             case Action.RUN:
                 ok = call(steps["run"], False)[0] == 0
                 codes = (0,) if ok else exit_codes(*call(steps["code"], True))
-                said = ", ".join("unknown" if c is None else str(c) for c in codes)
-                command.say(f"Exit codes of the hosts' processes: {said or 'unknown'}.")
+                listed = ", ".join("unknown" if c is None else str(c) for c in codes)
+                command.log(
+                    f"Exit codes of the hosts' processes: {listed or 'unknown'}."
+                )
         progress = after(progress, action, ok, codes, options.restarts)
 
 
@@ -232,12 +234,12 @@ def look(name: str, steps: dict[str, tuple[str, ...]], call: Gcloud) -> Seen:
         if code:
             raise PlmjaxError(
                 f"gcloud failed with exit code {code}: {shlex.join(steps[step])}",
-                hint="What it said stands above. The same command goes on.",
+                hint="Its message is above. Run the same command to resume.",
                 code=Exit.RESUMABLE,
             )
         rows = [line.split() for line in text.splitlines()]
-        found = [row[1] for row in rows if len(row) == 2 and row[0] == name]
-        states.append(found[0] if found else None)
+        matching = [row[1] for row in rows if len(row) == 2 and row[0] == name]
+        states.append(matching[0] if matching else None)
         if states[0] is None:
             return Seen(None)
     return Seen(*states)
@@ -245,8 +247,8 @@ def look(name: str, steps: dict[str, tuple[str, ...]], call: Gcloud) -> Seen:
 
 def exit_codes(code: int, text: str) -> tuple[int | None, ...]:
     """Returns the exit codes that the hosts printed, and None if the call failed."""
-    found = [int(line) for line in text.split() if line.isdecimal()]
-    return (*found, *([None] if code else []))
+    codes = [int(line) for line in text.split() if line.isdecimal()]
+    return (*codes, *([None] if code else []))
 
 
 def _pack(options: Options, checkout: Path | None) -> None:

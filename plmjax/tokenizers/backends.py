@@ -81,13 +81,13 @@ def bpe_backend(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
-    parts = []
+    steps = []
     if lowercase if strip_accents is None else strip_accents:
-        parts += [normalizers.NFD(), normalizers.StripAccents()]
+        steps += [normalizers.NFD(), normalizers.StripAccents()]
     if lowercase:
-        parts += [normalizers.Lowercase()]
-    if parts:
-        backend.normalizer = normalizers.Sequence(parts)
+        steps += [normalizers.Lowercase()]
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return finish(backend, specials)
@@ -121,8 +121,8 @@ def unigram_normalizer(lowercase: bool, strip_accents: bool | None):
 
     strip = lowercase if strip_accents is None else strip_accents
     # NFC recombines decomposed characters without accents (Korean syllables).
-    parts = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
-    return n.Sequence([n.Nmt(), *parts, *([n.Lowercase()] if lowercase else [])])
+    steps = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
+    return n.Sequence([n.Nmt(), *steps, *([n.Lowercase()] if lowercase else [])])
 
 
 def unigram_pre_tokenizer():
@@ -201,4 +201,4 @@ def byte_of_character() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}
-    return shown | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return shown | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -38,10 +38,10 @@ def read(
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         names = ["tokenizer.json", "vocab.txt", "vocab.json"]
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if not found:
+        paths = [folder / name for name in names if (folder / name).is_file()]
+        if not paths:
             raise _bad(f"{path} holds none of {', '.join(names)}.")
-        path = found[0]
+        path = paths[0]
     elif not path.is_file():
         raise PlmjaxError(
             f"tokenizer.path={str(path)!r} does not exist (in {Path.cwd()}).",
@@ -166,7 +166,7 @@ def _class_settings(backend, specials: Specials) -> dict[str, Any]:
     """The transformers class that rebuilds exactly this tokenizer, and its arguments.
 
     BertTokenizer and similar classes take only the vocabulary from tokenizer.json and
-    build the rest themselves. Other settings need the class that reads the full file;
+    build all else themselves. Other settings need the class that reads the full file;
     so do all unigram tokenizers, as the families' classes use other normalisers.
     """
     from tokenizers import models, normalizers, pre_tokenizers
@@ -247,7 +247,7 @@ def _check_unigram(content: dict[str, Any], path: Path) -> None:
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]
     spaces = [one for one in steps if one["type"] == "Metaspace"]
     if not spaces or not all("split" not in one or one["split"] for one in spaces):
-        raise _bad(f"{path}: its words are not parted by a Metaspace pre-tokenizer.")
+        raise _bad(f"{path}: no Metaspace pre-tokenizer splits its words.")
     if content["model"]["unk_id"] is None:
         raise _bad(f"{path}: the unigram model has no piece for unknown characters.")
 
@@ -262,8 +262,7 @@ def _vocab_txt(path: Path) -> dict[str, int]:
             raise _bad(f"{path}:{number}: the line is empty.")
         if piece in vocab:
             raise _bad(
-                f"{path}:{number}: {piece!r} is there already, in line "
-                f"{vocab[piece] + 1}."
+                f"{path}:{number}: {piece!r} is already in line {vocab[piece] + 1}."
             )
         vocab[piece] = number - 1
     return vocab
@@ -302,11 +301,11 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise _bad(f"{path}:{error.lineno}: no JSON: {error.msg}.") from None
+        raise _bad(f"{path}:{error.lineno}: invalid JSON: {error.msg}.") from None
     except RecursionError:
-        raise _bad(f"{path}: no JSON: nested too deeply.") from None
+        raise _bad(f"{path}: invalid JSON: nested too deeply.") from None
     if not isinstance(value, dict):
-        raise _bad(f"{path} holds no JSON object.")
+        raise _bad(f"{path} is not a JSON object.")
     return value
 
 
@@ -316,5 +315,5 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _bad(message: str) -> PlmjaxError:
-    hint = "Mend the file, or leave tokenizer.path empty to train a vocabulary."
+    hint = "Fix the file, or leave tokenizer.path empty to train a vocabulary."
     return PlmjaxError(message, hint=hint, code=Exit.MODEL)

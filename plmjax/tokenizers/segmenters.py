@@ -64,7 +64,7 @@ class Segmenter:
     ) -> Encoded:
         """Returns the texts' ids, with this segmenter's word starts in Chinese text.
 
-        Other words start as without a segmenter; `sign_V` as in `part_signs`.
+        Other words start as without a segmenter; `sign_V` as in `split_signs`.
         """
         tokens, starts, lengths = [np.empty(0, np.int32)], [np.empty(0, bool)], []
         for begin in range(0, len(texts), 256):
@@ -73,10 +73,10 @@ class Segmenter:
             encodings = backend.encode_batch(plain, add_special_tokens=False)
             for words, text, encoding in zip(cuts, plain, encodings, strict=True):
                 ids = np.array(encoding.ids, np.int32)
-                own = part_signs(ids, np.array(word_starts(encoding), bool), sign_V)
+                begins = split_signs(ids, np.array(word_starts(encoding), bool), sign_V)
                 offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
                 tokens.append(ids)
-                starts.append(_mark(words, text, offsets, own))
+                starts.append(_mark(words, text, offsets, begins))
                 lengths.append(len(ids))
         return Encoded(
             np.concatenate(tokens),
@@ -85,7 +85,7 @@ class Segmenter:
         )
 
 
-def part_signs(
+def split_signs(
     tokens: np.ndarray, word_start: np.ndarray, sign_V: np.ndarray | None
 ) -> np.ndarray:
     """Word starts [n], where each piece that `sign_V` [V] marks SIGN is one word.
@@ -128,39 +128,39 @@ def _mark(
 def next_solid(text: str) -> np.ndarray:
     """[len(text) + 1]: index of the next character that is not a blank, or the end."""
     blank = np.fromiter(map(str.isspace, text), bool, len(text))
-    place = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
-    return np.minimum.accumulate(place[::-1])[::-1]
+    next_index = np.append(np.where(blank, len(text), np.arange(len(text))), len(text))
+    return np.minimum.accumulate(next_index[::-1])[::-1]
 
 
-def own_characters(text: str, plain: str, offsets: np.ndarray) -> np.ndarray:
+def spans_in_text(text: str, plain: str, offsets: np.ndarray) -> np.ndarray:
     """[n, 2]: the tokens' offsets in the text, from `offsets` in `Segmenter.plain`.
 
     Blanks before a token's first letter do not count as part of it.
     """
-    place = _places(text, plain)
-    begin, last = place[offsets[:, 0]], place[np.maximum(offsets[:, 1] - 1, 0)]
+    index = _indices(text, plain)
+    begin, last = index[offsets[:, 0]], index[np.maximum(offsets[:, 1] - 1, 0)]
     end = np.where(offsets[:, 1] > offsets[:, 0], last + 1, begin)
     return np.stack([np.minimum(next_solid(text)[begin], end), end], 1)
 
 
-def _places(text: str, plain: str) -> np.ndarray:
+def _indices(text: str, plain: str) -> np.ndarray:
     """[len(plain) + 1]: the index in the text of each character of the plain text."""
     if plain == text:
         return np.arange(len(text) + 1)
-    found, at = [], 0
+    indices, at = [], 0
     for character in plain:
         while text[at] != character:  # a blank that only separates words
             at += 1
-        found.append(at)
+        indices.append(at)
         at += 1
-    return np.array([*found, len(text)])
+    return np.array([*indices, len(text)])
 
 
 def _cut_at_spaces(text: str) -> list[str]:
     """Keeps a blank if it has a newline or no wide character on either side."""
-    parts = _BLANKS.split(text)  # word, blank, word, blank, ..., word
-    kept = parts[:1]
-    for before, blank, after in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
+    split = _BLANKS.split(text)  # word, blank, word, blank, ..., word
+    kept = split[:1]
+    for before, blank, after in zip(split[::2], split[1::2], split[2::2], strict=False):
         wide = _WIDE.match(before[-1:]) or _WIDE.match(after[:1])
         if "\n" in blank or not wide:
             kept.append(blank)
@@ -178,13 +178,13 @@ def _jieba(dictionary: str):
         except ImportError:
             raise _missing() from None
         jieba.setLogLevel(logging.WARNING)
-        found = jieba.Tokenizer()
+        tokenizer = jieba.Tokenizer()
         # By default jieba caches its dictionary in the shared temporary folder.
         with tempfile.TemporaryDirectory(prefix="plmjax-jieba-") as folder:
-            found.tmp_dir = folder  # pyright: ignore
-            found.initialize()
-        found.load_userdict(io.StringIO(dictionary))
-    return found
+            tokenizer.tmp_dir = folder  # pyright: ignore
+            tokenizer.initialize()
+        tokenizer.load_userdict(io.StringIO(dictionary))
+    return tokenizer
 
 
 def make_segmenter(kind: str, dictionary: str | None) -> Segmenter | None:
@@ -231,8 +231,8 @@ def _read(path: Path) -> str:
     for number, line in enumerate(lines, 1):
         if line and not _ENTRY.fullmatch(line):
             raise PlmjaxError(
-                f"{path}:{number}: {line!r} is no word with an optional count and an "
-                "optional tag of small letters.",
+                f"{path}:{number}: {line!r} is not a word with an optional count and "
+                "an optional tag of small letters.",
                 hint=hint,
                 code=Exit.DATA,
             )
@@ -256,13 +256,13 @@ def read(directory: Path) -> Segmenter | None:
     if not (directory / FILE).is_file():
         return None
     try:
-        held = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        if held["segmenter"] not in ("jieba", "spaces"):
-            raise ValueError(f"{held['segmenter']!r} is not known")
-        return Segmenter(held["segmenter"], str(held["user_dictionary"]))
+        settings = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        if settings["segmenter"] not in ("jieba", "spaces"):
+            raise ValueError(f"{settings['segmenter']!r} is not known")
+        return Segmenter(settings["segmenter"], str(settings["user_dictionary"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlmjaxError(
-            f"{directory / FILE} is no segmenter of plmjax: {error}.",
+            f"{directory / FILE} is not a segmenter of plmjax: {error}.",
             hint="Remove the file, and set --config.tokenizer.segmenter again.",
             code=Exit.MODEL,
         ) from None
@@ -270,8 +270,8 @@ def read(directory: Path) -> Segmenter | None:
 
 def as_json(segmenter: Segmenter) -> str:
     """The content of the segmenter's file, which the tokenizer's digest covers."""
-    held = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
-    return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
+    settings = {"segmenter": segmenter.kind, "user_dictionary": segmenter.dictionary}
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def plain_documents(

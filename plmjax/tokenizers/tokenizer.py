@@ -18,7 +18,7 @@ from plmjax.tokenizers.backends import (
     byte_of_character,
     plain_text_backend,
 )
-from plmjax.tokenizers.segmenters import BLANK, SIGN, Segmenter, part_signs
+from plmjax.tokenizers.segmenters import BLANK, SIGN, Segmenter, split_signs
 from plmjax.tokenizers.unigram import METASPACE
 from plmjax.tokenizers.words import Encoded, WordCache, cutter
 
@@ -49,7 +49,7 @@ class Tokenizer:
             type(backend.model), "wordpiece"
         )
         backend.encode_special_tokens = True
-        # The code that made the backend has checked that it has these tokens.
+        # The code that built the backend has checked that it has these tokens.
         self.pad_id: int = backend.token_to_id(specials.pad)  # type: ignore
         self.cls_id: int = backend.token_to_id(specials.cls)  # type: ignore
         self.sep_id: int = backend.token_to_id(specials.sep)  # type: ignore
@@ -141,9 +141,9 @@ class Tokenizer:
         """Encodes texts end to end, without [CLS] and [SEP]."""
         if self.segmenter is not None:
             return self.segmenter.encode(self._plain, texts, self._sign_V)
-        found = self._cache.encode(texts)
-        starts = part_signs(found.tokens, found.word_start, self._sign_V)
-        return found._replace(word_start=starts)
+        encoded = self._cache.encode(texts)
+        starts = split_signs(encoded.tokens, encoded.word_start, self._sign_V)
+        return encoded._replace(word_start=starts)
 
     def encode_spans(self, texts: Sequence[str]) -> tuple[Encoded, np.ndarray]:
         """encode_batch, and [n, 2] int32: each token's characters (begin, end).
@@ -158,17 +158,18 @@ class Tokenizer:
             encodings = self._plain.encode_batch(plain, add_special_tokens=False)
             for text, read, encoding in zip(some, plain, encodings, strict=True):
                 offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-                spans.append(segmenters.own_characters(text, read, offsets))
+                spans.append(segmenters.spans_in_text(text, read, offsets))
         return self.encode_batch(texts), np.concatenate(spans).astype(np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Returns the ids of a text, with [MASK] or <mask> read as the mask."""
         # Blanks before the mask belong to it, as in RoBERTa; BERT encodes no blanks.
         spellings = {"[MASK]", "<mask>", self.specials.mask or "[MASK]"}
-        parts = re.split(r"\s*(?:" + "|".join(map(re.escape, spellings)) + ")", text)
-        ids = self._ids(parts[0])
-        for part in parts[1:]:
-            ids += [self.require_mask(), *self._ids(part)]
+        mask = r"\s*(?:" + "|".join(map(re.escape, spellings)) + ")"
+        first, *others = re.split(mask, text)
+        ids = self._ids(first)
+        for other in others:
+            ids += [self.require_mask(), *self._ids(other)]
         return ids
 
     def _ids(self, text: str) -> list[int]:

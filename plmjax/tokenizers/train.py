@@ -67,8 +67,8 @@ def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenize
     if config.path is None:
         return train_tokenizer(config, documents)
     segmenter = check_segmenter(config)
-    found = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
-    return found if segmenter is None else found.with_segmenter(segmenter)
+    tokenizer = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
+    return tokenizer if segmenter is None else tokenizer.with_segmenter(segmenter)
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
@@ -214,13 +214,13 @@ def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
     )
 
 
-def _check_size(config: TokenizerConfig, found: int) -> None:
-    if found < config.vocab_size:
+def _check_size(config: TokenizerConfig, size: int) -> None:
+    if size < config.vocab_size:
         raise PlmjaxError(
-            f"The text gives only {found} pieces that occur "
+            f"The text gives only {size} pieces that occur "
             f"{config.min_frequency} times, fewer than "
             f"tokenizer.vocab_size={config.vocab_size}.",
-            hint=f"Set --config.tokenizer.vocab_size={found} or less, lower "
+            hint=f"Set --config.tokenizer.vocab_size={size} or less, lower "
             "--config.tokenizer.min_frequency, or give more text.",
             code=Exit.DATA,
         )

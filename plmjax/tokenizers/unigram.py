@@ -34,7 +34,7 @@ def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, fl
         for run in _runs(word):
             runs[run] += count
     texts = sorted(runs)
-    corpus = _Corpus.make(texts, np.array([runs[text] for text in texts], float))
+    corpus = _Corpus.join(texts, np.array([runs[text] for text in texts], float))
     seeds = _seeds(corpus, max(least, 2), SEEDS_PER_PIECE * size)
     lattice = _lattice(corpus, seeds)
     inside = _inside(corpus, lattice, seeds)
@@ -68,12 +68,12 @@ def learn(words: Mapping[str, int], size: int, least: int) -> list[tuple[str, fl
 def _runs(word: str) -> Iterable[str]:
     """Cuts a word where its script changes; "▁" joins the character after it."""
     begin, kind = 0, ""
-    for place, character in enumerate(word):
-        found = _script(character) or kind
-        if place - begin >= LONGEST_RUN or (kind and found != kind):
-            yield word[begin:place]
-            begin = place
-        kind = found
+    for index, character in enumerate(word):
+        script = _script(character) or kind
+        if index - begin >= LONGEST_RUN or (kind and script != kind):
+            yield word[begin:index]
+            begin = index
+        kind = script
     yield word[begin:]
 
 
@@ -100,7 +100,7 @@ class _Corpus:
     count: np.ndarray  # [runs]
 
     @classmethod
-    def make(cls, texts: list[str], count: np.ndarray) -> "_Corpus":
+    def join(cls, texts: list[str], count: np.ndarray) -> "_Corpus":
         text = "".join(texts)
         letter = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -109,7 +109,7 @@ class _Corpus:
 
     def pieces(self, first: np.ndarray, length: np.ndarray) -> list[str]:
         spans = zip(first.tolist(), length.tolist(), strict=True)
-        return [self.text[place : place + size] for place, size in spans]
+        return [self.text[start : start + size] for start, size in spans]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Seeds:
     first: np.ndarray
     length: np.ndarray
     count: np.ndarray
-    place: np.ndarray  # [E]
+    position: np.ndarray  # [E]
     piece: np.ndarray  # [E]
 
 
@@ -130,42 +130,42 @@ def _seeds(corpus: _Corpus, least: int, limit: int) -> _Seeds:
     suffix array: the longer one has the same count.
     """
     end = corpus.begin[corpus.run + 1]
-    place = np.arange(len(corpus.letter))
-    name = np.zeros(len(place), np.int64)  # id of the substring one shorter
-    levels: list[list[np.ndarray]] = []  # first, count, place, name by length
+    position = np.arange(len(corpus.letter))
+    name = np.zeros(len(position), np.int64)  # id of the substring one shorter
+    levels: list[list[np.ndarray]] = []  # first, count, position, name by length
     for length in range(1, LONGEST_PIECE + 1):
-        fits = place + length <= end[place]
-        place, name = place[fits], name[fits]
-        if not len(place):
+        fits = position + length <= end[position]
+        position, name = position[fits], name[fits]
+        if not len(position):
             break
-        key = name * 0x110000 + corpus.letter[place + length - 1]
+        key = name * 0x110000 + corpus.letter[position + length - 1]
         _, at, longer = np.unique(key, return_index=True, return_inverse=True)
-        count = np.bincount(longer, corpus.count[corpus.run[place]])
+        count = np.bincount(longer, corpus.count[corpus.run[position]])
         if levels:
             shorter = levels[-1]
             same = count == shorter[1][name[at]]
             if length > 2:
                 shorter[1][name[at[same]]] = 0.0
-        levels.append([place[at], count, place, longer])
+        levels.append([position[at], count, position, longer])
         frequent = count[longer] >= (0 if length == 1 else least)
-        place, name = place[frequent], longer[frequent]
-    worth = [(level[1] >= least) * level[1] * n for n, level in enumerate(levels, 1)]
-    worth[0][:] = np.inf  # characters are always in
-    chosen = _best(np.concatenate(worth), np.concatenate(worth) == np.inf, limit)
-    chosen &= np.concatenate(worth) > 0
+        position, name = position[frequent], longer[frequent]
+    covered = [(level[1] >= least) * level[1] * n for n, level in enumerate(levels, 1)]
+    covered[0][:] = np.inf  # characters are always in
+    chosen = _best(np.concatenate(covered), np.concatenate(covered) == np.inf, limit)
+    chosen &= np.concatenate(covered) > 0
     sizes = np.array([len(level[0]) for level in levels])
     number = np.where(chosen, np.cumsum(chosen) - 1, -1)
     number_of = np.split(number, np.cumsum(sizes)[:-1])
-    places, pieces = [], []
+    positions, pieces = [], []
     for level, numbers in zip(levels, number_of, strict=True):
-        of_place = numbers[level[3]]
-        places.append(level[2][of_place >= 0])
-        pieces.append(of_place[of_place >= 0])
+        of_position = numbers[level[3]]
+        positions.append(level[2][of_position >= 0])
+        pieces.append(of_position[of_position >= 0])
     return _Seeds(
         np.concatenate([level[0] for level in levels])[chosen],
         np.repeat(np.arange(1, len(levels) + 1), sizes)[chosen],
         np.concatenate([level[1] for level in levels])[chosen],
-        np.concatenate(places),
+        np.concatenate(positions),
         np.concatenate(pieces),
     )
 
@@ -229,7 +229,7 @@ class _Lattice:
 def _lattice(corpus: _Corpus, seeds: _Seeds) -> _Lattice:
     """The corpus as a lattice: its nodes are the gaps of each run, run after run."""
     word, depth = _nodes(np.diff(corpus.begin))
-    start = seeds.place + corpus.run[seeds.place]
+    start = seeds.position + corpus.run[seeds.position]
     order = np.argsort(start, kind="stable")
     start, piece = start[order], seeds.piece[order]
     return _Lattice(start, start + seeds.length[piece], piece, depth, word)

@@ -70,17 +70,17 @@ class WordCache:
             sizes, np.arange(0, sizes[-1] + BLOCK_CHARACTERS, BLOCK_CHARACTERS)
         )
         blocks[-1] = len(texts)
-        parts = [
+        encoded = [
             self._encode_block(texts[begin:end])
             for begin, end in itertools.pairwise([0, *blocks.tolist()])
             if end > begin
         ]
-        if len(parts) == 1:
-            return parts[0]
+        if len(encoded) == 1:
+            return encoded[0]
         return Encoded(
-            np.concatenate([np.empty(0, np.int32), *(p.tokens for p in parts)]),
-            np.concatenate([np.empty(0, bool), *(p.word_start for p in parts)]),
-            np.concatenate([np.empty(0, np.int64), *(p.lengths for p in parts)]),
+            np.concatenate([np.empty(0, np.int32), *(e.tokens for e in encoded)]),
+            np.concatenate([np.empty(0, bool), *(e.word_start for e in encoded)]),
+            np.concatenate([np.empty(0, np.int64), *(e.lengths for e in encoded)]),
         )
 
     def _encode_block(self, texts: Sequence[str]) -> Encoded:
@@ -91,7 +91,7 @@ class WordCache:
             self._forget()
             numbers[:] = NEW
         missing = np.flatnonzero(numbers == NEW)
-        new = [units[place] for place in missing.tolist()]
+        new = [units[index] for index in missing.tolist()]
         kept = self._learn(set(new))
         numbers[missing] = self._look_up(new)
 
@@ -100,11 +100,11 @@ class WordCache:
         ends = np.cumsum(counts)
         # Token j of a unit is at index `begin[number] + j` of the cached ids.
         shift = begin[numbers] - (ends - counts)
-        places = np.repeat(shift, counts) + np.arange(counts.sum())
+        indices = np.repeat(shift, counts) + np.arange(counts.sum())
         unit_ends = np.cumsum([0, *map(len, units_of_text)])
         encoded = Encoded(
-            np.frombuffer(self._ids, np.int32)[places],
-            np.frombuffer(self._starts, bool)[places],
+            np.frombuffer(self._ids, np.int32)[indices],
+            np.frombuffer(self._starts, bool)[indices],
             np.diff(np.concatenate([[0], ends])[unit_ends]),
         )
         del begin  # an array cannot be resized while numpy has a view of it
@@ -172,12 +172,12 @@ def word_starts(encoding: "tokenizers.Encoding") -> list[bool]:
 
 
 def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
-    """Returns the Cutter for a tokenizer; WHOLE, which does not cut, if unknown."""
+    """Returns the Cutter for a tokenizer; UNCUT, which does not cut, if unknown."""
     from tokenizers import models, normalizers, pre_tokenizers
 
     normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     if any(not t.special for t in backend.get_added_tokens_decoder().values()):
-        return WHOLE  # the library matches these before it cuts the text into words
+        return UNCUT  # the library matches these before it cuts the text into words
     if isinstance(backend.model, models.WordPiece):
         if (
             isinstance(normalizer, normalizers.BertNormalizer)
@@ -202,10 +202,10 @@ def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
             return _gpt2_cutter(*_gpt2_patterns())
         if _keeps_ascii(normalizer):
             return _gpt2_cutter(*_gpt2_patterns(only_ascii=True))
-    return WHOLE
+    return UNCUT
 
 
-WHOLE = Cutter(split=lambda text: [text], is_word=lambda unit: False)
+UNCUT = Cutter(split=lambda text: [text], is_word=lambda unit: False)
 
 
 # Besides ASCII: general punctuation and guillemets, frequent in books. All are category
@@ -284,7 +284,7 @@ def _is_cut_by_blanks(normalizer) -> bool:
     from tokenizers import normalizers as n
 
     if isinstance(normalizer, n.Sequence):
-        return all(_is_cut_by_blanks(part) for part in normalizer)  # pyright: ignore
+        return all(_is_cut_by_blanks(step) for step in normalizer)  # pyright: ignore
     forms = n.NFC | n.NFD | n.NFKC | n.NFKD  # a blank never composes
     return isinstance(normalizer, forms | n.Nmt | n.StripAccents | n.Lowercase)
 
@@ -294,5 +294,5 @@ def _keeps_ascii(normalizer) -> bool:
     from tokenizers import normalizers as n
 
     if isinstance(normalizer, n.Sequence):
-        return all(_keeps_ascii(part) for part in normalizer)  # pyright: ignore
+        return all(_keeps_ascii(step) for step in normalizer)  # pyright: ignore
     return isinstance(normalizer, n.Lowercase | n.StripAccents | n.NFC | n.NFD)

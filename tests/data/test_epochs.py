@@ -24,7 +24,7 @@ class Stream:
     def __init__(self, documents: int):
         self.offsets = np.arange(documents + 1) * 10
 
-    def take(self, index):
+    def read(self, index):
         return (index + 100).astype(np.int32), index % 2 == 1
 
 

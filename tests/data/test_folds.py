@@ -49,7 +49,7 @@ def test_stratified_folds_have_the_same_share_of_each_label():
 def test_folds_that_cannot_be_made():
     data = examples([n // 10 for n in range(30)], "ab" * 15)
     for count in (1, 4):
-        with pytest.raises(PlmjaxError, match="3 are groups"):
+        with pytest.raises(PlmjaxError, match="3 groups or texts"):
             make_folds(data, count, seed=0)
     with pytest.raises(PlmjaxError, match="'b', has 2"):
         make_folds(examples(range(3), "abb"), 3, seed=0, stratified=True)

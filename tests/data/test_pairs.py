@@ -41,7 +41,7 @@ class Stream:
     def document(self, index):
         return np.searchsorted(self.offsets, index, side="right") - 1
 
-    def take(self, index):
+    def read(self, index):
         return self.tokens[index].astype(np.int32), index % 2 == 1
 
 
@@ -293,7 +293,7 @@ def test_never_the_true_next_sentence_not_even_by_its_words():
 
 def test_a_text_that_is_everywhere_is_searched_or_refused():
     tokens = np.full(4000, 100)
-    with pytest.raises(PlmjaxError, match="say the same") as caught:
+    with pytest.raises(PlmjaxError, match="documents are the same") as caught:
         for step in range(4):
             make(Stream([[5] * 4] * 200, tokens)).batch(step)
     assert caught.value.code == 3

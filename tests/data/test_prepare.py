@@ -55,7 +55,7 @@ def test_every_token_is_there_once_and_in_order(tokenizer, tmp_path):
         texts = [t for t in DOCUMENTS[:-1] if room.is_held_out(t, 10) == held_out]
         expected = tokenizer.encode_batch(texts)
         split = store.split(name)
-        tokens, starts = split.take(np.arange(split.tokens))
+        tokens, starts = split.read(np.arange(split.tokens))
         assert (tokens.dtype, starts.dtype) == (np.int32, bool)
         np.testing.assert_array_equal(tokens, expected.tokens)
         np.testing.assert_array_equal(starts, expected.word_start)
@@ -64,7 +64,7 @@ def test_every_token_is_there_once_and_in_order(tokenizer, tmp_path):
         assert split.documents == len(texts) > 10
     assert store.manifest["empty_documents"] == 1
     train = store.split("train")
-    counts = np.bincount(train.take(np.arange(train.tokens))[0], minlength=100)
+    counts = np.bincount(train.read(np.arange(train.tokens))[0], minlength=100)
     np.testing.assert_array_equal(store.unigram, counts)
 
 
@@ -75,10 +75,10 @@ def test_take_over_shards(tokenizer, tmp_path, monkeypatch):
     sharded = build(tokenizer, tmp_path / "sharded").split("train")
     assert len(list((tmp_path / "sharded").glob("*/train.*.tokens.npy"))) > 3
     index = np.random.default_rng(0).integers(0, whole.tokens, (7, 50))
-    for mine, theirs in zip(sharded.take(index), whole.take(index), strict=True):
+    for mine, theirs in zip(sharded.read(index), whole.read(index), strict=True):
         assert mine.shape == index.shape
         np.testing.assert_array_equal(mine, theirs)
-    tokens, starts = sharded.take(np.empty((0, 3), np.int64))
+    tokens, starts = sharded.read(np.empty((0, 3), np.int64))
     assert tokens.shape == starts.shape == (0, 3)
 
 
@@ -122,7 +122,7 @@ def test_found_again_and_pickled(tokenizer, tmp_path, monkeypatch):
     assert len(pickle.dumps(split)) < 1000
     index = np.arange(50)
     np.testing.assert_array_equal(
-        split.take(index)[0], store.split("train").take(index)[0]
+        split.read(index)[0], store.split("train").read(index)[0]
     )
 
 
@@ -142,7 +142,7 @@ def test_wide_ids(tmp_path):
     vocab = {word: number for number, word in enumerate(words)}
     wide = Tokenizer(wordpiece_backend(vocab, lowercase=True, strip_accents=None), BERT)
     store = build(wide, tmp_path, [f"w{n} w69999" for n in range(100)])
-    tokens, _ = store.split("train").take(np.arange(4))
+    tokens, _ = store.split("train").read(np.arange(4))
     assert 70_004 in tokens
     assert np.load(store.directory / "train.0000.tokens.npy").dtype == np.uint32
 
@@ -172,7 +172,7 @@ def test_sentences_are_stored_and_tokens_stay_what_they_were(
         one, other = plain.split(name), cut.split(name)
         everything = np.arange(one.tokens)
         for mine, theirs in zip(
-            one.take(everything), other.take(everything), strict=True
+            one.read(everything), other.read(everything), strict=True
         ):
             np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(one.offsets, other.offsets)

@@ -18,7 +18,7 @@ class Stream:
     def __init__(self, lengths):
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
 
-    def take(self, index):
+    def read(self, index):
         return (index + 100).astype(np.int32), index % 2 == 1
 
 

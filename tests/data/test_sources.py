@@ -238,7 +238,7 @@ def test_bad_jsonl(tmp_path):
         path = write(tmp_path / "a.jsonl", good.encode() + content)
         fails(code, *words, kind="jsonl", paths=path, **options)
 
-    bad("{nonsense", "a.jsonl:2 is no JSON")
+    bad("{nonsense", "a.jsonl:2 is not valid JSON")
     bad('["a"]', "a.jsonl:2 holds a list")
     bad('{"body": "x", "id": 1}', "a.jsonl:2", "'text'", "body, id")
     bad('{"text": 5}', "a.jsonl:2", "int, not text")
@@ -320,7 +320,7 @@ def test_hugging_face_datasets(tmp_path, monkeypatch):
     for name in ("split", "files"):
         folder = str(tmp_path / name)
         fails(3, "split 'test'", kind="hf", paths=folder, split="test")
-    fails(2, "no folder", "downloaded", kind="hf", paths="wikitext")
+    fails(2, "not a folder", "downloaded", kind="hf", paths="wikitext")
 
 
 TFDS_BUILDER = """

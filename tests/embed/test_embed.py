@@ -301,7 +301,7 @@ def test_a_job_goes_on_where_it_was_to_the_same_bytes(
             )
         except Killed:
             assert (tmp_path / f"{name}.part").exists() and not output.exists()
-    assert starts > 2 and found.before > 0 and "Goes on after batch" in log[-1]
+    assert starts > 2 and found.before > 0 and "Resumes after batch" in log[-1]
     assert found.before + found.texts == whole.texts
     assert output.read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
     note = json.loads((tmp_path / f"{name}.progress.json").read_text())
@@ -361,7 +361,7 @@ def test_a_signal_stops_after_a_batch_and_the_command_goes_on(
     try:
         assert cli.main(["embed", *options, "--batch_tokens=256"]) == Exit.OK
         out = capsys.readouterr().out
-        assert "Goes on after batch 2 of" in out and "docs/s" in out
+        assert "Resumes after batch 2 of" in out and "docs/s" in out
         assert f"np.load('{output}'" in out
         assert cli.main(["embed", *options, "--batch_tokens=256", "--json"]) == Exit.OK
         figures = json.loads(capsys.readouterr().out)
@@ -384,12 +384,12 @@ def test_an_output_of_something_else_is_refused(model, text_file, tmp_path):
         raise Killed
 
     np.save(output, np.zeros(3))
-    refused(match="exists, and no a.npy.progress.json says")
+    refused(match="exists without the a.npy.progress.json")
     output.unlink()
     with pytest.raises(Killed):
         write(model, text_file, output, seen=dies)
     (tmp_path / "a.npy").write_text("mine")  # it appeared while the job was stopped
-    refused(match="exists, and no")
+    refused(match="exists without")
     output.unlink()
     other = dataclasses.replace(SMALL, stride=15, normalize=True)
     assert "part is of another job: normalize, stride differ" in refused(other)
@@ -474,7 +474,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
         ("none.txt", None, "text", "matches no file", Exit.DATA),
         ("a.txt", b"", "text", "holds no texts", Exit.DATA),
         ("a.txt", b"a\n\xff\n", "text", "a.txt:2: byte 0xff is not UTF-8", Exit.DATA),
-        ("a.doc", b"a", "text", "ending that says no format", Exit.USAGE),
+        ("a.doc", b"a", "text", "an unknown ending", Exit.USAGE),
         (
             "a.csv",
             b"id,body\n1,a\n",
@@ -505,10 +505,10 @@ def test_inputs_that_cannot_be_read(tmp_path, name, content, column, said, code)
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--output={d}/a.pkl"], "a.pkl has an ending that says no format"),
+        (["--output={d}/a.pkl"], "a.pkl has an unknown ending"),
         (["--output={d}/none/a.npy"], "there is no directory"),
         (["--output={d}/folder.npy"], "is a directory"),
-        (["--output={d}/a.npy", "--words"], "no place for the words"),
+        (["--output={d}/a.npy", "--words"], "cannot hold the words"),
         (["--output={d}/a.parquet", "--words", "--pooling=cls"], "says nothing"),
         (["--output={d}/a.npy", "--layer=3"], "tiny has layers 1 to 2"),
         (["--output={d}/a.npy", "--layer=-4"], "0 is the embeddings"),
@@ -611,7 +611,7 @@ def test_kills_and_signals_of_a_real_process(folder, tmp_path):
             process.wait()
         codes.append(process.returncode)
     assert codes == [-signal.SIGKILL, Exit.RESUMABLE, Exit.OK], said
-    assert "Goes on after batch" in said
+    assert "Resumes after batch" in said
     assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 

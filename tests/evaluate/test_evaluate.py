@@ -524,7 +524,7 @@ def unigram_nats(run) -> float:
     """What a held-out token costs by the counts of the training text, plus one each."""
     special = set(run.tokenizer.special_ids)
     train, seen = (
-        [t for t in split.take(np.arange(split.tokens))[0].tolist() if t not in special]
+        [t for t in split.read(np.arange(split.tokens))[0].tolist() if t not in special]
         for split in map(run.store.split, ("train", "held_out"))
     )
     counts = Counter(train)

@@ -252,7 +252,7 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         ),
         (
             ["--target=local", "--python=/no/python", "--", "pretrain"],
-            "--python=/no/python is no program",
+            "--python=/no/python is not a program",
         ),
     ],
 )

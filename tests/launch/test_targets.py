@@ -195,7 +195,7 @@ def test_quoting_is_undone_by_bash_and_yaml(text):
 @pytest.mark.parametrize("text", ["a\nb", "a\tb", "\x00", "\x85", "\u2028", "\udc80"])
 def test_what_cannot_be_written_is_refused(text):
     for write in (templates.shell, templates.yaml, lambda t: templates.yaml([t])):
-        with pytest.raises(PlmjaxError, match="cannot stand in a script"):
+        with pytest.raises(PlmjaxError, match="cannot be in a script"):
             write(text)
 
 
@@ -261,7 +261,7 @@ TPU = ("--target=tpu-vm", "--zone=z", "--accelerator=v6e-16", "--runtime=r")
         (("--target=slurm", "--time=1\n#SBATCH -x"), "--time=1"),
         (("--target=slurm", "--to=a b"), "--to=a b may hold"),
         (("--target=slurm", "--array=0"), "--array=0 must be at least 1"),
-        (("--target=slurm", "--extra=a\nb"), "cannot stand in a script"),
+        (("--target=slurm", "--extra=a\nb"), "cannot be in a script"),
         (("--target=gke",), "needs --image"),
         ((*GKE, "--accelerator=a"), "go together"),
         ((*GKE, "--topology=2x2"), "--topology needs"),
@@ -273,7 +273,7 @@ TPU = ("--target=tpu-vm", "--zone=z", "--accelerator=v6e-16", "--runtime=r")
         ((*TPU[:2],), "needs --accelerator"),
         ((*TPU, "--copy=/etc"), "must lie in this directory"),
         ((*TPU, "--copy=a/../.."), "must lie in this directory"),
-        ((*TPU, "--copy=absent"), "--copy=absent is not there"),
+        ((*TPU, "--copy=absent"), "--copy=absent does not exist"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(options, message, here, capsys):

@@ -179,7 +179,7 @@ def test_kept_and_given_up():
 
 def test_requests_that_fail_come_to_an_end():
     cloud = Cloud(Seen(None), (1, ""))
-    with pytest.raises(PlmjaxError, match="did not take the request"):
+    with pytest.raises(PlmjaxError, match="did not accept the request"):
         watched(cloud)
     again = (Seen(None), OK, Seen("FAILED"), OK)
     cloud = Cloud(*again, *again, *again, Seen(None))

@@ -230,7 +230,7 @@ def test_bad_user_dictionary(content, message, tmp_path, monkeypatch):
 def test_bad_segmenter_file(held, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / segmenters.FILE).write_text(held)
-    with pytest.raises(PlmjaxError, match="no segmenter of plmjax"):
+    with pytest.raises(PlmjaxError, match="not a segmenter of plmjax"):
         Tokenizer.load(tmp_path)
 
 

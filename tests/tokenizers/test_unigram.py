@@ -41,7 +41,7 @@ def segmentations(word, log):
 def lattice():
     runs = {"▁banana": 7.0, "▁bandana": 4.0, "▁ban": 9.0}
     texts = sorted(runs)
-    corpus = unigram._Corpus.make(texts, np.array([runs[t] for t in texts]))
+    corpus = unigram._Corpus.join(texts, np.array([runs[t] for t in texts]))
     seeds = unigram._seeds(corpus, 2, 100)
     names = corpus.pieces(seeds.first, seeds.length)
     log_N = np.log(np.random.default_rng(0).uniform(0.01, 0.3, len(names)))
