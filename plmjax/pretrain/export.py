@@ -21,8 +21,8 @@ from plmjax.evaluate.model import (
     open_run,
 )
 from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.folder import check_replaceable, replacing_export
 from plmjax.interop.huggingface import export_folder, read_folder
-from plmjax.interop.place import appearing, check_replaceable
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
 from plmjax.workdir import RunConfig, Workdir
@@ -74,7 +74,7 @@ def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
     """Copies the export of a fine-tuning, its best or last step."""
     _check_apart(to, [to])
     check_replaceable(to)
-    with appearing(to) as place:
+    with replacing_export(to) as place:
         shutil.copytree(folder, place, dirs_exist_ok=True)
     log(f"Exported to {to}.")
 
