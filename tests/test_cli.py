@@ -144,7 +144,7 @@ def test_an_imported_folder_is_trained_on_filled_and_exported(trained, tmp_path)
         export.read_bytes() != (folder / "runs/mine/export" / export.name).read_bytes()
     )
     found = run_cli("import", source, f"--workdir={workdir}")
-    assert found.returncode == Exit.USAGE and "holds a run already" in found.stderr
+    assert found.returncode == Exit.USAGE and "already holds a run" in found.stderr
 
 
 def test_two_runs_on_one_workdir(trained, call):
