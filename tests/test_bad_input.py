@@ -137,7 +137,7 @@ MODELS = [
     (("import", "--from=folder", "--workdir=x"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "[MASK]", "--model=folder"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "a", "--model=folder", "--checkpoint=5"), Exit.USAGE, "--checkpoint=5"),
-    (("fill", "a", "--model=.", "--config.a=1"), Exit.USAGE, "takes no --config"),
+    (("fill", "a", "--model=.", "--config.a=1"), Exit.USAGE, "has no --config"),
 ]
 
 
