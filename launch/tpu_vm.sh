@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What every host of a TPU slice does. `plmjax launch --target=tpu-vm` fills in what stands
-# in double braces, copies this file to all of them, and calls it over ssh; by hand, do the
-# same with the gcloud commands that `--dry_run` prints.
+# Runs on every host of a TPU slice. `plmjax launch --target=tpu-vm` fills in the words in
+# double braces, copies this file to all hosts, and calls it over ssh; by hand, do the same
+# with the gcloud commands that `--dry_run` prints.
 #
 #   bash {{name}}.sh install      unpack and install plmjax
-#   bash {{name}}.sh run ID       start the run, or go on watching it; ends with its code
-#   bash {{name}}.sh code ID      print the code with which the run ended
+#   bash {{name}}.sh run ID       start the run, or continue to watch it; exit with its code
+#   bash {{name}}.sh code ID      print the exit code of the run
 #
-# The run does not hang by the ssh connection: when that breaks, gcloud calls `run ID`
-# again, which goes on watching.
+# The run does not depend on the ssh connection: if that breaks, gcloud calls `run ID`
+# again, which continues to watch it.
 set -u
 export PYTHONUNBUFFERED=1
 mkdir -p "$HOME/{{name}}/attempts"
@@ -27,8 +27,8 @@ alive() { kill -0 "$(cat "$1/pid")" 2>/dev/null; }
 start() { # attempts/ID
   mkdir -p "$1"
   cp "$HOME/{{name}}.sh" "$1/script"
-  # A session of its own, which outlives ssh. SIGTERM goes to all of the session: the shell
-  # waits for Python, which saves, and then notes the code.
+  # A separate session, which outlives ssh. SIGTERM goes to all of the session: the shell
+  # waits for Python, which saves, and then writes the code.
   setsid nohup bash -c 'trap : TERM
     "$@"
     echo $? > "$0/code.new" && mv "$0/code.new" "$0/code"' "$1" "${command[@]}" \
@@ -54,7 +54,7 @@ run() { # ID
         continue
       fi
       if cmp -s "$HOME/{{name}}.sh" "$old/script"; then
-        # A launcher that was started again meets the run that the last one left.
+        # A restarted launcher watches the run that the last launcher started.
         ln -s "${old#attempts/}" "$here"
       else
         stop "$old"

@@ -15,7 +15,7 @@ from tests_common import TINY, environment, once, run_cli, sentences
 
 import plmjax
 from plmjax import Exit, cli
-from plmjax.cli import use
+from plmjax.cli import inference
 from plmjax.objectives import MLM
 
 PACKAGE = Path(plmjax.__file__).parent
@@ -144,7 +144,7 @@ def test_an_imported_folder_is_trained_on_filled_and_exported(trained, tmp_path)
         export.read_bytes() != (folder / "runs/mine/export" / export.name).read_bytes()
     )
     found = run_cli("import", source, f"--workdir={workdir}")
-    assert found.returncode == Exit.USAGE and "holds a run already" in found.stderr
+    assert found.returncode == Exit.USAGE and "already holds a run" in found.stderr
 
 
 def test_two_runs_on_one_workdir(trained, call):
@@ -178,7 +178,7 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == Exit.RESUMABLE, err
-    assert f"Stopped by {number.name}" in out and "The same command goes on" in out
+    assert f"Stopped by {number.name}" in out and "Run the same command again" in out
     assert "Traceback" not in err
 
 
@@ -193,7 +193,7 @@ def test_a_signal_that_looks_like_an_error_is_no_bug(monkeypatch, capsys):
         except KeyboardInterrupt:
             raise ImportError("while initializing the extension") from None
 
-    monkeypatch.setattr(use, "_fill", importing)
+    monkeypatch.setattr(inference, "_fill", importing)
     try:
         code = cli.main(["fill", "a [MASK]", "--model=a"])
     finally:
@@ -208,8 +208,8 @@ def test_a_signal_in_executed_text_leaves_the_exit_code_as_it_is(tmp_path):
     (tmp_path / "interrupted.py").write_text(
         "import os, sys, time\n"
         "from plmjax import cli\n"
-        "from plmjax.cli import use\n"
-        "use._fill = lambda _: exec('os.kill(os.getpid(), 15); time.sleep(60)')\n"
+        "from plmjax.cli import inference\n"
+        "inference._fill = lambda _: exec('os.kill(os.getpid(), 15); time.sleep(60)')\n"
         "sys.exit(cli.main(['fill', 'a [MASK]', '--model=a']))\n"
     )
     ended = subprocess.run(
@@ -239,7 +239,7 @@ def test_the_reader_of_the_output_leaves(trained, tmp_path):
     with process.stderr:
         err = process.stderr.read().decode()
     assert process.wait(timeout=120) == Exit.RESUMABLE
-    assert "The same command goes on" in err and "Traceback" not in err
+    assert "Run the same command again" in err and "Traceback" not in err
 
 
 def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):

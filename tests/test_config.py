@@ -64,8 +64,8 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ((), "nothing says how long to train"),
-        (("train.steps=9", "data.phases=((9, 16, 8),)"), "train.steps both say"),
+        ((), "does not set how long to train"),
+        (("train.steps=9", "data.phases=((9, 16, 8),)"), "train.steps both set"),
         (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),

@@ -7,10 +7,10 @@ Argument: the teacher, a Hugging Face folder with its vocabulary head (BertForMa
 or BertForPreTraining); its tokenizer becomes the student's. Six layers of twelve, those
 numbered 0, 2, 4, 7, 9, 11 to start. Weights 5 (soft, at all tokens, temperature 2), 2
 (masked words) and 1 (cosine), Adam 5e-4, warm-up 5 %, clip 5, no decay of the weights
-and 3 epochs are the command and the defaults of transformers' distillation example, but
-that it masks rare words more often (p ~ count ** -.7); here all are masked alike.
-Batches of up to 4,000 rows and 90 hours on eight V100 of 16 GB are recalled from the
-paper.
+and 3 epochs are the command and the defaults of transformers' distillation example,
+except that it masks rare words more often (p ~ count ** -.7); this recipe masks all
+alike. Batches of up to 4,000 rows and 90 hours on eight V100 of 16 GB are recalled from
+the paper.
 
 The paper reports 40 % fewer parameters, 97 % of BERT's score on GLUE (77.0 of 79.5) and
 60 % more speed. Nobody has trained this recipe to its end with plmjax yet: no time or

@@ -1,10 +1,10 @@
-"""A one-layer student of the model that `plmjax pretrain` trains when told nothing.
+"""A one-layer student of the model that `plmjax pretrain` trains without options.
 
   plmjax pretrain --config=configs/distill/docstrings.py
 
-The teacher is runs/docstrings (two layers x 256), which `plmjax pretrain` makes; the
-argument names another workdir of that size. Two CPU cores, nothing to download.
-The soft loss is taken at the masked tokens alone: with so small a model, the vocabulary
+The teacher is runs/docstrings (two layers x 256), which `plmjax pretrain` trains; the
+argument names another workdir of that size. Two CPU cores, nothing to download. The
+soft loss is computed at the masked tokens only: with so small a model, the vocabulary
 at all tokens would cost most of the step. No score is claimed: the end of the run
 prints parameters, score and speed beside the teacher's.
 """

@@ -1,10 +1,10 @@
-"""Which of several goes on best: SWAG, RACE, and jsonl of your own.
+"""Which of several texts continues another best: SWAG, RACE, and your own jsonl.
 
   plmjax finetune --config=configs/finetune/choices.py --config.model=runs/mine \\
       --config.task.train=train.jsonl --config.task.held_out=dev.jsonl \\
       --workdir=runs/choices
 
-A line is {"text": ..., "choices": [...], "label": 0}. The argument swag takes the
+A line is {"text": ..., "choices": [...], "label": 0}. The argument swag reads the
 columns of SWAG's csv files.
 """
 

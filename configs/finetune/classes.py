@@ -4,7 +4,7 @@
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/labels
 
 Columns "text" and "label"; others by --config.task.columns.text=NAME. Two texts a line:
---config.task.columns.pair=NAME. Relations between two entities, by their places:
+--config.task.columns.pair=NAME. Relations between two entities, by their positions:
 --config.task.columns.entities=START,END,START,END (docs/tasks.md). Without a held-out
 file a tenth of train is held out. Rates are those that are usual for base sizes (2e-5
 to 5e-5) and, with the argument small, for models under some 30 million parameters.

@@ -6,11 +6,11 @@
   plmjax embed --model=runs/vectors --input=texts.txt --output=texts.npy
 
 A line is {"text": ..., "pair": ...}: a question and its answer, a title and its text, a
-sentence and the same said otherwise. --config.task.columns.negative=NAME is a third
-text, that looks right and is not. A row is held against the others of its batch, so the
-batch is as large as memory allows: with train.accumulation it is a micro-batch. Rates
-are those that are usual for base sizes and, with the argument small, for models under
-some 30 million parameters.
+sentence and its paraphrase. --config.task.columns.negative=NAME is a third text, which
+is similar but wrong. A row is compared with the others of its batch (with
+train.accumulation: of its micro-batch), so it should be as large as memory allows.
+Rates are those that are usual for base sizes and, with the argument small, for models
+under some 30 million parameters.
 """
 
 from ml_collections import ConfigDict

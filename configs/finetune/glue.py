@@ -1,4 +1,4 @@
-"""GLUE's tasks, from the folders of tab-separated files that its site hands out.
+"""GLUE's tasks, from the folders of tab-separated files that its site offers.
 
   plmjax finetune --config=configs/finetune/glue.py:cola --config.model=runs/mine \\
       --config.task.train=GLUE/CoLA/train.tsv \\

@@ -1,12 +1,12 @@
-"""Answers cut out of a context: SQuAD 1.1 and 2.0, and what is written like them.
+"""Answers cut out of a context: SQuAD 1.1 and 2.0, and data in their format.
 
   plmjax finetune --config=configs/finetune/squad.py --config.model=runs/mine \\
       --config.task.train=train-v2.0.json --config.task.held_out=dev-v2.0.json \\
       --workdir=runs/squad
 
-Long contexts become windows of 384 tokens, 128 apart, as in BERT's own code. That there
-is no answer can be said where train has such questions. The argument cmrc scores by
-characters, as CMRC 2018 does, and keeps the answers that stand in the wrong place.
+Long contexts become windows of 384 tokens, 128 apart, as in BERT's code. If train
+has questions without an answer, the model can predict that there is none. The argument
+cmrc scores by characters, as CMRC 2018 does, and keeps answers with wrong positions.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""One tag a word: names of persons and places, parts of speech.
+"""One tag a word: names of persons and locations, parts of speech.
 
   plmjax finetune --config=configs/finetune/tags.py --config.model=runs/mine \\
       --config.task.train=train.conll --config.task.held_out=dev.conll \\

@@ -5,7 +5,7 @@
 
 Argument: tiny (two cores), or base-v1, large-v1 ... xxlarge-v2 (default base-v2).
 125,000 steps of 4,096 rows of 512 tokens; LAMB at .00176, warm-up 3,125; masks of up to
-three words; sentence order beside MLM; embeddings of 128. Rates and steps are those of
+three words; sentence order with MLM; embeddings of 128. Rates and steps are those of
 the authors' code, whose second version trained longer. The paper's base scored 80.1 on
 average over its tasks at E=128, all shared, 12M parameters. Nobody has trained this
 recipe to its end with plmjax yet: no time or score of ours is claimed.

@@ -4,11 +4,11 @@
       --config.data.source.paths='wiki/*.txt.gz' --workdir=runs/bert-base
 
 Argument: tiny, mini, small, medium, base (default) or large; all of them train as long
-(for two cores take bert_mini.py). 900,000 steps of 256 rows
+(for two cores use bert_mini.py). 900,000 steps of 256 rows
 of 128 tokens, then 100,000 of 512; Adam 1e-4, warm-up 10,000, linear to 0, decay .01.
 The numbers are recalled from the paper; its runs took days on TPUs, and nobody has
 trained this recipe to its end with plmjax yet: no time or score is claimed.
-Documents are blocks parted by blank lines, as in the paper's Wikipedia dumps.
+Documents are blocks between blank lines, as in the paper's Wikipedia dumps.
 """
 
 from ml_collections import ConfigDict

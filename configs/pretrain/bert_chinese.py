@@ -5,11 +5,11 @@
       --config.data.source.paths='texts/*.txt' --workdir=runs/bert-chinese
 
 Argument: tiny (two cores) or base (default). The vocabulary stays characters; jieba's
-words are masked together. For text that is segmented already, its words parted by
-blanks, set --config.tokenizer.segmenter=spaces. Rates and steps are BERT's own, as
-recalled; the paper continued from Google's Chinese BERT (`plmjax import`), whose 21,128
-pieces set the size of the vocabulary here. Nobody has trained this recipe to its end
-with plmjax yet: no time or score is claimed.
+words are masked together. For text that is already segmented, with blanks between
+words, set --config.tokenizer.segmenter=spaces. Rates and steps are BERT's, as recalled;
+the paper continued from Google's Chinese BERT (`plmjax import`), whose 21,128 pieces
+set the size of the vocabulary here. Nobody has trained this recipe to its end with
+plmjax yet: no time or score is claimed.
 """
 
 from ml_collections import ConfigDict

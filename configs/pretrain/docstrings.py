@@ -2,7 +2,7 @@
 
   plmjax pretrain --config=configs/pretrain/docstrings.py
 
-What `plmjax pretrain` does when it is told nothing, written out, to copy from. Two CPU
+The defaults of `plmjax pretrain`, written out as a start for your own config. Two CPU
 cores and nothing to download; docs/log.md has the time and the loss measured.
 """
 

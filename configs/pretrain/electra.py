@@ -6,8 +6,8 @@
 Argument: tiny (two cores), small (default), base or large. Small: 1M steps of 128 rows
 of 128 tokens at 5e-4; base: 766k of 256 x 512 at 2e-4; large: 400k of 2,048 x 512 at
 2e-4 with a quarter of the tokens masked; Adam (.9, .999), eps 1e-6, decay .01, warm-up
-10,000, clipping at 1; loss = MLM + 50 RTD. All of it is in the authors' code but the
-steps of base and large, which are recalled from the paper. The paper's small took 4
+10,000, clipping at 1; loss = MLM + 50 RTD. All of it is in the authors' code, except
+the steps of base and large, which are recalled from the paper. The paper's small took 4
 days on one V100 and scored 79.9 on GLUE's dev sets. Nobody has trained this recipe to
 its end with plmjax yet: no time or score of ours is claimed.
 """

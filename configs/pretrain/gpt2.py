@@ -5,8 +5,8 @@
 
 Argument: tiny (two cores), small (default, 124M parameters), medium, large or xl. The
 paper gives neither steps nor rates: those here, 600,000 steps of 512 rows of 1,024
-tokens at 6e-4, Adam (.9, .95), decay .1, warm-up 2,000, cosine to a tenth, are what
-reproductions of the small size have settled on, recalled and not checked. Nobody has
+tokens at 6e-4, Adam (.9, .95), decay .1, warm-up 2,000, cosine to a tenth, are those
+of reproductions of the small size, recalled and not checked. Nobody has
 trained this recipe to its end with plmjax yet: no time or score is claimed.
 """
 

@@ -1,4 +1,4 @@
-"""A published BERT, trained on with MLM and next-sentence prediction on your text.
+"""A published BERT, trained further with MLM and next-sentence prediction on your text.
 
   plmjax import --from=bert-base-uncased --workdir=runs/meditations
   plmjax pretrain --config=configs/pretrain/nsp.py --workdir=runs/meditations \\
@@ -7,7 +7,7 @@
 
 Sizes, vocabulary and start weights are the import's. A line is a document here, its
 sentences end at punctuation; half of the pairs follow each other. Three epochs at 5e-5
-are a guess of ours. Two cores do for a small book. No time or score is claimed: the
+are our guess. Two cores suffice for a small book. No time or score is claimed: the
 text is yours.
 """
 

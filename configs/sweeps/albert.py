@@ -5,10 +5,10 @@
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/albert
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768). The
-first setting, embeddings as wide as the layers and nothing shared, is what the others
-are held against. Sharing makes a model smaller, not cheaper: at equal compute the steps
-are nearly the same. Rows of 128 tokens, AdamW and fewer steps are not the paper's. No
-time or score is claimed: text and tasks are yours.
+first setting, embeddings as wide as the layers and nothing shared, is the one that the
+others are compared with. Sharing makes a model smaller, not cheaper: at equal compute
+the steps are nearly the same. Rows of 128 tokens, AdamW and fewer steps are not the
+paper's. No time or score is claimed: text and tasks are yours.
 """
 
 WIDTHS = {"small": (256, 128, 32), "gpu": (768, 256, 128, 64)}

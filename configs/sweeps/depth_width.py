@@ -5,8 +5,8 @@
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/depth
 
 Argument: small (around 4 layers x 256, two CPU cores) or gpu (default; around 12 x
-768). All cost what the first one's steps cost; the learning rate is the same for all,
-which may favour some. No time or score is claimed: text and tasks are yours.
+768). All use the compute of the first one's steps; the learning rate is the same for
+all, which may favour some. No time or score is claimed: text and tasks are yours.
 """
 
 # (layers, width): layers x width^2 is within a fifth of the first one's.

@@ -1,16 +1,16 @@
-"""What of ELECTRA helps (Clark et al. 2020, arXiv:2003.10555, section 3.5).
+"""Which components of ELECTRA help (Clark et al. 2020, arXiv:2003.10555, section 3.5).
 
   plmjax compare --pretrain=configs/sweeps/electra_ablation.py:small --seeds=3 \\
       --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/electra
 
-Argument: small (4 layers x 256, two CPU cores) or gpu (default; electra-small, of whose
-million steps a tenth). All settings cost what the first one's steps cost, generators
-counted. bert: masked language modelling. replace-mlm: the same, but a generator's
-samples in the place of [MASK]. electra-15: replaced tokens are told at the 15 % that
-were chosen. all-tokens-mlm: the original is predicted at every token, with a gate that
-copies. electra: replaced tokens are told everywhere. No time or score is claimed: text
-and tasks are yours.
+Argument: small (4 layers x 256, two CPU cores) or gpu (default; electra-small, with a
+tenth of its steps). All settings use the compute of the first one's steps, generators
+included. bert: masked language modelling. replace-mlm: the same, but a generator's
+samples in the place of [MASK]. electra-15: replaced tokens are detected at the 15 %
+that were chosen. all-tokens-mlm: the original is predicted at every token, with a gate
+that copies. electra: replaced tokens are detected everywhere. No time or score is
+claimed: text and tasks are yours.
 """
 
 SIZES = {"small": ("tiny", 2_000), "gpu": ("small", 100_000)}

@@ -3,10 +3,10 @@
   plmjax sweep --config=configs/sweeps/finetune_rates.py --workdir=runs/tuned \\
       --config.model=runs/mine --config.task.train=train.csv --parallel=2
 
-Fifteen trials of configs/finetune/classes.py, three seeds each, judged by the score on
-the held-out part that chooses the best step. A test part is scored, too, and stands in
-results.csv; choosing by it would flatter. Two CPU cores or a GPU, by the model. No time
-is claimed: model and data are yours.
+Fifteen trials of configs/finetune/classes.py, three seeds each, compared by the score
+on the held-out part, which also chooses the best step. A test part is scored, too, in
+results.csv; a choice by it would be biased. Two CPU cores or a GPU, by the model. No
+time is claimed: model and data are yours.
 """
 
 

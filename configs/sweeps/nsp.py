@@ -5,9 +5,9 @@
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/nsp
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768). none:
-rows full of running text. pairs: rows of two segments, of which nothing is asked. nsp:
-does the second follow? sop: which is first? The third less the second is what the loss
-does, the second less the first what the rows do. Documents are blocks between blank
+rows full of running text. pairs: rows of two segments, without a second loss. nsp: does
+the second follow? sop: which is first? nsp minus pairs is the effect of the loss, pairs
+minus none that of the rows. Documents are blocks between blank
 lines, and must have several sentences. No time or score is claimed: text and tasks are
 yours.
 """

@@ -20,7 +20,7 @@ def get_hyper(hyper):
             hyper.sweep("config.train.schedule.warmup_percent", [2.0, 6.0]),
         ]
     )
-    # Of a schedule that holds its peak, the end is what matters.
+    # Schedules that hold their peak differ only at the end.
     holding = hyper.product(
         [
             hyper.fixed(kind, "wsd"),

@@ -46,7 +46,7 @@ def run_steps(
     mesh: jax.sharding.Mesh,
     steps: int,
 ) -> tuple[State, Timed]:
-    """Takes `steps` steps as `fit` does: metrics are fetched two steps later."""
+    """Runs `steps` steps as `fit` does: metrics are fetched two steps later."""
     arrived, waiting, loader_s = [time.perf_counter()], deque(), 0.0
     for _ in range(steps):
         begin = time.perf_counter()
@@ -120,10 +120,10 @@ def _time_phase(
     compiled = lower(step, state, frozen, first).compile()
     compiled = functools.partial(compiled, **step.keywords)
     compile_s = time.perf_counter() - begin
-    take = functools.partial(run_steps, compiled, frozen=frozen, mesh=setup.mesh)
+    run = functools.partial(run_steps, compiled, frozen=frozen, mesh=setup.mesh)
     batches = read_ahead(batch, 0, steps + 2)
-    state, _ = take(state=state, batches=batches, steps=2)
-    _, timed = take(state=state, batches=batches, steps=steps)
+    state, _ = run(state=state, batches=batches, steps=2)
+    _, timed = run(state=state, batches=batches, steps=steps)
     return _figures(setup, phase, timed) | {
         "compile_s": compile_s,
         "peak_memory_mb": _peak_memory_bytes() / 1e6,
@@ -157,8 +157,8 @@ def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]
 
 def _peak_memory_bytes() -> int:
     """Returns the largest peak of all devices; on a CPU, that of the process."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peak = max(found.get("peak_bytes_in_use", 0) for found in stats)
+    all_stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(stats.get("peak_bytes_in_use", 0) for stats in all_stats)
     return peak or machine.peak_rss_bytes()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
 from plmjax.cli import bench
+from plmjax.cli.options import RESUME
 from plmjax.cli.parser import make_parser
 
 
@@ -46,14 +47,14 @@ def _parse(argv: list[str]) -> argparse.Namespace | int:
     """Returns the arguments of a verb; the exit code if there is nothing to run."""
     # The command that `plmjax launch` starts follows "--".
     end = argv.index("--") if "--" in argv else len(argv)
-    own, command = argv[:end], argv[end + 1 :]
-    overrides, rest = _parted(own, "--config.")
-    pretraining, rest = _parted(rest, "--pretrain.")
-    if message := bench.moved(own):
+    arguments, command = argv[:end], argv[end + 1 :]
+    overrides, others = _split_by_prefix(arguments, "--config.")
+    pretraining, others = _split_by_prefix(others, "--pretrain.")
+    if message := bench.moved(arguments):
         return _fail(message, "", Exit.USAGE)
     parser = make_parser()
     try:
-        args = parser.parse_args(rest)
+        args = parser.parse_args(others)
     except SystemExit as leaving:
         return int(leaving.code or 0)
     args.overrides, args.command, args.parser = overrides, command, parser
@@ -62,20 +63,21 @@ def _parse(argv: list[str]) -> argparse.Namespace | int:
         parser.print_help()
         return Exit.USAGE
     if overrides and not hasattr(args, "config"):
-        return _fail(f"`plmjax {args.verb}` takes no --config.", "", Exit.USAGE)
+        return _fail(f"`plmjax {args.verb}` has no --config.", "", Exit.USAGE)
     if pretraining and getattr(args, "pretrain", None) is None:
-        hint = "It goes with `plmjax compare --pretrain=FILE`."
-        return _fail(f"--pretrain.{pretraining[0]} is of no use.", hint, Exit.USAGE)
+        hint = "It belongs to `plmjax compare --pretrain=FILE`."
+        return _fail(f"--pretrain.{pretraining[0]} has no effect.", hint, Exit.USAGE)
     where = getattr(args, "workdir", None) or ""
     if "://" in where:
         return _fail(
             f"--workdir={where} must be a directory.",
-            "Keep the run in one, and its checkpoints there by "
-            f"--config.train.checkpoints={where}.",
+            "Choose a directory for the run, and set "
+            f"--config.train.checkpoints={where} for its checkpoints.",
             Exit.USAGE,
         )
     if command and args.verb != "launch":
-        return _fail(f"`plmjax {args.verb}` takes no command.", "", Exit.USAGE)
+        hint = "Remove the -- and all that follows it."
+        return _fail(f"`plmjax {args.verb}` runs no command.", hint, Exit.USAGE)
     return args
 
 
@@ -105,10 +107,10 @@ def _leave(error: BaseException, args) -> int:
     return code
 
 
-def _parted(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Returns the arguments with a prefix, without it, and the others."""
-    found = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
-    return found, [a for a in arguments if not a.startswith(prefix)]
+def _split_by_prefix(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Returns the arguments with a prefix, which is removed, and the others."""
+    matching = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
+    return matching, [a for a in arguments if not a.startswith(prefix)]
 
 
 def _explain(error: BaseException, args) -> int:
@@ -122,12 +124,12 @@ def _explain(error: BaseException, args) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        # The reader of stdout has closed it (| head), so nothing more goes there.
+        # The reader of stdout has closed it (| head), so nothing more is written to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if getattr(args, "verb", None) != "pretrain":
             return Exit.OK
-        message = "the reader of the output left, and the run stopped."
-        return _fail(message, "The same command goes on.", Exit.RESUMABLE)
+        message = "the reader of the output has gone, so the run stopped."
+        return _fail(message, RESUME, Exit.RESUMABLE)
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -138,11 +140,11 @@ def _explain(error: BaseException, args) -> int:
             return _fail(f"{error}.", disk_hint(error), Exit.DISK)
         if _is_one_of_several() and _peer_is_gone(error):
             reason = str(error).strip().partition("\n")[0]
-            message = f"another process of this run is gone ({reason})."
-            return _fail(message, "The same command goes on.", Exit.RESUMABLE)
+            message = f"another process of this run has ended ({reason})."
+            return _fail(message, RESUME, Exit.RESUMABLE)
         return _fail(
             f"a bug in plmjax: {type(error).__name__}: {error}",
-            "Please report it with what --debug prints.",
+            "Please report it, with the output of --debug.",
             Exit.INTERNAL,
         )
 
@@ -159,7 +161,7 @@ def _interrupted() -> int:
     # An interrupt in code run by exec (as dataclasses use it) leaves a mark that makes
     # `python -m` end by SIGINT with any exit code. The next exec clears the mark.
     exec("")
-    print("\nInterrupted. The same command goes on.", file=sys.stderr)
+    print(f"\nInterrupted. {RESUME}", file=sys.stderr)
     return Exit.RESUMABLE
 
 

@@ -18,7 +18,7 @@ def add(verb) -> None:
     added = verb(
         "bench",
         None,
-        "measure speed: of training, of preparing text",
+        "measure the speed of training or of preparing text",
         "plmjax bench train --config=my_config.py",
     )
     benches = added.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -30,14 +30,16 @@ def add(verb) -> None:
         config=True,
         of=benches,
     )
-    added.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    added.add_argument("--workdir", help="a run whose config and data are used")
+    added.add_argument(
+        "--steps", type=int, default=20, help="number of timed steps (default: 20)"
+    )
+    added.add_argument("--workdir", help="use the config and data of this run")
     json_option(added)
 
     added = verb(
         "prepare",
         _bench_prepare,
-        "time text to tokens",
+        "time how fast text becomes tokens",
         "plmjax bench prepare --paths='texts/*.txt' --workers=2",
         of=benches,
     )
@@ -46,9 +48,13 @@ def add(verb) -> None:
 
 def prepare_options(added: argparse.ArgumentParser) -> None:
     """Adds the options of `bench prepare` and of benchmarks/prepare.py."""
-    added.add_argument("--paths", required=True, help="text files")
-    added.add_argument("--rounds", type=int, default=3)
-    added.add_argument("--workers", type=int, default=1, help="processes")
+    added.add_argument("--paths", required=True, help="text files, or a pattern")
+    added.add_argument(
+        "--rounds", type=int, default=3, help="number of repetitions (default: 3)"
+    )
+    added.add_argument(
+        "--workers", type=int, default=1, help="number of processes (default: 1)"
+    )
     json_option(added)
 
 

@@ -7,17 +7,17 @@ def add(verb) -> None:
     added = verb(
         "doctor",
         _doctor,
-        "say what is wrong with a machine: versions, devices, processes, disk, clock",
+        "check this machine: versions, devices, processes, disk and clock",
         "plmjax doctor --workdir=runs/mine --num_processes=4",
     )
     added.add_argument(
-        "--workdir", default=".", help="where a run would live (default: here)"
+        "--workdir", default=".", help="directory of a future run (default: .)"
     )
     added.add_argument(
         "--num_processes",
         type=int,
         default=2,
-        help="processes that try to meet on this machine (2; 1 leaves it out)",
+        help="number of processes that connect as a test (default: 2; 1: no test)",
     )
     json_option(added)
 
@@ -28,6 +28,6 @@ def _doctor(args) -> int:
     from plmjax.doctor.report import as_dict, as_text, examine, exit_code
 
     at_least_one(args, "num_processes")
-    found = examine(args.workdir, args.num_processes)
-    print(json.dumps(as_dict(found)) if args.json else as_text(found))
-    return exit_code(found)
+    checks = examine(args.workdir, args.num_processes)
+    print(json.dumps(as_dict(checks)) if args.json else as_text(checks))
+    return exit_code(checks)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
+    RESUME,
     at_least_one,
     checkpoint_option,
     json_option,
@@ -28,7 +29,7 @@ def add(verb) -> None:
     added = verb(
         "embed",
         _embed,
-        "turn texts into vectors, or each word in its place in a text",
+        "turn texts, or the words in them, into vectors",
         "plmjax embed --model=runs/docstrings --input=texts.txt --output=texts.npy",
     )
     model_option(added)
@@ -37,56 +38,61 @@ def add(verb) -> None:
         "--input",
         required=True,
         metavar="FILE",
-        help="a .txt, a text a line; or .csv, .tsv, .jsonl, .parquet; .gz too",
+        help="texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet; also .gz",
     )
     add(
         "--output",
         required=True,
         metavar="FILE",
-        help=".npy, or .parquet with the columns row and vector",
+        help="vectors: .npy, or .parquet with the columns row and vector",
     )
-    add("--column", default="text", help="of records, the one that holds the text")
+    add(
+        "--column",
+        default="text",
+        help="column of the text, for all formats but .txt (default: text)",
+    )
     add(
         "--pooling",
         choices=("mean", "cls", "max"),
-        help="how the vectors of a text's tokens become one (as the model was "
-        "trained for embeddings, else mean)",
+        help="how a text's token vectors become one vector (default: as the model "
+        "was trained for embeddings, else mean)",
     )
     add(
         "--words",
         action="store_true",
-        help="a vector for each word instead, the mean of its pieces; .parquet alone",
+        help="write a vector for each word, the mean of its pieces; needs .parquet",
     )
     add(
         "--layer",
         type=int,
         default=-1,
-        help="whose vectors: -1 is the last (default), 0 the embeddings",
+        help="layer of the vectors: -1 is the last (default), 0 the embeddings",
     )
     add("--normalize", action="store_true", help="scale each vector to length 1")
     add(
         "--length",
         type=int,
-        help="tokens a row at most (default: what the model was trained with)",
+        help="largest number of tokens in a row (default: as in training)",
     )
     add(
         "--long",
         choices=("window", "truncate"),
         default="window",
-        help="longer texts: averaged over windows (default), or cut",
+        help="longer texts: average over windows (default), or cut them",
     )
-    add("--stride", type=int, help="tokens from one window to the next")
+    add("--stride", type=int, help="tokens from the start of a window to the next")
     add(
         "--batch_tokens",
         type=int,
         default=16384,
-        help="tokens at once, padding included (16384)",
+        help="number of tokens in a batch, with padding (default: 16384)",
     )
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what the model computes in; bfloat16 is less exact, for accelerators",
+        help="dtype of the computation (default: float32); bfloat16 is faster on "
+        "accelerators, and less exact",
     )
     checkpoint_option(added)
     json_option(added)
@@ -106,9 +112,9 @@ def _embed(args) -> int:
     at_least_one(args, "batch_tokens", "stride")
     if args.words and args.pooling:
         raise PlmjaxError(
-            f"--words makes no vector of a text, so --pooling={args.pooling} says "
-            "nothing.",
-            hint="Leave one of the two out.",
+            f"--words writes vectors of words, so --pooling={args.pooling} has no "
+            "effect.",
+            hint="Remove one of the two.",
         )
     output = Path(args.output)
     check_output(output, args.words)
@@ -133,7 +139,7 @@ def _embed(args) -> int:
                 bars.append(stack.enter_context(bar))
             bars[0].show(now.tokens, f"{now.texts:,} texts")
 
-        found = embed_file(
+        result = embed_file(
             model,
             longest,
             args.input,
@@ -144,29 +150,30 @@ def _embed(args) -> int:
             seen=seen,
         )
     if args.json:
-        print(json.dumps(found.figures() | {"output": args.output}))
+        print(json.dumps(result.figures() | {"output": args.output}))
     else:
-        _tell(found, output, "words" if args.words else "texts")
-    return Exit.RESUMABLE if found.stopped else Exit.OK
+        _print_summary(result, output, "words" if args.words else "texts")
+    return Exit.RESUMABLE if result.stopped else Exit.OK
 
 
-def _tell(found, output: Path, what: str) -> None:
-    if found.finished:
-        print(f"{output} is finished: {found.vectors:,} vectors of the same job.")
+def _print_summary(result, output: Path, what: str) -> None:
+    if result.finished:
+        print(f"{output} is already finished: {result.vectors:,} vectors.")
     else:
         print(
-            f"Embedded {found.texts:,} texts, {found.tokens:,} tokens, in "
-            f"{found.seconds:.1f} s, {found.compile_seconds:.1f} of them compiling; "
-            f"else {found.texts_per_second:,.1f} docs/s, "
-            f"{found.tokens_per_second:,.0f} tokens/s."
+            f"Embedded {result.texts:,} texts, {result.tokens:,} tokens, in "
+            f"{result.seconds:.1f} s, of which compiling took "
+            f"{result.compile_seconds:.1f} s; without it "
+            f"{result.texts_per_second:,.1f} docs/s, "
+            f"{result.tokens_per_second:,.0f} tokens/s."
         )
-    if found.stopped:
-        done, all_texts = found.before + found.texts, found.report["texts"]
+    if result.stopped:
+        done, all_texts = result.before + result.texts, result.report["texts"]
         print(
-            f"Stopped by {found.stopped}: {done:,} of {all_texts:,} texts are done. "
-            "The same command goes on."
+            f"Stopped by {result.stopped}: {done:,} of {all_texts:,} texts are done. "
+            f"{RESUME}"
         )
         return
-    if not found.finished:
-        print(f"{output}: {found.vectors:,} {what}, {found.width} numbers each.")
+    if not result.finished:
+        print(f"{output}: {result.vectors:,} {what}, {result.width} numbers each.")
     print("\nIn Python:\n" + _LOAD[output.suffix].format(path=str(output)))

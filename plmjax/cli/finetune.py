@@ -18,30 +18,37 @@ def add(verb) -> None:
     )
     training_options(
         added,
-        "read and check everything, print sizes, memory, steps, labels and the first "
-        "row",
+        "read and check all data, then print sizes, memory, steps, labels and the "
+        "first row",
     )
     compare.repeat_options(added)
     added.add_argument(
         "--safe",
         action="store_true",
-        help="the recipe against seeds that do not learn (docs/studies.md)",
+        help="use a recipe that avoids seeds that do not learn (docs/studies.md)",
     )
 
     added = verb(
         "predict",
         _predict,
-        "say what a fine-tuned model makes of new texts; several models, with a comma "
-        "between, are averaged",
-        "plmjax predict --model=runs/sentiment --input=new.csv --output=said.jsonl",
+        "predict the labels of new texts with a fine-tuned model, or with the average "
+        "of several models",
+        "plmjax predict --model=runs/sentiment --input=new.csv "
+        "--output=predictions.jsonl",
         config=True,
     )
     added.add_argument(
-        "--model", required=True, help="a fine-tuning's workdir, or a folder with one"
+        "--model",
+        required=True,
+        help="workdir or exported folder of a fine-tuned model; several with commas",
     )
-    added.add_argument("--input", required=True, help="texts without labels, or with")
+    added.add_argument(
+        "--input", required=True, help="file of texts; labels are not needed"
+    )
     added.add_argument("--output", required=True, help="FILE.jsonl, .csv or .tsv")
-    added.add_argument("--batch", type=int, default=32, help="rows at once")
+    added.add_argument(
+        "--batch", type=int, default=32, help="number of rows in a batch (default: 32)"
+    )
 
 
 def _finetune(args) -> int:
@@ -60,7 +67,8 @@ def _finetune(args) -> int:
     if workdir is None:
         if config.name is None:
             raise PlmjaxError(
-                "the run has no place.", hint="Give --workdir=DIR or --config.name."
+                "the run has no directory.",
+                hint="Set --workdir=DIR or --config.name=NAME.",
             )
         workdir = Path("runs") / str(config.name)
     start_jax(workdir)
@@ -82,7 +90,7 @@ def _finetune(args) -> int:
     if is_study(workdir):
         raise PlmjaxError(
             f"{workdir} holds a study of several runs.",
-            hint="Give its --seeds or --folds again, or another --workdir.",
+            hint="Repeat its --seeds or --folds, or choose another --workdir.",
         )
     return stopped(finetune(config, workdir))
 
@@ -93,8 +101,8 @@ def _dry_run(args, config, workdir: Path) -> int:
 
     if several() or compare.is_repeated(args):
         raise PlmjaxError(
-            "--dry_run looks at one fine-tuning from one process.",
-            hint="Leave --seeds, --folds and the flags of several processes out.",
+            "--dry_run describes one fine-tuning in one process.",
+            hint="Remove --seeds, --folds and the options of several processes.",
         )
     if args.safe:
         config = compare.settled_config(args, safe=True)

@@ -13,39 +13,39 @@ from plmjax import PlmjaxError
 TARGETS = ("local", "slurm", "tpu-vm", "gke", "sky")
 # Name, type (bool: a switch, list: may be given several times), placeholder and help.
 _OPTIONS = (
-    ("name", str, "NAME", "of the job, the TPU, and the files (plmjax)"),
-    ("to", str, "DIR", "where files and logs go (plmjax-launch)"),
-    ("python", str, "PATH", "the Python there (here the one that runs this)"),
-    ("restarts", int, "K", "start again after 75, 134, 137, 143, so many times"),
-    ("grace_seconds", int, "S", "from SIGTERM to SIGKILL"),
-    ("num_processes", int, "N", "processes on this machine (1)"),
-    ("devices_per_process", int, "M", "GPUs, or virtual CPU devices without any"),
-    ("nodes", int, "N", "machines of the run; on gke hosts of the slice (1)"),
-    ("tasks_per_node", int, "N", "processes a node (1)"),
-    ("gpus_per_task", int, "N", "GPUs a process"),
-    ("cpus_per_task", int, "N", "cores a process"),
-    ("time", str, "T", "limit, as sbatch takes it: 12:00:00"),
-    ("partition", str, "P", "where to queue"),
-    ("account", str, "A", "who pays"),
+    ("name", str, "NAME", "name of the job, the TPU and the files (plmjax)"),
+    ("to", str, "DIR", "directory of the files and logs (plmjax-launch)"),
+    ("python", str, "PATH", "Python of that machine (on this one: the running Python)"),
+    ("restarts", int, "K", "restarts allowed, after codes 75, 134, 137 and 143"),
+    ("grace_seconds", int, "S", "seconds from SIGTERM to SIGKILL"),
+    ("num_processes", int, "N", "number of processes on this machine (1)"),
+    ("devices_per_process", int, "M", "GPUs a process; without GPUs virtual CPUs"),
+    ("nodes", int, "N", "number of machines; on gke the hosts of the slice (1)"),
+    ("tasks_per_node", int, "N", "processes per node (1)"),
+    ("gpus_per_task", int, "N", "GPUs per process"),
+    ("cpus_per_task", int, "N", "cores per process"),
+    ("time", str, "T", "time limit in sbatch's format: 12:00:00"),
+    ("partition", str, "P", "Slurm partition"),
+    ("account", str, "A", "Slurm account"),
     ("array", str, "A", "tasks of a job array: 8, 0-7, 0-99%%4"),
-    ("commands", str, "FILE", "an array of its lines, in the place of -- VERB"),
-    ("zone", str, "Z", "of Google Cloud: us-east5-b"),
-    ("project", str, "P", "of Google Cloud"),
+    ("commands", str, "FILE", "run each line of FILE as an array task; no -- VERB"),
+    ("zone", str, "Z", "zone of Google Cloud: us-east5-b"),
+    ("project", str, "P", "project of Google Cloud"),
     ("accelerator", str, "A", "tpu-vm v6e-16; gke tpu-v6e-slice; sky H100:8"),
-    ("runtime", str, "R", "the TPU VM's image: v2-alpha-tpuv6e"),
-    ("spot", bool, None, "cheaper machines that may be taken away"),
-    ("copy", list, "PATH", "copied to every host, too (several times)"),
-    ("keep", bool, None, "leave the TPU there at the end"),
-    ("poll_seconds", int, "S", "how often to look (30)"),
-    ("install", str, "CMD", "how plmjax gets there (default: this checkout)"),
-    ("image", str, "IMAGE", "the container, with plmjax in it"),
-    ("topology", str, "T", "of a TPU slice: 4x4"),
-    ("devices_per_node", int, "N", "GPUs or chips a node"),
-    ("namespace", str, "N", "of Kubernetes"),
-    ("queue", str, "Q", "of Kueue"),
+    ("runtime", str, "R", "image of the TPU VM: v2-alpha-tpuv6e"),
+    ("spot", bool, None, "use cheaper machines, which the cloud may stop"),
+    ("copy", list, "PATH", "also copy PATH to every host (may be repeated)"),
+    ("keep", bool, None, "do not delete the TPU at the end"),
+    ("poll_seconds", int, "S", "seconds between two looks at the state (30)"),
+    ("install", str, "CMD", "command that installs plmjax (default: this checkout)"),
+    ("image", str, "IMAGE", "container image with plmjax"),
+    ("topology", str, "T", "topology of the TPU slice: 4x4"),
+    ("devices_per_node", int, "N", "GPUs or TPU chips per node"),
+    ("namespace", str, "N", "Kubernetes namespace"),
+    ("queue", str, "Q", "Kueue queue"),
     ("infra", str, "I", "gcp/us-central1, aws, k8s"),
-    ("cpus", str, "N", "cores a machine: 16+"),
-    ("extra", list, "FLAG", "one more flag for sbatch or for gcloud's create"),
+    ("cpus", str, "N", "cores per machine: 16+"),
+    ("extra", list, "FLAG", "further flag for sbatch or gcloud (may be repeated)"),
 )
 
 
@@ -53,13 +53,15 @@ def add(verb) -> None:
     added = verb(
         "launch",
         _launch,
-        "start a run elsewhere, or as several processes here: what stands behind -- is "
-        "a command of plmjax",
+        "start a plmjax command, given after --, on a cluster or in a cloud, or as "
+        "several processes on this machine",
         "plmjax launch --target=local --num_processes=4 -- pretrain --workdir=runs/a",
     )
-    added.add_argument("--target", choices=TARGETS, required=True, help="where")
     added.add_argument(
-        "--dry_run", action="store_true", help="print what would be written and called"
+        "--target", choices=TARGETS, required=True, help="where to start it"
+    )
+    added.add_argument(
+        "--dry_run", action="store_true", help="print the files and commands, and stop"
     )
     # A command without the "--" before it; _launch explains that better than argparse.
     added.add_argument("misplaced", nargs="*", help=argparse.SUPPRESS)
@@ -95,7 +97,7 @@ def _launch(args) -> int:
         if name not in _names(args.target):
             others = ", ".join(t for t in TARGETS if name in _names(t))
             raise PlmjaxError(
-                f"--{name} is no option of --target={args.target}.",
+                f"--target={args.target} has no option --{name}.",
                 hint=f"It belongs to {others}.",
             )
         least = 0 if name in ("restarts", "grace_seconds") else 1
@@ -107,48 +109,50 @@ def _launch(args) -> int:
         return target.launch(options, args.command, args.dry_run, check)
     if not args.command and args.misplaced:
         raise PlmjaxError(
-            "the command stands behind --: "
-            f"plmjax launch --target={args.target} -- {' '.join(args.misplaced)}"
+            "the command must follow --.",
+            hint=f"Write plmjax launch --target={args.target} -- "
+            f"{' '.join(args.misplaced)}",
         )
     check(args.command)
     return target.launch(options, args.command, args.dry_run)
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Checks the command now, before the other machine would refuse it hours later.
+    """Checks the command here, before another machine rejects it hours later.
 
     Raises:
       PlmjaxError: the arguments are no command of plmjax that can be launched.
     """
     if not arguments:
         raise PlmjaxError(
-            "no command stands behind --.",
+            "no command follows --.",
             hint="Example: plmjax launch --target=local -- pretrain --workdir=runs/a",
         )
     overrides = [a for a in arguments if a.startswith("--config.")]
     pretraining = [a for a in arguments if a.startswith("--pretrain.")]
-    rest = [a for a in arguments if a not in (*overrides, *pretraining)]
-    said = io.StringIO()
+    others = [a for a in arguments if a not in (*overrides, *pretraining)]
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parsed = parser.parse_args(rest)
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            parsed = parser.parse_args(others)
     except SystemExit as leaving:
-        line = said.getvalue().strip().splitlines()[-1] if leaving.code else ""
-        reason = line.partition("error: ")[2] or "it only prints something"
-        raise PlmjaxError(f"`plmjax {' '.join(rest)}`: {reason}.") from None
+        line = output.getvalue().strip().splitlines()[-1] if leaving.code else ""
+        reason = line.partition("error: ")[2] or "it only prints its help or version"
+        raise PlmjaxError(f"`plmjax {' '.join(others)}`: {reason}.") from None
     if parsed.verb in (None, "launch"):
-        raise PlmjaxError(f"`plmjax {' '.join(rest)}` cannot be launched.")
+        raise PlmjaxError(f"`plmjax {' '.join(others)}` cannot be launched.")
     if overrides and not hasattr(parsed, "config"):
-        raise PlmjaxError(f"`plmjax {parsed.verb}` takes no --config.")
+        raise PlmjaxError(f"`plmjax {parsed.verb}` has no --config.")
     if pretraining and getattr(parsed, "pretrain", None) is None:
         raise PlmjaxError(
-            f"{pretraining[0]} is of no use.",
-            hint="It goes with `plmjax compare --pretrain=FILE`.",
+            f"{pretraining[0]} has no effect.",
+            hint="It belongs to `plmjax compare --pretrain=FILE`.",
         )
     if "://" in (getattr(parsed, "workdir", None) or ""):
         raise PlmjaxError(
             f"--workdir={parsed.workdir} must be a directory.",
-            hint=f"Checkpoints go to --config.train.checkpoints={parsed.workdir}.",
+            hint="Choose a directory for the run, and set "
+            f"--config.train.checkpoints={parsed.workdir} for its checkpoints.",
         )
     _check_config(parsed, [o.removeprefix("--config.") for o in overrides])
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 
+RESUME = "Run the same command again to resume it."
+
 
 def model_option(added: argparse.ArgumentParser) -> None:
     added.add_argument(
@@ -16,12 +18,14 @@ def model_option(added: argparse.ArgumentParser) -> None:
 
 
 def json_option(added: argparse.ArgumentParser) -> None:
-    added.add_argument("--json", action="store_true", help="print JSON alone")
+    added.add_argument("--json", action="store_true", help="print only JSON")
 
 
 def checkpoint_option(added: argparse.ArgumentParser) -> None:
     added.add_argument(
-        "--checkpoint", default="newest", help="newest (default), best, or a step"
+        "--checkpoint",
+        default="newest",
+        help="newest (default), best, or the number of a step",
     )
 
 
@@ -30,29 +34,34 @@ def group_options(added: argparse.ArgumentParser) -> None:
     added.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="where process 0 of several is; --num_processes and --process_id go with "
-        "it (found by itself on Slurm, Open MPI, TPU pods and Kubernetes)",
+        help="address of process 0, for a run of several processes, with "
+        "--num_processes and --process_id (not needed on Slurm, Open MPI, TPU pods and "
+        "Kubernetes)",
     )
-    added.add_argument("--num_processes", type=int, metavar="N", help="of this run")
-    added.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    added.add_argument(
+        "--num_processes", type=int, metavar="N", help="number of processes of the run"
+    )
+    added.add_argument(
+        "--process_id", type=int, metavar="I", help="this process's number, 0 to N - 1"
+    )
 
 
 def training_options(added: argparse.ArgumentParser, built: str) -> None:
     """Adds the options of all trainings; `built` describes the dry run in the help."""
-    added.add_argument("--workdir", help="where the run lives (default: runs/NAME)")
+    added.add_argument("--workdir", help="directory of the run (default: runs/NAME)")
     group_options(added)
     added.add_argument(
         "--dry_run",
         nargs="?",
         const="compile",
         choices=("compile", "shapes"),
-        help=f"{built}, compile the step (shapes: do not), print what devices send; "
-        "stop",
+        help=f"{built}; compile the step (not with shapes), print the communication "
+        "of the devices, and stop",
     )
     added.add_argument(
         "--show_config",
         action="store_true",
-        help="print every key with its type, range and value, and stop",
+        help="print each config key with its type, range and value, and stop",
     )
 
 
@@ -65,10 +74,7 @@ def stopped(result: dict) -> Exit:
     if processes.is_first():
         step = result["step"]
         saved = "nothing is" if step is None else f"step {step:,} is"
-        print(
-            f"Stopped by {result['stopped']}; {saved} saved. "
-            "The same command goes on from there."
-        )
+        print(f"Stopped by {result['stopped']}; {saved} saved. {RESUME}")
     return Exit.RESUMABLE
 
 
@@ -110,7 +116,7 @@ def at_least_one(args, *names: str) -> None:
 def numbers(text: str, name: str) -> tuple[int, ...]:
     """Returns the integers of an option such as --devices=8,64, ascending."""
     try:
-        return tuple(sorted(int(part) for part in text.split(",")))
+        return tuple(sorted(int(item) for item in text.split(",")))
     except ValueError:
         raise PlmjaxError(
             f"--{name}={text} must be numbers, joined by commas."

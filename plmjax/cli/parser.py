@@ -12,17 +12,17 @@ from plmjax.cli import (
     doctor,
     embed,
     finetune,
+    inference,
     launch,
     pretrain,
     pseudo,
     sweep,
     transfer,
-    use,
 )
 
 _CONFIG_HELP = """\
   --config=FILE.py[:argument]   a config file (Python: it is executed) or config.json
-  --config.KEY=VALUE            any value in its place, e.g. --config.train.steps=2000
+  --config.KEY=VALUE            set a key of the config, e.g. --config.train.steps=2000
 """
 
 
@@ -32,9 +32,9 @@ class _Parser(argparse.ArgumentParser):
     verbs: Any = None
 
     def parse_args(self, *given, **more):  # type: ignore[override]
-        found, unknown = self.parse_known_args(*given, **more)
+        args, unknown = self.parse_known_args(*given, **more)
         if unknown:
-            chosen = self.verbs and self.verbs.choices.get(getattr(found, "verb", None))
+            chosen = self.verbs and self.verbs.choices.get(getattr(args, "verb", None))
             known = list((chosen or self)._option_string_actions)
             near = [
                 match
@@ -43,9 +43,9 @@ class _Parser(argparse.ArgumentParser):
                     option.partition("=")[0], known, 1
                 )
             ]
-            told = f" (did you mean {', '.join(near)}?)" if near else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{told}")
-        return found
+            suggestion = f" (did you mean {', '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+        return args
 
 
 def _completed(
@@ -55,14 +55,14 @@ def _completed(
     example: str,
     config: bool = False,
 ) -> argparse.ArgumentParser:
-    """Returns a parser with the parts common to all: help, an example, --debug."""
+    """Returns a parser with what all verbs have: help, an example, --debug."""
     parser.description = help
     parser.epilog = (_CONFIG_HELP if config else "") + f"\nexample:\n  {example}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.allow_abbrev = False
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--debug", action="store_true", help="show tracebacks and what is tuned"
+        "--debug", action="store_true", help="print tracebacks and tuned settings"
     )
     if config:
         parser.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
@@ -82,9 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all verbs, in the order in which people use them."""
     parser = _Parser(
         prog="plmjax",
-        description="Train encoder language models: raw text in, a model of your own "
-        "in the Hugging Face format out.",
-        epilog="`plmjax VERB --help` has an example for each verb.",
+        description="Train encoder language models on your own text, and export them "
+        "in the Hugging Face format.",
+        epilog="`plmjax VERB --help` prints the options of a verb, with an example.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"plmjax {__version__}")
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
         finetune,
         compare,
         pseudo,
-        use,
+        inference,
         embed,
         transfer,
         sweep,

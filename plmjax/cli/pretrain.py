@@ -10,7 +10,7 @@ def add(verb) -> None:
     added = verb(
         "pretrain",
         _pretrain,
-        "train a model from text, or go on with a run; without a config, on the "
+        "train a model on text, or resume a run; without a config, the text is the "
         "documentation of the installed Python packages",
         "plmjax pretrain --config=configs/pretrain/bert_mini.py "
         "--config.data.source.paths='texts/*.txt' --workdir=runs/mine",
@@ -18,7 +18,8 @@ def add(verb) -> None:
     )
     training_options(
         added,
-        "build everything, print sizes, shardings, memory, steps and the first row",
+        "prepare the data, then print sizes, shardings, memory, steps and the first "
+        "row",
     )
 
 
@@ -35,23 +36,24 @@ def _pretrain(args) -> int:
     start_jax(workdir)
     from plmjax import processes
 
-    found = processes.initialise(args.coordinator, args.num_processes, args.process_id)
+    group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
-    if args.dry_run and found:
+    if args.dry_run and group:
         raise PlmjaxError(
-            "--dry_run looks at a run from one process.",
-            hint="Leave the flags of several out; JAX_NUM_CPU_DEVICES=8 shows a mesh.",
+            "--dry_run describes a run in one process.",
+            hint="Remove the options of several processes; to see a mesh, set "
+            "JAX_NUM_CPU_DEVICES=8.",
         )
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
 
         dry_run(config, workdir, compiles=args.dry_run == "compile")
         return Exit.OK
-    if found and processes.is_first():
+    if group and processes.is_first():
         import jax
 
-        print(f"{jax.process_count()} processes, found by: {found}.", flush=True)
+        print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
     from plmjax.pretrain.run import pretrain
 
     return stopped(pretrain(config, workdir))

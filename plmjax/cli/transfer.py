@@ -10,26 +10,28 @@ def add(verb) -> None:
     added = verb(
         "export",
         _export,
-        "write a run as a folder that Hugging Face transformers loads",
+        "export the model of a run as a Hugging Face folder, for transformers",
         "plmjax export --workdir=runs/docstrings --to=my-bert",
     )
-    added.add_argument("--workdir", required=True)
-    added.add_argument("--to", required=True, metavar="DIR")
+    added.add_argument("--workdir", required=True, help="directory of the run")
+    added.add_argument("--to", required=True, metavar="DIR", help="the new folder")
     added.add_argument(
         "--part",
-        help="of a run with several models, generator or discriminator alone "
-        "(default: each in a folder of its name)",
+        help="export one model of several: generator or discriminator (default: each "
+        "into a subfolder)",
     )
     checkpoint_option(added)
 
     added = verb(
         "import",
         _import,
-        "take a Hugging Face folder as the start of a run",
+        "import a Hugging Face folder as the start weights of a run",
         "plmjax import --from=bert-base-uncased --workdir=runs/continued",
     )
-    added.add_argument("--from", dest="source", required=True, metavar="DIR")
-    added.add_argument("--workdir", required=True)
+    added.add_argument(
+        "--from", dest="source", required=True, metavar="DIR", help="a folder on disk"
+    )
+    added.add_argument("--workdir", required=True, help="directory of the new run")
 
 
 def _export(args) -> int:

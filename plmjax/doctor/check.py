@@ -15,7 +15,7 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check's name and status, the observation (`seen`) and the fix (`mend`).
+    """A check's name and status, the observation (`seen`) and the advice (`fix`).
 
     `disk` marks problems of the disk, which have a separate exit code.
     """
@@ -23,7 +23,7 @@ class Check:
     name: str
     status: Status
     seen: str
-    mend: str = ""
+    fix: str = ""
     disk: bool = False
 
 
@@ -31,40 +31,40 @@ def ok(name: str, seen: str) -> Check:
     return Check(name, "ok", seen)
 
 
-def warning(name: str, seen: str, mend: str) -> Check:
-    return Check(name, "warning", seen, mend)
+def warning(name: str, seen: str, fix: str) -> Check:
+    return Check(name, "warning", seen, fix)
 
 
-def problem(name: str, seen: str, mend: str, disk: bool = False) -> Check:
-    return Check(name, "problem", seen, mend, disk)
+def problem(name: str, seen: str, fix: str, disk: bool = False) -> Check:
+    return Check(name, "problem", seen, fix, disk)
 
 
 def isolated(
     probe: str,
     arguments: Sequence[str],
     seconds: float,
-    mend: str,
+    fix: str,
     environment: Mapping[str, str] | None = None,
 ) -> list[Check]:
     """Returns the checks of a probe that runs in a separate process.
 
     A library that cannot be imported, a crash or a hang is a problem of that probe;
-    after `seconds` its process and all descendants are killed. `mend` is the advice for
+    after `seconds` its process and all descendants are killed. `fix` is the advice for
     a hang.
     """
-    found = output(
+    result = output(
         [sys.executable, "-m", "plmjax.doctor", probe, *arguments], seconds, environment
     )
-    if found is None:
-        return [problem(probe, f"did not end within {seconds:.0f} s", mend)]
-    code, out, err = found
+    if result is None:
+        return [problem(probe, f"did not end within {seconds:.0f} s", fix)]
+    code, out, err = result
     try:
         return [Check(**values) for values in json.loads(out.splitlines()[-1])]
     except (ValueError, TypeError, IndexError):
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
-        said = f": {last_line(err)}" if err.strip() else ""
-        mend = "Install plmjax again (pip install), and see what the message names."
-        return [problem(probe, ended + said, mend)]
+        message = f": {last_line(err)}" if err.strip() else ""
+        fix = "Install plmjax again (pip install), and read the message."
+        return [problem(probe, ended + message, fix)]
 
 
 def output(

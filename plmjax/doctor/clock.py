@@ -19,12 +19,12 @@ def checks() -> list[Check]:
     newest = Path(plmjax.__file__).stat().st_mtime
     if newest > time.time() + 24 * 3600:
         date = time.strftime("%Y-%m-%d", time.gmtime(time.time()))
-        seen = f"it says {date} (UTC), which is before plmjax was installed"
-        mend = "Set it (chrony, ntpd); certificates are refused on a wrong day."
-        return [problem("clock", seen, mend)]
+        seen = f"it shows {date} (UTC), which is before plmjax was installed"
+        fix = "Set it (chrony, ntpd); on a wrong date, certificates are invalid."
+        return [problem("clock", seen, fix)]
     if abs(jump) > _JUMP_SECONDS:
         seen = f"it jumped by {jump:+.3f} s within {_WATCH_SECONDS} s"
-        mend = "Dates in records will be off; durations will not."
-        return [warning("clock", seen, mend)]
+        fix = "Dates in records will be wrong; durations will be right."
+        return [warning("clock", seen, fix)]
     date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time.time()))
     return [ok("clock", f"{date}, even to {_JUMP_SECONDS * 1e3:.0f} ms")]

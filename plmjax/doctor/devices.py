@@ -16,11 +16,11 @@ def checks() -> list[Check]:
     import jax
 
     devices = jax.local_devices()
-    found = [_seen(devices), *_accelerators(jax.default_backend()), *_threads(devices)]
-    return [*found, _product(devices), _sum(devices)]
+    rows = [_kinds(devices), *_accelerators(jax.default_backend()), *_threads(devices)]
+    return [*rows, _product(devices), _sum(devices)]
 
 
-def _seen(devices) -> Check:
+def _kinds(devices) -> Check:
     kinds = {}
     for device in devices:
         stats = device.memory_stats() or {}
@@ -34,18 +34,18 @@ def _seen(devices) -> Check:
 
 def _accelerators(backend: str) -> list[Check]:
     """Returns a problem if the machine has an accelerator that jax does not see."""
-    asked = os.environ.get("JAX_PLATFORMS")
+    platforms = os.environ.get("JAX_PLATFORMS")
     for name, files, extra in (("GPU", _GPU, "cuda"), ("TPU", _TPU, "tpu")):
-        there = [path for path in files if Path(path).exists()]
-        if not there or backend != "cpu":
+        present = [path for path in files if Path(path).exists()]
+        if not present or backend != "cpu":
             continue
-        seen = f"{there[0]} is here, and jax uses the CPU"
-        if asked:
-            mend = f"Unset it, or JAX_PLATFORMS={extra},cpu."
-            return [warning(name, f"{seen}: JAX_PLATFORMS={asked}", mend)]
-        mend = f"pip install -e '.[{extra}]'; then see whether the driver answers"
-        mend += " (nvidia-smi)." if name == "GPU" else "."
-        return [problem(name, seen, mend)]
+        seen = f"{present[0]} exists, but jax uses the CPU"
+        if platforms:
+            fix = f"Unset it, or set JAX_PLATFORMS={extra},cpu."
+            return [warning(name, f"{seen}: JAX_PLATFORMS={platforms}", fix)]
+        fix = f"pip install -e '.[{extra}]'; then check the driver"
+        fix += " (nvidia-smi)." if name == "GPU" else "."
+        return [problem(name, seen, fix)]
     return []
 
 
@@ -63,8 +63,8 @@ def _threads(devices) -> list[Check]:
     seen = f"{threads} for {count} virtual CPU devices"
     if threads >= 4 * count:
         return [ok("threads", seen)]
-    mend = f"Set NPROC={4 * count} before plmjax starts, or unset it: plmjax does so."
-    return [warning("threads", f"{seen}: collectives may wait for ever", mend)]
+    fix = f"Set NPROC={4 * count} before plmjax starts, or unset it: plmjax does so."
+    return [warning("threads", f"{seen}: collectives may hang", fix)]
 
 
 def _product(devices) -> Check:
@@ -79,8 +79,8 @@ def _product(devices) -> Check:
         got = np.asarray(multiply(jax.device_put(a.astype(np.float32), device)))
         if not np.array_equal(got, right):
             wrong = int(np.sum(got != right))
-            mend = "Leave this device out (JAX_LOCAL_DEVICE_IDS) and have it looked at."
-            return problem("product", f"{device}: {wrong} of 65,536 are wrong", mend)
+            fix = "Exclude this device (JAX_LOCAL_DEVICE_IDS), and have it repaired."
+            return problem("product", f"{device}: {wrong} of 65,536 are wrong", fix)
     return ok("product", f"256 x 256, exact on each of {len(devices)}")
 
 
@@ -101,6 +101,6 @@ def _sum(devices) -> Check:
     summed = jax.jit(jax.shard_map(total, mesh=mesh, in_specs=P("all"), out_specs=P()))
     got = float(np.asarray(summed(placed))[0])
     if got != numbers.sum():
-        mend = "See the vendor's test of the links (NCCL tests)."
-        return problem("sum", f"{got} over {count} devices, not {numbers.sum()}", mend)
+        fix = "Run the vendor's test of the links (NCCL tests)."
+        return problem("sum", f"{got} over {count} devices, not {numbers.sum()}", fix)
     return ok("sum", f"over {count} device{'s' if count > 1 else ''}")

@@ -29,19 +29,19 @@ def checks(workdir: str) -> list[Check]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=".plmjax-doctor-", dir=here))
     except OSError as error:
-        mend = "Choose another --workdir, or change its permissions."
+        fix = "Choose another --workdir, or change its permissions."
         seen = f"{here} cannot be written: {error.strerror}"
-        return [problem("workdir", seen, mend, disk=True)]
+        return [problem("workdir", seen, fix, disk=True)]
     try:
-        # The kind of file system comes first, because it explains the rest.
-        found = [ok("workdir", f"{here} ({_kind(here)})"), _space(here), *_inodes(here)]
-        if found[1].status != "problem":
-            found += [_speed(folder), _rename(folder), _lock(folder), _skew(folder)]
-        return [*found, *_held(path), _cache(path)]
+        # The kind of file system comes first, because it explains the others.
+        rows = [ok("workdir", f"{here} ({_kind(here)})"), _space(here), *_inodes(here)]
+        if rows[1].status != "problem":
+            rows += [_speed(folder), _rename(folder), _lock(folder), _skew(folder)]
+        return [*rows, *_held(path), _cache(path)]
     except OSError as error:
-        mend = f"See whether {here} is full, read-only or gone."
+        fix = f"Check whether {here} is full, read-only or missing."
         seen = f"{error.strerror}: {error.filename or here}"
-        return [problem("disk", seen, mend, disk=True)]
+        return [problem("disk", seen, fix, disk=True)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -51,10 +51,10 @@ def _kind(path: Path) -> str:
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return "file system not known"
-    found = [line.split()[1:3] for line in mounts]
+        return "unknown file system"
+    mounted = [line.split()[1:3] for line in mounts]
     # White space in a mount point is written in octal; such mount points are rare.
-    fitting = [(at, kind) for at, kind in found if path.is_relative_to(at)]
+    fitting = [(at, kind) for at, kind in mounted if path.is_relative_to(at)]
     at, kind = max(fitting, key=lambda x: len(x[0]), default=("?", "unknown"))
     return f"{kind} at {at}"
 
@@ -62,11 +62,11 @@ def _kind(path: Path) -> str:
 def _space(path: Path) -> Check:
     usage = shutil.disk_usage(path)
     seen = f"{usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB are free"
-    mend = "Free some; a checkpoint needs 12 bytes a parameter, three are kept."
+    fix = "Free some space; a checkpoint needs 12 bytes a parameter; three are kept."
     if usage.free < _LEAST_BYTES:
-        return problem("space", seen, mend, disk=True)
+        return problem("space", seen, fix, disk=True)
     if usage.free < _FEW_BYTES:
-        return warning("space", seen, mend)
+        return warning("space", seen, fix)
     return ok("space", seen)
 
 
@@ -75,7 +75,7 @@ def _inodes(path: Path) -> list[Check]:
     # Some file systems have no such limit and report 0 of 0.
     if not stats.f_files or stats.f_favail >= _LEAST_FILES:
         return []
-    seen = f"{stats.f_favail:,} more files can be made"
+    seen = f"only {stats.f_favail:,} more files can be created"
     return [problem("inodes", seen, "Delete files that are not needed.", disk=True)]
 
 
@@ -90,8 +90,8 @@ def _speed(folder: Path) -> Check:
     rate = _PROBE_BYTES / (time.monotonic() - begin)
     seen = f"{rate / 1e6:,.0f} MB/s written and synced"
     if rate < _SLOW_BYTES_PER_SECOND:
-        mend = "Put the workdir on a faster disk, or save less often."
-        return warning("speed", seen, mend)
+        fix = "Put the workdir on a faster disk, or save less often."
+        return warning("speed", seen, fix)
     return ok("speed", seen)
 
 
@@ -99,32 +99,30 @@ def _rename(folder: Path) -> Check:
     """Checks that renaming works, on which all finished checkpoints and stores rely."""
     (folder / "new").mkdir()
     (folder / "new" / "file").write_text("new")
-    (folder / "new").rename(folder / "whole")
+    (folder / "new").rename(folder / "renamed")
     (folder / "old").write_text("old")
     (folder / "newer").write_text("newer")
     (folder / "newer").replace(folder / "old")
-    if (folder / "whole" / "file").read_text() == "new":
+    if (folder / "renamed" / "file").read_text() == "new":
         if (folder / "old").read_text() == "newer":
-            return ok("rename", "files and folders take their place at once")
-    mend = "Use a file system whose rename is atomic (not an object store's mount)."
-    return problem("rename", "a renamed file is not what it was", mend, disk=True)
+            return ok("rename", "files and folders can be renamed and replaced")
+    fix = "Use a file system with an atomic rename (not a mounted object store)."
+    return problem("rename", "a renamed file has other content", fix, disk=True)
 
 
 def _lock(folder: Path) -> Check:
-    mend = (
-        "Never start two runs on one workdir here; mount NFS with locks (nolock off)."
-    )
+    fix = "Never start two runs in one workdir here; mount NFS with locks (no nolock)."
     with open(folder / "lock", "w") as one, open(folder / "lock") as two:
         try:
             fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             seen = f"no locks here: {error.strerror}"
-            return problem("lock", seen, mend, disk=True)
+            return problem("lock", seen, fix, disk=True)
         try:
             fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return ok("lock", "two runs on one workdir are kept apart")
-    return problem("lock", "two can hold one lock", mend, disk=True)
+            return ok("lock", "a second run cannot start in a run's workdir")
+    return problem("lock", "two processes can hold one lock", fix, disk=True)
 
 
 def _skew(folder: Path) -> Check:
@@ -132,10 +130,10 @@ def _skew(folder: Path) -> Check:
     (folder / "touched").touch()
     seconds = (folder / "touched").stat().st_mtime - before
     if abs(seconds) > _SKEW_SECONDS:
-        seen = f"the file system's is {seconds:+.1f} s from this machine's"
-        mend = "Let both machines follow one time server (chrony, ntpd)."
-        return warning("file times", seen, mend)
-    return ok("file times", "those of this machine's clock")
+        seen = f"the file system's clock is {seconds:+.1f} s from this machine's"
+        fix = "Let both machines use the same time server (chrony, ntpd)."
+        return warning("file times", seen, fix)
+    return ok("file times", "the same as this machine's clock")
 
 
 def _held(workdir: Path) -> list[Check]:
@@ -149,12 +147,12 @@ def _held(workdir: Path) -> list[Check]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if _is_dead(holder):
-                seen = f"held for {holder}, which is dead"
-                mend = f"The file server has not noticed: mv {path} {path}.old"
-                return [problem("run", seen, mend)]
-            mend = "Wait for it or stop it before starting another one there."
-            return [warning("run", f"{holder} works in {workdir}", mend)]
-    return [ok("run", f"nobody works in {workdir}")]
+                seen = f"locked by {holder}, which has ended"
+                fix = f"The file server still holds the lock: mv {path} {path}.old"
+                return [problem("run", seen, fix)]
+            fix = "Wait for it, or stop it, before you start another run there."
+            return [warning("run", f"{holder} uses {workdir}", fix)]
+    return [ok("run", f"no run uses {workdir}")]
 
 
 def _is_dead(holder: str) -> bool:
@@ -171,5 +169,5 @@ def _cache(workdir: Path) -> Check:
     here = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if os.access(here, os.W_OK | os.X_OK):
         return ok("compiled programs", f"kept in {path}")
-    mend = "Set JAX_COMPILATION_CACHE_DIR to where you may write."
-    return warning("compiled programs", f"{path} cannot be written", mend)
+    fix = "Set JAX_COMPILATION_CACHE_DIR to a directory where you may write."
+    return warning("compiled programs", f"{path} cannot be written", fix)

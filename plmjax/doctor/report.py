@@ -5,7 +5,7 @@ import os
 
 from plmjax import Exit
 from plmjax.doctor.check import Check, isolated
-from plmjax.doctor.together import SECONDS
+from plmjax.doctor.processes import SECONDS
 
 # Time limits of probes in seconds, generous for cold disks and busy machines.
 _QUICK, _SLOW = 30.0, 120.0
@@ -17,24 +17,24 @@ def examine(workdir: str, processes: int) -> list[Check]:
     Each probe runs in a separate process, so that a hang or crash is just its result.
     """
     cpus = {"JAX_PLATFORMS": "cpu"}  # An import must not take the accelerator.
-    found = isolated("versions", (), _QUICK, "Install plmjax again.")
-    found += isolated(
+    checks = isolated("versions", (), _QUICK, "Install plmjax again.")
+    checks += isolated(
         "devices", (), _SLOW, "A device or a collective hangs: see the driver's log."
     )
     if processes > 1:
         arguments, seconds = (str(processes),), SECONDS + 10
-        mend = "Give --num_processes=1 to leave this out."
-        found += isolated("together", arguments, seconds, mend)
-    found += isolated(
-        "surroundings",
+        fix = "Set --num_processes=1 to skip this check."
+        checks += isolated("processes", arguments, seconds, fix)
+    checks += isolated(
+        "environment",
         (),
         _QUICK,
         "A mounted file system hangs: see `df`.",
         os.environ | cpus,
     )
-    mend = "Its file system hangs (a dead server?): see `df`; choose another --workdir."
-    found += isolated("disk", (workdir,), _QUICK, mend)
-    return found + isolated("clock", (), _QUICK, "Set the machine's clock.")
+    fix = "The file system hangs (a dead server?): see `df`; choose another --workdir."
+    checks += isolated("disk", (workdir,), _QUICK, fix)
+    return checks + isolated("clock", (), _QUICK, "Set the machine's clock.")
 
 
 def exit_code(checks: list[Check]) -> Exit:
@@ -50,17 +50,18 @@ def as_text(checks: list[Check]) -> str:
     width, lines = max(len(check.name) for check in checks), []
     for check in checks:
         lines.append(f"{check.status:7}  {check.name:{width}}  {check.seen}")
-        if check.mend:
-            lines.append(f"{'':7}  {'':{width}}  -> {check.mend}")
+        if check.fix:
+            lines.append(f"{'':7}  {'':{width}}  -> {check.fix}")
     count = {s: sum(c.status == s for c in checks) for s in ("problem", "warning")}
-    told = [f"{n} {s}{'s' * (n > 1)}" for s, n in count.items() if n]
-    return "\n".join([*lines, "", ", ".join(told) or "Nothing is wrong here."])
+    summary = [f"{n} {s}{'s' * (n > 1)}" for s, n in count.items() if n]
+    return "\n".join([*lines, "", ", ".join(summary) or "No problems."])
 
 
 def as_dict(checks: list[Check]) -> dict:
-    """Returns the checks in the form of --json."""
+    """Returns the checks in the form of --json, where a fix has the key `mend`."""
+    rows = [dataclasses.asdict(check) for check in checks]
     return {
-        "checks": [dataclasses.asdict(check) for check in checks],
+        "checks": [{"mend" if k == "fix" else k: row[k] for k in row} for row in rows],
         "problems": sum(check.status == "problem" for check in checks),
         "warnings": sum(check.status == "warning" for check in checks),
     }

@@ -11,28 +11,28 @@ from plmjax.doctor.check import Check, ok, problem, warning
 
 # Packages that the report shows; others are named only if something is wrong.
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
-_MEND = "pip install --upgrade {}"
+_FIX = "pip install --upgrade {}"
 
 
 def checks() -> list[Check]:
     """Returns a row each for plmjax, Python and all correct packages, and one for each
     wrong package.
     """
-    found = [ok("plmjax", f"{plmjax.__version__} ({plmjax.__path__[0]})")]
+    results = [ok("plmjax", f"{plmjax.__version__} ({plmjax.__path__[0]})")]
     try:
-        asked = metadata.metadata("plmjax")
+        required = metadata.metadata("plmjax")
     except metadata.PackageNotFoundError:
-        mend = "pip install -e . in the checkout"
-        found.append(warning("packages", "plmjax is not installed, only found", mend))
-        return found
+        fix = "pip install -e . in the checkout"
+        results.append(warning("packages", "plmjax is not installed by pip", fix))
+        return results
     python = platform.python_version()
-    wanted = asked["Requires-Python"] or ""
+    wanted = required["Requires-Python"] or ""
     # A much older Python could not even start plmjax.
     if Requirement(f"python{wanted}").specifier.contains(python, prereleases=True):
-        found.append(ok("python", python))
+        results.append(ok("python", python))
     else:
-        mend = f"Use Python {wanted}."
-        found.append(problem("python", f"{python}, plmjax needs {wanted}", mend))
+        fix = f"Use Python {wanted}."
+        results.append(problem("python", f"{python}, plmjax needs {wanted}", fix))
     wrong = [
         check for text in metadata.requires("plmjax") or [] if (check := _wrong(text))
     ]
@@ -41,7 +41,7 @@ def checks() -> list[Check]:
         wrong += [c for t in metadata.requires("jax") or [] if (c := _wrong(t))]
     wrong += _plugins()
     shown = ", ".join(f"{name} {v}" for name in _SHOWN if (v := version(name)))
-    return [*found, *wrong] if wrong else [*found, ok("packages", shown)]
+    return [*results, *wrong] if wrong else [*results, ok("packages", shown)]
 
 
 def version(name: str) -> str | None:
@@ -54,28 +54,28 @@ def version(name: str) -> str | None:
 
 def _wrong(text: str) -> Check | None:
     """Returns the problem of a required package; None without one."""
-    asked = Requirement(text)
+    needed = Requirement(text)
     # Requirements of extras do not count: the empty name selects no extra.
-    if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+    if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
         return None
-    there = version(asked.name)
-    mend = _MEND.format(f"'{asked.name}{asked.specifier}'")
-    if there is None:
-        return problem(asked.name, f"is missing, {asked.specifier} is needed", mend)
-    if not asked.specifier.contains(there, prereleases=True):
-        return problem(asked.name, f"{there}, {asked.specifier} is needed", mend)
+    installed = version(needed.name)
+    fix = _FIX.format(f"'{needed.name}{needed.specifier}'")
+    if installed is None:
+        return problem(needed.name, f"is missing, {needed.specifier} is needed", fix)
+    if not needed.specifier.contains(installed, prereleases=True):
+        return problem(needed.name, f"{installed}, {needed.specifier} is needed", fix)
     return None
 
 
 def _plugins() -> list[Check]:
     """Returns warnings for accelerator plugins whose version differs from jaxlib's."""
-    jaxlib, found = version("jaxlib"), []
+    jaxlib, warnings = version("jaxlib"), []
     for package in metadata.distributions():
         name = package.metadata["Name"] or ""
         if not re.fullmatch(r"jax-(cuda|rocm)\d+-(plugin|pjrt)", name):
             continue
         if package.version != jaxlib:
-            mend = _MEND.format(f"{name}=={jaxlib}")
+            fix = _FIX.format(f"{name}=={jaxlib}")
             seen = f"{package.version} beside jaxlib {jaxlib}"
-            found.append(warning(name, seen, mend))
-    return found
+            warnings.append(warning(name, seen, fix))
+    return warnings

@@ -11,8 +11,8 @@ from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.folder import TASK
 from plmjax.interop.huggingface import export_folder
-from plmjax.interop.place import TASK
 from plmjax.metrics.retrieval import candidates_of, numbers
 from plmjax.models.task_heads import Task
 

@@ -278,8 +278,8 @@ def _loading(facts: CardFacts) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:
-    rest = dict(data)
-    if packages := rest.pop("packages", None):
+    properties = dict(data)
+    if packages := properties.pop("packages", None):
         yield (
             "The text is the documentation strings (docstrings) of the Python packages "
             "that were installed on the training machine, each under its package's "
@@ -290,7 +290,7 @@ def _data(data: Mapping[str, Any]) -> Iterable[str]:
             ["package", "version", "licence"],
             [(p["name"], p["version"], p["licence"] or "unknown") for p in packages],
         )
-    yield _table(["property", "value"], _flat(rest))
+    yield _table(["property", "value"], _flat(properties))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -312,8 +312,8 @@ def _plain(value: Any) -> Any:
         return ", ".join(str(_plain(item)) for item in value)
     if isinstance(value, str):
         # A path that is a complete value may hold blanks; `_clean` finds the others.
-        parts = [part.strip() for part in value.split(",")]
-        return ", ".join(_base_name(p) if re.match(_ROOT, p) else p for p in parts)
+        items = [part.strip() for part in value.split(",")]
+        return ", ".join(_base_name(p) if re.match(_ROOT, p) else p for p in items)
     return _number(value)
 
 

@@ -101,12 +101,12 @@ def _head_fits(config: EncoderConfig, heads: Collection[str]) -> bool:
 
 
 def check_head(config: EncoderConfig, heads: Collection[str], where: str) -> None:
-    """Raises PlmjaxError if the vocabulary head does not take the activation named."""
+    """Raises PlmjaxError if the vocabulary head cannot use the config's activation."""
     if not _head_fits(config, heads):
         raise refusal(
-            f"{where}: the activation is {WRITTEN[config.activation]!r}, but "
-            f"{FAMILIES[config.family].classes['head',]} takes the exact GELU in its "
-            "head, whatever the file says.",
+            f"{where}: the activation is {WRITTEN[config.activation]!r}, but the head "
+            f"of {FAMILIES[config.family].classes['head',]} always uses the exact "
+            "GELU.",
             "Use another model.",
         )
 
@@ -135,9 +135,9 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
     return PlmjaxError(
-        f"model.{field}={value!r} cannot be exported: {name} of transformers has only "
-        f"{wanted!r}.",
-        hint="Keep such a model as a plmjax checkpoint, or train one without it.",
+        f"model.{field}={value!r} cannot be exported: {name} of transformers supports "
+        f"only {wanted!r}.",
+        hint="Keep the model as a plmjax checkpoint, or train one with that value.",
         code=Exit.USAGE,
     )
 
@@ -152,9 +152,9 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     kind = body.get("model_type")
     if "auto_map" in body:
         raise refusal(
-            f"{where} has auto_map: the model needs code of its own, which plmjax "
-            "never runs.",
-            "Use a model of a family that plmjax has.",
+            f"{where} has auto_map: the model needs custom code, which plmjax never "
+            "runs.",
+            "Use a model of a family that plmjax supports.",
         )
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise refusal(
@@ -204,7 +204,7 @@ def _one_of(body: dict, key: str, values: tuple, where: str) -> None:
     # 1 == True in Python, but not in JSON.
     if not any(value == known and type(value) is type(known) for known in values):
         raise refusal(
-            f"{where}: {key} is {_short(value)}; plmjax has only "
+            f"{where}: {key} is {_short(value)}; plmjax supports only "
             f"{' or '.join(repr(known) for known in values)}.",
             "Use another model.",
         )
@@ -217,22 +217,22 @@ def _sizes(body: dict, where: str) -> dict[str, Any]:
         if key not in body:
             raise refusal(f"{where} has no {key}.", "Add it to the file.")
         most = _MAX_LAYERS if field == "layers" else _MAX_SIZE
-        _whole(key, body[key], 1, most, where)
+        _check_integer(key, body[key], 1, most, where)
     width, heads = key_of["width"], key_of["heads"]
     if body[width] % body[heads]:
         raise refusal(
             f"{where}: {heads} {body[heads]} does not divide {width} {body[width]}.",
-            "Mend the file.",
+            "Correct the file.",
         )
     return {field: body[key] for key, field in sizes.items()}
 
 
-def _whole(key: str, value: Any, least: int, most: int, where: str) -> None:
+def _check_integer(key: str, value: Any, least: int, most: int, where: str) -> None:
     if type(value) is not int or not least <= value <= most:
         raise refusal(
             f"{where}: {key} is {_short(value)}; it must be a whole number from "
             f"{least} to {most:,}.",
-            "Mend the file.",
+            "Correct the file.",
         )
 
 
@@ -245,17 +245,17 @@ def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
             raise refusal(
                 f"{where}: {key} is {_short(value)}; it must be a number in "
                 f"[{low:g}, {below:g}).",
-                "Mend the file.",
+                "Correct the file.",
             )
         return float(value)
     if field in _COUNTS:
         least = 0 if kind == "deberta-v2" else _COUNTS[field]
-        _whole(key, value, least, _MAX_SIZE, where)
+        _check_integer(key, value, least, _MAX_SIZE, where)
         return value
     if field == "activation":
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise refusal(
-                f"{where}: {key} is {_short(value)}; plmjax has only "
+                f"{where}: {key} is {_short(value)}; plmjax supports only "
                 f"{', '.join(ACTIVATIONS)}.",
                 "Use another model.",
             )
@@ -276,7 +276,7 @@ def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
 
 def _albert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     layers, groups = fields["layers"], body.get("num_hidden_groups", 1)
-    _whole("num_hidden_groups", groups, 1, layers, where)
+    _check_integer("num_hidden_groups", groups, 1, layers, where)
     if layers % groups:
         raise refusal(
             f"{where}: num_hidden_groups {groups} does not divide num_hidden_layers "
@@ -285,8 +285,8 @@ def _albert(body: dict, fields: dict, where: str) -> dict[str, Any]:
         )
     if fields["embedding_width"] == fields["width"]:
         raise refusal(
-            f"{where}: embedding_size is hidden_size; plmjax has no projection from "
-            "one to the other then.",
+            f"{where}: embedding_size is hidden_size; for equal sizes plmjax has no "
+            "projection.",
             "Use another model.",
         )
     if groups == layers > 1:
@@ -298,13 +298,13 @@ def _gpt2(body: dict, fields: dict, where: str) -> dict[str, Any]:
     inner = body.get("n_inner")
     if inner is None:
         inner = 4 * fields["width"]
-    _whole("n_inner", inner, 1, _MAX_SIZE, where)
+    _check_integer("n_inner", inner, 1, _MAX_SIZE, where)
     rate = body.get("embd_pdrop", 0.1)
     if rate != fields["dropout"]:
         raise refusal(
             f"{where}: embd_pdrop is {_short(rate)} and resid_pdrop "
             f"{fields['dropout']}; plmjax has one rate for both.",
-            "Make them one in the file.",
+            "Set both to the same value in the file.",
         )
     return {"ffn_width": inner}
 
@@ -315,13 +315,13 @@ def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
         _one_of(body, "max_relative_positions", (fields["max_positions"],), where)
     if "position_buckets" not in body:
         raise refusal(f"{where} has no position_buckets.", "Use another model.")
-    _whole("position_buckets", body["position_buckets"], 2, _MAX_SIZE, where)
+    _check_integer("position_buckets", body["position_buckets"], 2, _MAX_SIZE, where)
     kinds = body.get("pos_att_type")
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
     if kinds not in (["c2p", "p2c"], ["p2c", "c2p"]):
         raise refusal(
-            f"{where}: pos_att_type is {_short(kinds)}; plmjax has only c2p and p2c "
-            "together.",
+            f"{where}: pos_att_type is {_short(kinds)}; plmjax supports only c2p and "
+            "p2c together.",
             "Use another model.",
         )
     norm = body.get("norm_rel_ebd", "none")
@@ -335,7 +335,7 @@ def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
         if activation != fields["activation"]:
             raise refusal(
                 f"{where}: conv_act is {_short(body.get('conv_act', 'tanh'))}; plmjax "
-                "has only the activation of the layers there.",
+                "supports only the activation of the layers.",
                 "Use another model.",
             )
     for key, value in (
@@ -356,7 +356,7 @@ def _check_padding(pad: Any, below: int, where: str) -> None:
         raise refusal(
             f"{where}: pad_token_id is {_short(pad)}; it must be a whole number from 0 "
             f"to {below - 1:,}.",
-            "Mend the file.",
+            "Correct the file.",
         )
 
 

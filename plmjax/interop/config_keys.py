@@ -16,7 +16,7 @@ class Keys(NamedTuple):
     default first; `special` are keys for which config_json has a function; `idle` are
     keys that do not change what plmjax computes. `ours` are fields of EncoderConfig
     with one possible value in the family. `pad` is the default of pad_token_id;
-    `names_ends` tells whether bos and eos ids are written.
+    `names_ends` is True if bos and eos ids are written.
     """
 
     sizes: Mapping[str, str]

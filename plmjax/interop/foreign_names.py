@@ -30,26 +30,26 @@ def modern_name(family: str, name: str, names: Iterable[str]) -> str:
     Replaces gamma and beta and the names of other code, and adds the prefix that a
     checkpoint of the bare encoder lacks.
     """
-    found = FAMILIES[family]
+    layout = FAMILIES[family]
     for old, new in _OLD_LEAVES.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
-    for pattern, replacement in found.aliases:
+    for pattern, replacement in layout.aliases:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
-    token = found.encoder[0][1] + ".weight"
-    bare = token in names and found.prefix + token not in names
+    token = layout.encoder[0][1] + ".weight"
+    bare = token in names and layout.prefix + token not in names
     if bare and name not in _outside(family):
-        return found.prefix + name
+        return layout.prefix + name
     return name
 
 
 @functools.cache
 def _outside(family: str) -> frozenset[str]:
     """Returns the names of a family's tensors that have no prefix."""
-    found = FAMILIES[family]
-    heads = {e.theirs for head in found.heads for e in head_entries(family, head)}
-    return frozenset(heads | found.tied.keys())
+    layout = FAMILIES[family]
+    heads = {e.theirs for head in layout.heads for e in head_entries(family, head)}
+    return frozenset(heads | layout.tied.keys())
 
 
 def guess_family(names: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from plmjax import PlmjaxError
 from plmjax.interop import config_json, sentence_files, task_names
 from plmjax.interop.config_keys import KEYS
-from plmjax.interop.place import CARD, CONFIG, appearing, check_replaceable
+from plmjax.interop.folder import CARD, CONFIG, check_replaceable, replacing_export
 from plmjax.interop.safetensors_file import (
     DETECTOR,
     WEIGHTS,
@@ -27,8 +27,8 @@ from plmjax.interop.safetensors_file import (
 from plmjax.interop.weights import (
     MIX_UP,
     check_tied,
-    choose,
     read_params,
+    select_tensors,
     to_tensors,
 )
 from plmjax.models import EncoderConfig
@@ -94,10 +94,10 @@ def export_folder(
             "Export a model with the tokenizer that it was trained with.",
         )
     heads = [name for name in params if name != "encoder"]
-    own = [] if task is None or task.head is None else [task.head]
-    if [head for head in heads if head in TASK_HEADS] != own:
+    task_heads = [] if task is None or task.head is None else [task.head]
+    if [head for head in heads if head in TASK_HEADS] != task_heads:
         raise refusal(
-            f"the heads {', '.join(heads)} are not that of the task "
+            f"the heads {', '.join(heads)} do not fit the task "
             f"{task.kind if task else None}.",
             "Export a fine-tuned model together with its own task.",
         )
@@ -105,15 +105,15 @@ def export_folder(
     body = config_json.to_json(config, heads, *ids, task)
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     if task is not None and task.kind == "embeddings":
-        own_files = sentence_files.to_files(task.pooling, config.width, length)
-        files = own_files | dict(files)
+        pooling_files = sentence_files.to_files(task.pooling, config.width, length)
+        files = pooling_files | dict(files)
     check_replaceable(directory)
-    with appearing(directory) as folder:
+    with replacing_export(directory) as folder:
         text = json.dumps(body, indent=2, sort_keys=True) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
-        for name, held in ((WEIGHTS, tensors), (DETECTOR, detector)):
-            if held:
-                save_file(held, folder / name, metadata={"format": "pt"})
+        for name, arrays in ((WEIGHTS, tensors), (DETECTOR, detector)):
+            if arrays:
+                save_file(arrays, folder / name, metadata={"format": "pt"})
                 # The library makes it unreadable for other users, unlike the files
                 # beside it.
                 shutil.copymode(folder / CONFIG, folder / name)
@@ -137,8 +137,8 @@ def read_folder(path: str | Path) -> Imported:
     folder = Path(path)
     if not folder.is_dir():
         raise refusal(
-            f"{folder} is no folder.",
-            "plmjax fetches nothing; download the model there first, for example with "
+            f"{folder} is not a folder.",
+            "plmjax downloads nothing; download the model first, for example with "
             "`hf download NAME --local-dir DIR`.",
         )
     try:
@@ -154,19 +154,19 @@ def _read_folder(folder: Path) -> Imported:
     body = load_json(path, path.read_bytes())
     config, pad_id, notes = config_json.from_json(body, str(path))
     named = body.get("architectures")
-    found = choose(folder, config, find_tensors(folder), named, notes)
-    config_json.check_head(config, found.heads, str(path))
+    selection = select_tensors(folder, config, find_tensors(folder), named, notes)
+    config_json.check_head(config, selection.heads, str(path))
     tokenizer = _load_tokenizer(folder, config, pad_id, notes)
     task = None
-    for head in found.heads:
+    for head in selection.heads:
         if head in TASK_HEADS:
             task = task_names.from_json(
-                config.family, body, head, found.outputs, str(path)
+                config.family, body, head, selection.outputs, str(path)
             )
     if task is None and (pooling := sentence_files.read_pooling(folder, notes)):
         task = Task("embeddings", pooling=pooling)
-    params = read_params(found)
-    check_tied(folder, config.family, found)
+    params = read_params(selection)
+    check_tied(folder, config.family, selection)
     return Imported(config, params, tokenizer, notes, task)
 
 
@@ -183,7 +183,7 @@ def _load_tokenizer(
     if tokenizer.vocab_size < config.vocab_size:
         notes.append(
             f"The embeddings have {config.vocab_size:,} rows for "
-            f"{tokenizer.vocab_size:,} pieces; the rest is kept."
+            f"{tokenizer.vocab_size:,} pieces; the further rows are kept."
         )
     if pad_id is not None and tokenizer.pad_id != pad_id:
         if KEYS[config.family].offset:
@@ -194,7 +194,7 @@ def _load_tokenizer(
                 MIX_UP,
             )
         notes.append(
-            f"pad_token_id is {pad_id} in {CONFIG}; the tokenizer's is taken: "
+            f"pad_token_id is {pad_id} in {CONFIG}; plmjax uses the tokenizer's, "
             f"{tokenizer.pad_id}."
         )
     return tokenizer

@@ -14,7 +14,7 @@ from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
-# Conv1d [out, in, width]; GPT-2's own Conv1D keeps [in, out] as we do.
+# Conv1d [out, in, width]; GPT-2's Conv1D keeps [in, out] as we do.
 DENSE = {"/kernel": (".weight", True), "/bias": (".bias", False)}
 CONV1D = {"/kernel": (".weight", False), "/bias": (".bias", False)}
 NORM = {"/scale": (".weight", False), "/bias": (".bias", False)}
@@ -295,11 +295,11 @@ _PRETRAINED: dict[str, Family] = {
         ignored=(
             *_ignored("deberta"),
             (r"pooler\..*", "pooler"),
-            (r"mask_predictions\..*", "Microsoft's detector, which has a norm more"),
+            (r"mask_predictions\..*", "Microsoft's detector, which has one more norm"),
             # Without positions as input, only Microsoft's decoder reads it.
             (r"deberta\.embeddings\.position_embeddings\.weight", "decoder's input"),
         ),
-        # Names of Microsoft's own code, and of transformers with legacy = false.
+        # Names of Microsoft's code, and of transformers with legacy = false.
         aliases=(
             (r"lm_predictions\.lm_head\.bias", "cls.predictions.bias"),
             (r"lm_predictions\.lm_head\.(.*)", r"cls.predictions.transform.\1"),
@@ -333,8 +333,8 @@ def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...
     raise PlmjaxError(
         f"transformers has no class for a {family} with {' and '.join(wanted)}; it has "
         f"{', '.join(classes.values())}.",
-        hint="Keep such a model as a plmjax checkpoint, or train it without one of "
-        "these heads.",
+        hint="Keep the model as a plmjax checkpoint, or train it without one of these "
+        "heads.",
         code=Exit.USAGE,
     )
 
@@ -371,7 +371,7 @@ def head_entries(family: str, head: str) -> Iterator[Entry]:
 def _layer(config: EncoderConfig, name: str, block: int) -> int:
     """Returns the number of our layer that corresponds to their layer `block`."""
     layer = block * config.layers // blocks(config)
-    part = "attention" if "/attention" in name else "ffn"
-    if config.sharing in (part, "all"):
+    sublayer = "attention" if "/attention" in name else "ffn"
+    if config.sharing in (sublayer, "all"):
         return layer * config.groups // config.layers
     return layer

@@ -59,15 +59,15 @@ def load_json(path: Path, data: bytes) -> dict:
         return keys
 
     def no_constant(text):
-        raise ValueError(f"{text} is no JSON number")
+        raise ValueError(f"{text} is not a JSON number")
 
     try:
-        found = json.loads(data, object_pairs_hook=once, parse_constant=no_constant)
+        body = json.loads(data, object_pairs_hook=once, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:
         raise refusal(f"{path}: broken JSON ({error}).", _DAMAGED) from error
-    if not isinstance(found, dict):
-        raise refusal(f"{path}: the JSON is no object.", _DAMAGED)
-    return found
+    if not isinstance(body, dict):
+        raise refusal(f"{path}: the JSON is not an object.", _DAMAGED)
+    return body
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -84,11 +84,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
             if head[:2] == b"PK" or head[:1] == b"\x80":
                 raise refusal(
                     f"{path} is a renamed pickle, which can run code when it is read.",
-                    "Ask for real safetensors.",
+                    "Ask its author for a safetensors file.",
                 )
             raise refusal(
-                f"{path}: its first bytes promise a header of {length:,} bytes; "
-                f"more than {_MAX_HEADER_BYTES:,} is no model's.",
+                f"{path}: its first bytes announce a header of {length:,} bytes; a "
+                f"model's has at most {_MAX_HEADER_BYTES:,}.",
                 _DAMAGED,
             )
         if size < 8 + length:
@@ -103,8 +103,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
         _, dtype, shape = tensors[name]
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise refusal(
-                f"{path}: the header lies about {name}: {list(shape)} of {dtype} from "
-                f"byte {end:,}, not bytes {start:,} to {stop:,}.",
+                f"{path}: the header is wrong about {name}: it gives bytes {start:,} "
+                f"to {stop:,}, which do not hold {list(shape)} of {dtype} from byte "
+                f"{end:,}.",
                 _DAMAGED,
             )
         end = stop
@@ -130,14 +131,13 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
     """Returns a header's entry after checks of its name, form and type."""
     if len(name) > 200 or not _NAME.fullmatch(name):
         raise refusal(
-            f"{path} holds a tensor called {name[:80]!r}, which no parameter "
-            "is called.",
+            f"{path} holds a tensor named {name[:80]!r}; no parameter has such a name.",
             "Do not use this file.",
         )
 
-    def are_sizes(found):
-        return isinstance(found, list) and all(
-            type(n) is int and 0 <= n < 2**63 for n in found
+    def are_sizes(value):
+        return isinstance(value, list) and all(
+            type(n) is int and 0 <= n < 2**63 for n in value
         )
 
     fits = (
@@ -170,13 +170,14 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     """
     tensors = _model_tensors(folder)
     if (folder / DETECTOR).is_file():
-        beside = read_header(folder / DETECTOR)
-        if both := sorted(tensors.keys() & beside.keys()):
+        detector = read_header(folder / DETECTOR)
+        if both := sorted(tensors.keys() & detector.keys()):
             raise refusal(
-                f"{folder / DETECTOR} holds {both[0]}, as does the model itself.",
+                f"{folder / DETECTOR} holds {both[0]}, which the model's own file "
+                "holds, too.",
                 "Remove one of the two.",
             )
-        tensors |= beside
+        tensors |= detector
     return tensors
 
 
@@ -201,25 +202,25 @@ def _model_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
-    places = load_json(index, index.read_bytes()).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    shard_of = load_json(index, index.read_bytes()).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
         raise refusal(f"{index} has no weight_map.", _DAMAGED)
-    for shard in places.values():
+    for shard in shard_of.values():
         safe = isinstance(shard, str) and re.fullmatch(
             r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*\.safetensors", shard
         )
         if not safe:
             raise refusal(
-                f"{index} points to the shard {str(shard)[:80]!r}, which is no "
+                f"{index} names the shard {str(shard)[:80]!r}, which is not a "
                 "safetensors file of this folder.",
                 "Do not use this folder.",
             )
     tensors = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shard_of.values())):
         if not (folder / shard).is_file():
             raise refusal(f"{folder} lacks the shard {shard}.", "Download it, too.")
         held = read_header(folder / shard)
-        listed = {name for name, place in places.items() if place == shard}
+        listed = {name for name, file in shard_of.items() if file == shard}
         if odd := sorted(listed ^ held.keys()):
             raise refusal(
                 f"{folder / shard} and {index.name} disagree about {odd[0][:80]} "

@@ -1,4 +1,4 @@
-"""The files that tell sentence-transformers how to compute a text's vector."""
+"""The files by which sentence-transformers computes a text's vector."""
 
 import json
 from pathlib import Path
@@ -57,13 +57,13 @@ def read_pooling(folder: Path, notes: list[str]) -> Pooling | None:
         kinds = [str(one["type"]).rpartition(".")[2] for one in json.loads(_text(path))]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise refusal(
-            f"{path}: no list of modules ({error}).", "Mend or remove the file."
+            f"{path} is not a list of modules ({error}).", "Correct or remove the file."
         ) from error
-    beside = [k for k in kinds if k not in ("Transformer", "Pooling", "Normalize")]
+    others = [k for k in kinds if k not in ("Transformer", "Pooling", "Normalize")]
     config = folder / POOLING_CONFIG
-    if beside or "Pooling" not in kinds or not config.is_file():
-        what = ", ".join(beside) or "a pooling of its own place"
-        notes.append(f"Left out: sentence-transformers has {what} in {MODULES}.")
+    if others or "Pooling" not in kinds or not config.is_file():
+        why = f"{MODULES} has {', '.join(others)}" if others else "they set no pooling"
+        notes.append(f"Left out, the files of sentence-transformers: {why}.")
         return None
     return _pooling(load_json(config, config.read_bytes()), notes)
 
@@ -74,14 +74,16 @@ def _text(path: Path) -> str:
 
 def _pooling(body: dict[str, Any], notes: list[str]) -> Pooling | None:
     # sentence-transformers' default.
-    named = {"pooling_mode_mean_tokens": True} | body
-    asked = {key for key, on in named.items() if key.startswith("pooling_mode_") and on}
+    settings = {"pooling_mode_mean_tokens": True} | body
+    modes = {
+        key for key, on in settings.items() if key.startswith("pooling_mode_") and on
+    }
     if isinstance(mode := body.get("pooling_mode"), str):  # newer files
-        asked = {_FLAGS.get(mode, mode)}  # type: ignore[arg-type]
+        modes = {_FLAGS.get(mode, mode)}  # type: ignore[arg-type]
     for name, flag in _FLAGS.items():
-        if asked == {flag}:
+        if modes == {flag}:
             return name
     notes.append(
-        f"Left out: the pooling of {POOLING_CONFIG}, {', '.join(sorted(asked))}."
+        f"Left out: the pooling of {POOLING_CONFIG}, {', '.join(sorted(modes))}."
     )
     return None

@@ -34,7 +34,7 @@ _INPUTS = ("tokens", "segments", "positions", "types")
 _CLASSIFIER = re.compile(rf"({'|'.join(TASK_HEADS)})/classifier/.*")
 
 
-class Found(NamedTuple):
+class Selection(NamedTuple):
     """The tensors of a checkpoint: {modern name: (name in the file, tensor)}.
 
     `heads` are the heads to read, `outputs` the number of scores of a fine-tuning head
@@ -69,13 +69,13 @@ def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 def _our_shape(
     config: EncoderConfig, name: str, outputs: int = 1
 ) -> tuple[int, ...] | None:
-    found = shapes(config)
+    shape_of = shapes(config)
     name = re.sub(r"/layer_\d+/", "/layer_0/", name)
-    if name not in found:
+    if name not in shape_of:
         return None
     if _CLASSIFIER.fullmatch(name):
-        return (*found[name][:-1], outputs)
-    return found[name]
+        return (*shape_of[name][:-1], outputs)
+    return shape_of[name]
 
 
 def _their_shape(config: EncoderConfig, entry: Entry, outputs: int) -> tuple[int, ...]:
@@ -106,16 +106,16 @@ def to_tensors(
       PlmjaxError: the parameters are not the config's (code 4) or not finite (6).
     """
     heads = [name for name in params if name != "encoder"]
-    _, inside = architecture(config.family, heads)
+    _, class_heads = architecture(config.family, heads)
     flat, used = flatten(params), set()
-    places: tuple[dict, dict] = {}, {}
+    exported: tuple[dict, dict] = {}, {}
     for entry in model_entries(config, heads):
         arrays = [_checked(config, flat, name, outputs) for name in entry.ours]
         used.update(entry.ours)
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-        room = entry.ours[0].split("/")[0]
-        beside = room != "encoder" and room not in inside
-        places[beside][entry.theirs] = np.ascontiguousarray(
+        head = entry.ours[0].split("/")[0]
+        separate = head != "encoder" and head not in class_heads
+        exported[separate][entry.theirs] = np.ascontiguousarray(
             array.T if entry.transposed else array
         )
     if foreign := sorted(flat.keys() - used):
@@ -123,7 +123,7 @@ def to_tensors(
             f"the config does not have {foreign[0]} ({len(foreign)} such leaves).",
             "Export with the config that the model was trained with.",
         )
-    return places
+    return exported
 
 
 def _checked(config: EncoderConfig, flat: dict, name: str, outputs: int) -> np.ndarray:
@@ -145,13 +145,13 @@ def _checked(config: EncoderConfig, flat: dict, name: str, outputs: int) -> np.n
     return array
 
 
-def choose(
+def select_tensors(
     folder: Path,
     config: EncoderConfig,
     tensors: dict[str, Tensor],
     named: object,
     notes: list[str],
-) -> Found:
+) -> Selection:
     """Selects the tensors to read from a folder.
 
     `named` is the value of `architectures` in config.json; a line is appended to
@@ -161,109 +161,111 @@ def choose(
       PlmjaxError: tensors are missing, unexpected, of another shape, or named twice.
     """
     family = FAMILIES[config.family]
-    found = _by_modern_name(config.family, tensors)
+    by_name = _by_modern_name(config.family, tensors)
     for duplicate, source in family.tied.items():
-        if duplicate in found and source not in found:
-            found[source] = found[duplicate]
-    if blocks(config) > len(found):
+        if duplicate in by_name and source not in by_name:
+            by_name[source] = by_name[duplicate]
+    if blocks(config) > len(by_name):
         raise refusal(
             f"{folder}: the config has {config.layers:,} layers, but the weights are "
-            f"{len(found)} tensors.",
+            f"{len(by_name)} tensors.",
             MIX_UP,
         )
-    heads = _whole_heads(config, found, named)
+    heads = _heads_in(config, by_name, named)
     wanted = model_entries(config, heads)
     known = {entry.theirs for entry in wanted} | family.tied.keys()
-    for what, names in _split_off_ignored(found, known, family.ignored).items():
-        notes.append(f"Left out, as pretraining has no use for it: {what} ({names}).")
+    for what, names in _split_off_ignored(by_name, known, family.ignored).items():
+        notes.append(
+            f"Left out, because pretraining does not use it: {what} ({names})."
+        )
     if not heads:
-        notes.append("The checkpoint has no head: whatever it needs is trained anew.")
+        notes.append("The checkpoint has no head: a new head starts untrained.")
     if "head" in heads and any("lm_predictions" in name for name in tensors):
         notes.append(
-            "If this is Microsoft's model, its vocabulary head guesses well only "
-            "behind an enhanced mask decoder, which plmjax has not: train it further."
+            "If this is Microsoft's model, its vocabulary head predicts well only "
+            "after an enhanced mask decoder, which plmjax lacks: train it further."
         )
-    outputs = _outputs(wanted, found)
+    outputs = _outputs(wanted, by_name)
     _check_all(
         folder,
         config,
         tensors,
-        found=found,
+        by_name=by_name,
         wanted=wanted,
         known=known,
         outputs=outputs,
     )
-    for dtype in sorted({tensor.dtype for _, tensor in found.values()} - {"F32"}):
+    for dtype in sorted({tensor.dtype for _, tensor in by_name.values()} - {"F32"}):
         notes.append(f"Weights stored as {dtype} became float32.")
-    return Found(found, heads, wanted, outputs)
+    return Selection(by_name, heads, wanted, outputs)
 
 
-def _outputs(wanted: Iterable[Entry], found: dict) -> int:
+def _outputs(wanted: Iterable[Entry], tensors: dict) -> int:
     """Returns the number of scores of a fine-tuning head; 0 without one."""
     for entry in wanted:
-        if _CLASSIFIER.fullmatch(entry.ours[0]) and entry.theirs in found:
-            shape = found[entry.theirs][1].shape
+        if _CLASSIFIER.fullmatch(entry.ours[0]) and entry.theirs in tensors:
+            shape = tensors[entry.theirs][1].shape
             return shape[0] if shape else 0
     return 0
 
 
 def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
-    found: dict[str, tuple[str, Tensor]] = {}
+    by_name: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in tensors.items():
         modern = modern_name(family, name, tensors.keys())
-        if modern in found:
+        if modern in by_name:
             raise refusal(
-                f"{tensor.file} holds {modern} twice, as {found[modern][0]} and "
+                f"{tensor.file} holds {modern} twice, as {by_name[modern][0]} and "
                 f"{name}.",
                 "Do not use this file.",
             )
-        found[modern] = (name, tensor)
-    return found
+        by_name[modern] = (name, tensor)
+    return by_name
 
 
-def _whole_heads(config: EncoderConfig, found: dict, named) -> tuple[str, ...]:
+def _heads_in(config: EncoderConfig, tensors: dict, named) -> tuple[str, ...]:
     """Returns the checkpoint's heads; `_check_all` rejects incomplete ones."""
     family, heads = FAMILIES[config.family], []
     for head in HEADS:
         if head not in family.heads:
             continue
         names = [entry.theirs for entry in head_entries(config.family, head)]
-        held = [name in found for name in names]
+        present = [name in tensors for name in names]
         if not names:
             # This head is the token table; only the class shows whether it was trained.
             has = named != [family.classes[()]]
         else:
             # Many checkpoints have a pooler that was trained for another task.
-            has = all(held) if head == "pair" else any(held)
+            has = all(present) if head == "pair" else any(present)
         if has:
             heads.append(head)
-    # Several heads use the same tensor names; only the class tells them apart.
+    # Several heads use the same tensor names; only the class distinguishes them.
     for head in TASK_HEADS:
         if head in family.heads and named == [family.classes[head,]]:
             entries = head_entries(config.family, head)
-            heads += [head] if any(entry.theirs in found for entry in entries) else []
+            heads += [head] if any(entry.theirs in tensors for entry in entries) else []
     return tuple(heads)
 
 
-def _split_off_ignored(found: dict, known, ignored) -> dict[str, str]:
-    """Removes the ignored tensors from `found`; returns {description: their names}."""
+def _split_off_ignored(tensors: dict, known, ignored) -> dict[str, str]:
+    """Removes ignored tensors from `tensors`; returns {description: their names}."""
     left_out: dict[str, list[str]] = {}
-    for key in [key for key in found if key not in known]:
+    for key in [key for key in tensors if key not in known]:
         for pattern, what in ignored:
             if re.fullmatch(pattern, key):
-                left_out.setdefault(what, []).append(found.pop(key)[0])
+                left_out.setdefault(what, []).append(tensors.pop(key)[0])
                 break
     return {what: ", ".join(names) for what, names in left_out.items()}
 
 
-def _check_all(folder: Path, config, tensors, found, wanted, known, outputs: int):
-    problems = [f"missing {e.theirs}" for e in wanted if e.theirs not in found]
+def _check_all(folder: Path, config, tensors, by_name, wanted, known, outputs: int):
+    problems = [f"missing {e.theirs}" for e in wanted if e.theirs not in by_name]
     problems += [
-        f"unexpected {name}" for key, (name, _) in found.items() if key not in known
+        f"unexpected {name}" for key, (name, _) in by_name.items() if key not in known
     ]
     for entry in wanted:
-        if entry.theirs in found:
-            held = found[entry.theirs][1].shape
+        if entry.theirs in by_name:
+            held = by_name[entry.theirs][1].shape
             shape = _their_shape(config, entry, outputs)
             if held != shape:
                 problems.append(f"{entry.theirs} is {list(held)}, not {list(shape)}")
@@ -278,10 +280,12 @@ def _check_all(folder: Path, config, tensors, found, wanted, known, outputs: int
         )
 
 
-def read_params(found: Found) -> dict:
+def read_params(selection: Selection) -> dict:
     """Reads the selected tensors as our parameters."""
     return from_tensors(
-        found.wanted, found.heads, lambda name: read_tensor(*found.tensors[name])
+        selection.wanted,
+        selection.heads,
+        lambda name: read_tensor(*selection.tensors[name]),
     )
 
 
@@ -295,23 +299,23 @@ def from_tensors(
     for entry in wanted:
         array = tensor(entry.theirs)
         array = array.T if entry.transposed else array
-        parts = np.split(array, len(entry.ours), axis=-1)
-        for name, part in zip(entry.ours, parts, strict=True):
-            flat[name] = np.ascontiguousarray(part)
+        arrays = np.split(array, len(entry.ours), axis=-1)
+        for name, leaf in zip(entry.ours, arrays, strict=True):
+            flat[name] = np.ascontiguousarray(leaf)
     params = unflatten(flat)
     # A plain head has no parameters, but must be a key.
     return params | {head: params.get(head, {}) for head in heads}
 
 
-def check_tied(folder: Path, family: str, found: Found) -> None:
+def check_tied(folder: Path, family: str, selection: Selection) -> None:
     """Raises PlmjaxError if a copy of a tied tensor differs from the original."""
     for duplicate, source in FAMILIES[family].tied.items():
-        copy = found.tensors.get(duplicate)
+        copy = selection.tensors.get(duplicate)
         # Without the head, or with the copy alone, there is nothing to compare.
-        if copy is None or source not in found.tensors:
+        if copy is None or source not in selection.tensors:
             continue
-        if copy is not found.tensors[source] and not np.array_equal(
-            read_tensor(*copy), read_tensor(*found.tensors[source])
+        if copy is not selection.tensors[source] and not np.array_equal(
+            read_tensor(*copy), read_tensor(*selection.tensors[source])
         ):
             raise refusal(
                 f"{folder}: {duplicate} differs from {source}; plmjax ties them, as "

@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its config: data, model, objective, first state."""
+"""Builds the setup of a run from its config: tokenizer, data, model and objective."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ from plmjax.workdir import (
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSetup:
-    """All the parts of a run, built from its config, before any parameter exists."""
+    """All that a run needs, built from its config, before any parameter exists."""
 
     config: RunConfig
     workdir: Workdir
@@ -72,12 +72,12 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     given = [k for k in ("steps", "epochs") if getattr(config.train, k) is not None]
     if not given and not config.data.phases:
         raise PlmjaxError(
-            "nothing says how long to train.",
+            "the config does not set how long to train.",
             hint="Set --config.train.steps or --config.train.epochs.",
         )
     if given and config.data.phases:
         raise PlmjaxError(
-            f"data.phases and train.{given[0]} both say how long to train.",
+            f"data.phases and train.{given[0]} both set how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
     source = config.data.source
@@ -158,9 +158,9 @@ def prepare_data(
         f"({workdir / 'tokenizer'})."
     )
     check(tokenizer)
-    told = source.description
-    why = f" ({told['why']})" if told.get("why") else ""
-    log(f"Source: {told['kind']}; a document is {told.get('document')}{why}.")
+    text = source.description
+    why = f" ({text['why']})" if text.get("why") else ""
+    log(f"Source: {text['kind']}; a document is {text.get('document')}{why}.")
     if rule := _sentences(config):
         log(f"Sentences end at {rule} (data.sentences).")
     store = prepare(
@@ -178,9 +178,9 @@ def prepare_data(
     for name in ("replaced_characters", "cut_documents", "empty_files"):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
-    made = {"store": store.key, "recipe": recipe}
-    if known != made:  # else another process of the run has written it
-        write_json(workdir / "run.json", made)
+    record = {"store": store.key, "recipe": recipe}
+    if known != record:  # else another process of the run has written it
+        write_json(workdir / "run.json", record)
     return tokenizer, store
 
 
@@ -198,8 +198,8 @@ def _tokenizer_settings(config: RunConfig, workdir: Workdir) -> TokenizerConfig:
     """
     block = config.tokenizer
     files = {name: getattr(block, name) for name in ("path", "user_dictionary")}
-    found = {name: path and str(workdir.resolve(path)) for name, path in files.items()}
-    return dataclasses.replace(block, **found)
+    paths = {name: path and str(workdir.resolve(path)) for name, path in files.items()}
+    return dataclasses.replace(block, **paths)
 
 
 def build(
@@ -215,9 +215,9 @@ def build(
         encoder = encoder_config(config, tokenizer)
         # Checked again, because RoBERTa's first position depends on the tokenizer.
         check_lengths(config, encoder)
-        seen = None if teacher is None else teacher.encoder
         platform = Platform.of(mesh.devices.flat)
-        return encoder, make_objective(config, encoder, tokenizer, seen, platform)
+        taught_by = None if teacher is None else teacher.encoder
+        return encoder, make_objective(config, encoder, tokenizer, taught_by, platform)
 
     def check_tokenizer(tokenizer: Tokenizer) -> None:
         if teacher is not None:
@@ -266,9 +266,9 @@ def build(
 def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     """Returns the reason why transformers cannot express the models; None if it can."""
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    for part in objective.models.values():
+    for view in objective.models.values():
         try:
-            config_json.to_json(part.encoder, part.heads, *ids)
+            config_json.to_json(view.encoder, view.heads, *ids)
         except PlmjaxError as error:
             return f"{error.message} {error.hint}".strip()
     return None
@@ -294,14 +294,14 @@ def check_origin(setup: PretrainSetup, meta: dict) -> None:
         if meta.get(what) != ours:
             raise PlmjaxError(
                 f"the checkpoint in {setup.workdir.checkpoints} was trained with "
-                f"another {what} than {setup.workdir.path} holds now.",
-                hint="Restore it, or start again in another --workdir.",
+                f"another {what} than {setup.workdir.path} now holds.",
+                hint=f"Restore the first {what}, or start again in another --workdir.",
                 code=Exit.MODEL,
             )
 
 
 def origin(setup: PretrainSetup) -> dict[str, str]:
     """Returns the digests that bind a checkpoint: of text, tokenizer and teacher."""
-    found = {"store": setup.store.key, "tokenizer": setup.tokenizer.digest}
+    digests = {"store": setup.store.key, "tokenizer": setup.tokenizer.digest}
     noted = setup.workdir.read("teacher.json", digest=str)
-    return found if noted is None else found | {"teacher": noted["digest"]}
+    return digests if noted is None else digests | {"teacher": noted["digest"]}

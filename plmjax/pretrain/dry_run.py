@@ -55,17 +55,17 @@ def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
     slots = setup.objective.slots(length)
     sizes = {name: total(blocks, name) for name in SIZES}
     if setup.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(setup.mesh):
-        sizes["weights put together"] = 4 * total(blocks, "parameters")
+        sizes["gathered weights"] = 4 * total(blocks, "parameters")
     sizes["activations"] = sum(
-        activation_bytes(part.encoder, rows, length, slots)
-        for part in setup.objective.models.values()
+        activation_bytes(view.encoder, rows, length, slots)
+        for view in setup.objective.models.values()
     )
     flops = sum(setup.phase_flops(phase) * phase.steps for phase in setup.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
         "steps": f"{setup.steps:,}",
         "rows a step": f"{phase.batch:,} x {length} tokens"
-        + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
+        + (f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""),
         "tokens a step": f"{phase.batch * length * phase.plan.fill:,.0f} without "
         f"padding ({phase.plan.fill:.1%} full)",
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",

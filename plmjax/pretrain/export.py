@@ -21,8 +21,8 @@ from plmjax.evaluate.model import (
     open_run,
 )
 from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.folder import check_replaceable, replacing_export
 from plmjax.interop.huggingface import export_folder, read_folder
-from plmjax.interop.place import appearing, check_replaceable
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
 from plmjax.workdir import RunConfig, Workdir
@@ -61,7 +61,7 @@ def export(
     inside of `to`, or `to` itself with the one that `part` names.
 
     Raises:
-      PlmjaxError: no good checkpoint, no such part, or `to` holds files of others.
+      PlmjaxError: no good checkpoint, no such model, or `to` holds files of others.
     """
     if is_finetuned(workdir.path):
         _copy(finished(workdir.path), to, log)
@@ -72,10 +72,10 @@ def export(
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
     """Copies the export of a fine-tuning, its best or last step."""
-    _check_apart(to, [to])
+    _check_target(to, [to])
     check_replaceable(to)
-    with appearing(to) as place:
-        shutil.copytree(folder, place, dirs_exist_ok=True)
+    with replacing_export(to) as new_folder:
+        shutil.copytree(folder, new_folder, dirs_exist_ok=True)
     log(f"Exported to {to}.")
 
 
@@ -91,16 +91,16 @@ def export_trained(
     models = trained.models()
     if part is not None and part not in models:
         raise PlmjaxError(
-            f"{workdir.path} has no part {part!r}.",
+            f"{workdir.path} has no model {part!r}.",
             hint=f"It has: {', '.join(models)}.",
         )
     folders = {name: to / name for name in models} if len(models) > 1 else {}
     folders = folders or {name: to for name in models}
     if part is not None:
         folders = {part: to}
-    _check_apart(to, list(folders.values()))
-    found = workdir.read("scores.json") or {}
-    scores = found if found.get("step") == trained.step else {}
+    _check_target(to, list(folders.values()))
+    saved = workdir.read("scores.json") or {}
+    scores = saved if saved.get("step") == trained.step else {}
     lengths = [length for _, length, _ in trained.config.data.phases]
     length = max(lengths or [trained.config.data.length])
     for name, folder in folders.items():
@@ -117,8 +117,8 @@ def export_trained(
         log(f"Exported step {trained.step:,} to {folder}.")
 
 
-def _check_apart(to: Path, folders: list[Path]) -> None:
-    """Raises PlmjaxError if one model and several would share a directory."""
+def _check_target(to: Path, folders: list[Path]) -> None:
+    """Raises PlmjaxError unless `to` is free, or an export of the same models."""
     if is_run(to):
         raise PlmjaxError(
             f"{to} is a run's workdir.", hint="Choose another folder for the export."
@@ -128,9 +128,9 @@ def _check_apart(to: Path, folders: list[Path]) -> None:
     here = model_folders(to)
     if here and ("model" in here) != (folders == [to]):
         raise PlmjaxError(
-            f"{to} holds {' and '.join(map(str, here.values()))} already, which the "
+            f"{to} already holds {' and '.join(map(str, here.values()))}, which the "
             "export would not replace.",
-            hint="Choose another folder, or remove it yourself.",
+            hint="Choose another folder, or remove this one.",
         )
 
 
@@ -160,7 +160,7 @@ _VARIANTS = {
 }
 
 
-def _trained_by(config: RunConfig, part: str) -> str | None:
+def _objective_name(config: RunConfig, model_name: str) -> str | None:
     """Returns the objective for the model card; None if it is the task's usual one."""
     objective = config.objective
     if isinstance(objective, MLMConfig):
@@ -168,7 +168,7 @@ def _trained_by(config: RunConfig, part: str) -> str | None:
         return f"masked language modelling{more}" if more else None
     if isinstance(objective, DistillConfig):
         return "distillation (Sanh et al. 2019, arXiv:1910.01108)"
-    if isinstance(objective, ElectraConfig) and part == "discriminator":
+    if isinstance(objective, ElectraConfig) and model_name == "discriminator":
         if name := _VARIANTS.get(objective.variant):
             return f"{name}, as compared by Clark et al. 2020 (arXiv:2003.10555)"
         if objective.tie == "disentangled":
@@ -200,7 +200,7 @@ def _card_facts(
         name=model.name + several,
         family=model.encoder.family,
         task=_task(model),
-        objective=_trained_by(config, model.part),
+        objective=_objective_name(config, model.part),
         parameters=tree.count(model.params),
         mask_token=None if mask is None else model.tokenizer.decode([mask]).strip(),
         data=description,
@@ -221,33 +221,33 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
     The folders are checked completely and rewritten in our format to workdir/import.
 
     Raises:
-      PlmjaxError: the folder cannot be used, or the workdir holds a run already.
+      PlmjaxError: the folder cannot be used, or the workdir already holds a run.
     """
     folders = model_folders(source) or {"model": source}
-    found = {part: read_folder(folder) for part, folder in folders.items()}
-    for part in found.values():
-        for note in part.notes:
+    imported = {name: read_folder(folder) for name, folder in folders.items()}
+    for model in imported.values():
+        for note in model.notes:
             log(note)
     workdir.create()
     with workdir.locked():
         if workdir.begun:
             raise PlmjaxError(
-                f"{workdir.path} holds a run already.",
+                f"{workdir.path} already holds a run.",
                 hint="Choose another --workdir for the import.",
             )
         card = f"# {source.name}\n\nImported by plmjax as the start of a run.\n"
         to = workdir / IMPORTED
-        for name, part in found.items():
+        for name, model in imported.items():
             folder = to if name == "model" else to / name
             export_folder(
                 folder,
-                part.config,
-                part.params,
-                part.tokenizer,
+                model.config,
+                model.params,
+                model.tokenizer,
                 card,
-                task=part.task,
+                task=model.task,
             )
-    count = sum(tree.count(part.params) for part in found.values())
+    count = sum(tree.count(model.params) for model in imported.values())
     log(
         f"Imported {count:,} parameters to {to}.\n\nNext:\n"
         f"  plmjax pretrain --workdir={workdir.path} --config.data.source.kind=text "
@@ -260,17 +260,17 @@ def imported_layer(workdir: Workdir) -> dict:
     folder = workdir / IMPORTED
     if not folder.is_dir():
         return {}
-    parts = {name: read_folder(path) for name, path in model_folders(folder).items()}
-    if not parts:
+    models = {name: read_folder(path) for name, path in model_folders(folder).items()}
+    if not models:
         raise PlmjaxError(
             f"{folder} holds no model.", hint="Run `plmjax import` again."
         )
-    main = next(iter(parts.values()))
-    tokenizer = folder if "model" in parts else folder / next(iter(parts))
+    main = next(iter(models.values()))
+    tokenizer = folder if "model" in models else folder / next(iter(models))
     return {
         "model": {"preset": _preset(main.config.family)}
         | dataclasses.asdict(main.config),
-        "objective": _objective(parts),
+        "objective": _objective(models),
         "tokenizer": {"path": str(tokenizer.relative_to(workdir.path))},
         # A high rate would destroy trained weights: a tenth of that of a new model.
         "train": {
@@ -286,24 +286,24 @@ def _preset(family: str) -> str:
     return next(name for name, c in PRESETS.items() if c.family == family)
 
 
-def _objective(parts: dict) -> dict:
+def _objective(models: dict) -> dict:
     """Returns the objective that trains the imported models."""
-    main = next(iter(parts.values()))
+    main = next(iter(models.values()))
     if main.config.causal:
         return {"kind": "clm"}
-    if "generator" not in parts:
+    if "generator" not in models:
         return {"kind": "mlm"}
-    generator = parts["generator"].config
+    generator = models["generator"].config
     sizes = ("layers", "width", "heads", "ffn_width", "input_width")
-    found = {name: getattr(generator, name) for name in sizes}
-    found["embedding_width"] = found.pop("input_width")
+    overrides = {name: getattr(generator, name) for name in sizes}
+    overrides["embedding_width"] = overrides.pop("input_width")
     tables = [
-        parts[name].params["encoder"]["embeddings"]["token"]
+        models[name].params["encoder"]["embeddings"]["token"]
         for name in ("generator", "discriminator")
     ]
     tied = np.array_equal(*tables)
     return {
         "kind": "electra",
         "tie": "tokens" if tied else "none",
-        "generator": found,
+        "generator": overrides,
     }

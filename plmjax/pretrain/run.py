@@ -25,7 +25,7 @@ from plmjax.pretrain.build import (
     origin,
 )
 from plmjax.pretrain.export import export_trained
-from plmjax.pretrain.start import beside_teacher, fresh_state, frozen_arrays
+from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
 from plmjax.report.scores import score_lines
 from plmjax.train import sharding
@@ -112,7 +112,7 @@ def _build(
         setup = make(log)
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
-        teachers.remember(config, workdir, setup.teacher)
+        teachers.record(config, workdir, setup.teacher)
         workdir.write_environment()
         return setup
 
@@ -252,11 +252,11 @@ def _finish(
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
     if setup.teacher is not None:
-        beside = beside_teacher(setup, weights, held_out(setup, alone=True)())
-        for line in students.lines(beside):
+        comparison = compare_with_teacher(setup, weights, held_out(setup, alone=True)())
+        for line in students.lines(comparison):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
-        figures |= {name: beside[name] for name in names}
+        figures |= {name: comparison[name] for name in names}
     write_json(workdir / "scores.json", figures | {"step": step})
     if problem := not_exportable(setup.objective, setup.tokenizer):
         log(f"Not exported: {problem}")
@@ -273,12 +273,12 @@ def _finish(
 
 def suggested_commands(objective: Objective, workdir: Path) -> str:
     """Returns the commands that use the trained heads, a line each."""
-    causal = any(part.encoder.causal for part in objective.models.values())
+    causal = any(view.encoder.causal for view in objective.models.values())
     text = "The rows of the" if causal else "The [MASK] of the array"
     commands = {
         "head": f'plmjax fill "{text}" --model={workdir}',
         "pair": f'plmjax next "It was late." "We went home." --model={workdir}',
         "detector": f'plmjax detect "The rows of the array" --model={workdir}',
     }
-    trained = {head for part in objective.models.values() for head in part.heads}
+    trained = {head for view in objective.models.values() for head in view.heads}
     return "".join(f"  {commands[head]}\n" for head in commands if head in trained)

@@ -42,8 +42,8 @@ def fresh_state(setup: PretrainSetup, log: Callable[[str], Any]) -> State:
     # Only the shapes matter, but all processes must have the same values.
     batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), setup.loader.batch(0))
     shapes = jax.eval_shape(make, batch)
-    places = sharding.shardings(setup.mesh, shapes, setup.config.mesh.zero1)
-    state = jax.jit(make, out_shardings=places)(batch)
+    shardings = sharding.shardings(setup.mesh, shapes, setup.config.mesh.zero1)
+    state = jax.jit(make, out_shardings=shardings)(batch)
     if setup.config.train.init_from is not None:
         params = start_weights(setup, state.params, log)
     elif isinstance(objective, DistillConfig) and objective.start == "teacher":
@@ -56,78 +56,78 @@ def fresh_state(setup: PretrainSetup, log: Callable[[str], Any]) -> State:
         log(f"Start weights: layers of the teacher {setup.teacher.name}.")
     else:
         return state
-    return with_params(state, params, places)
+    return with_params(state, params, shardings)
 
 
 def start_weights(setup: PretrainSetup, fresh: dict, log: Callable[[str], Any]) -> dict:
-    """Returns parameters taken from train.init_from where they fit, the rest fresh.
+    """Returns the parameters of train.init_from where they fit, else those of `fresh`.
 
-    A model of several parts (ELECTRA) takes each from the part of the same name; a
-    single model is the start of every part of its size (two-stage training).
+    A run of several models (ELECTRA) reads each from the model of the same name; a
+    single model starts every model of its size (two-stage training).
 
     Raises:
-      PlmjaxError: another tokenizer, or no part has the size of its model there.
+      PlmjaxError: another tokenizer, or no model has the size of its start weights.
     """
     where = f"train.init_from={setup.config.train.init_from}"
-    found = open_models(str(setup.workdir.resolve(str(setup.config.train.init_from))))
-    params, problems, placed = dict(processes.gather_to_host(fresh)), [], {}
-    for name, part in setup.objective.models.items():
-        # Compared before insertion, because parts may share arrays.
-        model = found.get(name) or next(iter(found.values()))
+    models = open_models(str(setup.workdir.resolve(str(setup.config.train.init_from))))
+    params, problems, inserted = dict(processes.gather_to_host(fresh)), [], {}
+    for name, view in setup.objective.models.items():
+        # Compared before insertion, because models may share arrays.
+        model = models.get(name) or next(iter(models.values()))
         if model.tokenizer.vocabulary_digest != setup.tokenizer.vocabulary_digest:
             raise PlmjaxError(
-                f"the weights of {where} belong to another tokenizer than this run's.",
+                f"the weights of {where} have another tokenizer than this run.",
                 hint="Set --config.tokenizer.path to that folder.",
                 code=Exit.MODEL,
             )
-        own = part.extract(params)
-        if differing := tree.differences(own["encoder"], model.params["encoder"]):
+        current = view.extract(params)
+        if differing := tree.differences(current["encoder"], model.params["encoder"]):
             problems.append(f"{name}: {differing[0]}")
             continue
-        taken = _taken(model, own)
-        new = [head for head in part.heads if head not in taken]
-        unused = [head for head in model.params if head not in taken]
+        fitting = _fitting(model, current)
+        new = [head for head in view.heads if head not in fitting]
+        unused = [head for head in model.params if head not in fitting]
         log(
             f"Start weights of the {name}: {where}"
             + (f"; new: {', '.join(new)}" if new else "")
             + (f"; left out: {', '.join(unused)}" if unused else "")
             + "."
         )
-        placed[name] = own | taken
-        params = part.insert(params, placed[name])
+        inserted[name] = current | fitting
+        params = view.insert(params, inserted[name])
     if len(problems) == len(setup.objective.models):
         raise PlmjaxError(
             f"the weights of {where} are of another model: {'; '.join(problems)}.",
-            hint="Leave the model block's sizes to the import.",
+            hint="Do not set the sizes of the model block; the import sets them.",
             code=Exit.MODEL,
         )
     for problem in problems:
-        log(f"WARNING: another size in {where}, so it starts anew: {problem}.")
-    for name, wanted in placed.items():
+        log(f"WARNING: {where} has another size, so new weights are used: {problem}.")
+    for name, wanted in inserted.items():
         _check_shared(wanted, setup.objective.models[name].extract(params), where)
     return params
 
 
-def _check_shared(wanted: dict, found: dict, where: str) -> None:
-    """Raises PlmjaxError if another part has overwritten this one's start weights."""
-    ours = tree.flatten(found)
+def _check_shared(wanted: dict, params: dict, where: str) -> None:
+    """Raises PlmjaxError if another model has overwritten this one's start weights."""
+    ours = tree.flatten(params)
     for name, leaf in tree.flatten(wanted).items():
         # A leaf stored as a difference loses its last digit.
         if not np.allclose(leaf, ours[name], rtol=1e-5, atol=1e-6):
             raise PlmjaxError(
                 f"generator and discriminator share {name}, but the weights of "
-                f"{where} have one for each.",
+                f"{where} have two different ones.",
                 hint="Set --config.objective.tie=none, or disentangled.",
                 code=Exit.MODEL,
             )
 
 
-def _taken(model: Model, own: dict) -> dict:
-    """Returns a model's encoder, and its heads with the shapes of those in `own`."""
+def _fitting(model: Model, target: dict) -> dict:
+    """Returns a model's encoder, and its heads that have the shapes of `target`."""
     return {
         name: jax.device_get(params)
         for name, params in model.params.items()
-        if name in own and not tree.differences(own[name], params)
+        if name in target and not tree.differences(target[name], params)
     }
 
 
@@ -146,7 +146,7 @@ def _frozen(setup: PretrainSetup) -> dict:
     )
 
 
-def beside_teacher(
+def compare_with_teacher(
     setup: PretrainSetup, params, batches: Iterator[dict]
 ) -> dict[str, float]:
     """Returns sizes, held-out scores and speeds of student and teacher.
@@ -154,9 +154,9 @@ def beside_teacher(
     Speeds are those of the devices of the mesh that is set.
     """
     assert setup.teacher is not None
-    part, frozen = setup.objective.models["model"], _frozen(setup)
-    own = part.extract(params)
-    student = Model(part.encoder, own, setup.tokenizer, setup.workdir.path.name)
+    view, frozen = setup.objective.models["model"], _frozen(setup)
+    name = setup.workdir.path.name
+    student = Model(view.encoder, view.extract(params), setup.tokenizer, name)
     pieces = frozen["pieces"] if "pieces" in frozen else None
     return students.compare(setup.teacher, student, batches, setup.objective, pieces)
 

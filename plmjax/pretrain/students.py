@@ -44,29 +44,29 @@ def start(
     layers = chosen_layers(config, encoder, teacher)
     pieces = frozen["pieces"] if config.align == "strings" else None
     theirs = tree.flatten(jax.device_get(frozen["teacher"]))
-    taken = {}
+    initial = {}
     for name, leaf in tree.flatten(jax.device_get(params)).items():
         if name.startswith("projection/"):
-            taken[name] = leaf
+            initial[name] = leaf
             continue
         value = theirs[_source(name, layers, teacher)]
         if name in ("encoder/embeddings/token", "head/bias"):
             value = _rows(leaf, value, pieces)
         assert value.shape == leaf.shape, (name, value.shape, leaf.shape)
-        taken[name] = value
-    return tree.unflatten(taken)
+        initial[name] = value
+    return tree.unflatten(initial)
 
 
 def _source(name: str, layers: tuple[int, ...], teacher: EncoderConfig) -> str:
     """Returns the teacher's name of the student's parameter `name`."""
-    room, block, *rest = name.split("/")
+    top, block, *leaf = name.split("/")
     if not block.startswith("layer_"):
         return name
     number = layers[int(block.removeprefix("layer_"))]
-    half = "ffn" if rest[0].startswith("ffn") else "attention"
-    if teacher.sharing in (half, "all"):
+    sublayer = "ffn" if leaf[0].startswith("ffn") else "attention"
+    if teacher.sharing in (sublayer, "all"):
         number = number * teacher.groups // teacher.layers
-    return "/".join((room, f"layer_{number}", *rest))
+    return "/".join((top, f"layer_{number}", *leaf))
 
 
 def _rows(ours: np.ndarray, theirs: np.ndarray, pieces: dict | None) -> np.ndarray:
@@ -133,11 +133,11 @@ def _score(
     """Returns (sum, count) of loss and accuracy at the masks, of both models."""
     labels_T = batch["labels"].reshape(-1)
     used_T = (batch["weights"].reshape(-1) > 0).astype(jnp.float32)
-    asked = batch
+    teacher_batch = batch
     if pieces is not None:
         used_T = used_T * jnp.asarray(pieces["known"])[labels_T]
         ids_V = jnp.asarray(pieces["ids"])
-        asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
+        teacher_batch = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
         pieces = {name: jnp.asarray(array) for name, array in pieces.items()}
 
     def logits(config, params, batch):
@@ -147,25 +147,29 @@ def _score(
         )
         return heads.vocabulary_logits(config, params, x_TH, platform)
 
-    both = aligned(logits(student, ours, batch), logits(teacher, theirs, asked), pieces)
-    found = {}
+    both = aligned(
+        logits(student, ours, batch),
+        logits(teacher, theirs, teacher_batch),
+        pieces,
+    )
+    sums = {}
     for name, logits_TV in zip(("student", "teacher"), both, strict=True):
         scored: Any = cross_entropy(logits_TV, labels_T)
         for what, values_T in zip(("loss", "accuracy"), scored, strict=True):
-            found[f"{name}_{what}"] = (jnp.sum(values_T * used_T), jnp.sum(used_T))
-    return found
+            sums[f"{name}_{what}"] = (jnp.sum(values_T * used_T), jnp.sum(used_T))
+    return sums
 
 
 def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
     """Returns the first model's time divided by the second's, from medians."""
     dtype, passes = models[1].encoder.dtype, []
     platform = Platform.of(jax.devices())
-    for model, own in zip(models, params, strict=True):
+    for model, model_params in zip(models, params, strict=True):
         config = dataclasses.replace(model.encoder, dtype=dtype)
         run = functools.partial(heads.encode, config, noise=None, platform=platform)
         run = jax.jit(run)
-        own, batch = jax.device_put((own, batch), jax.devices()[0])
-        passes.append(functools.partial(run, own, batch=batch))
+        model_params, batch = jax.device_put((model_params, batch), jax.devices()[0])
+        passes.append(functools.partial(run, model_params, batch=batch))
         jax.block_until_ready(passes[-1]())
     seconds: list[list[float]] = [[], []]
     for _ in range(repeats):
@@ -177,17 +181,17 @@ def _speed_ratio(models, params: list, batch: dict, repeats: int = 9) -> float:
     return slow / fast
 
 
-def lines(found: dict[str, float]) -> list[str]:
+def lines(comparison: dict[str, float]) -> list[str]:
     """Returns a comparison as lines of text, with DistilBERT's published figures."""
     published = {name: f"DistilBERT: {share:.0%}" for name, share in _PUBLISHED.items()}
     return [
-        f"Size: {found['student_parameters']:,} parameters of the teacher's "
-        f"{found['teacher_parameters']:,}, {found['smaller']:.1%} fewer "
+        f"Size: {comparison['student_parameters']:,} parameters of the teacher's "
+        f"{comparison['teacher_parameters']:,}, {comparison['smaller']:.1%} fewer "
         f"({published['smaller']}).",
-        f"Score: {found['student_accuracy']:.1%} of the masked words, the teacher "
-        f"{found['teacher_accuracy']:.1%}: {found['kept']:.1%} kept "
-        f"({published['kept']} of GLUE); loss {found['student_loss']:.3f}, the "
-        f"teacher's {found['teacher_loss']:.3f}.",
-        f"Speed: a forward pass is {found['faster']:.0%} faster "
+        f"Score: {comparison['student_accuracy']:.1%} of the masked words, the teacher "
+        f"{comparison['teacher_accuracy']:.1%}: {comparison['kept']:.1%} kept "
+        f"({published['kept']} of GLUE); loss {comparison['student_loss']:.3f}, the "
+        f"teacher's {comparison['teacher_loss']:.3f}.",
+        f"Speed: a forward pass is {comparison['faster']:.0%} faster "
         f"({published['faster']}).",
     ]

@@ -46,16 +46,16 @@ def load(config: RunConfig, workdir: Workdir) -> Model | None:
     _check_early(config, objective, teacher, path, workdir)
     if saved is not None and saved["digest"] != digest(teacher):
         raise PlmjaxError(
-            f"the teacher in {path} is not the one that {workdir.path} was begun with: "
-            "its weights, config or vocabulary are others.",
-            hint="Restore it, or start again in another --workdir. A teacher that goes "
-            "on training is best given as its export.",
+            f"the teacher in {path} is not the one that {workdir.path} began with: "
+            "its weights, config or vocabulary differ.",
+            hint="Restore it, or start again in another --workdir. If the teacher is "
+            "still being trained, use an export of it.",
             code=Exit.MODEL,
         )
     return teacher
 
 
-def remember(config: RunConfig, workdir: Workdir, teacher: Model | None) -> None:
+def record(config: RunConfig, workdir: Workdir, teacher: Model | None) -> None:
     """Records the teacher of a new run, so that the run resumes with no other."""
     if workdir.begun:
         return
@@ -79,14 +79,14 @@ def _check_early(
     if objective.start == "teacher" and config.train.init_from is not None:
         raise PlmjaxError(
             "objective.start=teacher and train.init_from="
-            f"{config.train.init_from} both say where the student starts.",
+            f"{config.train.init_from} both set the student's start weights.",
             hint="Set --config.objective.start=fresh or --config.train.init_from=none.",
         )
     if config.tokenizer.path is None and objective.align == "none":
         inside = path / "tokenizer"
         raise PlmjaxError(
-            "a tokenizer trained anew is not the teacher's, whose vocabulary the "
-            "student needs.",
+            "the student needs the teacher's vocabulary, but the config trains a new "
+            "tokenizer.",
             hint=f"Set --config.tokenizer.path={inside if inside.is_dir() else path}, "
             "or --config.objective.align=strings.",
         )
@@ -96,7 +96,7 @@ def _check_early(
         raise PlmjaxError(
             f"data.length={longest} is longer than the {teacher.encoder.max_length} "
             f"positions of the teacher {objective.teacher}.",
-            hint="Shorten the rows.",
+            hint="Shorten the rows (data.length, data.phases).",
         )
     pieces = teacher.tokenizer
     student = resolve(config.model, pieces.vocab_size, pieces.pad_id)
@@ -111,7 +111,7 @@ def open_teacher(config: DistillConfig, path: Path) -> Model:
     """
     if not path.is_dir():
         raise PlmjaxError(
-            f"objective.teacher={config.teacher} is no directory.",
+            f"objective.teacher={config.teacher} is not a directory.",
             hint="Give a run's workdir or a Hugging Face folder.",
         )
     model = open_model(str(path))
@@ -126,12 +126,12 @@ def digest(teacher: Model) -> str:
     """Returns the SHA-256 of all that determines a teacher's outputs, but its dtype."""
     encoder = dataclasses.replace(teacher.encoder, dtype="float32", remat=False)
     shape = f"{encoder} {teacher.tokenizer.vocabulary_digest}\n"
-    found = hashlib.sha256(shape.encode())
+    hasher = hashlib.sha256(shape.encode())
     for name, leaf in sorted(tree.flatten(teacher.params).items()):
         array = np.ascontiguousarray(jax.device_get(leaf))
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.data)
-    return found.hexdigest()
+        hasher.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        hasher.update(array.data)
+    return hasher.hexdigest()
 
 
 def check_vocabulary(
@@ -152,8 +152,8 @@ def check_vocabulary(
             f"{theirs.vocab_size:,} pieces).",
             hint="Set --config.tokenizer.path to the teacher's tokenizer"
             + (
-                ", or --config.objective.align=strings to meet where pieces are spelt "
-                "alike."
+                ", or --config.objective.align=strings to compare only pieces that "
+                "both have."
                 if student.kind == theirs.kind
                 else "."
             ),
@@ -167,16 +167,16 @@ def check_vocabulary(
             code=Exit.MODEL,
         )
     known_V = align(student, theirs, student.vocab_size)["known"]
-    told = f"{known_V.sum():,} of the student's {len(known_V):,} pieces"
+    coverage = f"{known_V.sum():,} of the student's {len(known_V):,} pieces"
     if known_V.mean() < _SMALLEST_SHARE:
         raise PlmjaxError(
-            f"the teacher knows only {told} ({known_V.mean():.0%}).",
+            f"the teacher knows only {coverage} ({known_V.mean():.0%}).",
             hint="Set --config.tokenizer.path to the teacher's tokenizer.",
             code=Exit.MODEL,
         )
     return [
-        f"The teacher knows {told} ({known_V.mean():.1%}); the others it sees as its "
-        "mask, and the soft loss leaves them out."
+        f"The teacher knows {coverage} ({known_V.mean():.1%}). The others become its "
+        "mask token, and the soft loss leaves them out."
     ]
 
 
@@ -184,8 +184,8 @@ def align(student: Tokenizer, teacher: Tokenizer, size: int) -> dict[str, np.nda
     """Returns the teacher's id of each of the student's pieces.
 
     "ids" [size] int32 are the teacher's ids by spelling, of special tokens by their
-    role; for a piece that it lacks, its mask, where it has learnt to guess. "known"
-    [size] bool is True for pieces that it has.
+    role; its mask for a piece that it lacks, since it has learnt to predict there.
+    "known" [size] bool is True for pieces that it has.
     """
     ids_V, known_V = np.full(size, teacher.mask_id, np.int32), np.zeros(size, bool)
     for piece, number in student.vocab.items():
@@ -202,10 +202,10 @@ def frozen(
     config: RunConfig, encoder: EncoderConfig, tokenizer: Tokenizer, teacher: Model
 ) -> dict:
     """Returns the inputs of a distillation's loss beside the parameters."""
-    found = {"teacher": teacher.params}
+    arrays = {"teacher": teacher.params}
     if _block(config).align == "strings":
-        found["pieces"] = align(tokenizer, teacher.tokenizer, encoder.vocab_size)
-    return found
+        arrays["pieces"] = align(tokenizer, teacher.tokenizer, encoder.vocab_size)
+    return arrays
 
 
 def _block(config: RunConfig) -> DistillConfig:

@@ -21,9 +21,9 @@ from plmjax.doctor import (
     clock,
     devices,
     disk,
+    environment,
+    processes,
     report,
-    surroundings,
-    together,
     versions,
 )
 
@@ -79,7 +79,7 @@ def test_a_probe_that_hangs_or_crashes_is_a_problem(monkeypatch):
     monkeypatch.setattr(check, "output", lambda *_: None)
     (hung,) = check.isolated("disk", (".",), 3, "Look at it.")
     assert hung.status == "problem" and "did not end within 3 s" in hung.seen
-    assert hung.mend == "Look at it."
+    assert hung.fix == "Look at it."
     monkeypatch.undo()
     (failed,) = check.isolated("nosuch", (), 30, "")
     assert failed.status == "problem" and "No module named" in failed.seen
@@ -89,9 +89,9 @@ def test_a_probe_that_hangs_or_crashes_is_a_problem(monkeypatch):
 
 
 def test_processes_that_do_not_meet_in_time(monkeypatch):
-    monkeypatch.setattr(together, "SECONDS", 0.2)
+    monkeypatch.setattr(processes, "SECONDS", 0.2)
     begin = time.monotonic()
-    (found,) = together.checks("2")
+    (found,) = processes.checks("2")
     assert found.status == "problem" and "2 of 2 still waited" in found.seen
     assert time.monotonic() - begin < 20
 
@@ -106,7 +106,7 @@ def test_exit_codes_and_the_table():
     assert report.exit_code([old, full]) == Exit.USAGE
     text = report.as_text([fine, proxy, full])
     assert "-> Unset them." in text and text.endswith("1 problem, 1 warning")
-    assert report.as_text([fine]).endswith("Nothing is wrong here.")
+    assert report.as_text([fine]).endswith("No problems.")
 
 
 # --- versions
@@ -161,7 +161,7 @@ def test_a_device_that_computes_wrongly(monkeypatch):
 def test_too_few_threads_for_virtual_devices(monkeypatch):
     monkeypatch.setenv("NPROC", "8")
     (found,) = devices._threads(jax.local_devices())
-    assert found.status == "warning" and "NPROC=32" in found.mend
+    assert found.status == "warning" and "NPROC=32" in found.fix
 
 
 def test_an_accelerator_that_jax_does_not_see(monkeypatch, tmp_path):
@@ -171,37 +171,37 @@ def test_an_accelerator_that_jax_does_not_see(monkeypatch, tmp_path):
     assert asked.status == "warning" and "JAX_PLATFORMS=cpu" in asked.seen
     monkeypatch.delenv("JAX_PLATFORMS")
     (broken,) = devices._accelerators("cpu")
-    assert broken.status == "problem" and ".[cuda]" in broken.mend
+    assert broken.status == "problem" and ".[cuda]" in broken.fix
     assert devices._accelerators("gpu") == []
 
 
-# --- surroundings
+# --- environment
 
 
-def surroundings_in(monkeypatch, **variables: str) -> dict[str, check.Check]:
+def checks_in(monkeypatch, **variables: str) -> dict[str, check.Check]:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return by_name(surroundings.checks())
+    return by_name(environment.checks())
 
 
 def test_part_of_slurm(monkeypatch):
-    found = surroundings_in(monkeypatch, SLURM_JOB_ID="7", SLURM_NTASKS="2")
+    found = checks_in(monkeypatch, SLURM_JOB_ID="7", SLURM_NTASKS="2")
     assert found["cluster"].status == "warning"
     assert "no SLURM_STEP_NODELIST, SLURM_PROCID" in found["cluster"].seen
     more = {"SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    found = surroundings_in(monkeypatch, **more)
+    found = checks_in(monkeypatch, **more)
     assert found["cluster"] == check.ok("cluster", "one of several processes (Slurm)")
 
 
 def test_part_of_a_group(monkeypatch):
-    found = surroundings_in(monkeypatch, PLMJAX_NUM_PROCESSES="2")
+    found = checks_in(monkeypatch, PLMJAX_NUM_PROCESSES="2")
     assert found["cluster"].status == "problem"
     assert "--coordinator" in found["cluster"].seen
 
 
 def test_proxies_and_offline(monkeypatch):
     variables = {"https_proxy": "http://a", "no_proxy": "b", "HF_HUB_OFFLINE": "1"}
-    found = surroundings_in(monkeypatch, **variables)
+    found = checks_in(monkeypatch, **variables)
     assert found["proxies"].status == "warning"
     assert "https_proxy set" in found["proxies"].seen
     assert "no_proxy" not in found["proxies"].seen
@@ -212,10 +212,10 @@ def test_few_open_files_and_little_memory(monkeypatch, tmp_path):
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    monkeypatch.setattr(surroundings, "memory_limit", lambda: 2_000_000_000)
-    found = surroundings_in(monkeypatch)
+    monkeypatch.setattr(environment, "memory_limit", lambda: 2_000_000_000)
+    found = checks_in(monkeypatch)
     assert found["open files"].status == "warning"
-    assert "ulimit -n 4096" in found["open files"].mend
+    assert "ulimit -n 4096" in found["open files"].fix
     assert found["memory"].status == "warning" and "2.0 GB" in found["memory"].seen
 
 
@@ -261,7 +261,7 @@ def test_a_disk_that_fails_while_it_is_tried(monkeypatch, tmp_path):
 
 def test_a_file_system_without_locks(monkeypatch, tmp_path):
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    assert "two can hold" in by_name(disk.checks(str(tmp_path)))["lock"].seen
+    assert "two processes can hold" in by_name(disk.checks(str(tmp_path)))["lock"].seen
 
     def refusing(*_):
         raise OSError(errno.ENOLCK, "No locks available")

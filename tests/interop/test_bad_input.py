@@ -68,7 +68,7 @@ def change_tensors(folder, change):
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"hidden_act": ["gelu"]}, "hidden_act is"),
         ({"pad_token_id": 60}, "pad_token_id is 60"),
-        ({"is_decoder": True}, "is_decoder is True; plmjax has only False"),
+        ({"is_decoder": True}, "is_decoder is True; plmjax supports only False"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"position_embedding_type": "relative_key"}, "'relative_key'"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
@@ -84,9 +84,9 @@ def test_config(folder, changes, message):
     "text, message",
     [
         ("", "broken JSON"),
-        ("[1]", "no object"),
+        ("[1]", "not an object"),
         ('{"a": 1, "a": 2}', "'a' twice"),
-        ('{"layer_norm_eps": NaN}', "NaN is no JSON number"),
+        ('{"layer_norm_eps": NaN}', "NaN is not a JSON number"),
         ("[" * 100_000, "broken JSON"),
         ('{"a": %s}' % ("1" * 5000), "broken JSON"),
         ("{}", "model_type is None"),
@@ -102,7 +102,7 @@ def test_config_text(folder, text, message):
 def test_roberta_counts_positions_from_its_padding(tiny, tmp_path):
     folder = tiny("roberta").export(tmp_path / "model")
     change_config(folder, hidden_act="gelu_new")
-    refused(folder, "activation is 'gelu_new', but RobertaForMaskedLM takes the exact")
+    refused(folder, "activation is 'gelu_new', but the head of RobertaForMaskedLM")
     change_config(folder, hidden_act="gelu", pad_token_id=0)
     refused(folder, "pad_token_id is 0 in config.json, but 1 in the tokenizer")
     change_config(folder, pad_token_id=None)
@@ -119,7 +119,7 @@ def test_transformers_defaults_are_said(folder):
 
 
 def test_missing_files(folder, tmp_path):
-    refused(tmp_path / "bert-base-uncased", "is no folder.*hf download")
+    refused(tmp_path / "bert-base-uncased", "is not a folder.*hf download")
     (folder / "vocab.txt").unlink()
     (folder / "tokenizer.json").unlink()
     refused(folder, "holds none of tokenizer.json")
@@ -195,12 +195,12 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         (b"\x00\x01", "truncated"),
         (safetensors({"a": entry()}, b"1234"), "says 77 bytes, the file has 73"),
         (safetensors(b"{}", length=500), "truncated: its header says 508 bytes"),
-        (safetensors(b"{}", length=2**62), "promise a header"),
+        (safetensors(b"{}", length=2**62), "announce a header"),
         (b"PK\x03\x04" + b"1" * 60, "renamed pickle"),
         (b"\x80\x02\x8a\x0a" + b"1" * 60, "renamed pickle"),
         (safetensors(b"not json"), "broken JSON"),
         (safetensors(b'{"a":' * 50_000), "broken JSON"),
-        (safetensors([1]), "no object"),
+        (safetensors([1]), "not an object"),
         (
             safetensors(
                 b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
@@ -211,22 +211,22 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         ),
         (
             safetensors({"../../etc/x": entry()}, b"12345678"),
-            "which no parameter is called",
+            "no parameter has such a name",
         ),
-        (safetensors({"a..b": entry()}, b"12345678"), "which no parameter is called"),
+        (safetensors({"a..b": entry()}, b"12345678"), "no parameter has such a name"),
         (
             safetensors({"a" * 300: entry()}, b"12345678"),
-            "which no parameter is called",
+            "no parameter has such a name",
         ),
-        (safetensors({"a": entry(shape=(3,))}, b"12345678"), "lies about a"),
-        (safetensors({"a": entry(shape=(2**62, 2**62))}, b"1" * 8), "lies about a"),
-        (safetensors({"a": entry(1, 9)}, b"123456789"), "lies about a"),
+        (safetensors({"a": entry(shape=(3,))}, b"12345678"), "wrong about a"),
+        (safetensors({"a": entry(shape=(2**62, 2**62))}, b"1" * 8), "wrong about a"),
+        (safetensors({"a": entry(1, 9)}, b"123456789"), "wrong about a"),
         (
             safetensors({"a": entry(), "b": entry(4, 12)}, b"1" * 12),
-            "lies about b",
+            "wrong about b",
         ),
-        (safetensors({"a": entry(), "b": entry(9, 17)}, b"1" * 17), "lies about b"),
-        (safetensors({"a": entry(8, 0)}, b"12345678"), "lies about a"),
+        (safetensors({"a": entry(), "b": entry(9, 17)}, b"1" * 17), "wrong about b"),
+        (safetensors({"a": entry(8, 0)}, b"12345678"), "wrong about a"),
         (safetensors({"a": entry(shape=(-2,))}, b"12345678"), "entry of a is broken"),
         (safetensors({"a": entry(end=True)}, b"12345678"), "entry of a is broken"),
         (safetensors({"a": 5}), "entry of a is broken"),
@@ -290,7 +290,7 @@ def test_a_head_in_two_files(tiny, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     name = "discriminator_predictions.dense.bias"
     save_file({name: tensors[name]}, folder / "detector_head.safetensors")
-    refused(folder, f"detector_head.safetensors holds {name}, as does the model")
+    refused(folder, f"detector_head.safetensors holds {name}, which the model")
 
 
 def test_a_detector_beside_is_read_with_the_same_suspicion(tiny, tmp_path):
@@ -392,7 +392,7 @@ def test_a_header_is_as_long_as_its_limit_at_most(tmp_path, monkeypatch):
 def test_the_limit_of_a_header_itself(tmp_path):
     """A sparse file takes no room; beyond the limit nothing of it is read."""
     path, limit = tmp_path / "model.safetensors", 10_000_000
-    for length, words in ((limit, "broken JSON"), (limit + 1, "promise a header")):
+    for length, words in ((limit, "broken JSON"), (limit + 1, "announce a header")):
         with open(path, "wb") as file:
             file.write(struct.pack("<Q", length))
             file.truncate(8 + length + 8)

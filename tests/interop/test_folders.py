@@ -10,7 +10,8 @@ from interop.cases import CASES, draw
 from safetensors.numpy import load_file, save_file
 
 from plmjax import PlmjaxError
-from plmjax.interop import place, read_folder
+from plmjax.interop import read_folder
+from plmjax.interop.folder import replacing_export
 from plmjax.interop.weights import model_entries
 from plmjax.models.heads import HEADS
 from plmjax.tree import flatten
@@ -144,7 +145,7 @@ def test_shards(tiny, tmp_path):
     with pytest.raises(PlmjaxError, match=f"disagree about {first}"):
         read_folder(folder)
     index.write_text(json.dumps({"weight_map": places | {first: "../x.safetensors"}}))
-    with pytest.raises(PlmjaxError, match="no safetensors file of this folder"):
+    with pytest.raises(PlmjaxError, match="not a safetensors file of this folder"):
         read_folder(folder)
     index.write_text(json.dumps({"weight_map": places}))
     (folder / "model-1.safetensors").unlink()
@@ -387,7 +388,7 @@ def test_an_export_killed_between_its_two_renames_is_put_back(tiny, tmp_path):
     folder.rename(tmp_path / ".model.plmjax-old")
     (tmp_path / ".model.plmjax-new").mkdir()
     with pytest.raises(PlmjaxError, match="cannot be written"):
-        with place.appearing(folder):
+        with replacing_export(folder):
             raise OSError("the disk is full this time")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -398,7 +399,7 @@ def test_only_an_export_of_ours_is_replaced(tiny, tmp_path):
     folder = model.export(tmp_path / "model")
     model.export(folder)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(PlmjaxError, match="holds notes.txt, which no export") as caught:
+    with pytest.raises(PlmjaxError, match="holds notes.txt, which plmjax") as caught:
         model.export(folder)
     assert caught.value.code == 2
     (folder / "notes.txt").unlink()

@@ -209,16 +209,16 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
     [
         (["--target=cloud", "--", "pretrain"], "invalid choice: 'cloud'"),
         (["--", "pretrain"], "required: --target"),
-        (["--target=local"], "no command stands behind --"),
-        (["--target=local", "--"], "no command stands behind --"),
+        (["--target=local"], "no command follows --"),
+        (["--target=local", "--"], "no command follows --"),
         (["--target=local", "--", "pretran"], "invalid choice: 'pretran'"),
         (["--target=local", "--", "pretrain", "--workdri=x"], "--workdri=x"),
-        (["--target=local", "--", "pretrain", "--help"], "only prints something"),
+        (["--target=local", "--", "pretrain", "--help"], "it only prints its help"),
         (["--target=local", "--", "launch", "--target=local"], "cannot be launched"),
         (["--target=local", "--", "export"], "required: --workdir, --to"),
         (
             ["--target=local", "--", "fill", "x", "--model=m", "--config.a=1"],
-            "takes no --config",
+            "has no --config",
         ),
         (
             ["--target=slurm", "--", "pretrain", RECIPE, "--config.train.stpes=9"],
@@ -232,7 +232,7 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         ),
         (
             ["--target=gke", "--", "pretrain", RECIPE, "--pretrain.train.steps=9"],
-            "--pretrain.train.steps=9 is of no use",
+            "--pretrain.train.steps=9 has no effect",
         ),
         (
             ["--target=local", "--num_processes=0", "--", "pretrain"],
@@ -248,7 +248,7 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         ),
         (
             ["--target=local", "--zone=z", "--", "pretrain"],
-            "--zone is no option of --target=local. It belongs to tpu-vm.",
+            "--target=local has no option --zone. It belongs to tpu-vm.",
         ),
         (
             ["--target=local", "--python=/no/python", "--", "pretrain"],

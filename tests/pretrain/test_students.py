@@ -217,7 +217,7 @@ def resized(config: EncoderConfig, vocabulary: int) -> EncoderConfig:
 def loaded(values: dict, workdir: Workdir, *overrides: str):
     config = config_lib.load(RunConfig, None, overrides, values)
     teacher = teachers.load(config, workdir)
-    teachers.remember(config, workdir, teacher)
+    teachers.record(config, workdir, teacher)
     return teacher
 
 
@@ -254,11 +254,11 @@ def test_a_run_without_a_teacher_forgets_one(taught):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("tokenizer.path=none", "trained anew is not the teacher's"),
+        ("tokenizer.path=none", "trains a new tokenizer"),
         ("objective.teacher=none", "has no teacher"),
-        ("objective.teacher=/nowhere", "is no directory"),
+        ("objective.teacher=/nowhere", "is not a directory"),
         ("objective.layers=(0, 1, 9)", "numbers from 0 to 4"),
-        ("train.init_from=x", "both say where the student starts"),
+        ("train.init_from=x", "both set the student"),
         ("model.width=48", r"model.width=48 \(teacher: 16\)"),
         ("data.length=64", "24 positions of the teacher"),
     ],

@@ -102,7 +102,7 @@ def test_each_setting_is_trained_by_the_same_seeds(tmp_path):
         ("{'a b': {}}", "setting a b: this cannot be its name"),
         ("{'a': {'train.steps': 3}}", "setting a: it sets train.steps"),
         ("{'a': {'train.epochs': 3.0}}", "setting a: .* train.epochs"),
-        ("{'a': {'data.phases': ((5, 32, 8),)}}", "setting a: .*both say how long"),
+        ("{'a': {'data.phases': ((5, 32, 8),)}}", "setting a: .*both set how long"),
         ("{'a': {'train.sed': 3}}", "setting a: .*Did you mean train.seed"),
         ("{'a': {}, 'b': {}}", "trial 3 .* it is trial 0 again"),
         ("{}", "lists no trials"),

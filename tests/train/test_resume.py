@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(run, request, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
-    assert "The same command goes on" in out
+    assert "Run the same command again" in out
     found = run_cli("pretrain", *arguments, workdir, **more)
     assert found.returncode == 0, found.stderr
     assert "Going on from step" in found.stdout

@@ -24,32 +24,32 @@ _LITTLE_SHARED = 64 * 2**20
 
 def checks() -> list[Check]:
     """Returns the checks of this process's environment."""
-    found = [_cluster(), *_proxies(), _files(), _memory(), *_shared()]
-    return [*found, *_pages(), *_tpu_lock(), _offline()]
+    results = [_cluster(), *_proxies(), _files(), _memory(), *_shared()]
+    return [*results, *_pages(), *_tpu_lock(), _offline()]
 
 
 def _cluster() -> Check:
     try:
         from plmjax import processes
     except ImportError as error:
-        return warning("cluster", f"cannot be told: {error}", "Mend jax first.")
+        return warning("cluster", f"unknown: {error}", "Install jax again first.")
     try:
         group = processes.find_group(os.environ)
     except PlmjaxError as error:
         return problem("cluster", error.message, error.hint)
     if group is not None:
         return ok("cluster", f"one of several processes ({group.found})")
-    there = [name for name in _SLURM if name in os.environ]
-    if there and len(there) < len(_SLURM):
+    variables = [name for name in _SLURM if name in os.environ]
+    if variables and len(variables) < len(_SLURM):
         missing = ", ".join(name for name in _SLURM if name not in os.environ)
-        mend = "One process runs here; for several start it with `srun`."
-        return warning("cluster", f"a Slurm shell, not a task: no {missing}", mend)
+        fix = "One process runs here; for several start it with `srun`."
+        return warning("cluster", f"a Slurm shell, not a task: no {missing}", fix)
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         if "JOB_COMPLETION_INDEX" not in os.environ:
             return ok("cluster", "none: a Kubernetes pod outside an indexed job")
-        mend = "pip install kubernetes, or give --coordinator and the others."
-        return warning("cluster", "an indexed Kubernetes job, without its client", mend)
-    return ok("cluster", "none: one process, unless flags say otherwise")
+        fix = "pip install kubernetes, or set --coordinator and the others."
+        return warning("cluster", "a Kubernetes job without the client package", fix)
+    return ok("cluster", "none: one process, unless options start several")
 
 
 def _proxies() -> list[Check]:
@@ -57,8 +57,8 @@ def _proxies() -> list[Check]:
     names = [n for n in names if n.lower() != "no_proxy"]
     if not names:
         return []
-    mend = "Unset them for runs of several processes, which may hang at their start."
-    return [warning("proxies", f"{', '.join(sorted(names))} set", mend)]
+    fix = "Unset them for runs of several processes, which may hang at their start."
+    return [warning("proxies", f"{', '.join(sorted(names))} set", fix)]
 
 
 def _files() -> Check:
@@ -71,14 +71,14 @@ def _files() -> Check:
 
 
 def _memory() -> Check:
-    whole, limit = memory_bytes(), memory_limit()
-    seen = f"{whole / 1e9:.1f} GB, {cores()} cores"
-    if limit is None or limit >= whole:
+    total, limit = memory_bytes(), memory_limit()
+    seen = f"{total / 1e9:.1f} GB, {cores()} cores"
+    if limit is None or limit >= total:
         return ok("memory", seen)
-    seen += f"; this process's group may use {limit / 1e9:.1f} GB of it"
+    seen += f"; this process may use {limit / 1e9:.1f} GB of it"
     if limit < 4e9:
-        mend = "Ask the scheduler for more, or it will kill the run."
-        return warning("memory", seen, mend)
+        fix = "Ask the scheduler for more, or it will kill the run."
+        return warning("memory", seen, fix)
     return ok("memory", seen)
 
 
@@ -86,14 +86,14 @@ def _shared() -> list[Check]:
     path = "/dev/shm"
     if sys.platform != "linux":
         return []
-    mend = "docker run --shm-size=1g (NCCL and worker processes use it)."
+    fix = "docker run --shm-size=1g (NCCL and worker processes use it)."
     try:
         stats = os.statvfs(path)
     except OSError as error:
-        return [warning("shared memory", f"{path}: {error.strerror}", mend)]
+        return [warning("shared memory", f"{path}: {error.strerror}", fix)]
     size = stats.f_blocks * stats.f_frsize
     if size <= _LITTLE_SHARED:
-        return [warning("shared memory", f"{path} has {size / 2**20:.0f} MiB", mend)]
+        return [warning("shared memory", f"{path} has {size / 2**20:.0f} MiB", fix)]
     return [ok("shared memory", f"{path} has {size / 2**30:.1f} GiB")]
 
 
@@ -103,10 +103,10 @@ def _pages() -> list[Check]:
     kernel = _read("/sys/kernel/mm/transparent_hugepage/enabled")
     ours = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
     if "[never]" in kernel:
-        mend = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
-        seen = "the kernel gives none: steps on the CPU are slower"
-        return [warning("huge pages", seen, mend)]
-    return [ok("huge pages", "used" if ours else "not asked for by this process")]
+        fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        seen = "the kernel does not allow them: steps on the CPU are slower"
+        return [warning("huge pages", seen, fix)]
+    return [ok("huge pages", "used" if ours else "not requested by this process")]
 
 
 def _tpu_lock() -> list[Check]:
@@ -115,24 +115,24 @@ def _tpu_lock() -> list[Check]:
     if not path.exists():
         return []
     if not os.access(path, os.R_OK | os.W_OK):
-        mend = f"sudo rm {path}, once no other process uses the TPU"
-        return [problem("TPU lock", f"{path} belongs to another user", mend)]
+        fix = f"sudo rm {path}, once no other process uses the TPU"
+        return [problem("TPU lock", f"{path} belongs to another user", fix)]
     import fcntl
 
     with open(path, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            mend = f"lsof {path} names the process that uses the TPU; end it."
-            return [problem("TPU lock", f"{path} is held", mend)]
+            fix = f"lsof {path} names the process that uses the TPU; end it."
+            return [problem("TPU lock", f"another process holds {path}", fix)]
     return [ok("TPU lock", "free")]
 
 
 def _offline() -> Check:
-    found = [f"{name}={os.environ[name]}" for name in _OFFLINE if name in os.environ]
-    if not found:
-        return ok("Hugging Face", "may be fetched from, where a config asks for it")
-    return ok("Hugging Face", f"{', '.join(found)}: only what is on the disk is read")
+    offline = [f"{name}={os.environ[name]}" for name in _OFFLINE if name in os.environ]
+    if not offline:
+        return ok("Hugging Face", "downloads are allowed, if a config needs them")
+    return ok("Hugging Face", f"{', '.join(offline)}: only what is on the disk is read")
 
 
 def _read(path: str | Path) -> str:

@@ -28,7 +28,9 @@ def check_replaceable(directory: Path) -> None:
         return
     hint = "Choose another folder, or remove this one yourself."
     if directory.is_symlink() or not directory.is_dir():
-        raise PlmjaxError(f"{directory} is not a folder of its own.", hint=hint)
+        raise PlmjaxError(
+            f"{directory} is not a folder, or is a link to one.", hint=hint
+        )
     names = {path.name for path in directory.iterdir()}
     inner = directory / sentence_files.POOLING
     if inner.is_dir():
@@ -37,8 +39,8 @@ def check_replaceable(directory: Path) -> None:
         return
     if foreign := sorted(names - _OURS):
         raise PlmjaxError(
-            f"{directory} holds {', '.join(foreign[:3])}, which no export of plmjax "
-            "writes; it is not overwritten.",
+            f"{directory} holds {', '.join(foreign[:3])}, which plmjax did not write; "
+            "it is not overwritten.",
             hint=hint,
         )
     config = directory / CONFIG
@@ -48,14 +50,14 @@ def check_replaceable(directory: Path) -> None:
         ours = False
     if not ours:
         raise PlmjaxError(
-            f"{directory} holds files, but no {CONFIG} with plmjax_version, the mark "
-            "of an export of plmjax; it is not overwritten.",
+            f"{directory} holds files, but no {CONFIG} with plmjax_version, which "
+            "marks an export of plmjax; it is not overwritten.",
             hint=hint,
         )
 
 
 @contextlib.contextmanager
-def appearing(directory: Path) -> Iterator[Path]:
+def replacing_export(directory: Path) -> Iterator[Path]:
     """Yields a temporary folder that replaces `directory` when all is written."""
     try:
         with files.replacing_folder(directory) as folder:
@@ -63,6 +65,6 @@ def appearing(directory: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise PlmjaxError(
             f"{directory} cannot be written: {error}.",
-            hint="Free some space, or choose a place where you may write.",
+            hint="Free some space, or choose a folder where you may write.",
             code=Exit.DISK,
         ) from error

@@ -24,47 +24,51 @@ def add(verb) -> None:
         "  plmjax evaluate --workdir=runs/sentiment --input=test.csv",
     )
     added.add_argument(
-        "--workdir", required=True, help="or a folder with a task's head"
+        "--workdir", required=True, help="a run, or a folder of a fine-tuned model"
     )
     added.add_argument(
         "--input",
         metavar="FILE",
-        help="fine-tuned models: labelled data (default: its)",
+        help="labelled data for a fine-tuned model (default: the data of its config)",
     )
-    added.add_argument("--batch", type=int, default=32, help="rows at once")
-    added.add_argument("--rows", type=int, help="the first so many rows only")
+    added.add_argument(
+        "--batch", type=int, default=32, help="number of rows in a batch (default: 32)"
+    )
+    added.add_argument("--rows", type=int, help="score only the first ROWS rows")
     checkpoint_option(added)
     json_option(added)
 
     added = verb(
         "fill",
         _fill,
-        "guess the masked words of a text",
+        "predict the masked words of a text",
         'plmjax fill "The [MASK] of a matrix" --model=runs/docstrings',
     )
     added.add_argument("text", help="text with one or more [MASK]")
     model_option(added)
-    added.add_argument("--top", type=int, default=5, help="guesses for each mask")
+    added.add_argument(
+        "--top", type=int, default=5, help="number of words for each mask (default: 5)"
+    )
     checkpoint_option(added)
 
     added = verb(
         "next",
         _next,
-        "say how likely one sentence follows another, by a model trained with pairs",
+        "print how likely sentence B follows sentence A, by a model trained on pairs",
         'plmjax next "It was late." "We went home." --model=runs/meditations',
     )
-    added.add_argument("first", metavar="A")
-    added.add_argument("second", metavar="B")
+    added.add_argument("first", metavar="A", help="the first sentence")
+    added.add_argument("second", metavar="B", help="the second sentence")
     model_option(added)
     checkpoint_option(added)
 
     added = verb(
         "detect",
         _detect,
-        "show which words an ELECTRA discriminator thinks were replaced",
+        "print how likely each word was replaced, by an ELECTRA discriminator",
         'plmjax detect "The rows of a banana" --model=runs/electra',
     )
-    added.add_argument("text")
+    added.add_argument("text", help="a text in which words may have been replaced")
     model_option(added)
     checkpoint_option(added)
 
@@ -82,18 +86,19 @@ def _evaluate(args) -> int:
         return _evaluate_task(args)
     if args.input is not None:
         raise PlmjaxError(
-            f"{args.workdir} is not fine-tuned; --input is for models with a task."
+            f"--input needs a fine-tuned model; {args.workdir} is not one.",
+            hint="Remove --input to score the held-out text.",
         )
     workdir = Workdir(args.workdir)
     run = open_run(workdir, args.checkpoint)
     frozen = teacher_arrays(run.config, workdir)
-    found = score_run(run, frozen, workdir, args.batch, args.rows)
+    scores = score_run(run, frozen, workdir, args.batch, args.rows)
     if args.json:
-        print(json.dumps({"step": run.step} | found))
+        print(json.dumps({"step": run.step} | scores))
         return Exit.OK
-    rows = int(found.pop("rows"))
+    rows = int(scores.pop("rows"))
     print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
-    _print_scores(found, lambda name, value: as_text(name, value, 4))
+    _print_scores(scores, lambda name, value: as_text(name, value, 4))
     return Exit.OK
 
 
@@ -101,21 +106,25 @@ def _evaluate_task(args) -> int:
     from plmjax.finetune.predict import evaluate
 
     if args.rows is not None or args.checkpoint != "newest":
-        raise PlmjaxError("--rows and --checkpoint are for runs of pretraining.")
-    found = evaluate(args.workdir, args.input, batch=args.batch, log=log)
+        raise PlmjaxError(
+            "--rows and --checkpoint need a pretraining; "
+            f"{args.workdir} is a fine-tuned model.",
+            hint="Remove them.",
+        )
+    scores = evaluate(args.workdir, args.input, batch=args.batch, log=log)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(scores))
         return Exit.OK
-    among = found.pop("candidates", None)
-    told = f"{args.workdir}, {int(found.pop('examples')):,} examples"
-    print(told if among is None else f"{told}, {int(among):,} candidates each")
-    _print_scores(found, lambda name, value: f"{value:.4f}")
+    among = scores.pop("candidates", None)
+    header = f"{args.workdir}, {int(scores.pop('examples')):,} examples"
+    print(header if among is None else f"{header}, {int(among):,} candidates each")
+    _print_scores(scores, lambda name, value: f"{value:.4f}")
     return Exit.OK
 
 
-def _print_scores(found: dict, text) -> None:
-    width = max(map(len, found)) + 2
-    for name, value in found.items():
+def _print_scores(scores: dict, text) -> None:
+    width = max(map(len, scores)) + 2
+    for name, value in scores.items():
         print(f"{name.replace('_', ' '):{width}}{text(name, value)}")
 
 
@@ -126,9 +135,9 @@ def _fill(args) -> int:
 
     at_least_one(args, "top")
     model = open_model(args.model, args.checkpoint)
-    found = fill(model, args.text, args.top)
-    for number, guesses in enumerate(found, 1):
-        if len(found) > 1:
+    guesses_of_masks = fill(model, args.text, args.top)
+    for number, guesses in enumerate(guesses_of_masks, 1):
+        if len(guesses_of_masks) > 1:
             print(f"[MASK] {number}")
         for guess in guesses:
             print(f"{guess.probability:7.2%}  {guess.text}")

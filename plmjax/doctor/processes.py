@@ -24,14 +24,14 @@ def checks(processes: str) -> list[Check]:
     }
     # It names devices of the real run, which these processes do not have.
     environment.pop("JAX_LOCAL_DEVICE_IDS", None)
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as log:
         started = [
             subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 env=environment | {"PLMJAX_PROCESS_ID": str(index)},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
             )
             for index in range(count)
         ]
@@ -41,17 +41,18 @@ def checks(processes: str) -> list[Check]:
             for process in started:
                 process.kill()
                 process.wait()
-        said.seek(0)
-        last = last_line(said.read())
+        log.seek(0)
+        last = last_line(log.read())
     if codes == [0] * count:
         seconds = time.monotonic() - begin
-        return [ok("processes", f"{count} met, summed and left in {seconds:.1f} s")]
+        seen = f"{count} connected, summed and ended in {seconds:.1f} s"
+        return [ok("processes", seen)]
     if None in codes:
-        mend = "Unset *_proxy variables; let processes connect to 127.0.0.1."
+        fix = "Unset *_proxy variables; let processes connect to 127.0.0.1."
         seen = f"{codes.count(None)} of {count} still waited after {SECONDS:.0f} s"
-        return [problem("processes", seen, mend)]
-    mend = "Several processes will not train here; see what the message names."
-    return [problem("processes", f"exit codes {codes}: {last}", mend)]
+        return [problem("processes", seen, fix)]
+    fix = "Runs of several processes will fail here; read the message."
+    return [problem("processes", f"exit codes {codes}: {last}", fix)]
 
 
 def _wait(process: subprocess.Popen, until: float) -> int | None:
