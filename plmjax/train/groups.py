@@ -172,4 +172,4 @@ def without_frozen(config: OptimizerConfig, objective: Objective) -> Objective:
         )
         return objective.loss(params, *rest)
 
-    return Altered(objective, own_loss=loss)
+    return Altered(objective, loss_override=loss)

@@ -202,7 +202,7 @@ def test_frozen_parameters_get_no_gradient():
 
     objective: Any = MLM(MLMConfig(), EncoderConfig(), Pieces(4, (0,), (1,)))
     stopped = groups.without_frozen(
-        OptimizerConfig(freeze=1), Altered(objective, own_loss=loss)
+        OptimizerConfig(freeze=1), Altered(objective, loss_override=loss)
     )
     grads = jax.grad(lambda p: stopped.loss(p, {}, {}, None, True)[0])(params())
     learns = {n for n, g in tree.flatten(grads).items() if np.abs(g).max() > 0}

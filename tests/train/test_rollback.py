@@ -57,7 +57,7 @@ def poison(monkeypatch, value, step: int = 8) -> None:
             bad = jnp.isin(batch["row"], poisoned["rows"]).any() & train
             return total * jnp.where(bad, value, 1.0), metrics
 
-        return Altered(real, own_loss=loss)
+        return Altered(real, loss_override=loss)
 
     made = Loader.__init__
 
