@@ -57,7 +57,7 @@ def test_what_is_wrong_is_named_with_what_is_right(override, message):
 def test_steps_and_epochs_replace_each_other(tmp_path):
     assert load("train.epochs=2").train.steps is None
     assert load("train.steps=5", base={"train": {"epochs": 2}}).train.epochs is None
-    with pytest.raises(PlmjaxError, match="both say how long to train"):
+    with pytest.raises(PlmjaxError, match="both set the length of training"):
         load("train.steps=5", "train.epochs=2")
 
 
