@@ -219,7 +219,7 @@ class Checkpoints:
 
         Otherwise orbax would block the other processes until its timeout.
         """
-        first = processes.first_said(self._local_objection(step) or "")
+        first = processes.first_message(self._local_objection(step) or "")
         if first is None:
             return None
         if processes.is_first():

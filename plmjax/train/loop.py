@@ -236,7 +236,7 @@ class Fit:
         with self.watchdog.resting():
             self.checkpoints.wait()
         if self.over and not self.stop.received:
-            self.display.say(
+            self.display.print_line(
                 f"Ends at step {self.now}: no evaluation was better for "
                 f"{self.config.patience_evaluations} in a row "
                 "(train.patience_evaluations)."
@@ -286,7 +286,7 @@ class Fit:
             return False
         self.scores = scores
         self.writer.write("evaluation", self.now, scores | self.progress.totals())
-        self.display.say(f"step {self.now}: {self.training.describe(scores)}")
+        self.display.print_line(f"step {self.now}: {self.training.describe(scores)}")
         return True
 
     def _score(self) -> dict[str, float]:
@@ -373,7 +373,7 @@ class Fit:
         self.writer.rewind(to)
         record = {"bad_step": bad.step, "reason": bad.reason, "skips": progress.skips}
         self.writer.write("rollback", to, record)
-        self.display.say(
+        self.display.print_line(
             f"WARNING: {message} Going back to step {to}, and on without {entry[1]} "
             f"batches from step {entry[0]} on."
         )
@@ -473,7 +473,7 @@ class _Meter:
             progress.begin_window()
 
     def _warn(self, step: int, bad: int) -> None:
-        self.run.display.say(
+        self.run.display.print_line(
             f"WARNING: step {step}: loss or gradient is not finite; "
             f"the update is skipped ({bad} in a row)."
         )
