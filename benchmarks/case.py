@@ -64,10 +64,10 @@ def make_case(
     setup = ours.open_run(Spec(str(folder), "float32", config.batch, config.length, 1))
     with jax.set_mesh(setup.mesh):
         params = jax.device_get(fresh_state(setup, log).params)
-    parts, weights = setup.objective.models, folder / "weights"
-    for name, part in parts.items():
-        to = weights if len(parts) == 1 else weights / name
-        _export(to, part.encoder, part.extract(params), tokenizer, config.length)
+    models, weights = setup.objective.models, folder / "weights"
+    for name, model in models.items():
+        to = weights if len(models) == 1 else weights / name
+        _export(to, model.encoder, model.extract(params), tokenizer, config.length)
     # From here on, both sides read their weights from that folder.
     values["train"]["init_from"] = str(weights)
     write_json(workdir / "config.json", values)
@@ -121,7 +121,7 @@ def _export(
 
 def _sizes(setup: PretrainSetup) -> dict[str, str]:
     """Returns the layers and width of each model as text."""
-    encoders = {name: part.encoder for name, part in setup.objective.models.items()}
+    encoders = {name: model.encoder for name, model in setup.objective.models.items()}
     if setup.teacher is not None:
         encoders = {"student": setup.encoder, "teacher": setup.teacher.encoder}
     return {
@@ -143,18 +143,18 @@ def _vocabulary(
     while True:
         try:
             # For a benchmark, pieces that occur once are good enough.
-            made = get_tokenizer(TokenizerConfig("wordpiece", size, 1), texts)
+            tokenizer = get_tokenizer(TokenizerConfig("wordpiece", size, 1), texts)
         except PlmjaxError as error:
             if error.code != Exit.DATA or size < 128:
                 raise
             size = size * 3 // 4
             continue
-        if made.vocab_size != wanted:
+        if tokenizer.vocab_size != wanted:
             log(
-                f"The text gives no {wanted:,} pieces; it is cut into "
-                f"{made.vocab_size:,}. The model's table keeps {wanted:,} rows."
+                f"The text does not yield {wanted:,} pieces; it is cut into "
+                f"{tokenizer.vocab_size:,}. The model's table keeps {wanted:,} rows."
             )
-        return made
+        return tokenizer
 
 
 def _write_held_out(setup: PretrainSetup, config: PeerConfig, folder: Path) -> None:

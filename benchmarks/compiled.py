@@ -41,31 +41,31 @@ def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:
 
 def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of the loader."""
-    whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     row = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    batch = dict.fromkeys(("tokens", "segments", "positions", "types"), whole)
+    batch = dict.fromkeys(("tokens", "segments", "positions", "types"), tokens)
     start = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     return batch | {"word_start": start, "cut": start, "row": row, "copy": row}
 
 
 def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
     """Returns the traffic and memory of the step on each mesh, in bytes."""
-    whole = dataclasses.replace(PRESETS[config.preset], dtype=config.dtype)
-    layers = {whole.layers} if config.full else {min(n, whole.layers) for n in FEW}
+    encoder = dataclasses.replace(PRESETS[config.preset], dtype=config.dtype)
+    layers = {encoder.layers} if config.full else {min(n, encoder.layers) for n in FEW}
     # Without a tensor axis each device computes full layers, and no traffic grows with
     # the rows (tests/train/test_collectives.py).
     rows: dict[str, tuple[int, ...]] = {kind: (ROWS,) for kind in config.meshes}
     if rows_twice and "tensor" in rows:
         rows["tensor"] = (ROWS, 2 * ROWS)
-    objective = objective_of(whole)
+    objective = objective_of(encoder)
     params = jax.eval_shape(objective.init, jax.random.key(0), shapes(1, config.length))
     facts = {
-        "layers": whole.layers,
+        "layers": encoder.layers,
         "parameters": tree.count(params),
         "flops_per_token": objective.flops(config.length) / config.length,
     }
     return [
-        _compile(config, kind, devices, dataclasses.replace(whole, layers=few), many)
+        _compile(config, kind, devices, dataclasses.replace(encoder, layers=few), many)
         | {"model": facts}
         for kind in config.meshes
         for few in sorted(layers)
@@ -101,12 +101,12 @@ def _compile(
     frozen = _placed(frozen, sharding.shardings(mesh, frozen))
     with jax.set_mesh(mesh):
         compiled = lower(step, state, frozen, batch).compile()
-    found = collectives.collectives(compiled.as_text() or "")
-    assert all(one.known for one in found)
+    operations = collectives.collectives(compiled.as_text() or "")
+    assert all(operation.known for operation in operations)
     totals: dict[tuple[str, str], float] = {}
-    for one in found:
-        key = (" x ".join(one.axes(sizes)), one.kind)
-        totals[key] = totals.get(key, 0.0) + one.bytes * one.times
+    for operation in operations:
+        key = (" x ".join(operation.axes(sizes)), operation.kind)
+        totals[key] = totals.get(key, 0.0) + operation.bytes * operation.times
     memory = compiled.memory_analysis()
     assert memory is not None
     return {
@@ -120,16 +120,16 @@ def _compile(
     }
 
 
-def _placed(arrays, places):
+def _placed(arrays, shardings):
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         arrays,
-        places,
+        shardings,
     )
 
 
-def _main(told: str) -> None:
-    values, devices, rows_twice = json.loads(told)
+def _main(text: str) -> None:
+    values, devices, rows_twice = json.loads(text)
     print(json.dumps(compile_all(ScalingConfig.of(values), devices, rows_twice)))
 
 

@@ -102,10 +102,10 @@ class Side:
         wide = open_run(dataclasses.replace(self.spec, dtype="float32"))
         params, batch = self.state.params, self.held_out[0]
         if isinstance(wide.config.objective, ElectraConfig):
-            found = jax.jit(functools.partial(_electra_losses, wide.objective))(
+            losses = jax.jit(functools.partial(_electra_losses, wide.objective))(
                 params, self.frozen, batch
             )
-            return {name: float(value) for name, value in found.items()}
+            return {name: float(value) for name, value in losses.items()}
         sums = jax.jit(functools.partial(_sums, wide.objective))(
             params, self.frozen, batch
         )
@@ -159,19 +159,20 @@ def _sums(objective: Objective, params, frozen, batch) -> dict:
 
 
 def _electra_losses(objective: Objective, params, frozen, batch) -> dict:
-    """Returns both losses, with batch["drawn"] [B, K] in place of samples."""
+    """Returns both losses, with batch["drawn"] [B, K] instead of samples."""
     generator, discriminator = (
         objective.models[name] for name in ("generator", "discriminator")
     )
     bytes_V = frozen["piece_bytes"]
     platform = Platform.of(jax.devices())
-    own = generator.extract(params)
-    logits_TV, _ = masked_logits(generator.encoder, own, batch, None, platform)
+    model = generator.extract(params)
+    logits_TV, _ = masked_logits(generator.encoder, model, batch, None, platform)
     batch = substituted(batch, batch["drawn"])
-    encoder, own = discriminator.encoder, discriminator.extract(params)
-    x_BLH = heads.encode(encoder, own, batch, None, platform)
-    judge = VARIANTS["electra"].loss
-    detector, _ = judge(encoder, own, x_BLH, batch, bytes_V=bytes_V, platform=platform)
+    encoder, model = discriminator.encoder, discriminator.extract(params)
+    x_BLH = heads.encode(encoder, model, batch, None, platform)
+    detector, _ = VARIANTS["electra"].loss(
+        encoder, model, x_BLH, batch, bytes_V=bytes_V, platform=platform
+    )
     return {
         "generator_loss": token_loss(logits_TV, batch, bytes_V)[0],
         "detector_loss": detector,

@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--to_loss", type=int, default=0, metavar="STEPS", help="race so many steps")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both train")
     add("--paths", help="text files (default: docstrings of installed packages)")
-    add("--vocab", metavar="PATH", help="a tokenizer (default: made from the text)")
+    add("--vocab", metavar="PATH", help="a tokenizer (default: trained on the text)")
     add("--vocab_size", type=int, help="rows of the model's table (default: 30522)")
     json_option(parser)
     return parser
@@ -99,7 +99,7 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
             )
     if config.device == "gpu" and not _torch_has_gpu():
         raise PlmjaxError(
-            "`python benchmarks/peer.py --device=gpu`: PyTorch finds no GPU here.",
+            "--device=gpu: PyTorch detects no GPU on this machine.",
             hint="Install PyTorch with CUDA, or leave --device out.",
         )
     # The tokenizers library's threads must not outlive the preparation.
@@ -138,8 +138,8 @@ def _compare(
             _check_same(losses, peer.call("loss"))
             _check_same(parameters, peer.call("parameters"))
         first = [side.call("train", _WARM_UP_STEPS)["seconds"] for side in (we, *they)]
-        told = ", ".join(f"{n.replace('_', ' ')} {x:.5f}" for n, x in losses.items())
-        log(f"{dtype}: both sides start at {told}. Measuring.")
+        initial = ", ".join(f"{n.replace('_', ' ')} {x:.5f}" for n, x in losses.items())
+        log(f"{dtype}: both sides start at {initial}. Measuring.")
         windows: list[list[tuple[dict, dict, dict]]] = [[] for _ in they]
         last = we.call("train", config.steps)
         for _ in range(config.rounds):
@@ -192,27 +192,27 @@ def _check_same(here: dict[str, float], there: dict[str, float]) -> None:
             raise PlmjaxError(
                 "from the same weights on the same masked batch, plmjax's "
                 f"{name.replace('_', ' ')} is {ours:,.6f} and the peer's "
-                f"{there[name]:,.6f}: they are not the same model.",
+                f"{there[name]:,.6f}: the models differ.",
                 hint="Nothing was measured. Please report it.",
                 code=Exit.NUMERIC,
             )
 
 
-def _figures(taken: list[tuple[dict, dict, dict]]) -> dict[str, Any]:
+def _figures(windows: list[tuple[dict, dict, dict]]) -> dict[str, Any]:
     """Returns rates and ratios of windows (plmjax, the peer, plmjax again)."""
 
     def ratios(seconds: str) -> dict[str, float]:
-        found = []
-        for window in taken:
+        values = []
+        for window in windows:
             a, b, c = (w["tokens"] / w[seconds] for w in window)
-            found.append((a + c) / 2 / b)
-        return _spread(found)
+            values.append((a + c) / 2 / b)
+        return _spread(values)
 
-    def rates(*places: int) -> dict[str, float]:
-        found = [w[i]["tokens"] / w[i]["seconds"] for w in taken for i in places]
-        return {"median": statistics.median(found), "best": max(found)}
+    def rates(*sides: int) -> dict[str, float]:
+        values = [w[i]["tokens"] / w[i]["seconds"] for w in windows for i in sides]
+        return {"median": statistics.median(values), "best": max(values)}
 
-    same = [a["seconds"] / c["seconds"] for a, _, c in taken]
+    same = [a["seconds"] / c["seconds"] for a, _, c in windows]
     return {
         "plmjax_tokens_per_s": rates(0, 2),
         "peer_tokens_per_s": rates(1),
@@ -222,8 +222,8 @@ def _figures(taken: list[tuple[dict, dict, dict]]) -> dict[str, Any]:
     }
 
 
-def _spread(found: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _race(sides: list[Worker], steps: int) -> list[list[tuple[float, float]]]:
@@ -310,8 +310,8 @@ def _title(row: dict[str, Any]) -> str:
     return f"{row['dtype']}, {row['padding']}, Hugging Face {row['peer']}"
 
 
-def _range(found: dict[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
+def _range(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
 
 
 if __name__ == "__main__":

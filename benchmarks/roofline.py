@@ -84,11 +84,11 @@ def seconds(
     chip: Chip, traffic: Traffic, mesh: Mapping[str, int], tokens: float
 ) -> float:
     """Returns the seconds that sending takes, without latency."""
-    size, apart = along(mesh, traffic.axes)
+    size, stride = along(mesh, traffic.axes)
     if size == 1:
         return 0.0
     total = traffic.of(tokens)
-    near = min(size, max(1, chip.group // apart))
+    near = min(size, max(1, chip.group // stride))
     groups = size / near
     passes = RING.get(traffic.kind)
     if passes is None:
@@ -108,12 +108,12 @@ class Step:
     sending: float
 
     @property
-    def apart(self) -> float:
+    def seconds_without_overlap(self) -> float:
         """Seconds of a step if computing and sending do not overlap."""
         return self.computing + self.sending
 
     @property
-    def together(self) -> float:
+    def seconds_with_overlap(self) -> float:
         """Seconds of a step if computing and sending overlap fully."""
         return max(self.computing, self.sending)
 

@@ -89,7 +89,7 @@ class ScalingConfig:
                 count > 1 and count % inner == 0,
                 f"--devices={count} does not divide into the meshes.",
                 f"Give multiples of {inner}, as --fsdp={self.fsdp} and "
-                f"--tensor={self.tensor} ask.",
+                f"--tensor={self.tensor} need.",
             )
 
     @classmethod
@@ -108,13 +108,13 @@ class ScalingConfig:
 def make_parser() -> argparse.ArgumentParser:
     parser = program_parser(
         _run,
-        "compile the step for 8 to 512 virtual devices, and say what to expect, on "
-        "paper, of 8 to 4,096 chips",
+        "compile the step for 8 to 512 virtual devices, and estimate, on paper, its "
+        "speed on 8 to 4,096 chips",
         "python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 "
         "--batch=4096",
     )
     add = parser.add_argument
-    add("--preset", default="bert-base", help="model; its family says the objective")
+    add("--preset", default="bert-base", help="model; its family sets the objective")
     add("--devices", default="8,64,512", help="virtual devices that are compiled for")
     add("--length", type=int, default=128, help="tokens a row")
     add("--batch", type=int, default=4096, help="rows a step of the throughputs")
@@ -175,9 +175,9 @@ def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
     }
     # Nothing is executed, so collectives do not need a thread per device.
     environment.pop("NPROC", None)
-    told = json.dumps([dataclasses.asdict(config), devices, rows_twice])
+    arguments = json.dumps([dataclasses.asdict(config), devices, rows_twice])
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compiled.py")), told],
+        [sys.executable, str(Path(__file__).with_name("compiled.py")), arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -241,7 +241,7 @@ def _all_layers(here: list[dict], layers: int) -> dict[tuple[str, str], float]:
     }
     if not few or layers in few:
         return few.get(layers, {})
-    keys = {key for found in few.values() for key in found}
+    keys = {key for traffic in few.values() for key in traffic}
     first, second = ({key: few[n].get(key, 0.0) for key in keys} for n in FEW)
     return {
         key: first[key] + (second[key] - first[key]) * (layers - 1)
@@ -261,20 +261,18 @@ def _on_paper(
         for count in PAPER:
             mesh = config.mesh(kind, count)
             shards = mesh["data"] * mesh["fsdp"]
-            parts = (chip, traffic, mesh)
-            least = bound(*parts, flops_per_token, config.mfu)
+            inputs = (chip, traffic, mesh)
+            least = bound(*inputs, flops_per_token, config.mfu)
             row = {"chip": chip.name, "devices": count, "bound": least}
             if config.batch % shards == 0:
-                one = step(*parts, tokens / shards, flops_per_token, config.mfu)
+                one = step(*inputs, tokens / shards, flops_per_token, config.mfu)
+                seconds = (one.seconds_without_overlap, one.seconds_with_overlap)
                 row |= {
                     "tokens_a_chip": tokens / count,
                     "computing_s": one.computing,
                     "sending_s": one.sending,
-                    "tokens_per_s": [tokens / one.apart, tokens / one.together],
-                    "efficiency": [
-                        one.computing / one.apart,
-                        one.computing / one.together,
-                    ],
+                    "tokens_per_s": [tokens / n for n in seconds],
+                    "efficiency": [one.computing / n for n in seconds],
                 }
             rows.append(row)
     return {"kind": kind, "rows": rows}
@@ -357,8 +355,8 @@ def as_text(result: dict[str, Any]) -> str:
     lines += _paper_table(result["roofline"], names, _tokens)
     lines += [
         "",
-        f"Million tokens a second of {config.batch:,} rows a step: from all sent apart "
-        "from computing to all sent while computing; in brackets the share of the time "
+        f"Million tokens a second of {config.batch:,} rows a step: without overlap of "
+        "sending and computing, to full overlap; in brackets the share of the time "
         "that computing takes.",
         "",
     ]

@@ -58,8 +58,8 @@ class PeerConfig:
             raise PlmjaxError(f"--to_loss={self.to_loss} must not be negative.")
         if self.to_loss and self.objective != "mlm":
             raise PlmjaxError(
-                f"--to_loss does not go with --objective={self.objective}: it races to "
-                "a held-out loss of masked words.",
+                f"--to_loss cannot be combined with --objective={self.objective}: it "
+                "races to a held-out loss of masked words.",
                 hint="Leave it out.",
             )
         self._check_family()
@@ -84,7 +84,7 @@ class PeerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Training of a side: the case in `folder` (made by case.py), and its options."""
+    """Training of a side: the case in `folder` (see case.py), and its options."""
 
     folder: str
     dtype: str
@@ -107,11 +107,11 @@ class Worker:
         self.log = Path(spec.folder) / f"{name}-{id(self)}.log"
         command = [sys.executable, __file__, name]
         # Weights and tokenizer are on the disk, so nothing needs to be downloaded.
-        own = {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"}
-        own["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[spec.device]
+        variables = {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "1"}
+        variables["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[spec.device]
         if spec.device == "gpu":
             # JAX would reserve three quarters of the memory, but the peers need some.
-            own["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+            variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         with open(self.log, "w") as log:
             self._process = subprocess.Popen(
                 [*command, json.dumps(dataclasses.asdict(spec))],
@@ -119,7 +119,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | own,
+                env=os.environ | variables,
             )
 
     def __enter__(self):

@@ -108,9 +108,9 @@ class Side:
         """Returns the losses of the first held-out batch, computed in float32."""
         torch.set_float32_matmul_precision("highest")
         with self._evaluating():
-            found = self.model.start(self.held_out[0])
+            losses = self.model.start(self.held_out[0])
         torch.set_float32_matmul_precision("high")
-        return found
+        return losses
 
     def parameters(self) -> dict[str, float]:
         """Returns the number of trained parameters."""
@@ -263,26 +263,25 @@ class Electra(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask, labels, **_):
         attention_mask = None if self.full else attention_mask
-        made = self.generator(input_ids, attention_mask, labels=labels)
+        output = self.generator(input_ids, attention_mask, labels=labels)
         chosen = labels != _IGNORED
         with torch.no_grad():
-            drawn_T = _sample(made.logits[chosen], self.settings["temperature"])
+            drawn_T = _sample(output.logits[chosen], self.settings["temperature"])
         detector = self._detect(input_ids, attention_mask, labels, drawn_T)
         weight = self.settings["generator_weight"]
-        return weight * made.loss + self.settings["detector_weight"] * detector
+        return weight * output.loss + self.settings["detector_weight"] * detector
 
     def _detect(self, input_ids, attention_mask, labels, drawn_T):
         chosen = labels != _IGNORED
         seen = input_ids.masked_scatter(chosen, drawn_T)
         replaced = chosen & (seen != labels)
-        found = self.discriminator(seen, attention_mask, labels=replaced.long())
-        return found.loss
+        return self.discriminator(seen, attention_mask, labels=replaced.long()).loss
 
     def start(self, batch: dict) -> dict[str, float]:
-        made = self.generator(**_inputs(batch))
+        output = self.generator(**_inputs(batch))
         drawn_T = batch["drawn"][batch["labels"] != _IGNORED]
         detector = self._detect(**_inputs(batch), drawn_T=drawn_T)
-        return {"generator_loss": float(made.loss), "detector_loss": float(detector)}
+        return {"generator_loss": float(output.loss), "detector_loss": float(detector)}
 
 
 def _sample(logits_TV, temperature: float):
@@ -352,11 +351,11 @@ class Distill(torch.nn.Module):
     def start(self, batch: dict) -> dict[str, float]:
         # Held-out rows always have padding, even if the training rows are full.
         full, self.full = self.full, False
-        found = self._terms(**_inputs(batch))
+        terms = self._terms(**_inputs(batch))
         self.full = full
         return {
             name: float(term) / self.settings[name.replace("_loss", "_weight")]
-            for name, term in found.items()
+            for name, term in terms.items()
         }
 
 

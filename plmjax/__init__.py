@@ -28,8 +28,8 @@ def disk_hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free some space and run again."
     if error.errno == errno.EIO:
-        return "The disk fails; the system's log may say why."
-    return "Choose a place where you may write."
+        return "The disk fails; the system's log may have the cause."
+    return "Choose a directory where you may write."
 
 
 class PlmjaxError(ValueError):

@@ -1,8 +1,8 @@
 """Conversion of ml_collections configs to frozen dataclasses.
 
 A schema is a dataclass of dataclasses. Its defaults are the default config; a config
-file overrides them; `--config.a.b=value` overrides the file. The rest of the code uses
-only frozen dataclasses and looks up no key by name.
+file overrides them; `--config.a.b=value` overrides the file. Other code uses only
+frozen dataclasses and looks up no key by name.
 """
 
 import ast
@@ -131,24 +131,24 @@ def fields(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     types_of = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         kind = types_of[field.name]
-        found: dict[str, Any] = {}
+        nested: dict[str, Any] = {}
         for block in variants(kind).values():
             for key, inner in fields(block, f"{prefix}{field.name}."):
-                found[key] = found[key] | inner if key in found else inner
-        yield from found.items() if found else [(f"{prefix}{field.name}", kind)]
+                nested[key] = nested[key] | inner if key in nested else inner
+        yield from nested.items() if nested else [(f"{prefix}{field.name}", kind)]
 
 
 def ranges(schema: type, prefix: str = "") -> dict[str, Range]:
     """Returns {dotted key: range} of the numbers in a schema, with all variants."""
-    found: dict[str, Range] = {}
+    limits: dict[str, Range] = {}
     types_of = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         key = f"{prefix}{field.name}"
         if "range" in field.metadata:
-            found[key] = field.metadata["range"]
+            limits[key] = field.metadata["range"]
         for block in variants(types_of[field.name]).values():
-            found |= ranges(block, f"{key}.")
-    return found
+            limits |= ranges(block, f"{key}.")
+    return limits
 
 
 def describe(kind: Any) -> str:
@@ -169,9 +169,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
     # A key is often remembered without its block: train.lr for learning_rate.
     last = name.rsplit(".", 1)[-1]
     close += [key for key in known if key.rsplit(".", 1)[-1] == last]
-    found = ", ".join(dict.fromkeys(close))
-    if found:
-        return f"Did you mean {found}?"
+    suggestions = ", ".join(dict.fromkeys(close))
+    if suggestions:
+        return f"Did you mean {suggestions}?"
     return f"Known: {', '.join(known)}."
 
 
@@ -212,8 +212,8 @@ def _finite(value: float, key: str) -> float:
         value = float(value)
         if math.isfinite(value):
             return value
-    told = value if isinstance(value, float) else "so large a number"
-    raise PlmjaxError(f"{key} must be a finite number, which {told} is not.")
+    shown = value if isinstance(value, float) else "larger than any float"
+    raise PlmjaxError(f"{key} is {shown}; it must be a finite number.")
 
 
 def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
@@ -337,7 +337,7 @@ def load_file(path: str) -> dict:
         try:
             values = json.loads(find_file(name).read_text())
         except (ValueError, RecursionError) as error:
-            raise PlmjaxError(f"{name} is no JSON: {error}.") from error
+            raise PlmjaxError(f"{name} is not valid JSON: {error}.") from error
         return _block(values, name)
     from ml_collections import ConfigDict
 
@@ -357,8 +357,8 @@ def find_file(name: str) -> Path:
     if not file.is_file():
         # Only configs/ is searched recursively: other folders may be large.
         near = [*file.parent.glob("*.py"), *Path("configs").rglob("*.py")]
-        found = sorted(map(str, near))
-        close = difflib.get_close_matches(name, found, n=3, cutoff=0.3)
+        names = sorted(map(str, near))
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
         raise PlmjaxError(
             f"there is no config file {name!r}.",
             hint=f"Did you mean {', '.join(close)}?" if close else "",
@@ -394,14 +394,14 @@ def errors_of(path: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         message = f"{path}: {type(error).__name__}: {error}."
         name, _, argument = path.partition(":")
-        hint = f"The top of {name} says which arguments it takes." if argument else ""
+        hint = f"The top of {name} names its arguments." if argument else ""
         raise PlmjaxError(message, hint=hint) from error
 
 
 def _block(values: Any, name: str) -> dict:
     if not isinstance(values, Mapping):
         kind = type(values).__name__
-        raise PlmjaxError(f"{name} gives a {kind}; it must give a block of keys.")
+        raise PlmjaxError(f"{name} holds a {kind}; it must hold a block of keys.")
     return dict(values)
 
 

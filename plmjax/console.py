@@ -23,20 +23,22 @@ def console() -> Console:
     return _Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
-def say(message: str) -> None:
+def print_line(message: str) -> None:
     """Prints a line without markup or wrapping."""
     console().print(message, markup=False, soft_wrap=True)
 
 
-def say_nothing(message: str) -> None:
-    """A log function that prints nothing."""
+def ignore_line(message: str) -> None:
+    """Prints nothing: a log function for the processes that do not report."""
 
 
 def duration(seconds: float) -> str:
     """Returns 75 as "1:15" and 3725 as "1:02:05"."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return (
+        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    )
 
 
 class Bar:
@@ -71,12 +73,12 @@ class Bar:
         if self._progress:
             self._progress.stop()
 
-    def show(self, done: int, told: str) -> None:
+    def show(self, done: int, description: str) -> None:
         """Shows the number of items done, and a text beside it."""
         if not self._active:
             return
         if self._progress:
-            self._progress.update(self._task, completed=done, description=told)
+            self._progress.update(self._task, completed=done, description=description)
             return
         now = time.monotonic()
         early = now - self._shown < _EVERY_SECONDS or done == self._start
@@ -85,9 +87,12 @@ class Bar:
         self._shown = now
         rate = (now - self._began) / max(done - self._start, 1)
         left = duration(rate * (self.total - done))
-        print(f"{self.unit} {done:,}/{self.total:,}  {told}  {left} left", flush=True)
+        print(
+            f"{self.unit} {done:,}/{self.total:,}  {description}  {left} left",
+            flush=True,
+        )
 
-    def say(self, message: str) -> None:
+    def print_line(self, message: str) -> None:
         """Prints a line without tearing the bar."""
         if not self._active:
             return
@@ -105,11 +110,11 @@ class TrainingDisplay(Bar):
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Shows the metrics of a step."""
-        parts = [
+        figures = [
             f"loss {values['loss']:.3f}",
             f"lr {values['learning_rate']:.1e}",
             f"{values['tokens_per_second']:,.0f} tokens/s",
         ]
         if "mfu" in values:
-            parts.append(f"MFU {values['mfu']:.1%}")
-        self.show(step, "  ".join(parts))
+            figures.append(f"MFU {values['mfu']:.1%}")
+        self.show(step, "  ".join(figures))

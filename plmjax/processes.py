@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, agree, and end.
+"""Several processes of one run: how they connect, share decisions, and end.
 
 Each sees its local devices, and all run the same program (jax.distributed). Process 0
 makes all decisions that depend on a disk or a clock: two processes that decided
@@ -35,18 +35,18 @@ T = TypeVar("T")
 class Group:
     """How this process joins its run: arguments of jax.distributed.initialize.
 
-    `found` names their source for messages.
+    `source` names where they come from, for messages.
     """
 
-    found: str
+    source: str
     arguments: dict[str, Any]
 
 
-def _whole_number(text: str, name: str) -> int:
+def _integer(text: str, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise PlmjaxError(f"{name}={text} is no whole number.") from None
+        raise PlmjaxError(f"{name}={text} is not an integer.") from None
 
 
 def _given(
@@ -63,7 +63,7 @@ def _given(
 
     def number(value: int | None, name: str) -> int | None:
         if value is None and name in environment:
-            return _whole_number(environment[name], name)
+            return _integer(environment[name], name)
         return value
 
     alone = coordinator is None
@@ -195,14 +195,14 @@ def initialise(
     before any device is used.
 
     Raises:
-      PlmjaxError: the others cannot be found, or did not join in time (exit code 75).
+      PlmjaxError: the others are unknown, or did not join in time (exit code 75).
     """
     group = find_group(os.environ, coordinator, num_processes, process_id)
     if group is None:
         return None
     seconds = os.environ.get("PLMJAX_HEARTBEAT_SECONDS", "100")
-    heartbeat = _whole_number(seconds, "PLMJAX_HEARTBEAT_SECONDS")
-    where = group.arguments.get("coordinator_address", group.found)
+    heartbeat = _integer(seconds, "PLMJAX_HEARTBEAT_SECONDS")
+    where = group.arguments.get("coordinator_address", group.source)
     waits = threading.Timer(
         10,
         print,
@@ -218,17 +218,17 @@ def initialise(
             **group.arguments,
         )
     except (ValueError, RuntimeError) as error:
-        if group.found == "TPU" and isinstance(error, ValueError):
+        if group.source == "TPU" and isinstance(error, ValueError):
             return None  # the only host of its slice has no coordinator
         raise PlmjaxError(
-            f"the processes of this run ({group.found}) did not find each other: "
+            f"the processes of this run ({group.source}) did not find each other: "
             f"{str(error).splitlines()[0]}",
             hint="All must start within five minutes and reach the coordinator's port.",
             code=Exit.RESUMABLE,
         ) from error
     finally:
         waits.cancel()
-    return group.found if jax.process_count() > 1 else None
+    return group.source if jax.process_count() > 1 else None
 
 
 def several() -> bool:
@@ -290,10 +290,10 @@ def run_on_all(f: Callable[[], T]) -> T:
         failure = json.dumps([f"{error}.", disk_hint(error), int(Exit.DISK)])
     # f may take hours on one process, longer than collectives wait.
     barrier("run_on_all")
-    if said := first_said(failure):
-        message, hint, code = json.loads(said[1])
+    if first := first_message(failure):
+        message, hint, code = json.loads(first[1])
         # All processes end now, and shut down together: otherwise the first to exit
-        # would kill the rest.
+        # would kill the others.
         jax.distributed.shutdown()
         raise PlmjaxError(message, hint=hint, code=Exit(code))
     return cast(T, value)
@@ -302,14 +302,14 @@ def run_on_all(f: Callable[[], T]) -> T:
 def raise_on_all(error: PlmjaxError) -> NoReturn:
     """Raises an error that all processes have, and lets them shut down together."""
 
-    def found() -> NoReturn:
+    def fail() -> NoReturn:
         raise error
 
-    run_on_all(found)
+    run_on_all(fail)
     raise error
 
 
-def first_said(text: str) -> tuple[int, str] | None:
+def first_message(text: str) -> tuple[int, str] | None:
     """Returns (process, text) of the first process with a text, on every process.
 
     Returns None if the text is empty on all of them.
@@ -344,20 +344,20 @@ def leader(directory: Path) -> int:
     if not several():
         return 0
     mark = broadcast_from_first(uuid.uuid4().hex)
-    own = jax.process_index()
+    process = jax.process_index()
 
     def path(index: int) -> Path:
         # New names, which a network file system cannot have cached as missing.
         return directory / f".process-{mark}-{index}"
 
     try:
-        path(own).touch()
+        path(process).touch()
         barrier("marks are there")
-        found = next(i for i in range(own + 1) if path(i).exists())
+        first = next(i for i in range(process + 1) if path(i).exists())
         barrier("marks were seen")
     finally:
-        path(own).unlink(missing_ok=True)
-    return found
+        path(process).unlink(missing_ok=True)
+    return first
 
 
 def gather_to_host(arrays: Any) -> Any:

@@ -187,7 +187,7 @@ class Watchdog:
             f"error: nothing has moved for {stuck:,.0f} s after step {self._step:,} "
             f"(process {jax.process_index()} of {jax.process_count()}): a device or "
             f"another process hangs. {self._record} has the stacks of all threads. "
-            "The same command goes on from the last checkpoint.\n"
+            "The same command resumes from the last checkpoint.\n"
         )
         try:
             with open(self._record, "w") as file:

@@ -43,15 +43,15 @@ def name_of(path: Sequence) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def map_named(f: Callable, tree, *rest):
+def map_named(f: Callable, tree, *others):
     """Maps f(name, leaf, ...) over any pytree."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: f(name_of(path), *leaves), tree, *rest
+        lambda path, *leaves: f(name_of(path), *leaves), tree, *others
     )
 
 
 def match(rules: Iterable[tuple[str, Any]], name: str) -> Any:
-    """Returns the value of the first rule whose regex matches the whole name.
+    """Returns the value of the first rule whose regex matches the full name.
 
     Raises:
       PlmjaxError: no rule covers the name; a forgotten leaf must not pass silently.
@@ -78,9 +78,9 @@ def size_in_bytes(tree) -> int:
     )
 
 
-def differences(expected, found) -> list[str]:
+def differences(expected, actual) -> list[str]:
     """Lists how the leaves of two nested dicts differ in name, shape or dtype."""
-    ours, theirs = flatten(expected), flatten(found)
+    ours, theirs = flatten(expected), flatten(actual)
     lines = [f"missing {name}" for name in ours if name not in theirs]
     lines += [f"unexpected {name}" for name in theirs if name not in ours]
     for name in ours.keys() & theirs.keys():

@@ -162,18 +162,18 @@ class Workdir:
         path = self.path / name
         if not path.is_file():
             return None
-        trouble = "is no JSON object"
+        trouble = "is not a JSON object"
         try:
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
             # Escapes can encode half a surrogate pair, which no file could store.
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(content, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            found, trouble = None, f"is no JSON: {error}"
-        if isinstance(found, dict):
-            wrong = [k for k, t in needed.items() if type(found.get(k)) is not t]
+            content, trouble = None, f"is not valid JSON: {error}"
+        if isinstance(content, dict):
+            wrong = [k for k, t in needed.items() if type(content.get(k)) is not t]
             if not wrong:
-                return found
-            trouble = f"is damaged: see {wrong[0]!r} in it"
+                return content
+            trouble = f"is damaged: its {wrong[0]!r} is missing or of another type"
         raise PlmjaxError(f"{path} {trouble}.", hint="Restore it from a copy.")
 
     def config(self) -> RunConfig:
@@ -217,10 +217,10 @@ class Workdir:
 
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder config of the run's teacher, or None."""
-        found = self.read("teacher.json", encoder=dict, digest=str)
-        return None if found is None else EncoderConfig(**found["encoder"])
+        record = self.read("teacher.json", encoder=dict, digest=str)
+        return None if record is None else EncoderConfig(**record["encoder"])
 
-    def agree(self, config: Any) -> dict[str, tuple]:
+    def check_same_config(self, config: Any) -> dict[str, tuple]:
         """Returns {key: (old, new)} of permitted changes to the run in the directory.
 
         Any key may change before the first checkpoint.
@@ -321,7 +321,7 @@ def training_session(
         def begin() -> dict:
             if leads:
                 stack.enter_context(workdir.locked())
-            return workdir.agree(config)
+            return workdir.check_same_config(config)
 
         changed = processes.run_on_all(begin)
         stack.enter_context(jax.set_mesh(mesh))
@@ -337,10 +337,10 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:

@@ -109,11 +109,11 @@ CONFIG_FILES = [
     ("a.py", "def get_config(:", "SyntaxError"),
     ("b.py", "raise SystemExit(0)", "SystemExit"),
     ("c.py", "x = 1", "get_config"),
-    ("d.py", "def get_config(): pass", "gives a NoneType"),
+    ("d.py", "def get_config(): pass", "holds a NoneType"),
     ("e.py", "def get_config(): return {1: 2}", "no key 1"),
-    ("f.json", "[1]", "gives a list"),
-    ("g.json", "{", "is no JSON"),
-    ("i.json", "[" * 100_000, "is no JSON"),
+    ("f.json", "[1]", "holds a list"),
+    ("g.json", "{", "is not valid JSON"),
+    ("i.json", "[" * 100_000, "is not valid JSON"),
     ("h.txt", "", "neither a .py nor a .json"),
 ]
 

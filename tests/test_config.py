@@ -57,7 +57,7 @@ def test_what_is_wrong_is_named_with_what_is_right(override, message):
 def test_steps_and_epochs_replace_each_other(tmp_path):
     assert load("train.epochs=2").train.steps is None
     assert load("train.steps=5", base={"train": {"epochs": 2}}).train.epochs is None
-    with pytest.raises(PlmjaxError, match="both say how long to train"):
+    with pytest.raises(PlmjaxError, match="both set the length of training"):
         load("train.steps=5", "train.epochs=2")
 
 
@@ -69,7 +69,7 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
-        (("train.steps=9", "model.causal=True"), "hides what masked language"),
+        (("train.steps=9", "model.causal=True"), "hides the tokens on the right"),
         (("train.steps=9", "data.held_out_percent=0"), "above 0 and below 100"),
         (
             (
@@ -78,9 +78,9 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
                 "objective.variant=electra_15",
                 "objective.generator.kind=uniform",
             ),
-            "nothing to tell apart",
+            "their labels are the same",
         ),
-        (("train.steps=9", "objective.kind=clm"), "sees one side only"),
+        (("train.steps=9", "objective.kind=clm"), "needs a causal model"),
         (
             (
                 "train.steps=9",

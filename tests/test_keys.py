@@ -1255,7 +1255,9 @@ def _(made):
     steps = {loss_of(parts, moved, step=step)[0] for step in (0, 1)}
     assert len(steps | {there}) == 3
     # An entry is the start's, or so much further from it that the mean stays.
-    echo = mixout.mixout(Altered(plain.objective, own_loss=lambda p, *_: p), 0.6).loss
+    echo = mixout.mixout(
+        Altered(plain.objective, loss_override=lambda p, *_: p), 0.6
+    ).loss
     mixed = tree.flatten(echo(moved, parts.frozen, {}, a_key(), True))
     name = "encoder/layer_1/ffn/up/kernel"
     start, now = tree.flatten(parts.params)[name], tree.flatten(moved)[name]

@@ -59,12 +59,12 @@ def test_flags_and_environment_name_a_group():
 def test_half_a_group_is_refused(given, message):
     with pytest.raises(PlmjaxError, match=message):
         processes.find_group({}, *given)
-    with pytest.raises(PlmjaxError, match="PLMJAX_PROCESS_ID=x is no whole number"):
+    with pytest.raises(PlmjaxError, match="PLMJAX_PROCESS_ID=x is not an integer"):
         processes.find_group({"PLMJAX_PROCESS_ID": "x"})
 
 
 def test_slurm_is_found_and_so_are_its_gpus():
-    assert processes.find_group(SLURM).found == "Slurm"
+    assert processes.find_group(SLURM).source == "Slurm"
     # A shell inside an allocation is no task.
     shell = {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}
     assert processes.find_group(shell) is None
@@ -89,7 +89,7 @@ def test_a_pod_of_an_indexed_job_is_found(monkeypatch):
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
     assert processes.find_group(pod) is None
     group = processes.find_group(pod | {"JOB_COMPLETION_INDEX": "0"})
-    assert group.found == "Kubernetes"
+    assert group.source == "Kubernetes"
 
 
 # Four devices each, so that a batch of 8 is the same one everywhere.

@@ -29,12 +29,12 @@ class Block(NamedTuple):
     """A block of an array, on the host; arrays are split as on their devices."""
 
     name: str
-    whole: tuple[int, ...]  # the shape of the array
+    array_shape: tuple[int, ...]
     start: Start
     data: np.ndarray
 
 
-def own_blocks(state) -> list[Block]:
+def blocks_to_write(state) -> list[Block]:
     """Copies to the host the blocks of a state that this process writes.
 
     If several devices hold the same block, one of them writes it; they take turns from
@@ -57,7 +57,7 @@ def own_blocks(state) -> list[Block]:
     for *_, data in shards:
         data.copy_to_host_async()
     return [
-        Block(name, whole, start, _on_host(data)) for name, whole, start, data in shards
+        Block(name, shape, start, _on_host(data)) for name, shape, start, data in shards
     ]
 
 
@@ -104,16 +104,16 @@ def write(
     waiting: deque = deque()
     size = 0
     try:
-        for name, whole, _, data in {block.name: block for block in blocks}.values():
-            description = _description(whole, data)
+        for name, shape, _, data in {block.name: block for block in blocks}.values():
+            description = _description(shape, data)
             at = {"driver": "zarr3", "kvstore": database | {"path": f"{name}/"}}
             arrays[name] = ts.open(at | description, context=context)
         while blocks or waiting:
             while blocks and (size < _IN_FLIGHT or not waiting):
                 block = blocks.pop()
                 array = _result(arrays[block.name], deadline)
-                place = array[_slices(block.start, block.data.shape)]
-                write = place.write(
+                target = array[_slices(block.start, block.data.shape)]
+                write = target.write(
                     block.data, can_reference_source_data_indefinitely=True
                 )
                 waiting.append((write, block.data.nbytes))
@@ -137,17 +137,17 @@ def join(storage: Storage, folder: str, processes: int, expected: int) -> None:
     context, deadline = _context(storage), time.monotonic() + ANSWER_SECONDS
     transaction = ts.Transaction(atomic=True)
     opened = ts.KvStore.open(_database(storage, folder), context=context)
-    whole = _result(opened, deadline)
+    joined = _result(opened, deadline)
     for process in range(processes):
         database = _database(storage, f"{folder}/process_{process}")
         part = _result(ts.KvStore.open(database, context=context), deadline)
-        copied = part.experimental_copy_range_to(whole.with_transaction(transaction))
+        copied = part.experimental_copy_range_to(joined.with_transaction(transaction))
         _result(copied, deadline)
     _result(transaction.commit_async(), deadline)
-    found = len(_result(whole.list(), deadline))
-    if found != expected:
+    count = len(_result(joined.list(), deadline))
+    if count != expected:
         raise OSError(
-            f"{found:,} of {expected:,} blocks have arrived in {storage}; do all "
+            f"{count:,} of {expected:,} blocks have arrived in {storage}; do all "
             "processes share it?"
         )
 
@@ -169,10 +169,10 @@ def read(storage: Storage, folder: str, abstract):
 
     def start(leaf, array):
         array = _result(array, deadline)
-        places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-        return {_key(index): array[index].read() for index in places.values()}
+        indices = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+        return {_key(index): array[index].read() for index in indices.values()}
 
-    def place(leaf, reads):
+    def assemble(leaf, reads):
         return jax.make_array_from_callback(
             leaf.shape,
             leaf.sharding,
@@ -182,8 +182,8 @@ def read(storage: Storage, folder: str, abstract):
     leaves, structure = jax.tree.flatten(abstract)
     arrays = jax.tree.leaves(tree.map_named(open_one, abstract))
     reads = [start(leaf, array) for leaf, array in zip(leaves, arrays, strict=True)]
-    placed = [place(leaf, one) for leaf, one in zip(leaves, reads, strict=True)]
-    return jax.tree.unflatten(structure, placed)
+    loaded = [assemble(leaf, one) for leaf, one in zip(leaves, reads, strict=True)]
+    return jax.tree.unflatten(structure, loaded)
 
 
 def _key(index: tuple[slice, ...] | None) -> tuple:
@@ -209,12 +209,12 @@ def _database(storage: Storage, folder: str) -> dict[str, Any]:
     }
 
 
-def _description(whole: tuple[int, ...], block: np.ndarray) -> dict[str, Any]:
+def _description(shape: tuple[int, ...], block: np.ndarray) -> dict[str, Any]:
     """Returns the tensorstore spec of an array with blocks like this one."""
     grid = {"chunk_shape": [max(1, n) for n in block.shape]}
     return {
         "metadata": {
-            "shape": whole,
+            "shape": shape,
             "data_type": str(block.dtype),
             "chunk_grid": {"name": "regular", "configuration": grid},
             # Not compressed: weights hardly compress, and training waits.

@@ -77,8 +77,8 @@ class Checkpoints:
     def __exit__(self, *_):
         # The end of the interpreter would interrupt a running save. Not wait(), which
         # needs all processes: this one may be alone with its error.
-        self._settle()
-        self._saves.rest()
+        self._finish_current()
+        self._saves.wait_leftover()
 
     def __str__(self) -> str:
         return str(self._storage)
@@ -87,7 +87,7 @@ class Checkpoints:
         """Returns the directory of a step; for local checkpoints only."""
         return Path(str(self), folder(step))
 
-    def _decided(self, f: Callable[[], T]) -> T:
+    def _run_on_first(self, f: Callable[[], T]) -> T:
         """Returns f() of process 0 (JSON), or of this process without `together`."""
         return processes.run_on_first(f) if self._together else f()
 
@@ -99,15 +99,15 @@ class Checkpoints:
         Raises:
           PlmjaxError: they cannot be listed (exit code 5).
         """
-        return self._decided(self._steps)
+        return self._run_on_first(self._steps)
 
     def _steps(self) -> list[int]:
         try:
             matches = map(_STEP.fullmatch, self._storage.entries())
-            found = sorted(int(match[1]) for match in matches if match)
+            steps = sorted(int(match[1]) for match in matches if match)
             return [
                 step
-                for step in found
+                for step in steps
                 if self._storage.exists(f"{folder(step)}/{digests.FILE}")
             ]
         except OSError as error:
@@ -118,8 +118,8 @@ class Checkpoints:
 
         The rank is the held-out loss unless the meta has another "rank".
         """
-        found = self._decided(self._best)
-        return None if found is None else (found[0], found[1])
+        best = self._run_on_first(self._best)
+        return None if best is None else (best[0], best[1])
 
     def _best(self) -> tuple[int, float] | None:
         try:
@@ -134,14 +134,14 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict:
         """Returns the meta saved beside the state; {} if it is damaged."""
-        return self._decided(lambda: self._meta(step))
+        return self._run_on_first(lambda: self._meta(step))
 
     def _meta(self, step: int) -> dict:
         try:
-            found = json.loads(self._storage.read(f"{folder(step)}/{META}"))
+            meta = json.loads(self._storage.read(f"{folder(step)}/{META}"))
         except (OSError, ValueError, RecursionError):
             return {}  # Loading reports the damage, by the digests.
-        return found if isinstance(found, dict) else {}
+        return meta if isinstance(meta, dict) else {}
 
     # Saving.
 
@@ -153,7 +153,7 @@ class Checkpoints:
         it is the `last`.
         """
         assert self._together or jax.process_count() == 1, "every process must save"
-        self._settle(None if last else _PATIENCE_SECONDS)
+        self._finish_current(None if last else _PATIENCE_SECONDS)
         meta = meta | {
             "format": FORMAT,
             "state": states.writer(self._storage),
@@ -163,7 +163,7 @@ class Checkpoints:
             "layout": layout(state),
         }
         size, ranked = tree.size_in_bytes(state), _rank(meta) is not None
-        answer = self._decided(lambda: self._prepare(step, size, ranked))
+        answer = self._run_on_first(lambda: self._prepare(step, size, ranked))
         if answer == _DONE:
             return
         if answer == _GO:
@@ -180,7 +180,7 @@ class Checkpoints:
                 self._clear(step)
                 self._failed(step, trouble)
 
-        self._saves.now = Saving(
+        self._saves.current = Saving(
             storage=self._storage,
             step=step,
             folder=folder(step),
@@ -194,8 +194,8 @@ class Checkpoints:
 
         An existing step is written again if it was saved without its rank.
         """
-        if (told := self._saves.objection(step)) is not None:
-            return told
+        if (objection := self._saves.objection(step)) is not None:
+            return objection
         try:
             if step in self._steps():
                 if not ranked or _rank(self._meta(step)) is not None:
@@ -219,17 +219,17 @@ class Checkpoints:
 
         Otherwise orbax would block the other processes until its timeout.
         """
-        found = processes.first_said(self._own_objection(step) or "")
-        if found is None:
+        first = processes.first_message(self._local_objection(step) or "")
+        if first is None:
             return None
         if processes.is_first():
             self._clear(step)
-        process, text = found
+        process, text = first
         return f"process {process}: {text}" if process else text
 
-    def _own_objection(self, step: int) -> str | None:
-        if (told := self._saves.objection(step)) is not None:
-            return told
+    def _local_objection(self, step: int) -> str | None:
+        if (objection := self._saves.objection(step)) is not None:
+            return objection
         probe = f"{folder(step)}/.process_{jax.process_index()}"
         try:
             self._storage.write(probe, b"")
@@ -243,19 +243,21 @@ class Checkpoints:
 
         Without `patient` it also returns when the save takes too long.
         """
-        self._settle(None if patient else _PATIENCE_SECONDS)
+        self._finish_current(None if patient else _PATIENCE_SECONDS)
         if patient:
-            self._saves.rest()
-        own = self.failure
-        told = self._decided(lambda: [own.message, own.hint] if own else None)
-        if told is None:
+            self._saves.wait_leftover()
+        failure = self.failure
+        text = self._run_on_first(
+            lambda: [failure.message, failure.hint] if failure else None
+        )
+        if text is None:
             self.failure = None
         else:
-            self.failure = PlmjaxError(told[0], hint=told[1], code=Exit.DISK)
+            self.failure = PlmjaxError(text[0], hint=text[1], code=Exit.DISK)
 
-    def _settle(self, seconds: float | None = None) -> None:
+    def _finish_current(self, seconds: float | None = None) -> None:
         """Waits for the running save, for `seconds` or up to its time limit."""
-        if (step := self._saves.settle(seconds)) is not None:
+        if (step := self._saves.finish_current(seconds)) is not None:
             self._failed(step, "the disk does not answer")
 
     def _failed(self, step: int, reason: str) -> None:
@@ -265,7 +267,7 @@ class Checkpoints:
             if steps := self._steps():
                 last = f"The last good checkpoint is step {steps[-1]}."
         except PlmjaxError:
-            last = "Which checkpoints are good cannot be seen."
+            last = "The good checkpoints cannot be listed."
         self.failure = PlmjaxError(
             f"the checkpoint of step {step} could not be written: {reason}.",
             hint=f"Free space in or check {self}. {last}",
@@ -305,7 +307,7 @@ class Checkpoints:
         Raises:
           PlmjaxError: they cannot be listed or deleted (exit code 5).
         """
-        self._decided(self._remove_unfinished)
+        self._run_on_first(self._remove_unfinished)
 
     def _remove_unfinished(self) -> None:
         try:
@@ -318,7 +320,7 @@ class Checkpoints:
 
     def damage(self, step: int) -> str | None:
         """Returns a description of the damage to a step's files, or None."""
-        return self._decided(lambda: digests.trouble(self._storage, folder(step)))
+        return self._run_on_first(lambda: digests.trouble(self._storage, folder(step)))
 
     def good_step(self, step: int | None = None, set_aside: bool = False) -> int | None:
         """Returns the newest step (or `step`) with matching digests; None if no steps.
@@ -328,7 +330,7 @@ class Checkpoints:
         Raises:
           PlmjaxError: there are steps, but no good one; or `step` does not exist.
         """
-        return self._decided(lambda: self._good_step(step, set_aside))
+        return self._run_on_first(lambda: self._good_step(step, set_aside))
 
     def _good_step(self, step: int | None, set_aside: bool) -> int | None:
         steps = self._steps()
@@ -387,8 +389,8 @@ class Checkpoints:
                 with deferred():
                     return states.read(self._storage, at, writer, abstract, only)
             except (OSError, ValueError) as error:
-                told = f"{where} cannot be read: {brief(error)}."
-                raise PlmjaxError(told, code=Exit.MODEL) from error
+                message = f"{where} cannot be read: {brief(error)}."
+                raise PlmjaxError(message, code=Exit.MODEL) from error
 
         return processes.run_on_all(read) if self._together else read()
 

@@ -19,8 +19,8 @@ Digests = dict[str, tuple[int, str]]
 _THREADS = min(4, os.cpu_count() or 1)
 
 
-def take(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
-    """Returns the digests of files of a folder.
+def compute(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
+    """Returns the digests of a folder's files.
 
     Raises:
       OSError: a file cannot be read.
@@ -31,7 +31,7 @@ def take(storage: Storage, folder: str, names: Iterable[str]) -> Digests:
         return dict(zip(names, threads.map(storage.digest, paths), strict=True))
 
 
-def own_files(storage: Storage, folder: str) -> list[str]:
+def checkpoint_files(storage: Storage, folder: str) -> list[str]:
     """Returns the files that belong to a checkpoint.
 
     Names that begin with a dot belong to other programs (.nfs0001, .DS_Store).
@@ -54,21 +54,21 @@ def trouble(storage: Storage, folder: str) -> str | None:
     """Returns a description of the damage to a checkpoint's files, or None."""
     try:
         content = storage.read(f"{folder}/{FILE}")
-        found = json.loads(content)
+        values = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         return f"{FILE} cannot be read ({error})"
-    expected = _expected(found, content)
+    expected = _expected(values, content)
     if expected is None:
         return f"{FILE} is damaged"
     try:
-        present = own_files(storage, folder)
+        present = checkpoint_files(storage, folder)
         for name in expected:
             if name not in present:
                 return f"{name} is missing"
         for name in present:
             if name not in expected:
                 return f"{name} was not there when it was saved"
-        digests = take(storage, folder, present)
+        digests = compute(storage, folder, present)
     except OSError as error:
         return f"it cannot be read ({error})"
     for name, (size, sha) in expected.items():
@@ -79,14 +79,14 @@ def trouble(storage: Storage, folder: str) -> str | None:
     return None
 
 
-def _expected(found, content: bytes) -> dict | None:
+def _expected(values, content: bytes) -> dict | None:
     """Returns {name: (bytes or None, SHA-256)}, or None if the file is damaged."""
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         return None
-    if "files" not in found:
-        return {name: (None, sha) for name, sha in found.items()}
+    if "files" not in values:
+        return {name: (None, sha) for name, sha in values.items()}
     try:
-        whole = render(found["files"]) == content
+        intact = render(values["files"]) == content
     except (AttributeError, TypeError):
         return None
-    return found["files"] if whole else None
+    return values["files"] if intact else None

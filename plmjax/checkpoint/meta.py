@@ -18,19 +18,19 @@ _VERSIONS = ("jax", "jaxlib")
 
 def leaves(state) -> dict[str, str]:
     """Returns {name: "float32[2, 3]"} of a pytree, which a checkpoint must match."""
-    found = {}
+    types = {}
 
     def add(name, leaf):
-        found[name] = f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        types[name] = f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
 
     tree.map_named(add, state)
-    return found
+    return types
 
 
 def layout(state) -> dict[str, Any]:
     """Returns the devices, processes, mesh and versions that fix results to the bit."""
-    places = [leaf.sharding for leaf in jax.tree.leaves(state)]
-    meshes = [p.mesh for p in places if isinstance(p, jax.sharding.NamedSharding)]
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    meshes = [p.mesh for p in shardings if isinstance(p, jax.sharding.NamedSharding)]
     return {
         "devices": jax.device_count(),
         "kind": jax.devices()[0].device_kind,

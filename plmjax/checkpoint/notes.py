@@ -23,8 +23,8 @@ class Notes:
         """Returns the error of a process that failed, or None."""
         if not processes.several():
             return None
-        found = sorted(_client().key_value_dir_get(f"{self._at}failed/"))
-        return found[0][1] if found else None
+        failures = sorted(_client().key_value_dir_get(f"{self._at}failed/"))
+        return failures[0][1] if failures else None
 
     def exchange(self, trouble: str | None, end: float) -> None:
         """Leaves this process's note; on process 0, waits until all report success.
@@ -38,12 +38,12 @@ class Notes:
             if trouble is not None:
                 raise OSError(trouble)
             return
-        own, count = jax.process_index(), jax.process_count()
+        process, count = jax.process_index(), jax.process_count()
         if trouble is None:
-            _client().key_value_set(f"{self._at}done/{own}", "done")
+            _client().key_value_set(f"{self._at}done/{process}", "done")
         elif self.failure() is None:
-            told = f"process {own}: {trouble}" if own else trouble
-            _client().key_value_set(f"{self._at}failed/{own}", told)
+            message = f"process {process}: {trouble}" if process else trouble
+            _client().key_value_set(f"{self._at}failed/{process}", message)
         if not processes.is_first():
             return
         done: set[int] = set()

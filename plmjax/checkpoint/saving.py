@@ -29,7 +29,7 @@ _BARRIER_SECONDS = 300.0
 # How often a process that writes looks for a note that another one has failed.
 _LOOK_SECONDS = 0.25
 # Failed saves that may still wait for a process or a disk while a new one begins.
-_LEFT = 2
+_MAX_LEFTOVER = 2
 # Saves of this process; the same number on all processes of a run.
 _numbers = itertools.count()
 
@@ -60,7 +60,7 @@ class Saving:
         self._trouble = self._attempt(lambda: self._copy(state))
         # A daemon, so that the interpreter can exit: the disk may never answer.
         self._part = threading.Thread(
-            target=self._finish, name=f"checkpoint {step}, own part", daemon=True
+            target=self._finish, name=f"checkpoint {step}, local part", daemon=True
         )
         self._part.start()
         self._thread = threading.Thread(
@@ -81,7 +81,7 @@ class Saving:
         self._thread.join(max(0.0, seconds))
         return not self._thread.is_alive()
 
-    def rest(self) -> None:
+    def wait_for_part(self) -> None:
         """Waits until this process has ended its part, or up to the time limit.
 
         If a process exited before the others, all would end with an error.
@@ -112,10 +112,10 @@ class Saving:
 
     def _run(self) -> None:
         trouble = self._attempt(self._await_part)
-        heard = self._attempt(lambda: self._notes.exchange(trouble, self._limit))
+        failure = self._attempt(lambda: self._notes.exchange(trouble, self._limit))
         if not processes.is_first():
             return
-        trouble = heard or self._attempt(self._vouch)
+        trouble = failure or self._attempt(self._complete)
         if not self.given_up:
             self._ended(trouble)
 
@@ -134,54 +134,56 @@ class Saving:
         if self._trouble is not None:
             raise OSError(self._trouble)
 
-    def _vouch(self) -> None:
+    def _complete(self) -> None:
         storage, folder = self._storage, self.folder
         assert self._write is not None
         self._write.join()
         storage.write(f"{folder}/{META}", self._meta)
-        storage.settle(folder)
-        found = digests.take(storage, folder, digests.own_files(storage, folder))
+        storage.fsync(folder)
+        sums = digests.compute(
+            storage, folder, digests.checkpoint_files(storage, folder)
+        )
         if self.given_up:
             # The run has continued without this step, or even rolled back before it.
             raise OSError("the disk answered too late")
-        storage.write(f"{folder}/{digests.FILE}", digests.render(found))
+        storage.write(f"{folder}/{digests.FILE}", digests.render(sums))
 
 
 class Saves:
-    """The running save, `now`, and failed saves that have not ended."""
+    """The running save, `current`, and failed saves that have not ended."""
 
     def __init__(self):
-        self.now: Saving | None = None
-        self._left: list[Saving] = []
+        self.current: Saving | None = None
+        self._leftover: list[Saving] = []
 
-    def settle(self, seconds: float | None) -> int | None:
+    def finish_current(self, seconds: float | None) -> int | None:
         """Waits for the running save, for `seconds` or up to its time limit.
 
         Returns its step if the time limit has passed, else None.
         """
-        saving = self.now
+        saving = self.current
         if saving is None or (not saving.wait(seconds) and seconds is not None):
             return None
-        self.now = None
+        self.current = None
         if saving.running:
-            self._left.append(saving)
+            self._leftover.append(saving)
         # It is reported as failed, even if it ends later.
         saving.given_up = not saving.wait(0)
         return saving.step if saving.given_up else None
 
-    def rest(self) -> None:
+    def wait_leftover(self) -> None:
         """Waits for failed saves that have not ended, up to their time limits."""
-        for saving in self._left:
-            saving.rest()
+        for saving in self._leftover:
+            saving.wait_for_part()
 
     def objection(self, step: int) -> str | None:
         """Returns why this process cannot save a step yet, or None."""
-        if self.now is not None:
-            return f"step {self.now.step} is still being written"
-        self._left = [saving for saving in self._left if saving.running]
-        for saving in self._left:
+        if self.current is not None:
+            return f"step {self.current.step} is still being written"
+        self._leftover = [saving for saving in self._leftover if saving.running]
+        for saving in self._leftover:
             # An unfinished save may still write into the same folder, and each may
             # hold a copy of the state.
-            if saving.step == step or len(self._left) >= _LEFT:
+            if saving.step == step or len(self._leftover) >= _MAX_LEFTOVER:
                 return f"the save of step {saving.step} is stuck"
         return None

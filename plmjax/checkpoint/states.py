@@ -75,7 +75,7 @@ class _Orbax:
         context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
         # Orbax also waits this long for a process that has failed.
         context.asynchronous.timeout_secs = math.ceil(seconds)
-        # We have just made the folder; this saves two barriers in the main thread.
+        # We have just created the folder; this saves two barriers in the main thread.
         context.file.skip_sync_file_validations = True
         with context:
             self._response = ocp.save_async(f"{storage}/{folder}", state)
@@ -95,11 +95,11 @@ class _Arrays:
     def __init__(self, storage: Storage, folder: str, state):
         self._storage, self._folder = storage, folder
         self._entries = arrays.entries(state)
-        self._blocks = arrays.own_blocks(state)
+        self._blocks = arrays.blocks_to_write(state)
 
     def finish(self, deadline: float) -> None:
-        own = jax.process_index()
-        arrays.write(self._storage, self._folder, self._blocks, own, deadline)
+        process = jax.process_index()
+        arrays.write(self._storage, self._folder, self._blocks, process, deadline)
 
     def join(self) -> None:
         count = jax.process_count()
@@ -140,17 +140,17 @@ def _read_orbax(storage: Storage, folder: str, abstract, only: str | None):
     def placeholders(value):
         return jax.tree.map(lambda _: ocp.PLACEHOLDER, value)
 
-    own = jax.process_index()
+    process = jax.process_index()
     context = ocp.Context()
     # Otherwise orbax waits for the other processes.
-    context.multiprocessing.primary_host = own
-    context.multiprocessing.active_processes = {own}
+    context.multiprocessing.primary_host = process
+    context.multiprocessing.active_processes = {process}
     _reads += 1
     with context:
-        found = ocp.load(
+        state = ocp.load(
             f"{storage}/{folder}", _one_field(abstract, only, placeholders)
         )
-    return _one_field(found, only, _nothing)
+    return _one_field(state, only, _nothing)
 
 
 # How many states orbax has read in this process.

@@ -56,7 +56,7 @@ class Storage(Protocol):
 
     def move(self, folder: str, to: str) -> None: ...
 
-    def settle(self, folder: str) -> None:
+    def fsync(self, folder: str) -> None:
         """Waits until the content of a folder would survive a loss of power."""
         ...
 
@@ -86,8 +86,8 @@ class Local:
 
     def files(self, folder: str) -> list[str]:
         top = self.root / folder
-        found = [path for path in top.rglob("*") if path.is_file()]
-        return sorted(path.relative_to(top).as_posix() for path in found)
+        paths = [path for path in top.rglob("*") if path.is_file()]
+        return sorted(path.relative_to(top).as_posix() for path in paths)
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -114,7 +114,7 @@ class Local:
         (self.root / to).parent.mkdir(parents=True, exist_ok=True)
         (self.root / folder).rename(self.root / to)
 
-    def settle(self, folder: str) -> None:
+    def fsync(self, folder: str) -> None:
         top = self.root / folder
         for path in [*top.rglob("*"), top, self.root]:
             files.sync(path)
@@ -150,17 +150,17 @@ class Remote:
         return sorted(self._list(f"{folder}/"))
 
     def _list(self, prefix: str) -> list[str]:
-        found = self._store.list(_under(prefix), strip_prefix_length=len(prefix))
-        return [name.decode() for name in _wait(found, self._where)]
+        names = self._store.list(_under(prefix), strip_prefix_length=len(prefix))
+        return [name.decode() for name in _wait(names, self._where)]
 
     def exists(self, name: str) -> bool:
         return bool(_wait(self._store.list(_only(name)), self._where))
 
     def read(self, name: str) -> bytes:
-        found = _wait(self._store.read(name), f"{self._where}/{name}")
-        if found.state != "value":
+        result = _wait(self._store.read(name), f"{self._where}/{name}")
+        if result.state != "value":
             raise FileNotFoundError(f"there is no {self._where}/{name}")
-        return bytes(found.value)
+        return bytes(result.value)
 
     def write(self, name: str, data: bytes) -> None:
         _wait(self._store.write(name, data), f"{self._where}/{name}")
@@ -182,7 +182,7 @@ class Remote:
             self.write(f"{to}/{name}", self.read(f"{folder}/{name}"))
         self.delete(folder)
 
-    def settle(self, folder: str) -> None:
+    def fsync(self, folder: str) -> None:
         pass
 
     def free(self) -> int | None:
@@ -212,16 +212,16 @@ def _wait(future, where: str) -> Any:
         return future.result(timeout=ANSWER_SECONDS)
     except TimeoutError:
         future.cancel()
-        told = f"{where} gave no answer within {ANSWER_SECONDS:.0f} s"
-        raise OSError(told) from None
+        message = f"{where} did not answer within {ANSWER_SECONDS:.0f} s"
+        raise OSError(message) from None
     except (ValueError, RuntimeError) as error:
         raise OSError(f"{where}: {brief(error)}") from error
 
 
 def brief(error: BaseException) -> str:
     """Returns the first line of an error, without tensorstore's lists of sources."""
-    told = str(error).strip() or repr(error)
-    return _SOURCES.split(told.splitlines()[0])[0]
+    message = str(error).strip() or repr(error)
+    return _SOURCES.split(message.splitlines()[0])[0]
 
 
 def open_storage(where: str | Path) -> Local | Remote:
@@ -231,20 +231,20 @@ def open_storage(where: str | Path) -> Local | Remote:
       PlmjaxError: the URL is of another kind, or incomplete; gcsfs is missing.
       OSError: the store cannot be opened.
     """
-    scheme, found, rest = str(where).partition("://")
-    if not found:
+    scheme, separator, address = str(where).partition("://")
+    if not separator:
         return Local(where)
-    bucket, _, path = rest.partition("/")
+    bucket, _, path = address.partition("/")
     if scheme not in ("gs", "s3") or not bucket or not path.strip("/"):
         raise PlmjaxError(
-            f"{where} is no place for checkpoints.",
+            f"checkpoints cannot be saved to {where}.",
             hint="Give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH.",
         )
     root: dict[str, Any] = {"bucket": bucket, "path": f"{path.strip('/')}/"}
     if scheme == "gs":
         if importlib.util.find_spec("gcsfs") is None:  # Orbax needs gcsfs for gs://.
-            told = f"{where} needs gcsfs, which is not installed."
-            raise PlmjaxError(told, hint="pip install 'plmjax[gs]'")
+            message = f"{where} needs gcsfs, which is not installed."
+            raise PlmjaxError(message, hint="pip install 'plmjax[gs]'")
         return Remote(root | {"driver": "gcs"}, str(where).rstrip("/"))
     return Remote(root | {"driver": "s3"} | _s3_endpoint(), str(where).rstrip("/"))
 

@@ -38,7 +38,7 @@ def _cluster() -> Check:
     except PlmjaxError as error:
         return problem("cluster", error.message, error.hint)
     if group is not None:
-        return ok("cluster", f"one of several processes ({group.found})")
+        return ok("cluster", f"one of several processes ({group.source})")
     variables = [name for name in _SLURM if name in os.environ]
     if variables and len(variables) < len(_SLURM):
         missing = ", ".join(name for name in _SLURM if name not in os.environ)

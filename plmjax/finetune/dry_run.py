@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from rich.table import Table
 
-from plmjax.console import say
+from plmjax.console import print_line
 from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
@@ -37,9 +37,9 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     """
     mesh = sharding.make_mesh(config.mesh)
     workdir = Workdir(path, FinetuneConfig)
-    workdir.agree(config)
+    workdir.check_same_config(config)
     with jax.set_mesh(mesh):
-        setup = with_states(build(config, mesh, say), say, reads=False)
+        setup = with_states(build(config, mesh, print_line), print_line, reads=False)
         if compiles:
             setup = on_devices(setup)
         show_training(

@@ -45,7 +45,7 @@ def mixout(objective: Objective, rate: float) -> Objective:
             )
         return objective.loss(params, frozen, batch, key, train)
 
-    return Altered(objective, own_loss=loss)
+    return Altered(objective, loss_override=loss)
 
 
 def _mixed(noise: Noise, name: str, x, start, rate: float) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from plmjax import processes
 from plmjax.baselines.run import Baseline, gain_lines, run_baselines
-from plmjax.console import say, say_nothing
+from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
 from plmjax.files import replacing, write_json
 from plmjax.finetune.added import NOTHING, Added
@@ -56,7 +56,7 @@ def finetune(
       PlmjaxError: an error that the user can fix.
     """
     workdir = Workdir(path, FinetuneConfig)
-    log = (log or say) if processes.is_first() else say_nothing
+    log = (log or print_line) if processes.is_first() else ignore_line
     mesh = processes.run_on_all(lambda: sharding.make_mesh(config.mesh))
     with training_session(workdir, config, mesh, log) as (leads, _):
 

@@ -85,7 +85,7 @@ class EncoderConfig(Block, prefix="model."):
     def _check_sharing(self) -> None:
         if self.groups > 1 and self.sharing == "none":
             raise PlmjaxError(
-                f"model.groups={self.groups} shares nothing with model.sharing='none'.",
+                f"model.groups={self.groups} has no effect with model.sharing='none'.",
                 hint="Set model.sharing to 'all', 'attention' or 'ffn', or "
                 "model.groups to 1.",
             )
@@ -101,8 +101,8 @@ class EncoderConfig(Block, prefix="model."):
         disentangled = self.attention == "disentangled"
         if disentangled and self.causal:
             raise PlmjaxError(
-                "model.attention='disentangled' looks both ways; it does not go with "
-                "model.causal=True.",
+                "model.attention='disentangled' cannot be causal, but model.causal is "
+                "True.",
                 hint="Set model.attention='full', or model.causal=False.",
             )
         if self.positions == "none" and not (disentangled or self.causal):
@@ -120,8 +120,9 @@ class EncoderConfig(Block, prefix="model."):
             )
         if self.convolution_width and self.norm_place == "pre":
             raise PlmjaxError(
-                "model.convolution_width goes with model.norm_place='post' alone.",
-                hint="Set model.convolution_width to 0.",
+                f"model.convolution_width={self.convolution_width} needs "
+                "model.norm_place='post'.",
+                hint="Set model.norm_place='post', or model.convolution_width to 0.",
             )
 
     @property
@@ -140,8 +141,8 @@ class EncoderConfig(Block, prefix="model."):
         return self.max_positions - self.position_offset
 
 
-def _nearest_divisor(whole: int, wanted: int) -> int:
-    fits = [n for n in range(1, whole + 1) if whole % n == 0]
+def _nearest_divisor(size: int, wanted: int) -> int:
+    fits = [n for n in range(1, size + 1) if size % n == 0]
     return min(fits, key=lambda n: abs(n - wanted))
 
 

@@ -52,14 +52,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_TH, segments_BL, relative_RH, noise: Noise | None, site: str):
         config = self.config
-        made = {}
+        projections = {}
 
         def heads(name, y_SH=x_TH, shape=segments_BL.shape):
             """Projects y, of S = rows * length vectors, to [rows, N, length, D]."""
-            if name not in made:
-                made[name] = dense(self, config.width, name)
+            if name not in projections:
+                projections[name] = dense(self, config.width, name)
             split = (*shape, config.heads, config.head_width)
-            y_BNLD = made[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
+            y_BNLD = projections[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
             # Recorded for distillation; no effect unless "intermediates" is mutable.
             self.sow("intermediates", f"{name}_heads", y_BNLD)
             return y_BNLD

@@ -102,8 +102,8 @@ def init_model(config: EncoderConfig, key: jax.Array, batch: Batch, heads) -> di
     for name, head_key in zip(HEADS, keys[1:], strict=True):
         if name in heads:
             more = (table_VE,) if name == "head" else ()
-            made = HEADS[name](config).init(head_key, x_TH, *more)
-            params[name] = made.get("params", {})
+            variables = HEADS[name](config).init(head_key, x_TH, *more)
+            params[name] = variables.get("params", {})
     return params
 
 
@@ -158,12 +158,12 @@ def encode_to(
     if layer == 0:
         embeddings: Any = Embeddings(config, platform)
         ids = [batch[name] for name in ("tokens", "positions", "types")]
-        found = {"params": params["encoder"]["embeddings"]}
-        x_TH = embeddings.apply(found, *ids, None)
+        variables = {"params": params["encoder"]["embeddings"]}
+        x_TH = embeddings.apply(variables, *ids, None)
     else:
         encoder: Any = Encoder(config, platform)
-        found = {"params": params["encoder"]}
-        _, kept = encoder.apply(found, *inputs(batch), mutable=["intermediates"])
+        variables = {"params": params["encoder"]}
+        _, kept = encoder.apply(variables, *inputs(batch), mutable=["intermediates"])
         x_TH = kept["intermediates"]["states"][layer - 1]
     return x_TH.reshape(*batch["tokens"].shape, config.width)
 
@@ -212,20 +212,20 @@ def outputs(
     "detector": [B, L]. A head without its positions in the batch is left out.
     """
     x_BLH = encode(config, params, batch, None, platform)
-    found = {}
+    by_head = {}
     if "head" in params and "mask_positions" in batch:
         at_BK = batch["mask_positions"]
         x_TH = gather_positions(x_BLH, at_BK)
         logits_TV = vocabulary_logits(config, params, x_TH, platform)
-        found["head"] = logits_TV.reshape(*at_BK.shape, -1)
+        by_head["head"] = logits_TV.reshape(*at_BK.shape, -1)
     if "pair" in params and "cls" in batch:
         at_BP = batch["cls"]
         logits_T2 = pair_logits(
             config, params, gather_positions(x_BLH, at_BP), platform
         )
-        found["pair"] = logits_T2.reshape(*at_BP.shape, 2)
+        by_head["pair"] = logits_T2.reshape(*at_BP.shape, 2)
     if "detector" in params:
         x_TH = x_BLH.reshape(-1, config.width)
         logits_T = detector_logits(config, params, x_TH, platform)
-        found["detector"] = logits_T.reshape(batch["tokens"].shape)
-    return found
+        by_head["detector"] = logits_T.reshape(batch["tokens"].shape)
+    return by_head

@@ -104,8 +104,8 @@ class Objective(abc.ABC):
 
     def total(self, terms: Mapping[str, Any]) -> Any:
         """Returns the weighted sum of terms: arrays in `loss`, means in `scores`."""
-        first, *rest = (weight * terms[name] for name, weight in self.weights.items())
-        return sum(rest, first)
+        first, *others = (weight * terms[name] for name, weight in self.weights.items())
+        return sum(others, first)
 
     @abc.abstractmethod
     def scores(self, means: dict[str, float]) -> dict[str, float]:
@@ -133,11 +133,11 @@ class Altered(Objective):
     """An objective with other initial parameters or another loss, where given."""
 
     inner: Objective
-    own_init: Callable[[jax.Array, Batch], dict] | None = None
-    own_loss: Callable[..., tuple[jax.Array, Metrics]] | None = None
+    init_override: Callable[[jax.Array, Batch], dict] | None = None
+    loss_override: Callable[..., tuple[jax.Array, Metrics]] | None = None
 
     def init(self, key, batch):
-        return (self.own_init or self.inner.init)(key, batch)
+        return (self.init_override or self.inner.init)(key, batch)
 
     def tables(self):
         return self.inner.tables()
@@ -146,7 +146,9 @@ class Altered(Objective):
         return self.inner.corrupt(frozen, batch, key, progress)
 
     def loss(self, params, frozen, batch, key, train):
-        return (self.own_loss or self.inner.loss)(params, frozen, batch, key, train)
+        return (self.loss_override or self.inner.loss)(
+            params, frozen, batch, key, train
+        )
 
     @property
     def models(self):
@@ -200,8 +202,10 @@ def of_all_rows(arrays):
     return gathered, jax.lax.axis_index(axes) * rows
 
 
-def whole(encoder: EncoderConfig, heads: tuple[str, ...]) -> dict[str, ModelView]:
-    """Returns the parts of a run that trains one model."""
+def single_model(
+    encoder: EncoderConfig, heads: tuple[str, ...]
+) -> dict[str, ModelView]:
+    """Returns the `models` of an objective that trains one model."""
     names = ("encoder", *heads)
     return {
         "model": ModelView(

@@ -17,7 +17,7 @@ from plmjax.objectives.base import (
     Objective,
     ObjectiveConfig,
     Pieces,
-    whole,
+    single_model,
 )
 from plmjax.objectives.masked import bytes_of, token_loss
 from plmjax.objectives.mlm import token_scores
@@ -45,8 +45,8 @@ class CLM(Objective):
     def __post_init__(self):
         if not self.encoder.causal:
             raise PlmjaxError(
-                "objective.kind=clm needs a model that sees one side only; with "
-                "model.causal=False it would read the answer.",
+                "objective.kind=clm needs a causal model; with model.causal=False it "
+                "would see the tokens that it predicts.",
                 hint="Choose a model such as --config.model.preset=gpt2-tiny, or set "
                 "--config.model.causal=True.",
             )
@@ -56,7 +56,7 @@ class CLM(Objective):
 
     @property
     def models(self):
-        return whole(self.encoder, ("head",))
+        return single_model(self.encoder, ("head",))
 
     @property
     def token_loss(self):

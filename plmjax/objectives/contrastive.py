@@ -16,7 +16,7 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
-from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, whole
+from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, single_model
 from plmjax.objectives.supervised import SupervisedConfig
 
 # A row of padding may be all zeros, where the square root has no gradient.
@@ -82,7 +82,7 @@ class Contrastive(Objective):
 
     @property
     def models(self):
-        return whole(self.encoder, ())
+        return single_model(self.encoder, ())
 
     def init(self, key, batch):
         return task_heads.init_model(self.encoder, self.task, key, batch)

@@ -41,13 +41,13 @@ def encode(
 
     The compiler removes unused ones.
     """
-    found: Any = Encoder(config, platform).apply(
+    output: Any = Encoder(config, platform).apply(
         {"params": params["encoder"]},
         *heads.inputs(batch),
         noise,
         mutable=["intermediates"],
     )
-    x_BLH, kept = found[0], found[1]["intermediates"]
+    x_BLH, kept = output[0], output[1]["intermediates"]
     # Layers that share parameters share a name; its last use is the last layer.
     last = kept[f"layer_{_last(config)}"]["attention"]
     return x_BLH, Kept(
@@ -82,14 +82,14 @@ def attention_loss(
     Each is KL(teacher || student) of a softmax over the tokens of a segment, averaged
     over the heads: of queries with keys, and of values with values.
     """
-    apart_BNQ = _relation_kl(
+    divergence_BNQ = _relation_kl(
         _relation(student.query, student.key, segments_BL, platform),
         _relation(teacher.query, teacher.key, segments_BL, platform),
     ) + _relation_kl(
         _relation(student.value, student.value, segments_BL, platform),
         _relation(teacher.value, teacher.value, segments_BL, platform),
     )
-    return jnp.mean(apart_BNQ, axis=1).reshape(-1)
+    return jnp.mean(divergence_BNQ, axis=1).reshape(-1)
 
 
 def _relation(a_BNQD, b_BNKD, segments_BL, platform: Platform):
@@ -103,8 +103,8 @@ def _relation(a_BNQD, b_BNKD, segments_BL, platform: Platform):
 
 
 def _relation_kl(student_BNQK: jax.Array, teacher_BNQK: jax.Array) -> jax.Array:
-    apart_BNQK = jnp.exp(teacher_BNQK) * (teacher_BNQK - student_BNQK)
-    return jnp.sum(apart_BNQK, axis=-1)
+    divergence_BNQK = jnp.exp(teacher_BNQK) * (teacher_BNQK - student_BNQK)
+    return jnp.sum(divergence_BNQK, axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -16,7 +16,7 @@ from plmjax.config import number
 from plmjax.models import EncoderConfig, flops, heads
 from plmjax.models.layers import affine
 from plmjax.objectives import distances, masking
-from plmjax.objectives.base import Batch, Key, whole
+from plmjax.objectives.base import Batch, Key, single_model
 from plmjax.objectives.distances import Kept
 from plmjax.objectives.masked import Masked, MaskedConfig, token_loss
 from plmjax.objectives.mlm import token_scores
@@ -55,9 +55,9 @@ class DistillConfig(MaskedConfig):
     def __post_init__(self):
         super().__post_init__()
         if not any(self.weight(term) for term in TERMS):
-            told = [f"{term}_weight" for term in TERMS]
+            names = [f"{term}_weight" for term in TERMS]
             raise PlmjaxError(
-                f"objective: {', '.join(told)} are all 0; one must be above 0."
+                f"objective: {', '.join(names)} are all 0; one must be above 0."
             )
 
     def weight(self, term: str) -> float:
@@ -70,7 +70,7 @@ class DistillConfig(MaskedConfig):
         return self.soft_positions == "all" and self.soft_weight > 0
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """A model's outputs: logits [T, V], last states [B * L, H], intermediates."""
 
     logits_TV: jax.Array
@@ -119,7 +119,7 @@ class Distill(Masked):
 
     @property
     def models(self):
-        return whole(self.encoder, ("head",))
+        return single_model(self.encoder, ("head",))
 
     @property
     def weights(self):
@@ -145,7 +145,7 @@ class Distill(Masked):
         real_BL = (batch["segments"] > 0).astype(jnp.float32)
         return batch | {"real_weights": real_BL / jnp.maximum(jnp.sum(real_BL), 1)}
 
-    def _see(self, model: EncoderConfig, params, batch: Batch, noise) -> Seen:
+    def _run(self, model: EncoderConfig, params, batch: Batch, noise) -> Outputs:
         kept = None
         if self.config.hidden_weight > 0 or self.config.attention_weight > 0:
             encoded = distances.encode(model, params, batch, noise, self.platform)
@@ -156,7 +156,7 @@ class Distill(Masked):
         if not self.config.predicts_all:
             at_TH = heads.gather_positions(x_BLH, batch["mask_positions"])
         logits_TV = heads.vocabulary_logits(model, params, at_TH, self.platform)
-        return Seen(logits_TV, x_TH, kept)
+        return Outputs(logits_TV, x_TH, kept)
 
     def _project(self, params, x_TH) -> Any:
         if not self.projects:
@@ -164,7 +164,7 @@ class Distill(Masked):
         kernel_HW = params["projection"]["kernel"]
         return affine(x_TH, kernel_HW, None, self.encoder.dtype, self.platform)
 
-    def _distances(self, params, frozen, batch: Batch, ours: Seen, theirs: Seen):
+    def _distances(self, params, frozen, batch: Batch, ours: Outputs, theirs: Outputs):
         """Yields (term, values of the positions, weights of the positions)."""
         config, real_BL = self.config, batch["real_weights"]
         if config.soft_weight > 0:
@@ -192,15 +192,15 @@ class Distill(Masked):
     def loss(self, params, frozen, batch: Batch, key: Key, train: bool):
         frozen = jax.lax.stop_gradient(frozen)
         noise = key.noise(batch) if train else None
-        ours = self._see(self.encoder, params, batch, noise)
-        asked = batch
+        ours = self._run(self.encoder, params, batch, noise)
+        teacher_batch = batch
         if self.config.align == "strings":
             ids_V = frozen["pieces"]["ids"]
-            asked = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
-        theirs = self._see(self._teacher, frozen["teacher"], asked, None)
-        sought = everywhere(batch) if self.config.predicts_all else batch
+            teacher_batch = batch | {"tokens": jnp.take(ids_V, batch["tokens"])}
+        theirs = self._run(self._teacher, frozen["teacher"], teacher_batch, None)
+        labelled = labels_of_all_tokens(batch) if self.config.predicts_all else batch
         bytes_V = frozen["piece_bytes"]
-        value, metrics = token_loss(ours.logits_TV, sought, bytes_V)
+        value, metrics = token_loss(ours.logits_TV, labelled, bytes_V)
         terms = {"loss": value}
         for term, values_T, weights in self._distances(
             params, frozen, batch, ours, theirs
@@ -238,7 +238,7 @@ def no_teacher() -> PlmjaxError:
     )
 
 
-def everywhere(batch: Batch) -> Batch:
+def labels_of_all_tokens(batch: Batch) -> Batch:
     """Returns labels and weights [B, L] of all tokens, from those [B, K] of the masks.
 
     Gathering rows out of the logits [B, L, V] instead would double their memory.
@@ -307,7 +307,7 @@ def even_layers(student: int, teacher: int) -> tuple[int, ...]:
     """
     if student > teacher:
         raise PlmjaxError(
-            f"the student has {student} layers, its teacher {teacher}.",
+            f"the student has {student} layers, more than its teacher's {teacher}.",
             hint="Set model.layers to fewer, or name one of the teacher's for each in "
             "objective.layers.",
         )
@@ -345,8 +345,8 @@ def _check(config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig
     """Raises PlmjaxError if this student cannot follow this teacher."""
     if teacher.causal:
         raise PlmjaxError(
-            f"the teacher {config.teacher} sees one side only (causal); it cannot "
-            "judge masked words.",
+            f"the teacher {config.teacher} is causal; it cannot predict masked words "
+            "from both sides.",
             hint="Give one that was trained with objective.kind=mlm.",
         )
     if config.attention_weight > 0:
@@ -378,13 +378,13 @@ def _check_start(encoder: EncoderConfig, teacher: EncoderConfig):
     if wrong:
         named = ", ".join(wrong).replace("input_width", "embedding_width")
         raise PlmjaxError(
-            "objective.start=teacher copies the teacher's layers, which the student's "
-            f"are unlike: {named}.",
+            "objective.start=teacher copies the teacher's layers, and the student's "
+            f"differ: {named}.",
             hint=hint,
         )
     if encoder.sharing != "none":
         raise PlmjaxError(
-            f"objective.start=teacher needs a student whose layers are its own, not "
+            "objective.start=teacher needs a student that shares no parameters, but "
             f"model.sharing={encoder.sharing}.",
             hint=hint,
         )

@@ -44,7 +44,7 @@ class ElectraConfig(MaskedConfig):
     """Replaced-token detection; the model block is the discriminator."""
 
     kind: Literal["electra"] = "electra"
-    # In the generator's input, 85 % of the chosen tokens are masked and the rest kept,
+    # In the generator's input, 85 % of the chosen tokens are masked and 15 % are kept,
     # as in Google's pretrain_helpers.py. All chosen tokens are predicted and replaced.
     mask_share: float = number(0.85, at_least=0, at_most=1)
     random_share: float = number(0.0, at_least=0, at_most=1)
@@ -74,22 +74,22 @@ class ElectraConfig(MaskedConfig):
         if self.discriminator_weight == 0:
             name = VARIANTS[self.variant].weight
             raise PlmjaxError(
-                f"objective.{name}=0 leaves nothing to train the discriminator for.",
+                f"objective.{name}=0 leaves the discriminator without a loss.",
                 hint="For a generator alone, set --config.objective.kind=mlm.",
             )
         if self.generator.kind == "uniform" and self.variant == "electra_15":
             raise PlmjaxError(
-                "objective.variant=electra_15 judges the chosen tokens alone, and a "
-                "uniform generator replaces them all: there is nothing to tell apart.",
+                "objective.variant=electra_15 classifies only the chosen tokens, and a "
+                "uniform generator replaces all of them: their labels are the same.",
                 hint="Set --config.objective.variant=electra, or "
                 "--config.objective.generator.kind=trained.",
             )
         moves = self.tie not in ("none", "disentangled")
         if self.generator_weight == 0 and self.generator.kind == "trained" and moves:
             raise PlmjaxError(
-                "objective.generator_weight=0 shall leave the generator as it is, but "
-                f"objective.tie={self.tie} lets the discriminator train what it "
-                "shares.",
+                "objective.generator_weight=0 does not train the generator, but "
+                f"objective.tie={self.tie} lets the discriminator train the shared "
+                "parameters.",
                 hint="Set --config.objective.tie=none.",
             )
 
@@ -125,7 +125,7 @@ class Electra(Masked):
         return self.config.generator_encoder(self.encoder)
 
     @property
-    def judge(self) -> "DiscriminatorLoss":
+    def variant(self) -> "DiscriminatorLoss":
         """The discriminator's loss in the variant."""
         return VARIANTS[self.config.variant]
 
@@ -138,25 +138,25 @@ class Electra(Masked):
 
     @functools.cached_property
     def models(self):
-        names = self.judge.heads
+        names = self.variant.heads
         return model_views(self.config.tie, self.encoder, self.generator, names)
 
     @property
     def weights(self):
-        judged = {self.judge.term: self.config.discriminator_weight}
+        weights = {self.variant.term: self.config.discriminator_weight}
         if self.generator is None:
-            return judged
-        return {"generator_loss": self.config.generator_weight} | judged
+            return weights
+        return {"generator_loss": self.config.generator_weight} | weights
 
     @property
     def token_loss(self):
-        if "head" in self.judge.heads:
+        if "head" in self.variant.heads:
             return "discriminator_loss"
         return None if self.generator is None else "generator_loss"
 
     def init(self, key, batch):
         models = (self.encoder, self.generator)
-        return initial_params(self.config.tie, *models, self.judge.heads, key, batch)
+        return initial_params(self.config.tie, *models, self.variant.heads, key, batch)
 
     def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
         batch = self.mask(frozen, batch, key, progress)
@@ -165,13 +165,15 @@ class Electra(Masked):
 
     def generate(self, params, frozen, batch, noise: Noise, train: bool):
         """Returns the generator's loss, its metrics, and its samples [B, K]."""
-        config, part = self.config, self.models["generator"]
-        own = part.extract(params)
+        config, model = self.config, self.models["generator"]
+        generator = model.extract(params)
         if config.generator_weight == 0:
-            own = jax.lax.stop_gradient(own)
+            generator = jax.lax.stop_gradient(generator)
         # Otherwise generator and discriminator would drop the same units.
         drops = _stream(noise, "generator") if train else None
-        logits_TV, _ = masked_logits(part.encoder, own, batch, drops, self.platform)
+        logits_TV, _ = masked_logits(
+            model.encoder, generator, batch, drops, self.platform
+        )
         bytes_V = frozen["piece_bytes"]
         value, metrics = token_loss(logits_TV, batch, bytes_V, "generator_")
         shape = batch["labels"].shape
@@ -187,14 +189,14 @@ class Electra(Masked):
                 params, frozen, batch, noise, train
             )
         batch = substituted(batch, drawn_BK)
-        own, drops = (
+        discriminator, drops = (
             self.models["discriminator"].extract(params),
             noise if train else None,
         )
-        x_BLH = heads.encode(self.encoder, own, batch, drops, self.platform)
-        terms[self.judge.term], more = self.judge.loss(
+        x_BLH = heads.encode(self.encoder, discriminator, batch, drops, self.platform)
+        terms[self.variant.term], more = self.variant.loss(
             self.encoder,
-            own,
+            discriminator,
             x_BLH,
             batch,
             bytes_V=frozen["piece_bytes"],
@@ -204,11 +206,11 @@ class Electra(Masked):
         return self.total(terms), metrics | more | {"replaced_share": share}
 
     def scores(self, means):
-        found = {"loss": self.total(means)}
+        scores = {"loss": self.total(means)}
         if self.generator is not None:
-            found |= token_scores(means, "generator_")
-        found |= self.judge.scores(means)
-        return found | {"replaced_share": means["replaced_share"]}
+            scores |= token_scores(means, "generator_")
+        scores |= self.variant.scores(means)
+        return scores | {"replaced_share": means["replaced_share"]}
 
     def slots(self, length):
         everywhere = self.config.variant == "all_tokens_mlm"
@@ -217,7 +219,7 @@ class Electra(Masked):
     def flops(self, length):
         slots = self.config.slots(length)
         total = flops.encoder_flops(self.encoder, length)
-        total += self.judge.flops(self.encoder, length, slots)
+        total += self.variant.flops(self.encoder, length, slots)
         if self.generator is None:
             return total
         theirs = flops.encoder_flops(self.generator, length)
@@ -276,9 +278,9 @@ def detector_loss(logits_T, replaced_T, weights_T) -> tuple[jax.Array, Metrics]:
 
 def _detector_scores(means: dict[str, float]) -> dict[str, float]:
     names = ("loss", "accuracy", "precision", "recall")
-    found = {f"detector_{name}": means[f"detector_{name}"] for name in names}
-    apart = means["detector_on_replaced"] - means["detector_on_originals"]
-    return found | {"detector_separation": apart}
+    scores = {f"detector_{name}": means[f"detector_{name}"] for name in names}
+    separation = means["detector_on_replaced"] - means["detector_on_originals"]
+    return scores | {"detector_separation": separation}
 
 
 def _detect(encoder, params, x_BLH, batch: Batch, bytes_V, platform):
@@ -356,8 +358,8 @@ def _predict_scores(means: dict[str, float]) -> dict[str, float]:
 
 
 def _predict_all_scores(means: dict[str, float]) -> dict[str, float]:
-    own = {n: means[n] for n in ("all_tokens_loss", "all_tokens_accuracy")}
-    return own | _predict_scores(means) | _detector_scores(means)
+    all_tokens = {n: means[n] for n in ("all_tokens_loss", "all_tokens_accuracy")}
+    return all_tokens | _predict_scores(means) | _detector_scores(means)
 
 
 class DiscriminatorLoss(NamedTuple):

@@ -83,15 +83,16 @@ def generator_encoder(
     if tie != "none" and config.embedding_width not in (None, narrow):
         raise PlmjaxError(
             f"objective.generator.embedding_width={config.embedding_width} is not the "
-            f"discriminator's {narrow}, which objective.tie={tie} shares.",
+            f"discriminator's {narrow}, as objective.tie={tie} needs.",
             hint="Leave it out, or set --config.objective.tie=none.",
         )
     narrow = config.embedding_width or narrow
     if layers % encoder.groups:
         raise PlmjaxError(
-            f"a generator of {layers} layers does not share its weights in "
-            f"model.groups={encoder.groups}.",
-            hint="Set --config.objective.generator.layers to a multiple of it.",
+            f"model.groups={encoder.groups} does not divide the generator's {layers} "
+            "layers.",
+            hint="Set --config.objective.generator.layers to a multiple of "
+            f"{encoder.groups}.",
         )
     generator = dataclasses.replace(
         encoder,
@@ -104,12 +105,12 @@ def generator_encoder(
     sizes = ("layers", "width", "heads", "ffn_width", "input_width")
     differ = [n for n in sizes if getattr(generator, n) != getattr(encoder, n)]
     if tie == "all" and differ:
-        told = ", ".join(
+        sizes_of_both = ", ".join(
             f"{n} {getattr(generator, n)} and {getattr(encoder, n)}" for n in differ
         )
         raise PlmjaxError(
             "objective.tie='all' needs a generator of the discriminator's sizes; "
-            f"they differ: {told}.",
+            f"they differ: {sizes_of_both}.",
             hint="Set --config.objective.generator.width_fraction=1 and "
             "layers_fraction=1, or another objective.tie.",
         )
@@ -119,13 +120,13 @@ def generator_encoder(
 def _fits(config: GeneratorConfig, encoder: EncoderConfig, width: int) -> bool:
     """Returns True if the sizes of heads and feed-forward layer are integers."""
     if config.heads is None:
-        whole = encoder.heads * width % encoder.width == 0
+        heads_fit = encoder.heads * width % encoder.width == 0
     else:
-        whole = width % config.heads == 0
-    inner = config.ffn_width is not None or (
+        heads_fit = width % config.heads == 0
+    ffn_fits = config.ffn_width is not None or (
         encoder.ffn_width * width % encoder.width == 0
     )
-    return whole and inner
+    return heads_fit and ffn_fits
 
 
 def _width(config: GeneratorConfig, encoder: EncoderConfig) -> int:
@@ -135,27 +136,24 @@ def _width(config: GeneratorConfig, encoder: EncoderConfig) -> int:
     most = int(max(2 * full, 2 * wanted)) + (config.heads or 0)
     fit = [w for w in range(1, most + 1) if _fits(config, encoder, w)]
     nearest = min(fit, key=lambda w: abs(w - wanted))
-    apart = abs(nearest - wanted)
-    if apart == 0 or (config.width is None and apart <= _CLOSE * full):
+    distance = abs(nearest - wanted)
+    if distance == 0 or (config.width is None and distance <= _CLOSE * full):
         return nearest
     below, above = [w for w in fit if w < wanted], [w for w in fit if w > wanted]
     near = below[-1:] + above[:1]
     heads = {w: config.heads or encoder.heads * w // full for w in near}
-    of = f"of model.width={full} and model.heads={encoder.heads} gives no whole heads"
     if config.width is None:
-        told = " and ".join(
-            f"{w / full:.4g} (width {w}, heads {heads[w]})" for w in near
-        )
-        what, named = f"width_fraction={fraction}", "fractions"
+        key, relation = f"width_fraction={fraction}", "of"
+        sizes = [f"{w / full:.4g} (width {w}, heads {heads[w]})" for w in near]
     else:
-        told = " and ".join(f"{w} (heads {heads[w]})" for w in near)
-        what, named = f"width={config.width}", "widths"
-        of = f"beside model.width={full} and model.heads={encoder.heads} gives no whole"
-        of += " heads of that size"
+        key, relation = f"width={config.width}", "with"
+        sizes = [f"{w} (heads {heads[w]})" for w in near]
     raise PlmjaxError(
-        f"objective.generator.{what} {of} or feed-forward layer.",
-        hint=f"The nearest {named} that do: {told}; or set objective.generator.width, "
-        "heads and ffn_width yourself.",
+        f"objective.generator.{key} {relation} model.width={full} and "
+        f"model.heads={encoder.heads} does not give integer numbers of heads and "
+        "feed-forward units.",
+        hint=f"The nearest that do: {' and '.join(sizes)}; or set "
+        "objective.generator.width, heads and ffn_width yourself.",
     )
 
 
@@ -167,12 +165,12 @@ def _layers(config: GeneratorConfig, encoder: EncoderConfig) -> int:
     if abs(layers - wanted) <= _CLOSE * encoder.layers:
         return layers
     near = sorted({max(1, int(wanted)), int(wanted) + 1})
-    told = " and ".join(f"{n / encoder.layers:.4g} (layers {n})" for n in near)
+    suggestions = " and ".join(f"{n / encoder.layers:.4g} (layers {n})" for n in near)
     raise PlmjaxError(
         f"objective.generator.layers_fraction={config.layers_fraction} of "
-        f"model.layers={encoder.layers} gives no whole layers.",
-        hint=f"The nearest fractions that do: {told}; or set objective.generator."
-        "layers.",
+        f"model.layers={encoder.layers} does not give an integer number of layers.",
+        hint=f"The nearest fractions that do: {suggestions}; or set "
+        "objective.generator.layers.",
     )
 
 
@@ -192,12 +190,12 @@ def initial_params(
     discriminator = flatten(heads.init_model(encoder, keys[0], batch, names))
     if generator is None:
         return {"discriminator": unflatten(discriminator)}
-    own = flatten(heads.init_model(generator, keys[1], batch, ("head",)))
+    leaves = flatten(heads.init_model(generator, keys[1], batch, ("head",)))
     if tie == "disentangled":
         # The delta starts at 0, so both tables start equal.
         discriminator[_DELTA] = jnp.zeros_like(discriminator.pop(_TABLE))
-    own = {n: leaf for n, leaf in own.items() if not re.fullmatch(TIES[tie], n)}
-    return {"discriminator": unflatten(discriminator), "generator": unflatten(own)}
+    leaves = {n: leaf for n, leaf in leaves.items() if not re.fullmatch(TIES[tie], n)}
+    return {"discriminator": unflatten(discriminator), "generator": unflatten(leaves)}
 
 
 def model_views(
@@ -210,7 +208,7 @@ def model_views(
     extract, insert = _extract_discriminator, _insert_discriminator
     if tie == "disentangled" and generator is not None:
         extract, insert = _extract_disentangled, _insert_disentangled
-    parts = {
+    views = {
         "discriminator": ModelView(
             encoder,
             names,
@@ -219,7 +217,7 @@ def model_views(
         )
     }
     if generator is None:
-        return parts
+        return views
     tied = TIES[tie]
 
     def extract_generator(params):
@@ -230,19 +228,19 @@ def model_views(
     def insert_generator(params, part):
         flat = flatten(part)
         shared = {n: leaf for n, leaf in flat.items() if re.fullmatch(tied, n)}
-        own = {n: leaf for n, leaf in flat.items() if n not in shared}
+        separate = {n: leaf for n, leaf in flat.items() if n not in shared}
         discriminator = flatten(params["discriminator"])
         if tie == "disentangled" and np.any(np.asarray(discriminator[_DELTA])):
             # Adjust a nonzero delta so that the discriminator's table stays the same;
             # with a zero delta it follows the new table of the generator.
-            moved = params["generator"]["encoder"]["embeddings"]["token"] - own[_TABLE]
-            shared = {_DELTA: discriminator[_DELTA] + moved}
+            old = params["generator"]["encoder"]["embeddings"]["token"]
+            shared = {_DELTA: discriminator[_DELTA] + (old - separate[_TABLE])}
         return params | {
             "discriminator": unflatten(discriminator | shared),
-            "generator": unflatten(own),
+            "generator": unflatten(separate),
         }
 
-    return parts | {
+    return views | {
         "generator": ModelView(
             generator, ("head",), extract_generator, insert_generator
         )
@@ -306,7 +304,7 @@ def sample(logits_TV: jax.Array, u_T: jax.Array, temperature: float) -> jax.Arra
 
 
 def _first_beyond(end_TN, at_T, mass_TN):
-    """Returns the first index at which the sum exceeds `at`, and the rest of `at`."""
+    """Returns the first index at which the sum exceeds `at`, and `at` less the sum."""
     # Rounding must not move it past the last entry with any mass.
     at_T = jnp.minimum(at_T, end_TN[:, -1] * jnp.float32(1 - 2.0**-22))
     index_T = jnp.sum((end_TN <= at_T[:, None]).astype(jnp.int32), axis=1)

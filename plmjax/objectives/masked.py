@@ -34,7 +34,7 @@ class MaskedConfig(ObjectiveConfig):
     probability: float = number(0.15, above=0, below=1)
     # The probability at the last step, reached linearly; none: constant.
     final_probability: float | None = number(None, above=0, below=1)
-    # Shares of the chosen tokens replaced by [MASK] and by random pieces; rest: kept.
+    # Shares of the chosen tokens replaced by [MASK] and by random pieces; others: kept.
     mask_share: float = number(0.8, at_least=0, at_most=1)
     random_share: float = number(0.1, at_least=0, at_most=1)
     # The unit of choice: a token, a word, a span of words (SpanBERT), up to three words
@@ -50,7 +50,7 @@ class MaskedConfig(ObjectiveConfig):
         if sum(shares) > 1:
             raise PlmjaxError(
                 f"objective.mask_share={shares[0]} and random_share={shares[1]} must "
-                "sum to at most 1 (the rest is kept)."
+                "sum to at most 1; the other chosen tokens are kept."
             )
         if self.masks == "static" and self.final_probability is not None:
             raise PlmjaxError(
@@ -89,7 +89,8 @@ class Masked(Objective):
     def __post_init__(self):
         if self.encoder.causal:
             raise PlmjaxError(
-                "model.causal=True hides what masked language modelling must see.",
+                "model.causal=True hides the tokens on the right, but masked language "
+                "modelling needs them.",
                 hint="Set --config.model.causal=False, or --config.objective.kind=clm.",
             )
         if self.pieces.mask_id is None:

@@ -141,7 +141,7 @@ def _choose_several_words(noise, score_BL, maskable_BL, start_BL, n_B, shares):
     lengths drawn from `shares`. So every word is equally likely at each position of a
     unit of each length, and equally likely to be chosen: a partition from the start of
     each document would favour its first words, which are never late in a long unit that
-    the budget cuts. If a unit crosses the end of a document, its two parts are chosen
+    the budget cuts. If a unit crosses the end of a document, its halves are chosen
     together but count as two units.
     """
     length = maskable_BL.shape[1]
@@ -188,7 +188,7 @@ def _fill(key_BL, maskable_BL, start_BL, n_B):
     """Marks the tokens of words, taken in the order of keys while they fit into n.
 
     Each round takes all words up to the first that does not fit and excludes those
-    longer than the rest of n; after four rounds hardly any word would still fit. Words
+    longer than what is left of n; after four rounds hardly any word would fit. Words
     with the same key keep their order.
     """
     first_BL = _first(start_BL)
@@ -200,11 +200,11 @@ def _fill(key_BL, maskable_BL, start_BL, n_B):
     first_BL = jnp.take_along_axis(first_BL, order_BL, axis=1)
     alive_BL = jnp.take_along_axis(maskable_BL, order_BL, axis=1)
     size_BL = jnp.take_along_axis(size_BL, first_BL, axis=1)
-    place_BL = order_BL - first_BL
+    index_in_word_BL = order_BL - first_BL
     taken_BL = jnp.zeros_like(alive_BL)
     for _ in range(4):
         # The budget used up to the end of each word.
-        end_BL = jnp.cumsum(alive_BL, axis=1) - place_BL + size_BL - 1
+        end_BL = jnp.cumsum(alive_BL, axis=1) - index_in_word_BL + size_BL - 1
         taken_BL = alive_BL & (end_BL <= n_B[:, None])
         left_B = n_B - jnp.sum(taken_BL, axis=1)
         alive_BL = taken_BL | (alive_BL & (size_BL <= left_B[:, None]))

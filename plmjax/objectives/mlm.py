@@ -16,7 +16,7 @@ from plmjax.config import number
 from plmjax.data.pairs import PairsConfig
 from plmjax.models import flops, heads
 from plmjax.models.layers import cross_entropy
-from plmjax.objectives.base import Batch, Key, Metrics, whole
+from plmjax.objectives.base import Batch, Key, Metrics, single_model
 from plmjax.objectives.masked import Masked, MaskedConfig, masked_logits, token_loss
 
 
@@ -38,8 +38,8 @@ class MLMConfig(MaskedConfig):
         super().__post_init__()
         if self.mlm_weight == 0 and self.pairs == "none":
             raise PlmjaxError(
-                "objective.mlm_weight=0 with objective.pairs=none leaves nothing to "
-                "train for."
+                "objective.mlm_weight=0 with objective.pairs=none leaves no loss.",
+                hint="Set objective.mlm_weight above 0, or objective.pairs.",
             )
 
     @property
@@ -67,7 +67,7 @@ class MLM(Masked):
 
     @property
     def models(self):
-        return whole(self.encoder, self.heads)
+        return single_model(self.encoder, self.heads)
 
     @property
     def weights(self):
@@ -107,12 +107,12 @@ class MLM(Masked):
         return self.total(terms), metrics
 
     def scores(self, means):
-        found = token_scores(means)
+        scores = token_scores(means)
         if not self.paired:
-            return found
+            return scores
         pair = {name: means[name] for name in ("pair_loss", "pair_accuracy")}
         losses = {"loss": self.total(means), "mlm_loss": means["loss"]}
-        return found | pair | losses
+        return scores | pair | losses
 
     def flops(self, length):
         return flops.encoder_flops(self.encoder, length) + flops.vocabulary_flops(

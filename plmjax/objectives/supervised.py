@@ -18,7 +18,7 @@ from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
 from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import OUT_OF_REACH, POOLERS, Task, task_logits
-from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, whole
+from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, single_model
 
 _SMOOTHABLE = ("classes", "tags", "choices")
 
@@ -197,7 +197,7 @@ class Supervised(Objective):
     @property
     def models(self):
         assert self.task.head is not None
-        return whole(self.encoder, (self.task.head,))
+        return single_model(self.encoder, (self.task.head,))
 
     def init(self, key, batch):
         return task_heads.init_model(self.encoder, self.task, key, batch)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from plmjax.console import say, say_nothing
+from plmjax.console import ignore_line, print_line
 from plmjax.models.flops import activation_bytes
 from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.run import training_of
@@ -34,10 +34,10 @@ def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
     workdir = Workdir(path)
     mesh = sharding.make_mesh(config.mesh)
     check(config, mesh)
-    with training_session(workdir, config, mesh, say_nothing):
-        setup = build(config, workdir, mesh, say)
+    with training_session(workdir, config, mesh, ignore_line):
+        setup = build(config, workdir, mesh, print_line)
         show_training(
-            training_of(setup, frozen_arrays(setup) if compiles else {}, say_nothing),
+            training_of(setup, frozen_arrays(setup) if compiles else {}, ignore_line),
             lambda blocks: _plan_table(setup, blocks),
             row_as_seen(setup.objective, setup.tokenizer, setup.loader.batch(0)),
             compiles,

@@ -8,7 +8,7 @@ import jax
 
 from plmjax import Exit, PlmjaxError, processes
 from plmjax import config as config_lib
-from plmjax.console import console, say, say_nothing
+from plmjax.console import console, ignore_line, print_line
 from plmjax.evaluate.examples import Examples
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.evaluate.model import Trained, with_head
@@ -67,7 +67,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
       PlmjaxError: an error that the user can fix.
     """
     workdir = Workdir(path)
-    log = say if processes.is_first() else say_nothing
+    log = print_line if processes.is_first() else ignore_line
 
     def make_mesh() -> jax.sharding.Mesh:
         mesh = sharding.make_mesh(config.mesh)
@@ -117,7 +117,7 @@ def _build(
         return setup
 
     led = processes.run_on_all(lead)
-    setup = processes.run_on_all(lambda: make(say_nothing) if led is None else led)
+    setup = processes.run_on_all(lambda: make(ignore_line) if led is None else led)
     first = processes.run_on_first(lambda: origin(setup))
     processes.run_on_all(lambda: _check_same(setup, first))
     return setup

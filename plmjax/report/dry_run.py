@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from plmjax import tree
-from plmjax.console import console, say
+from plmjax.console import console, print_line
 from plmjax.evaluate.examples import masked
 from plmjax.models.task_heads import TASK_HEADS
 from plmjax.objectives import Objective
@@ -284,10 +284,10 @@ def show_training(
     out.print(block_table(blocks))
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
-    say("\nThe first row, as the model sees it:")
+    print_line("\nThe first row, as the model sees it:")
     console().print(first_row, markup=False)
     if compiles:
-        say("\nCompiling the step; Ctrl-C if you have seen enough.")
+        print_line("\nCompiling the step; Ctrl-C if you have seen enough.")
         begin = time.monotonic()
         # The shapes are those of one process, which has all rows.
         rows = sharding.rows(mesh)
@@ -298,7 +298,7 @@ def show_training(
         step = step_for(*given, training.steps)
         compiled = lower(step, state, training.frozen, shapes).compile()
         print_compiled(compiled, mesh, time.monotonic() - begin)
-    say("\nDry run: nothing was trained.")
+    print_line("\nDry run: nothing was trained.")
 
 
 def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) -> None:

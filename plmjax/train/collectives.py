@@ -72,8 +72,8 @@ class Collective:
         """Returns the axes of a mesh ({name: size}) along which it sends."""
         spans = set()
         for group in self.groups:
-            places = np.array(np.unravel_index(group, tuple(mesh.values())))
-            spans |= set(np.flatnonzero(np.ptp(places, axis=1)).tolist())
+            coordinates = np.array(np.unravel_index(group, tuple(mesh.values())))
+            spans |= set(np.flatnonzero(np.ptp(coordinates, axis=1)).tolist())
         return tuple(axis for i, axis in enumerate(mesh) if i in spans)
 
 
@@ -84,34 +84,34 @@ def collectives(text: str) -> list[Collective]:
     left out.
     """
     text = re.sub(r"/\*.*?\*/", "", text)
-    found = re.search(r"num_partitions=(\d+)", text)
-    devices = int(found[1]) if found else 1
+    partitions = re.search(r"num_partitions=(\d+)", text)
+    devices = int(partitions[1]) if partitions else 1
     bodies, entry = _computations(text)
-    return [
-        made
+    operations = (
+        _collective(line, devices, times, known)
         for line, times, known in _executed(bodies, entry, 1, True)
-        if (made := _collective(line, devices, times, known)) and made.size > 1
-    ]
+    )
+    return [operation for operation in operations if operation.size > 1]
 
 
 def sent_by_axis(
-    found: list[Collective], mesh: Mapping[str, int]
+    operations: list[Collective], mesh: Mapping[str, int]
 ) -> dict[str, dict[str, tuple[int, float]]]:
     """Returns {axes: {kind: (executions, bytes sent by a device)}} of a step.
 
     Axes are joined by " x " where a group spans several.
     """
     sums: dict[str, dict[str, tuple[int, float]]] = {}
-    for one in found:
-        kinds = sums.setdefault(" x ".join(one.axes(mesh)), {})
-        times, sent = kinds.get(one.kind, (0, 0.0))
-        kinds[one.kind] = (times + one.times, sent + one.sent)
+    for operation in operations:
+        kinds = sums.setdefault(" x ".join(operation.axes(mesh)), {})
+        times, sent = kinds.get(operation.kind, (0, 0.0))
+        kinds[operation.kind] = (times + operation.times, sent + operation.sent)
     return sums
 
 
-def sent(found: list[Collective]) -> float:
+def sent(operations: list[Collective]) -> float:
     """Returns the bytes that a device sends in a step."""
-    return sum(one.sent for one in found)
+    return sum(operation.sent for operation in operations)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -141,13 +141,13 @@ def _executed(
         called = [other for _, other in _CALLED.findall(line)]
         for branches in _BRANCHES.findall(line):
             called += [other.strip(" %") for other in branches.split(",")]
-        turns, told = 1, True
+        turns, exact = 1, True
         if " while(" in line:
             trips = _TRIPS.search(line)
-            turns, told = (int(trips[1]), True) if trips else (1, False)
+            turns, exact = (int(trips[1]), True) if trips else (1, False)
         for other in called:
             if other in bodies:
-                yield from _executed(bodies, other, times * turns, known and told)
+                yield from _executed(bodies, other, times * turns, known and exact)
 
 
 def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
@@ -174,13 +174,13 @@ def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
 
 def _elements(shape: str) -> list[str]:
     """Returns the elements of a tuple's shape, "(a, (b, c))" -> ["a", "(b, c)"]."""
-    depth, begin, found = 0, 1, []
+    depth, begin, elements = 0, 1, []
     for at, letter in enumerate(shape):
         depth += (letter in "([{") - (letter in ")]}")
         if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
-            found.append(shape[begin:at].strip())
+            elements.append(shape[begin:at].strip())
             begin = at + 1
-    return found
+    return elements
 
 
 def _bytes(shape: str) -> int:
@@ -207,10 +207,10 @@ def _groups(line: str, devices: int, kind: str) -> Groups:
         return _lists(given[1])
     if given[1].startswith("mesh["):
         return _mesh_groups(line[given.start(1) :])
-    made = _IOTA.match(given[1])
-    assert made is not None, given[1]
-    ids = _iota(made[2], made[3], math.prod(_numbers(made[1])))
-    return _rows(ids.reshape(_numbers(made[1])))
+    iota = _IOTA.match(given[1])
+    assert iota is not None, given[1]
+    ids = _iota(iota[2], iota[3], math.prod(_numbers(iota[1])))
+    return _rows(ids.reshape(_numbers(iota[1])))
 
 
 def _mesh_groups(text: str) -> Groups:
@@ -236,19 +236,19 @@ def _mesh_groups(text: str) -> Groups:
         a: [(n, False)] for a, n in axes.items()
     }
     for name, before, size in re.findall(r"'?([\w]+)'?(?::\((\d+)\)(\d+))?'?", head[3]):
-        whole, outer = axes[name], int(before or 1)
-        inner = int(size or whole)
+        axis_size, outer = axes[name], int(before or 1)
+        inner = int(size or axis_size)
         factors[name] = [
             (outer, False),
             (inner, True),
-            (whole // (outer * inner), False),
+            (axis_size // (outer * inner), False),
         ]
-    parts = [part for name in axes for part in factors[name]]
-    ids = ids.reshape([size for size, _ in parts])
-    inside = [i for i, (_, wanted) in enumerate(parts) if wanted]
-    outside = [i for i, (_, wanted) in enumerate(parts) if not wanted]
-    together = math.prod(parts[i][0] for i in inside)
-    return _rows(ids.transpose(outside + inside).reshape(-1, together))
+    split_axes = [part for name in axes for part in factors[name]]
+    ids = ids.reshape([size for size, _ in split_axes])
+    inside = [i for i, (_, wanted) in enumerate(split_axes) if wanted]
+    outside = [i for i, (_, wanted) in enumerate(split_axes) if not wanted]
+    group_size = math.prod(split_axes[i][0] for i in inside)
+    return _rows(ids.transpose(outside + inside).reshape(-1, group_size))
 
 
 def _iota(shape: str | None, order: str | None, devices: int) -> np.ndarray:

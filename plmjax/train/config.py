@@ -32,7 +32,7 @@ class OptimizerConfig(Block, prefix="train.optimizer."):
     clip_norm: float | None = number(1.0, above=0)
     # Each layer's rate is this share of the rate of the layer above; heads have all.
     layer_decay: float = number(1.0, above=0, at_most=1)
-    # ((regex, factor), ...): the first that matches a leaf's whole name scales its
+    # ((regex, factor), ...): the first that matches a leaf's full name scales its
     # rate, and each leaf must have one; none: all factors are 1.
     rates: tuple = ()
     # Parameters that do not train: "encoder", or the embeddings and the first N layers.
@@ -49,8 +49,8 @@ class OptimizerConfig(Block, prefix="train.optimizer."):
         frozen, every = self.freeze, self.unfreeze_every_steps
         _require(
             every is None or frozen is None,
-            f"train.optimizer.freeze={frozen} and unfreeze_every_steps={every} both "
-            "say when layers learn.",
+            f"train.optimizer.freeze={frozen} and unfreeze_every_steps={every} cannot "
+            "be combined: both set when layers train.",
             "Give one of them.",
         )
 
@@ -72,7 +72,7 @@ def _check_regex(key: str, text: str) -> None:
         re.compile(text)
     except re.error as error:
         raise PlmjaxError(
-            f"train.optimizer.{key}: {text!r} is no regex: {error}."
+            f"train.optimizer.{key}: {text!r} is not a valid regex: {error}."
         ) from None
 
 
@@ -146,8 +146,8 @@ class TrainConfig(Block, prefix="train."):
         super().__post_init__()
         _require(
             self.steps is None or self.epochs is None,
-            f"train.steps={self.steps} and train.epochs={self.epochs} both say how "
-            "long to train.",
+            f"train.steps={self.steps} and train.epochs={self.epochs} both set the "
+            "length of training.",
             "Give one of them.",
         )
         _require(
@@ -157,13 +157,13 @@ class TrainConfig(Block, prefix="train."):
         )
         _require(
             self.spike_sigmas is None or self.on_bad_step != "skip",
-            "train.spike_sigmas needs train.on_bad_step=rollback or raise: the update "
-            "of a finite loss cannot be skipped once it is seen.",
+            "train.spike_sigmas needs train.on_bad_step=rollback or raise: when the "
+            "loss of a step is known, its update cannot be skipped any more.",
         )
         decay, since = self.ema_decay, self.average_from_percent
         _require(
             decay is None or since is None,
-            f"train.ema_decay={decay} and train.average_from_percent={since} both say "
+            f"train.ema_decay={decay} and train.average_from_percent={since} both set "
             "how weights are averaged.",
             "Give one of them.",
         )

@@ -27,13 +27,13 @@ def depths(params) -> dict:
     """
     names = tree.flatten(params)
     layers = 1 + max(
-        (int(found[1]) for name in names if (found := _LAYER.fullmatch(name))),
+        (int(match[1]) for name in names if (match := _LAYER.fullmatch(name))),
         default=-1,
     )
 
     def depth(name: str, _) -> int:
-        if found := _LAYER.fullmatch(name):
-            return int(found[1]) + 1
+        if match := _LAYER.fullmatch(name):
+            return int(match[1]) + 1
         if re.fullmatch(r"(.*/)?encoder/(embeddings|relative)/.*", name):
             return 0
         if re.fullmatch(r"(.*/)?encoder/convolution/.*", name):
@@ -56,8 +56,8 @@ def factors(config: OptimizerConfig, params) -> dict:
     top = max(jax.tree.leaves(deep))
 
     def factor(name: str, depth: int) -> float:
-        own = float(tree.match(config.rates, name)) if config.rates else 1.0
-        return own * config.layer_decay ** (top - depth)
+        rate = float(tree.match(config.rates, name)) if config.rates else 1.0
+        return rate * config.layer_decay ** (top - depth)
 
     return tree.map_named(factor, deep)
 
@@ -65,7 +65,7 @@ def factors(config: OptimizerConfig, params) -> dict:
 def scaled(config: OptimizerConfig) -> optax.GradientTransformation:
     """Multiplies each leaf's direction by its factor, with one group per factor.
 
-    Scaling has no state, so the rest of the optimizer does not change.
+    Scaling has no state, so the other transformations do not change.
     """
 
     def grouped(params):
@@ -92,8 +92,8 @@ def frozen(config: OptimizerConfig, params) -> dict:
         return tree.map_named(lambda name, _: name.startswith("encoder/"), deep)
     if config.freeze > top - 1:
         raise PlmjaxError(
-            f"train.optimizer.freeze={config.freeze}, but the model has only {top - 1} "
-            "layers of its own.",
+            f"train.optimizer.freeze={config.freeze} is more than the {top - 1} layers "
+            "of the model with separate parameters.",
             hint="Freeze fewer, or 'encoder'.",
         )
     return jax.tree.map(lambda depth: depth <= config.freeze, deep)
@@ -112,7 +112,7 @@ def is_grouped(config: OptimizerConfig) -> bool:
     return config.freeze is not None or config.unfreeze_every_steps is not None
 
 
-def apart(
+def per_group(
     config: OptimizerConfig, inner: Callable[[], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
     """Applies a separate `inner` to each group, and zeros while a group does not train.
@@ -164,12 +164,12 @@ def without_frozen(config: OptimizerConfig, objective: Objective) -> Objective:
     if config.freeze is None:
         return objective
 
-    def loss(params, *rest):
+    def loss(params, *arguments):
         params = jax.tree.map(
             lambda x, still: jax.lax.stop_gradient(x) if still else x,
             params,
             frozen(config, params),
         )
-        return objective.loss(params, *rest)
+        return objective.loss(params, *arguments)
 
-    return Altered(objective, own_loss=loss)
+    return Altered(objective, loss_override=loss)

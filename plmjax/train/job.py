@@ -78,7 +78,7 @@ def shapes_of(
     """Returns shapes and shardings of the state, without allocating it."""
     shapes = jax.eval_shape(initialise(objective, config), batch)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
         sharding.shardings(mesh, shapes, zero1),
     )
@@ -102,13 +102,13 @@ def step_for(
     )
 
 
-def with_params(state: State, params: dict, places: State) -> State:
+def with_params(state: State, params: dict, shardings: State) -> State:
     """Returns the state with other parameters, and a copy of them as its average."""
-    params = jax.device_put(params, places.params)
+    params = jax.device_put(params, shardings.params)
     if state.average is None:
         return state._replace(params=params)
     copy = jax.jit(
-        lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=places.average
+        lambda tree: jax.tree.map(jax.numpy.copy, tree), out_shardings=shardings.average
     )
     return state._replace(params=params, average=copy(params))
 

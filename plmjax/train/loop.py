@@ -108,10 +108,10 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
     run = Fit(training, log)
     with run.checkpoints, run.display, run.stop, run.watchdog:
         run.begin()
-        while run.goes_on():
+        while run.has_next_step():
             bad = run.step()
             if bad is not None:
-                run.go_back(bad)
+                run.roll_back(bad)
             elif run.evaluation_due() or run.save_due():
                 run.pause()
         run.end()
@@ -197,7 +197,7 @@ class Fit:
         self.over = self.has_lost_patience()
         self.batches = self.upcoming()
 
-    def goes_on(self) -> bool:
+    def has_next_step(self) -> bool:
         """Returns True if another step is to run; all processes call it each time."""
         ended = self.now >= self.training.steps or self.over
         return not ended and not self.stop.due(self.turn)
@@ -212,7 +212,7 @@ class Fit:
         self.now, self.turn = self.now + 1, self.turn + 1
         self.waiting.append((self.now, self.training.flops(self.now - 1), metrics))
         pauses = self.evaluation_due() or self.save_due()
-        bad = self.meter.take(keep=0 if pauses else _IN_FLIGHT)
+        bad = self.meter.read(keep=0 if pauses else _IN_FLIGHT)
         self.watchdog.moved(self.now)
         return bad
 
@@ -228,7 +228,7 @@ class Fit:
 
     def end(self) -> None:
         """Saves if a signal stopped the training, and waits for running saves."""
-        bad = self.meter.take(keep=0)
+        bad = self.meter.read(keep=0)
         if bad is None and self.stop.received and self.now > self.start:
             # A bad step is not saved: the next start meets it again, and rolls back.
             self.scores = None
@@ -236,7 +236,7 @@ class Fit:
         with self.watchdog.resting():
             self.checkpoints.wait()
         if self.over and not self.stop.received:
-            self.display.say(
+            self.display.print_line(
                 f"Ends at step {self.now}: no evaluation was better for "
                 f"{self.config.patience_evaluations} in a row "
                 "(train.patience_evaluations)."
@@ -286,7 +286,7 @@ class Fit:
             return False
         self.scores = scores
         self.writer.write("evaluation", self.now, scores | self.progress.totals())
-        self.display.say(f"step {self.now}: {self.training.describe(scores)}")
+        self.display.print_line(f"step {self.now}: {self.training.describe(scores)}")
         return True
 
     def _score(self) -> dict[str, float]:
@@ -337,7 +337,7 @@ class Fit:
         with self.watchdog.resting():  # saving has its time limit
             self.checkpoints.save(self.now, self.state, meta, last)
 
-    def go_back(self, bad: BadStep) -> None:
+    def roll_back(self, bad: BadStep) -> None:
         """Rolls back to the last good checkpoint, without the batches up to a bad step.
 
         Raises:
@@ -373,7 +373,7 @@ class Fit:
         self.writer.rewind(to)
         record = {"bad_step": bad.step, "reason": bad.reason, "skips": progress.skips}
         self.writer.write("rollback", to, record)
-        self.display.say(
+        self.display.print_line(
             f"WARNING: {message} Going back to step {to}, and on without {entry[1]} "
             f"batches from step {entry[0]} on."
         )
@@ -381,7 +381,7 @@ class Fit:
         self.start, self.batches = min(self.start, to), self.upcoming()
 
     def _rows_of(self, bad: BadStep) -> str:
-        skipped = rollback.batches_ahead(self.progress.skips, bad.step - 1)
+        skipped = rollback.skipped_batches(self.progress.skips, bad.step - 1)
         rows = self.training.rows(bad.step - 1, skipped)
         more = ", ..." if len(rows) > 8 else ""
         return f"its {len(rows):,} rows are {', '.join(map(str, rows[:8]))}{more}"
@@ -392,7 +392,7 @@ class Fit:
         skips = list(self.progress.skips)
 
         def batch(step: int) -> dict:
-            return self.training.batch(step, rollback.batches_ahead(skips, step))
+            return self.training.batch(step, rollback.skipped_batches(skips, step))
 
         return read_ahead(batch, self.now, self.training.steps)
 
@@ -424,7 +424,7 @@ class _Meter:
         self.run.progress.window_seconds += seconds
         self.run.progress.seconds += seconds
 
-    def take(self, keep: int) -> BadStep | None:
+    def read(self, keep: int) -> BadStep | None:
         """Reads the metrics of all steps but the newest `keep`, in order.
 
         Returns the first bad step, or None; steps after it are not counted. Steps that
@@ -432,16 +432,16 @@ class _Meter:
         """
         waiting = self.run.waiting
         steps = [waiting.popleft() for _ in range(len(waiting) - keep)]
-        arrived = [(*rest, fetch(metrics)) for *rest, metrics in steps]
+        arrived = [(step, flops, fetch(metrics)) for step, flops, metrics in steps]
         seconds = self._elapsed() if arrived else 0.0
         for step, flops, sums in arrived:
             self._spend(seconds / len(arrived))
-            if (bad := self._judged(step, sums)) is not None:
+            if (bad := self._bad_step(step, sums)) is not None:
                 return bad
             self._record(step, flops, sums)
         return None
 
-    def _judged(self, step: int, metrics: Sums) -> BadStep | None:
+    def _bad_step(self, step: int, metrics: Sums) -> BadStep | None:
         """Returns the step as a BadStep if it is bad; always None for "skip"."""
         if self.config.on_bad_step == "skip":
             return None
@@ -473,7 +473,7 @@ class _Meter:
             progress.begin_window()
 
     def _warn(self, step: int, bad: int) -> None:
-        self.run.display.say(
+        self.run.display.print_line(
             f"WARNING: step {step}: loss or gradient is not finite; "
             f"the update is skipped ({bad} in a row)."
         )
@@ -487,9 +487,9 @@ class _Meter:
             if good
             else "There is no checkpoint yet."
         )
-        told = f"{bad} updates in a row up to step {step} were not finite."
+        message = f"{bad} updates in a row up to step {step} were not finite."
         processes.raise_on_all(
-            PlmjaxError(told, hint=f"{last} {_LOWER}", code=Exit.NUMERIC)
+            PlmjaxError(message, hint=f"{last} {_LOWER}", code=Exit.NUMERIC)
         )
 
     def _write(self, step: int, values: dict[str, float]) -> None:

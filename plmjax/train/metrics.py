@@ -74,9 +74,9 @@ class MetricWriter:
     ):
         """Opens the records of a run that resumes from `step`."""
         self._log, self._warned = log, False
-        # Records not yet on disk; with `_anew`, all records: the file is rewritten.
+        # Records not yet on disk; with `_rewrite`, all records: the file is rewritten.
         self._unwritten: list[str] = []
-        self._anew = False
+        self._rewrite = False
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._tensorboard = tensorboard
@@ -101,14 +101,14 @@ class MetricWriter:
         self.skips = left_out[-1] if left_out else []
         if self._active and records:
             # If this fails, all records stay in memory until a later write succeeds.
-            self._flush(anew=True)
+            self._flush(rewrite=True)
         if self._active and self._tensorboard:
             import tensorboardX
 
             self._close_board()
             self._board = tensorboardX.SummaryWriter(
                 str(self.path.parent / "tensorboard"),
-                # If its writer thread dies, the rest of a record still fits the queue.
+                # If its writer thread dies, one more record still fits the queue.
                 max_queue=1000,
                 purge_step=step + 1,
             )
@@ -130,12 +130,12 @@ class MetricWriter:
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def _flush(self, anew: bool = False) -> None:
+    def _flush(self, rewrite: bool = False) -> None:
         """Appends the waiting records, or rewrites the file with them."""
         data = "".join(self._unwritten).encode()
         try:
-            if anew or self._anew:
-                self._anew = True
+            if rewrite or self._rewrite:
+                self._rewrite = True
                 write_file(self.path, data)
             else:
                 self._append(data)
@@ -148,7 +148,7 @@ class MetricWriter:
             self._warned = True
             return
         self._unwritten.clear()
-        self._anew = self._warned = False
+        self._rewrite = self._warned = False
 
     def _append(self, data: bytes) -> None:
         with open(self.path, "ab", buffering=0) as file:
@@ -177,7 +177,7 @@ class MetricWriter:
             raise PlmjaxError(
                 f"{len(self._unwritten):,} records of {self.path} could not be "
                 "written; the curves will lack them.",
-                hint="Free some space or mend the disk, and run again to finish.",
+                hint="Free some space or repair the disk, and run again to finish.",
                 code=Exit.DISK,
             )
 
@@ -221,7 +221,7 @@ def read_metrics(path: Path) -> list[dict]:
             trouble = str(error)
         if number < len(lines):
             raise PlmjaxError(
-                f"{path}:{number} is no record of a run: {trouble}.",
+                f"{path}:{number} is not a record of a run: {trouble}.",
                 hint="Restore the file from a copy, or remove that line.",
                 code=Exit.DATA,
             )

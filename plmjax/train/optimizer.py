@@ -29,24 +29,24 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         return decayed(config, params)
 
     def direction() -> list[optax.GradientTransformation]:
-        parts = [
+        transforms = [
             optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
             optax.add_decayed_weights(config.weight_decay, mask=mask),
         ]
         if config.kind == "lamb":
-            parts.append(optax.masked(optax.scale_by_trust_ratio(), mask))
-        return parts
+            transforms.append(optax.masked(optax.scale_by_trust_ratio(), mask))
+        return transforms
 
-    parts, grouped = [], groups.is_grouped(config)
+    transforms, grouped = [], groups.is_grouped(config)
     if config.clip_norm is not None:
         if grouped:
             # Clipping must not count the gradients of leaves that do not train yet.
-            parts.append(groups.apart(config, optax.identity))
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+            transforms.append(groups.per_group(config, optax.identity))
+        transforms.append(optax.clip_by_global_norm(config.clip_norm))
     if grouped:
-        parts.append(groups.apart(config, lambda: optax.chain(*direction())))
+        transforms.append(groups.per_group(config, lambda: optax.chain(*direction())))
     else:
-        parts += direction()
+        transforms += direction()
     if config.layer_decay != 1 or config.rates:
-        parts.append(groups.scaled(config))
-    return optax.chain(*parts)
+        transforms.append(groups.scaled(config))
+    return optax.chain(*transforms)

@@ -37,7 +37,7 @@ def spike(losses: Sequence[float], loss: float, sigmas: float) -> str | None:
     )
 
 
-def batches_ahead(skips: Iterable[Sequence[int]], step: int) -> int:
+def skipped_batches(skips: Iterable[Sequence[int]], step: int) -> int:
     """Returns the number of batches left out before the batch of a step.
 
     `skips` are pairs (step, n): from this step on, n batches are left out.

@@ -50,7 +50,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     if math.prod(sizes) != len(devices):
         axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, asked, strict=True))
         raise PlmjaxError(
-            f"{axes} do not multiply to the {len(devices)} devices that are here.",
+            f"{axes} do not multiply to the {len(devices)} devices of this run.",
             hint="Change the sizes, or set one of them to 'auto'.",
         )
     return jax.make_mesh(
@@ -64,9 +64,11 @@ def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") ->
     unit = shards * accumulation
     if batch % unit:
         nearest = max(unit, round(batch / unit) * unit)
-        parts = f" x {accumulation} accumulation steps" if accumulation > 1 else ""
+        shares = f"{shards} data shards"
+        if accumulation > 1:
+            shares += f" x {accumulation} accumulation steps"
         raise PlmjaxError(
-            f"{key}={batch} does not divide over {shards} data shards{parts}.",
+            f"{key}={batch} does not divide over {shares}.",
             hint=f"The nearest batch that does is {nearest}.",
         )
 
@@ -107,35 +109,35 @@ def undivided(mesh: Mesh, params) -> list[str]:
     """
     flat = tree.flatten(params)
     least = sum(math.prod(leaf.shape) for leaf in flat.values()) / 100
-    found: dict[tuple[str, int], list[str]] = {}
+    names_of_size: dict[tuple[str, int], list[str]] = {}
     for name, leaf in flat.items():
         wanted = tree.match(RULES, name)
         for axis, size in zip(wanted, leaf.shape, strict=False):
             if axis is None or math.prod(leaf.shape) < least:
                 continue
             if size % mesh.shape[axis]:
-                found.setdefault((axis, size), []).append(name)
+                names_of_size.setdefault((axis, size), []).append(name)
     return [
         f"mesh.{axis}={mesh.shape[axis]} does not divide {size:,}, a size of {names[0]}"
         + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         + f": the {axis} axis does not split it."
-        for (axis, size), names in found.items()
+        for (axis, size), names in names_of_size.items()
     ]
 
 
-def divided(mesh: Mesh, place: P, shape: tuple[int, ...]) -> P:
+def divided(mesh: Mesh, partition: P, shape: tuple[int, ...]) -> P:
     """Returns a sharding that also divides over `data`, along the first possible axis.
 
     ZeRO-1 (arXiv:1910.02054): arrays used only in the update need no copy per device.
     """
     if mesh.shape["data"] == 1:
-        return place
-    axes = [*place, *[None] * (len(shape) - len(place))]
+        return partition
+    axes = [*partition, *[None] * (len(shape) - len(partition))]
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         free = axis is None or mesh.shape[axis] == 1
         if free and size % mesh.shape["data"] == 0:
             return P(*axes[:i], "data", *axes[i + 1 :])
-    return place
+    return partition
 
 
 # Fields of the state that ZeRO-1 divides.
@@ -151,35 +153,35 @@ def shardings(mesh: Mesh, state, zero1: bool = False):
     divided over the data axis, too.
     """
 
-    def place(name, leaf):
+    def sharding_of(name, leaf):
         roots = [root for root in _ROOTS if f"/{root}" in f"/{name}"]
         if not roots:
             return NamedSharding(mesh, P())
         parameter = roots[0] + f"/{name}".split(f"/{roots[0]}", 1)[1]
-        found = spec(mesh, parameter, leaf.shape)
+        partition = spec(mesh, parameter, leaf.shape)
         if zero1 and name.startswith(_UPDATED):
-            found = divided(mesh, found, leaf.shape)
-        return NamedSharding(mesh, found)
+            partition = divided(mesh, partition, leaf.shape)
+        return NamedSharding(mesh, partition)
 
-    return tree.map_named(place, state)
+    return tree.map_named(sharding_of, state)
 
 
-def whole_layers(mesh: Mesh, params):
-    """Returns the shardings of parameters during computation: not split over fsdp."""
+def shardings_without_fsdp(mesh: Mesh, params):
+    """Returns the shardings of parameters in a computation: not split over fsdp."""
 
-    def put_together(place: NamedSharding) -> NamedSharding:
+    def without_fsdp(sharding: NamedSharding) -> NamedSharding:
         return NamedSharding(
-            mesh, P(*(axis if axis != "fsdp" else None for axis in place.spec or ()))
+            mesh, P(*(None if axis == "fsdp" else axis for axis in sharding.spec or ()))
         )
 
-    return jax.tree.map(put_together, shardings(mesh, params))
+    return jax.tree.map(without_fsdp, shardings(mesh, params))
 
 
 def bytes_per_device(mesh: Mesh, state, zero1: bool = False) -> int:
     """Returns the bytes of a pytree of arrays or shapes that one device holds."""
     return sum(
-        math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-        for leaf, place in zip(
+        math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf, sharding in zip(
             jax.tree.leaves(state),
             jax.tree.leaves(shardings(mesh, state, zero1)),
             strict=True,
@@ -199,9 +201,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns the indices of this process's rows in a global batch, ascending."""
-    places = rows(mesh).addressable_devices_indices_map((batch,))
+    indices = rows(mesh).addressable_devices_indices_map((batch,))
     held = np.zeros(batch, bool)
-    for index in places.values():
+    for index in indices.values():
         held[index] = True
     return np.flatnonzero(held)
 

@@ -109,7 +109,7 @@ def gradients(
     if not by_hand:
         return summed
     specs = jax.tree.map(
-        lambda place: place.spec, (*_shardings(mesh, (params, frozen)), divided)
+        lambda s: s.spec, (*_shardings(mesh, (params, frozen)), divided)
     )
     return jax.shard_map(
         summed,
@@ -133,14 +133,14 @@ def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]
     """
     held = tuple(_shardings(mesh, trees))
 
-    def gathered(x, place):
-        for at, axis in enumerate(place.spec):
+    def gathered(x, leaf_sharding):
+        for at, axis in enumerate(leaf_sharding.spec):
             if axis == "fsdp":
                 x = jax.lax.all_gather(x, axis, axis=at, tiled=True)
         return x
 
-    def reduced(grad, place):
-        spec = place.spec
+    def reduced(grad, leaf_sharding):
+        spec = leaf_sharding.spec
         # fsdp first: then the slower links between copies carry only shards.
         for axis in reversed([axis for axis in ROW_AXES if axis in spec]):
             at = tuple(spec).index(axis)
@@ -164,14 +164,16 @@ def _constraints(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]
     computed unsharded before they are split: to compute shards of an embedding's
     gradient, the compiler would gather the activations of all rows.
     """
-    whole = tuple(sharding.whole_layers(mesh, arrays) for arrays in trees)
+    without_fsdp = tuple(
+        sharding.shardings_without_fsdp(mesh, arrays) for arrays in trees
+    )
     constrain = jax.lax.with_sharding_constraint
 
     def gather(trees):
-        return constrain(trees, whole)
+        return constrain(trees, without_fsdp)
 
     def reduce(loss, metrics, grads):
-        return loss, metrics, constrain(constrain(grads, whole[0]), divided)
+        return loss, metrics, constrain(constrain(grads, without_fsdp[0]), divided)
 
     return gather, reduce
 
@@ -251,8 +253,8 @@ def make_step(
         )
         # Without this the compiler may shard leaves that the rules replicate; the next
         # call would then compile again.
-        places = sharding.shardings(mesh, state, zero1)
-        return jax.lax.with_sharding_constraint(state, places), metrics
+        shardings = sharding.shardings(mesh, state, zero1)
+        return jax.lax.with_sharding_constraint(state, shardings), metrics
 
     return functools.partial(jax.jit(step, donate_argnums=0), seed=np.uint32(seed))
 

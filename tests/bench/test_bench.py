@@ -127,7 +127,7 @@ def test_peer_refuses_another_start():
         ("detector_loss", 0.7002),
         ("generator_loss", float("nan")),
     ):
-        with pytest.raises(PlmjaxError, match="not the same model") as error:
+        with pytest.raises(PlmjaxError, match="the models differ") as error:
             peer._check_same(here, here | {name: there})
         assert name.replace("_", " ") in str(error.value)
 
@@ -139,7 +139,7 @@ def test_peer_refuses_what_transformers_has_no_classes_for():
     assert "electra-tiny" in str(error.value)
     with pytest.raises(PlmjaxError, match="compares bert models"):
         PeerConfig(objective="distill", preset="no-such-model")
-    with pytest.raises(PlmjaxError, match="--to_loss does not go with"):
+    with pytest.raises(PlmjaxError, match="--to_loss cannot be combined with"):
         PeerConfig(objective="distill", to_loss=5)
 
 

@@ -56,7 +56,7 @@ def test_the_bound_is_where_sending_takes_as_long_as_computing():
     tokens = roofline.bound(*given, flops_per_token=1e4, mfu=0.5)
     step = roofline.step(*given, tokens, 1e4, 0.5)
     assert step.computing == pytest.approx(step.sending)
-    assert step.together == pytest.approx(step.apart / 2)
+    assert step.seconds_with_overlap == pytest.approx(step.seconds_without_overlap / 2)
     assert roofline.step(*given, 2 * tokens, 1e4, 0.5).computing > step.sending
     # A token that is sent for longer than it computes never pays.
     slow = [Traffic(("tensor",), "all-reduce", 0.0, 1e6)]

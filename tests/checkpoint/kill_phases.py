@@ -79,7 +79,7 @@ PHASES = {
     "in the rename of the state": (lambda: at("os.rename", "/state"), [1, 2]),
     "after the state": (lambda: before(states._Orbax, "join"), [1, 2]),
     "in meta.json": (lambda: before_the_rename_of(saving.META), [1, 2]),
-    "after meta.json": (lambda: before(storage.Local, "settle"), [1, 2]),
+    "after meta.json": (lambda: before(storage.Local, "fsync"), [1, 2]),
     "before the digests": (lambda: before(digests, "render"), [1, 2]),
     "in the digests": (lambda: before_the_rename_of(digests.FILE), [1, 2]),
     "before the removal": (lambda: before(Checkpoints, "_prune"), [1, 2, 3]),

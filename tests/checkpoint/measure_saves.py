@@ -61,7 +61,7 @@ def measure(directory: str, megabytes: int, saves: int) -> None:
         checkpoints.save(number, state, {})
         blocked = time.perf_counter() - before
         beside = []
-        while checkpoints._saves.now is not None and checkpoints._saves.now.running:
+        while (saving := checkpoints._saves.current) is not None and saving.running:
             beside += steps(1)
         whole = time.perf_counter() - before
         checkpoints.wait()
@@ -74,11 +74,11 @@ def measure(directory: str, megabytes: int, saves: int) -> None:
             f"take {slowed:.0f} ms each; lost in all {lost:.2f} s"
         )
     storage, name = checkpoints._storage, checkpoints.path(saves).name
-    files = digests.own_files(storage, name)
+    files = digests.checkpoint_files(storage, name)
     for threads in (1, 2, 4):
         digests._THREADS = threads
         before = time.perf_counter()
-        digests.take(storage, name, files)
+        digests.compute(storage, name, files)
         speed = size / (time.perf_counter() - before)
         print(f"SHA-256 by {threads} threads: {speed:,.0f} MB/s")
     abstract = jax.tree.map(

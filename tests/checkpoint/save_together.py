@@ -84,7 +84,7 @@ def refuse(checkpoints: Checkpoints, directory: str, place) -> None:
     storage.Local.write = write
     told = f"step 6 could not be written: process {jax.process_count() - 1}: [Errno 30]"
     assert told in failure(checkpoints)
-    assert not checkpoints._saves._left and checkpoints._saves.now is None
+    assert not checkpoints._saves._leftover and checkpoints._saves.current is None
 
 
 def patience(checkpoints: Checkpoints, directory: str, place) -> None:
@@ -131,7 +131,7 @@ def fail(checkpoints: Checkpoints, directory: str, place) -> None:
     told = f"step 3 could not be written: process {jax.process_count() - 1}: [Errno 28]"
     assert told in failure(checkpoints)
     # Orbax waits in the others, beside training and other saves.
-    running = [saving.running for saving in checkpoints._saves._left]
+    running = [saving.running for saving in checkpoints._saves._leftover]
     assert running == [] if is_last() else [True]
     assert trained(place) == expected
     # Not in the same place, where something could still be written.
@@ -142,7 +142,7 @@ def fail(checkpoints: Checkpoints, directory: str, place) -> None:
     assert checkpoints.failure is None and checkpoints.steps() == [1, 4]
     checkpoints.wait()
     rested = time.monotonic()
-    assert not any(saving.running for saving in checkpoints._saves._left)
+    assert not any(saving.running for saving in checkpoints._saves._leftover)
     print(
         f"save returned after {held - begun:.1f} s, its failure was known after "
         f"{known - begun:.1f} s, orbax waited for {rested - begun:.1f} s",

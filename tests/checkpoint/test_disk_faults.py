@@ -60,7 +60,7 @@ PLACES = {
     "the copy of the state": (states, "_catch_up", 28, "No space left on device"),
     "the state": (states._Orbax, "join", 5, "Input/output error"),
     "files of ours": (files, "write_file", 28, "No space left on device"),
-    "waiting for the disk": (storage.Local, "settle", 5, "Input/output error"),
+    "waiting for the disk": (storage.Local, "fsync", 5, "Input/output error"),
     "reading back": (storage.Local, "digest", 116, "Stale file handle"),
 }
 
@@ -189,7 +189,7 @@ def test_a_disk_that_hangs_is_given_up(saved, monkeypatch):
         assert "step 4 could not be written: the save of step 4 is stuck" in said[-1]
     save(checkpoints, 5)
     assert checkpoints.failure is None and checkpoints.steps()[-1] == 5
-    name = "checkpoint 4, own part"
+    name = "checkpoint 4, local part"
     thread = next(t for t in threading.enumerate() if t.name == name)
     go.set()
     thread.join(60)

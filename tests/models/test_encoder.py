@@ -366,7 +366,7 @@ def test_causal_alone_gives_order_without_positions():
         ({"heads": 5}, "nearest number of heads that does is 4"),
         ({"layers": 0}, "model.layers is 0"),
         ({"groups": 0}, "model.groups is 0"),
-        ({"groups": 2}, "shares nothing with model.sharing='none'"),
+        ({"groups": 2}, "has no effect with model.sharing='none'"),
         (
             {"groups": 4, "layers": 6, "sharing": "all"},
             "model.groups=4 does not divide model.layers=6.* does is 3",
@@ -375,7 +375,7 @@ def test_causal_alone_gives_order_without_positions():
         ({"dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"attention": "disentangled", "causal": True},
-            "model.attention='disentangled' looks both ways",
+            "model.attention='disentangled' cannot be causal",
         ),
         ({"positions": "none"}, "model.positions='none' .* hides the order"),
         (
@@ -386,7 +386,7 @@ def test_causal_alone_gives_order_without_positions():
         ({"convolution_width": -3}, "model.convolution_width is -3"),
         (
             {"convolution_width": 3, "norm_place": "pre"},
-            "model.norm_place='post' alone",
+            "needs model.norm_place='post'",
         ),
     ],
 )

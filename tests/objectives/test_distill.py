@@ -448,11 +448,11 @@ def test_layers_are_spread_as_distilbert_spread_them():
     "more, encoder, teacher, message",
     [
         ({}, STUDENT, None, "has no teacher"),
-        ({}, STUDENT, {"causal": True}, "one side only"),
+        ({}, STUDENT, {"causal": True}, "is causal"),
         ({"layers": (0, 1)}, STUDENT, {}, "names 2 of the teacher's layers"),
         ({"layers": (2,)}, STUDENT, {}, "numbers from 0 to 1"),
         ({"start": "teacher"}, NARROW, {}, r"model.width=16 \(teacher: 24\)"),
-        ({"start": "teacher"}, TEACHER, {"layers": 1}, "2 layers, its teacher 1"),
+        ({"start": "teacher"}, TEACHER, {"layers": 1}, "2 layers, more than"),
         ({"attention_weight": 1.0}, STUDENT, {"heads": 2}, "head by head"),
     ],
 )

@@ -54,7 +54,7 @@ class Regression(Objective):
     What is sought moves with the step, the seed and the progress.
     """
 
-    parts = {}
+    models = {}
 
     def corrupt(self, frozen, batch, key, progress):
         used = (batch["segments"] > 0).astype(jnp.float32)

@@ -36,11 +36,11 @@ def test_what_is_left_out_adds_up():
     assert rollback.skip(BadStep(57, ""), 50, 10) == [50, 7]
     assert rollback.skip(BadStep(57, ""), 20, 10) == [47, 10]
     skips = [[47, 10], [60, 3]]
-    ahead = [rollback.batches_ahead(skips, step) for step in (46, 47, 59, 60)]
+    ahead = [rollback.skipped_batches(skips, step) for step in (46, 47, 59, 60)]
     assert ahead == [0, 10, 10, 13]
     # Of two that overlap, the second begins before the first: 140 to 154 are left out.
     skips = rollback.with_skip([[140, 10]], rollback.skip(BadStep(145, ""), 100, 10))
-    read = [step + rollback.batches_ahead(skips, step) for step in range(133, 138)]
+    read = [step + rollback.skipped_batches(skips, step) for step in range(133, 138)]
     assert read == [133, 134, 155, 156, 157]
 
 
@@ -57,7 +57,7 @@ def poison(monkeypatch, value, step: int = 8) -> None:
             bad = jnp.isin(batch["row"], poisoned["rows"]).any() & train
             return total * jnp.where(bad, value, 1.0), metrics
 
-        return Altered(real, own_loss=loss)
+        return Altered(real, loss_override=loss)
 
     made = Loader.__init__
 
