@@ -125,43 +125,45 @@ def _compare(
     total = config.to_loss or _SCHEDULE_STEPS
     spec = Spec(folder, dtype, config.batch, config.length, total, device=config.device)
     modes = (False, True) if config.compile else (False,)
-    ways = [
+    specs = [
         dataclasses.replace(spec, padding=padding, compile=mode)
         for padding in config.paddings
         for mode in modes
     ]
     with contextlib.ExitStack() as stack:
-        start = [("ours", spec), *(("theirs", way) for way in ways)]
-        we, *they = [stack.enter_context(Worker(side, one)) for side, one in start]
-        losses, parameters = we.call("loss"), we.call("parameters")
-        for peer in they:
+        start = [("ours", spec), *(("theirs", peer_spec) for peer_spec in specs)]
+        ours, *peers = [stack.enter_context(Worker(side, one)) for side, one in start]
+        losses, parameters = ours.call("loss"), ours.call("parameters")
+        for peer in peers:
             _check_same(losses, peer.call("loss"))
             _check_same(parameters, peer.call("parameters"))
-        first = [side.call("train", _WARM_UP_STEPS)["seconds"] for side in (we, *they)]
+        first = [
+            side.call("train", _WARM_UP_STEPS)["seconds"] for side in (ours, *peers)
+        ]
         initial = ", ".join(f"{n.replace('_', ' ')} {x:.5f}" for n, x in losses.items())
         log(f"{dtype}: both sides start at {initial}. Measuring.")
-        windows: list[list[tuple[dict, dict, dict]]] = [[] for _ in they]
-        last = we.call("train", config.steps)
+        windows: list[list[tuple[dict, dict, dict]]] = [[] for _ in peers]
+        last = ours.call("train", config.steps)
         for _ in range(config.rounds):
-            for peer, taken in zip(they, windows, strict=True):
+            for peer, triples in zip(peers, windows, strict=True):
                 between = peer.call("train", config.steps)
-                last, earlier = we.call("train", config.steps), last
-                taken.append((earlier, between, last))
-        races: list[dict] = [{} for _ in they]
+                last, earlier = ours.call("train", config.steps), last
+                triples.append((earlier, between, last))
+        races: list[dict] = [{} for _ in peers]
         if config.to_loss:
             log(f"{dtype}: training {config.to_loss} steps each to a held-out loss.")
-            curves = _race([we, *they], config.to_loss)
+            curves = _race([ours, *peers], config.to_loss)
             races = [_to_loss(curves[0], curve) for curve in curves[1:]]
-        memory = [side.call("memory") for side in (we, *they)]
-        device = we.call("device")
+        memory = [side.call("memory") for side in (ours, *peers)]
+        device = ours.call("device")
     rows = [
         {
             "dtype": dtype,
             "device": device,
-            "peer": "torch.compile" if way.compile else "eager",
-            "padding": way.padding,
+            "peer": "torch.compile" if peer_spec.compile else "eager",
+            "padding": peer_spec.padding,
             "initial_losses": losses,
-            **_figures(taken),
+            **_figures(triples),
             "first_steps_s": {"plmjax": first[0], "peer": first[number]},
             "peak_memory_mb": {
                 "plmjax": memory[0] / 1e6,
@@ -169,8 +171,8 @@ def _compare(
             },
             **race,
         }
-        for number, (way, taken, race) in enumerate(
-            zip(ways, windows, races, strict=True), 1
+        for number, (peer_spec, triples, race) in enumerate(
+            zip(specs, windows, races, strict=True), 1
         )
     ]
     for row in rows:
@@ -281,7 +283,7 @@ def as_text(result: dict[str, Any]) -> str:
         "\nUseful tokens/s, median (best):",
     ]
     for row in result["results"]:
-        we, they, ratio = (
+        ours, theirs, ratio = (
             row[name] for name in ("plmjax_tokens_per_s", "peer_tokens_per_s", "ratio")
         )
         cpu, same, memory = (
@@ -290,9 +292,9 @@ def as_text(result: dict[str, Any]) -> str:
         )
         lines += [
             f"\n{_title(row)}:",
-            f"  plmjax        {we['median']:8,.0f} ({we['best']:,.0f}), "
+            f"  plmjax        {ours['median']:8,.0f} ({ours['best']:,.0f}), "
             f"{memory['plmjax']:,.0f} MB at most",
-            f"  Hugging Face  {they['median']:8,.0f} ({they['best']:,.0f}), "
+            f"  Hugging Face  {theirs['median']:8,.0f} ({theirs['best']:,.0f}), "
             f"{memory['peer']:,.0f} MB at most",
             f"  ratio         {_range(ratio)}; by CPU time {_range(cpu)}; "
             f"plmjax against itself {_range(same)}",

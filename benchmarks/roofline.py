@@ -133,7 +133,7 @@ def step(
     shared = mesh["tensor"]
     return Step(
         tokens * flops_per_token / shared / (chip.peak * mfu),
-        sum(seconds(chip, one, mesh, tokens) for one in traffic),
+        sum(seconds(chip, operation, mesh, tokens) for operation in traffic),
     )
 
 

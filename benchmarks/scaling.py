@@ -131,10 +131,10 @@ def make_parser() -> argparse.ArgumentParser:
 def _run(args) -> int:
     at_least_one(args, "length", "batch", "fsdp", "tensor")
     names = {field.name for field in dataclasses.fields(ScalingConfig)}
-    given = {name: value for name, value in vars(args).items() if name in names}
-    given["devices"] = numbers(args.devices, "devices")
-    given["meshes"] = tuple(args.meshes.split(","))
-    config = ScalingConfig(**given)
+    values = {name: value for name, value in vars(args).items() if name in names}
+    values["devices"] = numbers(args.devices, "devices")
+    values["meshes"] = tuple(args.meshes.split(","))
+    config = ScalingConfig(**values)
     return print_result(args, bench_scaling(config, log), as_text)
 
 
@@ -192,13 +192,13 @@ def _child(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
 
 def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[str, Any]:
     """Returns a mesh's traffic as a function of tokens, and its memory."""
-    mine = [one for one in compiled if one["mesh"] == kind]
+    of_kind = [one for one in compiled if one["mesh"] == kind]
     layers = compiled[0]["model"]["layers"]
     sizes, rows = [], {}
     for count in config.devices:
-        here = [one for one in mine if one["devices"] == count]
-        once = _all_layers([o for o in here if o["rows"] == ROWS], layers)
-        twice = _all_layers([o for o in here if o["rows"] == 2 * ROWS], layers)
+        programs = [one for one in of_kind if one["devices"] == count]
+        once = _all_layers([o for o in programs if o["rows"] == ROWS], layers)
+        twice = _all_layers([o for o in programs if o["rows"] == 2 * ROWS], layers)
         if twice:
             # The growth per row of a data shard, equal for any number of devices.
             rows = {key: (twice[key] - once.get(key, 0.0)) / ROWS for key in twice}
@@ -218,8 +218,8 @@ def _measured(config: ScalingConfig, kind: str, compiled: list[dict]) -> dict[st
                 "mesh": mesh,
                 "traffic": [dataclasses.asdict(one) for one in traffic],
                 "sent": sum(sent(one, mesh, ROWS * config.length) for one in traffic),
-                "state": _linear(here, "state", layers),
-                "temporary": _linear(here, "temporary", layers),
+                "state": _linear(programs, "state", layers),
+                "temporary": _linear(programs, "temporary", layers),
             }
         )
     return {"kind": kind, "sizes": sizes}

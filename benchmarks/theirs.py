@@ -328,10 +328,10 @@ class Distill(torch.nn.Module):
 
     def _terms(self, input_ids, attention_mask, labels) -> dict[str, Any]:
         """Returns the weighted terms of the loss by name."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        ours = self.student(**given, labels=labels, output_hidden_states=True)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        ours = self.student(**inputs, labels=labels, output_hidden_states=True)
         with torch.no_grad():
-            theirs = self._frozen[0](**given, output_hidden_states=True)
+            theirs = self._frozen[0](**inputs, output_hidden_states=True)
         real = None if self.full else attention_mask.bool()
         heat, weights = self.settings["temperature"], self.settings
         soft = F.kl_div(

@@ -360,7 +360,7 @@ def find_file(name: str) -> Path:
         names = sorted(map(str, near))
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
         raise PlmjaxError(
-            f"there is no config file {name!r}.",
+            f"the config file {name!r} does not exist.",
             hint=f"Did you mean {', '.join(close)}?" if close else "",
         )
     return file

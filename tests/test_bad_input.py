@@ -92,7 +92,11 @@ CONFIGS = [
     (("--config.train.accumulation=3",), Exit.USAGE, "does not divide"),
     (("--config.data.phases=((4,16),)",), Exit.USAGE, "(steps, length, batch)"),
     (("--config.tokenizer.path=nowhere",), Exit.USAGE, "nowhere"),
-    (("--config=nowhere.py",), Exit.USAGE, "there is no config file"),
+    (
+        ("--config=nowhere.py",),
+        Exit.USAGE,
+        "the config file 'nowhere.py' does not exist",
+    ),
     (("--workdir=/proc/run",), Exit.DISK, "cannot be written"),
     (("--workdir=text.txt",), Exit.DISK, "cannot be written"),
     (("--workdir=text.txt/run",), Exit.DISK, "cannot be written"),

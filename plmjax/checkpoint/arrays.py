@@ -62,7 +62,7 @@ def blocks_to_write(state) -> list[Block]:
 
 
 def _start(index: tuple[slice, ...]) -> Start:
-    return tuple(one.start or 0 for one in index)
+    return tuple(axis_slice.start or 0 for axis_slice in index)
 
 
 def _on_host(data: jax.Array) -> np.ndarray:
@@ -188,7 +188,7 @@ def read(storage: Storage, folder: str, abstract):
 
 def _key(index: tuple[slice, ...] | None) -> tuple:
     assert index is not None
-    return tuple((one.start, one.stop) for one in index)
+    return tuple((axis_slice.start, axis_slice.stop) for axis_slice in index)
 
 
 def _slices(start: Start, shape: tuple[int, ...]) -> tuple[slice, ...]:

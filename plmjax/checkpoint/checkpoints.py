@@ -336,8 +336,8 @@ class Checkpoints:
         steps = self._steps()
         if step is not None and step not in steps:
             raise PlmjaxError(
-                f"there is no checkpoint of step {step} in {self}.",
-                hint=f"There are: {', '.join(map(str, steps)) or 'none'}.",
+                f"{self} has no checkpoint of step {step}.",
+                hint=f"Its steps: {', '.join(map(str, steps)) or 'none'}.",
                 code=Exit.MODEL,
             )
         troubles: dict[int, str] = {}

@@ -19,7 +19,7 @@ from plmjax.checkpoint.meta import META, STATE
 from plmjax.checkpoint.notes import Notes
 from plmjax.checkpoint.storage import Storage, brief
 
-# A disk slower than this, in bytes a second, counts as one that hangs.
+# A disk slower than this, in bytes a second, counts as hung.
 _SLOWEST = 5e6
 _SLACK_SECONDS = 60.0
 # Extra time for the note, after the deadline of a process's part.

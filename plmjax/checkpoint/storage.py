@@ -159,7 +159,7 @@ class Remote:
     def read(self, name: str) -> bytes:
         result = _wait(self._store.read(name), f"{self._where}/{name}")
         if result.state != "value":
-            raise FileNotFoundError(f"there is no {self._where}/{name}")
+            raise FileNotFoundError(f"{self._where}/{name} does not exist")
         return bytes(result.value)
 
     def write(self, name: str, data: bytes) -> None:

@@ -278,22 +278,22 @@ def chosen_layers(
     Raises:
       PlmjaxError: config.layers has a wrong length, or a layer out of range.
     """
-    asked, count = config.layers, teacher.layers
-    if not asked:
+    layers, count = config.layers, teacher.layers
+    if not layers:
         needed = config.start == "teacher" or config.hidden_weight > 0
         return even_layers(encoder.layers, count) if needed else ()
-    if len(asked) != encoder.layers:
+    if len(layers) != encoder.layers:
         raise PlmjaxError(
-            f"objective.layers={asked} names {len(asked)} of the teacher's layers for "
-            f"the student's {encoder.layers}.",
+            f"objective.layers={layers} names {len(layers)} of the teacher's layers, "
+            f"but the student has {encoder.layers}.",
             hint="Name one for each.",
         )
-    if not all(isinstance(j, int) and 0 <= j < count for j in asked):
+    if not all(isinstance(j, int) and 0 <= j < count for j in layers):
         raise PlmjaxError(
-            f"objective.layers={asked} must be numbers from 0 to {count - 1}: the "
+            f"objective.layers={layers} must be numbers from 0 to {count - 1}: the "
             f"teacher has {count} layers."
         )
-    return asked
+    return layers
 
 
 def even_layers(student: int, teacher: int) -> tuple[int, ...]:

@@ -122,8 +122,8 @@ class MLM(Masked):
 
 def with_pair_weights(batch: Batch) -> Batch:
     """Returns the batch with pair_weights [B, P] that sum to 1."""
-    asked = (batch["pair_label"] >= 0).astype(jnp.float32)
-    return batch | {"pair_weights": asked / jnp.maximum(jnp.sum(asked), 1)}
+    labelled = (batch["pair_label"] >= 0).astype(jnp.float32)
+    return batch | {"pair_weights": labelled / jnp.maximum(jnp.sum(labelled), 1)}
 
 
 def pair_loss(logits_T2: jax.Array, batch: Batch) -> tuple[jax.Array, Metrics]:

@@ -200,15 +200,15 @@ def _groups(line: str, devices: int, kind: str) -> Groups:
         pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", line)
         listed = _lists(pairs[1]) if pairs else ()
         return tuple(pair for pair in listed if pair[0] != pair[1])
-    given = re.search(r"replica_groups=(\{\{.*?\}\}|\S+)", line)
-    if given is None or given[1].startswith("{}"):
+    listed_groups = re.search(r"replica_groups=(\{\{.*?\}\}|\S+)", line)
+    if listed_groups is None or listed_groups[1].startswith("{}"):
         return (tuple(range(devices)),)
-    if given[1].startswith("{"):
-        return _lists(given[1])
-    if given[1].startswith("mesh["):
-        return _mesh_groups(line[given.start(1) :])
-    iota = _IOTA.match(given[1])
-    assert iota is not None, given[1]
+    if listed_groups[1].startswith("{"):
+        return _lists(listed_groups[1])
+    if listed_groups[1].startswith("mesh["):
+        return _mesh_groups(line[listed_groups.start(1) :])
+    iota = _IOTA.match(listed_groups[1])
+    assert iota is not None, listed_groups[1]
     ids = _iota(iota[2], iota[3], math.prod(_numbers(iota[1])))
     return _rows(ids.reshape(_numbers(iota[1])))
 
@@ -266,7 +266,7 @@ def _numbers(text: str) -> list[int]:
 
 def _lists(text: str) -> Groups:
     """Reads {{0,1},{2,3}}, with or without the outer braces."""
-    return tuple(tuple(_numbers(one)) for one in re.findall(r"[\d,]*\d", text))
+    return tuple(tuple(_numbers(numbers)) for numbers in re.findall(r"[\d,]*\d", text))
 
 
 def _rows(ids: np.ndarray) -> Groups:

@@ -131,9 +131,9 @@ class Fit:
             training.checkpoints, self.config.keep_checkpoints, log, together=True
         )
         self.checkpoints.remove_unfinished()
-        given = training.objective, self.config, training.mesh, training.zero1
-        self.shapes = shapes_of(*given, training.batch(0, 0))
-        self._introduce()
+        arguments = training.objective, self.config, training.mesh, training.zero1
+        self.shapes = shapes_of(*arguments, training.batch(0, 0))
+        self._log_sizes()
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
         self.state = self._first_or_saved_state()
@@ -149,13 +149,13 @@ class Fit:
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
         self.display = TrainingDisplay(training.steps, self.now)
-        self.train_step = step_for(*given, training.steps)
+        self.train_step = step_for(*arguments, training.steps)
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
         self.over = False  # no evaluation was better for too long
         self.compiled_for: Any = None  # the shapes of a batch
 
-    def _introduce(self) -> None:
+    def _log_sizes(self) -> None:
         training = self.training
         kind = jax.devices()[0].device_kind
         self.log(
@@ -356,10 +356,10 @@ class Fit:
                 )
             to = self.checkpoints.good_step(set_aside=True)
         if to is None or self.rollbacks == self.config.max_rollbacks:
-            why = "there is no checkpoint yet to go back to"
+            why = "the run has no checkpoint yet to roll back to"
             if to is not None:
                 times = f"{self.rollbacks} times (train.max_rollbacks)"
-                why = f"the run has gone back {times}"
+                why = f"the run has rolled back {times}"
             message = f"{message} {why}."
             processes.raise_on_all(PlmjaxError(message, hint=_LOWER, code=Exit.NUMERIC))
         with self.watchdog.resting():

@@ -43,12 +43,12 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
       PlmjaxError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    asked = (config.data, config.fsdp, config.tensor)
+    requested = (config.data, config.fsdp, config.tensor)
     # "auto" gets the remaining devices; 0 if they do not divide, which is rejected.
-    left, over = divmod(len(devices), math.prod(s for s in asked if s != "auto"))
-    sizes = [(0 if over else left) if s == "auto" else s for s in asked]
+    left, over = divmod(len(devices), math.prod(s for s in requested if s != "auto"))
+    sizes = [(0 if over else left) if s == "auto" else s for s in requested]
     if math.prod(sizes) != len(devices):
-        axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, asked, strict=True))
+        axes = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, requested, strict=True))
         raise PlmjaxError(
             f"{axes} do not multiply to the {len(devices)} devices of this run.",
             hint="Change the sizes, or set one of them to 'auto'.",

@@ -151,7 +151,7 @@ def test_a_run_does_not_go_back_for_ever(corpus, tmp_path, monkeypatch):
     few = corpus.read_text().splitlines()[:150]
     corpus.write_text("\n".join(few) + "\n")
     more = ("--config.train.max_rollbacks=1", "--config.train.steps=200")
-    with pytest.raises(PlmjaxError, match="gone back 1 times") as caught:
+    with pytest.raises(PlmjaxError, match="rolled back 1 times") as caught:
         train(corpus, tmp_path, *BACK, *more)
     assert caught.value.code == Exit.NUMERIC
 
