@@ -116,7 +116,7 @@ def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
         assert leaving.code == 0, f"{page.name}: {capsys.readouterr().err}"
         return
     if not hasattr(args, "config"):
-        assert not overrides, f"`plmjax {args.verb}` takes no --config"
+        assert not overrides, f"`plmjax {args.verb}` has no --config"
         return
     # A file of the reader's own is not here; one of ours must be.
     path = args.config

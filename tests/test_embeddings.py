@@ -301,7 +301,7 @@ def test_the_pooling_comes_back(pooling, tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     assert read_pooling(tmp_path, notes) is None and "Dense" in notes.pop()
     (tmp_path / "modules.json").write_text("[1]")
-    with pytest.raises(PlmjaxError, match="no list of modules"):
+    with pytest.raises(PlmjaxError, match="not a list of modules"):
         read_pooling(tmp_path, notes)
 
 

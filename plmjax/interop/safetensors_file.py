@@ -103,9 +103,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
         _, dtype, shape = tensors[name]
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise refusal(
-                f"{path}: the header is wrong about {name}: it gives bytes {start:,} "
-                f"to {stop:,}, which do not hold {list(shape)} of {dtype} from byte "
-                f"{end:,}.",
+                f"{path}: the header is wrong about {name}: {list(shape)} of {dtype} "
+                f"must start at byte {end:,}, but the header gives bytes {start:,} to "
+                f"{stop:,}.",
                 _DAMAGED,
             )
         end = stop

@@ -97,7 +97,7 @@ def start_weights(setup: PretrainSetup, fresh: dict, log: Callable[[str], Any]) 
         params = view.insert(params, inserted[name])
     if len(problems) == len(setup.objective.models):
         raise PlmjaxError(
-            f"the weights of {where} are of another model: {'; '.join(problems)}.",
+            f"the weights of {where} do not fit this model: {'; '.join(problems)}.",
             hint="Do not set the sizes of the model block; the import sets them.",
             code=Exit.MODEL,
         )
@@ -115,8 +115,8 @@ def _check_shared(wanted: dict, params: dict, where: str) -> None:
         # A leaf stored as a difference loses its last digit.
         if not np.allclose(leaf, ours[name], rtol=1e-5, atol=1e-6):
             raise PlmjaxError(
-                f"generator and discriminator share {name}, but the weights of "
-                f"{where} have two different ones.",
+                f"generator and discriminator share {name}, but it differs between "
+                f"their weights of {where}.",
                 hint="Set --config.objective.tie=none, or disentangled.",
                 code=Exit.MODEL,
             )

@@ -509,7 +509,7 @@ def test_inputs_that_cannot_be_read(tmp_path, name, content, column, said, code)
         (["--output={d}/none/a.npy"], "there is no directory"),
         (["--output={d}/folder.npy"], "is a directory"),
         (["--output={d}/a.npy", "--words"], "cannot hold the words"),
-        (["--output={d}/a.parquet", "--words", "--pooling=cls"], "says nothing"),
+        (["--output={d}/a.parquet", "--words", "--pooling=cls"], "has no effect"),
         (["--output={d}/a.npy", "--layer=3"], "tiny has layers 1 to 2"),
         (["--output={d}/a.npy", "--layer=-4"], "0 is the embeddings"),
         (["--output={d}/a.npy", "--length=33"], "from 8 to 32"),
