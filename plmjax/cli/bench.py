@@ -31,7 +31,7 @@ def add(verb) -> None:
         of=benches,
     )
     added.add_argument(
-        "--steps", type=int, default=20, help="number of timed steps (default: 20)"
+        "--steps", type=int, default=20, help="timed steps (default: 20)"
     )
     added.add_argument("--workdir", help="use the config and data of this run")
     json_option(added)
@@ -49,12 +49,8 @@ def add(verb) -> None:
 def prepare_options(added: argparse.ArgumentParser) -> None:
     """Adds the options of `bench prepare` and of benchmarks/prepare.py."""
     added.add_argument("--paths", required=True, help="text files, or a pattern")
-    added.add_argument(
-        "--rounds", type=int, default=3, help="number of repetitions (default: 3)"
-    )
-    added.add_argument(
-        "--workers", type=int, default=1, help="number of processes (default: 1)"
-    )
+    added.add_argument("--rounds", type=int, default=3, help="repetitions (default: 3)")
+    added.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     json_option(added)
 
 

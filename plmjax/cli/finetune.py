@@ -42,12 +42,10 @@ def add(verb) -> None:
         required=True,
         help="workdir or exported folder of a fine-tuned model; several with commas",
     )
-    added.add_argument(
-        "--input", required=True, help="file of texts; labels are not needed"
-    )
+    added.add_argument("--input", required=True, help="texts, with or without labels")
     added.add_argument("--output", required=True, help="FILE.jsonl, .csv or .tsv")
     added.add_argument(
-        "--batch", type=int, default=32, help="number of rows in a batch (default: 32)"
+        "--batch", type=int, default=32, help="rows a batch (default: 32)"
     )
 
 

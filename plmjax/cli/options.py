@@ -39,10 +39,13 @@ def group_options(added: argparse.ArgumentParser) -> None:
         "Kubernetes)",
     )
     added.add_argument(
-        "--num_processes", type=int, metavar="N", help="number of processes of the run"
+        "--num_processes", type=int, metavar="N", help="number of processes"
     )
     added.add_argument(
-        "--process_id", type=int, metavar="I", help="this process's number, 0 to N - 1"
+        "--process_id",
+        type=int,
+        metavar="I",
+        help="number of this process, from 0 to N - 1",
     )
 
 
