@@ -23,21 +23,27 @@ from plmjax.data.labelled import Example
 from plmjax.data.tasks import KINDS, TaskConfig
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import _wanted_step
+from plmjax.experiments import cells as study_results
+from plmjax.experiments import compare_tables as tables
+from plmjax.experiments import ensembles as said
+from plmjax.experiments import halving, search, verbs
+from plmjax.experiments import sweep as drive
+from plmjax.experiments import sweep_page as page
+from plmjax.experiments import sweep_plan as plan
+from plmjax.experiments import sweep_plots as plots
+from plmjax.experiments import sweep_results as results
+from plmjax.experiments.compare_plan import Run
+from plmjax.experiments.outcomes import Outcome
+from plmjax.experiments.pseudo_results import Round, gains
+from plmjax.experiments.space import uniform
+from plmjax.experiments.trials import Result, Trial
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
 from plmjax.metrics import gain as gain_lib
 from plmjax.metrics.comparison import compare, compare_by
 from plmjax.metrics.gain import gain, task_scores, worth
 from plmjax.pretrain import run as pretrain
-from plmjax.pseudo.results import Round, gains
 from plmjax.stop import Stop
-from plmjax.study import results as study_results
-from plmjax.study import said, tables
-from plmjax.study.outcomes import Outcome
-from plmjax.study.plan import Run
-from plmjax.sweep import drive, halving, page, plan, plots, results, search, verbs
-from plmjax.sweep.space import uniform
-from plmjax.sweep.trials import Result, Trial
 from plmjax.train import job, loop
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.sharding import make_mesh

@@ -62,7 +62,7 @@ def is_repeated(args) -> bool:
 
 def repeats_of(args):
     """Returns the repetitions that --seeds, --folds and --vary ask for."""
-    from plmjax.study.plan import VARY, Repeats
+    from plmjax.experiments.compare_plan import VARY, Repeats
 
     vary = VARY if args.vary is None else tuple(args.vary.split(","))
     seeds = 1 if args.seeds is None else args.seeds
@@ -71,7 +71,8 @@ def repeats_of(args):
 
 def settled_config(args, safe: bool):
     """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
-    from plmjax.study import drive, plan
+    from plmjax.experiments import compare as drive
+    from plmjax.experiments import compare_plan as plan
 
     setting = plan.Setting("safe", True) if safe else plan.Setting()
     return plan.settled(args.config, args.overrides, setting, drive.encoders())
@@ -79,8 +80,8 @@ def settled_config(args, safe: bool):
 
 def finetune_repeated(args, config, workdir: Path) -> int:
     """Runs `plmjax finetune` with several seeds or folds; returns the exit code."""
+    from plmjax.experiments import compare_plan as plan
     from plmjax.finetune.config import FinetuneConfig
-    from plmjax.study import plan
 
     if config.model is None:
         raise PlmjaxError(
@@ -115,7 +116,8 @@ def _compare(args) -> int:
             f"--parallel={args.parallel} is of pretrainings, and there are none.",
             hint="Give --pretrain=FILE, or leave it out.",
         )
-    from plmjax.study import drive, plan
+    from plmjax.experiments import compare as drive
+    from plmjax.experiments import compare_plan as plan
 
     root = Path(args.workdir)
     repeats = repeats_of(args)
@@ -148,8 +150,8 @@ def _pretrain_and_compare(args) -> int:
         )
     at_least_one(args, "parallel", "seeds")
     from plmjax.console import console
-    from plmjax.study import budget, plan, pretrained
-    from plmjax.sweep import plan as sweep_plan
+    from plmjax.experiments import budget, pretrained, sweep_plan
+    from plmjax.experiments import compare_plan as plan
 
     root = Path(args.workdir)
     start_jax(root)
@@ -175,7 +177,7 @@ def _pretrain_and_compare(args) -> int:
 
 def _run(found) -> Exit:
     from plmjax import processes
-    from plmjax.study import drive
+    from plmjax.experiments import compare as drive
 
     def say(text: str) -> None:
         if processes.is_first():

@@ -70,8 +70,8 @@ def _finetune(args) -> int:
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
     from plmjax.cli.options import stopped
+    from plmjax.experiments.outcomes import is_study
     from plmjax.finetune.run import finetune
-    from plmjax.study.outcomes import is_study
 
     if args.dry_run:
         return _dry_run(args, config, workdir)

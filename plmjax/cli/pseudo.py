@@ -66,8 +66,8 @@ def _pseudo(args) -> int:
     config = config_lib.load(FinetuneConfig, args.config, args.overrides)
     workdir = Path(args.workdir)
     start_jax(workdir)
-    from plmjax.finetune.pseudo import PseudoConfig
-    from plmjax.pseudo.study import Plan, pseudo
+    from plmjax.experiments.pseudo import Plan, pseudo
+    from plmjax.experiments.pseudo_labels import PseudoConfig
 
     plan = Plan(
         unlabelled=args.unlabelled,

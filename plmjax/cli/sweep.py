@@ -42,7 +42,8 @@ def add(verb) -> None:
 
 def _sweep(args) -> int:
     from plmjax.console import console
-    from plmjax.sweep import drive, plan
+    from plmjax.experiments import sweep as drive
+    from plmjax.experiments import sweep_plan as plan
 
     at_least_one(args, "parallel")
     if args.config is None:
