@@ -69,13 +69,13 @@ def repeats_of(args):
     return Repeats(seeds, args.folds, vary)
 
 
-def settled_config(args, safe: bool):
+def finetune_config(args, safe: bool):
     """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
     from plmjax.experiments import compare as drive
     from plmjax.experiments import compare_plan as plan
 
     setting = plan.Setting("safe", True) if safe else plan.Setting()
-    return plan.settled(args.config, args.overrides, setting, drive.encoders())
+    return plan.config_of(args.config, args.overrides, setting, drive.encoders())
 
 
 def finetune_repeated(args, config, workdir: Path) -> int:
@@ -92,8 +92,7 @@ def finetune_repeated(args, config, workdir: Path) -> int:
     task = plan.distinct([file], "task file")[file]
     setting = plan.Setting("safe", True) if args.safe else plan.Setting()
     repeats = repeats_of(args)
-    found = plan.finetune_plan(workdir, task, setting, config, repeats)
-    return _run(found)
+    return _run(plan.finetune_plan(workdir, task, setting, config, repeats))
 
 
 def _compare(args) -> int:
@@ -123,9 +122,9 @@ def _compare(args) -> int:
     repeats = repeats_of(args)
     settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
     start_jax(root)
-    found = plan.compare_plan(
+    study = plan.compare_plan(
         root,
-        args.models,
+        plan.named_models(args.models),
         args.tasks.split(","),
         settings=settings,
         repeats=repeats,
@@ -133,7 +132,7 @@ def _compare(args) -> int:
         encoders=drive.encoders(),
     )
     print(f"Study directory: {root}", flush=True)
-    return _run(found)
+    return _run(study)
 
 
 def _pretrain_and_compare(args) -> int:
@@ -157,30 +156,27 @@ def _pretrain_and_compare(args) -> int:
     start_jax(root)
     sweep = sweep_plan.load(args.pretrain, args.pretrain_overrides, args.seeds)
     settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
-    tasks = args.tasks.split(",")
-    found = pretrained.pretrained_plan(
+    study = pretrained.pretrained_plan(
         root,
         sweep,
-        tasks,
+        args.tasks.split(","),
         settings=settings,
         folds=args.folds,
         overrides=args.overrides,
     )
-    pretrained.check_data(found)
+    pretrained.check_data(study)
     print(f"Study directory: {root}", flush=True)
-    console().print(budget.screen(found.budgets))
-    code, found = pretrained.pretrain(found, sweep, args.parallel or 1, log)
-    if code != Exit.OK:
-        return code
-    return _run(found)
+    console().print(budget.screen(study.budgets))
+    code, study = pretrained.pretrain(study, sweep, args.parallel or 1, log)
+    return _run(study) if code == Exit.OK else code
 
 
-def _run(found) -> Exit:
+def _run(study) -> Exit:
     from plmjax import processes
     from plmjax.experiments import compare as drive
 
-    def say(text: str) -> None:
+    def show(text: str) -> None:
         if processes.is_first():
             print(text, end="", flush=True)
 
-    return stopped(drive.study(found, say))
+    return stopped(drive.study(study, show))

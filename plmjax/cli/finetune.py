@@ -53,7 +53,7 @@ def _finetune(args) -> int:
     if args.show_config:
         if args.safe:
             start_jax()
-            config = compare.settled_config(args, safe=True)
+            config = compare.finetune_config(args, safe=True)
         config_lib.show(config)
         return Exit.OK
     workdir = Path(args.workdir) if args.workdir else None
@@ -76,7 +76,7 @@ def _finetune(args) -> int:
     if args.dry_run:
         return _dry_run(args, config, workdir)
     if args.safe:
-        config = processes.run_on_all(lambda: compare.settled_config(args, safe=True))
+        config = processes.run_on_all(lambda: compare.finetune_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
     if is_study(workdir):
@@ -97,7 +97,7 @@ def _dry_run(args, config, workdir: Path) -> int:
             hint="Leave --seeds, --folds and the flags of several processes out.",
         )
     if args.safe:
-        config = compare.settled_config(args, safe=True)
+        config = compare.finetune_config(args, safe=True)
     dry_run(config, workdir, compiles=args.dry_run == "compile")
     return Exit.OK
 

@@ -83,12 +83,12 @@ def _pseudo(args) -> int:
 def _rates(args) -> tuple[float, ...]:
     """Returns the rates, ascending, without 0: round 0 always runs."""
     if args.rates is None:
-        found = {args.rate}
+        rates = {args.rate}
     else:
         try:
-            found = {float(part) for part in args.rates.split(",")}
+            rates = {float(part) for part in args.rates.split(",")}
         except ValueError:
             raise PlmjaxError(
                 f"--rates={args.rates} must be numbers, joined by commas."
             ) from None
-    return tuple(sorted(found - {0.0}))
+    return tuple(sorted(rates - {0.0}))

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from plmjax import tree
-from plmjax.experiments import compute
+from plmjax.experiments import compute, tables
 from plmjax.experiments.compute import Cost
 from plmjax.models import heads
 from plmjax.workdir import RunConfig
@@ -61,10 +61,5 @@ def row(budget: Budget, first: Budget) -> list[str]:
 
 def screen(budgets: Sequence[Budget]) -> Table:
     """Returns the table of each setting's cost of pretraining, per seed."""
-    shown = Table(title="Pretraining, each seed", title_style="")
-    shown.add_column("", overflow="fold")
-    for name in HEAD:
-        shown.add_column(name, justify="right")
-    for budget in budgets:
-        shown.add_row(budget.name, *row(budget, budgets[0]))
-    return shown
+    rows = [[budget.name, *row(budget, budgets[0])] for budget in budgets]
+    return tables.screen("Pretraining, each seed", ["", *HEAD], rows)

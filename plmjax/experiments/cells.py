@@ -1,64 +1,18 @@
 """Results of a study: means with intervals, ensembles, and the part of chance."""
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
 from plmjax.evaluate import predictions
+from plmjax.experiments import repeats
 from plmjax.experiments.compare_plan import Plan
 from plmjax.experiments.ensembles import ensemble_score, has_learned
 from plmjax.experiments.outcomes import Outcome, read_outcome
-from plmjax.metrics.comparison import (
-    CONFIDENCE,
-    SAME,
-    Comparison,
-    compare,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Statistics of several scores; low and high: 95 % interval of their mean."""
-
-    n: int
-    mean: float
-    deviation: float | None  # None for a single run
-    least: float
-    most: float
-    low: float | None
-    high: float | None
-
-
-def summary(values: Sequence[float], test_share: float = 0.0) -> Summary | None:
-    """Returns mean and spread of scores, by Student's t; None without scores.
-
-    `test_share` widens the interval for folds, as in evaluate.comparison.
-    """
-    if not values:
-        return None
-    n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return Summary(
-            n=1, mean=mean, deviation=None, least=mean, most=mean, low=None, high=None
-        )
-    from scipy import stats
-
-    deviation = statistics.stdev(values)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation
-    reach = float(reach * math.sqrt(1 / n + test_share))
-    low, high = mean - reach, mean + reach
-    return Summary(
-        n=n,
-        mean=mean,
-        deviation=deviation,
-        least=min(values),
-        most=max(values),
-        low=low,
-        high=high,
-    )
+from plmjax.experiments.repeats import Summary, fold_share, summary
+from plmjax.metrics.comparison import Comparison, compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +39,13 @@ class Cell:
     @property
     def metric(self) -> str:
         """The metric of the scores; "score" if no run has finished."""
-        found = [o.metric for o in self.outcomes if o.metric is not None]
-        return found[0] if found else "score"
+        return next((o.metric for o in self.outcomes if o.metric), "score")
 
     @property
     def split(self) -> str:
         """The split of the scores; held_out if no run has finished."""
-        found = [o.split for o in self.outcomes if o.state == "finished"]
-        return found[0] if found else "held_out"
+        finished = (o.split for o in self.outcomes if o.state == "finished")
+        return next(finished, "held_out")
 
     @property
     def best(self) -> float | None:
@@ -116,11 +69,7 @@ class Cell:
     @property
     def verdict(self) -> str:
         """The comparison with the first cell in words, "" without one."""
-        if self.against is None:
-            return ""
-        if self.against.verdict == SAME:
-            return SAME
-        return "better" if self.rank(self.against.difference) < 0 else "worse"
+        return repeats.verdict(self.metric, self.against) if self.against else ""
 
 
 def collect(plan: Plan) -> list[Cell]:
@@ -129,10 +78,9 @@ def collect(plan: Plan) -> list[Cell]:
     Raises:
       PlmjaxError: files of a run are damaged.
     """
-    folds = plan.repeats.folds
-    share = 0.0 if folds is None else 1 / (folds - 1)
-    found: list[Cell] = []
-    for (task, model, setting), runs in plan.cells().items():
+    share = fold_share(plan.repeats.folds)
+    cells: list[Cell] = []
+    for names, runs in plan.cells().items():
         outcomes = [read_outcome(run) for run in runs]
         outcomes = [
             dataclasses.replace(o, learned=has_learned(o))
@@ -140,15 +88,15 @@ def collect(plan: Plan) -> list[Cell]:
             else o
             for o in outcomes
         ]
-        cell = made(task, model, setting, outcomes, share)
-        first = next((other for other in found if other.task == task), None)
+        cell = make_cell(*names, outcomes, share)
+        first = next((other for other in cells if other.task == cell.task), None)
         if first is not None:
-            cell = held_against(cell, first, share)
-        found.append(dataclasses.replace(cell, ensemble=ensemble(cell.done)))
-    return found
+            cell = compare_cells(cell, first, share)
+        cells.append(dataclasses.replace(cell, ensemble=ensemble(cell.done)))
+    return cells
 
 
-def made(
+def make_cell(
     task: str, model: str, setting: str, outcomes: Sequence[Outcome], share: float
 ) -> Cell:
     """Returns a cell of outcomes, not yet compared with another."""
@@ -156,15 +104,15 @@ def made(
     return Cell(task, model, setting, tuple(outcomes), summary(values, share))
 
 
-def held_against(cell: Cell, first: Cell, share: float) -> Cell:
+def compare_cells(cell: Cell, first: Cell, share: float) -> Cell:
     """Compares a cell with another over the seeds and folds that both have."""
     ours, theirs = ({o.run.pair: o.score for o in c.done} for c in (cell, first))
     pairs = [pair for pair in ours if pair in theirs]
     if len(pairs) < 2 or cell.metric != first.metric:
         return dataclasses.replace(cell, pairs=len(pairs))
     a, b = (np.array([of[pair] for pair in pairs], float) for of in (ours, theirs))
-    found = compare(a, b, test_share=share)
-    return dataclasses.replace(cell, against=found, pairs=len(pairs))
+    comparison = compare(a, b, test_share=share)
+    return dataclasses.replace(cell, against=comparison, pairs=len(pairs))
 
 
 def ensemble(done: Sequence[Outcome]) -> float | None:

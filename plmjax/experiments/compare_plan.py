@@ -8,7 +8,6 @@ DIR/TASK/MODEL/SETTING/seed-0/               of `plmjax compare`
 With folds, the last folder is seed-0-fold-0.
 """
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.experiments.budget import Budget
+from plmjax.experiments.runs import Run, naming
 from plmjax.finetune.config import FinetuneConfig, SeedsConfig
 from plmjax.finetune.safe import safe_for
 from plmjax.models import EncoderConfig
@@ -56,12 +56,12 @@ class Setting:
 class Model:
     """A model to fine-tune: one path for all seeds, or one pretrained model per seed.
 
-    `told` is its entry in study.json.
+    `definition` is its entry in study.json.
     """
 
     name: str
     paths: tuple[str, ...]
-    told: str
+    definition: str
 
     def path(self, seed: int) -> str:
         """Returns the path of the model for a seed."""
@@ -69,8 +69,8 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One fine-tuning of a study; `values` is its full config."""
+class Repetition(Run):
+    """One fine-tuning of a study, by one seed and fold."""
 
     task: str
     model: str
@@ -78,7 +78,12 @@ class Run:
     seed: int
     fold: int | None
     directory: Path
-    values: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The full config."""
+        return self.config
 
     @property
     def cell(self) -> tuple[str, str, str]:
@@ -95,10 +100,6 @@ class Run:
         """The run's name in messages, with seed and fold."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         return f"{self.task}, {self.model}, {self.setting}, seed {self.seed}{fold}"
-
-    def config(self) -> FinetuneConfig:
-        """Returns the config of the run, built from `values`."""
-        return config_lib.build(FinetuneConfig, self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,17 +127,17 @@ class Plan:
     """
 
     root: Path
-    runs: tuple[Run, ...]
+    runs: tuple[Repetition, ...]
     repeats: Repeats
     stands_on: dict[str, Any]
     budgets: tuple[Budget, ...] = ()
 
-    def cells(self) -> dict[tuple[str, str, str], list[Run]]:
+    def cells(self) -> dict[tuple[str, str, str], list[Repetition]]:
         """Returns {(task, model, setting): its runs}."""
-        found: dict[tuple[str, str, str], list[Run]] = {}
+        cells: dict[tuple[str, str, str], list[Repetition]] = {}
         for run in self.runs:
-            found.setdefault(run.cell, []).append(run)
-        return found
+            cells.setdefault(run.cell, []).append(run)
+        return cells
 
 
 def parse_setting(text: str) -> Setting:
@@ -172,34 +173,16 @@ def parse_setting(text: str) -> Setting:
     return Setting(name, base == "safe", tuple(overrides))
 
 
-def compare_plan(
-    root: Path,
-    models: Sequence[str],
-    tasks: Sequence[str],
-    settings: Sequence[Setting],
-    repeats: Repeats,
-    overrides: Sequence[str],
-    encoders: Encoders,
-) -> Plan:
-    """Returns the runs of every model x task file x setting.
+def named_models(paths: Sequence[str]) -> list[Model]:
+    """Returns the models of several paths, with short names.
 
     Raises:
-      PlmjaxError: a file, key or name is wrong.
+      PlmjaxError: a path is given twice.
     """
-    names = distinct(models, "model")
-    found = [Model(names[path], (path,), path) for path in models]
-    return crossed_plan(
-        root,
-        found,
-        tasks,
-        settings=settings,
-        repeats=repeats,
-        overrides=overrides,
-        encoders=encoders,
-    )
+    return [Model(name, (p,), p) for p, name in distinct(paths, "model").items()]
 
 
-def crossed_plan(
+def compare_plan(
     root: Path,
     models: Sequence[Model],
     tasks: Sequence[str],
@@ -208,7 +191,7 @@ def crossed_plan(
     overrides: Sequence[str],
     encoders: Encoders,
 ) -> Plan:
-    """Returns the runs of every model x task file x setting, for named models.
+    """Returns the runs of every model x task file x setting.
 
     Raises:
       PlmjaxError: a file, key or name is wrong.
@@ -230,59 +213,68 @@ def crossed_plan(
     task_names = distinct(tasks, "task file")
     runs = []
     for file in tasks:
-        with _named(file):
+        with naming(file):
             config_lib.load(FinetuneConfig, file)
         for model in models:
-            made: dict[str, FinetuneConfig] = {}
+            configs: dict[str, FinetuneConfig] = {}
             for setting in settings:
-                told = [*overrides, f"model={model.path(0)}"]
-                config = settled(file, told, setting, encoders)
-                same = [name for name, other in made.items() if other == config]
+                given = [*overrides, f"model={model.path(0)}"]
+                config = config_of(file, given, setting, encoders)
+                same = [name for name, other in configs.items() if other == config]
                 if same:
                     raise PlmjaxError(
                         f"the settings {same[0]} and {setting.name} come to the same "
                         f"config for {task_names[file]} and {model.name}.",
                         hint="Leave one of them out.",
                     )
-                made[setting.name] = config
+                configs[setting.name] = config
                 cell = task_names[file], model.name, setting.name
-                where = root.joinpath(*map(_slug, cell))
+                directory = root.joinpath(*map(_slug, cell))
                 # The baselines do not depend on the setting: one run of them is enough.
-                baselines = len(made) == 1
-                runs += [
-                    _of_seed(run, model)
-                    for run in repeated(config, repeats, cell, where, baselines)
-                ]
-    stands_on = {
-        "models": {model.name: model.told for model in models},
-        "tasks": {name: file for file, name in task_names.items()},
-        "settings": {s.name: [s.safe, *s.overrides] for s in settings},
-    }
+                baselines = len(configs) == 1
+                for run in repetitions(config, repeats, cell, directory, baselines):
+                    run.config["model"] = model.path(run.seed)
+                    runs.append(run)
+    return _plan(
+        root,
+        runs,
+        repeats,
+        models={model.name: model.definition for model in models},
+        tasks={name: file for file, name in task_names.items()},
+        settings=settings,
+    )
+
+
+def _plan(
+    root: Path,
+    runs: Sequence[Repetition],
+    repeats: Repeats,
+    models: dict[str, str],
+    tasks: dict[str, str],
+    settings: Sequence[Setting],
+) -> Plan:
+    named = {s.name: [s.safe, *s.overrides] for s in settings}
+    stands_on = {"models": models, "tasks": tasks, "settings": named}
     return Plan(root, tuple(runs), repeats, stands_on | dataclasses.asdict(repeats))
-
-
-def _of_seed(run: Run, model: Model) -> Run:
-    values = run.values | {"model": model.path(run.seed)}
-    return dataclasses.replace(run, values=values)
 
 
 def finetune_plan(
     root: Path, task: str, setting: Setting, config: FinetuneConfig, repeats: Repeats
 ) -> Plan:
     """Returns the runs of one config."""
-    model = str(config.model)
-    names = distinct([model], "model")
-    cell = task, names[model], setting.name
-    runs = repeated(config, repeats, cell, root, True)
-    stands_on = {
-        "models": {names[model]: model},
-        "tasks": {task: task},
-        "settings": {setting.name: [setting.safe, *setting.overrides]},
-    }
-    return Plan(root, tuple(runs), repeats, stands_on | dataclasses.asdict(repeats))
+    (model,) = named_models([str(config.model)])
+    cell = task, model.name, setting.name
+    return _plan(
+        root,
+        [*repetitions(config, repeats, cell, root, baselines=True)],
+        repeats,
+        models={model.name: model.definition},
+        tasks={task: task},
+        settings=[setting],
+    )
 
 
-def settled(
+def config_of(
     file: str | None, overrides: Sequence[str], setting: Setting, encoders: Encoders
 ) -> FinetuneConfig:
     """Returns the config of a setting.
@@ -296,49 +288,49 @@ def settled(
     plain = config_lib.load(FinetuneConfig, file, overrides)
     if setting == Setting(setting.name):
         return plain
-    with _named(f"setting {setting.name}"):
-        told = _over(overrides, setting.overrides)
-        config = config_lib.load(FinetuneConfig, file, told)
+    with naming(f"setting {setting.name}"):
+        all_overrides = _layered(overrides, setting.overrides)
+        config = config_lib.load(FinetuneConfig, file, all_overrides)
         if setting.safe and config.model is not None:
             encoder = encoders(str(config.model), config.checkpoint)
             recipe = [f"{k}={v}" for k, v in safe_for(encoder, config).items()]
-            config = config_lib.load(FinetuneConfig, file, _over(recipe, told))
+            all_overrides = _layered(recipe, all_overrides)
+            config = config_lib.load(FinetuneConfig, file, all_overrides)
     return config
 
 
-def repeated(
+def repetitions(
     config: FinetuneConfig,
     repeats: Repeats,
     cell: tuple[str, str, str],
-    where: Path,
+    directory: Path,
     baselines: bool,
-) -> Iterator[Run]:
+) -> Iterator[Repetition]:
     """Yields a config's runs by seed and fold.
 
     Raises:
       PlmjaxError: all runs would share one folder of checkpoints; a seed is too large.
     """
-    place = config.train.checkpoints
-    if place is not None and ("://" in place or Path(place).is_absolute()):
+    checkpoints = config.train.checkpoints or ""
+    if "://" in checkpoints or Path(checkpoints).is_absolute():
         raise PlmjaxError(
-            f"train.checkpoints={place} would be shared by all runs of a study.",
+            f"train.checkpoints={checkpoints} would be shared by all runs of a study.",
             hint="Leave it out; each run keeps them in its own directory.",
         )
     folds = [None] if repeats.folds is None else range(repeats.folds)
     for seed in range(repeats.seeds):
         for fold in folds:
-            own = config_lib.to_dict(config)
+            values = config_lib.to_dict(config)
             for name in VARY:
-                own["seeds"][name] = config.seed(name)
-                if name in repeats.vary:
-                    own["seeds"][name] += seed
-            own["baselines"] = config.baselines and baselines and seed == 0
+                offset = seed if name in repeats.vary else 0
+                values["seeds"][name] = config.seed(name) + offset
+            values["baselines"] = config.baselines and baselines and seed == 0
             name = f"seed-{seed}"
             if fold is not None:
-                own["folds"] |= {"count": repeats.folds, "fold": fold}
+                values["folds"] |= {"count": repeats.folds, "fold": fold}
                 name += f"-fold-{fold}"
-            own = config_lib.to_dict(config_lib.build(FinetuneConfig, own))
-            yield Run(*cell, seed, fold, where / name, own)
+            values = config_lib.to_dict(config_lib.build(FinetuneConfig, values))
+            yield Repetition(*cell, seed, fold, directory / name, values)
 
 
 def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
@@ -347,15 +339,15 @@ def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
     Raises:
       PlmjaxError: a path is given twice.
     """
-    places = {path: Path(path).absolute() for path in paths}
+    absolute = {path: Path(path).absolute() for path in paths}
     _check_once(what, [str(Path(path).absolute()) for path in paths])
-    parts = {path: _parts(place) for path, place in places.items()}
+    parts = {path: _parts(location) for path, location in absolute.items()}
     # The paths runs/a/export and runs/b/export are named a and b.
-    while len(parts) > 1 and len({own[-1] for own in parts.values()}) == 1:
-        parts = {path: own[:-1] for path, own in parts.items()}
+    while len(parts) > 1 and len({names[-1] for names in parts.values()}) == 1:
+        parts = {path: names[:-1] for path, names in parts.items()}
     longest = max(map(len, parts.values()))
-    for taken in range(1, longest + 1):
-        names = {path: "/".join(own[-taken:]) for path, own in parts.items()}
+    for length in range(1, longest + 1):
+        names = {path: "/".join(names[-length:]) for path, names in parts.items()}
         if len(set(map(_slug, names.values()))) == len(names):
             return names
     raise PlmjaxError(
@@ -364,11 +356,11 @@ def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
     )
 
 
-def _parts(place: Path) -> tuple[str, ...]:
+def _parts(path: Path) -> tuple[str, ...]:
     """Returns the parts of a path; FILE.py:argument ends in FILE-argument."""
-    file, colon, argument = place.name.partition(".py:")
-    last = f"{file}-{argument}" if colon else place.name.removesuffix(".py")
-    return (*place.parts[:-1], last)
+    file, colon, argument = path.name.partition(".py:")
+    last = f"{file}-{argument}" if colon else path.name.removesuffix(".py")
+    return (*path.parts[:-1], last)
 
 
 def _slug(name: str) -> str:
@@ -383,7 +375,7 @@ def _check_once(what: str, names: Sequence[str]) -> None:
             )
 
 
-def _over(below: Sequence[str], above: Sequence[str]) -> list[str]:
+def _layered(below: Sequence[str], above: Sequence[str]) -> list[str]:
     """Returns both lists of overrides, without those that `above` replaces."""
     void = set(map(_key, above))
     for override in above:
@@ -395,16 +387,3 @@ def _over(below: Sequence[str], above: Sequence[str]) -> list[str]:
 
 def _key(override: str) -> str:
     return override.partition("=")[0]
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Puts `what` before the message of an error that does not name it."""
-    try:
-        yield
-    except PlmjaxError as error:
-        if what in error.message:
-            raise
-        raise PlmjaxError(
-            f"{what}: {error.message}", hint=error.hint, code=error.code
-        ) from error

@@ -1,26 +1,25 @@
 """The results of a study on the screen, as CSV and as JSON."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from plmjax.experiments import tables
 from plmjax.experiments.cells import Cell
 from plmjax.experiments.compare_plan import Plan
-from plmjax.experiments.outcomes import Outcome
-from plmjax.files import write_csv, write_json
+from plmjax.experiments.outcomes import SPLITS, Outcome
 from plmjax.metrics.comparison import SAME
 
 
 def by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Returns {task: its cells}, in their order."""
-    found: dict[str, list[Cell]] = {}
+    tasks: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(cell.task, []).append(cell)
-    return found
+        tasks.setdefault(cell.task, []).append(cell)
+    return tasks
 
 
 def names_of(cells: Sequence[Cell]) -> list[str]:
@@ -61,44 +60,43 @@ def row(cell: Cell) -> list[str]:
 
 def screen(cells: Sequence[Cell]) -> Table:
     """Returns the table of the cells of one task for the screen."""
-    shown = Table(title=f"{cells[0].task}: {what(cells[0])}", title_style="")
-    shown.add_column("", overflow="fold")
-    for name in HEAD:
-        shown.add_column(name, justify="right")
-    for name, cell in zip(names_of(cells), cells, strict=True):
-        shown.add_row(name, *row(cell))
-    return shown
+    rows = zip(names_of(cells), cells, strict=True)
+    return tables.screen(
+        f"{cells[0].task}: {what(cells[0])}",
+        ["", *HEAD],
+        [[name, *row(cell)] for name, cell in rows],
+    )
 
 
 def sentences(cells: Sequence[Cell]) -> list[str]:
     """Returns sentences on the cells of one task: failures, ensembles, comparisons."""
-    names, said = names_of(cells), []
+    names, lines = names_of(cells), []
     for name, cell in zip(names, cells, strict=True):
-        own = [*_shortfalls(cell), *_ensemble(cell)]
+        about = [*_shortfalls(cell), *_ensemble(cell)]
         if cell is not cells[0]:
-            own.append(_verdict(cell, names[0]))
-        place = next(n for n, c in enumerate(cells) if c.model == cell.model)
-        if cells[place] is not cell:
-            own += _worst(cell, cells[place], names[place])
-        said += [f"{name}: {sentence}" for sentence in own]
+            about.append(_verdict(cell, names[0]))
+        first = next(n for n, c in enumerate(cells) if c.model == cell.model)
+        if cells[first] is not cell:
+            about += _worst(cell, cells[first], names[first])
+        lines += [f"{name}: {sentence}" for sentence in about]
     if cells[0].split == "held_out" and cells[0].done:
-        said.append(
+        lines.append(
             "There is no test set: these are scores of the examples by which the best "
             "step was chosen, and flatter."
         )
-    return said
+    return lines
 
 
 def _shortfalls(cell: Cell) -> list[str]:
-    said, runs = [], len(cell.outcomes)
+    lines, runs = [], len(cell.outcomes)
     if cell.unlearned:
-        said.append(
+        lines.append(
             f"{cell.unlearned} of {runs} runs did not learn (no better than one "
             "answer for all)."
         )
     if failed := cell.count("failed"):
-        said.append(f"{failed} of {runs} runs failed.")
-    return said
+        lines.append(f"{failed} of {runs} runs failed.")
+    return lines
 
 
 def _ensemble(cell: Cell) -> list[str]:
@@ -115,13 +113,13 @@ def _ensemble(cell: Cell) -> list[str]:
 
 
 def _verdict(cell: Cell, first: str) -> str:
-    if (found := cell.against) is None:
+    if (against := cell.against) is None:
         return f"not compared with {first}: {cell.pairs} pairs of runs are too few."
     word = SAME if cell.verdict == SAME else cell.verdict
     word += f" from {first}" if cell.verdict == SAME else f" than {first}"
     return (
-        f"{word}: {found.difference:+.4f}, 95 % {found.low:+.4f} to {found.high:+.4f} "
-        f"({cell.pairs} pairs)."
+        f"{word}: {against.difference:+.4f}, 95 % {against.low:+.4f} to "
+        f"{against.high:+.4f} ({cell.pairs} pairs)."
     )
 
 
@@ -141,37 +139,34 @@ def _worst(cell: Cell, first: Cell, name: str) -> list[str]:
 
 def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
     """Writes results.json and results.csv, each atomically; returns their paths."""
-    splits = {s: {n for c in cells for n in _figures(c, s)} for s in _SPLITS}
-    columns = [(s, name) for s in _SPLITS for name in sorted(splits[s])]
-    head = ["task", "model", "setting", "seed", "fold", "state", "metric", "score"]
-    head += ["learned", "step", "seconds", *(f"{s} {name}" for s, name in columns)]
-    rows: list[list[Any]] = [[*head, "message", "workdir"]]
-    for o in (outcome for cell in cells for outcome in cell.outcomes):
-        given = [*o.run.cell, *o.run.pair, o.state, o.metric, o.score, o.learned]
-        given += [o.step, o.seconds]
-        given += [o.scores.get(s, {}).get(name) for s, name in columns]
-        rows.append([*given, o.message, o.run.directory])
-    write_csv(root / "results.csv", rows)
-    values = {"study": plan.stands_on, "cells": [as_json(cell) for cell in cells]}
+    outcomes = [outcome for cell in cells for outcome in cell.outcomes]
+    rows = [_csv_row(outcome) for outcome in outcomes]
+    scores = {s: {n for o in outcomes for n in o.scores.get(s, {})} for s in SPLITS}
+    columns = ["task", "model", "setting", "seed", "fold", "state", "metric", "score"]
+    columns += ["learned", "step", "seconds"]
+    columns += [f"{split} {name}" for split in SPLITS for name in sorted(scores[split])]
+    content = {"study": plan.stands_on, "cells": [as_json(cell) for cell in cells]}
     if plan.budgets:
-        values["pretraining"] = [dataclasses.asdict(own) for own in plan.budgets]
-    write_json(root / "results.json", values)
-    return [root / "results.json", root / "results.csv"]
+        content["pretraining"] = [dataclasses.asdict(b) for b in plan.budgets]
+    return tables.write_results(root, content, rows, [*columns, "message", "workdir"])
 
 
-_SPLITS = ("held_out", "test")
-
-
-def _figures(cell: Cell, split: str) -> set[str]:
-    return {name for o in cell.outcomes for name in o.scores.get(split, {})}
+def _csv_row(o: Outcome) -> dict[str, Any]:
+    names = {"task": o.run.task, "model": o.run.model, "setting": o.run.setting}
+    scores = {
+        f"{split} {name}": value
+        for split, values in o.scores.items()
+        for name, value in values.items()
+    }
+    return _run(o) | names | scores | {"metric": o.metric}
 
 
 def as_json(cell: Cell) -> dict[str, Any]:
     """Returns a cell in the form of results.json."""
     against = None
     if cell.against is not None:
-        found = dataclasses.asdict(cell.against) | {"pairs": cell.pairs}
-        against = found | {"verdict": cell.verdict}
+        against = dataclasses.asdict(cell.against)
+        against |= {"pairs": cell.pairs, "verdict": cell.verdict}
     return {
         "task": cell.task,
         "model": cell.model,
@@ -197,16 +192,8 @@ def _run(o: Outcome) -> dict[str, Any]:
         "learned": o.learned,
         "step": o.step,
         "seconds": o.seconds,
-        "scores": {
-            split: {name: _number(value) for name, value in scores.items()}
-            for split, scores in o.scores.items()
-        },
-        "evaluations": [[step, _number(value)] for step, value in o.curve],
+        "scores": o.scores,
+        "evaluations": o.curve,
         "message": o.message,
         "workdir": str(o.run.directory),
     }
-
-
-def _number(value: float) -> float | None:
-    """Returns the value, or None for NaN and infinities, which JSON cannot hold."""
-    return value if math.isfinite(value) else None

@@ -16,10 +16,9 @@ from plmjax import Exit
 from plmjax.console import duration
 from plmjax.experiments import halving, trials
 from plmjax.experiments.devices import Slot
-from plmjax.experiments.study import Study
-from plmjax.experiments.sweep_plan import StudyConfig, as_text, describe
+from plmjax.experiments.sweep_plan import Plan, as_text, describe
 from plmjax.experiments.texts import Texts
-from plmjax.experiments.trials import Result, Trial
+from plmjax.experiments.trials import Queue, Result, Trial
 
 # Last lines of the log that the report of a failure quotes.
 _TAIL = 6
@@ -99,39 +98,42 @@ class _Job:
     slot: Slot
     log: Path
     log_begins: int
-    began: float
     # None in a preparation of text.
     follower: halving.Follower | None
-    curve: halving.Curve
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    curve: halving.Curve = dataclasses.field(default_factory=dict)
     pruned: bool = False
+
+    def tail(self) -> list[str]:
+        """Returns the last lines that the process has printed."""
+        with open(self.log, "rb") as file:
+            file.seek(self.log_begins)
+            lines = file.read().decode(errors="replace").splitlines()
+        return [line for line in lines if line.strip()][-_TAIL:]
 
 
 class Local:
-    """Runs a study to its end, or until a signal arrives."""
+    """Runs the trials of a queue to its end, or until a signal arrives."""
 
     def __init__(
         self,
-        study: Study,
-        config: StudyConfig,
-        fixed: Sequence[str],
+        queue: Queue,
+        plan: Plan,
         texts: Texts | None,
         slots: Sequence[Slot],
         log: Callable[[str], Any],
         start: Start = start_process,
         poll_seconds: float = 0.2,
     ):
-        self.study, self.config, self.fixed, self.texts = study, config, fixed, texts
-        self.log, self._start, self._poll = log, start, poll_seconds
+        self.queue, self.texts, self.log = queue, texts, log
+        self.config, self.fixed = plan.study, plan.fixed
+        self._start, self._poll = start, poll_seconds
         self._free = [*slots]
         self._jobs: list[_Job] = []
-        # A trial that was taken from the study and waits for its text.
+        # A trial that has left the queue and waits for its text.
         self._held: Trial | None = None
         # Evaluations of all trials by number: pruning compares with them.
-        self._curves: dict[int, halving.Curve] = {}
-
-    def remember(self, results: Sequence[Result]) -> None:
-        """Adds the evaluations of earlier trials, with which pruning compares."""
-        self._curves |= {r.trial.number: dict(r.curve) for r in results if r.curve}
+        self._curves = {r.trial.number: dict(r.curve) for r in queue.results if r.curve}
 
     def run(self) -> str | None:
         """Runs until no trial is left; returns the name of a signal that ended it.
@@ -139,15 +141,15 @@ class Local:
         Raises:
           PlmjaxError: the runs report no figure named as the objective.
         """
-        told = False
+        stopping = False
         with Stop() as stop, self._no_orphans():
             while True:
                 if not stop.received:
                     self._fill()
                 if not self._jobs:
                     return stop.received
-                if stop.received and not told:
-                    told = True
+                if stop.received and not stopping:
+                    stopping = True
                     for job in self._jobs:
                         job.process.terminate()
                 for job in [*self._jobs]:
@@ -173,7 +175,7 @@ class Local:
     def _fill(self) -> None:
         """Starts trials while slots are free."""
         while self._free:
-            trial = self._held or self.study.next()
+            trial = self._held or self.queue.next()
             self._held = None
             if trial is None:
                 return
@@ -183,17 +185,15 @@ class Local:
                     continue
                 self._held = trial
                 if all(job.follower is not None for job in self._jobs):
-                    self._prepare(trial)
+                    self._prepare(trial, self.texts)
                 return
             self._begin(trial)
 
-    def _prepare(self, trial: Trial) -> None:
-        assert self.texts is not None
-        directory = self.texts.directory(trial)
+    def _prepare(self, trial: Trial, texts: Texts) -> None:
+        directory = texts.directory(trial)
         directory.mkdir(parents=True, exist_ok=True)
         self.log(f"Preparing the text in {directory}.")
-        command = self.texts.command(trial, self.fixed)
-        self._launch(trial, command, directory / "log.txt", None)
+        self._launch(trial, texts.command(trial, self.fixed), directory, None)
 
     def _begin(self, trial: Trial) -> None:
         trial.save()
@@ -201,37 +201,28 @@ class Local:
         if self.texts is not None:
             self.texts.link(trial)
         follower = halving.Follower(trial.directory / "metrics.jsonl")
-        log = trial.directory / "log.txt"
-        job = self._launch(trial, trial.command(self.fixed), log, follower)
-        where = f" ({job.slot.name})" if job.slot.name else ""
+        command = trial.command(self.fixed)
+        slot = self._launch(trial, command, trial.directory, follower)
+        where = f" ({slot.name})" if slot.name else ""
         self.log(f"{trial.name.capitalize()}: {describe(trial.values)}{where}.")
 
     def _launch(
         self,
         trial: Trial,
         command: Sequence[str],
-        log: Path,
+        directory: Path,
         follower: halving.Follower | None,
-    ) -> _Job:
-        slot = self._free.pop(0)
+    ) -> Slot:
+        slot, log = self._free.pop(0), directory / "log.txt"
         begins = log.stat().st_size if log.exists() else 0
         # Trials compile much the same programs, so they share a compilation cache.
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(trial.directory.parents[1] / ".xla")}
+        name = "JAX_COMPILATION_CACHE_DIR"
+        cache = os.environ.get(name, str(trial.directory.parents[1] / ".xla"))
         # All trials of a text wait for its preparation, so it may use every core.
-        given = slot if follower else dataclasses.replace(slot, cores=())
-        process = self._start(command, log, given, cache | _own_cache())
-        job = _Job(
-            trial=trial,
-            process=process,
-            slot=slot,
-            log=log,
-            log_begins=begins,
-            began=time.monotonic(),
-            follower=follower,
-            curve={},
-        )
-        self._jobs.append(job)
-        return job
+        limits = slot if follower else dataclasses.replace(slot, cores=())
+        process = self._start(command, log, limits, {name: cache})
+        self._jobs.append(_Job(trial, process, slot, log, begins, follower=follower))
+        return slot
 
     def _watch(self, job: _Job) -> None:
         """Reads new evaluations of a trial, and ends it if it falls behind."""
@@ -266,16 +257,15 @@ class Local:
             raise trials.unknown_objective(self.config.objective, known)
 
     def _ended(self, job: _Job, code: int) -> None:
-        trial = job.trial
-        spent = duration(time.monotonic() - job.began)
+        trial, name = job.trial, job.trial.name.capitalize()
         if job.follower is None:
             if code not in (Exit.OK, *_STOPPED):
                 assert self.texts is not None
-                failure = {"code": code, "path": job.log, "lines": _tail(job)}
+                failure = {"code": code, "path": job.log, "lines": job.tail()}
                 self.texts.failed(trial, failure)
             return
-        result = trials.result(trial, self.config.objective)
-        name = trial.name.capitalize()
+        spent = duration(time.monotonic() - job.began)
+        result = trials.read_result(trial, self.config.objective)
         if result.state == "finished":
             (trial.directory / "outcome.json").unlink(missing_ok=True)
             self.log(f"{name} finished in {spent}: {self._value(result)}.")
@@ -287,9 +277,9 @@ class Local:
             self.log(f"{name} was stopped after {spent}.")
             return
         else:
-            self._failed(trial, code, job.log, _tail(job))
+            self._failed(trial, code, job.log, job.tail())
             return
-        self.study.ended(result)
+        self.queue.ended(result)
 
     def _value(self, result: Result) -> str:
         return f"{self.config.objective} {as_text(result.value)}"
@@ -302,7 +292,7 @@ class Local:
         quoted = "".join(f"\n  {line}" for line in lines)
         name = trial.name.capitalize()
         self.log(f"{name} FAILED ({how_ended(code)}); the end of {path}:{quoted}")
-        self.study.ended(trials.result(trial, self.config.objective))
+        self.queue.ended(trials.read_result(trial, self.config.objective))
 
 
 # Figures that scores.json has and evaluations lack.
@@ -316,21 +306,8 @@ _ONLY_AT_THE_END = (
 )
 
 
-def _own_cache() -> dict[str, str]:
-    name = "JAX_COMPILATION_CACHE_DIR"
-    return {name: os.environ[name]} if name in os.environ else {}
-
-
 def how_ended(code: int) -> str:
     """Returns an exit code as text: signals by name."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"
-
-
-def _tail(job: _Job) -> list[str]:
-    """Returns the last lines that a process has printed."""
-    with open(job.log, "rb") as file:
-        file.seek(job.log_begins)
-        lines = file.read().decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-_TAIL:]

@@ -1,19 +1,18 @@
-"""State and scores of a run, read from its directory."""
+"""State and scores of a comparison's runs, read from their directories."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import PlmjaxError
-from plmjax import config as config_lib
 from plmjax.evaluate.model import is_folder
-from plmjax.experiments.compare_plan import Plan, Run
+from plmjax.experiments.compare_plan import Plan, Repetition
+from plmjax.experiments.repeats import finite
+from plmjax.experiments.runs import check_same_config, with_defaults
 from plmjax.files import write_json
-from plmjax.finetune.config import FinetuneConfig
-from plmjax.train.metrics import read_metrics
 from plmjax.workdir import Workdir
 
+State = Literal["finished", "failed", "waiting"]
 # Keys that may change between two starts of a study: no score depends on them.
 HARMLESS = (
     "train.log_every_steps",
@@ -38,8 +37,8 @@ class Outcome:
     where this cannot be determined.
     """
 
-    run: Run
-    state: Literal["finished", "failed", "waiting"]
+    run: Repetition
+    state: State
     scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     metric: str | None = None
     step: int | None = None
@@ -58,11 +57,10 @@ class Outcome:
         """The score on the test set, else on held-out data; None if not finite."""
         if self.metric is None or not self.scores:
             return None
-        value = self.scores[self.split][self.metric]
-        return value if math.isfinite(value) else None
+        return finite(self.scores[self.split][self.metric])
 
 
-def state_of(run: Run) -> Literal["finished", "failed", "waiting"]:
+def state_of(run: Repetition) -> State:
     """Returns the state of a run; it is finished once its export exists."""
     if (run.directory / "failure.json").exists():
         return "failed"
@@ -70,46 +68,34 @@ def state_of(run: Run) -> Literal["finished", "failed", "waiting"]:
     return "finished" if done and is_folder(run.directory / "export") else "waiting"
 
 
-def read_outcome(run: Run) -> Outcome:
+def read_outcome(run: Repetition) -> Outcome:
     """Returns the outcome of a run.
 
     Raises:
       PlmjaxError: a file of the run is damaged.
     """
-    state = state_of(run)
-    workdir = Workdir(run.directory)
-    records = read_metrics(run.directory / "metrics.jsonl")
-    seconds = records[-1].get("seconds") if records else None
+    state, workdir = state_of(run), run.workdir
     if state != "finished":
-        told = workdir.read("failure.json", message=str) or {"message": ""}
-        return Outcome(run, state, seconds=seconds, message=told["message"])
-    found = workdir.read("scores.json", metric=str, step=int, held_out=dict)
-    assert found is not None
-    metric = found["metric"]
-    return Outcome(
-        run=run,
-        state=state,
-        scores={
-            split: found[split] for split in ("held_out", "test") if split in found
-        },
-        metric=metric,
-        step=found["step"],
-        seconds=seconds,
-        curve=tuple(
-            (record["step"], record[metric])
-            for record in records
-            if record["kind"] == "evaluation" and metric in record
-        ),
-    )
+        failure = workdir.read("failure.json", message=str) or {"message": ""}
+        progress = run.progress(None)
+        return Outcome(run, state, message=failure["message"], **progress)
+    result = workdir.read("scores.json", metric=str, step=int, held_out=dict)
+    assert result is not None
+    scores = {split: result[split] for split in SPLITS if split in result}
+    metric, step = result["metric"], result["step"]
+    return Outcome(run, state, scores, metric, step, **run.progress(metric))
 
 
-def note_failure(run: Run, error: PlmjaxError) -> None:
+SPLITS = ("held_out", "test")
+
+
+def write_failure(run: Repetition, error: PlmjaxError) -> None:
     """Records why a run failed, because it would fail again."""
-    what = {"message": error.message, "hint": error.hint, "code": int(error.code)}
-    write_json(run.directory / "failure.json", what)
+    failure = {"message": error.message, "hint": error.hint, "code": int(error.code)}
+    write_json(run.directory / "failure.json", failure)
 
 
-def agree(plan: Plan) -> None:
+def check_study(plan: Plan) -> None:
     """Compares a study with the earlier one in its directory.
 
     A study may grow: by seeds, models, tasks and settings.
@@ -125,52 +111,36 @@ def agree(plan: Plan) -> None:
         )
     before = Workdir(root).read("study.json")
     if before is not None:
-        lines = [
-            f"  {key}: {before.get(key)!r} -> {new!r}"
-            for key, new in _json(plan.stands_on).items()
-            if not _grows(before.get(key), new, key)
-        ]
-        if lines:
-            raise PlmjaxError(
-                f"{root} holds another study:\n" + "\n".join(lines),
-                hint="\nChoose another --workdir; a study can only grow.",
-            )
-    for run in plan.runs:
-        _check_own(run)
-
-
-def _grows(old: Any, new: Any, key: str) -> bool:
-    if isinstance(old, dict):
-        return all(new.get(name) == value for name, value in old.items())
-    return old <= new if key == "seeds" else old == new
-
-
-def _json(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns values as they would be read back from a JSON file."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _check_own(run: Run) -> None:
-    """Raises PlmjaxError if a run that has started had another config."""
-    workdir = Workdir(run.directory, FinetuneConfig)
-    saved = workdir.read("config.json")
-    if saved is None or (state_of(run) == "waiting" and not workdir.begun):
-        return
-    before, now = (
-        config_lib.to_dict(config_lib.build(FinetuneConfig, values))
-        for values in (saved, run.values)
-    )
-    changed = config_lib.changes(before, now)
-    lines = [
-        f"  {key}: {a!r} -> {b!r}"
-        for key, (a, b) in changed.items()
-        if key not in HARMLESS
-    ]
-    if lines:
-        raise PlmjaxError(
-            f"{run.directory} holds a run with another config:\n" + "\n".join(lines),
-            hint="\nChoose another --workdir, or go on with the config it has.",
+        check_same_config(
+            root,
+            before,
+            plan.stands_on,
+            may_change=_grows,
+            hint="Choose another --workdir; a study can only grow.",
         )
+    for run in plan.runs:
+        _check_run(run)
+
+
+def _grows(key: str, old: Any, new: Any) -> bool:
+    if key == "seeds":
+        return old <= new
+    return old is None and key.startswith(("models.", "tasks.", "settings."))
+
+
+def _check_run(run: Repetition) -> None:
+    """Raises PlmjaxError if a run that has started had another config."""
+    saved = run.workdir.read("config.json")
+    if saved is None or (state_of(run) == "waiting" and not run.workdir.begun):
+        return
+    check_same_config(
+        run.directory,
+        with_defaults(run.verb.config, saved),
+        with_defaults(run.verb.config, run.config),
+        "holds a run with another config",
+        may_change=lambda key, old, new: key in HARMLESS,
+        hint="Choose another --workdir, or go on with the config it has.",
+    )
 
 
 def is_study(root: Path) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.labelled import load_labelled
-from plmjax.experiments import compute, sweep_plan, trials
+from plmjax.experiments import compute, sweep_plan
 from plmjax.experiments import sweep as drive
 from plmjax.experiments.budget import Budget, measured, planned
-from plmjax.experiments.compare_plan import Model, Plan, Repeats, Setting, crossed_plan
+from plmjax.experiments.compare_plan import Model, Plan, Repeats, Setting, compare_plan
+from plmjax.experiments.trials import Trial, listed_trials
 from plmjax.models import EncoderConfig
-from plmjax.workdir import RunConfig, Workdir
+from plmjax.workdir import RunConfig
 
 
 def pretrained_plan(
@@ -42,10 +43,10 @@ def pretrained_plan(
     models = [
         Model(
             name,
-            tuple(str(trial.directory) for trial in own),
+            tuple(str(trial.directory) for trial in seeds),
             ", ".join(sweep_plan.overrides_of(sweep.settings[name])),
         )
-        for name, own in _trials(root, sweep).items()
+        for name, seeds in _trials(root, sweep).items()
     ]
     encoders = {model.path(0): configs[model.name] for model in models}
 
@@ -54,7 +55,7 @@ def pretrained_plan(
         return compute.encoder_of(encoders[path])
 
     repeats = Repeats(sweep.study.seeds, folds)
-    plan = crossed_plan(
+    plan = compare_plan(
         root,
         models,
         tasks,
@@ -74,7 +75,7 @@ def check_data(plan: Plan) -> None:
       PlmjaxError: the data of a task has an error.
     """
     for run in {run.task: run for run in plan.runs}.values():
-        load_labelled(run.config().task)
+        load_labelled(run.build().task)
 
 
 def pretrain(
@@ -85,9 +86,8 @@ def pretrain(
     The budgets of the returned study count the vocabularies as trained, which a small
     text can make smaller. Failed trials are tried again.
     """
-    where = plan.root / "pretrained"
     options = drive.Options(parallel=parallel, retry_failed=True)
-    code = drive.sweep(sweep, where, options, log)
+    code = drive.sweep(sweep, plan.root / "pretrained", options, log)
     if code not in (Exit.OK, Exit.RESUMABLE):
         log("Nothing is fine-tuned before all are trained; the same command tries it.")
     if code != Exit.OK:
@@ -102,20 +102,19 @@ def _configs(sweep: sweep_plan.Plan) -> dict[str, RunConfig]:
     return dict(zip(sweep.settings, built, strict=True))
 
 
-def _trials(root: Path, sweep: sweep_plan.Plan) -> dict[str, list[trials.Trial]]:
+def _trials(root: Path, sweep: sweep_plan.Plan) -> dict[str, list[Trial]]:
     """Returns {setting: its trials by seed}."""
-    known = trials.in_order(sweep, trials.settle(root / "pretrained", sweep))
-    seeds = sweep.study.seeds
+    known, seeds = listed_trials(root / "pretrained", sweep), sweep.study.seeds
     return {
-        name: known[place * seeds : (place + 1) * seeds]
-        for place, name in enumerate(sweep.settings)
+        name: known[number * seeds : (number + 1) * seeds]
+        for number, name in enumerate(sweep.settings)
     }
 
 
 def _measured(root: Path, sweep: sweep_plan.Plan) -> tuple[Budget, ...]:
     configs = _configs(sweep)
     vocabularies = {
-        name: Workdir(own[0].directory).tokenizer().vocab_size
-        for name, own in _trials(root, sweep).items()
+        name: seeds[0].workdir.tokenizer().vocab_size
+        for name, seeds in _trials(root, sweep).items()
     }
     return tuple(measured(n, configs[n], size) for n, size in vocabularies.items())

@@ -33,6 +33,7 @@ from plmjax.experiments.pseudo_labels import (
     write_records,
 )
 from plmjax.experiments.pseudo_results import Round, conclude
+from plmjax.experiments.runs import as_json, check_same_config, with_defaults
 from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import split_of
@@ -99,14 +100,18 @@ def pseudo(config: FinetuneConfig, plan: Plan, path: Path, log: Log) -> dict:
     workdir.create()
     with workdir.locked():
         labelled = (*data.train, *data.held_out, *data.test)
-        _agree(path, config, plan, {"unlabelled": unlabelled, "labelled": labelled})
-        found = []
+        definition = _definition(config, plan)
+        for name, texts in (("unlabelled", unlabelled), ("labelled", labelled)):
+            definition["plan"][f"{name} texts"] = _digest(texts)
+        _check_definition(workdir, definition)
+        write_json(path / "pseudo.json", definition)
+        rounds = []
         try:
-            for name, own in _variants(config, plan):
-                found += _Chain(own, plan, path, name, log).run(unlabelled)
+            for name, variant in _variants(config, plan):
+                rounds += _Chain(variant, plan, path, name, log).run(unlabelled)
         except _Stopped as stop:
             return stop.result
-        return conclude(path, found, plan.folds, log)
+        return conclude(path, rounds, plan.folds, log)
 
 
 def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
@@ -119,51 +124,51 @@ def _read_unlabelled(config: TaskConfig, source: str) -> tuple[Example, ...]:
     return read_input(config, source, option="--unlabelled")
 
 
-def _agree(
-    path: Path, config: FinetuneConfig, plan: Plan, data: dict[str, Sequence[Example]]
-) -> None:
-    """Writes pseudo.json; refuses to mix two studies in one directory."""
-    asked = {"config": config_lib.to_dict(config), "plan": dataclasses.asdict(plan)}
-    for name, examples in data.items():
-        digest = hashlib.blake2b(digest_size=16)
-        for example in examples:
-            digest.update(repr((example.texts, example.label)).encode())
-        asked["plan"][f"{name} texts"] = digest.hexdigest()
-    asked = json.loads(json.dumps(asked))
-    note = path / "pseudo.json"
-    begun = any(path.rglob("round-0.json"))
-    if begun and note.exists():
-        before = json.loads(note.read_text())
-        # Keys that did not exist when the note was written get their defaults.
-        filled = config_lib.build(FinetuneConfig, before["config"])
-        before["config"] = json.loads(json.dumps(config_lib.to_dict(filled)))
-        changed = config_lib.changes(before, asked)
-        # Changing these only adds rounds; finished rounds stay as they are.
-        free = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
-        refused = {k: v for k, v in changed.items() if k not in free}
-        if refused:
-            lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
-            raise PlmjaxError(
-                f"{path} holds another study:\n" + "\n".join(lines),
-                hint="\nChoose another --workdir, or go on as it was begun.",
-            )
-    write_json(note, asked)
+def _definition(config: FinetuneConfig, plan: Plan) -> dict[str, Any]:
+    return as_json(
+        {"config": config_lib.to_dict(config), "plan": dataclasses.asdict(plan)}
+    )
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        digest.update(repr((example.texts, example.label)).encode())
+    return digest.hexdigest()
+
+
+# Changing these only adds rounds; finished rounds stay as they are.
+_MAY_CHANGE = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
+
+
+def _check_definition(workdir: Workdir, definition: dict[str, Any]) -> None:
+    """Raises PlmjaxError if rounds of another config or plan were begun."""
+    before = workdir.read("pseudo.json", config=dict)
+    if before is None or not any(workdir.path.rglob("round-0.json")):
+        return
+    config = with_defaults(FinetuneConfig, before["config"])
+    check_same_config(
+        workdir.path,
+        before | {"config": config},
+        definition,
+        may_change=lambda key, old, new: key in _MAY_CHANGE,
+        hint="Choose another --workdir, or go on as it was begun.",
+    )
 
 
 def _variants(config: FinetuneConfig, plan: Plan) -> list[tuple[str, FinetuneConfig]]:
     """Returns (directory name, config) of each fold or seed; "" if only one."""
-    found = []
+    variants = []
     for number in range(plan.folds or plan.seeds):
         if plan.folds is not None:
             folds = dataclasses.replace(config.folds, count=plan.folds, fold=number)
-            own = dataclasses.replace(config, folds=folds)
+            name, variant = "fold", dataclasses.replace(config, folds=folds)
         else:
             train = dataclasses.replace(config.train, seed=config.train.seed + number)
-            own = dataclasses.replace(config, train=train)
-        name = "fold" if plan.folds is not None else "seed"
+            name, variant = "seed", dataclasses.replace(config, train=train)
         alone = plan.folds is None and plan.seeds == 1
-        found.append(("" if alone else f"{name}-{number}", own))
-    return found
+        variants.append(("" if alone else f"{name}-{number}", variant))
+    return variants
 
 
 class _Chain:
@@ -173,93 +178,100 @@ class _Chain:
         self, config: FinetuneConfig, plan: Plan, root: Path, name: str, log: Log
     ):
         self.config, self.plan, self.name, self.log = config, plan, name, log
-        self.root, self.place = root, root / name
+        self.root, self.directory = root, root / name
         self.data = split_of(self.config, load_labelled(self.config.task))
 
     def run(self, unlabelled: Sequence[Example]) -> list[Round]:
         """Runs or resumes all rounds; returns them in order."""
         grouped = self.config.task.columns.group is not None
         pool = make_pool(unlabelled, self.data, grouped)
-        self._introduce(pool, len(unlabelled))
-        self.place.mkdir(exist_ok=True)
-        begin = self.place / "round-0"
-        first = self._fine_tuned(begin, NOTHING, self.log)
-        found = [Round(self.name, 0.0, 0, **first)]
+        self._log_pool(pool, len(unlabelled))
+        self.directory.mkdir(exist_ok=True)
+        base = self.directory / "round-0"
+        first = self._train(base, NOTHING, self.log)
+        rounds = [Round(self.name, 0.0, 0, **first)]
         # Later rounds skip the baselines: their scores would be those of round 0.
         self.config = dataclasses.replace(self.config, baselines=False)
         # The first round of every rate uses these predictions.
-        said = functools.cache(lambda: self._ask(begin, pool))
+        first_predictions = functools.cache(lambda: self._predict(base, pool))
         for rate in self.plan.rates:
-            here, teacher = self.place / f"rate-{rate:g}", begin
-            here.mkdir(exist_ok=True)
+            folder, teacher = self.directory / f"rate-{rate:g}", base
+            folder.mkdir(exist_ok=True)
             for number in range(1, self.plan.rounds + 1):
-                workdir = here / f"round-{number}"
-                note = Path(f"{workdir}-drawn.json")
-                if not note.exists():
-                    own = said() if teacher == begin else self._ask(teacher, pool)
-                    write_json(note, self._label(pool, own, rate, workdir, number))
-                counts = json.loads(note.read_text())
+                workdir = folder / f"round-{number}"
+                path = Path(f"{workdir}-drawn.json")
+                if not path.exists():
+                    predictions = (
+                        first_predictions()
+                        if teacher == base
+                        else self._predict(teacher, pool)
+                    )
+                    records, counts = self._label(pool, predictions, rate)
+                    labels = [record | {"round": number} for record in records]
+                    write_records(_labels(workdir), labels)
+                    write_json(path, counts)
+                counts = json.loads(path.read_text())
                 self.log(
                     f"{workdir.relative_to(self.root)}: {counts['kept']:,} texts reach "
                     f"the threshold, {counts['drawn']:,} of them are drawn."
                 )
-                teacher, result = begin, first
+                teacher, result = base, first
                 # Without pseudo-labels, training would repeat round 0 bit for bit.
                 if counts["drawn"]:
-                    teacher, result = workdir, self._learned(workdir)
-                found.append(Round(self.name, rate, number, **result, **counts))
-        return found
+                    teacher, result = workdir, self._train_on_labels(workdir)
+                rounds.append(Round(self.name, rate, number, **result, **counts))
+        return rounds
 
-    def _introduce(self, pool: Pool, unlabelled: int) -> None:
-        parts = [f"{count:,} {why}" for why, count in pool.left_out.items() if count]
-        out = f", but for what stands elsewhere ({', '.join(parts)})" if parts else ""
+    def _log_pool(self, pool: Pool, unlabelled: int) -> None:
+        counts = ", ".join(f"{n:,} {why}" for why, n in pool.left_out.items() if n)
+        out = f", but for what stands elsewhere ({counts})" if counts else ""
         self.log(
             f"{self.name or 'Data'}: {len(self.data.train):,} labelled examples; "
             f"{len(pool.examples):,} of {unlabelled:,} unlabelled ones are in "
             f"play{out}."
         )
 
-    def _ask(self, teacher: Path, pool: Pool) -> list[Said]:
+    def _predict(self, teacher: Path, pool: Pool) -> list[Said]:
         if not pool.examples:
             return []
-        asked, said = Predictor([str(teacher)], batch=self.config.train.batch), []
+        predictor = Predictor([str(teacher)], batch=self.config.train.batch)
+        predictions = []
         for begin in range(0, len(pool.examples), _CHUNK):
-            said += asked.say(pool.examples[begin : begin + _CHUNK])
-        return said
+            predictions += predictor.say(pool.examples[begin : begin + _CHUNK])
+        return predictions
 
     def _label(
-        self, pool: Pool, said: list[Said], rate: float, workdir: Path, number: int
-    ) -> dict[str, Any]:
-        """Writes the pseudo-labels of a round; returns their numbers."""
-        seed = self.config.seed("data")
-        found = choose(self.plan.settings, self.data, pool, said, rate=rate, seed=seed)
-        records = [record | {"round": number} for record in found.records]
-        write_records(_labels(workdir), records)
-        return {
-            "pool": len(pool.examples),
-            "left_out": pool.left_out,
-            "kept": found.kept,
-            "drawn": len(records),
-        }
+        self, pool: Pool, predictions: list[Said], rate: float
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Returns the pseudo-labels of a round, and their numbers."""
+        chosen = choose(
+            self.plan.settings,
+            self.data,
+            pool,
+            predictions,
+            rate=rate,
+            seed=self.config.seed("data"),
+        )
+        counts = {"pool": len(pool.examples), "left_out": pool.left_out}
+        counts |= {"kept": chosen.kept, "drawn": len(chosen.records)}
+        return chosen.records, counts
 
-    def _learned(self, workdir: Path) -> dict[str, Any]:
+    def _train_on_labels(self, workdir: Path) -> dict[str, Any]:
         added = read_added(_labels(workdir), self.data, self.plan.settings)
         workdir.mkdir(exist_ok=True)
         # The log of round 0 goes to the screen, the logs of later rounds to a file.
         with open(workdir / "log.txt", "a", encoding="utf-8") as file:
-            return self._fine_tuned(
-                workdir, added, lambda line: file.write(f"{line}\n")
-            )
+            return self._train(workdir, added, lambda line: file.write(f"{line}\n"))
 
-    def _fine_tuned(self, workdir: Path, added: Added, log: Log) -> dict[str, Any]:
+    def _train(self, workdir: Path, added: Added, log: Log) -> dict[str, Any]:
         """Fine-tunes, unless that is done already; returns the scores."""
-        note = Path(f"{workdir}.json")
-        if not note.exists():
+        path = Path(f"{workdir}.json")
+        if not path.exists():
             result = finetune(self.config, workdir, log, added)
             if "stopped" in result:
                 raise _Stopped(result)
-            write_json(note, result)
-        return json.loads(note.read_text())
+            write_json(path, result)
+        return json.loads(path.read_text())
 
 
 def _labels(workdir: Path) -> Path:

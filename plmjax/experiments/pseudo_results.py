@@ -1,17 +1,17 @@
 """Results of pseudo-labelling: tables, a plot of score by rate, CSV and JSON."""
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from plmjax.config import flatten
 from plmjax.console import console
-from plmjax.evaluate import predictions
-from plmjax.files import write_csv, write_json
-from plmjax.metrics.comparison import SAME, compare
+from plmjax.experiments.repeats import fold_share, summary, verdict
+from plmjax.experiments.tables import screen, write_results
+from plmjax.metrics.comparison import compare
 from plmjax.report.curves import plot_rates
 
 
@@ -20,8 +20,8 @@ class Round:
     """One fine-tuning of a chain; without drawn texts, a copy of round 0.
 
     `chain` names the fold or seed, "" if there is only one. Round 0 has the rate 0 and
-    no pseudo-labels. `left_out` is as in finetune.pseudo.Pool. `test` is empty without
-    a test set.
+    no pseudo-labels. `left_out` is as in pseudo_labels.Pool. `test` is empty without a
+    test set.
     """
 
     chain: str
@@ -62,27 +62,26 @@ def splits_of(rounds: Sequence[Round]) -> list[str]:
 
 def settings(rounds: Sequence[Round]) -> list[Setting]:
     """Returns mean and standard deviation over chains, by rate and round."""
-    found = []
-    for rate, number in sorted({(r.rate, r.round) for r in rounds}):
-        own = [r for r in rounds if (r.rate, r.round) == (rate, number)]
-        mean, deviation = {}, {}
-        for split in splits_of(rounds):
-            values = [r.score(split) for r in own]
-            mean[split] = statistics.fmean(values)
-            several = len(values) > 1
-            deviation[split] = statistics.stdev(values) if several else None
-        found.append(Setting(rate, number, len(own), mean, deviation))
-    return found
+    groups: dict[tuple[float, int], list[Round]] = {}
+    for r in sorted(rounds, key=lambda r: (r.rate, r.round)):
+        groups.setdefault((r.rate, r.round), []).append(r)
+    statistics = []
+    for key, group in groups.items():
+        splits = {s: summary([r.score(s) for r in group]) for s in splits_of(rounds)}
+        mean = {split: s.mean for split, s in splits.items() if s}
+        deviation = {split: s.deviation for split, s in splits.items() if s}
+        statistics.append(Setting(*key, len(group), mean, deviation))
+    return statistics
 
 
 def curve(rounds: Sequence[Round], split: str) -> dict[float, list[float]]:
     """Returns {rate: scores of the chains after the last round}; rate 0 is round 0."""
     last = max(r.round for r in rounds)
-    found: dict[float, list[float]] = {}
+    scores: dict[float, list[float]] = {}
     for r in sorted(rounds, key=lambda r: r.rate):
         if r.round == (last if r.rate else 0):
-            found.setdefault(r.rate, []).append(r.score(split))
-    return found
+            scores.setdefault(r.rate, []).append(r.score(split))
+    return scores
 
 
 def gains(rounds: Sequence[Round], folds: int | None) -> list[dict[str, Any]]:
@@ -96,19 +95,16 @@ def gains(rounds: Sequence[Round], folds: int | None) -> list[dict[str, Any]]:
     first = by_rate.pop(0.0)
     if len(first) < 2:
         return []
-    metric = rounds[0].metric
-    share = 0.0 if folds is None else 1 / (folds - 1)
-    higher_is_better = predictions.rank(metric, {metric: 1.0}) < 0
-    words = {"a is higher": "better", "b is higher": "worse", SAME: SAME}
-    if not higher_is_better:
-        words |= {"a is higher": "worse", "b is higher": "better"}
-    found = []
-    for rate, values in by_rate.items():
-        c = compare(values, first, test_share=share)
-        interval = {"difference": c.difference, "low": c.low, "high": c.high}
-        verdict = {"verdict": words[c.verdict]}
-        found.append({"rate": rate, "split": split, **interval, **verdict})
-    return found
+    compared = {
+        rate: compare(values, first, test_share=fold_share(folds))
+        for rate, values in by_rate.items()
+    }
+    return [
+        {"rate": rate, "split": split}
+        | dataclasses.asdict(comparison)
+        | {"verdict": verdict(rounds[0].metric, comparison)}
+        for rate, comparison in compared.items()
+    ]
 
 
 def conclude(
@@ -133,8 +129,7 @@ def conclude(
         )
     if not result["gains"]:
         log("One chain cannot tell a gain from chance; --seeds or --folds can.")
-    write_json(root / "results.json", result)
-    _write_csv(root / "results.csv", rounds)
+    write_results(root, result, [_csv_row(row) for row in result["rounds"]])
     path = root / "plots" / "score_by_rate.png"
     path.parent.mkdir(exist_ok=True)
     plot_rates(path, metric, {s: curve(rounds, s) for s in splits_of(rounds)})
@@ -150,31 +145,25 @@ def tables(rounds: Sequence[Round]) -> list[Table]:
     """Returns tables of the rounds and, with several chains, of their means."""
     metric, splits = rounds[0].metric.replace("_", " "), splits_of(rounds)
     names = [f"{_plain(split)} {metric}" for split in splits]
-    every = Table(title="Rounds", title_style="")
-    for column in ("chain", "rate", "round", "sure", "drawn", *names):
-        every.add_column(column, justify="right")
-    for r in rounds:
-        counts = [f"{r.kept:,}", f"{r.drawn:,}"] if r.round else ["", ""]
-        values = [f"{r.score(split):.4f}" for split in splits]
-        every.add_row(r.chain, f"{r.rate:g}", str(r.round), *counts, *values)
-    if all(r.chain == rounds[0].chain for r in rounds):
-        return [every]
-    means = Table(title="Mean and standard deviation over chains", title_style="")
-    for column in ("rate", "round", "chains", *names):
-        means.add_column(column, justify="right")
-    for s in settings(rounds):
-        values = [f"{s.mean[n]:.4f} ± {s.deviation[n]:.4f}" for n in splits]
-        means.add_row(f"{s.rate:g}", str(s.round), str(s.chains), *values)
-    return [every, means]
-
-
-def _write_csv(path: Path, rounds: Sequence[Round]) -> None:
-    """Writes one row per round; the columns of scores are named split.name."""
     rows = []
     for r in rounds:
-        row = dataclasses.asdict(r)
-        for name in ("held_out", "test", "left_out"):
-            row |= {f"{name}.{key}": value for key, value in row.pop(name).items()}
-        rows.append(row)
-    names = [*dict.fromkeys(name for row in rows for name in row)]
-    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])
+        counts = [f"{r.kept:,}", f"{r.drawn:,}"] if r.round else ["", ""]
+        scores = [f"{r.score(split):.4f}" for split in splits]
+        rows.append([r.chain, f"{r.rate:g}", str(r.round), *counts, *scores])
+    columns = ["chain", "rate", "round", "sure", "drawn", *names]
+    every = screen("Rounds", columns, rows)
+    if all(r.chain == rounds[0].chain for r in rounds):
+        return [every]
+    means = [
+        [f"{s.rate:g}", str(s.round), str(s.chains)]
+        + [f"{s.mean[n]:.4f} ± {s.deviation[n]:.4f}" for n in splits]
+        for s in settings(rounds)
+    ]
+    title = "Mean and standard deviation over chains"
+    return [every, screen(title, ["rate", "round", "chains", *names], means)]
+
+
+def _csv_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a round whose scores are columns, named split.name."""
+    nested = {name: row[name] for name in ("held_out", "test", "left_out")}
+    return {k: v for k, v in row.items() if k not in nested} | flatten(nested)

@@ -5,7 +5,6 @@ read from the trial's directory and reported to Optuna, at once or when the swee
 started again. Trials have Optuna's numbers.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.experiments import trials
+from plmjax.experiments.repeats import finite
 from plmjax.experiments.space import Choices, Range
-from plmjax.experiments.study import left
 from plmjax.experiments.sweep_plan import Plan
 from plmjax.experiments.trials import Result, Trial
 
@@ -41,7 +40,7 @@ class Search:
 
         self.root, self.plan, self.log = root, plan, log
         journal = root / "journal.log"
-        _mend(journal)
+        _repair(journal)
         backend = JournalFileBackend(str(journal))
         self._study = optuna.create_study(
             study_name="sweep",
@@ -51,27 +50,27 @@ class Search:
         )
         assert plan.space is not None
         self._space = distributions(plan.space)
-        self._take_over()
-        known = trials.saved(root)
+        self._save_drawn()
+        known = trials.saved_trials(root)
         if known and known[-1].number >= len(self._study.trials):
             raise PlmjaxError(
                 f"{journal} does not know {known[-1].directory}.",
                 hint="Restore it, or choose another --workdir.",
             )
         trials.check_unchanged(plan, known)
-        results = [trials.result(trial, plan.study.objective) for trial in known]
-        self._left = left(results, retry_failed)
+        self.results = trials.read_results(root, plan)
+        self._left = trials.unfinished(self.results, retry_failed)
         self._count = len(known)
-        for result in results:
+        for result in self.results:
             self.ended(result)
 
-    def _take_over(self) -> None:
+    def _save_drawn(self) -> None:
         """Saves the trials that a killed sweep had drawn but not saved."""
         state = self._optuna.trial.TrialState
         for frozen in self._study.get_trials(states=(state.RUNNING,)):
             if frozen.params.keys() != self._space.keys():
                 self._study.tell(frozen.number, state=state.FAIL)
-            elif not trials.make(self.root, frozen.number, {}, {}).directory.exists():
+            elif not trials.directory_of(self.root, frozen.number).exists():
                 self._save(frozen.number, frozen.params)
 
     def next(self) -> Trial | None:
@@ -106,7 +105,7 @@ class Search:
             self.log(f"Trial {number} is left out: {error}")
             self._study.tell(number, state=self._optuna.trial.TrialState.FAIL)
             return None
-        trial = trials.make(self.root, number, values, config)
+        trial = trials.new_trial(self.root, number, values, config)
         trial.save()
         return trial
 
@@ -117,8 +116,7 @@ class Search:
         state = self._optuna.trial.TrialState
         number, value = result.trial.number, result.value
         before = self._study.trials[number]
-        learned = value is not None and math.isfinite(value)
-        if result.state == "finished" and learned:
+        if result.state == "finished" and finite(value) is not None:
             now = state.COMPLETE
         elif result.state == "failed" and result.code != Exit.NUMERIC:
             now = state.FAIL
@@ -131,7 +129,7 @@ class Search:
                 if step not in before.intermediate_values:
                     trial.report(seen, step)
             self._study.tell(number, value if now == state.COMPLETE else None, now)
-        elif now == state.COMPLETE != before.state and not self._retold(number):
+        elif now == state.COMPLETE != before.state and not self._is_retried(number):
             # A retry succeeded, but Optuna cannot change the record of the failure.
             self._study.add_trial(
                 self._optuna.trial.create_trial(
@@ -143,7 +141,7 @@ class Search:
                 )
             )
 
-    def _retold(self, number: int) -> bool:
+    def _is_retried(self, number: int) -> bool:
         known = self._study.trials
         return any(trial.user_attrs.get("retried") == number for trial in known)
 
@@ -165,7 +163,7 @@ def require_optuna():
     return optuna
 
 
-def _mend(journal: Path) -> None:
+def _repair(journal: Path) -> None:
     """Removes the leftovers of a killed sweep: its lock, and half a line."""
     for leftover in journal.parent.glob(f"{journal.name}.lock*"):
         leftover.unlink(missing_ok=True)
@@ -201,7 +199,7 @@ def importances(
     By PED-ANOVA (arXiv:2304.10255); {} if too few trials have finished.
     """
     optuna = require_optuna()
-    done = [r for r in results if r.state == "finished" and _finite(r.value)]
+    done = [r for r in results if r.state == "finished" and finite(r.value) is not None]
     if len(done) < 2 * len(space) + 2:
         return {}
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
@@ -214,7 +212,3 @@ def importances(
             )
         )
     return optuna.importance.get_param_importances(study)
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

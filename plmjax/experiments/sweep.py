@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,21 +12,23 @@ from rich.table import Table
 
 from plmjax import Exit, PlmjaxError
 from plmjax.console import console
-from plmjax.experiments import handout, trials
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_results as results
+from plmjax.experiments import trials
 from plmjax.experiments.devices import local_slots
 from plmjax.experiments.local import Local, Start, start_process
+from plmjax.experiments.runs import wait_until_free
 from plmjax.experiments.search import Search
-from plmjax.experiments.study import Listed, Study
 from plmjax.experiments.sweep_plan import Plan, as_text, short_names
 from plmjax.experiments.sweep_results import Outcome
 from plmjax.experiments.texts import Texts
-from plmjax.experiments.trials import Trial
+from plmjax.experiments.trials import Listed, Queue
 from plmjax.experiments.verbs import verb_of
+from plmjax.files import write_file
 from plmjax.workdir import Workdir
 
 Runner = Literal["local", "slurm", "print"]
+Log = Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +43,7 @@ class Options:
 
 
 def sweep(
-    found: Plan,
-    root: Path,
-    options: Options,
-    log: Callable[[str], Any],
-    start: Start = start_process,
+    plan: Plan, root: Path, options: Options, log: Log, start: Start = start_process
 ) -> int:
     """Runs the remaining trials, or lists their commands; returns the exit code.
 
@@ -53,39 +53,33 @@ def sweep(
     workdir = Workdir(root)
     workdir.create()
     with workdir.locked():
-        known, study = _study(found, root, options.retry_failed, log)
+        queue = _open(plan, root, options.retry_failed, log)
         if options.runner != "local":
-            return _hand_out(
-                found, root, known, study=study, runner=options.runner, log=log
-            )
-        held = [*(root / "trials").glob("*"), *(root / "texts").glob("*")]
-        trials.wait_until_free(held, log)
-        shared = options.share_text and verb_of(found.base).shares_text
-        texts = Texts(root, known) if shared else None
+            return _hand_out(plan, root, queue, options.runner, log)
+        directories = [*(root / "trials").glob("*"), *(root / "texts").glob("*")]
+        wait_until_free(directories, log)
+        known = [result.trial for result in queue.results]
+        shared = options.share_text and verb_of(plan.base).shares_text
         local = Local(
-            study,
-            found.study,
-            found.fixed,
-            texts=texts,
-            slots=local_slots(options.parallel),
-            log=log,
+            queue,
+            plan,
+            Texts(root, known) if shared else None,
+            local_slots(options.parallel),
+            log,
             start=start,
             poll_seconds=options.poll_seconds,
         )
-        before = [trials.result(trial, found.study.objective) for trial in known]
-        local.remember(before)
-        signal = None
         try:
             signal = local.run()
         finally:
-            end = _write(found, root, known)
+            outcome = _write(plan, root)
     if signal is not None:
-        log(f"Stopped by {signal}: {end.summary()}. The same command goes on.")
+        log(f"Stopped by {signal}: {outcome.summary()}. The same command goes on.")
         return Exit.RESUMABLE
-    return _conclude(end, root, log)
+    return _conclude(outcome, root, log)
 
 
-def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
+def collect(plan: Plan, root: Path, log: Log) -> int:
     """Reads and writes the results of a sweep, wherever its trials run.
 
     Returns the exit code, 75 while some trials have not ended.
@@ -99,114 +93,102 @@ def collect(found: Plan, root: Path, log: Callable[[str], Any]) -> int:
         try:
             stack.enter_context(Workdir(root).locked())
         except PlmjaxError:
-            # A running sweep holds the lock, and reports to Optuna itself.
-            known = [] if found.listed is None else trials.settle(root, found)
+            pass  # a running sweep has the lock, and reports to Optuna itself
         else:
-            known, _ = _study(found, root, False, log)
-        end = _write(found, root, known)
-    return _conclude(end, root, log)
+            _open(plan, root, False, log)
+        outcome = _write(plan, root)
+    return _conclude(outcome, root, log)
 
 
-def show(found: Plan) -> Table:
+def show(plan: Plan) -> Table:
     """Returns the listed trials, or the space of a search, as a table."""
-    if found.space is not None:
-        table = Table("key", "range", title=f"{found.study.trials} trials drawn from")
-        for key, values in found.space.items():
+    if plan.space is not None:
+        table = Table("key", "range", title=f"{plan.study.trials} trials drawn from")
+        for key, values in plan.space.items():
             table.add_row(key, str(values))
         return table
-    assert found.listed is not None
-    keys = list(dict.fromkeys(key for trial in found.listed for key in trial))
-    names = short_names(keys)
-    table = Table("trial", *(names[key] for key in keys), title_style="")
-    for number, values in enumerate(found.listed):
-        shown = (as_text(values[key]) if key in values else "" for key in keys)
-        table.add_row(str(number), *shown)
+    assert plan.listed is not None
+    names = short_names(list(dict.fromkeys(key for t in plan.listed for key in t)))
+    table = Table("trial", *names.values(), title_style="")
+    for number, values in enumerate(plan.listed):
+        cells = (as_text(values[key]) if key in values else "" for key in names)
+        table.add_row(str(number), *cells)
     return table
 
 
-def _study(
-    found: Plan, root: Path, retry_failed: bool, log: Callable[[str], Any]
-) -> tuple[list[Trial], Study]:
-    """Returns the known trials, and the study that chooses the next one.
+def _open(plan: Plan, root: Path, retry_failed: bool, log: Log) -> Queue:
+    """Returns the queue that chooses the next trial.
 
-    The study is written to disk only after the check that the file still describes the
+    The definition is written only after the check that the file still describes the
     trials that have been started.
     """
-    trials.agree(root, found)
-    if found.space is not None:
-        study: Study = Search(root, found, log, retry_failed)
-        known = trials.saved(root)
+    trials.check_definition(root, plan)
+    queue: Queue
+    if plan.space is not None:
+        queue = Search(root, plan, log, retry_failed)
     else:
-        known = trials.settle(root, found)
-        done = [trials.result(trial, found.study.objective) for trial in known]
-        study = Listed(done, retry_failed)
-    trials.note(root, found)
-    return known, study
+        queue = Listed(trials.read_results(root, plan), retry_failed)
+    trials.save_definition(root, plan)
+    return queue
 
 
-def _hand_out(
-    found: Plan,
-    root: Path,
-    known: Sequence[Trial],
-    study: Study,
-    runner: Runner,
-    log: Callable[[str], Any],
-) -> int:
+def _hand_out(plan: Plan, root: Path, queue: Queue, runner: Runner, log: Log) -> int:
     """Draws and writes all trials, and prints how to run those that are left."""
-    if found.space is not None:
+    if plan.space is not None:
         log("All trials are drawn at once: none can learn from the ones before it.")
-    given = []
-    while (trial := study.next()) is not None:
+    left = []
+    while (trial := queue.next()) is not None:
         trial.save()
-        given.append(trial)
-    end = _write(found, root, known)
-    lines = handout.command_lines(given, found.fixed)
-    if not given:
-        return _conclude(end, root, log)
+        left.append(trial)
+    outcome = _write(plan, root)
+    if not left:
+        return _conclude(outcome, root, log)
+    lines = [shlex.join(trial.command(plan.fixed)) for trial in left]
     if runner == "print":
         for line in lines:
             print(f"python -m plmjax {line}")
     else:
-        path = handout.write_commands(root, lines)
+        path = _write_commands(root, lines)
         log(f"{len(lines)} trials that have not ended stand in {path}. Submit them:")
         print(f"plmjax launch --target=slurm --commands={path}")
     log("Later, the same sweep with --collect reads what came of them.")
     return Exit.OK
 
 
-def _write(found: Plan, root: Path, listed: Sequence[Trial]) -> Outcome:
+def _write_commands(root: Path, lines: Sequence[str]) -> Path:
+    """Writes the lines for `plmjax launch --commands`, and returns the file.
+
+    Another list gets another file: a Slurm array reads its lines when its tasks start.
+    """
+    text = "".join(f"plmjax {line}\n" for line in lines).encode()
+    path = root / f"commands-{hashlib.sha256(text).hexdigest()[:8]}.txt"
+    write_file(path, text)
+    return path
+
+
+def _write(plan: Plan, root: Path) -> Outcome:
     """Writes the results of the listed trials, or of all that a search has drawn."""
-    objective = found.study.objective
-    known = trials.saved(root) if found.listed is None else listed
-    read = [trials.result(trial, objective) for trial in known]
-    end = results.outcome(read, objective, found.study.maximise)
-    results.write(root, end)
-    page.write(root, root.name, found, end)
-    return end
+    read = trials.read_results(root, plan)
+    outcome = results.outcome(read, plan.study.objective, plan.study.maximise)
+    results.write(root, outcome)
+    page.write(root, root.name, plan, outcome)
+    return outcome
 
 
-def _conclude(end: Outcome, root: Path, log: Callable[[str], Any]) -> int:
-    out = console()
-    for table in (results.table(end), results.settings_table(end)):
+def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
+    for table in (results.table(outcome), results.settings_table(outcome)):
         if table is not None:
-            out.print(table)
+            console().print(table)
     log(f"Results: {root}/report.html, results.csv, results.json.")
-    unfinished = end.count("stopped") + end.count("waiting")
+    unfinished = outcome.count("stopped") + outcome.count("waiting")
     if unfinished:
         log(f"{unfinished} trials have not ended. The same command goes on.")
         return Exit.RESUMABLE
-    failed = [r for r in end.in_order() if r.state == "failed"]
+    failed = [r for r in outcome.in_order() if r.state == "failed"]
     if failed:
         numbers = ", ".join(str(r.trial.number) for r in failed)
         log(f"FAILED: trial {numbers}. --retry_failed starts them again.")
-        return _exit_code(failed[0].code)
+        # Never a code that makes a scheduler restart the sweep: nothing would change.
+        known = (Exit.USAGE, Exit.DATA, Exit.MODEL, Exit.DISK, Exit.NUMERIC)
+        return next((c for c in known if c == failed[0].code), Exit.INTERNAL)
     return Exit.OK
-
-
-def _exit_code(code: int | None) -> int:
-    """Returns the sweep's exit code for a trial that failed with `code`.
-
-    Never a code that makes a scheduler restart the sweep, as that would change nothing.
-    """
-    known = (Exit.USAGE, Exit.DATA, Exit.MODEL, Exit.DISK, Exit.NUMERIC)
-    return code if code is not None and code in known else Exit.INTERNAL

@@ -13,7 +13,6 @@ A sweep file is Python, and has
   get_study()             optional: a dict with the fields of StudyConfig
 """
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -27,6 +26,7 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.experiments import compute, hyper
 from plmjax.experiments import space as space_lib
+from plmjax.experiments.runs import as_json, naming
 from plmjax.experiments.verbs import PRETRAIN, judged_by, verb_of
 from plmjax.workdir import RunConfig
 
@@ -94,7 +94,7 @@ class Plan:
                 hint="Set train.steps.",
             )
         # The values as built: a 10 given for a key with float values becomes 10.0.
-        return json.loads(json.dumps(config_lib.to_dict(built)))
+        return as_json(config_lib.to_dict(built))
 
 
 _WANTS = ("get_hyper", "get_space", "get_settings")
@@ -169,7 +169,7 @@ def _layer(base: Any, name: str) -> dict[str, Any]:
     if isinstance(base, ConfigDict):
         base = base.to_dict()
     try:
-        return json.loads(json.dumps(base))
+        return as_json(base)
     except TypeError as error:
         raise PlmjaxError(f"get_config of {name}: {error}.") from error
 
@@ -201,7 +201,7 @@ def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
     """Sets each setting's steps to the cost of the first one, and adds the seeds."""
     flops, sized = None, {}
     for name, values in settings.items():
-        with _naming(f"setting {name}"):
+        with naming(f"setting {name}"):
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise PlmjaxError(
                     "this cannot be its name.",
@@ -232,7 +232,7 @@ def _configs(plan: Plan) -> Iterator[dict[str, Any]]:
         raise PlmjaxError("the file lists no trials.")
     seen: dict[str, int] = {}
     for number, values in enumerate(plan.listed):
-        with _naming(f"trial {number} ({describe(values)})"):
+        with naming(f"trial {number} ({describe(values)})"):
             config = plan.config(values)
             same = seen.setdefault(json.dumps(config), number)
             if same != number:
@@ -262,19 +262,9 @@ def _check_space(plan: Plan) -> dict[str, Any]:
     first = {key: values.ends[0] for key, values in plan.space.items()}
     for key, values in plan.space.items():
         for value in values.ends:
-            with _naming(f"{key}={value!r} of get_space"):
+            with naming(f"{key}={value!r} of get_space"):
                 plan.config(first | {key: value})
     return plan.config(first)
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Puts `name` before the message of a PlmjaxError."""
-    try:
-        yield
-    except PlmjaxError as error:
-        message = f"{name}: {error.message}"
-        raise PlmjaxError(message, hint=error.hint, code=error.code) from error
 
 
 def overrides_of(values: Values) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from rich.table import Table
 
 from plmjax import config as config_lib
 from plmjax.console import duration
+from plmjax.experiments.repeats import finite, summary
 from plmjax.experiments.sweep_plan import as_text, short_names
+from plmjax.experiments.tables import screen, write_results
 from plmjax.experiments.trials import Result
-from plmjax.files import write_csv, write_json
 
 _SEED = "train.seed"
 _ORDER = ("finished", "pruned", "failed", "stopped", "waiting")
@@ -30,13 +30,13 @@ class Outcome:
 
     @property
     def finished(self) -> list[Result]:
+        """The results of trials that have finished, the best first."""
         return [r for r in self.results if r.state == "finished"]
 
     @property
     def best(self) -> Result | None:
         """The best finished trial; None if none has a finite objective."""
-        found = [r for r in self.finished if _is_number(r.value)]
-        return found[0] if found else None
+        return next((r for r in self.finished if finite(r.value) is not None), None)
 
     @property
     def keys(self) -> list[str]:
@@ -59,19 +59,15 @@ class Outcome:
 
 
 def outcome(results: Sequence[Result], objective: str, maximise: bool) -> Outcome:
-    """Sorts results: finished before pruned before the rest, each the best first."""
+    """Sorts results: finished before pruned before the others, each the best first."""
 
-    def place(result: Result):
-        value = result.value if _is_number(result.value) else math.inf
-        assert value is not None
+    def order(result: Result):
+        value = finite(result.value)
+        value = math.inf if value is None else value
         sign = -1 if maximise and math.isfinite(value) else 1
         return _ORDER.index(result.state), sign * value, result.trial.number
 
-    return Outcome(objective, maximise, tuple(sorted(results, key=place)))
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+    return Outcome(objective, maximise, tuple(sorted(results, key=order)))
 
 
 def value_of(result: Result, key: str) -> Any:
@@ -90,92 +86,87 @@ class Setting:
     deviation: float
 
 
-def settings(found: Outcome) -> list[Setting]:
+def settings(outcome: Outcome) -> list[Setting]:
     """Returns means over seeds, the best first; [] if no setting has several seeds."""
-    keys = [key for key in found.keys if key != _SEED]
-    groups: dict[str, list[Result]] = {}
-    for result in found.finished:
-        if _is_number(result.value):
-            values = [value_of(result, key) for key in keys]
-            groups.setdefault(json.dumps(values), []).append(result)
+    keys = [key for key in outcome.keys if key != _SEED]
+    groups: dict[str, list[float]] = {}
+    for result in outcome.finished:
+        if (value := finite(result.value)) is not None:
+            values = json.dumps({key: value_of(result, key) for key in keys})
+            groups.setdefault(values, []).append(value)
     if all(len(group) == 1 for group in groups.values()):
         return []
-    made = []
-    for group in groups.values():
-        values = [r.value for r in group if r.value is not None]
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        shared = {key: value_of(group[0], key) for key in keys}
-        made.append(Setting(shared, len(group), statistics.fmean(values), deviation))
-    return sorted(made, key=lambda s: -s.mean if found.maximise else s.mean)
+    means = [
+        Setting(json.loads(values), s.n, s.mean, s.deviation or 0.0)
+        for values, group in groups.items()
+        if (s := summary(group)) is not None
+    ]
+    return sorted(means, key=lambda s: -s.mean if outcome.maximise else s.mean)
 
 
-def table(found: Outcome) -> Table:
+def table(outcome: Outcome) -> Table:
     """Returns the table of the trials for the screen, the best first."""
-    shown = Table(title=f"By {found.objective}: {found.summary()}", title_style="")
-    shown.add_column("trial", justify="right")
-    shown.add_column(found.objective, justify="right")
-    names = short_names(found.keys)
-    for key in found.keys:
-        shown.add_column(names[key], justify="right", overflow="fold")
-    for name in ("state", "step", "time"):
-        shown.add_column(name, justify="right")
-    for r in found.results:
-        shown.add_row(
-            str(r.trial.number),
-            "" if r.value is None else f"{r.value:.4f}",
-            *(as_text(value_of(r, key)) for key in found.keys),
-            r.state,
-            "" if r.step is None else f"{r.step:,}",
-            "" if r.seconds is None else duration(r.seconds),
-        )
-    return shown
-
-
-def settings_table(found: Outcome) -> Table | None:
-    """Returns the table of means over seeds for the screen; None if there are none."""
-    rows = settings(found)
-    if not rows:
-        return None
-    shown = Table(title="Means over seeds", title_style="")
-    names = short_names([*rows[0].values])
-    for key in rows[0].values:
-        shown.add_column(names[key], justify="right", overflow="fold")
-    for name in ("trials", found.objective, "deviation"):
-        shown.add_column(name, justify="right")
-    for row in rows:
-        values = map(as_text, row.values.values())
-        deviation = f"{row.deviation:.4f}" if row.trials > 1 else ""
-        shown.add_row(*values, str(row.trials), f"{row.mean:.4f}", deviation)
-    return shown
-
-
-def write(root: Path, found: Outcome) -> None:
-    """Writes results.json and results.csv, each atomically."""
-    figures = sorted({name for r in found.results for name in r.figures})
-    figures = [name for name in figures if name != found.objective]
-    head = ["trial", "state", found.objective, "step", "seconds"]
-    rows: list[list[Any]] = [[*head, *found.keys, *figures, "code", "workdir"]]
-    for r in found.results:
-        given = [r.trial.number, r.state, r.value, r.step, r.seconds]
-        given += [value_of(r, key) for key in found.keys]
-        given += [r.figures.get(name) for name in figures]
-        rows.append([*given, r.code, r.trial.directory])
-    write_csv(root / "results.csv", rows)
-    write_json(
-        root / "results.json",
-        {
-            "objective": found.objective,
-            "maximise": found.maximise,
-            "best": None if found.best is None else found.best.trial.number,
-            "settings": [dataclasses.asdict(s) for s in settings(found)],
-            "trials": [_as_json(r) for r in found.results],
-        },
+    keys = short_names(outcome.keys)
+    return screen(
+        f"By {outcome.objective}: {outcome.summary()}",
+        ["trial", outcome.objective, *keys.values(), "state", "step", "time"],
+        [
+            [
+                str(r.trial.number),
+                "" if r.value is None else f"{r.value:.4f}",
+                *(as_text(value_of(r, key)) for key in keys),
+                r.state,
+                "" if r.step is None else f"{r.step:,}",
+                "" if r.seconds is None else duration(r.seconds),
+            ]
+            for r in outcome.results
+        ],
     )
 
 
-def _number(value: float | None) -> float | None:
-    """Returns the value, or None for NaN and infinities, which JSON cannot hold."""
-    return value if _is_number(value) else None
+def settings_table(outcome: Outcome) -> Table | None:
+    """Returns the table of means over seeds for the screen; None if there are none."""
+    rows = settings(outcome)
+    if not rows:
+        return None
+    return screen(
+        "Means over seeds",
+        [*short_names([*rows[0].values]).values(), "trials", outcome.objective]
+        + ["deviation"],
+        [
+            [
+                *map(as_text, row.values.values()),
+                str(row.trials),
+                f"{row.mean:.4f}",
+                f"{row.deviation:.4f}" if row.trials > 1 else "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def write(root: Path, outcome: Outcome) -> None:
+    """Writes results.json and results.csv, each atomically."""
+    figures = sorted({name for r in outcome.results for name in r.figures})
+    figures = [name for name in figures if name != outcome.objective]
+    head = ["trial", "state", outcome.objective, "step", "seconds"]
+    trials = [_as_json(r) for r in outcome.results]
+    rows = [
+        r.figures
+        | {key: value_of(r, key) for key in outcome.keys}
+        | trial
+        | {outcome.objective: r.value}
+        for r, trial in zip(outcome.results, trials, strict=True)
+    ]
+    content = {
+        "objective": outcome.objective,
+        "maximise": outcome.maximise,
+        "best": None if outcome.best is None else outcome.best.trial.number,
+        "settings": [dataclasses.asdict(s) for s in settings(outcome)],
+        "trials": trials,
+    }
+    columns = [*head, *outcome.keys, *figures, "code", "workdir"]
+    write_results(root, content, rows, columns)
 
 
 def _as_json(r: Result) -> dict[str, Any]:
@@ -183,12 +174,12 @@ def _as_json(r: Result) -> dict[str, Any]:
         "trial": r.trial.number,
         "values": r.trial.values,
         "state": r.state,
-        "value": _number(r.value),
+        "value": r.value,
         "step": r.step,
         "seconds": r.seconds,
-        "figures": {name: _number(value) for name, value in r.figures.items()},
-        "evaluations": [[step, _number(value)] for step, value in r.curve],
+        "figures": r.figures,
+        "evaluations": r.curve,
         "code": r.code,
-        "log": list(r.log),
+        "log": r.log,
         "workdir": str(r.trial.directory),
     }

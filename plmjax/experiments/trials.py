@@ -12,27 +12,25 @@ started the run. A trial that was stopped has neither file, and is resumed.
 """
 
 import dataclasses
-import fcntl
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from plmjax import Exit, PlmjaxError
+from plmjax import PlmjaxError
 from plmjax import config as config_lib
+from plmjax.experiments.runs import Run, as_json, check_same_config, with_defaults
 from plmjax.experiments.sweep_plan import Plan, Values, describe, overrides_of
 from plmjax.experiments.verbs import FINETUNE, verb_of
 from plmjax.files import write_json
-from plmjax.train.metrics import read_metrics
 from plmjax.workdir import Workdir
 
 State = Literal["finished", "pruned", "failed", "stopped", "waiting"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """One run of a sweep."""
+class Trial(Run):
+    """One run of a sweep; `values` are those of its config that the sweep varies."""
 
     number: int
     values: Values
@@ -45,15 +43,15 @@ class Trial:
 
     def save(self) -> None:
         """Writes trial.json, which reserves the trial's number."""
-        Workdir(self.directory).create()
-        what = {"values": self.values, "config": self.config}
-        write_json(self.directory / "trial.json", what)
+        self.workdir.create()
+        definition = {"values": self.values, "config": self.config}
+        write_json(self.directory / "trial.json", definition)
 
     def command(self, fixed: Sequence[str]) -> list[str]:
         """Returns the arguments of `plmjax` that run or resume it."""
         overrides = [*fixed, *overrides_of(self.values)]
         return [
-            verb_of(self.config).name,
+            self.verb.name,
             f"--config={self.directory.parents[1] / 'base.json'}",
             *(f"--config.{override}" for override in overrides),
             f"--workdir={self.directory}",
@@ -83,24 +81,61 @@ class Result:
         return self.state in ("finished", "pruned", "failed")
 
 
-def make(root: Path, number: int, values: Values, config: dict[str, Any]) -> Trial:
-    """Returns a new trial with its directory, not yet saved."""
-    return Trial(number, values, config, root / "trials" / f"{number:04d}")
+class Queue(Protocol):
+    """Chooses the next trial, and receives the result of each."""
+
+    # Those of the trials that are on disk, or listed, at the beginning.
+    results: list[Result]
+
+    def next(self) -> Trial | None: ...
+    def ended(self, result: Result) -> None: ...
 
 
-def saved(root: Path) -> list[Trial]:
-    """Returns the trials that have been started or handed out, by number."""
-    found = []
+class Listed:
+    """The trials of a list that have not ended, in their order."""
+
+    def __init__(self, results: list[Result], retry_failed: bool = False):
+        self.results, self._left = results, unfinished(results, retry_failed)
+
+    def next(self) -> Trial | None:
+        return self._left.pop(0) if self._left else None
+
+    def ended(self, result: Result) -> None:
+        """Does nothing: a list does not depend on results."""
+
+
+def unfinished(results: Sequence[Result], retry_failed: bool = False) -> list[Trial]:
+    """Returns the trials that have not ended, and with `retry_failed` failed ones."""
+    return [
+        result.trial
+        for result in results
+        if not result.ended or (retry_failed and result.state == "failed")
+    ]
+
+
+def new_trial(root: Path, number: int, values: Values, config: dict[str, Any]) -> Trial:
+    """Returns a trial with its directory, not yet saved."""
+    return Trial(number, values, config, directory_of(root, number))
+
+
+def directory_of(root: Path, number: int) -> Path:
+    """Returns the directory of a trial."""
+    return root / "trials" / f"{number:04d}"
+
+
+def saved_trials(root: Path) -> list[Trial]:
+    """Returns the trials that have been started or handed out."""
+    trials = []
     for path in sorted((root / "trials").glob("*/trial.json")):
-        what = Workdir(path.parent).read("trial.json", values=dict, config=dict)
-        assert what is not None
+        saved = Workdir(path.parent).read("trial.json", values=dict, config=dict)
+        assert saved is not None
         number = int(path.parent.name)
-        found.append(Trial(number, what["values"], what["config"], path.parent))
-    return sorted(found, key=lambda trial: trial.number)
+        trials.append(Trial(number, saved["values"], saved["config"], path.parent))
+    return trials
 
 
-def settle(root: Path, plan: Plan) -> list[Trial]:
-    """Returns all trials of a list; those that are on disk keep their numbers.
+def listed_trials(root: Path, plan: Plan) -> list[Trial]:
+    """Returns all trials of a list, in its order; those on disk keep their numbers.
 
     A trial is recognised by its config, so that the list may grow at any position.
 
@@ -108,136 +143,113 @@ def settle(root: Path, plan: Plan) -> list[Trial]:
       PlmjaxError: a trial that has been started is no longer listed.
     """
     assert plan.listed is not None
-    before = {_identity(trial.config): trial for trial in saved(root)}
-    known = [before.pop(_as_key(config), None) for config in plan.configs]
-    if before:
-        raise _vanished(next(iter(before.values())), plan.configs)
-    taken = {trial.number for trial in known if trial is not None}
-    free = (number for number in range(2 * len(known)) if number not in taken)
-    return sorted(
-        (
-            trial or make(root, next(free), values, config)
-            for trial, values, config in zip(
-                known, plan.listed, plan.configs, strict=True
-            )
-        ),
-        key=lambda trial: trial.number,
-    )
-
-
-def in_order(plan: Plan, known: Sequence[Trial]) -> list[Trial]:
-    """Returns the trials in the order of the list, not by number."""
-    found = {_identity(trial.config): trial for trial in known}
-    return [found[_as_key(config)] for config in plan.configs]
+    before = {_key(_complete(trial)): trial for trial in saved_trials(root)}
+    known = [before.pop(_key(config), None) for config in plan.configs]
+    for trial in before.values():
+        _check_listed(trial, plan.configs)
+    numbers = {trial.number for trial in known if trial is not None}
+    free = (number for number in range(2 * len(known)) if number not in numbers)
+    return [
+        trial or new_trial(root, next(free), values, config)
+        for trial, values, config in zip(known, plan.listed, plan.configs, strict=True)
+    ]
 
 
 def check_unchanged(plan: Plan, trials: Sequence[Trial]) -> None:
     """Raises PlmjaxError if the file would give a started trial another config."""
     for trial in trials:
-        config = plan.config(trial.values)
-        if _identity(config) != _identity(trial.config):
-            raise _vanished(trial, [config])
+        _check_listed(trial, [plan.config(trial.values)])
 
 
-def _full(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config with defaults for keys that are newer than it."""
-    built = config_lib.build(verb_of(config).config, config)
-    filled = config_lib.to_dict(built)
-    return json.loads(json.dumps(filled))
-
-
-def _as_key(config: dict[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True)
-
-
-def _identity(config: dict[str, Any]) -> str:
-    return _as_key(_full(config))
-
-
-def _vanished(trial: Trial, configs: Sequence[dict[str, Any]]) -> PlmjaxError:
-    old = _full(trial.config)
-    nearest = min((config_lib.changes(old, c) for c in configs), key=len)
-    lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in nearest.items()]
-    return PlmjaxError(
-        f"{trial.directory} has been started ({describe(trial.values)}), and the sweep "
-        "no longer has this trial. The nearest that it has:\n" + "\n".join(lines),
-        hint=f"\nChoose another --workdir, or delete {trial.directory} to drop it.",
+def _check_listed(trial: Trial, configs: Sequence[dict[str, Any]]) -> None:
+    before = _complete(trial)
+    check_same_config(
+        trial.directory,
+        before,
+        min(configs, key=lambda config: len(config_lib.changes(before, config))),
+        f"has been started ({describe(trial.values)}), and the sweep no longer has "
+        "this trial. The nearest that it has",
+        hint=f"Choose another --workdir, or delete {trial.directory} to drop it.",
     )
 
 
-def agree(root: Path, plan: Plan) -> None:
+def _complete(trial: Trial) -> dict[str, Any]:
+    return with_defaults(trial.verb.config, trial.config)
+
+
+def _key(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+def check_definition(root: Path, plan: Plan) -> None:
     """Compares the definition of a study with the saved one.
 
     Raises:
       PlmjaxError: the kind, or the objective or space of a search, has changed.
     """
     before = Workdir(root).read("sweep.json")
-    if before is not None and (changed := config_lib.changes(before, _stands_on(plan))):
-        lines = [f"  {key}: {a!r} -> {b!r}" for key, (a, b) in changed.items()]
-        raise PlmjaxError(
-            f"{root} holds another study:\n" + "\n".join(lines),
-            hint="\nChoose another --workdir.",
-        )
+    if before is not None:
+        check_same_config(root, before, _definition(plan))
 
 
-def note(root: Path, plan: Plan) -> None:
+def save_definition(root: Path, plan: Plan) -> None:
     """Writes the definition of a study, and the config that its commands name."""
-    write_json(root / "sweep.json", _stands_on(plan))
+    write_json(root / "sweep.json", _definition(plan))
     write_json(root / "base.json", plan.base)
 
 
-def _stands_on(plan: Plan) -> dict[str, Any]:
+def _definition(plan: Plan) -> dict[str, Any]:
     if plan.space is None:
         verb = {"verb": "finetune"} if verb_of(plan.base) is FINETUNE else {}
         return {"kind": "list"} | verb
     space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
     goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
-    return json.loads(json.dumps({"kind": "search", **goal, "space": space}))
+    return as_json({"kind": "search", **goal, "space": space})
 
 
-def result(trial: Trial, objective: str) -> Result:
+def read_result(trial: Trial, objective: str) -> Result:
     """Returns the result of a trial, read from its directory.
 
     Raises:
       PlmjaxError: its workdir holds a run with another config.
     """
-    workdir = Workdir(trial.directory)
-    records = read_metrics(workdir / "metrics.jsonl")
-    curve = tuple(
-        (record["step"], record[objective])
-        for record in records
-        if record["kind"] == "evaluation" and objective in record
-    )
-    common = {
-        "trial": trial,
-        "seconds": records[-1].get("seconds") if records else None,
-        "curve": curve,
-    }
+    workdir, progress = trial.workdir, trial.progress(objective)
+    curve = progress["curve"]
     last = {"step": curve[-1][0], "value": curve[-1][1]} if curve else {}
     scores = workdir.read("scores.json", step=int)
     if scores is not None:
-        _check_own(trial, workdir.read("config.json") or {})
+        _check_run(trial)
         step = scores.pop("step")
-        scores = verb_of(trial.config).figures(scores)
-        value = scores.get(objective, last.get("value"))
+        figures = trial.verb.figures(scores)
+        value = figures.get(objective, last.get("value"))
         if value is None:
-            raise unknown_objective(objective, scores)
-        end = {"value": value, "step": step, "figures": scores}
-        return Result(state="finished", **common | end)
-    outcome = workdir.read("outcome.json", state=str)
-    if outcome is not None:
-        lines = tuple(outcome.get("log", ()))
-        how = {"state": outcome["state"], "code": outcome.get("code"), "log": lines}
-        return Result(**common | last | how)
-    state = "stopped" if (workdir / "config.json").exists() else "waiting"
-    return Result(state=state, **common | last)
+            raise unknown_objective(objective, figures)
+        return Result(trial, "finished", value, step, figures=figures, **progress)
+    end = workdir.read("outcome.json", state=str)
+    if end is not None:
+        log = tuple(end.get("log", ()))
+        state, code = end["state"], end.get("code")
+        return Result(trial, state, code=code, log=log, **last, **progress)
+    begun = (trial.directory / "config.json").exists()
+    return Result(trial, "stopped" if begun else "waiting", **last, **progress)
 
 
-def _check_own(trial: Trial, config: dict[str, Any]) -> None:
+def read_results(root: Path, plan: Plan) -> list[Result]:
+    """Returns the results of the trials, by number; of a search, of the drawn ones."""
+    known = saved_trials(root) if plan.listed is None else listed_trials(root, plan)
+    known = sorted(known, key=lambda trial: trial.number)
+    return [read_result(trial, plan.study.objective) for trial in known]
+
+
+def _check_run(trial: Trial) -> None:
     """Raises PlmjaxError if the run in a trial's directory is not the trial."""
-    if config != trial.config and _identity(config) != _identity(trial.config):
-        raise PlmjaxError(
-            f"{trial.directory} holds a run that is not the sweep's {trial.name}.",
+    config = trial.workdir.read("config.json") or {}
+    if config != trial.config:
+        check_same_config(
+            trial.directory,
+            with_defaults(verb_of(config).config, config),
+            _complete(trial),
+            f"holds a run that is not the sweep's {trial.name}",
             hint="Move it elsewhere.",
         )
 
@@ -252,40 +264,5 @@ def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:
 
 def write_outcome(trial: Trial, state: State, code: int | None = None, log=()) -> None:
     """Writes outcome.json of a trial that was pruned or failed."""
-    told = {"state": state, "code": code, "log": list(log)}
-    write_json(trial.directory / "outcome.json", told)
-
-
-def held_by(directory: Path) -> str | None:
-    """Returns the name of the process that locks a workdir; None if it is free."""
-    lock = directory / ".lock"
-    if not lock.exists():
-        return None
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return file.read().strip() or "another process"
-    return None
-
-
-def wait_until_free(
-    directories: Iterable[Path], log: Callable[[str], Any], limit_seconds: float = 120.0
-) -> None:
-    """Waits for processes of a killed sweep, which save before they end.
-
-    Raises:
-      PlmjaxError: a process still runs after the limit.
-    """
-    end = time.monotonic() + limit_seconds
-    for directory in directories:
-        if holder := held_by(directory):
-            log(f"Waiting for {holder}, which has {directory}.")
-        while holder := held_by(directory):
-            if time.monotonic() > end:
-                raise PlmjaxError(
-                    f"{directory} is in use by {holder}.",
-                    hint="Stop it, or wait for it; then run the sweep again.",
-                    code=Exit.RESUMABLE,
-                )
-            time.sleep(0.2)
+    outcome = {"state": state, "code": code, "log": list(log)}
+    write_json(trial.directory / "outcome.json", outcome)

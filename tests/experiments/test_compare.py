@@ -19,15 +19,17 @@ from plmjax.evaluate import predictions
 from plmjax.experiments import cells as results
 from plmjax.experiments import compare as drive
 from plmjax.experiments import compare_plots as plots
+from plmjax.experiments import repeats
 from plmjax.experiments.compare_plan import (
     Repeats,
-    Run,
+    Repetition,
     Setting,
     compare_plan,
+    config_of,
     distinct,
     finetune_plan,
+    named_models,
     parse_setting,
-    settled,
 )
 from plmjax.experiments.outcomes import Outcome
 from plmjax.finetune.config import FinetuneConfig
@@ -41,6 +43,9 @@ ENCODER = EncoderConfig(
 )
 
 
+MODELS = named_models(["m"])
+
+
 def encoders(path, checkpoint):
     return ENCODER
 
@@ -50,7 +55,7 @@ def outcomes(scores, setting="plain", metric="accuracy", folds=False):
     found = []
     for n, score in enumerate(scores):
         seed, fold = (0, n) if folds else (n, None)
-        run = Run("task", "model", setting, seed, fold, Path("nowhere"), {})
+        run = Repetition("task", "model", setting, seed, fold, Path("nowhere"), {})
         values = {"test": {"loss": 1.0, metric: score}}
         found.append(Outcome(run, "finished", values, metric, 10))
     return found
@@ -58,7 +63,7 @@ def outcomes(scores, setting="plain", metric="accuracy", folds=False):
 
 def cell(scores, setting="plain", share=0.0, **more):
     made = outcomes(scores, setting, **more)
-    return results.made("task", "model", setting, made, share)
+    return results.make_cell("task", "model", setting, made, share)
 
 
 # --- statistics
@@ -66,22 +71,22 @@ def cell(scores, setting="plain", share=0.0, **more):
 
 def test_a_summary_has_students_interval():
     values = [0.61, 0.65, 0.58, 0.7]
-    found = results.summary(values)
+    found = repeats.summary(values)
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
     assert (found.n, found.least, found.most) == (4, 0.58, 0.7)
-    wider = results.summary(values, test_share=0.25)  # Nadeau and Bengio: 1/4 + 1/4
+    wider = repeats.summary(values, test_share=0.25)  # Nadeau and Bengio: 1/4 + 1/4
     assert wider.high - wider.mean == pytest.approx((high - found.mean) * 2**0.5)
-    alone = results.summary([0.5])
+    alone = repeats.summary([0.5])
     assert alone.deviation is None and alone.low is None
-    assert results.summary([]) is None
+    assert repeats.summary([]) is None
 
 
 def test_the_same_seeds_are_compared():
     first = cell([0.60, 0.70, 0.65, 0.62])
     better = cell([0.64, 0.745, 0.69, 0.66], "other")
-    found = results.held_against(better, first, 0.0)
+    found = results.compare_cells(better, first, 0.0)
     reference = stats.ttest_rel([0.64, 0.745, 0.69, 0.66], [0.60, 0.70, 0.65, 0.62])
     interval = reference.confidence_interval(0.95)
     assert found.against.low == pytest.approx(interval.low)
@@ -90,19 +95,19 @@ def test_the_same_seeds_are_compared():
     assert found.verdict == "better" and found.pairs == 4
     apart = stats.ttest_ind([0.64, 0.745, 0.69, 0.66], [0.60, 0.70, 0.65, 0.62])
     assert apart.pvalue > 0.05
-    noise = results.held_against(cell([0.7, 0.6, 0.65, 0.62], "o"), first, 0.0)
+    noise = results.compare_cells(cell([0.7, 0.6, 0.65, 0.62], "o"), first, 0.0)
     assert noise.verdict == SAME
 
 
 def test_of_a_loss_lower_is_better():
     first = cell([1.0, 1.1, 1.2], metric="loss")
     lower = cell([0.8, 0.9, 1.01], "other", metric="loss")
-    assert results.held_against(lower, first, 0.0).verdict == "better"
+    assert results.compare_cells(lower, first, 0.0).verdict == "better"
     assert lower.best == 0.8
 
 
 def test_one_pair_says_nothing():
-    found = results.held_against(cell([0.9], "other"), cell([0.1, 0.2]), 0.0)
+    found = results.compare_cells(cell([0.9], "other"), cell([0.1, 0.2]), 0.0)
     assert found.against is None and found.pairs == 1 and found.verdict == ""
 
 
@@ -169,13 +174,13 @@ def test_the_safe_recipe_fits_every_model():
 
 def test_what_a_user_sets_wins_over_the_safe_recipe():
     told = ["model=x", "train.epochs=2", "train.ema_decay=0.9"]
-    train = settled(None, told, Setting("safe", True), encoders).train
+    train = config_of(None, told, Setting("safe", True), encoders).train
     assert train.epochs == 2
     assert train.ema_decay == 0.9
     assert train.average_from_percent is None
     assert train.optimizer.layer_decay == 0.9
     told = ["model=x", "train.steps=7"]
-    train = settled(None, told, Setting("s", True), encoders).train
+    train = config_of(None, told, Setting("s", True), encoders).train
     assert train.steps == 7 and train.epochs is None
 
 
@@ -204,7 +209,13 @@ def test_settings_that_compare_nothing(settings, says, task, tmp_path):
     with pytest.raises(PlmjaxError) as told:
         found = [parse_setting(text) for text in settings]
         compare_plan(
-            tmp_path / "s", ["m"], [str(task)], found, Repeats(2), (), encoders
+            tmp_path / "s",
+            MODELS,
+            [str(task)],
+            found,
+            Repeats(2),
+            (),
+            encoders,
         )
     assert says in str(told.value)
 
@@ -239,7 +250,13 @@ def driven(task, tmp_path, monkeypatch):
         found = [parse_setting(text) for text in settings]
         repeats = Repeats(seeds, more.get("folds"))
         plan = compare_plan(
-            tmp_path / "s", ["m"], [str(task)], found, repeats, (), encoders
+            tmp_path / "s",
+            MODELS,
+            [str(task)],
+            found,
+            repeats,
+            (),
+            encoders,
         )
         pretended, said = Pretended(right), []
         monkeypatch.setattr(drive, "finetune", pretended)
@@ -352,11 +369,23 @@ def test_one_wrong_task_stops_all_before_any_training(task, tmp_path, monkeypatc
     files = [str(task), str(wrong)]
     with pytest.raises(PlmjaxError, match=r"wrong\.py.*no key tsak"):
         compare_plan(
-            tmp_path / "s", ["m"], files, [Setting()], Repeats(2), (), encoders
+            tmp_path / "s",
+            MODELS,
+            files,
+            [Setting()],
+            Repeats(2),
+            (),
+            encoders,
         )
     # Data that is not there is found by the check, which nothing replaces here.
     plan = compare_plan(
-        tmp_path / "s", ["m"], [str(task)], [Setting()], Repeats(2), (), encoders
+        tmp_path / "s",
+        MODELS,
+        [str(task)],
+        [Setting()],
+        Repeats(2),
+        (),
+        encoders,
     )
     with pytest.raises(PlmjaxError, match=r"^task, m, plain: .*nowhere\.jsonl"):
         drive.study(plan, lambda text: None)
@@ -367,7 +396,9 @@ def test_a_single_run_and_a_study_keep_apart(task, tmp_path):
     root = tmp_path / "s"
     root.mkdir()
     (root / "config.json").write_text("{}")
-    plan = compare_plan(root, ["m"], [str(task)], [Setting()], Repeats(2), (), encoders)
+    plan = compare_plan(
+        root, MODELS, [str(task)], [Setting()], Repeats(2), (), encoders
+    )
     with pytest.raises(PlmjaxError, match="holds a single run"):
         drive.study(plan, lambda text: None)
 

@@ -49,7 +49,7 @@ def test_a_block_of_a_task_makes_a_fine_tuning(place):
     first, second = (config["train"] for config in found.configs)
     assert first["steps"] == second["steps"] == 6
     assert [c["optimizer"]["learning_rate"] for c in (first, second)] == [1e-4, 1e-2]
-    trial = trials.settle(place / "sweep", found)[1]
+    trial = trials.listed_trials(place / "sweep", found)[1]
     verb, *_, rate, workdir = trial.command(found.fixed)
     assert (verb, rate) == ("finetune", f"--config.{RATE}=0.01")
     assert workdir.endswith("trials/0001")
@@ -121,7 +121,7 @@ def test_a_directory_of_pretrainings_takes_no_fine_tunings(place):
     (place / "sweep").mkdir()
     (place / "sweep" / "sweep.json").write_text(json.dumps({"kind": "list"}))
     with pytest.raises(PlmjaxError, match="holds another study"):
-        trials.agree(place / "sweep", found)
+        trials.check_definition(place / "sweep", found)
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from fakes import BASE, GRID, RATE, SEED, Fakes, sweep_file
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import main
+from plmjax.experiments import runs, trials
 from plmjax.experiments import sweep as drive
 from plmjax.experiments import sweep_plan as plan
-from plmjax.experiments import trials
+from plmjax.workdir import Workdir
 
 QUICK = drive.Options(parallel=2, share_text=False, poll_seconds=0.0)
 
@@ -357,16 +358,16 @@ def test_text_that_cannot_be_prepared_fails_its_trials(sweep):
 
 def test_a_trial_that_a_dead_sweep_left_is_waited_for(sweep, tmp_path):
     found = plan.load(sweep.path)
-    (trial, *_) = trials.settle(sweep.root, found)
+    (trial, *_) = trials.listed_trials(sweep.root, found)
     trial.save()
-    assert trials.held_by(trial.directory) is None
-    with trials.Workdir(trial.directory).locked():
-        assert f"process {os.getpid()}" in (trials.held_by(trial.directory) or "")
+    assert runs.locked_by(trial.directory) is None
+    with Workdir(trial.directory).locked():
+        assert f"process {os.getpid()}" in (runs.locked_by(trial.directory) or "")
         with pytest.raises(PlmjaxError, match="is in use by process"):
-            trials.wait_until_free(
+            runs.wait_until_free(
                 [trial.directory], sweep.said.append, limit_seconds=0.0
             )
-    trials.wait_until_free([trial.directory], sweep.said.append)
+    runs.wait_until_free([trial.directory], sweep.said.append)
     assert len(sweep.said) == 1 and "Waiting for process" in sweep.said[0]
 
 

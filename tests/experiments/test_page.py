@@ -22,7 +22,7 @@ def made(tmp_path: Path, text: str, values: list[dict], losses: list[float]):
     found = plan.load(sweep_file(tmp_path, text))
     done = []
     for number, (given, loss) in enumerate(zip(values, losses, strict=True)):
-        trial = trials.make(tmp_path, number, given, found.config(given))
+        trial = trials.new_trial(tmp_path, number, given, found.config(given))
         curve = ((10, loss + 1), (20, loss))
         figures = {"loss": loss, "accuracy": 0.5}
         result = trials.Result(trial, "finished", loss, 20, 75.0, figures, curve)
@@ -73,8 +73,8 @@ def test_the_page_has_everything_and_needs_nothing(tmp_path):
 
 def test_a_page_of_nothing_yet_is_a_page(tmp_path):
     found = plan.load(sweep_file(tmp_path, GRID))
-    known = trials.settle(tmp_path, found)
-    waiting = [trials.result(trial, "loss") for trial in known]
+    known = trials.listed_trials(tmp_path, found)
+    waiting = [trials.read_result(trial, "loss") for trial in known]
     end = results.outcome(waiting, "loss", False)
     text = page.write(tmp_path, "new", found, end).read_text()
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Trials"] and "6 waiting" in text

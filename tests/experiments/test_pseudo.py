@@ -155,13 +155,13 @@ def test_rounds_have_the_scores_of_their_fine_tunings(monkeypatch, tmp_path):
         scores[workdir.relative_to(tmp_path / "run")] = own
         return {"held_out": own, "step": 6, "metric": "accuracy"}
 
-    def ask(self, teacher, pool):
+    def predict(self, teacher, pool):
         chance = np.random.default_rng(len(teacher.parts))
         sure = chance.uniform(0.6, 0.9, len(pool.examples))
         return [np.array([a, 1 - a]) for a in np.where(sure < 0.75, sure, 1 - sure)]
 
     monkeypatch.setattr(pseudo_study, "finetune", finetune)
-    monkeypatch.setattr(pseudo_study._Chain, "_ask", ask)
+    monkeypatch.setattr(pseudo_study._Chain, "_predict", predict)
     monkeypatch.setattr(pseudo_results, "plot_rates", lambda *_: None)
     options = PseudoConfig(threshold=0.0, proportions="kept")
     asked = pseudo_study.Plan(str(many), options, (0.5, 1.0), rounds=2, seeds=3)

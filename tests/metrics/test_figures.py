@@ -15,8 +15,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plmjax.experiments.cells import summary
 from plmjax.experiments.pseudo_results import Round, curve, gains, settings
+from plmjax.experiments.repeats import summary
 from plmjax.metrics.comparison import SAME, compare, compare_by
 from plmjax.metrics.entities import entities
 from plmjax.metrics.gain import task_scores
