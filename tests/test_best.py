@@ -478,10 +478,10 @@ def test_importance_is_that_of_the_best_trials(higher):
 @EVERY
 def test_a_sweep_of_fine_tunings_knows_which_way_is_better(metric, monkeypatch):
     monkeypatch.setattr(verbs, "_read", lambda config: (metric, [*HIGHER]))
-    assert verbs.judged_by({}, {}) == (metric, HIGHER[metric])
+    assert verbs.choose_objective({}, {}) == (metric, HIGHER[metric])
     for asked in (True, False):
         given = {"objective": metric, "maximise": asked}
-        assert verbs.judged_by({}, given) == (metric, asked)
+        assert verbs.choose_objective({}, given) == (metric, asked)
 
 
 # --- studies

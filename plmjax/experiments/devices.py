@@ -7,11 +7,12 @@ threads as there are cores to run on. CUDA_VISIBLE_DEVICES separates the GPUs.
 import dataclasses
 import os
 import pkgutil
-import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from plmjax import PlmjaxError
+from plmjax.launch.local import has_tpus, visible_gpus
 from plmjax.machine import cores as count_cores
 
 
@@ -26,15 +27,15 @@ class Slot:
     def name(self) -> str:
         """The slot's GPUs and cores as text; "" if it has no limits."""
         gpus = self.environment.get("CUDA_VISIBLE_DEVICES")
-        told = [f"GPU {gpus}"] if gpus else []
+        names = [f"GPU {gpus}"] if gpus else []
         if self.cores:
             numbers = ",".join(map(str, self.cores))
-            told.append(f"core{'s' if len(self.cores) > 1 else ''} {numbers}")
-        return ", ".join(told)
+            names.append(f"core{'s' if len(self.cores) > 1 else ''} {numbers}")
+        return ", ".join(names)
 
 
 def divide(
-    parallel: int, cores: Sequence[int], gpus: Sequence[str], tpus: int = 0
+    parallel: int, cores: Sequence[int], gpus: Sequence[str], tpus: bool = False
 ) -> list[Slot]:
     """Returns a slot for each of `parallel` trials at a time.
 
@@ -65,11 +66,11 @@ def divide(
     return slots
 
 
-def _share(things: Sequence, parts: int, index: int) -> Sequence:
-    """Returns the index-th of `parts` even shares; each has at least one thing."""
-    if len(things) <= parts:
+def _share(things: Sequence, count: int, index: int) -> Sequence:
+    """Returns the index-th of `count` even shares; each has at least one thing."""
+    if len(things) <= count:
         return [things[index % len(things)]]
-    size, more = divmod(len(things), parts)
+    size, more = divmod(len(things), count)
     begin = index * size + min(index, more)
     return things[begin : begin + size + (index < more)]
 
@@ -78,9 +79,11 @@ def local_slots(parallel: int) -> list[Slot]:
     """Returns the slots of this machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else list(range(count_cores()))
-    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
-    gpus = [] if on_cpu or not _cuda_jax() else _gpus()
-    return divide(parallel, cores, gpus, 0 if on_cpu else _tpus())
+    on_cpu, devices = os.environ.get("JAX_PLATFORMS") == "cpu", Path("/dev")
+    gpus = [] if on_cpu or not _cuda_jax() else visible_gpus(os.environ, devices)
+    # Other devices have such files, too, so libtpu is also required.
+    tpus = not on_cpu and find_spec("libtpu") is not None and has_tpus(devices)
+    return divide(parallel, cores, gpus, tpus)
 
 
 def _cuda_jax() -> bool:
@@ -89,25 +92,5 @@ def _cuda_jax() -> bool:
         import jax_plugins  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
-    found = pkgutil.iter_modules(jax_plugins.__path__)
-    return any(module.name.startswith("xla_cuda") for module in found)
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name not in ("", "-1")]
-    names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").iterdir())
-    return sorted((match[1] for match in names if match), key=int)
-
-
-def _tpus() -> int:
-    # Newer machines expose chips as VFIO groups.
-    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
-    return len(chips) if _libtpu() else 0
-
-
-def _libtpu() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("libtpu") is not None
+    modules = pkgutil.iter_modules(jax_plugins.__path__)
+    return any(module.name.startswith("xla_cuda") for module in modules)

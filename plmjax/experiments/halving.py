@@ -15,7 +15,7 @@ Curve = dict[int, float]  # {step: objective}
 
 
 def falls_behind(
-    own: Curve, others: Iterable[Curve], first: int, factor: int, maximise: bool
+    curve: Curve, others: Iterable[Curve], first: int, factor: int, maximise: bool
 ) -> bool:
     """Whether a trial's newest evaluation reaches a rung and should be its last.
 
@@ -23,8 +23,8 @@ def falls_behind(
     evaluation from there on. No trial ends at a rung that fewer than `factor` trials
     have reached; of n, the best n // factor continue.
     """
-    *earlier, newest = sorted(own)
-    if not math.isfinite(own[newest]):
+    *earlier, newest = sorted(curve)
+    if not math.isfinite(curve[newest]):
         return True
     rung, previous = first, max(earlier, default=0)
     if newest < rung:
@@ -33,14 +33,14 @@ def falls_behind(
         rung *= factor
     if previous >= rung:
         return False  # compared at this rung already
-    seen = [_at(curve, rung) for curve in others]
+    seen = [_at(other, rung) for other in others]
     sign = -1 if maximise else 1
     finite = [sign * v for v in seen if v is not None and math.isfinite(v)]
     lost = sum(v is not None and not math.isfinite(v) for v in seen)
     count = len(finite) + lost + 1
     if count < factor:
         return False
-    better = sum(value < sign * own[newest] for value in finite)
+    better = sum(value < sign * curve[newest] for value in finite)
     return better >= max(1, count // factor)
 
 
@@ -55,7 +55,7 @@ class Follower:
 
     def __init__(self, path: Path):
         self.path = path
-        self._place = (0, 0)  # inode, offset
+        self._position = (0, 0)  # inode, offset
 
     def read(self) -> list[dict]:
         """Returns the evaluations since the last call.
@@ -65,14 +65,14 @@ class Follower:
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
-                inode, offset = self._place
+                inode, offset = self._position
                 if inode != status.st_ino or status.st_size < offset:
                     offset = 0
                 file.seek(offset)
-                whole, _, _ = file.read().rpartition(b"\n")
+                complete, _, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
             return []
-        self._place = (status.st_ino, offset + len(whole) + (1 if whole else 0))
+        self._position = (status.st_ino, offset + len(complete) + bool(complete))
         # Most lines are of training steps, which need no parsing.
-        lines = (line for line in whole.splitlines() if b'"evaluation"' in line)
+        lines = (line for line in complete.splitlines() if b'"evaluation"' in line)
         return [json.loads(line) for line in lines]

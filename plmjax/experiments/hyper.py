@@ -39,10 +39,10 @@ def product(sweeps: Iterable[Trials], name: str | None = None) -> Trials:
     Raises:
       PlmjaxError: two sweeps set the same key.
     """
-    found: Trials = [{}]
+    products: Trials = [{}]
     for trials in sweeps:
-        found = [_joined(left, right) for left in found for right in trials]
-    return found
+        products = [_joined(left, right) for left in products for right in trials]
+    return products
 
 
 def zipit(sweeps: Iterable[Trials]) -> Trials:
@@ -55,17 +55,17 @@ def zipit(sweeps: Iterable[Trials]) -> Trials:
     length = max(map(len, lists), default=0)
     if any(len(trials) not in (1, length) for trials in lists):
         raise PlmjaxError(
-            f"hyper.zipit is given sweeps of {_told(lists)} trials.",
+            f"hyper.zipit is given sweeps of {_counts(lists)} trials.",
             hint="They must be equally long, or of one trial.",
         )
-    whole = [trials * length if len(trials) == 1 else trials for trials in lists]
-    found: Trials = []
-    for parts in zip(*whole, strict=True):
+    repeated = [trials * length if len(trials) == 1 else trials for trials in lists]
+    zipped: Trials = []
+    for group in zip(*repeated, strict=True):
         trial: dict[str, Any] = {}
-        for part in parts:
-            trial = _joined(trial, part)
-        found.append(trial)
-    return found
+        for values in group:
+            trial = _joined(trial, values)
+        zipped.append(trial)
+    return zipped
 
 
 def chainit(sweeps: Iterable[Trials]) -> Trials:
@@ -92,5 +92,5 @@ def _joined(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     return left | right
 
 
-def _told(lists: Sequence[Trials]) -> str:
+def _counts(lists: Sequence[Trials]) -> str:
     return " and ".join(str(len(trials)) for trials in lists)

@@ -109,15 +109,13 @@ def check_study(plan: Plan) -> None:
             f"{root} holds a single run or model, no study.",
             hint="Choose another --workdir.",
         )
-    before = Workdir(root).read("study.json")
-    if before is not None:
-        check_same_config(
-            root,
-            before,
-            plan.stands_on,
-            may_change=_grows,
-            hint="Choose another --workdir; a study can only grow.",
-        )
+    check_same_config(
+        root,
+        Workdir(root).read("study.json"),
+        plan.stands_on,
+        may_change=_grows,
+        hint="Choose another --workdir; a study can only grow.",
+    )
     for run in plan.runs:
         _check_run(run)
 

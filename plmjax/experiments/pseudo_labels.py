@@ -139,15 +139,15 @@ def draw(
     to its share of all candidates first.
     """
     groups = collections.defaultdict(list)
-    for place, stratum in enumerate(strata):
-        groups[stratum].append(place)
+    for index, stratum in enumerate(strata):
+        groups[stratum].append(index)
     drawn: list[int] = []
-    for stratum, places in groups.items():
-        most: float = len(places)
+    for stratum, indices in groups.items():
+        most: float = len(indices)
         if shares is not None:
             most = min(most, shares.get(stratum, 0.0) * len(strata))
-        places.sort(key=lambda place: _rank(str(names[place]), seed))
-        drawn += places[: math.floor(rate * most + 0.5)]
+        indices.sort(key=lambda index: _rank(str(names[index]), seed))
+        drawn += indices[: math.floor(rate * most + 0.5)]
     return sorted(drawn)
 
 
@@ -168,30 +168,30 @@ def choose(
     settings: PseudoConfig,
     data: Labelled,
     pool: Pool,
-    said: Sequence[Said],
+    predicted: Sequence[Said],
     rate: float,
     seed: int,
 ) -> Drawn:
-    """Returns a sample of pseudo-label records; `said` are the pool's predictions."""
+    """Returns a sample of pseudo-label records, from the pool's predictions."""
     kind = data.config.kind
-    found = predictions.read(data.config, data.labels, pool.examples, said)
-    sure = [confidence(kind, own) for own in said]
-    kept = [place for place, own in enumerate(sure) if own >= settings.threshold]
+    labels = predictions.read(data.config, data.labels, pool.examples, predicted)
+    sure = [confidence(kind, prediction) for prediction in predicted]
+    kept = [n for n, value in enumerate(sure) if value >= settings.threshold]
     strata, shares = ["" for _ in kept], None
     if kind == "classes":
-        strata = [found[place] for place in kept]
+        strata = [labels[n] for n in kept]
         if settings.proportions == "labelled":
             counts = collections.Counter(example.label for example in data.train)
             shares = {name: n / len(data.train) for name, n in counts.items()}
-    names = [_same(pool.examples[place]) for place in kept]
+    names = [_same(pool.examples[n]) for n in kept]
     drawn = [kept[n] for n in draw(strata, names, rate, seed, shares)]
     records = [
         _record(
             kind,
             pool.examples[n],
-            found[n],
+            labels[n],
             sure=sure[n],
-            said=said[n],
+            said=predicted[n],
             settings=settings,
         )
         for n in drawn

@@ -64,7 +64,7 @@ def as_json(values: Any) -> Any:
 
 def check_same_config(
     directory: Path,
-    before: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
     now: Mapping[str, Any],
     problem: str = "holds another study",
     may_change: Callable[[str, Any, Any], bool] = lambda key, old, new: False,
@@ -72,16 +72,17 @@ def check_same_config(
 ) -> None:
     """Checks that what was begun in a directory is what is to be run there.
 
-    `may_change(key, old, new)` allows a change; `problem` follows the directory's name
-    in the error.
+    `before` is None if nothing was begun. `may_change(key, old, new)` allows a change;
+    `problem` follows the directory's name in the error.
 
     Raises:
       PlmjaxError: something else changed; the message has each such key.
     """
-    changed = config_lib.changes(before, as_json(now)).items()
+    now = as_json(now)
+    changed = {} if before is None else config_lib.changes(before, now)
     lines = [
         f"  {key}: {old!r} -> {new!r}"
-        for key, (old, new) in changed
+        for key, (old, new) in changed.items()
         if not may_change(key, old, new)
     ]
     if lines:

@@ -170,25 +170,25 @@ def _repair(journal: Path) -> None:
     if not journal.exists():
         return
     with open(journal, "rb+") as file:
-        whole, newline, rest = file.read().rpartition(b"\n")
-        if rest:
-            file.truncate(len(whole) + len(newline))
+        complete, newline, half = file.read().rpartition(b"\n")
+        if half:
+            file.truncate(len(complete) + len(newline))
 
 
 def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
     """Returns a space as Optuna's distributions."""
     kinds = require_optuna().distributions
-    found = {}
+    by_key = {}
     for key, r in space.items():
         if isinstance(r, Choices):
-            found[key] = kinds.CategoricalDistribution(r.values)
+            by_key[key] = kinds.CategoricalDistribution(r.values)
         elif r.whole:
             step = 1 if r.step is None else int(r.step)
             low, high = int(r.low), int(r.high)
-            found[key] = kinds.IntDistribution(low, high, log=r.log, step=step)
+            by_key[key] = kinds.IntDistribution(low, high, log=r.log, step=step)
         else:
-            found[key] = kinds.FloatDistribution(r.low, r.high, log=r.log, step=r.step)
-    return found
+            by_key[key] = kinds.FloatDistribution(r.low, r.high, log=r.log, step=r.step)
+    return by_key
 
 
 def importances(

@@ -24,15 +24,15 @@ class Numbers:
     step: float | None = None
 
     def __post_init__(self):
-        told = f"{self.low} to {self.high}"
+        limits = f"{self.low} to {self.high}"
         if not math.isfinite(self.low) or not self.low < self.high < math.inf:
-            raise PlmjaxError(f"a range of {told} holds nothing to choose from.")
+            raise PlmjaxError(f"a range of {limits} holds nothing to choose from.")
         if self.log and self.low <= 0:
-            raise PlmjaxError(f"a logarithmic range must be above 0, not {told}.")
+            raise PlmjaxError(f"a logarithmic range must be above 0, not {limits}.")
         if self.log and self.step is not None:
-            raise PlmjaxError(f"a logarithmic range ({told}) cannot have steps.")
+            raise PlmjaxError(f"a logarithmic range ({limits}) cannot have steps.")
         if self.whole and not all(isinstance(n, int) for n in (self.low, self.high)):
-            raise PlmjaxError(f"a range of whole numbers cannot be {told}.")
+            raise PlmjaxError(f"a range of whole numbers cannot be {limits}.")
 
     def __str__(self) -> str:
         how = ", logarithmic" if self.log else ""

@@ -27,7 +27,7 @@ from plmjax import config as config_lib
 from plmjax.experiments import compute, hyper
 from plmjax.experiments import space as space_lib
 from plmjax.experiments.runs import as_json, naming
-from plmjax.experiments.verbs import PRETRAIN, judged_by, verb_of
+from plmjax.experiments.verbs import PRETRAIN, choose_objective, verb_of
 from plmjax.workdir import RunConfig
 
 Values = dict[str, Any]
@@ -79,11 +79,11 @@ class Plan:
         overrides = (*self.fixed, *overrides_of(values))
         verb = verb_of(self.base)
         built = config_lib.load(verb.config, None, overrides, self.base)
-        found = config_lib.flatten(config_lib.to_dict(built))
+        flat = config_lib.flatten(config_lib.to_dict(built))
         for key, value in values.items():
-            if found[key] != _plain(value):
+            if flat[key] != _plain(value):
                 raise PlmjaxError(
-                    f"{key} is given as {value!r} and read as {found[key]!r}.",
+                    f"{key} is given as {value!r} and read as {flat[key]!r}.",
                     hint="Give the value itself, not its spelling.",
                 )
         verb.check(built)
@@ -123,43 +123,43 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
     with config_lib.errors_of(path):
         base = module.get_config(*given)
         base, changed = base if isinstance(base, tuple) else (base, {})
-        asked = module.get_study() if hasattr(module, "get_study") else {}
+        study = module.get_study() if hasattr(module, "get_study") else {}
+        study = study if seeds is None else study | {"seeds": seeds}
         if hasattr(module, "get_hyper"):
             listed = tuple(_cleaned(trial) for trial in module.get_hyper(hyper))
         elif hasattr(module, "get_settings"):
-            found = module.get_settings(*given)
-            settings = {name: _cleaned(values) for name, values in found.items()}
+            named = module.get_settings(*given).items()
+            settings = {setting: _cleaned(values) for setting, values in named}
             listed = tuple(settings.values())
         else:
             space = _cleaned(module.get_space(space_lib))
     plan = Plan(
         _layer(base, name),
         (*overrides_of(_cleaned(changed)), *fixed),
-        config_lib.build(StudyConfig, asked),
+        config_lib.build(StudyConfig, study),
         listed,
         space,
     )
     _check_keys(plan)
-    if settings and verb_of(plan.base) is not PRETRAIN:
+    pretrains = verb_of(plan.base) is PRETRAIN
+    if settings and not pretrains:
         raise PlmjaxError(
             f"{name}: get_settings is for pretraining, at equal compute.",
             hint="List fine-tunings in get_hyper, or compare them by "
             "`plmjax compare --setting=NAME:key=value`.",
         )
     if settings:
-        over = {} if seeds is None else {"seeds": seeds}
-        study = dataclasses.replace(plan.study, **over)
-        plan = _at_equal_compute(dataclasses.replace(plan, study=study), settings)
+        plan = _at_equal_compute(plan, settings)
     if listed is not None:
         plan = dataclasses.replace(plan, configs=tuple(_configs(plan)))
         first = plan.configs[0]
     else:
         first = _check_space(plan)
-    if verb_of(plan.base) is PRETRAIN:
+    if pretrains:
         return plan
-    objective, maximise = judged_by(first, asked)
-    study = dataclasses.replace(plan.study, objective=objective, maximise=maximise)
-    return dataclasses.replace(plan, study=study)
+    objective, maximise = choose_objective(first, study)
+    goal = dataclasses.replace(plan.study, objective=objective, maximise=maximise)
+    return dataclasses.replace(plan, study=goal)
 
 
 def _layer(base: Any, name: str) -> dict[str, Any]:
@@ -207,9 +207,9 @@ def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
                     "this cannot be its name.",
                     hint="Take letters, digits, '_', '-', '+' or '.'.",
                 )
-            if own := {"train.steps", "train.seed"} & values.keys():
+            if fixed := {"train.steps", "train.seed"} & values.keys():
                 raise PlmjaxError(
-                    f"it sets {min(own)}, which is not its to set: steps follow from "
+                    f"it sets {min(fixed)}, which is not its to set: steps follow from "
                     "the compute of the first setting, seeds are those of all.",
                     hint="Set it in get_config.",
                 )
@@ -284,24 +284,24 @@ def _text(value: Any) -> str:
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Returns {key: its shortest ending that no other key has}."""
-    found = {}
+    names = {}
     for key in keys:
         parts = key.split(".")
         endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        found[key] = next(
+        names[key] = next(
             ending
             for ending in endings
             if ending == key
             or not any(k != key and f".{k}".endswith(f".{ending}") for k in keys)
         )
-    return found
+    return names
 
 
 def describe(values: Values) -> str:
     """Returns the values of a trial as text: "learning_rate 0.001, seed 0"."""
     names = short_names([*values])
-    told = [f"{names[key]} {as_text(value)}" for key, value in values.items()]
-    return ", ".join(told) or "as the config is"
+    texts = [f"{names[key]} {as_text(value)}" for key, value in values.items()]
+    return ", ".join(texts) or "as the config is"
 
 
 def as_text(value: Any) -> str:

@@ -63,13 +63,15 @@ class Texts:
         """Links the prepared text, if any, into a trial that has not begun."""
         if not self.ready(trial) or (trial.directory / "run.json").exists():
             return
-        shared, own = self.directory(trial), trial.directory
-        shutil.copytree(shared / "tokenizer", own / "tokenizer", dirs_exist_ok=True)
-        if not (own / "data").exists():
-            target = os.path.relpath(shared / "data", own)
-            (own / "data").symlink_to(target, target_is_directory=True)
+        shared, directory = self.directory(trial), trial.directory
+        shutil.copytree(
+            shared / "tokenizer", directory / "tokenizer", dirs_exist_ok=True
+        )
+        if not (directory / "data").exists():
+            target = os.path.relpath(shared / "data", directory)
+            (directory / "data").symlink_to(target, target_is_directory=True)
         # Copied last: it marks the other two as complete.
-        shutil.copyfile(shared / "run.json", own / "run.json")
+        shutil.copyfile(shared / "run.json", directory / "run.json")
 
 
 def key_of(trial: Trial) -> str:

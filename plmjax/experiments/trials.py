@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.experiments.runs import Run, as_json, check_same_config, with_defaults
+from plmjax.experiments.runs import Run, check_same_config, with_defaults
 from plmjax.experiments.sweep_plan import Plan, Values, describe, overrides_of
 from plmjax.experiments.verbs import FINETUNE, verb_of
 from plmjax.files import write_json
@@ -187,9 +187,7 @@ def check_definition(root: Path, plan: Plan) -> None:
     Raises:
       PlmjaxError: the kind, or the objective or space of a search, has changed.
     """
-    before = Workdir(root).read("sweep.json")
-    if before is not None:
-        check_same_config(root, before, _definition(plan))
+    check_same_config(root, Workdir(root).read("sweep.json"), _definition(plan))
 
 
 def save_definition(root: Path, plan: Plan) -> None:
@@ -204,7 +202,7 @@ def _definition(plan: Plan) -> dict[str, Any]:
         return {"kind": "list"} | verb
     space = {key: dataclasses.asdict(r) for key, r in plan.space.items()}
     goal = {"objective": plan.study.objective, "maximise": plan.study.maximise}
-    return as_json({"kind": "search", **goal, "space": space})
+    return {"kind": "search", **goal, "space": space}
 
 
 def read_result(trial: Trial, objective: str) -> Result:
@@ -244,14 +242,15 @@ def read_results(root: Path, plan: Plan) -> list[Result]:
 def _check_run(trial: Trial) -> None:
     """Raises PlmjaxError if the run in a trial's directory is not the trial."""
     config = trial.workdir.read("config.json") or {}
-    if config != trial.config:
-        check_same_config(
-            trial.directory,
-            with_defaults(verb_of(config).config, config),
-            _complete(trial),
-            f"holds a run that is not the sweep's {trial.name}",
-            hint="Move it elsewhere.",
-        )
+    if config == trial.config:
+        return
+    check_same_config(
+        trial.directory,
+        with_defaults(verb_of(config).config, config),
+        _complete(trial),
+        f"holds a run that is not the sweep's {trial.name}",
+        hint="Move it elsewhere.",
+    )
 
 
 def unknown_objective(objective: str, known: Iterable[str]) -> PlmjaxError:

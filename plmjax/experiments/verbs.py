@@ -44,17 +44,19 @@ def verb_of(config: Mapping[str, Any]) -> Verb:
     return FINETUNE if "task" in config else PRETRAIN
 
 
-def judged_by(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[str, bool]:
+def choose_objective(
+    config: dict[str, Any], study: Mapping[str, Any]
+) -> tuple[str, bool]:
     """Returns the score that fine-tunings are compared by, and whether more is better.
 
-    `asked` has objective, maximise, both or neither, from get_study. The default is
+    `study` has objective, maximise, both or neither, from get_study. The default is
     the score that selects the step.
 
     Raises:
       PlmjaxError: the data cannot be read, or has no such held-out score.
     """
     usual, known = _read(config_lib.build(FinetuneConfig, config))
-    objective = asked.get("objective", usual)
+    objective = study.get("objective", usual)
     if objective not in known:
         test = str(objective).startswith("test ")
         raise PlmjaxError(
@@ -65,7 +67,7 @@ def judged_by(config: dict[str, Any], asked: Mapping[str, Any]) -> tuple[str, bo
             else f"It has {', '.join(known)}.",
         )
     better = predictions.rank(objective, {objective: 1.0}) < 0
-    return objective, asked.get("maximise", better)
+    return objective, study.get("maximise", better)
 
 
 def _check_finetune(config: FinetuneConfig) -> None:

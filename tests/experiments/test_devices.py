@@ -36,5 +36,5 @@ def test_gpus_are_divided_and_shared_where_they_are_few():
 
 def test_a_tpu_is_not_divided():
     with pytest.raises(PlmjaxError, match="takes all TPU chips"):
-        divide(2, range(4), [], tpus=4)
-    assert len(divide(1, range(4), [], tpus=4)) == 1
+        divide(2, range(4), [], tpus=True)
+    assert len(divide(1, range(4), [], tpus=True)) == 1
