@@ -1,4 +1,4 @@
-"""Cost of the pretraining of a study's models, for a table beside their scores."""
+"""Cost of a pretraining: for another one of equal cost, and as a table."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,11 +8,70 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from plmjax import tree
-from plmjax.experiments import compute, tables
-from plmjax.experiments.compute import Cost
-from plmjax.models import heads
+from plmjax import PlmjaxError, tree
+from plmjax.experiments import tables
+from plmjax.models import EncoderConfig, heads
+from plmjax.models.config import resolve
+from plmjax.objectives import OBJECTIVES, Pieces
 from plmjax.workdir import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of a training: steps, tokens of its rows with padding, FLOPs of matmuls."""
+
+    steps: int
+    tokens: int
+    flops: float
+
+
+def encoder_of(config: RunConfig, vocab_size: int | None = None) -> EncoderConfig:
+    """Returns the encoder of a run whose tokenizer may not exist yet."""
+    return resolve(config.model, vocab_size or config.tokenizer.vocab_size, pad_id=0)
+
+
+def cost_of(config: RunConfig, vocab_size: int | None = None) -> Cost:
+    """Returns the cost of a training, including its generator and heads.
+
+    `vocab_size` is the tokenizer's; None: the size that the config asks for.
+
+    Raises:
+      PlmjaxError: the number of steps depends on the text, or the cost on a teacher.
+    """
+    steps = _steps(config)
+    rows = steps * config.train.batch
+    each = _row_flops(config, vocab_size)
+    return Cost(steps, rows * config.data.length, rows * each)
+
+
+def steps_for(config: RunConfig, flops: float) -> int:
+    """Returns the number of steps of a training that comes nearest to `flops`."""
+    each = config.train.batch * _row_flops(config, None)
+    return max(1, round(flops / each))
+
+
+def _steps(config: RunConfig) -> int:
+    if config.train.steps is None or config.data.phases:
+        raise PlmjaxError(
+            "equal compute needs a number of steps, and this config has "
+            f"{'data.phases' if config.data.phases else 'train.epochs'}.",
+            hint="Set train.steps, of which the other settings' follow.",
+        )
+    return config.train.steps
+
+
+def _row_flops(config: RunConfig, vocab_size: int | None) -> float:
+    if config.objective.kind == "distill":
+        raise PlmjaxError(
+            "objective.kind=distill has a teacher, whose cost is not counted.",
+            hint="Compare it by `plmjax compare` of finished models.",
+        )
+    encoder = encoder_of(config, vocab_size)
+    make = OBJECTIVES[config.objective.kind]
+    # The FLOPs do not depend on the pieces, so placeholders are enough.
+    return make(config.objective, encoder, Pieces(0, (0,), (1,))).flops(
+        config.data.length
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +89,18 @@ class Budget:
 
 def planned(name: str, config: RunConfig) -> Budget:
     """Returns the budget of a setting, with the vocabulary size of its config."""
-    return Budget(name, compute.cost_of(config))
+    return Budget(name, cost_of(config))
 
 
 def measured(name: str, config: RunConfig, vocab_size: int) -> Budget:
     """Returns the budget of a setting whose tokenizer has `vocab_size` pieces."""
-    encoder = compute.encoder_of(config, vocab_size)
+    encoder = encoder_of(config, vocab_size)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     batch: Any = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
     shapes = jax.eval_shape(
         lambda batch: heads.init_model(encoder, jax.random.key(0), batch, ()), batch
     )
-    return Budget(name, compute.cost_of(config, vocab_size), tree.count(shapes))
+    return Budget(name, cost_of(config, vocab_size), tree.count(shapes))
 
 
 HEAD = ("steps", "tokens", "PFLOPs", "of the first's", "encoder's parameters")

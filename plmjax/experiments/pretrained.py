@@ -12,9 +12,9 @@ from typing import Any
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.labelled import load_labelled
-from plmjax.experiments import compute, sweep_plan
 from plmjax.experiments import sweep as drive
-from plmjax.experiments.budget import Budget, measured, planned
+from plmjax.experiments import sweep_plan
+from plmjax.experiments.budget import Budget, encoder_of, measured, planned
 from plmjax.experiments.compare_plan import Model, Plan, Repeats, Setting, compare_plan
 from plmjax.experiments.trials import Trial, listed_trials
 from plmjax.models import EncoderConfig
@@ -52,7 +52,7 @@ def pretrained_plan(
 
     def encoder(path: str, checkpoint: str) -> EncoderConfig:
         del checkpoint
-        return compute.encoder_of(encoders[path])
+        return encoder_of(encoders[path])
 
     repeats = Repeats(sweep.study.seeds, folds)
     plan = compare_plan(

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.experiments import compute, hyper
+from plmjax.experiments import budget, hyper
 from plmjax.experiments import space as space_lib
 from plmjax.experiments.runs import as_json, naming
 from plmjax.experiments.verbs import PRETRAIN, choose_objective, verb_of
@@ -214,9 +214,9 @@ def _at_equal_compute(plan: Plan, settings: Mapping[str, Values]) -> Plan:
                     hint="Set it in get_config.",
                 )
             config = config_lib.build(RunConfig, plan.config(values))
-            cost = compute.cost_of(config)
+            cost = budget.cost_of(config)
             flops = cost.flops if flops is None else flops
-            sized[name] = values | {"train.steps": compute.steps_for(config, flops)}
+            sized[name] = values | {"train.steps": budget.steps_for(config, flops)}
     first = plan.config({})["train"]["seed"]
     listed = tuple(
         values | {"train.seed": first + seed}

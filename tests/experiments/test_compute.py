@@ -7,7 +7,7 @@ from fakes import BASE, sweep_file
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.experiments import compute
+from plmjax.experiments import budget
 from plmjax.experiments import sweep_plan as plan
 from plmjax.models import flops
 from plmjax.objectives import ElectraConfig
@@ -46,23 +46,23 @@ def test_a_masked_model_costs_what_one_counts_by_hand():
     layer = 2 * (4 * width * width + 2 * width * 32 + 2 * length * width)
     head = 2 * (width * width + width * 100)
     once = 2 * length * layer + masked * head
-    found = compute.cost_of(config)
-    assert found == compute.Cost(5, 5 * 4 * 22, 3.0 * 5 * 4 * once)
-    assert compute.cost_of(config, 50).flops < found.flops
-    assert compute.steps_for(config, 2 * found.flops) == 10
+    found = budget.cost_of(config)
+    assert found == budget.Cost(5, 5 * 4 * 22, 3.0 * 5 * 4 * once)
+    assert budget.cost_of(config, 50).flops < found.flops
+    assert budget.steps_for(config, 2 * found.flops) == 10
 
 
 def test_electra_pays_for_its_generator():
     told = ["model.preset=electra-tiny", "objective.kind=electra", "train.steps=10"]
     config = built(config_lib.to_dict(config_lib.load(RunConfig, None, told)))
-    encoder = compute.encoder_of(config)
+    encoder = budget.encoder_of(config)
     assert isinstance(config.objective, ElectraConfig)
     generator = config.objective.generator_encoder(encoder)
     assert generator is not None and generator.width < encoder.width
     row = flops.encoder_flops(encoder, 128) + flops.detector_flops(encoder, 128)
     row += flops.encoder_flops(generator, 128)
     row += flops.vocabulary_flops(generator, 19)  # 15 % of 126, rounded up
-    found = compute.cost_of(config)
+    found = budget.cost_of(config)
     assert found.flops == pytest.approx(10 * config.train.batch * row)
 
 
@@ -70,7 +70,7 @@ def test_electra_pays_for_its_generator():
 @pytest.mark.parametrize("file", COMPARED, ids=lambda file: file.stem)
 def test_settings_of_a_paper_cost_the_same(file, size):
     found = plan.load(f"{file}:{size}")
-    costs = [compute.cost_of(built(values)).flops for values in found.configs]
+    costs = [budget.cost_of(built(values)).flops for values in found.configs]
     assert len(costs) == 3 * len(found.settings) >= 9
     assert max(costs) < 1.01 * min(costs)
     steps = {values["train"]["steps"] for values in found.configs}
