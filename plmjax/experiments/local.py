@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,31 +62,28 @@ def start_process(
         )
 
 
-class Stop:
-    """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Yields a list that collects the names of the signals that shall stop the sweep.
 
-    Handlers are installed within `with`, in the main thread, and restored after it.
+    A second Ctrl-C interrupts. Only the main thread can handle signals.
     """
+    received: list[str] = []
 
-    def __init__(self):
-        self.received: str | None = None
-        self._old: dict = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                self._old[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _frame):
-        if self.received and number == signal.SIGINT:
+    def receive(number, _frame):
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        received.append(signal.Signals(number).name)
         os.write(2, b"\nThe trials save and stop; Ctrl-C again ends them at once.\n")
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) if main else ()
+    old = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @dataclasses.dataclass
@@ -142,13 +139,13 @@ class Local:
           PlmjaxError: the runs report no figure named as the objective.
         """
         stopping = False
-        with Stop() as stop, self._no_orphans():
+        with _signals() as received, self._no_orphans():
             while True:
-                if not stop.received:
+                if not received:
                     self._fill()
                 if not self._jobs:
-                    return stop.received
-                if stop.received and not stopping:
+                    return received[-1] if received else None
+                if received and not stopping:
                     stopping = True
                     for job in self._jobs:
                         job.process.terminate()
