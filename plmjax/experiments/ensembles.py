@@ -14,7 +14,6 @@ from plmjax.data.labelled import Example, load_labelled
 from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions
 from plmjax.experiments.outcomes import Outcome
-from plmjax.experiments.repeats import finite
 from plmjax.finetune.build import split_of
 from plmjax.finetune.predict import Predictor
 
@@ -72,8 +71,8 @@ def constant_score(lines: Lines, metric: str) -> float | None:
         return 0.0  # a constant has no correlation with anything
     truth = lines.truth
     scores = [
-        predictions.scores_of(lines.config, lines.labels, truth, constant)[metric]
-        for constant in _CONSTANTS[lines.config.kind](truth)
+        predictions.scores_of(lines.config, lines.labels, truth, said)[metric]
+        for said in _CONSTANTS[lines.config.kind](truth)
     ]
     return min(scores, key=lambda value: predictions.rank(metric, {metric: value}))
 
@@ -129,34 +128,36 @@ def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
     if lines.config.kind == "embeddings":
         return None
     if lines.config.kind in _ASKED_AGAIN:
-        config, labels, examples, several = _predict_again(outcomes)
+        config, labels, examples, several = _asked(outcomes)
         truth = [example.label for example in examples]
     else:
         config, labels, truth = lines.config, lines.labels, lines.truth
         examples = [Example("", "", (), None, "")] * len(truth)
         several = [_written(read_lines(outcome)) for outcome in outcomes]
-    mean = predictions.mean_of(several)
-    predicted = predictions.read(config, labels, examples, mean)
-    return finite(predictions.scores_of(config, labels, truth, predicted)[metric])
+    said = predictions.mean_of(several)
+    predicted = predictions.read(config, labels, examples, said)
+    value = predictions.scores_of(config, labels, truth, predicted)[metric]
+    return value if math.isfinite(value) else None
 
 
 def _written(lines: Lines) -> list[np.ndarray]:
     """Returns a run's predictions for each example, from its file."""
     if lines.config.kind == "regression":
         return [np.array([record["value"]]) for record in lines.records]
-    values = [record["probabilities"] for record in lines.records]
-    return [np.array([*(p.values() if isinstance(p, dict) else p)]) for p in values]
+    found = [record["probabilities"] for record in lines.records]
+    return [np.array([*(p.values() if isinstance(p, dict) else p)]) for p in found]
 
 
-def _predict_again(outcomes: Sequence[Outcome]):
+def _asked(outcomes: Sequence[Outcome]):
     """Returns config, labels, examples, and new predictions of each run's model."""
-    config = outcomes[0].run.build()
-    data = split_of(config, load_labelled(config.task))
+    run = outcomes[0].run
+    data = split_of(run.build(), load_labelled(run.build().task))
     examples = getattr(data, outcomes[0].split)
-    batch = config.train.batch // config.train.accumulation
-    several, predictor = [], None
+    several, asked = [], None
+    train = run.build().train
     for outcome in outcomes:  # one model at a time in memory
-        predictor = Predictor([str(outcome.run.directory)], batch=batch)
-        several.append(predictor.say(examples))
-    assert predictor is not None
-    return predictor.config, predictor.labels, examples, several
+        path = str(outcome.run.directory)
+        asked = Predictor([path], batch=train.batch // train.accumulation)
+        several.append(asked.say(examples))
+    assert asked is not None
+    return asked.config, asked.labels, examples, several

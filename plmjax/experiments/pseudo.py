@@ -193,7 +193,7 @@ class _Chain:
         # Later rounds skip the baselines: their scores would be those of round 0.
         self.config = dataclasses.replace(self.config, baselines=False)
         # The first round of every rate uses these predictions.
-        first_predictions = functools.cache(lambda: self._predict(base, pool))
+        by_base = functools.cache(lambda: self._predict(base, pool))
         for rate in self.plan.rates:
             folder, teacher = self.directory / f"rate-{rate:g}", base
             folder.mkdir(exist_ok=True)
@@ -201,12 +201,9 @@ class _Chain:
                 workdir = folder / f"round-{number}"
                 path = Path(f"{workdir}-drawn.json")
                 if not path.exists():
-                    predictions = (
-                        first_predictions()
-                        if teacher == base
-                        else self._predict(teacher, pool)
-                    )
-                    records, counts = self._label(pool, predictions, rate)
+                    again = teacher != base
+                    predicted = self._predict(teacher, pool) if again else by_base()
+                    records, counts = self._label(pool, predicted, rate)
                     labels = [record | {"round": number} for record in records]
                     write_records(_labels(workdir), labels)
                     write_json(path, counts)

@@ -5,6 +5,7 @@ read from the trial's directory and reported to Optuna, at once or when the swee
 started again. Trials have Optuna's numbers.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.experiments import trials
-from plmjax.experiments.repeats import finite
 from plmjax.experiments.space import Choices, Range
 from plmjax.experiments.sweep_plan import Plan
 from plmjax.experiments.trials import Result, Trial
@@ -116,7 +116,7 @@ class Search:
         state = self._optuna.trial.TrialState
         number, value = result.trial.number, result.value
         before = self._study.trials[number]
-        if result.state == "finished" and finite(value) is not None:
+        if result.state == "finished" and _finite(value):
             now = state.COMPLETE
         elif result.state == "failed" and result.code != Exit.NUMERIC:
             now = state.FAIL
@@ -199,7 +199,7 @@ def importances(
     By PED-ANOVA (arXiv:2304.10255); {} if too few trials have finished.
     """
     optuna = require_optuna()
-    done = [r for r in results if r.state == "finished" and finite(r.value) is not None]
+    done = [r for r in results if r.state == "finished" and _finite(r.value)]
     if len(done) < 2 * len(space) + 2:
         return {}
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
@@ -212,3 +212,7 @@ def importances(
             )
         )
     return optuna.importance.get_param_importances(study)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

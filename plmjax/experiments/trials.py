@@ -124,14 +124,14 @@ def directory_of(root: Path, number: int) -> Path:
 
 
 def saved_trials(root: Path) -> list[Trial]:
-    """Returns the trials that have been started or handed out."""
+    """Returns the trials that have been started or handed out, by number."""
     trials = []
     for path in sorted((root / "trials").glob("*/trial.json")):
         saved = Workdir(path.parent).read("trial.json", values=dict, config=dict)
         assert saved is not None
         number = int(path.parent.name)
         trials.append(Trial(number, saved["values"], saved["config"], path.parent))
-    return trials
+    return sorted(trials, key=lambda trial: trial.number)
 
 
 def listed_trials(root: Path, plan: Plan) -> list[Trial]:
