@@ -71,16 +71,16 @@ def repeats_of(args):
 
 def finetune_config(args, safe: bool):
     """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
-    from plmjax.experiments import compare as drive
-    from plmjax.experiments import compare_plan as plan
+    from plmjax.experiments.compare import encoders
+    from plmjax.experiments.compare_plan import config_of, parse_setting
 
-    setting = plan.Setting("safe", True) if safe else plan.Setting()
-    return plan.config_of(args.config, args.overrides, setting, drive.encoders())
+    setting = parse_setting("safe" if safe else "plain")
+    return config_of(args.config, args.overrides, setting, encoders())
 
 
 def finetune_repeated(args, config, workdir: Path) -> int:
     """Runs `plmjax finetune` with several seeds or folds; returns the exit code."""
-    from plmjax.experiments import compare_plan as plan
+    from plmjax.experiments import compare_plan
     from plmjax.finetune.config import FinetuneConfig
 
     if config.model is None:
@@ -89,10 +89,10 @@ def finetune_repeated(args, config, workdir: Path) -> int:
             hint="Set --config.model to a run's workdir or a Hugging Face folder.",
         )
     file = args.config or config.task.train or FinetuneConfig.__name__
-    task = plan.distinct([file], "task file")[file]
-    setting = plan.Setting("safe", True) if args.safe else plan.Setting()
+    task = compare_plan.distinct([file], "task file")[file]
+    setting = compare_plan.parse_setting("safe" if args.safe else "plain")
     repeats = repeats_of(args)
-    return _run(plan.finetune_plan(workdir, task, setting, config, repeats))
+    return _run(compare_plan.finetune_plan(workdir, task, setting, config, repeats))
 
 
 def _compare(args) -> int:
@@ -115,21 +115,20 @@ def _compare(args) -> int:
             f"--parallel={args.parallel} is of pretrainings, and there are none.",
             hint="Give --pretrain=FILE, or leave it out.",
         )
-    from plmjax.experiments import compare as drive
-    from plmjax.experiments import compare_plan as plan
+    from plmjax.experiments import compare, compare_plan
 
     root = Path(args.workdir)
     repeats = repeats_of(args)
-    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
+    settings = [compare_plan.parse_setting(text) for text in args.setting or ["plain"]]
     start_jax(root)
-    study = plan.compare_plan(
+    study = compare_plan.compare_plan(
         root,
-        plan.named_models(args.models),
+        compare_plan.named_models(args.models),
         args.tasks.split(","),
         settings=settings,
         repeats=repeats,
         overrides=args.overrides,
-        encoders=drive.encoders(),
+        encoders=compare.encoders(),
     )
     print(f"Study directory: {root}", flush=True)
     return _run(study)
@@ -149,13 +148,12 @@ def _pretrain_and_compare(args) -> int:
         )
     at_least_one(args, "parallel", "seeds")
     from plmjax.console import console
-    from plmjax.experiments import budget, pretrained, sweep_plan
-    from plmjax.experiments import compare_plan as plan
+    from plmjax.experiments import budget, compare_plan, pretrained, sweep_plan
 
     root = Path(args.workdir)
     start_jax(root)
     sweep = sweep_plan.load(args.pretrain, args.pretrain_overrides, args.seeds)
-    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
+    settings = [compare_plan.parse_setting(text) for text in args.setting or ["plain"]]
     study = pretrained.pretrained_plan(
         root,
         sweep,
@@ -173,10 +171,10 @@ def _pretrain_and_compare(args) -> int:
 
 def _run(study) -> Exit:
     from plmjax import processes
-    from plmjax.experiments import compare as drive
+    from plmjax.experiments import compare
 
     def show(text: str) -> None:
         if processes.is_first():
             print(text, end="", flush=True)
 
-    return stopped(drive.study(study, show))
+    return stopped(compare.study(study, show))

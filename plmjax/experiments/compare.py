@@ -13,10 +13,9 @@ import jax
 from plmjax import Exit, PlmjaxError, processes
 from plmjax.console import console, duration, say_nothing
 from plmjax.evaluate.model import open_models
-from plmjax.experiments import budget
-from plmjax.experiments import cells as results
-from plmjax.experiments import compare_page as page
+from plmjax.experiments import budget, compare_page
 from plmjax.experiments import compare_tables as tables
+from plmjax.experiments.cells import collect
 from plmjax.experiments.compare_plan import Encoders, Plan, Repetition
 from plmjax.experiments.outcomes import (
     Outcome,
@@ -167,12 +166,12 @@ def train(run: Repetition) -> dict:
 
 def report(plan: Plan, show: Print) -> None:
     """Writes and prints the results of a study."""
-    cells = results.collect(plan)
+    cells = collect(plan)
 
     def write() -> None:
         if not processes.is_first():
             return
-        show(f"\n{page.headline(plan, cells)}\n")
+        show(f"\n{compare_page.headline(plan, cells)}\n")
         if plan.budgets:
             console().print(budget.screen(plan.budgets))
         for rows in tables.by_task(cells).values():
@@ -180,7 +179,7 @@ def report(plan: Plan, show: Print) -> None:
             for sentence in tables.sentences(rows):
                 show(f"{sentence}\n")
         files = tables.write(plan.root, plan, cells)
-        *pictures, html = page.write(plan.root, plan, cells)
+        *pictures, html = compare_page.write(plan.root, plan, cells)
         show(f"\nPage: {html}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
 
     processes.run_on_all(write)
