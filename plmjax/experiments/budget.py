@@ -87,20 +87,18 @@ class Budget:
     parameters: int | None = None
 
 
-def planned(name: str, config: RunConfig) -> Budget:
-    """Returns the budget of a setting, with the vocabulary size of its config."""
-    return Budget(name, cost_of(config))
-
-
-def measured(name: str, config: RunConfig, vocab_size: int) -> Budget:
-    """Returns the budget of a setting whose tokenizer has `vocab_size` pieces."""
+def budget_of(name: str, config: RunConfig, vocab_size: int | None = None) -> Budget:
+    """Returns the budget of a setting; `vocab_size` is that of its trained models."""
+    cost = cost_of(config, vocab_size)
+    if vocab_size is None:
+        return Budget(name, cost)
     encoder = encoder_of(config, vocab_size)
     ids = jax.ShapeDtypeStruct((1, 8), np.int32)
     batch: Any = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
     shapes = jax.eval_shape(
         lambda batch: heads.init_model(encoder, jax.random.key(0), batch, ()), batch
     )
-    return Budget(name, cost_of(config, vocab_size), tree.count(shapes))
+    return Budget(name, cost, tree.count(shapes))
 
 
 HEAD = ("steps", "tokens", "PFLOPs", "of the first's", "encoder's parameters")

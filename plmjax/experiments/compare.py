@@ -70,17 +70,14 @@ def study(plan: Plan, show: Print) -> dict:
         )
         if waiting:
             check([plan.runs[number] for number in waiting], show)
-        processes.run_on_all(lambda: _write_definition(plan))
+        processes.run_on_first(
+            lambda: write_json(plan.root / "study.json", plan.stands_on)
+        )
         stopped = _run_all(plan, waiting, show)
         if stopped is not None:
             return stopped
         report(plan, show)
     return {}
-
-
-def _write_definition(plan: Plan) -> None:
-    if processes.is_first():
-        write_json(plan.root / "study.json", plan.stands_on)
 
 
 def check(runs: Sequence[Repetition], show: Print) -> None:
@@ -169,8 +166,6 @@ def report(plan: Plan, show: Print) -> None:
     cells = collect(plan)
 
     def write() -> None:
-        if not processes.is_first():
-            return
         show(f"\n{compare_page.headline(plan, cells)}\n")
         if plan.budgets:
             console().print(budget.screen(plan.budgets))
@@ -182,4 +177,4 @@ def report(plan: Plan, show: Print) -> None:
         *pictures, html = compare_page.write(plan.root, plan, cells)
         show(f"\nPage: {html}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
 
-    processes.run_on_all(write)
+    processes.run_on_first(write)

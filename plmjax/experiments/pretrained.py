@@ -14,7 +14,7 @@ from plmjax import config as config_lib
 from plmjax.data.labelled import load_labelled
 from plmjax.experiments import sweep as drive
 from plmjax.experiments import sweep_plan
-from plmjax.experiments.budget import Budget, encoder_of, measured, planned
+from plmjax.experiments.budget import Budget, budget_of, encoder_of
 from plmjax.experiments.compare_plan import Model, Plan, Repeats, Setting, compare_plan
 from plmjax.experiments.trials import Trial, listed_trials
 from plmjax.models import EncoderConfig
@@ -64,7 +64,7 @@ def pretrained_plan(
         overrides=overrides,
         encoders=encoder,
     )
-    budgets = tuple(planned(name, config) for name, config in configs.items())
+    budgets = tuple(budget_of(name, config) for name, config in configs.items())
     return dataclasses.replace(plan, budgets=budgets)
 
 
@@ -117,4 +117,4 @@ def _measured(root: Path, sweep: sweep_plan.Plan) -> tuple[Budget, ...]:
         name: seeds[0].workdir.tokenizer().vocab_size
         for name, seeds in _trials(root, sweep).items()
     }
-    return tuple(measured(n, configs[n], size) for n, size in vocabularies.items())
+    return tuple(budget_of(n, configs[n], size) for n, size in vocabularies.items())
