@@ -55,7 +55,7 @@ def _steps(config: RunConfig) -> int:
         raise PlmjaxError(
             "equal compute needs a number of steps, and this config has "
             f"{'data.phases' if config.data.phases else 'train.epochs'}.",
-            hint="Set train.steps, of which the other settings' follow.",
+            hint="Set train.steps, from which those of the other settings follow.",
         )
     return config.train.steps
 

@@ -18,7 +18,7 @@ from plmjax.workdir import Workdir
 class Run:
     """A training of an experiment: its directory, and its full config as JSON.
 
-    Each experiment has a dataclass of it, with what the run is there.
+    Each experiment derives a dataclass with the run's part in it.
     """
 
     directory: Path
