@@ -23,21 +23,26 @@ from plmjax.data.labelled import Example
 from plmjax.data.tasks import KINDS, TaskConfig
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import _wanted_step
+from plmjax.experiments import cells as study_results
+from plmjax.experiments import compare_tables as tables
+from plmjax.experiments import ensembles, halving, search, verbs
+from plmjax.experiments import sweep as drive
+from plmjax.experiments import sweep_page as page
+from plmjax.experiments import sweep_plan as plan
+from plmjax.experiments import sweep_plots as plots
+from plmjax.experiments import sweep_results as results
+from plmjax.experiments.compare_plan import Repetition
+from plmjax.experiments.outcomes import Outcome
+from plmjax.experiments.pseudo_results import Round, gains
+from plmjax.experiments.space import uniform
+from plmjax.experiments.trials import Result, Trial
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
 from plmjax.metrics import gain as gain_lib
 from plmjax.metrics.comparison import compare, compare_by
 from plmjax.metrics.gain import gain, task_scores, worth
 from plmjax.pretrain import run as pretrain
-from plmjax.pseudo.results import Round, gains
 from plmjax.stop import Stop
-from plmjax.study import results as study_results
-from plmjax.study import said, tables
-from plmjax.study.outcomes import Outcome
-from plmjax.study.plan import Run
-from plmjax.sweep import drive, halving, page, plan, plots, results, search, verbs
-from plmjax.sweep.space import uniform
-from plmjax.sweep.trials import Result, Trial
 from plmjax.train import job, loop
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.sharding import make_mesh
@@ -473,10 +478,10 @@ def test_importance_is_that_of_the_best_trials(higher):
 @EVERY
 def test_a_sweep_of_fine_tunings_knows_which_way_is_better(metric, monkeypatch):
     monkeypatch.setattr(verbs, "_read", lambda config: (metric, [*HIGHER]))
-    assert verbs.judged_by({}, {}) == (metric, HIGHER[metric])
+    assert verbs.choose_objective({}, {}) == (metric, HIGHER[metric])
     for asked in (True, False):
         given = {"objective": metric, "maximise": asked}
-        assert verbs.judged_by({}, given) == (metric, asked)
+        assert verbs.choose_objective({}, given) == (metric, asked)
 
 
 # --- studies
@@ -485,9 +490,9 @@ def test_a_sweep_of_fine_tunings_knows_which_way_is_better(metric, monkeypatch):
 def cell_of(scores, metric, setting="plain"):
     made = []
     for seed, score in enumerate(scores):
-        run = Run("task", "model", setting, seed, None, Path("nowhere"), {})
+        run = Repetition("task", "model", setting, seed, None, Path("nowhere"), {})
         made.append(Outcome(run, "finished", {"test": {metric: score}}, metric, 9))
-    return study_results.made("task", "model", setting, made, 0.0)
+    return study_results.make_cell("task", "model", setting, made, 0.0)
 
 
 @EVERY
@@ -497,8 +502,8 @@ def test_a_study_says_what_is_better(metric):
     good, bad = (cell_of([v, v + 0.01, v + 0.02], metric) for v in (better, worse))
     shifted = [value + 0.3 * (1 if higher else -1) for value in (0.5, 0.52, 0.51)]
     first, other = cell_of([0.5, 0.53, 0.51], metric), cell_of(shifted, metric, "other")
-    assert study_results.held_against(other, first, 0.0).verdict == "better"
-    assert study_results.held_against(first, other, 0.0).verdict == "worse"
+    assert study_results.compare_cells(other, first, 0.0).verdict == "better"
+    assert study_results.compare_cells(first, other, 0.0).verdict == "worse"
     assert good.best == pytest.approx(better + (0.02 if higher else 0))
     best_first = dataclasses.replace(good, setting="other")
     (line,) = tables._worst(best_first, bad, "plain")
@@ -515,8 +520,8 @@ def test_a_run_has_learned_if_it_beats_the_best_single_answer(kind, monkeypatch)
     """The best of all answers that occur, by every metric of the kind."""
     truth, good, bad = SAID[kind]
     labels = LABELS.get(kind, ())
-    lines = said.Lines(TaskConfig(kind=kind), labels, truth, [])
-    monkeypatch.setattr(said, "read_lines", lambda outcome: lines)
+    lines = ensembles.Lines(TaskConfig(kind=kind), labels, truth, [])
+    monkeypatch.setattr(ensembles, "read_lines", lambda outcome: lines)
     told = {
         "classes": [["a"] * 40, ["b"] * 40],
         "multilabel": [[("a",)] * 40, [("a", "b")] * 40],
@@ -532,14 +537,14 @@ def test_a_run_has_learned_if_it_beats_the_best_single_answer(kind, monkeypatch)
         )
         if metric in ("pearson", "spearman"):
             best = 0.0
-        assert said.constant_score(lines, metric) == pytest.approx(best), metric
+        assert ensembles.constant_score(lines, metric) == pytest.approx(best), metric
         sign = 1 if HIGHER[metric] else -1
         for score, learned in ((best + 0.01 * sign, True), (best - 0.01 * sign, False)):
             (outcome,) = cell_of([score], metric).outcomes
-            assert said.has_learned(outcome) is learned, metric
+            assert ensembles.has_learned(outcome) is learned, metric
         (outcome,) = cell_of([best], metric).outcomes
-        assert said.has_learned(outcome) is False
-    assert said.constant_score(lines, "loss") is None
+        assert ensembles.has_learned(outcome) is False
+    assert ensembles.constant_score(lines, "loss") is None
 
 
 # --- pseudo-labels

@@ -16,13 +16,13 @@ from tests_common import sentences
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.cli import main
+from plmjax.experiments import sweep_plan
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import PRESETS
 from plmjax.models.config import ModelConfig, resolve
 from plmjax.objectives import OBJECTIVES, Pieces
 from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import check
-from plmjax.sweep import plan as sweep_plan
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.optimizer import make_optimizer
@@ -30,7 +30,7 @@ from plmjax.train.step import init_state
 from plmjax.workdir import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Sweeps are no recipes; tests/sweep/test_plan.py has them.
+# Sweeps are no recipes; tests/experiments/test_plan.py has them.
 FILES = sorted([*CONFIGS.glob("pretrain/*.py"), *CONFIGS.glob("distill/*.py")])
 FINETUNE = {
     "choices": ("", "swag"),

@@ -30,8 +30,7 @@ FLOORS = (
     ("evaluate",),
     ("baselines", "embed", "report"),
     ("finetune", "pretrain"),
-    ("bench", "doctor", "pseudo", "sweep"),
-    ("study",),
+    ("bench", "doctor", "experiments"),
     ("cli",),
     ("__main__",),
 )

@@ -9,12 +9,12 @@ import typing
 import pytest
 
 from plmjax import PlmjaxError, config
+from plmjax.experiments.compare_plan import Repeats
+from plmjax.experiments.pseudo import Plan
+from plmjax.experiments.pseudo_labels import PseudoConfig
+from plmjax.experiments.sweep_plan import StudyConfig
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.pseudo import PseudoConfig
 from plmjax.models import EncoderConfig
-from plmjax.pseudo.study import Plan
-from plmjax.study.plan import Repeats
-from plmjax.sweep.plan import StudyConfig
 from plmjax.train.config import OptimizerConfig
 from plmjax.workdir import RunConfig
 

@@ -62,25 +62,26 @@ def is_repeated(args) -> bool:
 
 def repeats_of(args):
     """Returns the repetitions that --seeds, --folds and --vary ask for."""
-    from plmjax.study.plan import VARY, Repeats
+    from plmjax.experiments.compare_plan import VARY, Repeats
 
     vary = VARY if args.vary is None else tuple(args.vary.split(","))
     seeds = 1 if args.seeds is None else args.seeds
     return Repeats(seeds, args.folds, vary)
 
 
-def settled_config(args, safe: bool):
+def finetune_config(args, safe: bool):
     """Returns the config of `plmjax finetune`, with the safe recipe if asked for."""
-    from plmjax.study import drive, plan
+    from plmjax.experiments.compare import encoders
+    from plmjax.experiments.compare_plan import config_of, parse_setting
 
-    setting = plan.Setting("safe", True) if safe else plan.Setting()
-    return plan.settled(args.config, args.overrides, setting, drive.encoders())
+    setting = parse_setting("safe" if safe else "plain")
+    return config_of(args.config, args.overrides, setting, encoders())
 
 
 def finetune_repeated(args, config, workdir: Path) -> int:
     """Runs `plmjax finetune` with several seeds or folds; returns the exit code."""
+    from plmjax.experiments import compare_plan
     from plmjax.finetune.config import FinetuneConfig
-    from plmjax.study import plan
 
     if config.model is None:
         raise PlmjaxError(
@@ -88,11 +89,10 @@ def finetune_repeated(args, config, workdir: Path) -> int:
             hint="Set --config.model to a run's workdir or a Hugging Face folder.",
         )
     file = args.config or config.task.train or FinetuneConfig.__name__
-    task = plan.distinct([file], "task file")[file]
-    setting = plan.Setting("safe", True) if args.safe else plan.Setting()
+    task = compare_plan.distinct([file], "task file")[file]
+    setting = compare_plan.parse_setting("safe" if args.safe else "plain")
     repeats = repeats_of(args)
-    found = plan.finetune_plan(workdir, task, setting, config, repeats)
-    return _run(found)
+    return _run(compare_plan.finetune_plan(workdir, task, setting, config, repeats))
 
 
 def _compare(args) -> int:
@@ -115,23 +115,23 @@ def _compare(args) -> int:
             f"--parallel={args.parallel} is of pretrainings, and there are none.",
             hint="Give --pretrain=FILE, or leave it out.",
         )
-    from plmjax.study import drive, plan
+    from plmjax.experiments import compare, compare_plan
 
     root = Path(args.workdir)
     repeats = repeats_of(args)
-    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
+    settings = [compare_plan.parse_setting(text) for text in args.setting or ["plain"]]
     start_jax(root)
-    found = plan.compare_plan(
+    study = compare_plan.compare_plan(
         root,
-        args.models,
+        compare_plan.named_models(args.models),
         args.tasks.split(","),
         settings=settings,
         repeats=repeats,
         overrides=args.overrides,
-        encoders=drive.encoders(),
+        encoders=compare.encoders(),
     )
     print(f"Study directory: {root}", flush=True)
-    return _run(found)
+    return _run(study)
 
 
 def _pretrain_and_compare(args) -> int:
@@ -148,37 +148,33 @@ def _pretrain_and_compare(args) -> int:
         )
     at_least_one(args, "parallel", "seeds")
     from plmjax.console import console
-    from plmjax.study import budget, plan, pretrained
-    from plmjax.sweep import plan as sweep_plan
+    from plmjax.experiments import budget, compare_plan, pretrained, sweep_plan
 
     root = Path(args.workdir)
     start_jax(root)
     sweep = sweep_plan.load(args.pretrain, args.pretrain_overrides, args.seeds)
-    settings = [plan.parse_setting(text) for text in args.setting or ["plain"]]
-    tasks = args.tasks.split(",")
-    found = pretrained.pretrained_plan(
+    settings = [compare_plan.parse_setting(text) for text in args.setting or ["plain"]]
+    study = pretrained.pretrained_plan(
         root,
         sweep,
-        tasks,
+        args.tasks.split(","),
         settings=settings,
         folds=args.folds,
         overrides=args.overrides,
     )
-    pretrained.check_data(found)
+    pretrained.check_data(study)
     print(f"Study directory: {root}", flush=True)
-    console().print(budget.screen(found.budgets))
-    code, found = pretrained.pretrain(found, sweep, args.parallel or 1, log)
-    if code != Exit.OK:
-        return code
-    return _run(found)
+    console().print(budget.screen(study.budgets))
+    code, study = pretrained.pretrain(study, sweep, args.parallel or 1, log)
+    return _run(study) if code == Exit.OK else code
 
 
-def _run(found) -> Exit:
+def _run(study) -> Exit:
     from plmjax import processes
-    from plmjax.study import drive
+    from plmjax.experiments import compare
 
-    def say(text: str) -> None:
+    def show(text: str) -> None:
         if processes.is_first():
             print(text, end="", flush=True)
 
-    return stopped(drive.study(found, say))
+    return stopped(compare.study(study, show))

@@ -58,7 +58,7 @@ def _finetune(args) -> int:
     if args.show_config:
         if args.safe:
             start_jax()
-            config = compare.settled_config(args, safe=True)
+            config = compare.finetune_config(args, safe=True)
         config_lib.show(config)
         return Exit.OK
     workdir = Path(args.workdir) if args.workdir else None
@@ -76,13 +76,13 @@ def _finetune(args) -> int:
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
     from plmjax.cli.options import stopped
+    from plmjax.experiments.outcomes import is_study
     from plmjax.finetune.run import finetune
-    from plmjax.study.outcomes import is_study
 
     if args.dry_run:
         return _dry_run(args, config, workdir)
     if args.safe:
-        config = processes.run_on_all(lambda: compare.settled_config(args, safe=True))
+        config = processes.run_on_all(lambda: compare.finetune_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
     if is_study(workdir):
@@ -103,7 +103,7 @@ def _dry_run(args, config, workdir: Path) -> int:
             hint="Remove --seeds, --folds and the options of several processes.",
         )
     if args.safe:
-        config = compare.settled_config(args, safe=True)
+        config = compare.finetune_config(args, safe=True)
     dry_run(config, workdir, compiles=args.dry_run == "compile")
     return Exit.OK
 

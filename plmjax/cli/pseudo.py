@@ -66,8 +66,8 @@ def _pseudo(args) -> int:
     config = config_lib.load(FinetuneConfig, args.config, args.overrides)
     workdir = Path(args.workdir)
     start_jax(workdir)
-    from plmjax.finetune.pseudo import PseudoConfig
-    from plmjax.pseudo.study import Plan, pseudo
+    from plmjax.experiments.pseudo import Plan, pseudo
+    from plmjax.experiments.pseudo_labels import PseudoConfig
 
     plan = Plan(
         unlabelled=args.unlabelled,
@@ -83,12 +83,12 @@ def _pseudo(args) -> int:
 def _rates(args) -> tuple[float, ...]:
     """Returns the rates, ascending, without 0: round 0 always runs."""
     if args.rates is None:
-        found = {args.rate}
+        rates = {args.rate}
     else:
         try:
-            found = {float(part) for part in args.rates.split(",")}
+            rates = {float(part) for part in args.rates.split(",")}
         except ValueError:
             raise PlmjaxError(
                 f"--rates={args.rates} must be numbers, joined by commas."
             ) from None
-    return tuple(sorted(found - {0.0}))
+    return tuple(sorted(rates - {0.0}))

@@ -42,7 +42,8 @@ def add(verb) -> None:
 
 def _sweep(args) -> int:
     from plmjax.console import console
-    from plmjax.sweep import drive, plan
+    from plmjax.experiments import sweep as drive
+    from plmjax.experiments import sweep_plan as plan
 
     at_least_one(args, "parallel")
     if args.config is None:
@@ -50,16 +51,16 @@ def _sweep(args) -> int:
             "a sweep needs its file.",
             hint="For example --config=configs/sweeps/learning_rate.py.",
         )
-    found = plan.load(args.config, args.overrides)
+    sweep = plan.load(args.config, args.overrides)
     if args.dry_run:
-        console().print(drive.show(found))
+        console().print(drive.show(sweep))
         return Exit.OK
     name = Path(args.config.partition(":")[0]).stem
     root = Path(args.workdir) if args.workdir else Path("runs") / name
     log(f"Sweep directory: {root}")
     if args.collect:
-        return drive.collect(found, root, log)
+        return drive.collect(sweep, root, log)
     options = drive.Options(
         args.runner, args.parallel, args.retry_failed, not args.own_text
     )
-    return drive.sweep(found, root, options, log)
+    return drive.sweep(sweep, root, options, log)

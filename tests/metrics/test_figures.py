@@ -15,15 +15,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from plmjax.experiments.pseudo_results import Round, curve, gains, settings
+from plmjax.experiments.repeats import summary
 from plmjax.metrics.comparison import SAME, compare, compare_by
 from plmjax.metrics.entities import entities
 from plmjax.metrics.gain import task_scores
 from plmjax.metrics.retrieval import find_pairs
 from plmjax.metrics.scores import confusion
-from plmjax.pseudo.results import Round, curve, gains, settings
 from plmjax.report import curves as report
 from plmjax.report.scores import as_text, score_lines, task_lines
-from plmjax.study.results import summary
 
 # --- classes, labels, numbers
 

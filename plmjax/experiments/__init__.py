@@ -1,0 +1,1 @@
+"""Experiments: plans of many runs, their outcomes, and what compares them."""

@@ -1,0 +1,48 @@
+"""Results of an experiment as tables: on the screen, as CSV and as JSON."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from plmjax.experiments.repeats import finite
+from plmjax.files import write_csv, write_json
+
+
+def screen(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = ""
+) -> Table:
+    """Returns a table for the screen; a column without a name holds names."""
+    table = Table(title=title, title_style=style)
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_results(
+    root: Path,
+    content: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+) -> list[Path]:
+    """Writes results.json and results.csv, each atomically; returns their paths.
+
+    `columns` of the rows are written; if none are given, all that a row has. NaN and
+    infinities become null in JSON.
+    """
+    names = columns or list(dict.fromkeys(name for row in rows for name in row))
+    cells = ([row.get(name) for name in names] for row in rows)
+    write_json(root / "results.json", _without_nan(content))
+    write_csv(root / "results.csv", [names, *cells])
+    return [root / "results.json", root / "results.csv"]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return finite(value) if isinstance(value, float) else value

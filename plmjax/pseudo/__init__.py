@@ -1,1 +1,0 @@
-"""Semi-supervised fine-tuning by pseudo-labels."""

@@ -1,1 +1,0 @@
-"""Several fine-tunings by one protocol, and how far chance explains their scores."""

@@ -1,1 +1,0 @@
-"""Sweeps: many runs from one file, a few at a time, and their results."""
