@@ -16,6 +16,7 @@ from plmjax.files import write_json
 from plmjax.finetune.build import build
 from plmjax.finetune.run import finetune
 from plmjax.models import EncoderConfig
+from plmjax.report.page import with_size
 from plmjax.study import budget, page, results, tables
 from plmjax.study.outcomes import (
     Outcome,
@@ -202,7 +203,8 @@ def report(plan: Plan, say: Say) -> None:
             for sentence in tables.sentences(own):
                 say(f"{sentence}\n")
         files = tables.write(plan.root, plan, cells)
-        *pictures, whole = page.write(plan.root, plan, cells)
-        say(f"\nPage: {whole}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
+        *pictures, report = page.write(plan.root, plan, cells)
+        others = ", ".join(map(str, [*files, *pictures]))
+        say(f"\nPage: {with_size(report)}\nFiles: {others}\n")
 
     processes.run_on_all(write)

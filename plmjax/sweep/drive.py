@@ -10,6 +10,7 @@ from rich.table import Table
 
 from plmjax import Exit, PlmjaxError
 from plmjax.console import console
+from plmjax.report.page import with_size
 from plmjax.sweep import handout, page, results, trials
 from plmjax.sweep.devices import local_slots
 from plmjax.sweep.local import Local, Start, start_process
@@ -188,7 +189,8 @@ def _conclude(end: Outcome, root: Path, log: Callable[[str], Any]) -> int:
     for table in (results.table(end), results.settings_table(end)):
         if table is not None:
             out.print(table)
-    log(f"Results: {root}/report.html, results.csv, results.json.")
+    report = with_size(root / "report.html")
+    log(f"Results: {report}, results.csv, results.json.")
     unfinished = end.count("stopped") + end.count("waiting")
     if unfinished:
         log(f"{unfinished} trials have not ended. The same command goes on.")
