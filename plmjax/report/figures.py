@@ -112,7 +112,8 @@ def write_png(path: Path, panels: dict[str, "Figure"]) -> None:
                 plot.set_yticks(layout.yaxis.tickvals, layout.yaxis.ticktext)
                 plot.set_ylim(layout.yaxis.range)
             if plot.get_legend_handles_labels()[1]:
-                plot.legend(frameon=False)
+                # Beside the curves, which may be anywhere.
+                plot.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 _MARKERS = {None: "o", "circle": "o", "x": "x", "diamond-open": "D"}
@@ -126,7 +127,7 @@ def _draw_line(plot, trace) -> None:
         linestyle="-" if lines else "",
         linewidth=trace.line.width,
         marker=_MARKERS[trace.marker.symbol] if "markers" in trace.mode else "",
-        markersize=5,
+        markersize=0.7 * (trace.marker.size or 7),
         color=trace.line.color if lines else trace.marker.color,
         fillstyle="none" if trace.marker.symbol == "diamond-open" else "full",
         alpha=trace.opacity,

@@ -23,13 +23,16 @@ def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
     """Writes the page atomically and returns its path."""
     title = html.escape(title)
     body = "\n".join(section for section in sections if section)
-    script = _figure_script() if _JSON in body else ""
+    script = hint = ""
+    if _JSON in body:
+        script = _figure_script()
+        hint = "<noscript>The figures need JavaScript; the tables do not.</noscript>"
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n{body}\n<script>{_SORT}</script>{script}"
+        f"<body><h1>{title}</h1>\n{hint}{body}\n<script>{_SORT}</script>{script}"
         "</body></html>\n"
     )
     write_file(path, text.encode())
@@ -97,7 +100,6 @@ def _figure_script() -> str:
     packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
     templates = json.dumps(figures.templates())
     return (
-        "<noscript>The figures need JavaScript; the tables do not.</noscript>"
         f'<script type="text/plain" id="plotly">{base64.b64encode(packed).decode()}'
         f"</script>\n<script>const templates = {templates};{_DRAW}</script>"
     )
@@ -105,11 +107,10 @@ def _figure_script() -> str:
 
 _JSON = '<script type="application/json">'
 
-# The browser refuses to load anything. Plotly's WebGL needs 'unsafe-eval', its download
-# of a figure needs images from data and blobs.
+# The browser refuses to load anything. Plotly saves a figure by way of an image.
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data: blob:"
 )
 
 _STYLE = """

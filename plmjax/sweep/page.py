@@ -45,7 +45,7 @@ def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
         ),
         page.section(
             "Parallel coordinates",
-            page.plot(parallel, plots.parallel(outcome, study), 110 * keys),
+            page.plot(parallel, plots.parallel(outcome, study), 120 * (keys + 1)),
         ),
         page.section("Importance", missing or _importance(outcome, study)),
         page.section("Failures", _failures(outcome)),

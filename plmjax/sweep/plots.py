@@ -160,7 +160,7 @@ def curves(outcome: Outcome) -> "Figure | None":
             labels[number] = f"trial {number}, the best"
     colours = dict(zip(dict.fromkeys(labels.values()), COLOURS * 2, strict=False))
     figure = figures.new("training step", axis_title(outcome.objective), 420)
-    values: list[float] = []
+    extremes: list[float] = []
     named: set[str] = set()
     for r in sorted(drawn, key=lambda r: r is outcome.best):
         x, y = zip(*r.curve, strict=True)
@@ -174,10 +174,10 @@ def curves(outcome: Outcome) -> "Figure | None":
             marker={"symbol": "x", "color": colour},
             line={
                 "color": colour,
-                "width": 3.5 if r is outcome.best else 1.5,
+                "width": 3.5 if r is outcome.best else 1.8,
                 "dash": "dash" if r.state == "pruned" else "solid",
             },
-            opacity=1 if r is outcome.best else 0.7,
+            opacity=1 if r is outcome.best else 0.8,
             name=label,
             legendgroup=label,
             showlegend=label not in named,
@@ -185,8 +185,10 @@ def curves(outcome: Outcome) -> "Figure | None":
             "<br>step %{x}: %{y:.4f}<extra></extra>",
         )
         named.add(label)
-        values += [value for value in y if math.isfinite(value)]
-    figure.update_yaxes(range=_limits(values, outcome.maximise) if values else None)
+        if finite := [value for value in y if math.isfinite(value)]:
+            extremes += [min(finite), max(finite)]
+    limits = _limits(extremes, outcome.maximise) if extremes else None
+    figure.update_yaxes(range=limits)
     return figure
 
 

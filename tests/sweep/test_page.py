@@ -1,5 +1,6 @@
 """The page and the plots of a sweep."""
 
+import ast
 import base64
 import dataclasses
 import gzip
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from fakes import BASE, GRID, RATE, SEARCH, SEED, sweep_file
 
+from plmjax import report
 from plmjax.sweep import page, plan, plots, results, search, trials
 
 
@@ -100,6 +102,15 @@ def test_of_many_curves_only_the_best_has_a_name(tmp_path):
     assert figure is not None and end.best is not None
     named = [c.name for c in figure.data if c.showlegend is not False]
     assert named == ["other trials", f"trial {end.best.trial.number}, the best"]
+
+
+def test_plotly_is_imported_by_what_draws_alone():
+    """Nobody who asks for help waits for it."""
+    for path in Path(report.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "plotly" not in ast.unparse(node), path
+                assert "matplotlib" not in ast.unparse(node), path
 
 
 def test_a_page_of_nothing_yet_is_a_page(tmp_path):
