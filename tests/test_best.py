@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from fakes import BASE, RATE, Fakes, sweep_file
+from fakes import BASE, RATE, Fakes, no_page, sweep_file
 
 from plmjax.baselines import linear
 from plmjax.baselines.run import Baseline, best_of, gain_lines
@@ -34,7 +34,7 @@ from plmjax.experiments import sweep_results as results
 from plmjax.experiments.compare_plan import Repetition
 from plmjax.experiments.outcomes import Outcome
 from plmjax.experiments.pseudo_results import Round, gains
-from plmjax.experiments.space import uniform
+from plmjax.experiments.space import integers, uniform
 from plmjax.experiments.trials import Result, Trial
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
@@ -42,6 +42,7 @@ from plmjax.metrics import gain as gain_lib
 from plmjax.metrics.comparison import compare, compare_by
 from plmjax.metrics.gain import gain, task_scores, worth
 from plmjax.pretrain import run as pretrain
+from plmjax.report import figures
 from plmjax.stop import Stop
 from plmjax.train import job, loop
 from plmjax.train.config import MeshConfig, TrainConfig
@@ -366,16 +367,8 @@ def test_a_sweep_has_its_best_first(higher, monkeypatch, tmp_path):
 
 
 @WAYS
-def test_the_line_of_the_best_so_far_never_gets_worse(higher, monkeypatch):
-    monkeypatch.setattr(plots, "as_svg", lambda figure: figure)
+def test_the_line_of_the_best_so_far_never_gets_worse(higher):
     values = [0.5, 0.3, 0.7, 0.6, 0.2]
-    figure = plots.history(results.outcome(results_of(values), "x", higher))
-    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    best = [0.5, 0.5, 0.7, 0.7, 0.7] if higher else [0.5, 0.3, 0.3, 0.3, 0.2]
-    assert lines["best so far"].tolist() == best
-    low, high = figure.axes[0].get_ylim()
-    assert low < min(best) and max(best) < high
-    # Of lines through the values of trials the best is the thickest, and drawn last.
     keyed = [
         Result(
             Trial(n, {"a": n, "b": -n}, {"a": n, "b": -n}, Path("nowhere")),
@@ -384,13 +377,29 @@ def test_the_line_of_the_best_so_far_never_gets_worse(higher, monkeypatch):
         )
         for n, value in enumerate(values)
     ]
-    figure = plots.parallel(results.outcome(keyed, "x", higher))
-    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
-    widths = [line.get_linewidth() for line in drawn]
-    assert widths.index(max(widths)) == len(values) - 1
-    place = 2 if higher else 4
-    assert drawn[-1].get_ydata()[0] == pytest.approx(place / 4)
-    assert drawn[-1].get_color() == pytest.approx(plots._blend(1.0))
+    outcome = results.outcome(keyed, "x", higher)
+    study = search.study_of(keyed, {key: integers(-9, 9) for key in "ab"}, higher)
+    best = [0.5, 0.5, 0.7, 0.7, 0.7] if higher else [0.5, 0.3, 0.3, 0.3, 0.2]
+    # By us, and by Optuna.
+    for figure in (plots.history(outcome), plots.history(outcome, study)):
+        assert figure is not None
+        lines = {line.name: line for line in figure.data}
+        assert list(lines["finished"].y) == values
+        assert list(lines["best so far"].y) == best
+        low, high = figure.layout.yaxis.range
+        assert low < min(best) and max(best) < high
+    # Of lines through the values of trials the best is the thickest, and drawn last.
+    best = 2 if higher else 4
+    for figure in (plots.parallel(outcome), plots.parallel(outcome, study)):
+        assert figure is not None
+        drawn = figure.data
+        widths = [line.line.width for line in drawn]
+        assert widths.index(max(widths)) == len(values) - 1
+        # The axes are the objective and the two keys.
+        assert drawn[-1].y == pytest.approx(
+            (1.0 if higher else 0.0, best / 4, 1 - best / 4)
+        )
+        assert drawn[-1].line.color == figures.blend(1.0)
 
 
 @WAYS
@@ -414,7 +423,7 @@ def get_study():
 @WAYS
 def test_a_sweep_goes_to_the_end_with_its_best_trials(higher, tmp_path, monkeypatch):
     """The later a trial is, the worse; with three, those that are not best end."""
-    monkeypatch.setattr(drive.page, "write", lambda *_: None)
+    monkeypatch.setattr(drive.page, "write", no_page)
     text = BASE + STUDY.replace("RATE", RATE).replace("HIGHER", str(higher))
     text = text.replace("NAME", "accuracy" if higher else "loss")
     found = plan.load(sweep_file(tmp_path, text))
@@ -442,7 +451,7 @@ def get_study():
 @WAYS
 def test_a_search_tells_optuna_which_way_is_better(higher, tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
-    monkeypatch.setattr(drive.page, "write", lambda *_: None)
+    monkeypatch.setattr(drive.page, "write", no_page)
     text = BASE + SPACE.replace("RATE", RATE).replace("HIGHER", str(higher))
     found = plan.load(sweep_file(tmp_path, text))
     fakes = Fakes(lambda values, step: 10 + np.log10(values[RATE]), steps=10)

@@ -41,6 +41,8 @@ ONLY = {
     "orbax": {"checkpoint", "processes"},
     "tensorstore": {"checkpoint"},
     "flax": {"models", "objectives"},
+    "plotly": {"report"},
+    "matplotlib": {"report"},
 }
 WITHOUT_JAX = {"tokenizers", "data"}
 

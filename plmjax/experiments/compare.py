@@ -29,6 +29,7 @@ from plmjax.files import write_json
 from plmjax.finetune.build import build
 from plmjax.finetune.run import finetune
 from plmjax.models import EncoderConfig
+from plmjax.report.page import with_size
 from plmjax.train import sharding
 from plmjax.train.job import shapes_of
 from plmjax.workdir import Workdir
@@ -174,7 +175,8 @@ def report(plan: Plan, show: Print) -> None:
             for sentence in tables.sentences(rows):
                 show(f"{sentence}\n")
         files = tables.write(plan.root, plan, cells)
-        *pictures, html = compare_page.write(plan.root, plan, cells)
-        show(f"\nPage: {html}\nFiles: {', '.join(map(str, [*files, *pictures]))}\n")
+        *pictures, report = compare_page.write(plan.root, plan, cells)
+        others = ", ".join(map(str, [*files, *pictures]))
+        show(f"\nPage: {with_size(report)}\nFiles: {others}\n")
 
     processes.run_on_first(write)

@@ -15,7 +15,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError
 from plmjax.experiments import trials
 from plmjax.experiments.space import Choices, Range
-from plmjax.experiments.sweep_plan import Plan
+from plmjax.experiments.sweep_plan import Plan, short_names
 from plmjax.experiments.trials import Result, Trial
 
 
@@ -191,27 +191,29 @@ def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
     return by_key
 
 
-def importances(
-    results: Sequence[Result], space: Mapping[str, Range], maximise: bool
-) -> dict[str, float]:
-    """Returns the importance of each key for the best finished trials; sums to 1.
+def study_of(results: Sequence[Result], space: Mapping[str, Range], maximise: bool):
+    """Returns the results as a study in memory, with short names of the keys.
 
-    By PED-ANOVA (arXiv:2304.10255); {} if too few trials have finished.
+    Trials keep their numbers; only finished ones count.
+
+    Raises:
+      PlmjaxError: Optuna is not installed.
     """
     optuna = require_optuna()
-    done = [r for r in results if r.state == "finished" and _finite(r.value)]
-    if len(done) < 2 * len(space) + 2:
-        return {}
+    names, kinds = short_names([*space]), distributions(space)
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
-    for result in done:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=result.trial.values,
-                distributions=distributions(space),
-                value=result.value,
+    known = {result.trial.number: result for result in results}
+    for number in range(max(known, default=-1) + 1):
+        trial = optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL)
+        r = known.get(number)
+        if r is not None and r.state == "finished" and _finite(r.value):
+            trial = optuna.trial.create_trial(
+                params={names[key]: value for key, value in r.trial.values.items()},
+                distributions={names[key]: kind for key, kind in kinds.items()},
+                value=r.value,
             )
-        )
-    return optuna.importance.get_param_importances(study)
+        study.add_trial(trial)
+    return study
 
 
 def _finite(value: float | None) -> bool:

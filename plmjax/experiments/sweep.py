@@ -25,6 +25,7 @@ from plmjax.experiments.texts import Texts
 from plmjax.experiments.trials import Listed, Queue
 from plmjax.experiments.verbs import verb_of
 from plmjax.files import write_file
+from plmjax.report.page import with_size
 from plmjax.workdir import Workdir
 
 Runner = Literal["local", "slurm", "print"]
@@ -179,7 +180,8 @@ def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
     for table in (results.table(outcome), results.settings_table(outcome)):
         if table is not None:
             console().print(table)
-    log(f"Results: {root}/report.html, results.csv, results.json.")
+    report = with_size(root / "report.html")
+    log(f"Results: {report}, results.csv, results.json.")
     unfinished = outcome.count("stopped") + outcome.count("waiting")
     if unfinished:
         log(f"{unfinished} trials have not ended. The same command goes on.")

@@ -3,58 +3,77 @@
 import html
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plmjax import PlmjaxError
 from plmjax.console import duration
 from plmjax.experiments import sweep_plots as plots
 from plmjax.experiments.local import how_ended
-from plmjax.experiments.search import importances
+from plmjax.experiments.search import study_of
 from plmjax.experiments.sweep_plan import Plan, as_text, describe, short_names
 from plmjax.experiments.sweep_results import Outcome, settings, value_of
 from plmjax.experiments.trials import Result
 from plmjax.report import page, scores
 
+if TYPE_CHECKING:
+    from optuna import Study
+
 # Number of figures of scores.json that the table shows beside the objective.
 _FIGURES = 4
 
 
-def write(root: Path, name: str, plan: Plan, found: Outcome) -> Path:
+def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
     """Writes report.html atomically and returns its path."""
+    study, missing = None, ""
+    if plan.space is not None:
+        try:
+            study = study_of(outcome.results, plan.space, outcome.maximise)
+        except PlmjaxError as error:
+            missing = f"<p>Not drawn: {html.escape(error.message)}</p>"
+    score = f"Held-out {outcome.objective.replace('_', ' ')}"
+    history = f"{score} of each trial, and the best so far"
+    parallel = f"{score} and values of each finished trial: the better, the more orange"
+    keys = len(outcome.keys)
     sections = [
-        _headline(found),
-        page.section("Means over seeds", _settings(found)),
-        page.section("Trials", _trials(root, found)),
-        page.section("History", plots.history(found)),
-        page.section("Learning curves", plots.curves(found)),
-        page.section(f"{found.objective.capitalize()} by key", plots.by_key(found)),
-        page.section("Parallel coordinates", plots.parallel(found)),
-        page.section("Importance", _importance(plan, found)),
-        page.section("Failures", _failures(found)),
+        _headline(outcome),
+        page.section("Means over seeds", _settings(outcome)),
+        page.section("Trials", _trials(root, outcome)),
+        page.section("History", page.plot(history, plots.history(outcome, study))),
+        page.section("Learning curves", _curves(score, outcome)),
+        page.section(
+            f"{outcome.objective.capitalize()} by key", _by_key(score, outcome, study)
+        ),
+        page.section(
+            "Parallel coordinates",
+            page.plot(parallel, plots.parallel(outcome, study), 120 * (keys + 1)),
+        ),
+        page.section("Importance", missing or _importance(outcome, study)),
+        page.section("Failures", _failures(outcome)),
     ]
     return page.write(root / "report.html", f"Sweep {name}", sections)
 
 
-def _headline(found: Outcome) -> str:
-    goal = "highest" if found.maximise else "lowest"
-    told = f"{len(found.results)} trials: {found.summary()}. "
-    told += f"The {goal} {found.objective} is the best."
-    parts = [f"<p>{html.escape(told)}</p>"]
-    if (best := found.best) is not None:
-        what = f"{found.objective} {best.value:.4f}: {describe(best.trial.values)}"
-        parts.append(
+def _headline(outcome: Outcome) -> str:
+    goal = "highest" if outcome.maximise else "lowest"
+    text = f"{len(outcome.results)} trials: {outcome.summary()}. "
+    text += f"The {goal} {outcome.objective} is the best."
+    lines = [f"<p>{html.escape(text)}</p>"]
+    if (best := outcome.best) is not None:
+        what = f"{outcome.objective} {best.value:.4f}: {describe(best.trial.values)}"
+        lines.append(
             f'<p class="best">Best: trial {best.trial.number}, {html.escape(what)}'
             f"<br><code>plmjax evaluate --workdir="
             f"{html.escape(str(best.trial.directory))}</code></p>"
         )
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
-def _settings(found: Outcome) -> str | None:
-    rows = settings(found)
+def _settings(outcome: Outcome) -> str | None:
+    rows = settings(outcome)
     if not rows:
         return None
     names = short_names([*rows[0].values])
-    head = [*names.values(), "trials", found.objective, "deviation"]
+    head = [*names.values(), "trials", outcome.objective, "deviation"]
     lines = [
         [
             *(_cell(value) for value in row.values.values()),
@@ -67,21 +86,21 @@ def _settings(found: Outcome) -> str | None:
     return page.table(head, lines)
 
 
-def _trials(root: Path, found: Outcome) -> str:
-    names = short_names(found.keys)
-    figures = list(dict.fromkeys(n for r in found.finished for n in r.figures))
-    figures = [n for n in figures if n not in (found.objective, "unigram_loss")]
+def _trials(root: Path, outcome: Outcome) -> str:
+    names = short_names(outcome.keys)
+    figures = list(dict.fromkeys(n for r in outcome.finished for n in r.figures))
+    figures = [n for n in figures if n not in (outcome.objective, "unigram_loss")]
     figures = figures[:_FIGURES]
-    head = ["trial", found.objective, *names.values(), "state", "step", "time"]
+    head = ["trial", outcome.objective, *names.values(), "state", "step", "time"]
     lines = []
-    for r in found.results:
+    for r in outcome.results:
         where = html.escape(os.path.relpath(r.trial.directory, root))
         number = f'<td data-value="{r.trial.number}"><a href="{where}/">'
         lines.append(
             [
                 f"{number}{r.trial.number}</a>",
                 _cell(r.value, "" if r.value is None else f"{r.value:.4f}"),
-                *(_cell(value_of(r, key)) for key in found.keys),
+                *(_cell(value_of(r, key)) for key in outcome.keys),
                 f'<td class="{r.state}">{r.state}',
                 _cell(r.step, "" if r.step is None else f"{r.step:,}"),
                 _cell(r.seconds, "" if r.seconds is None else duration(r.seconds)),
@@ -103,31 +122,47 @@ def _figure(name: str, value: float | None) -> str:
     return _cell(value, "" if value is None else scores.as_text(name, value))
 
 
-def _importance(plan: Plan, found: Outcome) -> str | None:
-    if plan.space is None:
-        shares = plots.main_effects(found)
-        label = "variance of the results that the key explains alone"
+def _curves(score: str, outcome: Outcome) -> str | None:
+    names = plots.varying(outcome, outcome.results).values()
+    title = f"{score} by training step, a curve a trial"
+    title += f"; they differ in {', '.join(names)}" if names else ""
+    content = page.plot(title, plots.curves(outcome))
+    return _explained("The best trial is thick, pruned ones are dashed.", content)
+
+
+def _by_key(score: str, outcome: Outcome, study: "Study | None") -> str | None:
+    figures = plots.by_key(outcome, study).items()
+    how = "Dots are finished trials, crosses pruned ones at their last evaluation; the "
+    how += "large dot is the best."
+    how += " Later trials are darker." if study is not None else ""
+    return _explained(how, page.grid({f"{score} by {name}": f for name, f in figures}))
+
+
+def _importance(outcome: Outcome, study: "Study | None") -> str | None:
+    if study is not None:
+        figure = plots.importance(study, outcome)
+        title = "What makes trials good: the share of each key"
+        how = "PED-ANOVA by Optuna, over the finished trials; they sum to 100%."
+    else:
+        figure = plots.bars(plots.main_effects(outcome))
+        title = "Variance of the results that each key explains alone"
         how = "Epsilon squared, over the finished trials; what keys do together is in "
         how += "none of the bars."
-    else:
-        try:
-            shares = importances(found.results, plan.space, found.maximise)
-        except PlmjaxError as error:
-            return f"<p>Not drawn: {html.escape(error.message)}</p>"
-        label = "share of what makes trials good"
-        how = "PED-ANOVA by Optuna, over the finished trials; they sum to 100%."
-    if not shares:
-        return None
-    few = " Few trials: a lead, not a result." if len(found.finished) < 20 else ""
-    return f"<p>{how}{few}</p>\n{plots.bars(shares, label)}"
+    few = " Few trials: a lead, not a result." if len(outcome.finished) < 20 else ""
+    return _explained(how + few, page.plot(title, figure))
 
 
-def _failures(found: Outcome) -> str:
-    return "\n".join(map(_failure, (r for r in found.results if r.state == "failed")))
+def _explained(text: str, content: str | None) -> str | None:
+    """Returns content below a text; None without content."""
+    return content and f"<p>{html.escape(text)}</p>\n{content}"
+
+
+def _failures(outcome: Outcome) -> str:
+    return "\n".join(map(_failure, (r for r in outcome.results if r.state == "failed")))
 
 
 def _failure(r: Result) -> str:
     how = "" if r.code is None else how_ended(r.code)
     lines = html.escape("\n".join(r.log))
-    told = html.escape(f"Trial {r.trial.number} ({describe(r.trial.values)}): {how}")
-    return f"<p>{told}</p><pre>{lines}</pre>"
+    text = html.escape(f"Trial {r.trial.number} ({describe(r.trial.values)}): {how}")
+    return f"<p>{text}</p><pre>{lines}</pre>"

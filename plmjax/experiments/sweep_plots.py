@@ -1,24 +1,29 @@
-"""The plots of a sweep, each an SVG to be embedded in a page."""
+"""The figures of a sweep's page.
+
+Those of a search are Optuna's where it is installed.
+"""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plmjax.experiments.sweep_plan import as_text, short_names
+from plmjax.experiments.sweep_plan import as_text, describe, short_names
 from plmjax.experiments.sweep_results import Outcome, value_of
 from plmjax.experiments.trials import Result
-from plmjax.report.page import (
-    GOOD,
-    INK,
-    OTHER,
-    as_svg,
-    figure_of,
-)
+from plmjax.report import figures
+from plmjax.report.figures import COLOURS, GOOD, NEUTRAL, OTHER, SCALE, axis_title
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from plmjax.report.figures import Figure
 
 _NEAR = 0.16  # of an axis: labels closer than this would overlap
+_SEED = "train.seed"
+_CROSS = {"symbol": "x", "color": NEUTRAL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +31,12 @@ class Axis:
     """The values of a key as positions on a line, between 0 and 1."""
 
     name: str
-    places: dict[Any, float]  # {value: position} of every value that occurs
+    positions: dict[Any, float]  # of every value that occurs
     ticks: list[tuple[float, str]]
 
-    def place(self, value: Any) -> float:
+    def position(self, value: Any) -> float:
         """Returns the position of a value, between 0 and 1."""
-        return self.places[_hashable(value)]
+        return self.positions[_hashable(value)]
 
 
 def _hashable(value: Any) -> Any:
@@ -43,20 +48,20 @@ def make_axis(name: str, values: Sequence[Any]) -> Axis:
     seen = list(dict.fromkeys(map(_hashable, values)))
     if not all(_is_number(value) for value in seen) or len(seen) < 2:
         spread = np.linspace(0, 1, len(seen)) if len(seen) > 1 else [0.5]
-        places = dict(zip(seen, map(float, spread), strict=True))
-        return Axis(name, places, [(p, as_text(v)) for v, p in places.items()])
+        positions = dict(zip(seen, map(float, spread), strict=True))
+        return Axis(name, positions, [(p, as_text(v)) for v, p in positions.items()])
     low, high = min(seen), max(seen)
     scale = math.log if low > 0 and high / low >= 9.99 else float
     width = scale(high) - scale(low)
-    places = {v: (scale(v) - scale(low)) / width for v in seen}
+    positions = {v: (scale(v) - scale(low)) / width for v in seen}
     ticked = sorted(seen)
-    if np.diff(sorted(places.values())).min() < _NEAR:
-        inner = np.linspace(scale(low), scale(high), 4)[1:-1]
-        whole = all(isinstance(v, int) for v in seen)
-        made = [math.exp(x) if scale is math.log else float(x) for x in inner]
-        ticked = [low, *(round(x) if whole else x for x in made), high]
+    if np.diff(sorted(positions.values())).min() < _NEAR:
+        scaled = np.linspace(scale(low), scale(high), 4)[1:-1]
+        inner = [math.exp(x) if scale is math.log else float(x) for x in scaled]
+        integers = all(isinstance(v, int) for v in seen)
+        ticked = [low, *(round(x) if integers else x for x in inner), high]
     ticks = [((scale(v) - scale(low)) / width, _tick(v)) for v in ticked]
-    return Axis(name, places, ticks)
+    return Axis(name, positions, ticks)
 
 
 def _is_number(value: Any) -> bool:
@@ -72,39 +77,61 @@ def _limits(values: Sequence[float], maximise: bool) -> tuple[float, float]:
     sign = -1 if maximise else 1
     costs = sorted(sign * value for value in values)
     best, middle, worst = costs[0], costs[len(costs) // 2], costs[-1]
-    worst = min(worst, middle + 4 * (middle - best)) if middle > best else worst
+    if middle > best:
+        worst = max(cost for cost in costs if cost <= middle + 4 * (middle - best))
     margin = 0.06 * (worst - best) or 0.05 * abs(best) or 1.0
     low, high = sorted((sign * (best - margin), sign * (worst + margin)))
     return low, high
 
 
-def _valued(found: Outcome, *states: str) -> list[Result]:
+def _valued(outcome: Outcome, *states: str) -> list[Result]:
     return [
         r
-        for r in found.in_order()
+        for r in outcome.in_order()
         if r.state in states and r.value is not None and math.isfinite(r.value)
     ]
 
 
-def history(found: Outcome) -> str | None:
+def _by_optuna(name: str, study: "Study", outcome: Outcome, **options) -> "Figure":
+    """Returns Optuna's figure, without its title, size and colours for white pages."""
+    from optuna import visualization
+
+    title = axis_title(outcome.objective)
+    figure = getattr(visualization, name)(study, target_name=title, **options)
+    figure.update_layout(title=None, width=None, height=340, plot_bgcolor=None)
+    figure.update_annotations(font_color=None)
+    return figure
+
+
+def history(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
     """Draws the objective by trial, and the best so far; None without values."""
-    done, pruned = _valued(found, "finished"), _valued(found, "pruned")
+    done, pruned = _valued(outcome, "finished"), _valued(outcome, "pruned")
     if not done:
         return None
-    figure, ((plot,),) = figure_of(3.2)
-    if pruned:
-        x, y = _points(pruned)
-        plot.plot(x, y, "x", color=OTHER, alpha=0.8, label="pruned, at its last")
     x, y = _points(done)
-    plot.plot(x, y, "o", color=OTHER, label="finished")
-    best = np.maximum.accumulate(y) if found.maximise else np.minimum.accumulate(y)
-    plot.step(x, best, where="post", color=GOOD, linewidth=2, label="best so far")
-    plot.set_ylim(_limits(y + _points(pruned)[1], found.maximise))
-    plot.set_xlabel("trial")
-    plot.set_ylabel(found.objective)
-    plot.xaxis.get_major_locator().set_params(integer=True)
-    plot.legend(frameon=False, labelcolor=INK)
-    return as_svg(figure)
+    if study is not None:
+        figure = _by_optuna("plot_optimization_history", study, outcome)
+        figure.data[0].update(name="finished", marker_color=OTHER)
+        figure.data[1].update(name="best so far")
+    else:
+        figure = figures.new("trial", axis_title(outcome.objective))
+        best = (
+            np.maximum.accumulate(y) if outcome.maximise else np.minimum.accumulate(y)
+        )
+        figure.add_scatter(
+            x=x, y=y, mode="markers", name="finished", marker_color=OTHER
+        )
+        figure.add_scatter(x=x, y=best, mode="lines", name="best so far")
+    figure.data[1].line.update(color=GOOD, shape="hv")
+    if pruned:
+        early, last = _points(pruned)
+        name = "pruned, at its last"
+        figure.add_scatter(x=early, y=last, mode="markers", name=name, marker=_CROSS)
+        x, y = x + early, y + last
+    limits = min(x) - 0.5, max(x) + 0.5
+    figure.update_xaxes(title="trial", tickformat="d", range=limits)
+    figure.update_yaxes(range=_limits(y, outcome.maximise))
+    return figure
 
 
 def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
@@ -112,163 +139,225 @@ def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
-def curves(found: Outcome) -> str | None:
-    """Draws each trial's evaluations, the best trial on top; None without any."""
-    drawn = [r for r in found.in_order() if r.curve]
+def curves(outcome: Outcome) -> "Figure | None":
+    """Draws each trial's evaluations, the best trial on top; None without any.
+
+    A curve has the name and the colour of what distinguishes its trial but for the
+    seed. If there are more of these than colours, only the best has its own.
+    """
+    drawn = [r for r in outcome.in_order() if r.curve]
     if not drawn:
         return None
-    figure, ((plot,),) = figure_of(3.8)
-    values = []
-    for r in sorted(drawn, key=lambda r: r is found.best):
+    keys = varying(outcome, drawn)
+    keys = [key for key in keys if key != _SEED] or [*keys]
+    labels = {
+        r.trial.number: describe({key: value_of(r, key) for key in keys}) for r in drawn
+    }
+    if len(set(labels.values())) > len(COLOURS):
+        labels = {r.trial.number: "other trials" for r in drawn}
+        if outcome.best is not None:
+            number = outcome.best.trial.number
+            labels[number] = f"trial {number}, the best"
+    colours = dict(zip(dict.fromkeys(labels.values()), COLOURS * 2, strict=False))
+    figure = figures.new("training step", axis_title(outcome.objective), 420)
+    extremes: list[float] = []
+    named: set[str] = set()
+    for r in sorted(drawn, key=lambda r: r is outcome.best):
         x, y = zip(*r.curve, strict=True)
-        style: dict[str, Any] = {"color": OTHER, "alpha": 0.55, "linewidth": 1.2}
-        if r is found.best:
-            style = {"color": GOOD, "linewidth": 2.5}
-        dashed = "--" if r.state == "pruned" else "-"
-        # A trial that ended at its first evaluation is drawn as a point.
-        plot.plot(x, y, "x" if len(x) == 1 else dashed, **style)
-        values += [value for value in y if math.isfinite(value)]
-    handles = [plot.plot([], [], "-", color=OTHER, label="finished")[0]]
-    if any(r.state == "pruned" for r in drawn):
-        handles += plot.plot([], [], "--", color=OTHER, label="pruned")
-    if found.best is not None:
-        label = f"best: trial {found.best.trial.number}"
-        handles += plot.plot([], [], "-", color=GOOD, linewidth=2.5, label=label)
-    plot.legend(handles=handles, frameon=False, labelcolor=INK)
-    plot.set_ylim(_limits(values, found.maximise))
-    plot.set_xlabel("step")
-    plot.set_ylabel(found.objective)
-    return as_svg(figure)
-
-
-def by_key(found: Outcome) -> str | None:
-    """Draws the objective over each key, with pruned trials; None if no key varies."""
-    done = _valued(found, "finished", "pruned")
-    keys = _varying(found, done)
-    if not keys:
-        return None
-    names, columns = short_names(keys), min(3, len(keys))
-    rows = -(-len(keys) // columns)
-    figure, plots = figure_of(2.7 * rows, columns, rows)
-    _, y = _points(done)
-    for index, plot in enumerate(plots.flat):
-        if index >= len(keys):
-            plot.set_visible(False)
-            continue
-        key = keys[index]
-        values = [value_of(r, key) for r in done]
-        axis = make_axis(names[key], values)
-        x = [axis.place(value) for value in values]
-        for state, marker in (("finished", "o"), ("pruned", "x")):
-            of = [n for n, r in enumerate(done) if r.state == state]
-            at, height = [x[n] for n in of], [y[n] for n in of]
-            plot.plot(at, height, marker, color=OTHER, alpha=0.8)
-        if found.best in done:
-            best = done.index(found.best)
-            plot.plot([x[best]], [y[best]], "o", color=GOOD, markersize=9)
-        plot.set_xticks([p for p, _ in axis.ticks], [t for _, t in axis.ticks])
-        plot.set_xlim(-0.08, 1.08)
-        plot.set_ylim(_limits(y, found.maximise))
-        plot.set_xlabel(axis.name)
-        if index % columns == 0:
-            plot.set_ylabel(found.objective)
-    return as_svg(figure)
-
-
-def _varying(found: Outcome, results: Sequence[Result]) -> list[str]:
-    return [
-        key
-        for key in found.keys
-        if len({_hashable(value_of(r, key)) for r in results}) > 1
-    ]
-
-
-def parallel(found: Outcome) -> str | None:
-    """Draws each finished trial as a line through its values; None if too few."""
-    done = _valued(found, "finished")
-    keys = _varying(found, done)
-    if len(keys) < 2 or len(done) < 2:
-        return None
-    names = short_names(keys)
-    axes = [make_axis(names[key], [value_of(r, key) for r in done]) for key in keys]
-    _, y = _points(done)
-    low, high = _limits(y, found.maximise)
-    goal = [min(max((value - low) / (high - low), 0.0), 1.0) for value in y]
-    figure, ((plot,),) = figure_of(4.2)
-    better = np.argsort(np.argsort(y if found.maximise else np.negative(y)))
-    for index in np.argsort(better):
-        r = done[index]
-        x = [axis.place(value_of(r, k)) for axis, k in zip(axes, keys, strict=True)]
-        share = float(better[index]) / (len(done) - 1)
-        plot.plot(
-            range(len(axes) + 1),
-            [*x, goal[index]],
-            color=_blend(share),
-            alpha=0.35 + 0.6 * share**2,
-            linewidth=3 if r is found.best else 1.3,
+        label = labels[r.trial.number]
+        colour = colours[label]
+        figure.add_scatter(
+            x=x,
+            y=y,
+            # A trial that ended at its first evaluation is a cross.
+            mode="markers" if len(x) == 1 else "lines",
+            marker={"symbol": "x", "color": colour},
+            line={
+                "color": colour,
+                "width": 3.5 if r is outcome.best else 1.8,
+                "dash": "dash" if r.state == "pruned" else "solid",
+            },
+            opacity=1 if r is outcome.best else 0.8,
+            name=label,
+            legendgroup=label,
+            showlegend=label not in named,
+            hovertemplate=f"trial {r.trial.number}: {describe(r.trial.values)}"
+            "<br>step %{x}: %{y:.4f}<extra></extra>",
         )
-    marks = [(low + part * (high - low)) for part in (0, 0.25, 0.5, 0.75, 1)]
-    last = Axis(found.objective, {}, [(i / 4, f"{v:.3g}") for i, v in enumerate(marks)])
-    for place, axis in enumerate([*axes, last]):
-        plot.axvline(place, color=INK, alpha=0.5, linewidth=1)
-        for at, text in axis.ticks:
-            plot.annotate(
-                text,
-                (place, at),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-                fontsize=9,
+        named.add(label)
+        if finite := [value for value in y if math.isfinite(value)]:
+            extremes += [min(finite), max(finite)]
+    limits = _limits(extremes, outcome.maximise) if extremes else None
+    figure.update_yaxes(range=limits)
+    return figure
+
+
+def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, "Figure"]:
+    """Returns {short name of a key: the objective over it}, with pruned trials."""
+    done = _valued(outcome, "finished", "pruned")
+    finished, pruned = (
+        [n for n, r in enumerate(done) if r.state == state]
+        for state in ("finished", "pruned")
+    )
+    best = [n for n, r in enumerate(done) if r is outcome.best]
+    drawn = {}
+    for key, name in varying(outcome, done).items():
+        values = [value_of(r, key) for r in done]
+        texts = [as_text(value) for value in values]
+        groups = [(pruned, _CROSS), (best, {"color": GOOD, "size": 12})]
+        if study is not None and finished:
+            figure = _by_optuna("plot_slice", study, outcome, params=[name])
+            figure.update_traces(marker={"showscale": False, "colorscale": SCALE})
+            layout: Any = figure.layout
+            if layout.xaxis.type == "category":
+                values = [repr(value) for value in values]
+                names = dict(zip(values, texts, strict=True))
+                figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()])
+        else:
+            axis = make_axis(name, values)
+            values = [axis.position(value) for value in values]
+            figure = figures.new(name, axis_title(outcome.objective))
+            positions, labels = zip(*axis.ticks, strict=True)
+            ticks = {"tickvals": positions, "ticktext": labels, "range": (-0.08, 1.08)}
+            figure.update_xaxes(**ticks)
+            groups.insert(0, (finished, {"color": OTHER}))
+        for numbers, marker in groups:
+            figure.add_scatter(
+                x=[values[n] for n in numbers],
+                y=[done[n].value for n in numbers],
+                mode="markers",
+                marker=marker,
+                text=[f"trial {done[n].trial.number}, {texts[n]}" for n in numbers],
+                hovertemplate="%{text}: %{y:.4f}<extra></extra>",
             )
-    plot.set_xticks(range(len(axes) + 1), [*(a.name for a in axes), found.objective])
-    plot.set_yticks([])
-    plot.set_xlim(-0.1, len(axes) + 0.35)
-    plot.spines[:].set_visible(False)
-    plot.tick_params(length=0)
-    return as_svg(figure)
+        figure.update_layout(height=260, showlegend=False)
+        figure.update_yaxes(range=_limits(_points(done)[1], outcome.maximise))
+        drawn[name] = figure
+    return drawn
 
 
-def _blend(share: float) -> tuple[float, ...]:
-    """Returns a colour between that of the other trials (0) and of the best (1)."""
-    from matplotlib.colors import to_rgb
+def varying(outcome: Outcome, results: Sequence[Result]) -> dict[str, str]:
+    """Returns {key: its short name} of the keys in which the results differ."""
+    return {
+        key: name
+        for key, name in short_names(outcome.keys).items()
+        if len({_hashable(value_of(r, key)) for r in results}) > 1
+    }
 
-    low, high = np.array(to_rgb(OTHER)), np.array(to_rgb(GOOD))
-    return tuple(low + (high - low) * share**2)
+
+def parallel(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
+    """Draws each finished trial as a line through its values; None if too few.
+
+    The better a trial, the more its line has the colour of the best one.
+    """
+    done = _valued(outcome, "finished")
+    names = varying(outcome, done)
+    if len(names) < 2 or len(done) < 2:
+        return None
+    _, y = _points(done)
+    low, high = _limits(y, outcome.maximise)
+    y = [min(max(value, low), high) for value in y]
+    if study is not None:
+        figure = _by_optuna(
+            "plot_parallel_coordinate",
+            study,
+            outcome,
+            params=[*names.values()],
+            target=lambda trial: min(max(trial.value, low), high),
+        )
+        figure.data = [trace for trace in figure.data if trace.mode == "lines"]
+    else:
+        objective = axis_title(outcome.objective)
+        columns = {objective: y} | {
+            name: [value_of(r, key) for r in done] for key, name in names.items()
+        }
+        figure = _parallel([make_axis(*column) for column in columns.items()], columns)
+    y = [line.y[0] for line in figure.data]
+    better = np.argsort(np.argsort(y if outcome.maximise else np.negative(y)))
+    for line, rank in zip(figure.data, better.tolist(), strict=True):
+        share = rank / (len(done) - 1)
+        line.update(line_color=figures.blend(share**2), opacity=0.35 + 0.6 * share**2)
+        line.line.width = 3.5 if share == 1 else 1.5
+    figure.data = [figure.data[n] for n in np.argsort(better)]
+    # Room for the names of the first and the last axis.
+    return figure.update_layout(margin={"l": 50, "r": 60})
 
 
-def bars(shares: dict[str, float], label: str) -> str:
-    """Draws the importance of each key as a bar, the largest on top."""
+def _parallel(axes: Sequence[Axis], columns: dict[str, list[Any]]) -> "Figure":
+    """Returns lines through vertical axes."""
+    figure = figures.new("", "")
+    for values in zip(*columns.values(), strict=True):
+        points = [axis.position(v) for axis, v in zip(axes, values, strict=True)]
+        figure.add_scatter(
+            x=[*range(len(axes))],
+            y=points,
+            mode="lines",
+            showlegend=False,
+            customdata=[
+                f"{a.name}: {as_text(v)}" for a, v in zip(axes, values, strict=True)
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    for number, axis in enumerate(axes):
+        figure.add_vline(number, line={"color": NEUTRAL, "width": 1}, layer="below")
+        for position, text in axis.ticks:
+            figure.add_annotation(
+                x=number,
+                y=position,
+                text=text,
+                showarrow=False,
+                xanchor="left",
+                xshift=4,
+            )
+    ticks = {"tickvals": [*range(len(axes))], "ticktext": [*columns]}
+    figure.update_xaxes(**ticks, range=(-0.2, len(axes) - 0.7), showgrid=False)
+    figure.update_yaxes(visible=False, range=(-0.05, 1.05))
+    return figure
+
+
+def importance(study: "Study", outcome: Outcome) -> "Figure | None":
+    """Draws Optuna's importance of each key; None if too few trials have finished.
+
+    By PED-ANOVA (arXiv:2304.10255).
+    """
+    if len(_valued(outcome, "finished")) < 2 * len(outcome.keys) + 2:
+        return None
+    figure = _by_optuna("plot_param_importances", study, outcome)
+    return _as_bars(figure)
+
+
+def bars(shares: dict[str, float]) -> "Figure | None":
+    """Draws the share of each key as a bar, the largest on top; None without any."""
+    if not shares:
+        return None
     names = short_names([*shares])
     keys = sorted(shares, key=lambda key: shares[key])
-    figure, ((plot,),) = figure_of(0.7 + 0.38 * len(keys))
-    plot.barh([names[key] for key in keys], [shares[k] for k in keys], color=OTHER)
-    for place, key in enumerate(keys):
-        plot.annotate(
-            f"{shares[key]:.0%}",
-            (shares[key], place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK,
-        )
-    plot.set_xlim(0, 1.08)
-    plot.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    plot.set_xlabel(label)
-    return as_svg(figure)
+    figure = figures.new("", "")
+    x = [shares[key] for key in keys]
+    figure.add_bar(x=x, y=[names[key] for key in keys], orientation="h")
+    return _as_bars(figure)
 
 
-def main_effects(found: Outcome) -> dict[str, float]:
+def _as_bars(figure: "Figure") -> "Figure":
+    count = len(figure.data[0].y)
+    figure.update_traces(marker_color=OTHER, texttemplate="%{x:.0%}")
+    figure.update_traces(textposition="outside", cliponaxis=False)
+    figure.update_xaxes(title="share", range=(0, 1.15), tickformat=".0%")
+    figure.update_yaxes(title="")
+    return figure.update_layout(height=80 + 34 * count, showlegend=False)
+
+
+def main_effects(outcome: Outcome) -> dict[str, float]:
     """Returns the share of the variance of a list's results that each key explains.
 
     Epsilon squared: the variance between the means of a key's values, less what chance
     alone would give. A key with a different value in every trial is left out.
     """
-    done = _valued(found, "finished")
+    done = _valued(outcome, "finished")
     y = np.array([r.value for r in done], float)
     total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
     shares = {}
-    for key in _varying(found, done) if total > 0 else []:
+    for key in varying(outcome, done) if total > 0 else []:
         groups: dict[Any, list[float]] = {}
         for r, value in zip(done, y, strict=True):
             groups.setdefault(_hashable(value_of(r, key)), []).append(value)

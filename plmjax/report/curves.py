@@ -1,18 +1,18 @@
-"""Plots of a run's metrics."""
+"""Plots of a run's metrics as PNG files."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plmjax.metrics.scores import confusion
+from plmjax.report.figures import COLOURS, axis_title, png
 from plmjax.train.metrics import read_metrics
 
 # {field of a record: (label of the axis, scale)}.
 _AXES = {
-    "step": ("step", 1.0),
+    "step": ("training step", 1.0),
     "tokens": ("million tokens", 1e-6),
     "seconds": ("minutes of training", 1 / 60),
 }
@@ -51,16 +51,17 @@ def plot_curves(
 def plot_scores(workdir: Path, metric: str) -> list[Path]:
     """Draws a held-out score by step; returns no file if it is not recorded."""
     records = read_metrics(workdir / "metrics.jsonl")
-    found = [r for r in records if r["kind"] == "evaluation" and metric in r]
-    if not found or metric == "loss":
+    held_out = [r for r in records if r["kind"] == "evaluation" and metric in r]
+    if not held_out or metric == "loss":
         return []
     (workdir / "plots").mkdir(exist_ok=True)
     path = workdir / "plots" / f"{metric}_by_step.png"
-    with _figure(path) as plot:
-        steps = [record["step"] for record in found]
-        plot.plot(steps, [r[metric] for r in found], marker="o", markersize=3)
-        plot.set_xlabel("step")
-        plot.set_ylabel(f"{metric.replace('_', ' ')}, held out")
+    with png(path) as (plot,):
+        steps = [record["step"] for record in held_out]
+        plot.plot(steps, [r[metric] for r in held_out], marker="o", markersize=3)
+        plot.set_title(_title(path, f"held-out {metric.replace('_', ' ')}"))
+        plot.set_xlabel("training step")
+        plot.set_ylabel(axis_title(metric, "held-out "))
     return [path]
 
 
@@ -79,15 +80,16 @@ def plot_confusion(
     kept = np.sort(often) if len(labels) > _MOST_LABELS else np.arange(len(labels))
     counts = counts[np.ix_(kept, kept)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [labels[place] for place in kept.tolist()]
+    names = [labels[index] for index in kept.tolist()]
     side = max(4.2, 0.42 * len(names) + 1.8)
     path.parent.mkdir(exist_ok=True)
-    with _figure(path, (side + 0.6, side)) as plot:
+    with png(path, (side + 0.6, side)) as (plot,):
         plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         plot.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
         plot.set_yticks(range(len(names)), names)
-        plot.set_xlabel("predicted")
-        plot.set_ylabel("true")
+        plot.set_title(_title(path, "true and predicted labels"))
+        plot.set_xlabel("predicted label")
+        plot.set_ylabel("true label")
         size = "small" if len(names) <= 12 else "xx-small"
         for row, column in np.argwhere(counts):
             dark = shares[row, column] > 0.5
@@ -105,38 +107,30 @@ def plot_rates(
 
     Lines are means, bars standard deviations, faint points the single scores.
     """
-    with _figure(path) as plot:
+    with png(path) as (plot,):
         for number, (split, points) in enumerate(curves.items()):
             rates = [*points]
             means = [np.mean(values) for values in points.values()]
-            style = {"color": f"C{number}", "label": split.replace("_", " ")}
+            colour = COLOURS[number]
+            style = {"color": colour, "label": split.replace("_", "-")}
             if all(len(values) > 1 for values in points.values()):
                 bars = [np.std(values, ddof=1) for values in points.values()]
                 plot.errorbar(rates, means, bars, marker="o", capsize=3, **style)
                 for rate, values in points.items():
-                    spots = {"color": f"C{number}", "alpha": 0.35, "linestyle": ""}
+                    spots = {"color": colour, "alpha": 0.35, "linestyle": ""}
                     plot.plot([rate] * len(values), values, marker=".", **spots)
             else:
                 plot.plot(rates, means, marker="o", **style)
-        plot.set_xticks(sorted({rate for own in curves.values() for rate in own}))
+        plot.set_xticks(sorted({rate for points in curves.values() for rate in points}))
         plot.set_xlabel("share of the sure pseudo-labels that is trained on")
-        plot.set_ylabel(metric.replace("_", " "))
+        plot.set_title(_title(path, f"{metric.replace('_', ' ')} by sampling rate"))
+        plot.set_ylabel(axis_title(metric))
         plot.legend(frameon=False)
 
 
-@contextlib.contextmanager
-def _figure(path: Path, size: tuple[float, float] = (7, 4.2)) -> Iterator[Any]:
-    """Yields the axes of a plot, then writes the plot."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws without a screen
-    from matplotlib import pyplot
-
-    figure, plot = pyplot.subplots(figsize=size, layout="constrained")
-    yield plot
-    plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+def _title(path: Path, text: str) -> str:
+    """Returns "RUN: text" for a file in RUN/plots."""
+    return f"{path.resolve().parents[1].name}: {text}"
 
 
 def _draw(
@@ -152,24 +146,16 @@ def _draw(
         (train, {"color": "0.7", "linewidth": 1, "label": "training"}),
         (held_out, {"marker": "o", "markersize": 3, "label": "held out"}),
     )
-    with _figure(path) as plot:
+    what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
+    with png(path) as (plot,):
         for records, style in styles:
-            found = [r for r in records if key in r and axis in r]
-            plot.plot(
-                [r[axis] * scale for r in found], [r[key] for r in found], **style
-            )
+            known = [r for r in records if key in r and axis in r]
+            x = [r[axis] * scale for r in known]
+            plot.plot(x, [r[key] for r in known], **style)
         if baseline is not None:
-            plot.axhline(baseline, color="0.3", linestyle=":", linewidth=1)
-            plot.annotate(
-                "unigram baseline",
-                (1, baseline),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                color="0.3",
-                fontsize="small",
-            )
+            style = {"color": "0.3", "linestyle": ":", "linewidth": 1}
+            plot.axhline(baseline, label="unigram baseline", **style)
+        plot.set_title(_title(path, f"{what}, training and held out"))
         plot.set_xlabel(label)
-        what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
         plot.set_ylabel(f"{what} (nats)")
         plot.legend(frameon=False)

@@ -43,42 +43,43 @@ class Block:
 
 def blocks_of(mesh: Mesh, state: State, zero1: bool) -> list[Block]:
     """Returns the blocks of a model in order; equal neighbouring layers are one."""
-    places = tree.flatten(sharding.shardings(mesh, state.params))
+    shardings = tree.flatten(sharding.shardings(mesh, state.params))
     params = tree.flatten(state.params)
     held = _bytes_by_name(mesh, state, zero1)
     names: dict[str, list[str]] = {}
     for name in params:
         names.setdefault(_block_name(name), []).append(name)
-    whole_gradients = sharding.is_row_parallel(mesh)
-    found = []
+    full_gradients = sharding.is_row_parallel(mesh)
+    blocks = []
     for block, members in names.items():
         leaves = {name: params[name] for name in members}
-        weights = sum(_bytes(params[n], places[n]) for n in members)
-        found.append(
+        weights = sum(_bytes(params[n], shardings[n]) for n in members)
+        blocks.append(
             Block(
                 name=block,
                 parameters=tree.count(leaves),
                 weights=weights,
-                gradients=tree.size_in_bytes(leaves) if whole_gradients else weights,
+                gradients=tree.size_in_bytes(leaves) if full_gradients else weights,
                 optimizer=sum(held.get(name, 0) for name in members),
-                arrays=_arrays(block, leaves, places),
+                arrays=_arrays(block, leaves, shardings),
             )
         )
-    return _folded(found)
+    return _folded(blocks)
 
 
-def _bytes(leaf, place) -> int:
-    return math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+def _bytes(leaf, leaf_sharding) -> int:
+    shape = leaf_sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * np.dtype(leaf.dtype).itemsize
 
 
 def _bytes_by_name(mesh: Mesh, state: State, zero1: bool) -> dict[str, int]:
     """Returns the bytes of optimizer moments and average for each parameter."""
     sums: dict[str, int] = {}
 
-    def add(name, leaf, place):
+    def add(name, leaf, leaf_sharding):
         if match := re.fullmatch(r"moments/.*?/[mn]u/(.+)|average/(.+)", name):
             parameter = match[1] or match[2]
-            sums[parameter] = sums.get(parameter, 0) + _bytes(leaf, place)
+            sums[parameter] = sums.get(parameter, 0) + _bytes(leaf, leaf_sharding)
 
     tree.map_named(add, state, sharding.shardings(mesh, state, zero1))
     return sums
@@ -87,20 +88,22 @@ def _bytes_by_name(mesh: Mesh, state: State, zero1: bool) -> dict[str, int]:
 def _block_name(name: str) -> str:
     """Returns "encoder/layer_0" of "encoder/layer_0/ffn/up/kernel"."""
     heads = ("head", "pair", "detector", *TASK_HEADS)
-    found = re.match(rf"(.*?\bencoder/[^/]+|.*?\b(?:{'|'.join(heads)}))\b", name)
-    return found[1] if found else name
+    match = re.match(rf"(.*?\bencoder/[^/]+|.*?\b(?:{'|'.join(heads)}))\b", name)
+    return match[1] if match else name
 
 
-def _arrays(block: str, leaves: dict, places: dict) -> tuple[tuple[str, str, str], ...]:
+def _arrays(
+    block: str, leaves: dict, shardings: dict
+) -> tuple[tuple[str, str, str], ...]:
     """Returns rows such as ("ffn/up/kernel", "768x3072", "fsdp x tensor")."""
     alike: dict[tuple[str, str], list[str]] = {}
     vectors: dict[str, int] = {}
     for name, leaf in leaves.items():
-        where = _where(places[name].spec, len(leaf.shape))
+        where = _where(shardings[name].spec, len(leaf.shape))
         if len(leaf.shape) > 1:
             size = "x".join(map(str, leaf.shape))
-            own = name.removeprefix(f"{block}/")
-            alike.setdefault((size, where), []).append(own)
+            short = name.removeprefix(f"{block}/")
+            alike.setdefault((size, where), []).append(short)
         else:
             vectors[where] = vectors.get(where, 0) + 1
     return (
@@ -114,23 +117,23 @@ def _arrays(block: str, leaves: dict, places: dict) -> tuple[tuple[str, str, str
 
 def _joined(names: list[str]) -> str:
     """Returns "attention/{query,key}/kernel" of names that differ in one part."""
-    parts = [name.split("/") for name in names]
-    differ = [len(set(column)) > 1 for column in zip(*parts, strict=False)]
-    if len(names) == 1 or len({len(p) for p in parts}) > 1 or sum(differ) > 1:
+    split = [name.split("/") for name in names]
+    differ = [len(set(column)) > 1 for column in zip(*split, strict=False)]
+    if len(names) == 1 or len({len(words) for words in split}) > 1 or sum(differ) > 1:
         return ", ".join(names)
     return "/".join(
         f"{{{','.join(column)}}}" if many else column[0]
-        for column, many in zip(zip(*parts, strict=True), differ, strict=True)
+        for column, many in zip(zip(*split, strict=True), differ, strict=True)
     )
 
 
-_WHOLE = "whole"
+_UNDIVIDED = "whole"
 
 
 def _where(spec, dimensions: int) -> str:
     axes = [*spec, *[None] * (dimensions - len(spec))]
     if not any(axes):
-        return _WHOLE
+        return _UNDIVIDED
     return " x ".join(axis or "-" for axis in axes)
 
 
@@ -141,21 +144,21 @@ def _folded(blocks: list[Block]) -> list[Block]:
         alike = dataclasses.replace(block, name="")
         return re.sub(r"layer_\d+$", "layer", block.name), alike
 
-    found = []
+    joined = []
     for _, group in itertools.groupby(blocks, key):
-        first, *rest = group
-        count, name = 1 + len(rest), first.name
-        found.append(
+        first, *more = group
+        count, name = 1 + len(more), first.name
+        joined.append(
             dataclasses.replace(
                 first,
-                name=f"{name} .. {rest[-1].name.rpartition('_')[2]}" if rest else name,
+                name=f"{name} .. {more[-1].name.rpartition('_')[2]}" if more else name,
                 parameters=first.parameters * count,
                 weights=first.weights * count,
                 gradients=first.gradients * count,
                 optimizer=first.optimizer * count,
             )
         )
-    return found
+    return joined
 
 
 def _mb(size: float) -> str:
@@ -186,7 +189,7 @@ def block_table(blocks: list[Block]) -> Table:
 
 def sharding_table(blocks: list[Block]) -> Table | str:
     """Returns a table of the mesh axes that divide each axis of each parameter."""
-    if all(where == _WHOLE for block in blocks for *_, where in block.arrays):
+    if all(where == _UNDIVIDED for block in blocks for *_, where in block.arrays):
         return "Every device holds all weights whole.\n"
     table = Table(
         title="Sharding: the mesh axes that divide each axis of a weight (-: none)",
@@ -256,8 +259,8 @@ def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
             tokens.reshape(-1, length), segments.reshape(-1, length), strict=True
         )
     ]
-    told = [line for line in lines if line]  # a missing choice has no token
-    return "\n".join(told if label is None else [*told, f"Label: {label}"])
+    shown = [line for line in lines if line]  # a missing choice has no token
+    return "\n".join(shown if label is None else [*shown, f"Label: {label}"])
 
 
 def devices_text(mesh: Mesh) -> str:
@@ -314,22 +317,22 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
             "temporaries (gradients, activations)": memory.temp_size_in_bytes,
             "results": beside,
         }
-        told = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
+        text = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         total = sum(sizes.values())
-        out.print(f"  {total / 1e6:,.0f} MB a device: {told}.", markup=False)
+        out.print(f"  {total / 1e6:,.0f} MB a device: {text}.", markup=False)
     if mesh.size == 1:
         return
-    found = collectives.collectives(compiled.as_text() or "")
-    out.print(collectives_table(found, mesh))
-    if unknown := sum(not one.known for one in found):
+    operations = collectives.collectives(compiled.as_text() or "")
+    out.print(collectives_table(operations, mesh))
+    if unknown := sum(not one.known for one in operations):
         out.print(
-            f"{unknown} of these run in loops whose turns the compiler does not tell; "
-            "they are counted once.",
+            f"{unknown} of these run in loops with an unknown number of turns; they "
+            "are counted once.",
             markup=False,
         )
 
 
-def collectives_table(found: list[collectives.Collective], mesh: Mesh) -> Table:
+def collectives_table(operations: list[collectives.Collective], mesh: Mesh) -> Table:
     """Returns a table of a device's traffic in a step, by mesh axes and operation."""
     table = Table(
         title="What a device sends in a step, on a ring",
@@ -339,7 +342,7 @@ def collectives_table(found: list[collectives.Collective], mesh: Mesh) -> Table:
     table.add_column("operation")
     for name in ("times", "MB"):
         table.add_column(name, justify="right")
-    sums = collectives.sent_by_axis(found, mesh.shape)
+    sums = collectives.sent_by_axis(operations, mesh.shape)
     for axes, kinds in sorted(sums.items()):
         devices = math.prod(mesh.shape[axis] for axis in axes.split(" x "))
         for kind, (times, sent) in sorted(kinds.items()):
@@ -348,7 +351,7 @@ def collectives_table(found: list[collectives.Collective], mesh: Mesh) -> Table:
     table.add_row(
         "all",
         "",
-        f"{sum(one.times for one in found):,}",
-        _mb(collectives.sent(found)),
+        f"{sum(one.times for one in operations):,}",
+        _mb(collectives.sent(operations)),
     )
     return table

@@ -1,77 +1,51 @@
-"""A report on one page that needs no other file and no network.
+"""HTML pages that need no other file and no network: text, tables, plotly's figures.
 
-Its plots are embedded SVG: lines and letters take the page's text colour, and the
-colours of the data are readable on white and on black.
+The script of plotly is in the page once, compressed. A page without figures lacks it.
 """
 
+import base64
+import functools
+import gzip
 import html
-import io
-import re
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plmjax.files import write_file
+from plmjax.report import figures
 
-# Placeholder for the page's text colour until the SVG is written.
-INK = "#010203"
-GOOD, OTHER = "#e8710a", "#4a86c5"
-_WIDTH = 8.6  # inches; the page scales it
+if TYPE_CHECKING:
+    from plmjax.report.figures import Figure
 
 
 def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
     """Writes the page atomically and returns its path."""
     title = html.escape(title)
     body = "\n".join(section for section in sections if section)
+    script = hint = ""
+    if _JSON in body:
+        script = _figure_script()
+        hint = "<noscript>The figures need JavaScript; the tables do not.</noscript>"
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n{body}\n<script>{_SCRIPT}</script></body></html>\n"
+        f"<body><h1>{title}</h1>\n{hint}{body}\n<script>{_SORT}</script>{script}"
+        "</body></html>\n"
     )
     write_file(path, text.encode())
     return path
 
 
-def figure_of(height: float, columns: int = 1, rows: int = 1):
-    """Returns a figure of `height` inches and its plots [rows, columns]."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws without a screen
-    from matplotlib import pyplot
-
-    figure, plots = pyplot.subplots(
-        rows, columns, figsize=(_WIDTH, height), layout="constrained", squeeze=False
-    )
-    for plot in plots.flat:
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.tick_params(colors=INK, which="both")
-        for spine in plot.spines.values():
-            spine.set(color=INK, alpha=0.4)
-        plot.xaxis.label.set_color(INK)
-        plot.yaxis.label.set_color(INK)
-        plot.title.set_color(INK)
-    return figure, plots
-
-
-def as_svg(figure) -> str:
-    """Returns a figure as <svg>, in the page's font and text colour."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(figure)
-    text = out.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # The page sets the width and the font family.
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', text, count=1)
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+def with_size(path: Path) -> str:
+    """Returns the path with the size of its file: "report.html (2.0 MB)"."""
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
 def section(title: str, content: str | None) -> str | None:
-    """Returns a part of the page under its title; None if there is no content."""
+    """Returns a section of the page under its title; None if there is no content."""
     if not content:
         return None
     return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
@@ -83,20 +57,66 @@ def cell(value, text: str) -> str:
     return f'<td data-value="{key}">{html.escape(text)}'
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table that a click on a column sorts; its cells are HTML."""
     cells = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
-    rows = "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
         '<div class="wide"><table class="sortable">'
-        f"<thead><tr>{cells}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+        f"<thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
+
+def plot(title: str, figure: "Figure | None", width: int = 0) -> str | None:
+    """Returns a figure under its title; None without a figure.
+
+    On screens with less than `width` pixels it scrolls sideways.
+    """
+    if figure is None:
+        return None
+    # The page has the templates once. The JSON contains no "<".
+    values = figure.update_layout(template=None).to_json()
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption>"
+        f'<div class="wide"><div style="min-width: {width}px"></div></div>'
+        f"{_JSON}{values}</script></figure>"
+    )
+
+
+def plots(drawn: "dict[str, Figure]") -> str:
+    """Returns {title: figure} below each other."""
+    return "\n".join(plot(title, figure) or "" for title, figure in drawn.items())
+
+
+def grid(drawn: "dict[str, Figure]") -> str | None:
+    """Returns {title: figure} side by side, as many as the screen has room for."""
+    return f'<div class="grid">{plots(drawn)}</div>' if drawn else None
+
+
+@functools.cache
+def _figure_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
+    templates = json.dumps(figures.templates())
+    return (
+        f'<script type="text/plain" id="plotly">{base64.b64encode(packed).decode()}'
+        f"</script>\n<script>const templates = {templates};{_DRAW}</script>"
+    )
+
+
+_JSON = '<script type="application/json">'
+
+# The browser refuses to load anything. Plotly saves a figure by way of an image.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data: blob:"
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #e8710a; }
 body { background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif;
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .best { border-left: 4px solid var(--good); padding-left: .8rem; }
 code, pre { font: .85em ui-monospace, monospace; }
@@ -111,14 +131,19 @@ th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--good); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
-.failed { color: #d33; } .pruned, .stopped, .waiting { opacity: .65; }
+.failed { color: light-dark(#c22, #ff7070); }
+.pruned, .stopped, .waiting { opacity: .65; }
+figure { margin: 1rem 0; min-width: 0; }
+figcaption { font-size: .95rem; }
+.grid { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
 /* The halo keeps letters readable where lines cross them. */
-svg text { font-family: system-ui, sans-serif !important; paint-order: stroke;
-  stroke: Canvas; stroke-width: .25em; stroke-linejoin: round; }
+.annotation-text { paint-order: stroke; stroke: Canvas; stroke-width: .3em;
+  stroke-linejoin: round; }
 a { color: inherit; }
 """
 
-_SCRIPT = """
+_SORT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
@@ -135,4 +160,27 @@ for (const table of document.querySelectorAll("table.sortable")) {
     }));
   }));
 }
+"""
+
+_DRAW = """
+const dark = matchMedia("(prefers-color-scheme: dark)");
+// A finger has no pointer to hide the buttons with.
+const config = {responsive: true, displayModeBar: matchMedia("(hover: hover)").matches
+  && "hover", displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]]};
+const draw = () => document.querySelectorAll("figure").forEach(figure => {
+  const {data, layout} = JSON.parse(figure.querySelector("script").textContent);
+  layout.template = templates[dark.matches ? "dark" : "light"];
+  Plotly.react(figure.querySelector("div div"), data, layout, config);
+});
+(async () => {
+  const packed = atob(document.getElementById("plotly").textContent);
+  const bytes = Uint8Array.from(packed, letter => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream();
+  const text = stream.pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(text).text();
+  document.head.append(script);
+  draw();
+  dark.addEventListener("change", draw);
+})();
 """

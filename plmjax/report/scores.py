@@ -11,11 +11,11 @@ def task_lines(result: dict) -> list[str]:
         if not scores:
             continue
         first = {result["metric"]: scores.pop(result["metric"])}
-        told = ", ".join(
+        text = ", ".join(
             f"{name.replace('_', ' ')} {value:.4f}"
             for name, value in (first | scores).items()
         )
-        lines.append(f"{split.replace('_', '-').capitalize()}: {told}.")
+        lines.append(f"{split.replace('_', '-').capitalize()}: {text}.")
     return lines
 
 
@@ -23,16 +23,19 @@ def score_lines(
     objective: Objective, values: dict[str, float], baseline: float
 ) -> list[str]:
     """Returns the scores of a run as lines, first the loss and the unigram baseline."""
-    lines, rest = [], dict(values)
+    lines, others = [], dict(values)
     if objective.token_loss is not None:
-        loss = rest.pop(objective.token_loss)
+        loss = others.pop(objective.token_loss)
         gain = baseline - loss
         lines.append(
             f"Held-out loss {loss:.3f} nats a predicted token; unigram baseline "
             f"{baseline:.3f} ({gain:.2f} nats {'better' if gain > 0 else 'WORSE'})."
         )
-    told = [f"{name.replace('_', ' ')} {as_text(name, v)}" for name, v in rest.items()]
-    return [*lines, ", ".join(told).capitalize() + "."]
+    texts = [
+        f"{name.replace('_', ' ')} {as_text(name, value)}"
+        for name, value in others.items()
+    ]
+    return [*lines, ", ".join(texts).capitalize() + "."]
 
 
 _SHARES = ("accuracy", "precision", "recall", "share")

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from fakes import BASE, GRID, RATE, SEED, Fakes, sweep_file
+from fakes import BASE, GRID, RATE, SEED, Fakes, no_page, sweep_file
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import main
@@ -56,7 +56,7 @@ class Sweep:
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     # Its plots take seconds, and are tested in test_page.py.
-    monkeypatch.setattr(drive.page, "write", lambda *_: None)
+    monkeypatch.setattr(drive.page, "write", no_page)
     return Sweep(tmp_path)
 
 

@@ -1,20 +1,24 @@
 """The page and the plots of a sweep."""
 
+import ast
+import base64
 import dataclasses
+import gzip
+import json
 import math
 import re
 import sys
-import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 from fakes import BASE, GRID, RATE, SEARCH, SEED, sweep_file
 
+from plmjax import report
+from plmjax.experiments import search, trials
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_plan as plan
 from plmjax.experiments import sweep_plots as plots
 from plmjax.experiments import sweep_results as results
-from plmjax.experiments import trials
 
 
 def made(tmp_path: Path, text: str, values: list[dict], losses: list[float]):
@@ -32,6 +36,11 @@ def made(tmp_path: Path, text: str, values: list[dict], losses: list[float]):
         done[-2], state="failed", value=None, code=-9, log=("error: <no> memory",)
     )
     return found, results.outcome(done, "loss", False)
+
+
+def figures_of(text: str) -> list[dict]:
+    scripts = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    return [json.loads(script) for script in scripts]
 
 
 def grid(tmp_path: Path):
@@ -58,17 +67,54 @@ def test_the_page_has_everything_and_needs_nothing(tmp_path):
     ]
     assert "Sweep rates &amp; seeds" in text and "error: &lt;no&gt; memory" in text
     assert "killed by SIGKILL" in text and "Best: trial 2" in text
-    # Nothing is fetched: what names another place is a namespace.
-    for address in re.findall(r"https?://[^\"' )]+", text):
-        assert address.startswith("http://www.w3.org/"), address
-    assert not re.search(r"<(link|img|iframe)|src=|@import", text)
-    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
-        tree = xml.etree.ElementTree.fromstring(svg)
-        assert tree.get("height") is None
-        assert "#010203" not in svg and "currentColor" in svg
+    # Nothing is fetched: there is no address, and the browser would refuse.
+    assert "://" not in text and "default-src 'none'" in text
+    assert not re.search(r"<(link|img|iframe)|src=|@import|import\(", text)
+    # The script of plotly is there once; each figure draws what it can hold.
+    (packed,) = re.findall(r'id="plotly">(.*?)</script>', text)
+    assert b"plotly.js v" in gzip.decompress(base64.b64decode(packed))[:100]
+    drawn = figures_of(text)
+    assert len(drawn) == 6 and text.count("<figcaption>") == 6
+    assert all(figure["layout"].get("template") == {} for figure in drawn)
+    assert 1.5e6 < len(text) < 2.5e6
     body = text.split("<tbody>")[2].split("</tbody>")[0]
     assert re.findall(r'trials/(\d+)/"', body)[:3] == ["0002", "0003", "0004"]
     assert '<a href="trials/0002/">' in body
+
+
+def test_curves_are_named_by_what_differs(tmp_path):
+    _, end = grid(tmp_path)
+    figure = plots.curves(end)
+    assert figure is not None
+    named = {c.name: c.line.color for c in figure.data if c.showlegend is not False}
+    # The seeds of a rate have its name and its colour.
+    assert [*named] == [f"learning_rate {rate}" for rate in ("0.0001", "0.001", "0.01")]
+    assert len({*named.values()}) == 3
+    assert all(curve.line.color == named[curve.name] for curve in figure.data)
+    assert figure.layout.yaxis.title.text == "loss (nats)"
+    # The best is drawn last.
+    assert figure.data[-1].line.width > max(c.line.width for c in figure.data[:-1])
+    dashes = [curve.line.dash for curve in figure.data]
+    assert dashes.count("dash") == 1
+
+
+def test_of_many_curves_only_the_best_has_a_name(tmp_path):
+    pytest.importorskip("optuna")
+    text = SEARCH.replace("STUDY", "{'trials': 12}")
+    _, end = made(tmp_path, text, *search_values(12))
+    figure = plots.curves(end)
+    assert figure is not None and end.best is not None
+    named = [c.name for c in figure.data if c.showlegend is not False]
+    assert named == ["other trials", f"trial {end.best.trial.number}, the best"]
+
+
+def test_plotly_is_imported_by_what_draws_alone():
+    """Nobody who asks for help waits for it."""
+    for path in Path(report.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "plotly" not in ast.unparse(node), path
+                assert "matplotlib" not in ast.unparse(node), path
 
 
 def test_a_page_of_nothing_yet_is_a_page(tmp_path):
@@ -78,6 +124,7 @@ def test_a_page_of_nothing_yet_is_a_page(tmp_path):
     end = results.outcome(waiting, "loss", False)
     text = page.write(tmp_path, "new", found, end).read_text()
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Trials"] and "6 waiting" in text
+    assert len(text) < 10_000
 
 
 def test_results_are_sorted_and_what_diverged_is_last(tmp_path):
@@ -123,12 +170,32 @@ def test_importance_of_a_search_is_optunas(tmp_path):
     found, end = made(tmp_path, text, *search_values(40))
     page_text = page.write(tmp_path, "search", found, end).read_text()
     assert "PED-ANOVA" in page_text
-    from plmjax.experiments.search import importances
+    # History, curves, three keys, parallel coordinates, importance.
+    assert len(drawn := figures_of(page_text)) == 7
+    (bars,) = drawn[-1]["data"]
+    assert bars["y"][-1] == "learning_rate"
+    assert sum(bars["x"]) == pytest.approx(1)
 
+
+def test_figures_by_optuna_show_what_ours_do(tmp_path):
+    pytest.importorskip("optuna")
+    text = SEARCH.replace("STUDY", "{'trials': 40}")
+    found, end = made(tmp_path, text, *search_values(40))
     assert found.space is not None
-    shares = importances(end.results, found.space, False)
-    assert max(shares, key=lambda key: shares[key]) == RATE
-    assert sum(shares.values()) == pytest.approx(1)
+    study = search.study_of(end.results, found.space, False)
+    by_optuna, ours = plots.by_key(end, study), plots.by_key(end)
+    assert by_optuna.keys() == ours.keys() == {"learning_rate", "batch", "seed"}
+    for name, figure in by_optuna.items():
+        # Finished trials, the pruned one, and the best.
+        counts = [len(trace.y) for trace in figure.data]
+        assert counts == [len(trace.y) for trace in ours[name].data] == [38, 1, 1]
+        assert figure.layout.yaxis.range == ours[name].layout.yaxis.range
+        assert figure.layout.plot_bgcolor is None
+    assert by_optuna["batch"].layout.xaxis.ticktext == ("8", "16")
+    numbers = plots.history(end, study).data[0].x
+    assert list(numbers) == [
+        r.trial.number for r in end.in_order() if r.state == "finished"
+    ]
 
 
 def test_without_optuna_the_page_says_what_it_lacks(tmp_path, monkeypatch):
@@ -140,7 +207,7 @@ def test_without_optuna_the_page_says_what_it_lacks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "values, places, ticks",
+    "values, positions, ticks",
     [
         ([1e-4, 1e-3, 1e-2], [0, 0.5, 1], ["0.0001", "0.001", "0.01"]),
         ([2, 4, 3], [0, 1, 0.5], ["2", "3", "4"]),
@@ -151,9 +218,9 @@ def test_without_optuna_the_page_says_what_it_lacks(tmp_path, monkeypatch):
         ([[1, 2], [3]], [0, 1], ["[1, 2]", "[3]"]),
     ],
 )
-def test_values_have_places_on_an_axis(values, places, ticks):
+def test_values_have_positions_on_an_axis(values, positions, ticks):
     axis = plots.make_axis("key", values)
-    assert [axis.place(value) for value in values] == pytest.approx(places)
+    assert [axis.position(value) for value in values] == pytest.approx(positions)
     assert sorted(text for _, text in axis.ticks) == sorted(ticks)
 
 

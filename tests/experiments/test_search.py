@@ -8,7 +8,7 @@ import signal
 import sys
 
 import pytest
-from fakes import BASE, RATE, SEARCH, Fakes, sweep_file
+from fakes import BASE, RATE, SEARCH, Fakes, no_page, sweep_file
 
 from plmjax import Exit, PlmjaxError
 from plmjax.experiments import sweep as drive
@@ -53,7 +53,7 @@ class Search:
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     # Its plots take seconds, and are tested in test_page.py.
-    monkeypatch.setattr(drive.page, "write", lambda *_: None)
+    monkeypatch.setattr(drive.page, "write", no_page)
     return Search(tmp_path)
 
 

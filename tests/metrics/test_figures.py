@@ -428,15 +428,15 @@ def drawn(monkeypatch):
     """The axes of each plot by its file's name, in place of the file."""
     from matplotlib.figure import Figure
 
-    found = {}
+    axes = {}
 
     @contextlib.contextmanager
-    def figure(path, size=(7, 4.2)):
-        found[path.stem] = Figure().subplots()
-        yield found[path.stem]
+    def png(path, inches=(7, 4.2)):
+        axes[path.stem] = Figure().subplots()
+        yield [axes[path.stem]]
 
-    monkeypatch.setattr(report, "_figure", figure)
-    return found
+    monkeypatch.setattr(report, "png", png)
+    return axes
 
 
 def points(line) -> list[tuple[float, float]]:
@@ -461,6 +461,11 @@ def test_curves_show_what_was_recorded(drawn, tmp_path):
         assert points(train) == [(n * scale, 9 / n) for n in (1, 2, 3)]
         assert points(held_out) == [(n * scale, 9 / n) for n in (1, 3)]
         assert set(baseline.get_ydata()) == {4.5}
+        legend = drawn[f"loss_by_{axis}"].get_legend().get_texts()
+        names = ["training", "held out", "unigram baseline"]
+        assert [text.get_text() for text in legend] == names
+    title = "loss on predicted tokens, training and held out"
+    assert drawn["loss_by_step"].get_title() == f"{tmp_path.name}: {title}"
     train, held_out = drawn["pair_loss_by_step"].lines
     assert points(train) == [(n, n / 10) for n in (1, 2, 3)]
     report.plot_scores(tmp_path, "f1")
