@@ -472,7 +472,7 @@ def test_a_search_tells_optuna_which_way_is_better(higher, tmp_path, monkeypatch
 @WAYS
 def test_importance_is_that_of_the_best_trials(higher):
     """`up` decides which trials are highest, `down` which are lowest."""
-    pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna")
     chance = np.random.default_rng(0)
     made = []
     for n, (up, down) in enumerate(chance.uniform(0.1, 1, (60, 2)).tolist()):
@@ -480,7 +480,8 @@ def test_importance_is_that_of_the_best_trials(higher):
         trial = Trial(n, {"up": up, "down": down}, {}, Path("nowhere"))
         made.append(Result(trial, "finished", value))
     space = {"up": uniform(0.1, 1), "down": uniform(0.1, 1)}
-    shares = search.importances(made, space, higher)
+    study = search.study_of(made, space, higher)
+    shares = optuna.importance.get_param_importances(study)
     assert max(shares, key=shares.__getitem__) == ("up" if higher else "down")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError, processes
-from plmjax.console import console, duration, say_nothing
+from plmjax.console import console, duration, ignore_line
 from plmjax.evaluate.model import open_models
 from plmjax.experiments import budget, compare_page
 from plmjax.experiments import compare_tables as tables
@@ -96,7 +96,7 @@ def check(runs: Sequence[Repetition], show: Print) -> None:
         with jax.set_mesh(mesh), naming(", ".join(run.cell)):
             # What it logs about the data, the run's log repeats.
             setup = processes.run_on_all(
-                lambda config=config, mesh=mesh: build(config, mesh, say_nothing)
+                lambda config=config, mesh=mesh: build(config, mesh, ignore_line)
             )
             batch = setup.batches.batch(0)
             zero1 = config.mesh.zero1
