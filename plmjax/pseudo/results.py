@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from plmjax.console import console
-from plmjax.evaluate import predictions
 from plmjax.files import write_csv, write_json
 from plmjax.metrics.comparison import SAME, compare
 from plmjax.report.curves import plot_rates
+from plmjax.tasks.scores import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def gains(rounds: Sequence[Round], folds: int | None) -> list[dict[str, Any]]:
         return []
     metric = rounds[0].metric
     share = 0.0 if folds is None else 1 / (folds - 1)
-    higher_is_better = predictions.rank(metric, {metric: 1.0}) < 0
+    higher_is_better = cost(metric, 1.0) < 0
     words = {"a is higher": "better", "b is higher": "worse", SAME: SAME}
     if not higher_is_better:
         words |= {"a is higher": "worse", "b is higher": "better"}

@@ -20,9 +20,7 @@ from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.labelled import Example, load_labelled
-from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate.predictions import Said
+from plmjax.data.examples import Example
 from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import split_of
@@ -39,6 +37,9 @@ from plmjax.finetune.pseudo import (
 )
 from plmjax.finetune.run import finetune
 from plmjax.pseudo.results import Round, conclude
+from plmjax.tasks.base import Prediction
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import load_labelled
 from plmjax.workdir import Workdir
 
 Log = Callable[[str], Any]
@@ -219,16 +220,21 @@ class _Chain:
             f"play{out}."
         )
 
-    def _ask(self, teacher: Path, pool: Pool) -> list[Said]:
+    def _ask(self, teacher: Path, pool: Pool) -> list[Prediction]:
         if not pool.examples:
             return []
         asked, said = Predictor([str(teacher)], batch=self.config.train.batch), []
         for begin in range(0, len(pool.examples), _CHUNK):
-            said += asked.say(pool.examples[begin : begin + _CHUNK])
+            said += asked.predict(pool.examples[begin : begin + _CHUNK])
         return said
 
     def _label(
-        self, pool: Pool, said: list[Said], rate: float, workdir: Path, number: int
+        self,
+        pool: Pool,
+        said: list[Prediction],
+        rate: float,
+        workdir: Path,
+        number: int,
     ) -> dict[str, Any]:
         """Writes the pseudo-labels of a round; returns their numbers."""
         seed = self.config.seed("data")

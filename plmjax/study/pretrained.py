@@ -11,12 +11,12 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.labelled import load_labelled
 from plmjax.models import EncoderConfig
 from plmjax.study.budget import Budget, measured, planned
 from plmjax.study.plan import Model, Plan, Repeats, Setting, crossed_plan
 from plmjax.sweep import compute, drive, trials
 from plmjax.sweep import plan as sweep_plan
+from plmjax.tasks.labelled import load_labelled
 from plmjax.workdir import RunConfig, Workdir
 
 

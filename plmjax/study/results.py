@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plmjax.evaluate import predictions
 from plmjax.metrics.comparison import (
     CONFIDENCE,
     SAME,
@@ -17,6 +16,7 @@ from plmjax.metrics.comparison import (
 from plmjax.study.outcomes import Outcome, read_outcome
 from plmjax.study.plan import Plan
 from plmjax.study.said import ensemble_score, has_learned
+from plmjax.tasks.scores import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Cell:
 
     def rank(self, value: float) -> float:
         """Returns the value with the sign that makes lower better."""
-        return predictions.rank(self.metric, {self.metric: value})
+        return cost(self.metric, value)
 
     def count(self, state: str) -> int:
         """Returns the number of runs in a state."""
