@@ -56,8 +56,8 @@ _DROPOUT_KEY = {
     ("distilbert", "answers"): "qa_dropout",
     ("electra", "choices"): "summary_last_dropout",
 }
-# The key of a kind of task whose class and problem_type are those of another kind.
-_KIND = "plmjax_task_kind"
+# transformers' key for what distinguishes two kinds of one class and problem_type.
+_KIND = "finetuning_task"
 # Options of poolers in transformers: {(family, head): {key: the only value that plmjax
 # supports, which is also transformers' default}}.
 _DEBERTA_POOLER = {"pooler_hidden_act": "gelu"}
