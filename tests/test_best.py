@@ -19,8 +19,7 @@ from fakes import BASE, RATE, Fakes, no_page, sweep_file
 from plmjax.baselines import linear
 from plmjax.baselines.run import Baseline, best_of, gain_lines
 from plmjax.checkpoint.checkpoints import Checkpoints
-from plmjax.data.labelled import Example
-from plmjax.data.tasks import KINDS, TaskConfig
+from plmjax.data.examples import Example
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import _wanted_step
 from plmjax.experiments import cells as study_results
@@ -38,12 +37,14 @@ from plmjax.experiments.space import integers, uniform
 from plmjax.experiments.trials import Result, Trial
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
-from plmjax.metrics import gain as gain_lib
 from plmjax.metrics.comparison import compare, compare_by
-from plmjax.metrics.gain import gain, task_scores, worth
 from plmjax.pretrain import run as pretrain
 from plmjax.report import figures
 from plmjax.stop import Stop
+from plmjax.tasks import KINDS
+from plmjax.tasks import scores as gain_lib
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.scores import cost, gain
 from plmjax.train import job, loop
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.sharding import make_mesh
@@ -123,12 +124,9 @@ def test_the_table_has_every_metric_of_every_kind():
 
 
 @EVERY
-def test_a_lower_rank_and_a_higher_worth_are_better(metric):
+def test_a_lower_cost_is_better(metric):
     worse, better = ordered(HIGHER[metric], 0.25, 0.75)
-    low, high = (predictions.rank(metric, {metric: v}) for v in (better, worse))
-    assert low < high
-    if metric != "loss":  # no score of predictions alone
-        assert worth(metric, better) > worth(metric, worse)
+    assert cost(metric, better) < cost(metric, worse)
 
 
 # --- trainings
@@ -541,9 +539,9 @@ def test_a_run_has_learned_if_it_beats_the_best_single_answer(kind, monkeypatch)
         "choices": [[0] * 40, [1] * 40],
         "embeddings": [[*range(1, 41)]],
     }[kind]
-    for metric in task_scores(kind, truth, good, labels):
+    for metric in KINDS[kind].scores(truth, good, labels):
         best = (max if HIGHER[metric] else min)(
-            task_scores(kind, truth, one, labels)[metric] for one in told
+            KINDS[kind].scores(truth, one, labels)[metric] for one in told
         )
         if metric in ("pearson", "spearman"):
             best = 0.0
@@ -588,8 +586,8 @@ def test_a_gain_is_positive_where_ours_is_better(kind, monkeypatch):
         monkeypatch.setattr(gain_lib, compared.__name__, few)
     truth, good, bad = SAID[kind]
     labels = LABELS.get(kind, ())
-    known = task_scores(kind, truth, good, labels)
-    other = task_scores(kind, truth, bad, labels)
+    known = KINDS[kind].scores(truth, good, labels)
+    other = KINDS[kind].scores(truth, bad, labels)
     for metric, ours in known.items():
         ahead = ours - other[metric] if HIGHER[metric] else other[metric] - ours
         assert ahead > 0, (metric, "the good one is better")
@@ -628,7 +626,7 @@ def test_a_simple_model_is_held_back_as_does_best(kind, metric, monkeypatch):
 
         def scores(x):
             bad = np.arange(len(x)) % 4 < wrong[strength]
-            if kind == "regression":
+            if kind is KINDS["regression"]:
                 return np.where(bad, 9.0, 1.0)[:, None]
             return np.stack([~bad, bad], 1).astype(float)
 
@@ -636,4 +634,4 @@ def test_a_simple_model_is_held_back_as_does_best(kind, metric, monkeypatch):
 
     monkeypatch.setattr(linear, "_fit", fit)
     x, y = np.zeros((40, 1)), np.zeros(40)
-    assert linear._choose(kind, labels, train, x, y) == linear.DENSE[1]
+    assert linear._choose(KINDS[kind], labels, train, x, y) == linear.DENSE[1]

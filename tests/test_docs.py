@@ -12,10 +12,10 @@ from finetune_common import records, write
 from plmjax import config
 from plmjax.cli import main
 from plmjax.cli.parser import make_parser
-from plmjax.data.tasks import TaskConfig
 from plmjax.experiments import sweep_plan as plan
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain.run import DEFAULT_CONFIG
+from plmjax.tasks.config import TaskConfig
 from plmjax.workdir import MAY_CHANGE, RunConfig
 
 ROOT = Path(__file__).parents[1]

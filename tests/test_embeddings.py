@@ -10,26 +10,23 @@ from plmjax import Exit, PlmjaxError
 from plmjax.baselines.run import run_baselines
 from plmjax.baselines.text_features import tfidf_vectors
 from plmjax.cli import main
-from plmjax.data.labelled import (
-    Example,
-    Labelled,
-    load_labelled,
-    read_examples,
-)
-from plmjax.data.tasks import ColumnsConfig, TaskConfig
+from plmjax.data.columns import ColumnsConfig
+from plmjax.data.examples import Example
 from plmjax.embed.run import EmbedConfig, embed_texts, open_encoder
 from plmjax.finetune.predict import evaluate
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.interop.sentence_files import read_pooling, to_files
-from plmjax.metrics.gain import gain
 from plmjax.metrics.retrieval import (
     candidates_of,
     find_pairs,
-    numbers,
-    rank_by,
+    number_texts,
+    rank_pairs,
 )
 from plmjax.metrics.scores import rank_scores
-from plmjax.models.task_heads import Task
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import Labelled, load_labelled, read_examples
+from plmjax.tasks.scores import gain
+from plmjax.tasks.task import Task
 
 KIND = ("task.kind=embeddings", "start.dropout=0.0")
 HELD_OUT = 40
@@ -77,7 +74,10 @@ def held_out(data):
 
 
 def ranks_of(vectors, examples):
-    return [found.rank for found in find_pairs(vectors, numbers(examples))]
+    return [
+        found.rank
+        for found in find_pairs(vectors, number_texts([e.texts for e in examples]))
+    ]
 
 
 # --- from end to end
@@ -111,7 +111,7 @@ def test_embed_gives_the_vectors_of_the_score(done, data):
         ranks = ranks_of(vectors, examples)
         for name, value in rank_scores(ranks).items():
             assert value == pytest.approx(result["held_out"][name], abs=1e-6)
-    cosines = find_pairs(vectors, numbers(examples))
+    cosines = find_pairs(vectors, number_texts([e.texts for e in examples]))
     said = {}
     for line in (place / "predictions-held_out.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -215,7 +215,7 @@ def test_simple_vectors_are_compared_with():
     words = [f"word{n}" for n in range(30)]
     texts = [(f"{one} here", f"there is {one}") for one in words]
     examples = [Example(str(n), "", t, 1, t[0]) for n, t in enumerate(texts)]
-    ranks = rank_by(tfidf_vectors(examples))(examples)
+    ranks = rank_pairs([e.texts for e in examples], tfidf_vectors(examples))
     assert rank_scores(ranks) == {"accuracy_at_1": 1.0, "mrr": 1.0}
     chance = [*range(1, 31)]
     truth = [1] * 30

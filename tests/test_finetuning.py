@@ -13,11 +13,11 @@ from tests_common import WORDS, campaign, once
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.cli import main
-from plmjax.data.tasks import KINDS
 from plmjax.evaluate.model import open_models
 from plmjax.finetune.predict import Predictor, evaluate, predict, read_input
 from plmjax.interop.huggingface import read_folder
 from plmjax.stop import Stop
+from plmjax.tasks import KINDS
 from plmjax.train import sharding
 from plmjax.train.metrics import read_metrics
 
@@ -274,10 +274,10 @@ def test_predictions_depend_on_neither_batch_nor_bucket(done, data):
     for batch, buckets in ((8, "()"), (24, "(8,10)"), (16, "(12,)")):
         asked = Predictor([str(place)], [f"buckets={buckets}"], batch=batch)
         examples = read_input(asked.config, str(data / "held_out.jsonl"))
-        found.append(np.stack(asked.say(examples)))
+        found.append(np.stack(asked.predict(examples)))
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
     np.testing.assert_allclose(found[2], found[0], atol=1e-5)
-    several = Predictor([str(place), str(place)], batch=8).say(examples)
+    several = Predictor([str(place), str(place)], batch=8).predict(examples)
     np.testing.assert_allclose(np.stack(several), found[0], atol=1e-5)
 
 
@@ -290,8 +290,8 @@ def test_windows_are_put_together(done, data, tmp_path):
         more = [f"pooling={pooling}", "stride=8"]
         asked = Predictor([str(place)], more, batch=8)
         examples = read_input(asked.config, str(tmp_path / "long.jsonl"))
-        said[pooling] = asked.say(examples)
-    cut = Predictor([str(place)], ["long=truncate"], batch=8).say(examples)
+        said[pooling] = asked.predict(examples)
+    cut = Predictor([str(place)], ["long=truncate"], batch=8).predict(examples)
     np.testing.assert_allclose(said["first"][0], cut[0], atol=1e-5)
     assert (said["max"][0] >= said["mean"][0]).all()
     assert (said["max"][0] > said["first"][0]).any()
@@ -482,8 +482,8 @@ def test_the_average_is_the_mean_of_the_last_weights(tmp_path, folder, data):
 
 def _saved(checkpoints, step, place):
     """Returns the parameters of a checkpoint of a plain run."""
-    from plmjax.models.task_heads import Task
     from plmjax.objectives.supervised import Supervised, SupervisedConfig
+    from plmjax.tasks.task import Task
     from plmjax.train.config import OptimizerConfig
     from plmjax.train.optimizer import make_optimizer
     from plmjax.train.step import init_state

@@ -1,1 +1,1 @@
-"""Simple models, which a fine-tuned one has to beat."""
+"""Simple models, which a fine-tuned one must beat."""

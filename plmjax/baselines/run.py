@@ -1,10 +1,9 @@
-"""Simple baselines, before any training of an encoder: is it worth its price?
+"""Simple models, fitted before an encoder is trained, to compare it with.
 
-Each is fitted on train alone and predicts other examples, without chance: the same
-data give the same predictions. What a kind of task has no baseline for is said.
+Each is fitted only on train and predicts other examples deterministically: the same
+data give the same predictions.
 """
 
-import collections
 import dataclasses
 import statistics
 import time
@@ -15,12 +14,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.baselines.linear import (
-    Featurise,
-    Log,
-    Predict,
-    fit_linear,
-)
+from plmjax.baselines.linear import Featurise, Log, fit_linear
 from plmjax.baselines.probe import probe_features
 from plmjax.baselines.static_vectors import (
     StaticVectors,
@@ -29,27 +23,29 @@ from plmjax.baselines.static_vectors import (
     static_features,
 )
 from plmjax.baselines.text_features import (
-    most_frequent,
     tfidf,
     tfidf_vectors,
     usual_tags,
     word_features,
 )
-from plmjax.data.labelled import Example, Labelled
+from plmjax.data.examples import Example
 from plmjax.evaluate.model import Model
 from plmjax.metrics.comparison import SAME, Comparison
-from plmjax.metrics.gain import gain, task_scores, worth
-from plmjax.metrics.retrieval import rank_by
+from plmjax.metrics.retrieval import Vectors, rank_pairs
+from plmjax.tasks import KINDS
+from plmjax.tasks.base import Predict
+from plmjax.tasks.labelled import Labelled
+from plmjax.tasks.scores import cost, defined, gain
 
 _TIMED = 50  # examples whose latency is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What a baseline predicts, a value an example, and how well and how fast.
+    """A simple model's predictions, one an example, their scores, and its speed.
 
-    A prediction has the form of `Example.label`; of answers it is the text, "" for
-    none. `milliseconds` is the median time of one example alone, read and predicted.
+    Predictions have the form of `read` of the kind of task. `milliseconds` is the
+    median time of one example alone, read and predicted.
     """
 
     name: str
@@ -65,15 +61,14 @@ def run_baselines(
     vectors: str | Path | None = None,
     log: Log = lambda line: None,
 ) -> list[Baseline]:
-    """Fits all baselines that the task has on train, and scores them on `examples`.
+    """Fits the simple models of the task on train, and scores them on `examples`.
 
-    With a model its token table and a linear probe of its encoder are among them, with
-    `vectors`, a word2vec file, its vectors. `log` gets a line of each, and what is left
-    out.
+    Some need a model (its token table, its states), or `vectors`, a word2vec file.
+    `log` gets a line for each, and for those that are left out.
 
     Raises:
-      PlmjaxError: no examples; vectors that cannot be read or are of other words; a
-        task whose rows are longer than the model's positions.
+      PlmjaxError: no examples; vectors that cannot be read or are of other words; rows
+        longer than the model's positions.
     """
     if not examples:
         raise PlmjaxError(
@@ -81,25 +76,26 @@ def run_baselines(
             hint="Give task.held_out or task.test.",
             code=Exit.DATA,
         )
-    kind, labels = labelled.config.kind, labelled.labels
+    kind, labels = KINDS[labelled.config.kind], labelled.labels
     truth = [example.label for example in examples]
-    found = []
+    baselines = []
     for name, fit in _baselines(labelled, examples, model, vectors, log):
         begin = time.perf_counter()
         predict = fit()
         predictions = predict(examples)
-        scores = task_scores(kind, truth, predictions, labels)
+        scores = kind.scores(truth, predictions, labels)
         seconds = time.perf_counter() - begin
         log(f"  {name}: fitted and scored in {seconds:.1f} s")
-        found.append(Baseline(name, predictions, scores, _latency(predict, examples)))
-    return found
+        milliseconds = _latency(predict, examples)
+        baselines.append(Baseline(name, predictions, scores, milliseconds))
+    return baselines
 
 
 def _latency(predict: Predict, examples: Sequence[Example]) -> float:
-    """Returns the median milliseconds of one example, the second time it is seen."""
-    places = np.linspace(0, len(examples) - 1, min(_TIMED, len(examples)))
-    some = [[examples[round(place)]] for place in places]
-    for one in some:  # compiles what has to be compiled
+    """Returns the median milliseconds of one example, the second time it is read."""
+    indices = np.linspace(0, len(examples) - 1, min(_TIMED, len(examples)))
+    some = [[examples[round(index)]] for index in indices]
+    for one in some:  # compiles
         predict(one)
     times = []
     for one in some:
@@ -115,8 +111,9 @@ Fit = Callable[[], Predict]
 def _baselines(
     labelled: Labelled, examples: Sequence[Example], model, vectors, log: Log
 ) -> Iterator[tuple[str, Fit]]:
-    """Yields the name of each baseline of the task, and what fits it."""
-    kind, labels, train = labelled.config.kind, labelled.labels, labelled.train
+    """Yields the name of each simple model of the task, and what fits it."""
+    kind = KINDS[labelled.config.kind]
+    labels, train = labelled.labels, labelled.train
 
     def linear(featurise: Callable[[], Featurise]) -> Fit:
         return lambda: fit_linear(kind, labels, train, featurise(), log)
@@ -124,24 +121,23 @@ def _baselines(
     def static(vectors: StaticVectors) -> Fit:
         return linear(lambda: static_features(kind, vectors))
 
-    if kind != "embeddings":
-        yield "majority", lambda: majority(kind, labels, train)
-    if kind == "answers":
-        log("  answers have no other baseline: words and vectors mark no stretch")
-        return
-    if kind == "embeddings":
+    if kind.baselines == "vectors":
         yield from _vectors(labelled, examples, model, vectors, log)
         return
-    model_of = "ridge" if kind == "regression" else "logistic regression"
-    if kind == "tags":
+    yield "majority", lambda: kind.majority(labels, train)
+    if kind.baselines == "none":
+        log(f"  {kind.name} have no other baseline: words and vectors mark no stretch")
+        return
+    model_of = "ridge" if kind.linear == "ridge" else "logistic regression"
+    if kind.baselines == "words":
         yield "usual tag of a word", lambda: usual_tags(labels, train)
         yield f"word features + {model_of}", linear(lambda: word_features(train))
     else:
         yield f"TF-IDF + {model_of}", linear(lambda: tfidf(kind, train))
     if vectors is not None:
-        found, share = from_file(vectors, kind, [*train, *examples])
+        table, share = from_file(vectors, kind, [*train, *examples])
         log(f"  {share:.1%} of the words have a vector in {vectors}")
-        yield f"{found.name} + {model_of}", static(found)
+        yield f"{table.name} + {model_of}", static(table)
     if model is None:
         log("  no model is given, so its token table and a probe of it are left out")
         return
@@ -152,60 +148,41 @@ def _baselines(
 def _vectors(
     labelled: Labelled, examples: Sequence[Example], model, vectors, log: Log
 ) -> Iterator[tuple[str, Fit]]:
-    """Vectors of texts by which a text's pair is the nearest, or is not."""
-    yield "TF-IDF", lambda: rank_by(tfidf_vectors(labelled.train))
+    """Yields the models that rank a text's pair by the cosines of their vectors."""
+
+    def ranks(vectors: Vectors) -> Predict:
+        return lambda examples: rank_pairs([e.texts for e in examples], vectors)
+
+    yield "TF-IDF", lambda: ranks(tfidf_vectors(labelled.train))
     if vectors is not None:
-        found, share = from_file(vectors, "embeddings", [*labelled.train, *examples])
+        kind = KINDS[labelled.config.kind]
+        table, share = from_file(vectors, kind, [*labelled.train, *examples])
         log(f"  {share:.1%} of the words have a vector in {vectors}")
-        yield f"mean of {found.name}", lambda: rank_by(found.texts)
+        yield f"mean of {table.name}", lambda: ranks(table.texts)
     if model is None:
         log("  no model is given, so its token table and its states are left out")
         return
-    yield "mean of the token table", lambda: rank_by(from_model(model).texts)
+    yield "mean of the token table", lambda: ranks(from_model(model).texts)
     featurise = probe_features(labelled.config, model)
 
     def states(texts: Sequence[str]) -> np.ndarray:
         return featurise([Example("", "", (text,), None, text) for text in texts])
 
-    yield "mean of its states, untrained", lambda: rank_by(states)
+    yield "mean of its states, untrained", lambda: ranks(states)
 
 
-def majority(kind: str, labels: Sequence[str], train: Sequence[Example]) -> Predict:
-    """Predicts the same whatever the text is.
-
-    The most frequent class or tag (of equals the first), the labels that more than half
-    have, the mean, no answer; the most frequent choice, or where an example does not
-    have so many, the first.
-    """
-    if kind == "answers":
-        return lambda examples: [""] * len(examples)
-    if kind == "regression":
-        mean = float(np.mean([example.label for example in train]))
-        return lambda examples: [mean] * len(examples)
-    several = kind in ("multilabel", "tags")
-    names = [n for e in train for n in (e.label if several else [e.label])]
-    counts = collections.Counter(names)
-    if kind == "multilabel":
-        often = tuple(n for n in labels if counts[n] > len(train) / 2)
-        return lambda examples: [often] * len(examples)
-    best = most_frequent(counts, labels if kind != "choices" else sorted(counts))
-    if kind == "classes":
-        return lambda examples: [best] * len(examples)
-    if kind == "tags":
-        return lambda examples: [(best,) * len(e.texts) for e in examples]
-    return lambda examples: [best if best < len(e.texts) - 1 else 0 for e in examples]
-
-
-# --- what is printed
+# --- the comparison
 
 
 def best_of(baselines: Sequence[Baseline], metric: str) -> Baseline:
-    """Returns the best by a metric, of equals the first."""
-    return max(baselines, key=lambda one: worth(metric, one.scores[metric]))
+    """Returns the best by a metric, the first of equal ones."""
+    return min(
+        baselines, key=lambda one: cost(metric, defined(metric, one.scores[metric]))
+    )
 
 
 def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
-    """Returns lines: each baseline, its score, the milliseconds of one example."""
+    """Returns lines of a table: each model, its score, the milliseconds an example."""
     wide = max(len(one.name) for one in baselines)
     lines = [f"{'baseline':{wide}}  {metric:>{max(len(metric), 8)}}  ms an example"]
     for one in baselines:
@@ -225,28 +202,30 @@ def gain_lines(
     baselines: Sequence[Baseline],
     labels: Sequence[str],
 ) -> list[str]:
-    """Returns the table, and what a model gains over the best of the baselines.
+    """Returns the table, and a line on a model's gain over the best of the baselines.
 
     Raises:
-      PlmjaxError: what `gain` raises.
+      PlmjaxError: as `gain`.
     """
     best = best_of(baselines, metric)
-    found = gain(kind, metric, truth, ours=ours, theirs=best.predictions, labels=labels)
-    score = task_scores(kind, truth, ours, labels)[metric]
-    return [*table(baselines, metric), _verdict(found, metric, score, best)]
+    gained = gain(
+        kind, metric, truth, ours=ours, theirs=best.predictions, labels=labels
+    )
+    score = KINDS[kind].scores(truth, ours, labels)[metric]
+    return [*table(baselines, metric), _verdict(gained, metric, score, best)]
 
 
-def _verdict(found: Comparison, metric: str, score: float, best: Baseline) -> str:
-    what = f"{found.difference:+.4f}"
-    interval = f"95 % interval {found.low:.4f} to {found.high:.4f}"
+def _verdict(gained: Comparison, metric: str, score: float, best: Baseline) -> str:
+    what = f"{gained.difference:+.4f}"
+    interval = f"95 % interval {gained.low:.4f} to {gained.high:.4f}"
     theirs = f"{best.name}, {best.scores[metric]:.4f}"
-    if found.verdict == SAME:
-        why = "which holds 0" if found.low <= 0 <= found.high else "of too few texts"
+    if gained.verdict == SAME:
+        why = "which holds 0" if gained.low <= 0 <= gained.high else "of too few texts"
         return (
             f"the model ({metric} {score:.4f}) is NOT distinguishable from the best of "
             f"them ({theirs}): {what} ({interval}, {why})"
         )
-    if found.difference < 0:
+    if gained.difference < 0:
         return (
             f"the model ({metric} {score:.4f}) is WORSE than the best of them "
             f"({theirs}): {what} ({interval})"

@@ -1,4 +1,4 @@
-"""One vector a word whatever stands around it: of word2vec files and token tables.
+"""One vector a word, the same in any context: of word2vec files and token tables.
 
 Legend: V words or pieces, E width, N texts or words.
 """
@@ -17,22 +17,25 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.baselines.linear import Featurise, row_texts
+from plmjax.baselines.linear import Featurise
 from plmjax.baselines.text_features import UNITS
 from plmjax.data.corpus import unreadable
-from plmjax.data.labelled import Example
+from plmjax.data.examples import Example
 from plmjax.data.layout import Stream, encode_texts, encode_words
 from plmjax.data.records import bad_data
 from plmjax.evaluate.model import Model
 from plmjax.models import heads
+from plmjax.tasks import TaskKind
 
-_LONGEST = 10_000  # bytes of a word; where there are more, the file is no such file
+_LONGEST = 10_000  # bytes of a word; a file with a longer one has another format
 
 
 @dataclasses.dataclass(frozen=True)
 class StaticVectors:
-    """`texts`: texts -> their mean vectors [N, E]; `words`: sentences of words -> the
-    vectors of all their words [N, E]. 0 where nothing is known. float32.
+    """Vectors of texts and words, float32, 0 for what has no vector.
+
+    `texts`: texts -> their mean vectors [N, E]; `words`: sentences of words -> the
+    vectors of all their words [N, E].
     """
 
     name: str
@@ -40,11 +43,11 @@ class StaticVectors:
     words: Callable[[Sequence[Sequence[str]]], np.ndarray]
 
 
-def static_features(kind: str, vectors: StaticVectors) -> Featurise:
-    """Features [N, ...] of rows from static vectors.
+def static_features(kind: TaskKind, vectors: StaticVectors) -> Featurise:
+    """Returns what computes the features [N, ...] of rows from static vectors.
 
-    A text: its mean. A pair a, b: both means, |a - b| and a * b. Of tags: the vectors
-    of the word before, of the word and of the next, 0 beyond the ends.
+    A text: its mean. A pair a, b: both means, |a - b| and a * b. A word: the vectors of
+    the word before, of the word and of the next, 0 beyond the ends.
     """
 
     def of_words(examples: Sequence[Example]) -> np.ndarray:
@@ -56,18 +59,19 @@ def static_features(kind: str, vectors: StaticVectors) -> Featurise:
         return np.concatenate([before, x_NE, after], 1)
 
     def of_texts(examples: Sequence[Example]) -> np.ndarray:
-        sides = [*zip(*row_texts(kind, examples), strict=True)]
+        rows = [row for example in examples for row in kind.row_texts(example)]
+        sides = [*zip(*rows, strict=True)]
         means = [vectors.texts(side) for side in sides]
         if len(means) == 2:
             a, b = means
             means += [np.abs(a - b), a * b]
         return np.concatenate(means, 1)
 
-    return of_words if kind == "tags" else of_texts
+    return of_words if kind.per_word else of_texts
 
 
 def _means(table_VE: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Means of rows of a table: `ids` end to end, `sizes` [N] of them each."""
+    """Returns means of rows of a table: of `sizes` [N] successive `ids` each."""
     from scipy import sparse
 
     ends = np.concatenate([[0], np.cumsum(sizes)])
@@ -80,9 +84,7 @@ def _means(table_VE: np.ndarray, ids: np.ndarray, sizes: np.ndarray) -> np.ndarr
 
 
 def from_model(model: Model) -> StaticVectors:
-    """The vectors of a model's own token table: a text or word is the mean of its
-    pieces.
-    """
+    """Returns vectors of a model's token table: means of a text's or word's pieces."""
     table_VE = np.asarray(jax.device_get(heads.token_table(model.params)), np.float32)
 
     def texts(texts: Sequence[str]) -> np.ndarray:
@@ -97,7 +99,7 @@ def from_model(model: Model) -> StaticVectors:
 
 
 def _pieces(stream: Stream, first: np.ndarray) -> np.ndarray:
-    """How many tokens each word has; `first` [T] is -1 inside a word."""
+    """Returns the number of tokens of each word; `first` [T] is -1 inside a word."""
     begins = np.flatnonzero(first >= 0)
     return np.diff(np.concatenate([begins, [len(stream.tokens)]]))
 
@@ -106,21 +108,21 @@ def _pieces(stream: Stream, first: np.ndarray) -> np.ndarray:
 
 
 def from_file(
-    path: str | Path, kind: str, examples: Sequence[Example]
+    path: str | Path, kind: TaskKind, examples: Sequence[Example]
 ) -> tuple[StaticVectors, float]:
-    """Vectors of the words of these examples, and the share of words that have one.
+    """Returns vectors of the words of examples, and the share of words that have one.
 
-    A file of word2vec: text, with its header or without (as GloVe's), or if its name
-    ends in .bin the binary format; .gz too. A word that is not there is looked for in
+    Reads a file of word2vec: text, with a header or without (GloVe's), or the binary
+    format if its name ends in .bin; .gz too. A word that is not in it is looked up in
     lower case. Words of texts are runs of letters and digits, and single signs.
 
     Raises:
-      PlmjaxError: no such file, a broken one, none of the words in it.
+      PlmjaxError: no such file, a broken one, or none of the words in it.
     """
     path = Path(path)
-    split = (lambda text: [text]) if kind == "tags" else UNITS.findall
-    asked = [word for e in examples for text in e.texts for word in split(text)]
-    wanted = {form for word in set(asked) for form in (word, word.lower())}
+    split = (lambda text: [text]) if kind.per_word else UNITS.findall
+    every = [word for e in examples for text in e.texts for word in split(text)]
+    wanted = {form for word in set(every) for form in (word, word.lower())}
     number, table_VE = read_vectors(path, wanted)
 
     def find(word: str) -> int | None:
@@ -137,14 +139,17 @@ def from_file(
         ids = np.array([n for bag in known for n in bag], int)
         return _means(table_VE, ids, np.array([len(bag) for bag in known], int))
 
-    share = np.mean([find(word) is not None for word in asked])
+    share = np.mean([find(word) is not None for word in every])
     return StaticVectors(path.name, texts, words), float(share)
 
 
 def read_vectors(path: Path, wanted: set[str]) -> tuple[dict[str, int], np.ndarray]:
-    """Returns which row of the table [V, E] float32 a wanted word has, and the table.
+    """Returns {wanted word: its row} and the table [V, E] float32.
 
-    The whole file is checked for its form; numbers are read of wanted words alone.
+    The form of the complete file is checked; numbers are read for wanted words only.
+
+    Raises:
+      PlmjaxError: the file cannot be read, or has none of the words.
     """
     names = {word.encode(errors="surrogatepass"): word for word in wanted}
     binary = path.name.removesuffix(".gz").endswith(".bin")
@@ -156,8 +161,8 @@ def read_vectors(path: Path, wanted: set[str]) -> tuple[dict[str, int], np.ndarr
             for where, name, row in read(file, path, names):
                 if not np.isfinite(row).all():
                     what = f"the vector of {names[name]!r} is not finite."
-                    raise bad_data(where, what, "Mend or remove it.")
-                if names[name] not in number:  # of one that is there twice, the first
+                    raise bad_data(where, what, "Correct or remove it.")
+                if names[name] not in number:  # the first of equal words counts
                     number[names[name]] = len(rows)
                     rows.append(row)
     except (OSError, EOFError, zlib.error) as error:
@@ -165,7 +170,7 @@ def read_vectors(path: Path, wanted: set[str]) -> tuple[dict[str, int], np.ndarr
     if not rows:
         raise PlmjaxError(
             f"{path} has a vector for none of the {len(wanted):,} words of the task.",
-            hint="Is it of the same language, and are its words cut alike?",
+            hint="Is it of the same language, and does it split words in the same way?",
             code=Exit.DATA,
         )
     return number, np.stack(rows)
@@ -177,28 +182,28 @@ def _open(path: Path) -> BinaryIO:
     return io.BufferedReader(gzip.open(path, "rb"), 1 << 20)  # pyright: ignore
 
 
-Found = Iterator[tuple[str, bytes, np.ndarray]]  # where, the word, its vector [E]
+Lines = Iterator[tuple[str, bytes, np.ndarray]]  # where, the word, its vector [E]
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
-    """Words and width, if a line says no more than that."""
+    """Returns the numbers of words and of columns if a line holds only these."""
     fields = line.split()
     if len(fields) != 2 or not all(field.isdigit() for field in fields):
         return None
     return int(fields[0]), int(fields[1])
 
 
-def _read_text(file: BinaryIO, path: Path, names) -> Found:
+def _read_text(file: BinaryIO, path: Path, names) -> Lines:
     first = file.readline()
     if not first.strip():
         hint = "Give a file of word vectors."
-        raise bad_data(f"{path}:1", "the file begins with nothing.", hint)
+        raise bad_data(f"{path}:1", "the first line is empty.", hint)
     header = _header(first)
     width = header[1] if header else first.rstrip().count(b" ")
     if not width:
         raise bad_data(
             f"{path}:1",
-            "the line is no word with its numbers, blanks between.",
+            "the line is no word with its numbers, separated by blanks.",
             "The name of a file in word2vec's binary format must end in .bin.",
         )
     count = 0
@@ -207,13 +212,13 @@ def _read_text(file: BinaryIO, path: Path, names) -> Found:
         extra = text.count(b" ") - width
         count += 1
         if extra > 0 and not _is_number(text.split(b" ", 2)[1]):
-            continue  # a word with a blank in it, as GloVe has some
+            continue  # a word with a blank in it; GloVe has some
         where = f"{path}:{line + bool(header)}"
         if extra:
             raise bad_data(
                 where,
-                f"{max(width + extra, 0)} numbers where there should be {width}.",
-                "Mend or remove the line; was the file cut off?",
+                f"{max(width + extra, 0)} numbers where {width} were expected.",
+                "Correct or remove the line; was the file cut off?",
             )
         name, _, numbers = text.partition(b" ")
         if name in names:
@@ -222,12 +227,12 @@ def _read_text(file: BinaryIO, path: Path, names) -> Found:
         raise _cut_off(path, header[0], count)
 
 
-def _read_binary(file: BinaryIO, path: Path, names) -> Found:
+def _read_binary(file: BinaryIO, path: Path, names) -> Lines:
     header = _header(file.readline(_LONGEST))
     if not header or not header[1]:
         raise bad_data(
             f"{path}:1",
-            "the line does not say how many words there are, and of what width.",
+            "the line does not give the numbers of words and of columns.",
             "The name of a file of text must not end in .bin.",
         )
     words, width = header
@@ -241,17 +246,17 @@ def _read_binary(file: BinaryIO, path: Path, names) -> Found:
             yield f"{path}, word {count + 1:,}", name, row
     if file.read(2).strip():
         hint = "Is it a file in word2vec's binary format?"
-        raise bad_data(str(path), f"more follows after its {words:,} words.", hint)
+        raise bad_data(str(path), f"more follows its {words:,} words.", hint)
 
 
 def _name(file: BinaryIO) -> bytes | None:
-    """Reads a word up to its blank; None where there is none."""
-    found = bytearray()
+    """Reads a word up to its blank; None if there is none."""
+    word = bytearray()
     while (byte := file.read(1)) != b" ":
-        if not byte or len(found) > _LONGEST:
+        if not byte or len(word) > _LONGEST:
             return None
-        found += byte
-    return bytes(found).lstrip(b"\n")  # some writers end a word's numbers with it
+        word += byte
+    return bytes(word).lstrip(b"\n")  # some writers end a word's numbers with it
 
 
 def _is_number(field: bytes) -> bool:
@@ -267,13 +272,13 @@ def _numbers(text: bytes, where: str) -> np.ndarray:
     bad = next((field for field in fields if not _is_number(field)), None)
     if bad is not None:
         shown = bad.decode(errors="replace")
-        raise bad_data(where, f"{shown!r} is no number.", "Mend or remove the line.")
+        raise bad_data(where, f"{shown!r} is no number.", "Correct or remove the line.")
     return np.array(fields, np.float64).astype(np.float32)
 
 
-def _cut_off(path: Path, promised: int, there: int) -> PlmjaxError:
+def _cut_off(path: Path, promised: int, actual: int) -> PlmjaxError:
     return bad_data(
         f"{path}:1",
-        f"{promised:,} words are promised, and {there:,} are there.",
-        "Was the file cut off? Get it again, or mend the first line.",
+        f"it announces {promised:,} words, but has {actual:,}.",
+        "Was the file cut off? Get it again, or correct the first line.",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plmjax.config import nearest
+from plmjax.data.columns import ColumnsConfig
 from plmjax.data.records import (
     Record,
     bad_data,
@@ -14,7 +15,6 @@ from plmjax.data.records import (
     parse_json,
     read_text,
 )
-from plmjax.data.tasks import TaskConfig
 
 CONLLU: tuple[str, ...] = (
     *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
@@ -32,44 +32,44 @@ def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
             yield [(number, text.rstrip("\r")) for number, text in group]
 
 
-def read_conll(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_conll(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
     """Reads CoNLL: a token and its tag a line, in columns separated by tabs or blanks.
 
     Raises:
-      PlmjaxError: a line without a tag, or without a column that the config names.
+      PlmjaxError: a line without a tag, or without a column that `columns` names.
     """
-    names = config.columns
     for sentence in _sentences(path):
         tokens, tags = [], []
         for line, text in sentence:
             if text.startswith("-DOCSTART-"):
                 continue
-            parts = text.split("\t") if "\t" in text else text.split()
+            fields = text.split("\t") if "\t" in text else text.split()
             where = f"{path}:{line}"
-            if len(parts) < 2:
+            if len(fields) < 2:
                 raise bad_data(
                     where,
                     f"{text.strip()[:40]!r} has a token and no tag.",
                     "Write token, tab, tag; a blank line ends a sentence.",
                 )
-            tokens.append(_numbered(parts, names.tokens, 1, "tokens", where))
-            tags.append(_numbered(parts, names.tags, len(parts), "tags", where))
+            tokens.append(_numbered(fields, columns.tokens, 1, "tokens", where))
+            tags.append(_numbered(fields, columns.tags, len(fields), "tags", where))
         if tokens:
-            values = {config.column("tokens"): tokens, config.column("tags"): tags}
+            values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
             yield Record(values, str(path), sentence[0][0])
 
 
 def _numbered(
-    parts: list[str], name: str | None, default: int, field: str, where: str
+    fields: list[str], name: str | None, default: int, role: str, where: str
 ) -> str:
-    known = [str(number) for number in range(1, len(parts) + 1)]
+    """Returns the field with the number `name`, or else `default`, counted from 1."""
+    known = [str(number) for number in range(1, len(fields) + 1)]
     chosen = str(default) if name is None else name
     if chosen not in known:
-        raise no_column(where, chosen, f"task.columns.{field}", known)
-    return parts[int(chosen) - 1].strip()
+        raise no_column(where, chosen, f"task.columns.{role}", known)
+    return fields[int(chosen) - 1].strip()
 
 
-def read_conllu(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_conllu(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
     """Reads CoNLL-U (Universal Dependencies): words, and the column of their tags.
 
     Ranges (1-2, two words written as one) and empty nodes (1.1) are skipped.
@@ -77,36 +77,34 @@ def read_conllu(path: Path, config: TaskConfig) -> Iterator[Record]:
     Raises:
       PlmjaxError: an unknown column name, or a line without ten columns.
     """
-    chosen = {
-        "tokens": config.columns.tokens or "FORM",
-        "tags": config.columns.tags or "UPOS",
-    }
-    for field, name in chosen.items():
+    chosen = {"tokens": columns.tokens or "FORM", "tags": columns.tags or "UPOS"}
+    for role, name in chosen.items():
         if name not in CONLLU:
-            raise no_column(str(path), name, f"task.columns.{field}", CONLLU)
-    places = {field: CONLLU.index(name) for field, name in chosen.items()}
+            raise no_column(str(path), name, f"task.columns.{role}", CONLLU)
+    indices = {role: CONLLU.index(name) for role, name in chosen.items()}
     for sentence in _sentences(path):
-        found: dict[str, list[str]] = {field: [] for field in places}
+        words: dict[str, list[str]] = {role: [] for role in indices}
         for line, text in sentence:
             if text.startswith("#"):
                 continue
-            parts = text.split("\t")
-            if len(parts) != len(CONLLU):
+            fields = text.split("\t")
+            if len(fields) != len(CONLLU):
                 raise bad_data(
                     f"{path}:{line}",
-                    f"{len(parts)} columns; CoNLL-U has {len(CONLLU)}, parted by tabs.",
+                    f"{len(fields)} columns; CoNLL-U has {len(CONLLU)}, separated by "
+                    "tabs.",
                     "Is it CoNLL? Then set task.format=conll.",
                 )
-            if _RANGE_OR_EMPTY.fullmatch(parts[0]):
+            if _RANGE_OR_EMPTY.fullmatch(fields[0]):
                 continue
-            for field, place in places.items():
-                found[field].append(parts[place])
-        if found["tokens"]:
-            values = {config.column(field): words for field, words in found.items()}
+            for role, index in indices.items():
+                words[role].append(fields[index])
+        if words["tokens"]:
+            values = {columns.name(role): column for role, column in words.items()}
             yield Record(values, str(path), sentence[0][0])
 
 
-def read_squad(path: Path, config: TaskConfig) -> Iterator[Record]:
+def read_squad(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
     """Reads SQuAD 1.1, 2.0 and files of the same form (CMRC): a record a question.
 
     Raises:
@@ -123,31 +121,31 @@ def read_squad(path: Path, config: TaskConfig) -> Iterator[Record]:
                 if question.get("is_impossible"):
                     answers = []  # the file's answers are plausible, but wrong
                 values = {
-                    config.columns.context: paragraph.get("context"),
-                    config.columns.question: question.get("question"),
-                    config.columns.answers: answers,
+                    columns.context: paragraph.get("context"),
+                    columns.question: question.get("question"),
+                    columns.answers: answers,
                     "id": question.get("id"),
                 }
                 yield Record(values, str(path), line)
 
 
 def _list(block: Any, key: str, where: str) -> list[dict]:
-    found = block.get(key) if isinstance(block, dict) else None
-    if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+    items = block.get(key) if isinstance(block, dict) else None
+    if not isinstance(items, list) or not all(isinstance(x, dict) for x in items):
         names = [*block] if isinstance(block, dict) else []
         raise bad_data(
             where,
             f"this is not SQuAD's form: no list {key!r}.",
             nearest(key, names) if names else 'Expected {"data": [{"paragraphs": ...',
         )
-    return found
+    return items
 
 
 def _lines_of_ids(text: str) -> dict[str, int]:
     """Returns the line of each id; ids of paragraphs differ and are included."""
-    found, line, end = {}, 1, 0
+    lines, line, end = {}, 1, 0
     for match in _ID.finditer(text):
         line += text.count("\n", end, match.start())
         end = match.start()
-        found[match[1].strip('"')] = line
-    return found
+        lines[match[1].strip('"')] = line
+    return lines

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
-from plmjax.data.labelled import Example
+from plmjax.data.examples import Example
 
 Fold = tuple[np.ndarray, np.ndarray]
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.data.packing import count_up
-from plmjax.data.tasks import TaskConfig
 from plmjax.tokenizers import Tokenizer
 
 
@@ -70,19 +69,19 @@ def encode_words(
     """
     blank = " " if tokenizer.kind == "bpe" else ""  # GPT-2's words begin with one
     words = [
-        blank + word if place else word
+        blank + word if index else word
         for sentence in sentences
-        for place, word in enumerate(sentence)
+        for index, word in enumerate(sentence)
     ]
-    found = tokenizer.encode_batch(words)
-    sizes = np.maximum(found.lengths, 1)
+    encoded = tokenizer.encode_batch(words)
+    sizes = np.maximum(encoded.lengths, 1)
     tokens = np.empty(sizes.sum(), np.int32)
     starts = np.zeros(sizes.sum(), bool)
-    filled = np.repeat(found.lengths > 0, sizes)
-    tokens[filled], starts[filled] = found.tokens, found.word_start
+    filled = np.repeat(encoded.lengths > 0, sizes)
+    tokens[filled], starts[filled] = encoded.tokens, encoded.word_start
     if not filled.all():
         if tokenizer.unk_id is None:
-            word = words[int(np.flatnonzero(found.lengths == 0)[0])]
+            word = words[int(np.flatnonzero(encoded.lengths == 0)[0])]
             raise PlmjaxError(
                 f"the vocabulary has no token for the word {word!r}, and no [UNK].",
                 hint="Remove it from the data, or use another vocabulary.",
@@ -105,40 +104,43 @@ def _middle(tokenizer: Tokenizer) -> int:
 
 def plan_rows(
     sizes: Sequence[np.ndarray],
-    config: TaskConfig,
     tokenizer: Tokenizer,
+    length: int,
+    stride: int | None = None,
     windowed: int | None = None,
 ) -> RowPlan:
     """Plans the rows of examples of one or two texts with `sizes` [examples] tokens.
 
-    In a pair, the longer text is windowed, or always text `windowed`. The other keeps
-    up to half of the room, or more if the windowed one leaves it. Truncation gives the
-    texts the same shares of the room as the first window.
+    A row has `length` tokens. Windows of a text begin `stride` tokens apart; None: a
+    long text is cut, to one row. In a pair, the longer text is windowed, or always text
+    `windowed`. The other keeps up to half of the room, or more if the windowed one
+    leaves it. A cut gives the texts the same shares of the room as the first window.
     """
     size = np.stack(sizes, 1)
     count, texts = size.shape
-    room = config.length - (2 if texts == 1 else 2 + _middle(tokenizer))
+    room = length - (2 if texts == 1 else 2 + _middle(tokenizer))
     every = np.arange(count)
     main = np.full(count, windowed) if windowed is not None else size.argmax(1)
-    rest = size.sum(1) - size[every, main]
-    own = size[every, main]
-    long = own + rest > room
-    kept = np.where(long, np.minimum(rest, np.maximum(room // 2, room - own)), rest)
-    width = np.where(long, room - kept, own)
+    main_size = size[every, main]
+    other = size.sum(1) - main_size
+    long = main_size + other > room
+    share = np.minimum(other, np.maximum(room // 2, room - main_size))
+    kept = np.where(long, share, other)
+    width = np.where(long, room - kept, main_size)
     windows = np.ones(count, np.int64)
-    stride = np.clip(config.stride, 1, np.maximum(width, 1))
-    if config.long == "window":
-        windows += -(-np.maximum(own - width, 0) // stride)
+    step = np.clip(stride or 1, 1, np.maximum(width, 1))
+    if stride is not None:
+        windows += -(-np.maximum(main_size - width, 0) // step)
     example = np.repeat(every, windows)
     row = np.arange(len(example))
     start = np.zeros((len(example), texts), np.int64)
-    taken = np.zeros_like(start)
-    start[row, main[example]] = count_up(windows) * stride[example]
+    held = np.zeros_like(start)
+    start[row, main[example]] = count_up(windows) * step[example]
     if texts == 2:
-        taken[row, 1 - main[example]] = kept[example]
-    left = own[example] - start[row, main[example]]
-    taken[row, main[example]] = np.minimum(width[example], left)
-    reached = own if config.long == "window" else np.minimum(width, own)
+        held[row, 1 - main[example]] = kept[example]
+    left = main_size[example] - start[row, main[example]]
+    held[row, main[example]] = np.minimum(width[example], left)
+    reached = np.minimum(width, main_size) if stride is None else main_size
     lost = size.sum(1) - kept - reached
     report = {
         "examples": count,
@@ -147,13 +149,13 @@ def plan_rows(
         "cut_examples": int((lost > 0).sum()),
         "cut_tokens": int(lost.sum()),
     }
-    return RowPlan(example.astype(np.int32), start, taken, report)
+    return RowPlan(example.astype(np.int32), start, held, report)
 
 
 def lay_out(
     streams: Sequence[Stream], plan: RowPlan, length: int, tokenizer: Tokenizer
 ) -> Layout:
-    """Puts a plan's tokens into rows of `length`, with special tokens and padding."""
+    """Lays a plan's tokens out in rows of `length`, with special tokens and padding."""
     rows = len(plan.example)
     source = np.full(rows * length, -1, np.int64)
     types = np.zeros((rows, length), np.int32)
@@ -162,7 +164,7 @@ def lay_out(
     tokens[:, 0] = tokenizer.cls_id
     at = np.ones(rows, np.int64)
     base = [0, *itertools.accumulate(len(stream.tokens) for stream in streams)]
-    place = np.arange(length)
+    column = np.arange(length)
     for number, stream in enumerate(streams):
         begin = (np.cumsum(stream.sizes) - stream.sizes)[plan.example]
         size = plan.size[:, number]
@@ -170,15 +172,15 @@ def lay_out(
         here = np.repeat(base[number] + begin + plan.start[:, number], size) + inner
         source[np.repeat(row * length + at, size) + inner] = here
         before, at = at, at + size
-        more = number + 1 < len(streams)
-        for _ in range(_middle(tokenizer) if more else 1):
+        last = number + 1 == len(streams)
+        for _ in range(1 if last else _middle(tokenizer)):
             tokens[row, at] = tokenizer.sep_id
             at = at + 1
         if number:
-            inside = (place >= before[:, None]) & (place < at[:, None])
+            inside = (column >= before[:, None]) & (column < at[:, None])
             types[inside] = number
     source = source.reshape(rows, length)
-    real = place < at[:, None]
+    real = column < at[:, None]
     filled = source >= 0
     every = np.concatenate([stream.tokens for stream in streams])
     starts = np.concatenate([stream.word_start for stream in streams])
@@ -188,7 +190,7 @@ def lay_out(
     arrays = {
         "tokens": tokens,
         "segments": real.astype(np.int32),
-        "positions": np.where(real, place, 0).astype(np.int32),
+        "positions": np.where(real, column, 0).astype(np.int32),
         "types": types,
         "word_start": word_start,
     }

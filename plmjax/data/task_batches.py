@@ -51,22 +51,22 @@ class TaskBatches:
 
     def rows(self, step: int) -> tuple[int, np.ndarray]:
         """Returns the length and the rows [B] of a step's global batch, -1 empty."""
-        epoch, place = divmod(step, self.steps)
+        epoch, index = divmod(step, self.steps)
         key = (self.seed << 96) | (epoch << 48)
-        place = permute(np.array([place]), self.steps, key | _BATCHES)[0]
-        number = int(np.searchsorted(self._ends, place, side="right"))
+        index = permute(np.array([index]), self.steps, key | _BATCHES)[0]
+        number = int(np.searchsorted(self._ends, index, side="right"))
         rows = self._rows[number]
         before = self._ends[number] - -(-len(rows) // self.size)
-        index = (place - before) * self.size + np.arange(self.size)
-        real = index < len(rows)
-        found = np.full(self.size, _EMPTY)
-        found[real] = rows[permute(index[real], len(rows), key | number)]
-        return self.lengths[number], found
+        ranks = (index - before) * self.size + np.arange(self.size)
+        real = ranks < len(rows)
+        chosen = np.full(self.size, _EMPTY)
+        chosen[real] = rows[permute(ranks[real], len(rows), key | number)]
+        return self.lengths[number], chosen
 
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of the global batch of a step, as numpy."""
         length, rows = self.rows(step)
-        return take(self.features, rows[self.mine(self.size)], length)
+        return batch_of(self.features, rows[self.mine(self.size)], length)
 
 
 def batches_in_order(
@@ -87,21 +87,21 @@ def batches_in_order(
     for number, length in enumerate(known):
         rows = np.flatnonzero(bucket == number)
         for begin in range(0, len(rows), batch):
-            found = np.full(batch, _EMPTY)
-            found[: len(rows) - begin] = rows[begin : begin + batch]
-            yield found, take(features, found[mine(batch)], length)
+            chosen = np.full(batch, _EMPTY)
+            chosen[: len(rows) - begin] = rows[begin : begin + batch]
+            yield chosen, batch_of(features, chosen[mine(batch)], length)
 
 
-def take(features: Features, rows: np.ndarray, length: int | None = None) -> Batch:
+def batch_of(features: Features, rows: np.ndarray, length: int | None = None) -> Batch:
     """Returns the arrays of these rows, cut to `length` tokens; a row of -1 is empty.
 
     An empty row is padding with weight 0; its label is -1, or 0 where labels are floats
-    or answers.
+    or tokens of an answer.
     """
     per_token: set[str] = set(_PER_TOKEN)
-    if features.word is not None:  # tags
+    if features.word is not None:  # a label for each word
         per_token.add("label")
-    found = {}
+    arrays = {}
     empty = rows < 0
     for name, array in features.arrays.items():
         values = array[np.maximum(rows, 0)]
@@ -118,5 +118,5 @@ def take(features: Features, rows: np.ndarray, length: int | None = None) -> Bat
             values = values[..., :length, :]
         elif name in per_token:
             values = values[..., :length]
-        found[name] = values
-    return found
+        arrays[name] = values
+    return arrays

@@ -8,7 +8,6 @@ import numpy as np
 
 from plmjax.data.layout import RowPlan, Stream, encode_texts, lay_out, plan_rows
 from plmjax.data.packing import count_up
-from plmjax.data.tasks import TaskConfig
 from plmjax.tokenizers import Tokenizer
 
 FRAME = 2  # [CLS] and [SEP]
@@ -73,8 +72,8 @@ def make_rows(
         stream = Stream(*encoded)
     else:
         stream = encode_texts(tokenizer, texts)
-    config = TaskConfig(length=length, long=long, stride=stride)  # type: ignore[arg-type]
-    plan = plan_rows([stream.sizes], config, tokenizer)
+    step = stride if long == "window" else None
+    plan = plan_rows([stream.sizes], tokenizer, length, step)
     offset = np.cumsum(stream.sizes) - stream.sizes
     begin = offset[plan.example] + plan.start[:, 0]
     report = {

@@ -32,7 +32,7 @@ class Examples:
         self.model = model
         # A causal model predicts the token after the current position.
         self.shift = int(model.encoder.causal)
-        # Takes more rows than needed, because some may have no mask to show.
+        # Uses more rows than needed, because some may have no mask to show.
         few = {name: array[: 2 * count] for name, array in batch.items()}
         self.batch = masked(objective, few)
         hidden_BK = self.batch["weights"] > 0
@@ -41,11 +41,11 @@ class Examples:
             mask_BK = np.take_along_axis(tokens, at, 1) == model.tokenizer.mask_id
             # An objective may hide words without a mask token; masks are preferred.
             hidden_BK &= mask_BK if (hidden_BK & mask_BK).any() else True
-        places = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
+        words = [self._words(row, slots) for row, slots in enumerate(hidden_BK)]
         # The middle slot has context on both sides.
-        self.places = [
+        self.slots = [
             (row, int(slots[len(slots) // 2]))
-            for row, slots in enumerate(places)
+            for row, slots in enumerate(words)
             if len(slots)
         ][:count]
 
@@ -61,22 +61,22 @@ class Examples:
 
     def guess(self, top: int = 3) -> list[str]:
         """Returns the model's guesses, one line an example."""
-        rows = np.array([row for row, _ in self.places])
-        slots = np.array([[slot] for _, slot in self.places])
+        rows = np.array([row for row, _ in self.slots])
+        slots = np.array([[slot] for _, slot in self.slots])
         few = {name: array[rows] for name, array in self.batch.items()}
         # The vocabulary head runs only on the slots that are shown.
         few["mask_positions"] = np.take_along_axis(few["mask_positions"], slots, 1)
-        found = guesses(self.model, self.model.params, few, top)
+        guessed = guesses(self.model, self.model.params, few, top)
         return [
-            ", ".join(f"{g.text} {g.probability:.0%}" for g in guessed[0])
-            for guessed in found
+            ", ".join(f"{g.text} {g.probability:.0%}" for g in slots[0])
+            for slots in guessed
         ]
 
     def texts(self) -> list[tuple[str, str]]:
         """Returns (context with its masks, correct word) of each example."""
         decode = self.model.tokenizer.decode
         shown = []
-        for row, slot in self.places:
+        for row, slot in self.slots:
             at = int(self.batch["mask_positions"][row, slot]) + self.shift
             segments = self.batch["segments"][row]
             inside = np.flatnonzero(segments == segments[at])

@@ -30,7 +30,7 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
     inner = encode_text(model, text)
     if model.encoder.causal:
         ids = np.asarray([tokenizer.cls_id, *inner], np.int32)
-        places = np.asarray([len(ids) - 1])
+        positions = np.asarray([len(ids) - 1])
         if tokenizer.mask_id in inner:
             raise PlmjaxError(
                 "the text has a mask, but the model reads one side only and guesses "
@@ -39,13 +39,14 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
             )
     else:
         ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
-        places = np.flatnonzero(ids == tokenizer.mask_id)
-    if not len(places):
+        positions = np.flatnonzero(ids == tokenizer.mask_id)
+    if not len(positions):
         raise PlmjaxError(
             "the text has no [MASK].",
             hint='Write for example: plmjax fill "The [MASK] of a matrix" --model=DIR',
         )
-    batch = one_row(model, ids) | {"mask_positions": places[None].astype(np.int32)}
+    batch = one_row(model, ids)
+    batch["mask_positions"] = positions[None].astype(np.int32)
     return guesses(model, model.params, batch, top)[0]
 
 

@@ -25,15 +25,15 @@ def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
     counts = store.unigram.astype(np.float64) + 1
     counts[list(tokenizer.special_ids)] = 0
     split = store.split("held_out")
-    found = np.zeros(len(counts))
+    held_out = np.zeros(len(counts))
     block = 1 << 24
     for begin in range(0, split.tokens, block):
         index = np.arange(begin, min(begin + block, split.tokens))
-        found += np.bincount(split.read(index)[0], minlength=len(counts))
-    found[list(tokenizer.special_ids)] = 0
-    seen = found > 0
+        held_out += np.bincount(split.read(index)[0], minlength=len(counts))
+    held_out[list(tokenizer.special_ids)] = 0
+    seen = held_out > 0
     nats = -np.log(counts[seen] / counts.sum())
-    return float((found[seen] * nats).sum() / found[seen].sum())
+    return float((held_out[seen] * nats).sum() / held_out[seen].sum())
 
 
 def score_run(

@@ -10,8 +10,8 @@ from plmjax import Exit, PlmjaxError
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig, Platform
-from plmjax.models.task_heads import Task
 from plmjax.objectives import Objective
+from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.step import init_state
@@ -95,8 +95,8 @@ def with_head(models: dict[str, Model], head: str) -> Model | None:
 
     A discriminator may have a vocabulary head, too, but was never trained on masks.
     """
-    found = {name: model for name, model in models.items() if head in model.params}
-    return found.get("generator") or next(iter(found.values()), None)
+    having = {name: model for name, model in models.items() if head in model.params}
+    return having.get("generator") or next(iter(having.values()), None)
 
 
 def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
@@ -139,8 +139,8 @@ def model_folders(directory: Path) -> dict[str, Path]:
 
 def is_run(directory: Path) -> bool:
     """Returns True if a directory is a run's workdir, by the blocks of its config."""
-    found = _config_keys(directory)
-    return "objective" in found and "model_type" not in found
+    keys = _config_keys(directory)
+    return "objective" in keys and "model_type" not in keys
 
 
 def is_finetuned(directory: Path) -> bool:
@@ -172,21 +172,21 @@ def is_folder(directory: Path) -> bool:
 def _config_keys(directory: Path) -> set[str]:
     """Returns the keys of a directory's config.json; none if it cannot be read."""
     try:
-        found = json.loads((directory / "config.json").read_text())
+        config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError, RecursionError):
         return set()
-    return set(found) if isinstance(found, dict) else set()
+    return set(config) if isinstance(config, dict) else set()
 
 
 def _from_folder(directory: Path, part: str) -> Model:
-    found = read_folder(directory)
+    imported = read_folder(directory)
     return Model(
-        found.config,
-        found.params,
-        found.tokenizer,
+        imported.config,
+        imported.params,
+        imported.tokenizer,
         directory.name,
         part,
-        task=found.task,
+        task=imported.task,
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plmjax.evaluate import predictions
 from plmjax.experiments import repeats
 from plmjax.experiments.compare_plan import Plan
 from plmjax.experiments.ensembles import ensemble_score, has_learned
 from plmjax.experiments.outcomes import Outcome, read_outcome
 from plmjax.experiments.repeats import Summary, fold_share, summary
 from plmjax.metrics.comparison import Comparison, compare
+from plmjax.tasks.scores import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Cell:
 
     def rank(self, value: float) -> float:
         """Returns the value with the sign that makes lower better."""
-        return predictions.rank(self.metric, {self.metric: value})
+        return cost(self.metric, value)
 
     def count(self, state: str) -> int:
         """Returns the number of runs in a state."""

@@ -1,26 +1,24 @@
 """Predictions of runs: averaged over runs, and compared with one answer for all."""
 
-import collections
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.labelled import Example, load_labelled
-from plmjax.data.tasks import TaskConfig
+from plmjax.data.examples import Example
 from plmjax.evaluate import predictions
 from plmjax.experiments.outcomes import Outcome
 from plmjax.finetune.build import split_of
 from plmjax.finetune.predict import Predictor
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import load_labelled
+from plmjax.tasks.scores import cost
 
 # Number of frequent labels to try as one answer for all examples.
 _MOST = 20
-# Prediction files of these kinds hold only the likeliest answer: models run again.
-_ASKED_AGAIN = ("tags", "answers")
 
 
 class Lines(NamedTuple):
@@ -69,31 +67,12 @@ def constant_score(lines: Lines, metric: str) -> float | None:
         return None
     if metric in ("pearson", "spearman"):
         return 0.0  # a constant has no correlation with anything
-    truth = lines.truth
+    truth, kind = lines.truth, KINDS[lines.config.kind]
     scores = [
-        predictions.scores_of(lines.config, lines.labels, truth, said)[metric]
-        for said in _CONSTANTS[lines.config.kind](truth)
+        kind.scores(truth, constant, lines.labels, lines.config)[metric]
+        for constant in kind.constants(truth)
     ]
-    return min(scores, key=lambda value: predictions.rank(metric, {metric: value}))
-
-
-def _frequent(values: Sequence[Any]) -> list[Any]:
-    return [value for value, _ in collections.Counter(values).most_common(_MOST)]
-
-
-_CONSTANTS: dict[str, Callable[[list], list[list]]] = {
-    "classes": lambda truth: [[one] * len(truth) for one in _frequent(truth)],
-    "multilabel": lambda truth: [[one] * len(truth) for one in _frequent(truth)],
-    "choices": lambda truth: [[one] * len(truth) for one in _frequent(truth)],
-    "regression": lambda truth: [[float(np.mean(truth))] * len(truth)],
-    "tags": lambda truth: [
-        [(one,) * len(own) for own in truth]
-        for one in _frequent([tag for own in truth for tag in own])
-    ],
-    "answers": lambda truth: [[""] * len(truth)],
-    # Any order of the candidates has each rank as often as the others.
-    "embeddings": lambda truth: [[*range(1, len(truth) + 1)]],
-}
+    return min(scores, key=lambda value: cost(metric, value))
 
 
 def has_learned(outcome: Outcome) -> bool | None:
@@ -105,7 +84,7 @@ def has_learned(outcome: Outcome) -> bool | None:
     score, metric = outcome.score, outcome.metric
     if score is None:
         return False
-    ours, theirs = (predictions.rank(metric, {metric: v}) for v in (score, best))
+    ours, theirs = (cost(metric, value) for value in (score, best))
     return ours < theirs and not math.isclose(score, best, abs_tol=1e-9)
 
 
@@ -125,27 +104,23 @@ def ensemble_score(outcomes: Sequence[Outcome]) -> float | None:
     if metric == "loss":
         return None
     lines = read_lines(outcomes[0])
-    if lines.config.kind == "embeddings":
+    kind = KINDS[lines.config.kind]
+    if not kind.averages:
         return None
-    if lines.config.kind in _ASKED_AGAIN:
+    if kind.from_record(lines.records[0]) is None:  # only the likeliest: models run
         config, labels, examples, several = _asked(outcomes)
         truth = [example.label for example in examples]
     else:
         config, labels, truth = lines.config, lines.labels, lines.truth
         examples = [Example("", "", (), None, "")] * len(truth)
-        several = [_written(read_lines(outcome)) for outcome in outcomes]
-    said = predictions.mean_of(several)
-    predicted = predictions.read(config, labels, examples, said)
-    value = predictions.scores_of(config, labels, truth, predicted)[metric]
+        several = [
+            [kind.from_record(record) for record in read_lines(outcome).records]
+            for outcome in outcomes
+        ]
+    means = predictions.mean_of(config.kind, several)
+    predicted = predictions.read(config, labels, examples, means)
+    value = kind.scores(truth, predicted, labels, config)[metric]
     return value if math.isfinite(value) else None
-
-
-def _written(lines: Lines) -> list[np.ndarray]:
-    """Returns a run's predictions for each example, from its file."""
-    if lines.config.kind == "regression":
-        return [np.array([record["value"]]) for record in lines.records]
-    found = [record["probabilities"] for record in lines.records]
-    return [np.array([*(p.values() if isinstance(p, dict) else p)]) for p in found]
 
 
 def _asked(outcomes: Sequence[Outcome]):
@@ -158,6 +133,6 @@ def _asked(outcomes: Sequence[Outcome]):
     for outcome in outcomes:  # one model at a time in memory
         path = str(outcome.run.directory)
         asked = Predictor([path], batch=train.batch // train.accumulation)
-        several.append(asked.say(examples))
+        several.append(asked.predict(examples))
     assert asked is not None
     return asked.config, asked.labels, examples, several

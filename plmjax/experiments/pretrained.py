@@ -11,13 +11,13 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.labelled import load_labelled
 from plmjax.experiments import sweep as drive
 from plmjax.experiments import sweep_plan
 from plmjax.experiments.budget import Budget, budget_of, encoder_of
 from plmjax.experiments.compare_plan import Model, Plan, Repeats, Setting, compare_plan
 from plmjax.experiments.trials import Trial, listed_trials
 from plmjax.models import EncoderConfig
+from plmjax.tasks.labelled import load_labelled
 from plmjax.workdir import RunConfig
 
 

@@ -20,9 +20,7 @@ from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.labelled import Example, load_labelled
-from plmjax.data.tasks import TaskConfig
-from plmjax.evaluate.predictions import Said
+from plmjax.data.examples import Example
 from plmjax.experiments.pseudo_labels import (
     Pool,
     PseudoConfig,
@@ -40,6 +38,9 @@ from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.run import finetune
+from plmjax.tasks.base import Prediction
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import load_labelled
 from plmjax.workdir import Workdir
 
 Log = Callable[[str], Any]
@@ -228,17 +229,17 @@ class _Chain:
             f"play{out}."
         )
 
-    def _predict(self, teacher: Path, pool: Pool) -> list[Said]:
+    def _predict(self, teacher: Path, pool: Pool) -> list[Prediction]:
         if not pool.examples:
             return []
         predictor = Predictor([str(teacher)], batch=self.config.train.batch)
         predictions = []
         for begin in range(0, len(pool.examples), _CHUNK):
-            predictions += predictor.say(pool.examples[begin : begin + _CHUNK])
+            predictions += predictor.predict(pool.examples[begin : begin + _CHUNK])
         return predictions
 
     def _label(
-        self, pool: Pool, predictions: list[Said], rate: float
+        self, pool: Pool, predictions: list[Prediction], rate: float
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Returns the pseudo-labels of a round, and their numbers."""
         chosen = choose(

@@ -16,14 +16,14 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import Block, number
-from plmjax.data.labelled import Example, Labelled, check_labels
+from plmjax.data.examples import Example
 from plmjax.evaluate import predictions
-from plmjax.evaluate.predictions import Said
 from plmjax.files import write_file
 from plmjax.finetune.added import Added
+from plmjax.tasks import KINDS
+from plmjax.tasks.base import Prediction
+from plmjax.tasks.labelled import Labelled, check_labels
 
-# {kind with pseudo-labels: field of its labels in a record}.
-KINDS = {"classes": "label", "multilabel": "labels", "tags": "tags"}
 _DIGITS = 6  # of a probability: float32 has no more
 
 
@@ -44,22 +44,12 @@ class PseudoConfig(Block, prefix="--"):
 
 def check_kind(kind: str) -> None:
     """Raises PlmjaxError for a kind of task without pseudo-labels."""
-    if kind in KINDS:
-        return
-    why = {
-        "regression": "a number comes without a probability, so that none could be "
-        "left out as unsure",
-        "answers": "an answer's probability is one among its own context's stretches, "
-        "and is not comparable between contexts",
-        "choices": "a choice's probability is one among its own example's choices, "
-        "and is not comparable between examples",
-        "embeddings": "there are no labels, and a place among candidates is no "
-        "probability",
-    }[kind]
-    raise PlmjaxError(
-        f"there are no pseudo-labels for task.kind={kind}: {why}.",
-        hint=f"They are for {', '.join(KINDS)}.",
-    )
+    if (reason := KINDS[kind].no_pseudo_labels) is not None:
+        others = [name for name, kind in KINDS.items() if not kind.no_pseudo_labels]
+        raise PlmjaxError(
+            f"there are no pseudo-labels for task.kind={kind}: {reason}.",
+            hint=f"They are for {', '.join(others)}.",
+        )
 
 
 # --- selection of unlabelled texts
@@ -109,22 +99,6 @@ def make_pool(unlabelled: Sequence[Example], data: Labelled, grouped: bool) -> P
 # --- selection of labels
 
 
-def confidence(kind: str, said: Said) -> float:
-    """Returns the confidence of the least certain part of a label, in [0, 1].
-
-    classes: the highest probability; multilabel: that of yes or no, for the label where
-    it is lowest; tags: the highest, for the word where it is lowest (without words that
-    were cut; 0 if all were).
-    """
-    said = np.asarray(said)
-    if kind == "multilabel":
-        return float(np.maximum(said, 1 - said).min())
-    if kind == "tags":
-        sure = said.max(-1)
-        return 0.0 if np.isnan(sure).all() else float(np.nanmin(sure))
-    return float(said.max())
-
-
 def draw(
     strata: Sequence[str],
     names: Sequence[str],
@@ -168,17 +142,17 @@ def choose(
     settings: PseudoConfig,
     data: Labelled,
     pool: Pool,
-    predicted: Sequence[Said],
+    predicted: Sequence[Prediction],
     rate: float,
     seed: int,
 ) -> Drawn:
     """Returns a sample of pseudo-label records, from the pool's predictions."""
     kind = data.config.kind
     labels = predictions.read(data.config, data.labels, pool.examples, predicted)
-    sure = [confidence(kind, prediction) for prediction in predicted]
+    sure = [KINDS[kind].confidence(prediction) for prediction in predicted]
     kept = [n for n, value in enumerate(sure) if value >= settings.threshold]
     strata, shares = ["" for _ in kept], None
-    if kind == "classes":
+    if all(isinstance(label, str) for label in labels):
         strata = [labels[n] for n in kept]
         if settings.proportions == "labelled":
             counts = collections.Counter(example.label for example in data.train)
@@ -203,14 +177,14 @@ def choose(
 
 
 def _record(
-    kind: str, example: Example, label: Any, sure: float, said: Said, settings
+    kind: str, example: Example, label: Any, sure: float, said: Prediction, settings
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"id": example.id, "where": example.where}
-    if kind == "tags":
+    if KINDS[kind].per_word:
         record["tokens"] = list(example.texts)
     else:
         record |= zip(("text", "pair"), example.texts, strict=False)
-    record[KINDS[kind]] = label if kind == "classes" else list(label)
+    record[KINDS[kind].label_key] = label if isinstance(label, str) else list(label)
     record["confidence"] = round(sure, _DIGITS)
     if settings.soft:
         # A word that was cut is not trained on, so its value does not matter.
@@ -232,19 +206,20 @@ def read_added(path: Path, data: Labelled, settings: PseudoConfig) -> Added:
       PlmjaxError: the file was changed and is invalid.
     """
     kind, classes = data.config.kind, len(data.labels)
+    words = KINDS[kind].per_word
     examples, soft = [], []
     try:
         # Not splitlines, as JSON strings may hold other line separators.
         for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             record = json.loads(line)
-            label = record[KINDS[kind]]
+            label = record[KINDS[kind].label_key]
             names = [record[n] for n in ("text", "pair") if n in record]
-            texts = tuple(record["tokens"] if kind == "tags" else names)
-            label = label if kind == "classes" else tuple(label)
+            texts = tuple(record["tokens"] if words else names)
+            label = label if isinstance(label, str) else tuple(label)
             unit = "\0".join(texts)
             examples.append(Example(record["id"], record["where"], texts, label, unit))
             if settings.soft:
-                shape = (len(texts), classes) if kind == "tags" else (classes,)
+                shape = (len(texts), classes) if words else (classes,)
                 values = np.array(record["probabilities"], np.float64)
                 soft.append(values.reshape(shape))
     except (ValueError, KeyError, TypeError) as error:
@@ -253,6 +228,6 @@ def read_added(path: Path, data: Labelled, settings: PseudoConfig) -> Added:
             hint="Remove it to have it made again.",
             code=Exit.DATA,
         ) from error
-    check_labels(examples, data.labels, str(path))
+    check_labels(kind, examples, data.labels, str(path))
     probabilities = tuple(soft) if settings.soft else None
     return Added(tuple(examples), probabilities, settings.weight)

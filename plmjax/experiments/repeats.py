@@ -5,8 +5,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from plmjax.evaluate import predictions
 from plmjax.metrics.comparison import CONFIDENCE, SAME, Comparison
+from plmjax.tasks.scores import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,10 @@ def fold_share(folds: int | None) -> float:
 
 
 def verdict(metric: str, comparison: Comparison) -> str:
-    """Returns "better", "worse" or SAME, as what was compared with something else."""
+    """Returns SAME, or whether the first of two compared runs is better or worse."""
     if comparison.verdict == SAME:
         return SAME
-    cost = predictions.rank(metric, {metric: comparison.difference})
-    return "better" if cost < 0 else "worse"
+    return "better" if cost(metric, comparison.difference) < 0 else "worse"
 
 
 def finite(value: float | None) -> float | None:

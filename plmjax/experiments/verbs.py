@@ -15,6 +15,7 @@ from plmjax.evaluate import predictions
 from plmjax.finetune.build import check, read_data
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain.build import check as check_run
+from plmjax.tasks.scores import cost
 from plmjax.train import sharding
 from plmjax.workdir import RunConfig
 
@@ -66,7 +67,7 @@ def choose_objective(
             if test
             else f"It has {', '.join(known)}.",
         )
-    better = predictions.rank(objective, {objective: 1.0}) < 0
+    better = cost(objective, 1.0) < 0
     return objective, study.get("maximise", better)
 
 

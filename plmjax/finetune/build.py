@@ -1,19 +1,19 @@
-"""Builds the parts of a fine-tuning from its config, before anything is on a device."""
+"""Builds all that a fine-tuning needs, before anything is on a device."""
 
 import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
-from plmjax.data.labelled import Example, Labelled, load_labelled
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, open_models
@@ -21,11 +21,12 @@ from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
-from plmjax.metrics import retrieval
 from plmjax.models import EncoderConfig, Platform
-from plmjax.models.task_heads import Task
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
+from plmjax.tasks import KINDS
+from plmjax.tasks.labelled import Labelled, load_labelled
+from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
@@ -90,11 +91,11 @@ class FinetuneSetup:
         return getattr(self.data, split)
 
 
-def _digest(parts: list[bytes]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        found.update(hashlib.blake2b(part).digest())
-    return found.hexdigest()
+def _digest(pieces: list[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(hashlib.blake2b(piece).digest())
+    return digest.hexdigest()
 
 
 def build(
@@ -103,7 +104,7 @@ def build(
     log: Callable[[str], Any],
     added: Added = NOTHING,
 ) -> FinetuneSetup:
-    """Reads and checks the data, opens the model, and builds the parts from the two.
+    """Reads and checks the data, opens the model, and builds the setup from the two.
 
     `added` examples are trained on beside those of the files.
 
@@ -119,7 +120,7 @@ def build(
             f"task.length={settings.length}, but {model.name} has positions for "
             f"{model.encoder.max_length} tokens.",
             hint=f"Set --config.task.length={model.encoder.max_length}, and "
-            "task.long=window reads long texts whole.",
+            "task.long=window reads all of a long text.",
         )
     task = _task(config, data)
     log(describe(model, task, config.start))
@@ -139,7 +140,7 @@ def build(
         mine=functools.partial(sharding.local_rows, mesh),
     )
     platform = Platform.of(mesh.devices.flat)
-    if settings.kind == "embeddings":
+    if task.head is None:
         objective = Contrastive(
             config.objective,
             encoder,
@@ -175,16 +176,18 @@ def _features(
     data: Labelled, added: Added, tokenizer: Tokenizer, log: Callable[[str], Any]
 ) -> dict[str, Features]:
     """Returns the rows of each split, and logs how its examples became rows."""
-    found = {}
+    features = {}
+    kind = KINDS[data.config.kind]
     for split in ("train", "held_out", "test"):
         if examples := getattr(data, split):
             more = added if split == "train" else NOTHING
-            made = added_features(data.config, examples, more, tokenizer, data.labels)
-            found[split] = made
-            log(f"{split.replace('_', ' ').capitalize()}: {told(made)}")
-            if data.config.kind == "embeddings" and split != "train":
-                log(told_candidates(examples))
-    return found
+            rows = added_features(data.config, examples, more, tokenizer, data.labels)
+            features[split] = rows
+            log(f"{split.replace('_', ' ').capitalize()}: {describe_rows(rows)}")
+            line = kind.describe_split(examples) if split != "train" else None
+            if line is not None:
+                log(line)
+    return features
 
 
 def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
@@ -194,12 +197,10 @@ def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
       PlmjaxError: data that cannot be read or do not have this score.
     """
     data = split_of(config, load_labelled(config.task))
-    settings = data.config
-    if settings.kind == "answers" and settings.unanswerable is None:
-        some = any(not example.label for example in data.train)
-        settings = dataclasses.replace(settings, unanswerable=some)
-        data = dataclasses.replace(data, config=settings)
-    metric = config.select.metric or predictions.usual_metric(settings, data.labels)
+    kind = KINDS[data.config.kind]
+    settings = kind.complete(data.config, data.train)
+    data = dataclasses.replace(data, config=settings)
+    metric = config.select.metric or kind.usual_metric(data.labels)
     truth = [example.label for example in data.held_out]
     predictions.check_metric(settings, data.labels, truth, metric)
     return data, metric
@@ -219,22 +220,23 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
         )
     train = config.train
     sharding.check_batch(mesh, train.batch, train.accumulation)
-    if config.task.kind == "embeddings" and train.batch // train.accumulation < 2:
+    pairs = KINDS[config.task.kind].head is None
+    if pairs and train.batch // train.accumulation < 2:
         raise PlmjaxError(
             f"train.batch={train.batch} with train.accumulation={train.accumulation} "
-            "is one row at once; a pair is learned against those of other rows.",
+            "is one row at once; a pair is compared with those of other rows.",
             hint="Give a larger batch: the more rows, the better.",
         )
 
 
 def _task(config: FinetuneConfig, data: Labelled) -> Task:
-    """Returns the task; for embeddings there is no classifier, nor its dropout."""
+    """Returns the task; a model without a head has no dropout before a classifier."""
     kind, dropout = data.config.kind, config.start.classifier_dropout
-    if kind != "embeddings":
+    if KINDS[kind].head is not None:
         return Task(kind, data.labels, dropout)
     if dropout is not None:
         raise PlmjaxError(
-            f"start.classifier_dropout={dropout}, but a model of embeddings has no "
+            f"start.classifier_dropout={dropout}, but a model of {kind} has no "
             "classifier.",
             hint="Leave it out; start.dropout is that of the encoder.",
         )
@@ -254,15 +256,15 @@ def split_of(config: FinetuneConfig, data: Labelled) -> Labelled:
         config.folds.seed,
         stratified=config.folds.stratified,
     )
-    rest, fold = folds[config.folds.fold]
+    train, fold = folds[config.folds.fold]
     return dataclasses.replace(
         data,
-        train=tuple(examples[place] for place in rest),
-        held_out=tuple(examples[place] for place in fold),
+        train=tuple(examples[index] for index in train),
+        held_out=tuple(examples[index] for index in fold),
     )
 
 
-def told(features: Features) -> str:
+def describe_rows(features: Features) -> str:
     """Returns a sentence on how examples became rows, and on what was left out."""
     report = features.report
     text = f"{report['examples']:,} examples in {report['rows']:,} rows"
@@ -271,23 +273,13 @@ def told(features: Features) -> str:
     if cut := report.get("cut_examples"):
         text += f"; {cut:,} were cut, by {report['cut_tokens']:,} tokens in all"
     for name, what in (
-        ("lost_words", "words have no place in a row"),
-        ("answers_outside", "answers are whole in no row"),
-        ("answers_misplaced", "answers are not where they should be"),
+        ("lost_words", "words fit in no row"),
+        ("answers_outside", "answers are complete in no row"),
+        ("answers_misplaced", "answers are not at their answer_start"),
     ):
         if count := report.get(name):
             text += f"; {count:,} {what}"
     return f"{text}."
-
-
-def told_candidates(examples: Sequence[Example]) -> str:
-    """Returns a line with the number of candidates for a pair, and the chance mrr."""
-    found = retrieval.candidates_of(retrieval.numbers(examples)).pairs
-    chance = float(np.mean(1 / np.arange(1, found + 1)))
-    return (
-        f"  Each text looks for its pair among {found:,}; by chance mrr would be "
-        f"{chance:.4f}."
-    )
 
 
 def _remedied(config: FinetuneConfig, objective: Objective, params: dict):
@@ -330,7 +322,7 @@ def score_split(
     """
     features, examples = setup.features[split], setup.examples(split)
     config, labels = setup.data.config, setup.data.labels
-    train = setup.config.train
+    kind, train = KINDS[config.kind], setup.config.train
     losses, seen = np.zeros(2), 0
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -343,27 +335,25 @@ def score_split(
             config.buckets,
             watched=watched,
         )
-        for found, scores in scored:
-            seen += len(found)
-            if config.kind == "embeddings":  # computed below, from all rows together
-                yield found, scores
-                continue
-            label = features.arrays["label"][found]
-            if config.kind == "tags":
-                label = label[:, : scores.shape[1]]
-            batch = {"label": label, "weight": np.ones(len(found), np.float32)}
-            losses += np.array(row_losses(config.kind, scores, batch), np.float64)
-            yield found, scores
+        for index, scores in scored:
+            seen += len(index)
+            # Without a head, losses come from all rows together, with the predictions.
+            if kind.head is not None:
+                label = features.arrays["label"][index]
+                label = label[:, : scores.shape[1]] if kind.per_word else label
+                batch = {"label": label, "weight": np.ones(len(index), np.float32)}
+                losses += np.array(row_losses(config.kind, scores, batch), np.float64)
+            yield index, scores
 
-    said = predictions.put_together(config, features, examples, rows())
+    predicted = kind.decode(config, features, examples, rows())
     if seen < features.rows:
         return [], {}
-    if config.kind == "embeddings":
-        losses += [sum(own.loss for own in said), len(said)]
+    if kind.head is None:
+        losses += [sum(one.loss for one in predicted), len(predicted)]
     truth = [example.label for example in examples]
-    predicted = predictions.read(config, labels, examples, said)
-    scores = predictions.scores_of(config, labels, truth, predicted)
-    return said, {"loss": float(losses[0] / max(losses[1], 1))} | scores
+    answers = predictions.read(config, labels, examples, predicted)
+    scores = kind.scores(truth, answers, labels, config)
+    return predicted, {"loss": float(losses[0] / max(losses[1], 1))} | scores
 
 
 def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:

@@ -19,16 +19,17 @@ from plmjax.evaluate.predictions import score_rows
 from plmjax.finetune.build import FinetuneSetup
 from plmjax.machine import memory_bytes, memory_limit
 from plmjax.models import Platform
-from plmjax.models.task_heads import POOLERS, STATES, Task, encode
+from plmjax.models.task_heads import POOLERS, STATES, encode
+from plmjax.tasks.task import Task
 from plmjax.train import sharding
 
 
 def with_states(
     setup: FinetuneSetup, log: Callable[[str], Any], reads: bool = True
 ) -> FinetuneSetup:
-    """Returns parts whose training batches hold the encoder's states of their rows.
+    """Returns a setup whose training batches hold the encoder's states of their rows.
 
-    Without cache_features in the config, the parts are unchanged. With `reads` False
+    Without cache_features in the config, it is unchanged. With `reads` False
     the states are all 0, which is enough to check shapes.
 
     Raises:
@@ -55,10 +56,10 @@ def with_states(
     train = setup.config.train
     batch = train.batch // train.accumulation
     buckets = setup.data.config.buckets
-    for rows, found in score_rows(
+    for rows, read_states in score_rows(
         functools.partial(read, params), mesh, features, batch, buckets
     ):
-        kept[rows, ..., : found.shape[-2], :] = found
+        kept[rows, ..., : read_states.shape[-2], :] = read_states
     log(
         f"Features of {features.rows:,} rows, read once: {kept.nbytes / 1e6:,.1f} MB. "
         "The encoder is not run again in training."
@@ -87,8 +88,8 @@ def _holding(setup: FinetuneSetup, states: np.ndarray) -> FinetuneSetup:
 
 def _check_memory(task: Task, rows: int, one: jax.ShapeDtypeStruct) -> None:
     wanted = rows * one.size * one.dtype.itemsize
-    whole = memory_bytes()
-    memory = min(whole, memory_limit() or whole)
+    installed = memory_bytes()
+    memory = min(installed, memory_limit() or installed)
     if wanted > 0.8 * memory:
         shorter = "" if task.head in POOLERS else " A smaller task.length keeps less."
         raise PlmjaxError(

@@ -5,10 +5,11 @@ from typing import Literal
 
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
-from plmjax.data.tasks import TaskConfig
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
 from plmjax.objectives.supervised import SupervisedConfig
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
 from plmjax.train.config import SEED, MeshConfig, OptimizerConfig, TrainConfig
 
 
@@ -91,8 +92,8 @@ class FinetuneConfig(Block):
         super().__post_init__()
         if self.mixout and self.lora.rank:
             raise PlmjaxError(
-                f"mixout={self.mixout} holds the encoder's kernels near their start, "
-                f"but lora.rank={self.lora.rank} keeps them there anyway.",
+                f"mixout={self.mixout} keeps the encoder's kernels near their start, "
+                f"but lora.rank={self.lora.rank} does not train them anyway.",
                 hint="Give one of them.",
             )
         optimizer = self.train.optimizer
@@ -117,8 +118,8 @@ class FinetuneConfig(Block):
     def _check_cache(self) -> None:
         if (frozen := self.train.optimizer.freeze) != "encoder":
             raise PlmjaxError(
-                "cache_features keeps what an encoder makes of the rows, so that it "
-                f"must not learn, but train.optimizer.freeze={frozen}.",
+                "cache_features keeps the encoder's states of the rows, so it must not "
+                f"learn, but train.optimizer.freeze={frozen}.",
                 hint="Set --config.train.optimizer.freeze=encoder.",
             )
         if self.mixout:
@@ -127,14 +128,14 @@ class FinetuneConfig(Block):
                 "nothing to keep for cache_features.",
                 hint="Leave one of them out.",
             )
-        if self.task.kind == "embeddings":
+        if KINDS[self.task.kind].head is None:
             raise PlmjaxError(
                 "cache_features is for a head above a frozen encoder, and a model of "
-                "embeddings has none.",
+                f"{self.task.kind} has none.",
                 hint="Leave it out.",
             )
 
     def seed(self, name: str) -> int:
         """Returns the seed of data, init or dropout."""
-        own = getattr(self.seeds, name)
-        return self.train.seed if own is None else own
+        seed = getattr(self.seeds, name)
+        return self.train.seed if seed is None else seed

@@ -1,8 +1,6 @@
 """Describes a fine-tuning without running it: data, sizes, memory, the step."""
 
-import collections
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,10 +19,9 @@ from plmjax.report.dry_run import (
     show_training,
     total,
 )
+from plmjax.tasks import KINDS
 from plmjax.train import sharding
 from plmjax.workdir import Workdir
-
-_SHOWN = 8  # labels
 
 
 def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
@@ -53,9 +50,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
 def _first_row(setup: FinetuneSetup) -> str:
     row = setup.batches.rows(0)[1][0]
     example = setup.features["train"].example[row]
-    label: Any = setup.data.train[example].label
-    # For embeddings the label is a rank, the same for all.
-    label = None if setup.task.kind == "embeddings" else label
+    # Without a head the label is the best rank, the same for all.
+    label = None if setup.task.head is None else setup.data.train[example].label
     return example_as_seen(setup.model.tokenizer, setup.batches.batch(0), label)
 
 
@@ -64,6 +60,7 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
     lengths = " or ".join(map(str, setup.batches.lengths))
     real = int((features.arrays["segments"] > 0).sum())
     slots = features.arrays["segments"].size
+    labels = [example.label for example in setup.data.train]
     table = Table(title="Fine-tuning", title_style="", show_header=False)
     for name, value in {
         "steps": f"{setup.steps:,}",
@@ -72,7 +69,7 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
         "steps an epoch": f"{setup.batches.steps:,}",
         "tokens of train": f"{real:,} without padding ({real / slots:.1%} of "
         f"{setup.features['train'].length})",
-        "labels of train": _labels(setup),
+        "labels of train": KINDS[setup.task.kind].describe_labels(labels),
         "kept is the best by": f"{setup.metric.replace('_', ' ')} on the held-out part",
         "devices": devices_text(mesh) + (", zero1" if setup.config.mesh.zero1 else ""),
         "memory a device": ", ".join(
@@ -82,22 +79,3 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
     }.items():
         table.add_row(name, value)
     return table
-
-
-def _labels(setup: FinetuneSetup) -> str:
-    """Returns the frequency of each label in train, or the range of the numbers."""
-    found = [example.label for example in setup.data.train]
-    match setup.task.kind:
-        case "regression":
-            return f"{min(found):g} to {max(found):g}"
-        case "answers":
-            without = sum(not label for label in found)
-            return f"{len(found) - without:,} answers, {without:,} without one"
-        case "embeddings":
-            return "none: pairs"
-        case "tags" | "multilabel":
-            found = [name for labels in found for name in labels]
-    counts = collections.Counter(map(str, found)).most_common()
-    told = [f"{name} {count / len(found):.1%}" for name, count in counts[:_SHOWN]]
-    more = len(counts) - _SHOWN
-    return ", ".join([*told, f"and {more} more"] if more > 0 else told)

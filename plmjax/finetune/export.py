@@ -6,15 +6,14 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.data.labelled import Labelled
-from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.folder import TASK
 from plmjax.interop.huggingface import export_folder
-from plmjax.metrics.retrieval import candidates_of, numbers
-from plmjax.models.task_heads import Task
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import Labelled
 
 # Keys that locate the labelled data of one task; they do not apply to other data.
 _FILES = ("train", "held_out", "test", "dataset", "format")
@@ -49,13 +48,12 @@ def export_task(
         for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
         if value not in (None, ()) and not key.startswith("task.columns")
     }
-    pairs = model.task.kind == "embeddings"
-    learned = "pairs of texts that belong together" if pairs else "labels"
+    kind = KINDS[model.task.kind]
     facts = CardFacts(
         name=name,
         family=model.encoder.family,
         task=model.task.kind,
-        objective=f"{learned}, starting from {model.name}",
+        objective=f"{kind.card.objective}, starting from {model.name}",
         parameters=tree.count(model.params),
         mask_token=None,
         data={
@@ -64,7 +62,9 @@ def export_task(
             **({"pseudo-labelled examples": added} if added else {}),
             "held-out examples": len(data.held_out),
             "test examples": len(data.test),
-            **(_of_pairs(model.task, data) if pairs else {}),
+            **kind.card_data(
+                data.config, {"held_out": data.held_out, "test": data.test}
+            ),
             "labels": ", ".join(data.labels),
         },
         recipe=recipe,
@@ -80,18 +80,6 @@ def export_task(
         task=model.task,
         files={TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
     )
-
-
-def _of_pairs(task: Task, data: Labelled) -> dict[str, Any]:
-    """Returns the pooling and the candidate counts, needed to interpret pair scores."""
-    found = {
-        f"{split.replace('_', '-')} candidates, among which a pair is looked for": (
-            candidates_of(numbers(examples)).pairs
-        )
-        for split in ("held_out", "test")
-        if (examples := getattr(data, split))
-    }
-    return {"pooling": task.pooling, **found}
 
 
 _HOW = {
@@ -113,8 +101,8 @@ def task_config(folder: Path, kind: str, labels: tuple[str, ...]) -> dict:
     if not path.exists():
         return config_lib.to_dict(TaskConfig(**fresh))  # type: ignore[arg-type]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        config = config_lib.build(TaskConfig, found, "task.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        config = config_lib.build(TaskConfig, values, "task.")
     except (ValueError, TypeError, RecursionError, OSError) as error:
         raise PlmjaxError(
             f"{path} cannot be read: {error}.",

@@ -34,7 +34,7 @@ def base(params: dict) -> dict:
 def lora(objective: Objective, config: LoraConfig) -> Objective:
     """Returns the objective with the adapters, "lora", and the heads as parameters.
 
-    `frozen` must hold `base` of the start. Its `parts` take the result of `merged`.
+    `frozen` must hold `base` of the start. Its `models` take the result of `merged`.
     """
 
     def init(key, batch):
@@ -43,8 +43,8 @@ def lora(objective: Objective, config: LoraConfig) -> Objective:
         return {"lora": adapters(config, encoder, key)} | params
 
     def loss(params, frozen, batch, key, train):
-        whole = merged(config, params, frozen)
-        return objective.loss(whole, frozen, batch, key, train)
+        plain = merged(config, params, frozen)
+        return objective.loss(plain, frozen, batch, key, train)
 
     return Altered(objective, init, loss)
 
@@ -55,19 +55,19 @@ def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:
     Raises:
       PlmjaxError: no kernel of the encoder matches.
     """
-    found = {}
+    fresh = {}
     for name, x in tree.flatten({"encoder": encoder}).items():
         if re.fullmatch(config.targets, name) and len(x.shape) == 2:
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            drawn = jax.random.normal(own, (x.shape[0], config.rank), jnp.float32)
-            found[f"{name}/a"] = drawn * jnp.float32(x.shape[0] ** -0.5)
-            found[f"{name}/b"] = jnp.zeros((config.rank, x.shape[1]), jnp.float32)
-    if not found:
+            own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            normal = jax.random.normal(own_key, (x.shape[0], config.rank), jnp.float32)
+            fresh[f"{name}/a"] = normal * jnp.float32(x.shape[0] ** -0.5)
+            fresh[f"{name}/b"] = jnp.zeros((config.rank, x.shape[1]), jnp.float32)
+    if not fresh:
         raise PlmjaxError(
             f"lora.targets={config.targets!r} matches no kernel of the encoder.",
             hint="Kernels have names such as encoder/layer_0/attention/query/kernel.",
         )
-    return tree.unflatten(found)
+    return tree.unflatten(fresh)
 
 
 def merged(config: LoraConfig, params: dict, frozen: dict) -> dict:
@@ -76,13 +76,13 @@ def merged(config: LoraConfig, params: dict, frozen: dict) -> dict:
     The sum is float32, so that the exported model equals the trained one.
     """
     thin, scale = tree.flatten(params["lora"]), jnp.float32(config.alpha / config.rank)
-    whole = {}
+    plain = {}
     for name, x in tree.flatten(frozen["base"]).items():
         if f"{name}/a" in thin:
             product = jnp.matmul(
                 thin[f"{name}/a"], thin[f"{name}/b"], precision="highest"
             )
             x = x + scale * product
-        whole[name] = x
+        plain[name] = x
     heads = {name: head for name, head in params.items() if name != "lora"}
-    return tree.unflatten(whole) | heads
+    return tree.unflatten(plain) | heads

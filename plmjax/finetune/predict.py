@@ -14,24 +14,19 @@ import jax
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.corpus import find_inputs
-from plmjax.data.features import make_features
-from plmjax.data.labelled import (
-    Example,
-    check_labels,
-    load_labelled,
-    read_examples,
-)
+from plmjax.data.examples import Example
 from plmjax.data.records import read_text
-from plmjax.data.tasks import TaskConfig
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
-from plmjax.evaluate.predictions import Said
 from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
-from plmjax.finetune.output import write_predictions
-from plmjax.metrics import retrieval
+from plmjax.tasks import KINDS
+from plmjax.tasks.base import Prediction
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.features import make_features
+from plmjax.tasks.labelled import check_labels, load_labelled, read_examples
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.workdir import Workdir
@@ -61,14 +56,14 @@ class Predictor:
         opened = [(path, *_open(path)) for path in paths]
         (first, one, values), *others = opened
         for path, model, _ in others:
-            if _said_of(model) != _said_of(one):
+            if _task_of(model) != _task_of(one):
                 raise PlmjaxError(
                     f"{path} and {first} are of different tasks or labels.",
                     hint="Average models of one task.",
                 )
         self.config = config_lib.load(TaskConfig, file, overrides, values)
-        _, self.labels = _said_of(one)
-        if (self.config.kind, self.config.labels or ()) != _said_of(one):
+        _, self.labels = _task_of(one)
+        if (self.config.kind, self.config.labels or ()) != _task_of(one):
             raise PlmjaxError(
                 "kind and labels of the task are those of the model.",
                 hint="Leave --config.kind and --config.labels out.",
@@ -76,9 +71,11 @@ class Predictor:
         self.mesh = sharding.make_mesh(MeshConfig())
         sharding.check_batch(self.mesh, batch, 1, "--batch")
         self._batch = batch
-        self._models = [(model.tokenizer, self._made(model)) for _, model, _ in opened]
+        self._models = [
+            (model.tokenizer, self._scorer(model)) for _, model, _ in opened
+        ]
 
-    def _made(self, model: Model) -> Callable:
+    def _scorer(self, model: Model) -> Callable:
         assert model.task is not None
         if self.config.length > model.encoder.max_length:
             raise PlmjaxError(
@@ -90,22 +87,23 @@ class Predictor:
         params = jax.device_put(model.params, sharding.replicated(self.mesh))
         return functools.partial(call, params, {})
 
-    def say(self, examples: Sequence[Example]) -> list[Said]:
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
         """Returns the models' joint prediction for each example."""
         several = []
+        kind = KINDS[self.config.kind]
         with jax.set_mesh(self.mesh):
             for tokenizer, call in self._models:
                 features = make_features(self.config, examples, tokenizer, self.labels)
                 scored = predictions.score_rows(
                     call, self.mesh, features, self._batch, self.config.buckets
                 )
-                several.append(
-                    predictions.put_together(self.config, features, examples, scored)
-                )
-        return several[0] if len(several) == 1 else predictions.mean_of(several)
+                several.append(kind.decode(self.config, features, examples, scored))
+        if len(several) == 1:
+            return several[0]
+        return predictions.mean_of(self.config.kind, several)
 
 
-def _said_of(model: Model) -> tuple[str, tuple[str, ...]]:
+def _task_of(model: Model) -> tuple[str, tuple[str, ...]]:
     assert model.task is not None
     return model.task.kind, model.task.labels
 
@@ -115,7 +113,7 @@ def _open(path: str) -> tuple[Model, dict]:
     if model.task is None:
         raise PlmjaxError(
             f"{path} has no head of a task.",
-            hint="Give a model that `plmjax finetune` made.",
+            hint="Give a model from `plmjax finetune`.",
             code=Exit.MODEL,
         )
     folder = Path(path)
@@ -142,26 +140,28 @@ def predict(
     """
     if to.suffix not in ENDINGS:
         raise PlmjaxError(
-            f"--output={to} has an ending that says no format.",
+            f"--output={to} has an ending that names no format.",
             hint=f"Give one of {', '.join(ENDINGS)}.",
         )
     if not to.parent.is_dir():
         raise PlmjaxError(f"there is no directory {to.parent} for --output.")
-    asked = Predictor(models, overrides, file, batch)
-    if asked.config.kind == "embeddings":
+    predictor = Predictor(models, overrides, file, batch)
+    if KINDS[predictor.config.kind].head is None:
         raise PlmjaxError(
             f"--model={','.join(models)} makes vectors of texts; it has nothing to "
             "predict.",
             hint=f"`plmjax embed --model={models[0]} --input={source} "
             "--output=FILE.npy` writes them.",
         )
-    examples = read_input(asked.config, source)
+    examples = read_input(predictor.config, source)
 
     def records() -> Iterator[dict]:
         for begin in range(0, len(examples), _CHUNK):
             some = examples[begin : begin + _CHUNK]
-            said = asked.say(some)
-            yield from write_predictions(asked.config, asked.labels, some, said)
+            predicted = predictor.predict(some)
+            yield from predictions.records_of(
+                predictor.config, predictor.labels, some, predicted
+            )
             if len(examples) > _CHUNK:
                 log(f"{begin + len(some):,} of {len(examples):,} examples")
 
@@ -192,10 +192,12 @@ def evaluate(
     Raises:
       PlmjaxError: a folder without files, a label that the model does not know.
     """
-    asked = Predictor([path], overrides, batch=batch)
+    predictor = Predictor([path], overrides, batch=batch)
+    settings, labels = predictor.config, predictor.labels
+    kind = KINDS[settings.kind]
     if source is not None:
-        examples = read_input(asked.config, source, labelled=True)
-        check_labels(examples, asked.labels, source)
+        examples = read_input(settings, source, labelled=True)
+        check_labels(settings.kind, examples, labels, source)
     elif is_finetuned(Path(path)):
         saved = Workdir(path, FinetuneConfig).read("config.json") or {}
         config = config_lib.build(FinetuneConfig, saved)
@@ -207,36 +209,32 @@ def evaluate(
             f"{path} is a folder without labelled data.", hint="Give --input=FILE."
         )
     predicted = predictions.read(
-        asked.config, asked.labels, examples, asked.say(examples)
+        settings, labels, examples, predictor.predict(examples)
     )
     truth = [example.label for example in examples]
-    scores = predictions.scores_of(asked.config, asked.labels, truth, predicted)
-    scores |= {"examples": len(examples)}
-    if asked.config.kind == "embeddings":
-        found = retrieval.candidates_of(retrieval.numbers(examples))
-        scores |= {"candidates": found.pairs}
-    return scores
+    scores = kind.scores(truth, predicted, labels, settings)
+    return scores | {"examples": len(examples)} | kind.score_context(examples)
 
 
 def read_input(
     config: TaskConfig, source: str, *, labelled: bool = False, option: str = "--input"
 ) -> tuple[Example, ...]:
-    """Returns the examples of files; a .txt has one a line, with tags' words by blanks.
+    """Returns the examples of files; a .txt has one a line, with blanks between words.
 
     `option` is the command-line option that names the files.
     """
     if not source.endswith((".txt", ".txt.gz")) or labelled:
         config = dataclasses.replace(config, test=source)
         return read_examples(config, "test", labelled=labelled, option=option)
-    lacks = {"answers": "its context", "choices": "its choices"}.get(config.kind)
+    lacks = KINDS[config.kind].line_lacks
     if config.columns.entities is not None:
-        lacks = "the places of its entities"
+        lacks = "the positions of its entities"
     if lacks is not None:
         raise PlmjaxError(
             f"{source} is plain text, but a text needs {lacks}.",
             hint="Give .jsonl with the columns of the task.",
         )
-    found = []
+    examples = []
     for path in find_inputs(source, option):
         lines = read_text(path).splitlines()
         for number, line in enumerate(lines, 1):
@@ -246,16 +244,17 @@ def read_input(
                     hint="Give a text a line, so that lines and predictions agree.",
                     code=Exit.DATA,
                 )
-            texts = tuple(line.split()) if config.kind == "tags" else (line,)
-            name = str(len(found))
-            found.append(Example(name, f"{path}:{number}", texts, None, line))
-    if not found:
+            words = KINDS[config.kind].per_word
+            texts = tuple(line.split()) if words else (line,)
+            name = str(len(examples))
+            examples.append(Example(name, f"{path}:{number}", texts, None, line))
+    if not examples:
         raise PlmjaxError(f"{source} holds no text.", code=Exit.DATA)
-    return tuple(found)
+    return tuple(examples)
 
 
 def _write_table(file: IO[str], records: Iterator[dict], dialect: str) -> None:
-    """Writes a column a figure: probabilities by label; lists as JSON."""
+    """Writes one column a value: probabilities by label; lists as JSON."""
     first = _flat(next(records))
     writer = csv.DictWriter(file, [*first], dialect=dialect)
     writer.writeheader()
@@ -263,12 +262,12 @@ def _write_table(file: IO[str], records: Iterator[dict], dialect: str) -> None:
 
 
 def _flat(record: dict) -> dict:
-    found = {}
+    row = {}
     for name, value in record.items():
         if isinstance(value, dict):
-            found |= {f"probability of {label}": v for label, v in value.items()}
+            row |= {f"probability of {label}": v for label, v in value.items()}
         elif isinstance(value, list | tuple):
-            found[name] = json.dumps(value, ensure_ascii=False)
+            row[name] = json.dumps(value, ensure_ascii=False)
         else:
-            found[name] = value
-    return found
+            row[name] = value
+    return row

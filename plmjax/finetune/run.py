@@ -1,8 +1,7 @@
-"""Fine-tuning: makes a model for a task from a pretrained model and labelled data."""
+"""Fine-tuning: trains a pretrained model for a task, on labelled data."""
 
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,11 @@ from plmjax.finetune.build import (
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
-from plmjax.finetune.output import write_predictions
 from plmjax.objectives import Altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.report.scores import task_lines
+from plmjax.tasks import KINDS
+from plmjax.tasks.scores import cost
 from plmjax.train import sharding
 from plmjax.train.job import (
     Training,
@@ -86,14 +86,14 @@ def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
         if processes.is_first() and not path.exists():
             log("Simple models first:")
             with sharding.alone():
-                found = run_baselines(
+                baselines = run_baselines(
                     setup.data,
                     setup.examples(setup.last),
                     setup.model,
                     setup.config.vectors,
                     log,
                 )
-            write_json(path, {"found": [dataclasses.asdict(one) for one in found]})
+            write_json(path, {"found": [dataclasses.asdict(one) for one in baselines]})
 
     processes.run_on_all(first)
 
@@ -105,17 +105,17 @@ def _gain(setup: FinetuneSetup, workdir: Workdir, predicted: list) -> list[str]:
         return []
     metric, labels = setup.metric, setup.data.labels
     if metric == "loss":
-        metric = predictions.usual_metric(setup.data.config, labels)
+        metric = KINDS[setup.task.kind].usual_metric(labels)
     truth = [example.label for example in setup.examples(setup.last)]
-    found = [Baseline(**one) for one in kept["found"]]
+    baselines = [Baseline(**one) for one in kept["found"]]
     kind = setup.data.config.kind
-    return gain_lines(kind, metric, truth, predicted, found, labels=labels)
+    return gain_lines(kind, metric, truth, predicted, baselines, labels=labels)
 
 
 def on_devices(setup: FinetuneSetup) -> FinetuneSetup:
-    """Returns parts with the frozen arrays on the devices of their mesh."""
-    places = sharding.shardings(setup.mesh, setup.frozen)
-    return dataclasses.replace(setup, frozen=jax.device_put(setup.frozen, places))
+    """Returns the setup with the frozen arrays on the devices of its mesh."""
+    shardings = sharding.shardings(setup.mesh, setup.frozen)
+    return dataclasses.replace(setup, frozen=jax.device_put(setup.frozen, shardings))
 
 
 def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Training:
@@ -123,15 +123,15 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
     zero1, batches, metric = setup.config.mesh.zero1, setup.batches, setup.metric
 
     def first_state(shapes: State) -> State:
-        places = sharding.shardings(setup.mesh, shapes, zero1)
-        params = jax.device_put(setup.params, places.params)
+        shardings = sharding.shardings(setup.mesh, shapes, zero1)
+        params = jax.device_put(setup.params, shardings.params)
 
         # No random initialisation here: all seeds share one small program.
-        def make(params: dict) -> State:
+        def init(params: dict) -> State:
             objective = Altered(setup.objective, lambda key, batch: params)
             return initialise(objective, setup.train)({})
 
-        return jax.jit(make, out_shardings=places)(params)
+        return jax.jit(init, out_shardings=shardings)(params)
 
     def score(weights: dict, watched: Watched) -> dict[str, float]:
         read = functools.partial(predict, weights, setup.frozen)
@@ -144,8 +144,8 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         return text
 
     def rows(step: int, skipped: int) -> np.ndarray:
-        found = batches.rows(step + skipped)[1]
-        return found[found >= 0]
+        indices = batches.rows(step + skipped)[1]
+        return indices[indices >= 0]
 
     def flops(step: int) -> float:
         return setup.objective.flops(batches.rows(step)[0]) * setup.config.train.batch
@@ -168,7 +168,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         score=score,
         origin=origin,
         check_meta=lambda meta: check_origin(origin, meta, workdir.checkpoints),
-        rank=lambda scores: predictions.rank(metric, scores),
+        rank=lambda scores: cost(metric, scores[metric]),
         describe=describe,
         keep_best=setup.config.select.keep == "best",
     )
@@ -180,27 +180,27 @@ def finish(
     """Scores all splits with all processes; one process writes, plots and exports."""
     read = functools.partial(predict, result.weights, setup.frozen)
     splits = [name for name in ("held_out", "test") if name in setup.features]
-    found = {name: score_split(setup, read, name) for name in splits}
-    said = {name: own for name, (own, _) in found.items()}
-    scores = {name: own for name, (_, own) in found.items()}
-    whole = processes.gather_to_host(setup.merge(result.weights, setup.frozen))
+    results = {name: score_split(setup, read, name) for name in splits}
+    predicted = {name: one for name, (one, _) in results.items()}
+    scores = {name: one for name, (_, one) in results.items()}
+    params = processes.gather_to_host(setup.merge(result.weights, setup.frozen))
     scores |= {"step": result.step, "metric": setup.metric}
 
     def first() -> None:
         if processes.is_first():
             with sharding.alone():
-                _write_predictions(setup, workdir, said)
-                _show(setup, workdir, said[setup.last], scores, log)
-                _export(setup, workdir, whole, scores, log)
+                _write_predictions(setup, workdir, predicted)
+                _show(setup, workdir, predicted[setup.last], scores, log)
+                _export(setup, workdir, params, scores, log)
 
     processes.run_on_all(first)
     return scores
 
 
-def _write_predictions(setup: FinetuneSetup, workdir: Workdir, said: dict) -> None:
-    for split, own in said.items():
-        lines = write_predictions(
-            setup.data.config, setup.data.labels, setup.examples(split), own
+def _write_predictions(setup: FinetuneSetup, workdir: Workdir, predicted: dict) -> None:
+    for split, some in predicted.items():
+        lines = predictions.records_of(
+            setup.data.config, setup.data.labels, setup.examples(split), some
         )
         path = workdir / f"predictions-{split}.jsonl"
         with replacing(path, "w", encoding="utf-8") as file:
@@ -209,7 +209,7 @@ def _write_predictions(setup: FinetuneSetup, workdir: Workdir, said: dict) -> No
 
 
 def _show(
-    setup: FinetuneSetup, workdir: Workdir, said: list, scores: dict, log: Log
+    setup: FinetuneSetup, workdir: Workdir, predicted: list, scores: dict, log: Log
 ) -> None:
     """Shows scores, curves, the gain over simple models, and the confusion matrix."""
     config, labels, last = setup.data.config, setup.data.labels, setup.last
@@ -220,17 +220,18 @@ def _show(
     for path in plot_scores(workdir.path, setup.metric):
         log(f"Curves: {path}")
     examples = setup.examples(last)
-    predicted = predictions.read(config, labels, examples, said)
-    for line in _gain(setup, workdir, predicted):
+    kind = KINDS[config.kind]
+    readings = predictions.read(config, labels, examples, predicted)
+    for line in _gain(setup, workdir, readings):
         log(line)
-    if config.kind in ("classes", "tags"):
+    if kind.confusion:
         truth = [example.label for example in examples]
-        if config.kind == "tags":
-            truth, predicted = (
-                list(itertools.chain(*own)) for own in (truth, predicted)
-            )
+        true, ours = (
+            [name for label in some for name in kind.names(label)]
+            for some in (truth, readings)
+        )
         path = workdir / "plots" / "confusion.png"
-        plot_confusion(path, truth, predicted, labels)
+        plot_confusion(path, true, ours, labels)
         log(f"Confusion of the {last.replace('_', ' ')} part: {path}")
 
 
@@ -249,11 +250,11 @@ def _export(
         folder=workdir / "export",
         added=len(setup.added.examples),
     )
-    # Written last, because it marks that all the rest is complete.
+    # Written last, because it marks the run as complete.
     write_json(workdir / "scores.json", scores)
     log(f"Exported to {workdir / 'export'}.")
-    use = "embed" if setup.data.config.kind == "embeddings" else "predict"
+    verb = "embed" if setup.task.head is None else "predict"
     log(
-        f"\nNext:\n  plmjax {use} --model={workdir.path} --input=FILE --output=FILE\n"
+        f"\nNext:\n  plmjax {verb} --model={workdir.path} --input=FILE --output=FILE\n"
         f"  plmjax evaluate --workdir={workdir.path} --input=FILE"
     )

@@ -16,7 +16,7 @@ from plmjax.config import Block, number
 from plmjax.evaluate.model import Model
 from plmjax.interop.names import head_entries
 from plmjax.models import EncoderConfig, task_heads
-from plmjax.models.task_heads import Task
+from plmjax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,41 +53,40 @@ def start(
     """
     task_heads.check(model.encoder)
     encoder = _cut(model, config)
-    anew = _new_layers(encoder, config)
+    reinitialised = _new_layers(encoder, config)
     theirs = {} if config.from_scratch else tree.flatten(model.params)
-    taken = {} if config.from_scratch or config.reinit_pooler else _pooler(model, task)
-    taken |= {
+    kept = {} if config.from_scratch or config.reinit_pooler else _pooler(model, task)
+    kept |= {
         name: name
         for name in theirs
         if name.startswith("encoder/")
         and _layer(name) < encoder.layers
-        and not anew.fullmatch(name)
+        and not reinitialised.fullmatch(name)
     }
-    found = {name: np.asarray(theirs[source]) for name, source in taken.items()}
-    return encoder, tree.unflatten(found | _fresh(encoder, task, seed, taken.keys()))
+    leaves = {name: np.asarray(theirs[source]) for name, source in kept.items()}
+    return encoder, tree.unflatten(leaves | _fresh(encoder, task, seed, kept.keys()))
 
 
 def _fresh(
-    encoder: EncoderConfig, task: Task, seed: int, taken: Collection[str]
+    encoder: EncoderConfig, task: Task, seed: int, kept: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Returns fresh leaves by name, except those that are taken from the model."""
+    """Returns fresh leaves by name, except those that are kept from the model."""
     names = ("tokens", "segments", "positions", "types")
-    shape = (1, 1, 1) if task.kind in ("choices", "embeddings") else (1, 1)
-    batch = {name: jnp.ones(shape, jnp.int32) for name in names}
+    batch = {name: jnp.ones((1, 1), jnp.int32) for name in names}
 
     # XLA neither initialises nor compiles leaves that are not returned.
     @jax.jit
     def init(key):
         fresh = tree.flatten(task_heads.init_model(encoder, task, key, batch))
-        return {name: leaf for name, leaf in fresh.items() if name not in taken}
+        return {name: leaf for name, leaf in fresh.items() if name not in kept}
 
     return jax.device_get(init(jax.random.key(seed)))
 
 
 def _layer(name: str) -> int:
     """Returns the layer number of a leaf; -1 for others."""
-    found = re.match(r"encoder/layer_(\d+)/", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"encoder/layer_(\d+)/", name)
+    return int(match[1]) if match else -1
 
 
 def _cut(model: Model, config: StartConfig) -> EncoderConfig:
@@ -119,12 +118,12 @@ def _new_layers(encoder: EncoderConfig, config: StartConfig) -> re.Pattern:
     if count > encoder.layers:
         raise PlmjaxError(
             f"start.reinit_layers={count}, but there are only {encoder.layers} layers.",
-            hint=f"Draw at most {encoder.layers} anew.",
+            hint=f"Re-initialise at most {encoder.layers}.",
         )
     if count and encoder.sharing != "none":
         raise PlmjaxError(
-            f"start.reinit_layers={count} would draw all layers anew: they share their "
-            "parameters.",
+            f"start.reinit_layers={count} would re-initialise all layers: they share "
+            "their parameters.",
             hint="Leave it out for this model.",
         )
     last = range(encoder.layers - count, encoder.layers)
@@ -146,18 +145,18 @@ def _pooler(model: Model, task: Task) -> dict[str, str]:
         for entry in head_entries(family, task.head)
         if "/pooler/" in entry.ours[0]
     }
-    found = {}
+    sources = {}
     for head in model.params.keys() - {"encoder"}:
         for entry in head_entries(family, head):
             if entry.theirs in wanted and entry.ours[0] in held:
-                found[wanted[entry.theirs]] = entry.ours[0]
-    return found
+                sources[wanted[entry.theirs]] = entry.ours[0]
+    return sources
 
 
 def describe(model: Model, task: Task, config: StartConfig) -> str:
-    """Returns a sentence on the weights that are taken over and those that are new."""
+    """Returns a sentence on the weights that are kept and those that are new."""
     if config.from_scratch:
-        return f"Start weights: drawn anew, in the sizes of {model.name}."
+        return f"Start weights: all new, in the sizes of {model.name}."
     new = ["classifier"] if task.head is not None else []
     if task.head in task_heads.POOLERS:
         kept = not config.reinit_pooler and _pooler(model, task)

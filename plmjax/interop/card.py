@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from plmjax import __version__
-from plmjax.data.tasks import TaskKind
+from plmjax.interop.task_names import CLASSES
+from plmjax.tasks import KINDS
+from plmjax.tasks.base import CardText
 
 _SECRET = re.compile(
     r"(.*[_.-])?(key|secret|password|passwd|credentials?)"
@@ -19,22 +21,6 @@ _SECRET = re.compile(
 _ROOT = r"(?:~|\.{1,2}|[A-Za-z]:)?[/\\]"
 _PATH = re.compile(rf"(?<![\w:/.*<]){_ROOT}(?:[^\s,;:'\"|/\\]+[/\\]?)+")
 _USER = re.compile(r"(?<=://)[^/\s@]+@")
-
-
-class _Task(NamedTuple):
-    """The texts of the model card for one kind of model.
-
-    `code` uses the model loaded by the transformers class `loader`; `code` and
-    `imports` are templates.
-    """
-
-    pipeline: str | None
-    objective: str
-    use: str
-    limit: str
-    loader: str
-    code: str
-    imports: str = "from transformers import $names"
 
 
 _LOADING = Template("""\
@@ -58,29 +44,27 @@ _ROWS = 'rows = tokenizer("The rows of a matrix are cows.", return_tensors="pt")
 _SHOW = """
 for token, score in zip(rows["input_ids"][0], scores[0]):
     print(tokenizer.decode(token), score.sigmoid().item())"""
-_TASKS = {
-    "masked-lm": _Task(
+_PRETRAINED = {
+    "masked-lm": CardText(
         pipeline="fill-mask",
         objective="masked language modelling (Devlin et al. 2018, arXiv:1810.04805)",
         use="It fills in masked words, and is a starting point for fine-tuning.",
         limit="It was trained to fill in blanks; it neither writes nor answers.",
-        loader="AutoModelForMaskedLM",
         code="""\
 fill = pipeline("$pipeline", model=model, tokenizer=tokenizer)
 print(fill("The $mask of a matrix."))""",
     ),
-    "causal-lm": _Task(
+    "causal-lm": CardText(
         pipeline="text-generation",
         objective="predicting the next token (Radford et al. 2019)",
         use="It continues a text, and is a starting point for fine-tuning.",
         limit="It continues a text as its own text would go on; what it writes need "
         "not be true.",
-        loader="AutoModelForCausalLM",
         code="""\
 write = pipeline("$pipeline", model=model, tokenizer=tokenizer)
 print(write("The rows of a matrix", max_new_tokens=20))""",
     ),
-    "detector": _Task(
+    "detector": CardText(
         pipeline=None,
         objective="replaced token detection (ELECTRA; Clark et al. 2020, "
         "arXiv:2003.10555)",
@@ -88,21 +72,24 @@ print(write("The rows of a matrix", max_new_tokens=20))""",
         "for fine-tuning.",
         limit="It was trained to tell replaced words; it neither fills in blanks nor "
         "writes.",
-        loader="ElectraForPreTraining",
         code=_ROWS + "scores = model(**rows).logits" + _SHOW,
     ),
-    "encoder": _Task(
+    "encoder": CardText(
         pipeline="feature-extraction",
         objective="self-supervision",
         use="It has no head: it gives a vector for each token, and is a starting point "
         "for fine-tuning.",
         limit="It decides nothing by itself; a head must be trained on it.",
-        loader="AutoModel",
         code=_ROWS + "print(model(**rows).last_hidden_state)",
     ),
 }
-_DETECTOR_BESIDE = _TASKS["detector"]._replace(
-    loader="AutoModel",
+_LOADERS = {
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+    "detector": "ElectraForPreTraining",
+    "encoder": "AutoModel",
+}
+_DETECTOR_BESIDE = _PRETRAINED["detector"]._replace(
     imports="""\
 from safetensors.torch import load_file
 from transformers import $names
@@ -117,68 +104,6 @@ states = ACT2FN[model.config.hidden_act](states)
 scores = states @ head["dense_prediction.weight"][0]
 scores = scores + head["dense_prediction.bias"]{_SHOW}""",
 )
-
-
-_RUN = 'run = pipeline("$pipeline", model=model, tokenizer=tokenizer)\nprint(run('
-_CLASSES = _Task(
-    pipeline="text-classification",
-    objective="labels",
-    use="It says of new texts like those it learned from what their labels might be.",
-    limit="Its labels are guesses; how often they are right is in the figures alone.",
-    loader="AutoModelForSequenceClassification",
-    code=_RUN + '"A text like those it saw."))',
-)
-_FINE_TUNED = {
-    "classes": _CLASSES,
-    "multilabel": _CLASSES._replace(
-        code=_RUN + '"A text like those it saw.", top_k=None))'
-    ),
-    "regression": _CLASSES._replace(
-        use="It gives a text a number.",
-        limit="Its numbers are guesses; how near they are is in the figures alone.",
-        code=_RUN + '"A text like those it saw.", function_to_apply="none"))',
-    ),
-    "tags": _CLASSES._replace(
-        pipeline="token-classification",
-        use="It gives each word a tag.",
-        loader="AutoModelForTokenClassification",
-    ),
-    "answers": _CLASSES._replace(
-        pipeline="question-answering",
-        use="It finds the answer to a question in a text.",
-        limit="It only cuts out of the text; what it gives may be no answer.",
-        loader="AutoModelForQuestionAnswering",
-        code=_RUN + 'question="Who sat?", context="The cat sat on the mat."))',
-    ),
-    "choices": _CLASSES._replace(
-        pipeline=None,
-        use="It says which of several continuations or answers fits best.",
-        limit="It must choose one, even where none is right.",
-        loader="AutoModelForMultipleChoice",
-        code="""\
-first, choices = "It rains.", ["It is wet.", "It is dry."]
-rows = tokenizer([first] * 2, choices, padding=True, return_tensors="pt")
-rows = {name: values[None] for name, values in rows.items()}
-print(model(**rows).logits.softmax(-1))""",
-    ),
-    "embeddings": _Task(
-        pipeline="sentence-similarity",
-        objective="pairs of texts that belong together",
-        use="It gives a text a vector, which is near to those of texts that belong to "
-        "it.",
-        limit="What is near need not mean the same; how often it is right is in the "
-        "figures.",
-        loader="AutoModel",
-        code="""\
-texts = ["The rows of a matrix", "Lines of numbers"]
-rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-states = model(**rows).last_hidden_state
-$pool
-vectors = vectors / vectors.norm(dim=1, keepdim=True)
-print(vectors @ vectors.T)  # cosines""",
-    ),
-}
-_TASKS |= _FINE_TUNED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,9 +128,7 @@ class CardFacts:
     licence: str | None = None
     # Limitations in addition to those of every such model.
     limitations: Sequence[str] = ()
-    task: Literal["masked-lm", "causal-lm", "detector", "encoder"] | TaskKind = (
-        "masked-lm"
-    )
+    task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
     objective: str | None = None
 
 
@@ -214,12 +137,12 @@ def model_card(facts: CardFacts) -> str:
 
     Of a path only the last part appears; values with a secret's name do not appear.
     """
-    task = _TASKS[facts.task]
+    task = _text(facts.task)
     sections = [
         _front_matter(facts),
         f"# {_clean(facts.name)}",
         f"A {_clean(facts.family)} model of {facts.parameters:,} parameters, "
-        f"{'fine-tuned' if facts.task in _FINE_TUNED else 'pretrained'} by "
+        f"{'fine-tuned' if facts.task in KINDS else 'pretrained'} by "
         f"{_clean(facts.objective or task.objective)} with plmjax "
         f"{__version__}. {task.use}",
         "## How to load it",
@@ -249,8 +172,19 @@ def model_card(facts: CardFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _text(task: str) -> CardText:
+    return KINDS[task].card if task in KINDS else _PRETRAINED[task]
+
+
+def _loader(task: str) -> str:
+    """Returns the class of transformers that loads a model."""
+    if task in KINDS:
+        return f"AutoModel{CLASSES.get(KINDS[task].head or '', '')}"
+    return _LOADERS[task]
+
+
 def _front_matter(facts: CardFacts) -> str:
-    lines, pipeline = ["library_name: transformers"], _TASKS[facts.task].pipeline
+    lines, pipeline = ["library_name: transformers"], _text(facts.task).pipeline
     if pipeline:
         lines.append(f"pipeline_tag: {pipeline}")
     # JSON strings are valid YAML strings, so no name can end its string early.
@@ -263,10 +197,10 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    task = _TASKS[facts.task]
+    task, loader = _text(facts.task), _loader(facts.task)
     if facts.task == "detector" and facts.family != "electra":
-        task = _DETECTOR_BESIDE
-    names = [task.loader, "AutoTokenizer"]
+        task, loader = _DETECTOR_BESIDE, "AutoModel"
+    names = [loader, "AutoTokenizer"]
     names += ["pipeline"] if "pipeline(" in task.code else []
     imports = Template(task.imports).substitute(names=", ".join(sorted(names)))
     code = Template(task.code).substitute(
@@ -274,7 +208,7 @@ def _loading(facts: CardFacts) -> str:
         pipeline=task.pipeline,
         pool=_POOL["cls" if facts.data.get("pooling") == "cls" else "mean"],
     )
-    return _LOADING.substitute(imports=imports, loader=task.loader, code=code)
+    return _LOADING.substitute(imports=imports, loader=loader, code=code)
 
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import Task
+from plmjax.tasks.task import Task
 
 # Larger than any published model; a false size in a file must not exhaust the memory.
 _MAX_SIZE = 10_000_000

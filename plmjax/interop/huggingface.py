@@ -32,7 +32,8 @@ from plmjax.interop.weights import (
     to_tensors,
 )
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import TASK_HEADS, Task
+from plmjax.models.task_heads import TASK_HEADS
+from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer
 
 
@@ -104,7 +105,7 @@ def export_folder(
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     body = config_json.to_json(config, heads, *ids, task)
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
-    if task is not None and task.kind == "embeddings":
+    if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
         files = pooling_files | dict(files)
     check_replaceable(directory)
@@ -164,7 +165,7 @@ def _read_folder(folder: Path) -> Imported:
                 config.family, body, head, selection.outputs, str(path)
             )
     if task is None and (pooling := sentence_files.read_pooling(folder, notes)):
-        task = Task("embeddings", pooling=pooling)
+        task = Task(task_names.kinds_of(None)[0], pooling=pooling)
     params = read_params(selection)
     check_tied(folder, config.family, selection)
     return Imported(config, params, tokenizer, notes, task)

@@ -5,7 +5,8 @@ from typing import Any
 from plmjax import PlmjaxError
 from plmjax.interop.safetensors_file import refusal
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import Task
+from plmjax.tasks import KINDS
+from plmjax.tasks.task import Task
 
 # The part of a head's class name after the family's name.
 CLASSES = {
@@ -55,11 +56,8 @@ _DROPOUT_KEY = {
     ("distilbert", "answers"): "qa_dropout",
     ("electra", "choices"): "summary_last_dropout",
 }
-_PROBLEMS = {
-    "classes": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
+# transformers' key for what distinguishes two kinds of one class and problem_type.
+_KIND = "finetuning_task"
 # Options of poolers in transformers: {(family, head): {key: the only value that plmjax
 # supports, which is also transformers' default}}.
 _DEBERTA_POOLER = {"pooler_hidden_act": "gelu"}
@@ -88,8 +86,11 @@ def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if task.head is None:
         return body
-    if task.kind in _PROBLEMS:
-        body["problem_type"] = _PROBLEMS[task.kind]
+    kind = KINDS[task.kind]
+    if kind.problem_type is not None:
+        body["problem_type"] = kind.problem_type
+    if kinds_of(task.head, kind.problem_type)[0] != task.kind:
+        body[_KIND] = task.kind
     if task.head in ("sequence", "tags"):
         labels = task.labels or ("LABEL_0",)
         body["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -114,7 +115,7 @@ def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> T
             )
     kind = _kind(body, head, outputs, where)
     labels: tuple[str, ...] = ()
-    if kind in ("classes", "multilabel", "tags"):
+    if KINDS[kind].label_names:
         labels = _labels(body, outputs, where)
     dropout = body.get(_dropout_key(family, head) or "")
     if dropout is not None and (
@@ -123,15 +124,24 @@ def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> T
         raise refusal(
             f"{where}: the classifier's dropout is {dropout!r}; it must be a number in "
             "[0, 1).",
-            "Mend the file.",
+            "Correct the file.",
         )
     try:
         return Task(kind, labels, None if dropout is None else float(dropout))
     except PlmjaxError as error:
-        raise refusal(f"{where}: {error.message}", "Mend id2label.") from error
+        raise refusal(f"{where}: {error.message}", "Correct id2label.") from error
 
 
-def _kind(body: dict, head: str, outputs: int, where: str) -> Any:
+def kinds_of(head: str | None, problem: str | None = None) -> list[str]:
+    """Returns the kinds of task with a head and a problem_type."""
+    wanted = (head, problem)
+    return [
+        name for name, kind in KINDS.items() if (kind.head, kind.problem_type) == wanted
+    ]
+
+
+def _kind(body: dict, head: str, outputs: int, where: str) -> str:
+    """Returns the kind of task of a config.json."""
     fixed = {"answers": 2, "choices": 1}
     if outputs != fixed.get(head, outputs):
         raise refusal(
@@ -139,19 +149,18 @@ def _kind(body: dict, head: str, outputs: int, where: str) -> Any:
             f"{fixed[head]}.",
             "Use another model.",
         )
-    if head != "sequence":
-        return head
-    problem = body.get("problem_type")
-    if problem is None:
+    # Other heads ignore problem_type.
+    problem = body.get("problem_type") if head == "sequence" else None
+    if problem is None and head == "sequence":
         # transformers decides the same way if the file has no problem_type.
-        return "regression" if outputs == 1 else "classes"
-    for kind, name in _PROBLEMS.items():
-        if problem == name and (kind != "regression" or outputs == 1):
-            return kind
+        problem = "regression" if outputs == 1 else "single_label_classification"
+    kinds = kinds_of(head, problem)
+    if kinds and (problem != "regression" or outputs == 1):
+        return body[_KIND] if body.get(_KIND) in kinds else kinds[0]
     raise refusal(
         f"{where}: problem_type is {problem!r} with {outputs} outputs, which plmjax "
         "has not.",
-        "Mend the file.",
+        "Correct the file.",
     )
 
 
@@ -168,6 +177,6 @@ def _labels(body: dict, outputs: int, where: str) -> tuple[str, ...]:
         raise refusal(
             f"{where}: id2label does not name the {outputs} outputs of the head, from "
             f'"0" to "{outputs - 1}".',
-            "Mend the file.",
+            "Correct the file.",
         )
     return tuple(named[str(i)] for i in range(outputs))

@@ -1,1 +1,1 @@
-"""Scores, and what a difference of two is worth."""
+"""Scores of predictions, and intervals of their differences."""

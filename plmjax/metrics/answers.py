@@ -1,13 +1,13 @@
-"""Extracted answers against the true ones: exact match and F1, as SQuAD defines them.
+"""Exact match and F1 of extracted answers, as SQuAD and CMRC define them.
 
-Rajpurkar et al. 2016 and 2018: before comparing, letters become small, ASCII
-punctuation and the articles a, an, the go, and white space becomes single blanks. F1
-is over words as a bag. Of several true answers the best counts. A question without an
-answer is right only if nothing is answered.
+SQuAD (Rajpurkar et al. 2016 and 2018): before comparing, text is lower-cased, ASCII
+punctuation and the articles a, an, the are removed, and white space becomes single
+blanks. F1 is over words as a bag. Of several true answers the best counts. A question
+without an answer is right only if nothing is answered.
 
-By characters, for Chinese, as CMRC (Cui et al. 2019) has it: punctuation and white
-space go; each character counts, a run of ASCII letters and digits as one; F1 is over
-the longest stretch that both have.
+CMRC (Cui et al. 2019), by characters, for Chinese: punctuation and white space are
+removed; each character counts, a run of ASCII letters and digits as one; F1 is over the
+longest stretch that both have.
 """
 
 import collections
@@ -25,12 +25,12 @@ _UNITS = re.compile("[0-9a-z]+|.", re.DOTALL)
 
 
 def words_of(text: str) -> list[str]:
-    """The words that SQuAD compares."""
+    """Returns the words that SQuAD compares."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def characters_of(text: str) -> list[str]:
-    """The characters that CMRC compares."""
+    """Returns the characters that CMRC compares."""
     kept = [
         letter
         for letter in text.lower()
@@ -45,19 +45,20 @@ def answer_values(
     *,
     by_characters: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact match and F1 [n] float64 of each question; no true answers: unanswerable.
+    """Returns exact match and F1, each [n] float64, of n questions.
 
-    One array of each is what `comparison.compare` needs of two models.
+    A question without true answers is unanswerable. `comparison.compare` compares these
+    arrays of two models.
     """
     units = characters_of if by_characters else words_of
     overlap = _longest if by_characters else _bag
     exact, f1 = np.zeros(len(predicted)), np.zeros(len(predicted))
-    for place, (text, known) in enumerate(zip(predicted, answers, strict=True)):
-        mine = units(text)
+    for index, (text, known) in enumerate(zip(predicted, answers, strict=True)):
+        ours = units(text)
         # An answer of punctuation alone compares with nothing.
-        true = [found for answer in known if (found := units(answer))] or [[]]
-        exact[place] = max(mine == one for one in true)
-        f1[place] = max(_f1(mine, one, overlap) for one in true)
+        true = [words for answer in known if (words := units(answer))] or [[]]
+        exact[index] = max(ours == one for one in true)
+        f1[index] = max(_f1(ours, one, overlap) for one in true)
     return exact, f1
 
 
@@ -67,8 +68,10 @@ def answer_scores(
     *,
     by_characters: bool = False,
 ) -> dict[str, float]:
-    """exact_match and f1, means over questions; the same of those with an answer and
-    without (has_answer_..., no_answer_...) where both are there.
+    """Returns exact_match and f1, means over questions.
+
+    If there are questions with and without an answer, also the means of each
+    (has_answer_..., no_answer_...).
     """
     exact, f1 = answer_values(predicted, answers, by_characters=by_characters)
     scores = {"exact_match": float(exact.mean()), "f1": float(f1.mean())}
@@ -80,17 +83,19 @@ def answer_scores(
     return scores
 
 
-def _f1(mine: list[str], true: list[str], overlap) -> float:
-    if not mine or not true:
-        return float(mine == true)
-    same = overlap(mine, true)
-    return 2 * same / (len(mine) + len(true))
+def _f1(ours: list[str], true: list[str], overlap) -> float:
+    if not ours or not true:
+        return float(ours == true)
+    same = overlap(ours, true)
+    return 2 * same / (len(ours) + len(true))
 
 
-def _bag(mine: list[str], true: list[str]) -> int:
-    return (collections.Counter(mine) & collections.Counter(true)).total()
+def _bag(ours: list[str], true: list[str]) -> int:
+    """Returns how many words two answers share, as bags."""
+    return (collections.Counter(ours) & collections.Counter(true)).total()
 
 
-def _longest(mine: list[str], true: list[str]) -> int:
-    matcher = difflib.SequenceMatcher(None, mine, true, autojunk=False)
+def _longest(ours: list[str], true: list[str]) -> int:
+    """Returns the length of the longest stretch that two answers share."""
+    matcher = difflib.SequenceMatcher(None, ours, true, autojunk=False)
     return matcher.find_longest_match().size

@@ -1,4 +1,4 @@
-"""Is one model better than another, or is it chance? Differences and intervals."""
+"""Differences of two models' scores, with their confidence intervals."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,17 +31,17 @@ def compare(
     seed: int = 0,
     draws: int = 10_000,
 ) -> Comparison:
-    """Compares paired values [n], as scores of the same seeds, or of the same texts.
+    """Compares paired values [n]: scores of the same seeds, or of the same texts.
 
-    t: Student's interval of the mean difference, for a few runs. bootstrap: pairs are
-    drawn anew `draws` times, for hundreds of texts. Folds share their training texts,
-    so a plain t is too sure of them: `test_share`, test examples per training example
-    (1/9 of ten folds), widens it as Nadeau and Bengio (2003) propose; 0 for seeds.
-    Values that differ by the same amount everywhere say nothing of chance when they
-    are fewer than 6, and are called SAME.
+    t: Student's interval of the mean difference, for a few runs. bootstrap: resamples
+    the pairs `draws` times, for hundreds of texts. Folds share their training texts, so
+    the interval of a plain t is too narrow for them: `test_share`, test examples per
+    training example (1/9 of ten folds), widens it as Nadeau and Bengio (2003) propose;
+    0 for seeds. Fewer than 6 values that all differ by the same amount do not show how
+    much chance there is; their verdict is SAME.
 
     Raises:
-      PlmjaxError: fewer than 2 pairs, values that have no partner or are not finite.
+      PlmjaxError: fewer than 2 pairs, values without a partner or not finite.
     """
     difference = _paired(a, b)
     n = len(difference)
@@ -69,9 +69,9 @@ def compare_by(
     seed: int = 0,
     draws: int = 1000,
 ) -> Comparison:
-    """Compares predictions of the same texts by a score that is no mean, as F1 is.
+    """Compares predictions of the same texts by a score that is no mean, such as F1.
 
-    The texts (sentences, for entities) are drawn anew `draws` times, the same for both
+    Resamples the texts (sentences, for entities) `draws` times, the same for both
     models; score(truth, predicted) -> float.
 
     Raises:
@@ -81,13 +81,13 @@ def compare_by(
     if n < 2 or len(a) != n or len(b) != n:
         raise _unpaired(len(a), len(b))
     chance = np.random.default_rng(seed)
-    found = []
+    differences = []
     for _ in range(draws):
-        drawn = chance.integers(n, size=n).tolist()
-        some = [truth[place] for place in drawn]
-        ours, theirs = ([p[place] for place in drawn] for p in (a, b))
-        found.append(score(some, ours) - score(some, theirs))
-    low, high = _middle(found)
+        sample = chance.integers(n, size=n).tolist()
+        some = [truth[index] for index in sample]
+        ours, theirs = ([p[index] for index in sample] for p in (a, b))
+        differences.append(score(some, ours) - score(some, theirs))
+    low, high = _middle(differences)
     return _judge(score(truth, a) - score(truth, b), low, high, few=False)
 
 

@@ -9,16 +9,27 @@ import numpy as np
 from plmjax.metrics.entities import entity_scores, has_entities
 
 
+def hits(truth: Sequence[Any], predicted: Sequence[Any]) -> np.ndarray:
+    """Returns [n] float64, 1 where a prediction equals the truth."""
+    return np.array([a == b for a, b in zip(truth, predicted, strict=True)], float)
+
+
+def label_matrix(sets: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
+    """Returns [n, C] bool: which of the labels each set has."""
+    return np.array([[label in names for label in labels] for names in sets], bool)
+
+
 def class_scores(
     truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """accuracy, f1_micro, f1_macro, mcc; of two labels also f1, that of the second.
+    """Returns accuracy, f1_micro, f1_macro and mcc (Matthews' correlation).
 
-    f1_macro is the mean over the labels that occur in truth or prediction; a label
-    never predicted rightly has F1 0. f1_micro equals accuracy, as each text has one.
+    With two labels also f1, that of the second. f1_macro is the mean over the labels
+    that occur in truth or prediction; a label never predicted rightly has F1 0.
+    f1_micro equals accuracy, as each text has one label.
     """
     metrics = _sklearn()
-    with warnings.catch_warnings():  # of a single label, whose mcc is 0
+    with warnings.catch_warnings():  # The mcc of a single label is 0.
         warnings.filterwarnings("ignore", message="A single label was found")
         mcc = metrics.matthews_corrcoef(truth, predicted)
     scores = {
@@ -52,9 +63,9 @@ def _floats(scores: dict) -> dict[str, float]:
 
 
 def multilabel_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """accuracy (all labels of a text right), f1_micro, f1_macro of [n, C] 0 and 1.
+    """Returns accuracy (all labels of a text right), f1_micro, f1_macro of [n, C] bool.
 
-    f1_macro is the mean over all C labels, one that occurs nowhere counting as 0.
+    f1_macro is the mean over all C labels; one that occurs nowhere counts as 0.
     """
     truth, predicted = np.asarray(truth, bool), np.asarray(predicted, bool)
     right = (truth & predicted).sum(0)
@@ -68,12 +79,14 @@ def multilabel_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
 
 
 def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """pearson, spearman and mse of numbers [n]; correlations of a constant are nan."""
+    """Returns pearson, spearman and mse of numbers [n]; with a constant, no correlation
+    is defined: nan.
+    """
     from scipy import stats
 
     truth, predicted = np.asarray(truth, float), np.asarray(predicted, float)
     mse = np.mean((truth - predicted) ** 2)
-    if len(truth) < 2:  # of which scipy refuses to speak
+    if len(truth) < 2:  # scipy refuses a single number
         return _floats({"pearson": np.nan, "spearman": np.nan, "mse": mse})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
@@ -86,11 +99,11 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
 def tag_scores(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """tag_accuracy, tag_f1_micro, tag_f1_macro over the tags of words of sentences.
+    """Returns tag_accuracy, tag_f1_micro and tag_f1_macro over the words of sentences.
 
-    tag_f1_micro equals tag_accuracy. Where the true tags are of entities (B-, I-, ...,
-    O) also entity_precision, entity_recall, entity_f1 and entity_f1_strict: the figures
-    of tags flatter there, as most words are O.
+    tag_f1_micro equals tag_accuracy. If the true tags are of entities (B-, I-, ..., O)
+    also entity_precision, entity_recall, entity_f1 and entity_f1_strict: scores of tags
+    are too high there, as most words are O.
     """
     pairs = list(zip(truth, predicted, strict=True))
     assert all(len(a) == len(b) for a, b in pairs), "a tag a word"
@@ -104,19 +117,19 @@ def tag_scores(
 
 
 def rank_scores(ranks: Sequence[int]) -> dict[str, float]:
-    """accuracy_at_1 and mrr of the ranks, from 1, of what was looked for.
+    """Returns accuracy_at_1 and mrr (mean reciprocal rank) of ranks, counted from 1.
 
-    Both hang on how many candidates there were.
+    Both depend on the number of candidates.
     """
-    found = np.asarray(ranks)
-    return _floats({"accuracy_at_1": (found == 1).mean(), "mrr": (1 / found).mean()})
+    rank = np.asarray(ranks)
+    return _floats({"accuracy_at_1": (rank == 1).mean(), "mrr": (1 / rank).mean()})
 
 
 def confusion(
     truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> np.ndarray:
-    """[C, C] int64: how often what is labels[i] was taken for labels[j]."""
-    number = {label: place for place, label in enumerate(labels)}
+    """Returns [C, C] int64: how often labels[i] was predicted as labels[j]."""
+    number = {label: index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), np.int64)
     true = [number[label] for label in truth]
     np.add.at(counts, (true, [number[label] for label in predicted]), 1)

@@ -3,15 +3,14 @@
 A fine-tuned model is {"encoder": ...} and one head by name: "sequence" (one label per
 row), "tags" (one per token), "answers" (begin and end of an answer) or "choices" (one
 of several rows). Their leaves are pooler/dense and classifier in every family. A model
-of embeddings is an encoder without a head.
+of vectors of texts is an encoder without a head.
 
 Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O
 outputs of the head for each of T.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -25,15 +24,6 @@ from plmjax.models.layers import dense, dropout, gelu
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 
-HEAD_OF: dict[str, str | None] = {
-    "classes": "sequence",
-    "multilabel": "sequence",
-    "regression": "sequence",
-    "tags": "tags",
-    "answers": "answers",
-    "choices": "choices",
-    "embeddings": None,  # no head: the encoder's vectors
-}
 # The score of padding and empty choices, which must not be chosen.
 OUT_OF_REACH = -1e30
 # The key of a batch for states that `encode` has computed before.
@@ -41,61 +31,26 @@ STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A task of fine-tuning.
-
-    `labels` names the classes, labels or tags, or the choices of a row if they are the
-    same everywhere; regression, answers and embeddings have none. `dropout` is that
-    before the classifier; None: the default of the family's class. `pooling` combines
-    the tokens' vectors into one of the text (embeddings).
-    """
-
-    kind: Literal[
-        "classes",
-        "multilabel",
-        "regression",
-        "tags",
-        "answers",
-        "choices",
-        "embeddings",
-    ]
-    labels: tuple[str, ...] = ()
-    dropout: float | None = None
-    pooling: Literal["mean", "cls", "max"] = "mean"
-
-    def __post_init__(self):
-        count = len(self.labels)
-        # One class leaves no choice; one label can be present or absent.
-        least = {"classes": 2, "tags": 2, "multilabel": 1}.get(self.kind, 0)
-        without = self.kind in ("regression", "answers", "embeddings")
-        if count < least or (count and without):
-            raise PlmjaxError(
-                f"a task of kind {self.kind} has {count} labels; it needs "
-                + (f"at least {least}." if least else "none."),
-                hint="Check the labels in the data.",
-            )
-        if len(set(self.labels)) < len(self.labels):
-            raise PlmjaxError(
-                f"the labels of a task are not distinct: {', '.join(self.labels)}.",
-                hint="Give each label one name.",
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise PlmjaxError(
-                f"the dropout of the classifier is {self.dropout}; it must be in "
-                "[0, 1)."
-            )
+class HeadConfig(Protocol):
+    """What a model knows of its task; plmjax.tasks.task.Task has it."""
 
     @property
     def head(self) -> str | None:
-        """The name of the head; None if the model is only an encoder."""
-        return HEAD_OF[self.kind]
+        """The name of the head; None: the model's vectors are the result."""
 
     @property
     def outputs(self) -> int:
         """The number of scores per row, token or choice."""
-        fixed = {"regression": 1, "answers": 2, "choices": 1}
-        return fixed.get(self.kind) or len(self.labels)
+        ...
+
+    @property
+    def dropout(self) -> float | None:
+        """The dropout before the classifier; None: the default of the family."""
+
+    @property
+    def pooling(self) -> Literal["mean", "cls", "max"]:
+        """How a model without a head combines the vectors of a text's tokens."""
+        ...
 
 
 class Pooling(NamedTuple):
@@ -176,21 +131,23 @@ def check(config: EncoderConfig) -> None:
     if config.family not in POOLERS["sequence"]:
         raise PlmjaxError(
             f"a {config.family} has no head to fine-tune in plmjax.",
-            hint=f"Take one of {', '.join(POOLERS['sequence'])}.",
+            hint=f"Use one of {', '.join(POOLERS['sequence'])}.",
         )
 
 
 def init_head(config: EncoderConfig, head: str, outputs: int, key: jax.Array) -> dict:
     """Returns fresh parameters of a head; `key` is a jax PRNG key."""
     x_TH = jnp.zeros((1, config.width), config.dtype)
-    made: Any = TaskHead(config, head, outputs).init(key, x_TH)
-    return made["params"]
+    variables: Any = TaskHead(config, head, outputs).init(key, x_TH)
+    return variables["params"]
 
 
-def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) -> dict:
+def init_model(
+    config: EncoderConfig, task: HeadConfig, key: jax.Array, batch: Batch
+) -> dict:
     """Returns fresh parameters of an encoder and the task's head."""
     keys = jax.random.split(key)
-    params = heads.init_model(config, keys[0], _rows(config, task, batch), ())
+    params = heads.init_model(config, keys[0], _rows(config, batch), ())
     if task.head is None:
         return params
     return params | {task.head: init_head(config, task.head, task.outputs, keys[1])}
@@ -198,7 +155,7 @@ def init_model(config: EncoderConfig, task: Task, key: jax.Array, batch: Batch) 
 
 def encode(
     config: EncoderConfig,
-    task: Task,
+    task: HeadConfig,
     params: dict,
     batch: Batch,
     noise: Noise | None,
@@ -209,7 +166,7 @@ def encode(
     [B, L, H]; only the first token's, [B, 1, H], if a row gets one label; for choices
     [B, C, 1, H].
     """
-    rows = _rows(config, task, batch)
+    rows = _rows(config, batch)
     x_BLH = heads.encode(config, params, rows, noise, platform)
     if task.head in POOLERS:
         x_BLH = x_BLH[:, :1]
@@ -218,7 +175,7 @@ def encode(
 
 def task_logits(
     config: EncoderConfig,
-    task: Task,
+    task: HeadConfig,
     params: dict,
     batch: Batch,
     noise: Noise | None,
@@ -234,7 +191,7 @@ def task_logits(
     """
     shape = batch["tokens"].shape
     if task.head is None:
-        rows = _rows(config, task, batch)
+        rows = _rows(config, batch)
         x_BLH = heads.encode(config, params, rows, noise, platform)
         vectors_TH = heads.pooled(x_BLH, rows["segments"], task.pooling)
         return vectors_TH.reshape(*shape[:-1], config.width)
@@ -251,8 +208,8 @@ def task_logits(
     head = TaskHead(config, task.head, task.outputs, rate, platform)
     scores: Any = head.apply({"params": params[task.head]}, x_TH, noise)
     if task.head == "choices":
-        there_BC = jnp.any(batch["segments"] > 0, axis=-1)
-        return jnp.where(there_BC, scores.reshape(shape), jnp.float32(OUT_OF_REACH))
+        real_BC = jnp.any(batch["segments"] > 0, axis=-1)
+        return jnp.where(real_BC, scores.reshape(shape), jnp.float32(OUT_OF_REACH))
     scores = scores.reshape(*shape, task.outputs)
     if task.head == "answers":
         # Without this mask, as in transformers, more padding would change the loss.
@@ -261,12 +218,11 @@ def task_logits(
     return scores
 
 
-def _rows(config: EncoderConfig, task: Task, batch: Batch) -> Batch:
+def _rows(config: EncoderConfig, batch: Batch) -> Batch:
     """Returns the encoder's inputs, with [B, C, L] reshaped to B * C rows."""
-    rows = {name: batch[name] for name in ("tokens", "segments", "positions", "types")}
-    if task.kind in ("choices", "embeddings"):
-        length = rows["tokens"].shape[-1]
-        rows = {name: array.reshape(-1, length) for name, array in rows.items()}
+    length = batch["tokens"].shape[-1]
+    names = ("tokens", "segments", "positions", "types")
+    rows = {name: batch[name].reshape(-1, length) for name in names}
     if config.token_types < 2:
         # A table of one type has no row for sentence B; only [SEP] separates them.
         rows["types"] = jnp.zeros_like(rows["types"])

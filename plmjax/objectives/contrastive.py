@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.platform import ANY, Platform
-from plmjax.models.task_heads import OUT_OF_REACH, Task, task_logits
+from plmjax.models.task_heads import OUT_OF_REACH, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, of_all_rows, single_model
 from plmjax.objectives.supervised import SupervisedConfig
+from plmjax.tasks.task import Task
 
 # A row of padding may be all zeros, where the square root has no gradient.
 _LEAST = 1e-12
@@ -37,18 +38,18 @@ def candidates(number_BC, number_NC, real_N, first) -> jax.Array:
     pair in another row, and the pair of a row with the same text.
     """
     text_B1, pair_B1 = number_BC[:, :1], number_BC[:, 1:2]
-    own_B1 = first + jnp.arange(len(number_BC))[:, None]
-    own_BN = own_B1 == jnp.arange(len(real_N))[None]
+    row_B1 = first + jnp.arange(len(number_BC))[:, None]
+    own_BN = row_B1 == jnp.arange(len(real_N))[None]
     same_BN = text_B1 == number_NC[None, :, 0]
-    parts = []
-    for place in range(1, number_BC.shape[1]):
-        other_1N = number_NC[None, :, place]
-        apart_BN = (other_1N != text_B1) & (other_1N != pair_B1)
-        if place == 1:
-            apart_BN &= ~same_BN
-        parts.append(apart_BN & real_N[None])
-    parts[0] |= own_BN
-    return jnp.concatenate(parts, axis=1)
+    blocks = []
+    for column in range(1, number_BC.shape[1]):
+        other_1N = number_NC[None, :, column]
+        differs_BN = (other_1N != text_B1) & (other_1N != pair_B1)
+        if column == 1:
+            differs_BN &= ~same_BN
+        blocks.append(differs_BN & real_N[None])
+    blocks[0] |= own_BN
+    return jnp.concatenate(blocks, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,9 +110,9 @@ class Contrastive(Objective):
         # GPUs and TPUs round to ten bits or fewer by default, and dividing by the
         # temperature would make this error 20 times larger.
         scores_BM = jnp.matmul(vectors_BCH[:, 0], others_MH.T, precision="highest")
-        against_BM = candidates(number_BC, number_NC, real_N, first)
+        compared_BM = candidates(number_BC, number_NC, real_N, first)
         scores_BM = jnp.where(
-            against_BM,
+            compared_BM,
             scores_BM / jnp.float32(self.temperature),
             jnp.float32(OUT_OF_REACH),
         )

@@ -201,7 +201,7 @@ def _examples(setup: PretrainSetup, params) -> Examples | None:
     # All processes' rows, so that the examples do not depend on their number.
     batch = next(held_out(setup, alone=True)())
     examples = model and Examples(setup.objective, model, batch)
-    return examples if examples and examples.places else None
+    return examples if examples and examples.slots else None
 
 
 def save_examples(setup: PretrainSetup, params) -> None:

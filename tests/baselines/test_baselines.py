@@ -18,7 +18,6 @@ from plmjax.baselines.run import (
     Baseline,
     best_of,
     gain_lines,
-    majority,
     run_baselines,
     table,
 )
@@ -34,14 +33,17 @@ from plmjax.baselines.text_features import (
     usual_tags,
     word_features,
 )
-from plmjax.data.features import make_features
-from plmjax.data.labelled import Example, Labelled
-from plmjax.data.tasks import TaskConfig
+from plmjax.data.examples import Example
 from plmjax.evaluate.model import Model
-from plmjax.metrics import gain as gains
+from plmjax.metrics import label_counts
 from plmjax.metrics.comparison import SAME, compare_by
-from plmjax.metrics.gain import gain, task_scores
 from plmjax.models import EncoderConfig, heads
+from plmjax.tasks import KINDS
+from plmjax.tasks import scores as gains
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.features import make_features
+from plmjax.tasks.labelled import Labelled
+from plmjax.tasks.scores import gain
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 
@@ -199,7 +201,7 @@ def test_every_kind_finds_what_was_planted(kind, model, tmp_path):
         assert len(one.predictions) == len(truth)
         assert {type(p) for p in one.predictions} == {type(t) for t in truth}
         assert one.scores == pytest.approx(
-            task_scores(kind, truth, one.predictions, task.labels), nan_ok=True
+            KINDS[kind].scores(truth, one.predictions, task.labels), nan_ok=True
         )
         assert one.milliseconds > 0
     assert any("% of the words have a vector" in line for line in log)
@@ -232,17 +234,19 @@ def test_labels_by_lot_gain_nothing(model):
 
 def test_majority_by_hand():
     texts = [example(label, "x") for label in "bbaca"]
-    assert majority("classes", "abc", texts)(texts) == ["a"] * 5  # of equals the first
+    # Of equals the first.
+    assert KINDS["classes"].majority("abc", texts)(texts) == ["a"] * 5
     names = [("a",), ("a", "b"), ("b", "c"), ("a",)]
     sets = [example(label, "x") for label in names]
-    assert majority("multilabel", "abc", sets)(sets[:1]) == [("a",)]  # b: half, no more
+    # b: half, no more.
+    assert KINDS["multilabel"].majority("abc", sets)(sets[:1]) == [("a",)]
     numbers = [example(value, "x") for value in (1.0, 2.0, 6.0)]
-    assert majority("regression", (), numbers)(numbers[:2]) == [3.0, 3.0]
+    assert KINDS["regression"].majority((), numbers)(numbers[:2]) == [3.0, 3.0]
     tagged = [example(("O", "X"), "p", "q"), example(("O",), "r")]
-    assert majority("tags", ("X", "O"), tagged)(tagged) == [("O", "O"), ("O",)]
+    assert KINDS["tags"].majority(("X", "O"), tagged)(tagged) == [("O", "O"), ("O",)]
     chosen = [example(2, "x", "p", "q", "r")] * 2 + [example(1, "x", "p", "q")]
-    assert majority("choices", (), chosen)(chosen) == [2, 2, 0]
-    assert majority("answers", (), [])(texts) == [""] * 5
+    assert KINDS["choices"].majority((), chosen)(chosen) == [2, 2, 0]
+    assert KINDS["answers"].majority((), [])(texts) == [""] * 5
 
 
 def test_majority_scores_are_a_count():
@@ -279,7 +283,7 @@ def test_word_features_see_the_neighbour():
         data.append(example(("F", tag), before, "run"))
     labels, train, test = ("F", "N", "V"), data[:60], data[60:]
     featurise = word_features(train)
-    predict = linear.fit_linear("tags", labels, train, featurise, print)
+    predict = linear.fit_linear(KINDS["tags"], labels, train, featurise, print)
     truth = [one.label for one in test]
     assert predict(test) == truth
     assert usual_tags(labels, train)(test) != truth
@@ -288,14 +292,14 @@ def test_word_features_see_the_neighbour():
 def test_tfidf_keeps_the_texts_of_a_pair_apart():
     pairs = [example("a", "one cat", "two dogs"), example("b", "two dogs", "one cat")]
     same = example(None, "one cat", "one cat")
-    featurise = tfidf("classes", pairs)
+    featurise = tfidf(KINDS["classes"], pairs)
     x = featurise([*pairs, same]).toarray()
     half = (x.shape[1] - 2) // 2
     assert np.array_equal(x[0, :half], x[1, half:-2])
     assert not np.array_equal(x[0, :half], x[1, :half])
     assert x[:, -2:] == pytest.approx(np.array([x[0, -2:], x[1, -2:], [1, 1]]))
     assert x[0, -2] == 0 and x[0, -1] < 0.5  # no word, hardly a character
-    single = tfidf("classes", [example("a", "!!"), example("b", "?")])
+    single = tfidf(KINDS["classes"], [example("a", "!!"), example("b", "?")])
     assert single([example(None, "!")]).nnz  # signs alone are text as well
 
 
@@ -309,8 +313,8 @@ def test_features_are_standardised_and_the_model_folds_it_in():
     y = (x[:, 0] + 0.1 * chance.normal(size=80) > 0).astype(int)
     moved = np.concatenate([1e4 * x - 3e5, np.full((80, 1), 7.7)], 1)
     for kind, target in (("classes", y), ("regression", x[:, 0] - 2 * x[:, 1])):
-        plain, _ = linear._fit(kind, x, target, 2, 1.0)
-        other, ended = linear._fit(kind, moved, target, 2, 1.0)
+        plain, _ = linear._fit(KINDS[kind], x, target, 2, 1.0)
+        other, ended = linear._fit(KINDS[kind], moved, target, 2, 1.0)
         assert ended and not other.weights[-1].any()
         np.testing.assert_allclose(other(moved), plain(x), rtol=1e-4, atol=1e-4)
 
@@ -334,7 +338,9 @@ def test_too_many_rows_are_drawn_and_said(model, monkeypatch):
 
 def test_a_class_that_train_lacks_is_never_predicted():
     train = [example(label, label * 3) for label in "acac" * 5]
-    predict = linear.fit_linear("classes", "abc", train, tfidf("classes", train), print)
+    predict = linear.fit_linear(
+        KINDS["classes"], "abc", train, tfidf(KINDS["classes"], train), print
+    )
     assert predict(train) == [one.label for one in train]
 
 
@@ -344,24 +350,30 @@ def test_a_class_that_train_lacks_is_never_predicted():
 def test_a_text_is_the_mean_of_its_words(tmp_path):
     path = write_text(tmp_path / "v.vec")
     asked = [example("x", "A matrix, a LIST"), example("y", "unknown !")]
-    vectors, share = from_file(path, "classes", asked)
+    vectors, share = from_file(path, KINDS["classes"], asked)
     known = [VECTORS[word] for word in ("a", "matrix", "a", "list")]
     expected = [np.mean(known, 0), [0, 0, 0]]
-    np.testing.assert_allclose(static_features("classes", vectors)(asked), expected)
+    np.testing.assert_allclose(
+        static_features(KINDS["classes"], vectors)(asked), expected
+    )
     assert share == 4 / 7  # the comma is asked for, too
     pair = [example("x", "matrix list", "value")]
     a, b = np.array([0.5, 0.5, 0]), np.array([0, 1, 1])
-    found = static_features("classes", from_file(path, "classes", pair)[0])(pair)
+    found = static_features(
+        KINDS["classes"], from_file(path, KINDS["classes"], pair)[0]
+    )(pair)
     np.testing.assert_allclose(found, [[*a, *b, *abs(a - b), *(a * b)]])
 
 
 def test_a_word_has_its_neighbours(tmp_path):
     asked = [example("xy", "matrix", "list"), example("x", "value")]
-    vectors, _ = from_file(write_text(tmp_path / "v.vec"), "tags", asked)
+    vectors, _ = from_file(write_text(tmp_path / "v.vec"), KINDS["tags"], asked)
     none = [0, 0, 0]
     m, n, v = (VECTORS[word] for word in ("matrix", "list", "value"))
     expected = [none + m + n, m + n + none, none + v + none]
-    np.testing.assert_array_equal(static_features("tags", vectors)(asked), expected)
+    np.testing.assert_array_equal(
+        static_features(KINDS["tags"], vectors)(asked), expected
+    )
 
 
 def write_binary(path, newline):
@@ -392,17 +404,17 @@ def test_all_formats_say_the_same(tmp_path, newline):
 @pytest.mark.parametrize(
     "name, content, wrong",
     [
-        ("a.vec", b"", r"a\.vec:1: the file begins with nothing"),
-        ("a.vec", b"2 3\nlist 1 2 3\na 1 2\n", r"a\.vec:3: 2 numbers .* be 3"),
-        ("a.vec", b"2 3\nlist 1 2 3\na 1 2 3 4\n", r"a\.vec:3: 4 numbers .* be 3"),
-        ("a.vec", b"list 1 2 3\nb 1 2\n", r"a\.vec:2: 2 numbers .* be 3"),
+        ("a.vec", b"", r"a\.vec:1: the first line is empty"),
+        ("a.vec", b"2 3\nlist 1 2 3\na 1 2\n", r"a\.vec:3: 2 numbers where 3"),
+        ("a.vec", b"2 3\nlist 1 2 3\na 1 2 3 4\n", r"a\.vec:3: 4 numbers where 3"),
+        ("a.vec", b"list 1 2 3\nb 1 2\n", r"a\.vec:2: 2 numbers where 3"),
         ("a.vec", b"1 3\nlist 1 2 x3\n", r"a\.vec:2: 'x3' is no number"),
         ("a.vec", b"1 3\nlist 1 2 nan\n", r"a\.vec:2: .*'list' is not finite"),
-        ("a.vec", b"3 3\nlist 1 2 3\n", r"a\.vec:1: 3 words .* 1 are there"),
+        ("a.vec", b"3 3\nlist 1 2 3\n", r"a\.vec:1: .*3 words, but has 1"),
         ("a.vec", b"list\n", r"a\.vec:1: .* no word with its numbers"),
         ("a.vec", b"1 3\nmuro 1 2 3\n", r"none of the 2 words"),
-        ("a.bin", b"list 1 2 3\n", r"a\.bin:1: .* how many words"),
-        ("a.bin", b"2 1\nlist 1234a 123", r"a\.bin:1: 2 words .* 1 are there"),
+        ("a.bin", b"list 1 2 3\n", r"a\.bin:1: .* numbers of words"),
+        ("a.bin", b"2 1\nlist 1234a 123", r"a\.bin:1: .*2 words, but has 1"),
         ("a.bin", b"1 1\nlist 1234a 1234", r"a\.bin: more follows"),
         ("a.vec.gz", b"1 3\nlist 1 2 3\n", r"a\.vec\.gz cannot be read"),
         ("gone/a.vec", None, r"a\.vec cannot be read: No such file"),
@@ -551,7 +563,7 @@ def test_a_gain_is_the_difference_of_scores(kind, few_draws):
             ["ab"[name in "cd"] for name in names] for names in (truth, ours, theirs)
         )
     kind = {"entities": "tags", "two": "classes"}.get(kind, kind)
-    a, b = (task_scores(kind, truth, p, labels) for p in (ours, theirs))
+    a, b = (KINDS[kind].scores(truth, p, labels) for p in (ours, theirs))
     for metric in a:
         if metric.startswith(("has_answer", "no_answer")):
             continue
@@ -559,9 +571,9 @@ def test_a_gain_is_the_difference_of_scores(kind, few_draws):
         sign = -1 if metric == "mse" else 1
         assert found.difference == pytest.approx(sign * (a[metric] - b[metric])), metric
         assert found.low <= found.difference <= found.high
-        if (kind, metric) not in gains._MEANS:
+        if KINDS[kind].each(metric, labels) is None:
             slow = few_draws(
-                lambda t, p: task_scores(kind, t, p, labels)[metric],  # noqa: B023
+                lambda t, p: KINDS[kind].scores(t, p, labels)[metric],  # noqa: B023
                 truth,
                 ours,
                 theirs,
@@ -572,9 +584,9 @@ def test_a_gain_is_the_difference_of_scores(kind, few_draws):
 def test_a_correlation_of_many_texts_is_that_of_few():
     """The fourth power of their number is beyond 64 bits."""
     counts = np.array([[40, 30, 10], [60, 40, 20], [50, 50, 20]])
-    few = gains._mcc(counts)
+    few = label_counts.matthews(counts)
     assert 0 < few < 1
-    assert gains._mcc(counts * 10_000) == pytest.approx(few)
+    assert label_counts.matthews(counts * 10_000) == pytest.approx(few)
 
 
 def test_no_correlation_counts_as_0(few_draws):
@@ -588,7 +600,7 @@ def test_no_correlation_counts_as_0(few_draws):
 
 
 def baseline(name, predictions, truth):
-    scores = task_scores("classes", truth, predictions, [*"ab"])
+    scores = KINDS["classes"].scores(truth, predictions, [*"ab"])
     return Baseline(name, predictions, scores, 1.25)
 
 

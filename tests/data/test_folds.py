@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from plmjax import PlmjaxError
+from plmjax.data.examples import Example
 from plmjax.data.folds import make_folds
-from plmjax.data.labelled import Example
 
 
 def examples(units, labels):

@@ -30,7 +30,7 @@ from plmjax.embed.vectors import EmbedConfig
 from plmjax.evaluate.model import Model
 from plmjax.interop import export_folder
 from plmjax.models import EncoderConfig, heads
-from plmjax.models.task_heads import Task
+from plmjax.tasks.task import Task
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 SMALL = EmbedConfig(batch_tokens=256)  # several batches, of two lengths

@@ -19,19 +19,20 @@ from tests_common import TINY, sentences
 
 from plmjax import cli
 from plmjax import config as config_lib
-from plmjax.data.features import make_features
-from plmjax.data.tasks import KINDS
 from plmjax.evaluate import model
 from plmjax.finetune import build as parts_lib
 from plmjax.finetune import predict as predict_lib
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import OUT_OF_REACH, Task
+from plmjax.models.task_heads import OUT_OF_REACH
 from plmjax.objectives.masked import masked_logits
 from plmjax.objectives.supervised import row_losses
 from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import build
+from plmjax.tasks import KINDS
+from plmjax.tasks.features import make_features
+from plmjax.tasks.task import Task
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -437,7 +438,7 @@ def test_every_figure_of_a_fine_tuning(
     monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
     monkeypatch.setattr(
         predict_lib.Predictor,
-        "_made",
+        "_scorer",
         lambda self, _: functools.partial(stand_in(kind), {}, {}),
     )
     given = ["evaluate", f"--workdir={tmp_path / 'run'}", "--batch=5"]

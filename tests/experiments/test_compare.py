@@ -36,6 +36,7 @@ from plmjax.finetune.predict import Predictor, read_input
 from plmjax.finetune.safe import SAFE, safe_for
 from plmjax.metrics.comparison import SAME
 from plmjax.models import EncoderConfig
+from plmjax.tasks import KINDS
 
 ENCODER = EncoderConfig(
     vocab_size=9, layers=4, width=4, heads=2, ffn_width=4, max_positions=8
@@ -456,9 +457,11 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     first = found["cells"][0]
     asked = Predictor([run["workdir"] for run in first["runs"]], batch=16)
     examples = read_input(asked.config, f"{tmp_path}/test.jsonl", labelled=True)
-    tags = predictions.read(asked.config, asked.labels, examples, asked.say(examples))
+    tags = predictions.read(
+        asked.config, asked.labels, examples, asked.predict(examples)
+    )
     truth = [example.label for example in examples]
-    expected = predictions.scores_of(asked.config, asked.labels, truth, tags)
+    expected = KINDS["tags"].scores(truth, tags, asked.labels, asked.config)
     assert first["ensemble"] == pytest.approx(expected["entity_f1"])
     # One seed more: the others stand.
     assert main([*command, "--seeds=3"]) == Exit.OK

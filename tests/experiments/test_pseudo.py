@@ -97,7 +97,7 @@ def test_a_leak_is_seen_and_folds_have_none(tmp_path):
     finetune(everything, tmp_path / "teacher", lambda line: None)
     teacher = Predictor([str(tmp_path / "teacher")], batch=16)
     pool = read_input(teacher.config, str(tmp_path / "many.jsonl"))
-    said = predictions.read(teacher.config, teacher.labels, pool, teacher.say(pool))
+    said = predictions.read(teacher.config, teacher.labels, pool, teacher.predict(pool))
     leak = Added(
         tuple(
             dataclasses.replace(example, label=label)

@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 
 from plmjax import Exit, PlmjaxError
-from plmjax.data.labelled import Example, Labelled
-from plmjax.data.task_batches import take
-from plmjax.data.tasks import KINDS as TASKS
-from plmjax.data.tasks import TaskConfig
+from plmjax.data.examples import Example
+from plmjax.data.task_batches import batch_of
 from plmjax.experiments.pseudo_labels import (
-    KINDS,
     PseudoConfig,
     check_kind,
     choose,
-    confidence,
     draw,
     make_pool,
     read_added,
     write_records,
 )
 from plmjax.finetune.added import NOTHING, Added, added_features
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import Labelled
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 NAN = float("nan")
@@ -66,12 +65,12 @@ def test_what_is_scored_or_labelled_already_is_left_out():
     ],
 )
 def test_confidence_is_that_of_the_least_sure_part(kind, said, sure):
-    assert confidence(kind, np.array(said)) == pytest.approx(sure)
+    assert KINDS[kind].confidence(np.array(said)) == pytest.approx(sure)
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinds_without_pseudo_labels_are_refused_with_the_reason(kind):
-    if kind in KINDS:
+    if kind in CASES:
         check_kind(kind)
         return
     with pytest.raises(PlmjaxError, match=f"{kind}: .+ probability") as caught:
@@ -142,7 +141,7 @@ def chosen(kind, soft, tmp_path):
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_the_sure_ones_are_written_and_read_back(kind, soft, tmp_path):
     _, pool, drawn, path, added = chosen(kind, soft, tmp_path)
     said, wanted = CASES[kind][2:]
@@ -153,7 +152,7 @@ def test_the_sure_ones_are_written_and_read_back(kind, soft, tmp_path):
     for values, n in zip(added.soft or (), (0, 2), strict=False):
         np.testing.assert_allclose(values, np.nan_to_num(said[n]), atol=1e-6)
     first = json.loads(path.read_text().split("\n")[0])
-    assert first["confidence"] == 0.95 and KINDS[kind] in first
+    assert first["confidence"] == 0.95 and KINDS[kind].label_key in first
 
 
 def test_a_file_that_was_spoilt_is_no_bug_of_ours(tmp_path):
@@ -171,7 +170,7 @@ def test_a_file_that_was_spoilt_is_no_bug_of_ours(tmp_path):
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 def test_added_examples_are_rows_with_their_weight_and_targets(kind, soft, tmp_path):
     data, _, _, _, added = chosen(kind, soft, tmp_path)
     words = ["a b of rows and one list line"] * 3
@@ -195,7 +194,7 @@ def test_added_examples_are_rows_with_their_weight_and_targets(kind, soft, tmp_p
         np.testing.assert_allclose(label[2, 1:3], said[0], atol=1e-6)
         np.testing.assert_allclose(label[3, 1], said[2][0], atol=1e-6)
         assert not label[:, 0].any() and not label[:, 3:].any()
-        cut = take(found, np.array([2, -1]), 4)["label"]
+        cut = batch_of(found, np.array([2, -1]), 4)["label"]
         np.testing.assert_array_equal(cut, [label[2, :4], np.zeros((4, 2))])
         return
     truth = {"classes": [[1, 0], [0, 1]], "multilabel": [[1, 0], [0, 0]]}[kind]

@@ -13,7 +13,7 @@ from plmjax.evaluate.model import Model
 from plmjax.finetune.start import StartConfig, describe, start
 from plmjax.models import EncoderConfig
 from plmjax.models.heads import init_model
-from plmjax.models.task_heads import Task
+from plmjax.tasks.task import Task
 
 CONFIG = EncoderConfig(
     vocab_size=13, layers=3, width=4, heads=2, ffn_width=6, max_positions=8

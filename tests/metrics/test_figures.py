@@ -19,11 +19,11 @@ from plmjax.experiments.pseudo_results import Round, curve, gains, settings
 from plmjax.experiments.repeats import summary
 from plmjax.metrics.comparison import SAME, compare, compare_by
 from plmjax.metrics.entities import entities
-from plmjax.metrics.gain import task_scores
 from plmjax.metrics.retrieval import find_pairs
 from plmjax.metrics.scores import confusion
 from plmjax.report import curves as report
 from plmjax.report.scores import as_text, score_lines, task_lines
+from plmjax.tasks import KINDS
 
 # --- classes, labels, numbers
 
@@ -99,7 +99,7 @@ def test_classes(labels, drawn, count):
     }
     if len(labels) == 2:
         wanted["f1"] = f1s_of(pairs, labels)[1]
-    found = task_scores("classes", truth, said, [*labels])
+    found = KINDS["classes"].scores(truth, said, [*labels])
     assert found == pytest.approx(wanted)
     for i, j in itertools.product(range(len(labels)), repeat=2):
         times = sum(pair == (labels[i], labels[j]) for pair in pairs)
@@ -126,7 +126,7 @@ def test_sets_of_labels(labels, count):
         "f1_micro": f1_of(sum(right), sum(mine), sum(true)),
         "f1_macro": sum(each) / len(labels),
     }
-    found = task_scores("multilabel", truth, said, [*labels])
+    found = KINDS["multilabel"].scores(truth, said, [*labels])
     assert found == pytest.approx(wanted)
 
 
@@ -153,17 +153,17 @@ def test_numbers(truth, said):
         "spearman": correlation(ranks(truth), ranks(said)),
         "mse": sum((t - p) ** 2 for t, p in zip(truth, said, strict=True)) / len(said),
     }
-    found = task_scores("regression", truth, said, ())
+    found = KINDS["regression"].scores(truth, said, ())
     assert found == pytest.approx(wanted, nan_ok=True)
 
 
 def test_choices_and_ranks():
     truth, said = [0, 2, 1, 3, 0], [0, 1, 1, 3, 2]
-    assert task_scores("choices", truth, said, ()) == pytest.approx({"accuracy": 0.6})
-    found = task_scores("embeddings", [1] * 5, [1, 2, 1, 4, 5], ())
+    assert KINDS["choices"].scores(truth, said, ()) == pytest.approx({"accuracy": 0.6})
+    found = KINDS["embeddings"].scores([1] * 5, [1, 2, 1, 4, 5], ())
     mrr = (1 + 1 / 2 + 1 + 1 / 4 + 1 / 5) / 5
     assert found == pytest.approx({"accuracy_at_1": 0.4, "mrr": mrr})
-    found = task_scores("embeddings", [1], [3], ())
+    found = KINDS["embeddings"].scores([1], [3], ())
     assert found == pytest.approx({"accuracy_at_1": 0.0, "mrr": 1 / 3})
 
 
@@ -240,11 +240,11 @@ def test_tags_and_entities(names):
                 wanted["entity_precision"] = right / found
                 wanted["entity_recall"] = right / there
                 wanted["entity_f1"] = f1_of(right, found, there)
-    assert task_scores("tags", truth, said, names) == pytest.approx(wanted)
+    assert KINDS["tags"].scores(truth, said, names) == pytest.approx(wanted)
 
 
 def test_tags_that_never_occur_and_nothing_found():
-    found = task_scores("tags", [("B-X", "O")], [("O", "O")], ("B-X", "I-X", "O"))
+    found = KINDS["tags"].scores([("B-X", "O")], [("O", "O")], ("B-X", "I-X", "O"))
     assert found == pytest.approx(
         {
             "tag_accuracy": 1 / 2,

@@ -9,7 +9,6 @@ from plmjax import PlmjaxError
 from plmjax.metrics.answers import answer_scores, answer_values, characters_of
 from plmjax.metrics.comparison import SAME, compare, compare_by
 from plmjax.metrics.entities import entities, entity_scores, has_entities
-from plmjax.metrics.gain import task_scores
 from plmjax.metrics.scores import (
     class_scores,
     confusion,
@@ -17,6 +16,8 @@ from plmjax.metrics.scores import (
     regression_scores,
     tag_scores,
 )
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
 
 
 def near(**expected):
@@ -363,7 +364,9 @@ def test_random_answers_are_judged_as_defined(by_characters):
     found = answer_scores(said, truth, by_characters=by_characters)
     assert found == pytest.approx(wanted)
     labels = [tuple((text, 0) for text in own) for own in truth]
-    found = task_scores("answers", labels, said, (), by_characters=by_characters)
+    units = "characters" if by_characters else "words"
+    config = TaskConfig("answers", compare_answers=units)
+    found = KINDS["answers"].scores(labels, said, (), config)
     assert found == pytest.approx(wanted)
     if by_characters:
         assert [characters_of(text) for text in said] == [cmrc_units(t) for t in said]

@@ -10,7 +10,7 @@ import pytest
 
 from plmjax.models import PRESETS, Platform, heads, task_heads
 from plmjax.models.platform import ANY
-from plmjax.models.task_heads import Task
+from plmjax.tasks.task import Task
 from plmjax.tree import flatten
 
 GPU = Platform("gpu", multiplies_bf16=True)

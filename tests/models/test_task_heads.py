@@ -12,13 +12,13 @@ from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, Noise
 from plmjax.models.task_heads import (
     POOLERS,
-    Task,
     TaskHead,
     check,
     default_dropout,
     init_model,
     task_logits,
 )
+from plmjax.tasks.task import Task
 from plmjax.tree import flatten
 
 CONFIG = EncoderConfig(

@@ -9,9 +9,10 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import Task, task_logits
+from plmjax.models.task_heads import task_logits
 from plmjax.objectives import Contrastive, Key, SupervisedConfig
 from plmjax.objectives.contrastive import candidates
+from plmjax.tasks.task import Task
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.step import gradients

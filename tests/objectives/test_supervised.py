@@ -11,9 +11,9 @@ from tests_common import campaign
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
 from plmjax.models.flops import encoder_flops
-from plmjax.models.task_heads import Task
 from plmjax.objectives import Key, Supervised, SupervisedConfig
-from plmjax.objectives.supervised import KINDS
+from plmjax.tasks import KINDS
+from plmjax.tasks.task import Task
 
 ENCODER = EncoderConfig(
     vocab_size=16, layers=1, width=8, heads=2, ffn_width=8, max_positions=8

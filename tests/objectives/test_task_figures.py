@@ -22,7 +22,6 @@ from test_figures import (
 )
 
 from plmjax.models import EncoderConfig
-from plmjax.models.task_heads import Task
 from plmjax.objectives import (
     Contrastive,
     Supervised,
@@ -31,6 +30,7 @@ from plmjax.objectives import (
     supervised,
 )
 from plmjax.objectives.supervised import row_losses
+from plmjax.tasks.task import Task
 from plmjax.train.metrics import fetch, means
 from plmjax.train.step import make_evaluation
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from plmjax import PlmjaxError
-from plmjax.data.labelled import hold_out, load_labelled, read_examples
-from plmjax.data.tasks import ColumnsConfig, TaskConfig
+from plmjax.data.columns import ColumnsConfig
+from plmjax.data.examples import hold_out
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.labelled import load_labelled, read_examples
 
 CSV = 'text,label\n"fine, and\nlong",pos\nbad,neg\n'
 
@@ -289,7 +291,7 @@ def test_two_entities_are_marked_and_their_text_stays_together(write):
     [
         (13, "0 to 13 of a text of 12"),
         (0, "0 to 0"),
-        (1.5, "not a place"),
+        (1.5, "not a position"),
         (None, "'b'"),
     ],
 )

@@ -3,10 +3,10 @@ import pytest
 from tests_common import sentences
 
 from plmjax import PlmjaxError
-from plmjax.data.features import answer_text, make_features, words_of
-from plmjax.data.labelled import Example
+from plmjax.data.examples import Example
 from plmjax.data.task_batches import TaskBatches, batches_in_order
-from plmjax.data.tasks import TaskConfig
+from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.features import make_features
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
 KINDS = {
@@ -16,6 +16,23 @@ KINDS = {
     "spaces": TokenizerConfig(vocab_size=160, segmenter="spaces"),
 }
 CHINESE = ["猫 坐 在 垫子 上 。", "狗 在 睡觉 。"]
+
+
+def words_of(features, examples, values):
+    """The `values` [N, L] of each example's words; -1 for words that were cut."""
+    found = [np.full(len(example.texts), -1) for example in examples]
+    for row, column in zip(*np.nonzero(features.word >= 0), strict=True):
+        word = features.word[row, column]
+        found[features.example[row]][word] = values[row, column]
+    return found
+
+
+def answer_text(features, examples, row, first, last):
+    """The text of the context from token `first` to `last` of a row; "" for none."""
+    begin, end = features.spans[row, first, 0], features.spans[row, last, 1]
+    if begin < 0 or end <= begin:
+        return ""
+    return examples[features.example[row]].texts[1][begin:end]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -1,83 +1,24 @@
-"""The config of a fine-tuning task, and the fields and formats of each kind."""
+"""The config of a fine-tuning task."""
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
+from plmjax.data.columns import ColumnsConfig
+from plmjax.tasks import KINDS
 
-TaskKind = Literal[
-    "classes", "multilabel", "regression", "tags", "answers", "choices", "embeddings"
-]
-_TABLES = ("jsonl", "parquet", "datasets", "tfds")
-_ALL_TABLES = ("csv", "tsv", *_TABLES)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """The input of a kind of task.
-
-    `fields` are the keys of ColumnsConfig that every example needs, the label last.
-    `suffixes` are file endings that mean another format for this kind.
-    """
-
-    fields: tuple[str, ...]
-    formats: tuple[str, ...]
-    suffixes: dict[str, str] = dataclasses.field(default_factory=dict)
-    label_names: bool = True  # whether a label is one of a fixed set of names
-
-
-# data/labelled.py makes Examples of their records, data/features.py makes rows.
-KINDS = {
-    "classes": Kind(("text", "label"), _ALL_TABLES),
-    "multilabel": Kind(("text", "label"), _ALL_TABLES),
-    "regression": Kind(("text", "label"), _ALL_TABLES, label_names=False),
-    "tags": Kind(
-        ("tokens", "tags"),
-        ("conll", "conllu", *_TABLES),
-        {name: "conll" for name in ("tsv", "txt", "bio", "iob", "iob2")},
-    ),
-    "answers": Kind(
-        ("question", "context", "answers"),
-        ("squad", *_TABLES),
-        {"json": "squad"},
-        label_names=False,
-    ),
-    "choices": Kind(("text", "choices", "label"), _ALL_TABLES, label_names=False),
-    "embeddings": Kind(("text", "pair"), _ALL_TABLES, label_names=False),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ColumnsConfig:
-    """The columns, or fields of a record, by role; without a header "1", "2", ..."""
-
-    text: str = "text"
-    # The second text, if any. choices: text put before each choice. embeddings: the
-    # text that belongs to the first; None: "pair".
-    pair: str | None = None
-    negative: str | None = None  # embeddings: a hard negative
-    # Relations: "start,end,start,end", the columns of the character positions of two
-    # entities in the text, counted from 0, the end excluded.
-    entities: str | None = None
-    # multilabel: "a,b,c" are columns of 0 and 1.
-    label: str = "label"
-    # None: "tokens" and "tags"; CoNLL's first and last column; CoNLL-U's FORM, UPOS.
-    tokens: str | None = None
-    tags: str | None = None
-    question: str = "question"
-    context: str = "context"
-    answers: str = "answers"
-    choices: str = "choices"  # one column of lists, or "a,b,c", one per choice
-    id: str | None = None  # None: "id" if there is one, else counted from 0
-    group: str | None = None  # examples of one group stay on one side of a split
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(KINDS)]
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(Block, prefix="task."):
     """Labelled data and how they become rows."""
 
-    kind: TaskKind = "classes"
+    kind: KindName = next(iter(KINDS))
     # auto: by the ending of the file's name; a folder is read by datasets.
     format: Literal[
         "auto",
@@ -146,7 +87,7 @@ class TaskConfig(Block, prefix="task."):
                     f"task.length={self.length}.",
                     hint="For example (32, 64).",
                 )
-        self._check_embeddings()
+        self._check_pooling()
         self._check_entities()
         if not self.label_separator:
             raise PlmjaxError(
@@ -154,19 +95,18 @@ class TaskConfig(Block, prefix="task."):
                 hint="For example a comma.",
             )
 
-    def _check_embeddings(self) -> None:
-        embeds = self.kind == "embeddings"
-        poolings = ("mean", "cls") if embeds else ("mean", "max", "first")
-        if self.pooling not in poolings:
+    def _check_pooling(self) -> None:
+        kind = KINDS[self.kind]
+        if self.pooling not in kind.poolings:
             raise PlmjaxError(
                 f"task.pooling={self.pooling} is not for task.kind={self.kind}.",
-                hint=f"Set one of {', '.join(poolings)}.",
+                hint=f"Set one of {', '.join(kind.poolings)}.",
             )
-        if self.columns.negative is not None and not embeds:
+        if self.columns.negative is not None and not kind.negatives:
             raise PlmjaxError(
                 f"task.columns.negative={self.columns.negative}, but "
                 f"task.kind={self.kind} has no negatives.",
-                hint="It is for task.kind=embeddings; leave it out.",
+                hint=f"It is for task.kind={_kinds('negatives')}; leave it out.",
             )
 
     def _check_entities(self) -> None:
@@ -179,10 +119,10 @@ class TaskConfig(Block, prefix="task."):
         columns = self.columns.entities
         if columns is None:
             return
-        if self.kind not in ("classes", "multilabel", "regression"):
+        if not KINDS[self.kind].entities:
             raise PlmjaxError(
-                f"task.columns.entities is for classes, multilabel and regression, and "
-                f"task.kind is {self.kind}."
+                f"task.columns.entities is for {_kinds('entities')}, and task.kind is "
+                f"{self.kind}."
             )
         if len(columns.split(",")) != 4:
             raise PlmjaxError(
@@ -197,15 +137,21 @@ class TaskConfig(Block, prefix="task."):
                 hint="Leave task.labels out.",
             )
         names = [str(label) for label in labels]
-        least = 1 if self.kind == "multilabel" else 2
+        least = KINDS[self.kind].least_labels
         if len(set(names)) < max(least, len(names)):
             raise PlmjaxError(
                 f"task.labels is {labels!r}; it must be {least} or more names, each "
                 "once.",
-                hint="Leave it out to take the labels of train.",
+                hint="Leave it out to use the labels of train.",
             )
 
-    def column(self, field: str) -> str:
-        """Returns the column of an example's field in records."""
-        own = getattr(self.columns, field)
-        return own if own is not None else field
+    @property
+    def window_stride(self) -> int | None:
+        """The stride of windows; None: a long text is cut."""
+        return self.stride if self.long == "window" else None
+
+
+def _kinds(option: str) -> str:
+    """Returns the kinds with an option: "a", or "a, b and c"."""
+    *names, last = (name for name, kind in KINDS.items() if getattr(kind, option))
+    return f"{', '.join(names)} and {last}" if names else last

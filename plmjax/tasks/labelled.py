@@ -1,0 +1,207 @@
+"""Labelled data of a task: all examples are read and checked before they are used."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.config import nearest
+from plmjax.data.annotated import read_conll, read_conllu, read_squad
+from plmjax.data.corpus import find_inputs
+from plmjax.data.examples import Example, hold_out
+from plmjax.data.records import (
+    Record,
+    bad_data,
+    no_column,
+    open_datasets,
+    open_tfds,
+    read_csv,
+    read_datasets,
+    read_jsonl,
+    read_parquet,
+    read_tfds,
+    read_tsv,
+    split_of,
+)
+from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
+
+FILES = {
+    "csv": lambda path, config: read_csv(path, config.header),
+    "tsv": lambda path, config: read_tsv(path, config.header),
+    "jsonl": lambda path, _: read_jsonl(path),
+    "parquet": lambda path, _: read_parquet(path),
+    "conll": lambda path, config: read_conll(path, config.columns),
+    "conllu": lambda path, config: read_conllu(path, config.columns),
+    "squad": lambda path, config: read_squad(path, config.columns),
+}
+FOLDERS = ("datasets", "tfds")
+_ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The three splits of a task (test may be empty) and its ordered labels."""
+
+    config: TaskConfig
+    labels: tuple[str, ...]
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def load_labelled(config: TaskConfig) -> Labelled:
+    """Reads all splits of a task, and checks them.
+
+    Raises:
+      PlmjaxError: no file (code 3), or an error in a file, by file and line.
+    """
+    if config.train is None:
+        raise PlmjaxError("task.train is empty.", hint="Name the training file.")
+    train = read_examples(config, "train")
+    others = {
+        role: read_examples(config, role) if getattr(config, role) is not None else ()
+        for role in ("held_out", "test")
+    }
+    kind = KINDS[config.kind]
+    labels = kind.find_labels(config, train)
+    _check_varied(config, train)
+    for role, examples in {"train": train, **others}.items():
+        check_labels(config.kind, examples, labels, f"task.{role}")
+    if config.held_out is None:
+        train, others["held_out"] = hold_out(train, config.held_out_percent)
+    for role, examples in others.items():
+        kind.check_split(examples, role)
+    return Labelled(config, labels, train, others["held_out"], others["test"])
+
+
+def read_examples(
+    config: TaskConfig, role: str, *, labelled: bool = True, option: str = ""
+) -> tuple[Example, ...]:
+    """Reads the files of train, held_out or test; without labels if not `labelled`.
+
+    `option` is the name of the files in error messages: task.ROLE, unless given.
+    """
+    option = option or f"task.{role}"
+    examples = []
+    kind = KINDS[config.kind]
+    fields = kind.fields if labelled else kind.fields[:-1]
+    for record in _records(config, role, option):
+        where = f"{record.file}:{record.line}"
+        _check_columns(record, where, config, fields)
+        texts, unit = kind.texts(record.values, where, config)
+        label = kind.label(record.values, where, config) if labelled else None
+        if config.columns.group is not None:
+            unit = str(record.values[config.columns.group])
+        name = record.values.get(config.columns.id or "id")
+        name = len(examples) if name is None else name
+        examples.append(Example(str(name), where, texts, label, unit))
+    if not examples:
+        raise PlmjaxError(
+            f"{option} ({getattr(config, role)}) holds no examples.",
+            hint="Give files with at least one.",
+            code=Exit.DATA,
+        )
+    if config.columns.id is not None or kind.unique_ids:
+        _check_ids(examples)
+    return tuple(examples)
+
+
+def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
+    paths = getattr(config, role)
+    folder = config.format == "auto" and Path(_folder_name(paths)).expanduser().is_dir()
+    if folder or config.format in FOLDERS:
+        path, split = split_of(paths, role)
+        if config.format == "tfds":
+            prepared = open_tfds(path, config.dataset, split, "task.dataset")
+            yield from read_tfds(prepared, f"{config.dataset}:{split}")
+        else:
+            rows = open_datasets(path, split, 'Write "folder:split".')
+            yield from read_datasets(rows, f"{path}:{split}")
+        return
+    for path in find_inputs(paths, option):
+        yield from FILES[_format(path, config, option)](path, config)
+
+
+def _folder_name(paths: str) -> str:
+    """Returns the folder of "folder:split", and other paths unchanged."""
+    head, colon, _ = paths.rpartition(":")
+    return head if colon and not Path(paths).expanduser().exists() else paths
+
+
+def _format(path: Path, config: TaskConfig, option: str) -> str:
+    if config.format != "auto":
+        return config.format
+    kind = KINDS[config.kind]
+    suffix = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    format = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
+    if format not in kind.formats:
+        raise PlmjaxError(
+            f"{option}: {path.name} has an ending that names no format of "
+            f"task.kind={config.kind}.",
+            hint=f"Set task.format: {', '.join(kind.formats)}.",
+        )
+    return format
+
+
+def _check_columns(
+    record: Record, where: str, config: TaskConfig, fields: Sequence[str]
+) -> None:
+    optional = [
+        field
+        for field in ("pair", "negative", "entities", "id", "group")
+        if field not in fields and getattr(config.columns, field) is not None
+    ]
+    for field in (*fields, *optional):
+        for name in config.columns.names(field):
+            if name not in record.values:
+                raise no_column(where, name, f"task.columns.{field}", [*record.values])
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    seen: dict[str, str] = {}
+    for example in examples:
+        if example.id in seen:
+            raise bad_data(
+                example.where,
+                f"the id {example.id!r} is already that of {seen[example.id]}.",
+                "Give each example its own id.",
+            )
+        seen[example.id] = example.where
+
+
+# --- labels
+
+
+def check_labels(
+    kind: str, examples: Sequence[Example], labels: Sequence[str], key: str
+) -> None:
+    """Raises PlmjaxError for a label that is not the task's; `key` names the data."""
+    if not labels:
+        return
+    known = set(labels)
+    for example in examples:
+        for name in KINDS[kind].names(example.label):
+            if name not in known:
+                raise bad_data(
+                    example.where,
+                    f"the label {name!r} in {key} is not one of the task's "
+                    f"{len(labels)} labels, which train or task.labels gives.",
+                    nearest(name, labels[:20]),
+                )
+
+
+def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
+    """Raises PlmjaxError if all labels are equal: nothing can be learned from them."""
+    kind = KINDS[config.kind]
+    targets = kind.targets_of(train)
+    if targets is not None and len(targets) < 2:
+        (only,) = targets
+        field = kind.fields[-1]
+        what = "column" if kind.head is None else "label column"
+        raise PlmjaxError(
+            f"task.train ({config.train}): the {what} {config.columns.name(field)!r} "
+            f"is {only!r} in all {len(train):,} examples.",
+            hint=f"Is task.columns.{field} right?",
+            code=Exit.DATA,
+        )

@@ -1,0 +1,52 @@
+"""Losses over a set of classes, which several kinds of task share.
+
+Legend: U labelled units: rows [B], or tokens [B, L] with a label each; C classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from plmjax.models.task_heads import OUT_OF_REACH
+
+
+def is_real(batch: dict) -> jax.Array:
+    """Returns [B] bool: True for rows, False for the filler rows of a batch."""
+    return batch["weight"] > 0
+
+
+def is_labelled(batch: dict) -> jax.Array:
+    """Returns [U] bool: True with a label; all-zero probabilities are none."""
+    labels, real = batch["label"], is_real(batch)
+    if labels.dtype == jnp.float32:
+        has = jnp.sum(labels, axis=-1) > 0
+    else:
+        has = labels >= 0
+    return has & real.reshape(-1, *[1] * (has.ndim - 1))
+
+
+def _targets(scores, labels, smoothing: float):
+    """Returns target probabilities in the scores' shape; labels may be class ids."""
+    if labels.ndim < scores.ndim:
+        labels = jax.nn.one_hot(jnp.maximum(labels, 0), scores.shape[-1])
+    return labels * (1 - smoothing) + smoothing / scores.shape[-1]
+
+
+def cross_entropy(scores, labels, smoothing: float) -> jax.Array:
+    """Returns [U] of scores [U, C] and class ids [U] or probabilities [U, C]."""
+    targets = _targets(scores, labels, smoothing)
+    # Padding, which cannot be chosen, adds no loss for its share of the smoothing.
+    logs = jnp.where(scores > 0.5 * OUT_OF_REACH, jax.nn.log_softmax(scores), 0.0)
+    return -jnp.sum(targets * logs, axis=-1)
+
+
+def is_best(scores, labels) -> jax.Array:
+    """Returns [U] float32, 1 where the class with the highest score is the label."""
+    if labels.ndim == scores.ndim:
+        labels = jnp.argmax(labels, axis=-1)
+    return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+
+
+def symmetric_divergence(p, q) -> jax.Array:
+    """Returns [U]: the mean of both Kullback-Leibler divergences of scores [U, C]."""
+    p, q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+    return 0.5 * jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), axis=-1)
