@@ -470,7 +470,7 @@ def test_a_search_tells_optuna_which_way_is_better(higher, tmp_path, monkeypatch
 @WAYS
 def test_importance_is_that_of_the_best_trials(higher):
     """`up` decides which trials are highest, `down` which are lowest."""
-    optuna = pytest.importorskip("optuna")
+    pytest.importorskip("optuna")
     chance = np.random.default_rng(0)
     made = []
     for n, (up, down) in enumerate(chance.uniform(0.1, 1, (60, 2)).tolist()):
@@ -479,8 +479,12 @@ def test_importance_is_that_of_the_best_trials(higher):
         made.append(Result(trial, "finished", value))
     space = {"up": uniform(0.1, 1), "down": uniform(0.1, 1)}
     study = search.study_of(made, space, higher)
-    shares = optuna.importance.get_param_importances(study)
-    assert max(shares, key=shares.__getitem__) == ("up" if higher else "down")
+    figure = plots.importance(study, results.outcome(made, "x", higher))
+    assert figure is not None
+    (bars,) = figure.data
+    # The largest is on top, which is the last.
+    assert max(bars.x) == bars.x[-1]
+    assert bars.y[-1] == ("up" if higher else "down")
 
 
 @EVERY

@@ -16,8 +16,8 @@ from plmjax.experiments.outcomes import Outcome
 from plmjax.report import figures, page
 
 _BOXES = (
-    "<p>A dot is a run; a cross is one that did not learn, a diamond the ensemble. "
-    "The box holds the middle half, its line is the median.</p>"
+    "A dot is a run; a cross is one that did not learn, a diamond the ensemble. The "
+    "box holds the middle half, its line is the median."
 )
 
 
@@ -35,7 +35,7 @@ def write(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Path]:
         f"<p>{html.escape(headline(plan, cells))}</p>",
         page.section("Pretraining, each seed", _budgets(plan)),
         *(_task(compared) for compared in tables.by_task(cells).values()),
-        page.section("Every run", boxes and f"{_BOXES}\n{boxes}"),
+        page.section("Every run", boxes, _BOXES),
         page.section("By step", curves),
         page.section("Settings and models", _settings(plan)),
         page.section("Runs", _runs(root, cells)),

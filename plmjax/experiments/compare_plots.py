@@ -1,8 +1,6 @@
 """The figures of a study: the score of each run as a dot, and its curve as a line."""
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,13 +8,10 @@ from plmjax.experiments.cells import Cell
 from plmjax.experiments.compare_tables import by_task, names_of, what
 from plmjax.experiments.outcomes import Outcome
 from plmjax.report import figures
-from plmjax.report.figures import COLOURS, NEUTRAL
-
-if TYPE_CHECKING:
-    from plmjax.report.figures import Figure
+from plmjax.report.figures import COLOURS, NEUTRAL, Figure
 
 
-def boxes(cells: Sequence[Cell]) -> "dict[str, Figure]":
+def boxes(cells: Sequence[Cell]) -> dict[str, Figure]:
     """Returns {title: box plot of the scores of each cell}, one for each task.
 
     The box holds the middle half of the runs, its line is the median; whiskers reach
@@ -27,11 +22,16 @@ def boxes(cells: Sequence[Cell]) -> "dict[str, Figure]":
         if not any(cell.done for cell in compared):
             continue
         score, count = what(compared[0]), len(compared)
-        figure = figures.new(score, "", 90 + 42 * count)
+        figure = figures.new(score, "", 80 + 54 * count)
         for number, cell in enumerate(compared):
             _add_box(figure, number, cell)
         ticks = {"tickvals": [*range(count)], "ticktext": names_of(compared)}
         figure.update_yaxes(**ticks, range=(count - 0.5, -0.5))
+        # Names stand above the boxes: beside them they may fill a narrow screen.
+        figure.update_yaxes(showticklabels=False)
+        for number, name in enumerate(names_of(compared)):
+            above = {"x": 0, "xref": "paper", "xanchor": "left", "yshift": 20}
+            figure.add_annotation(text=name, y=number, showarrow=False, **above)
         drawn[f"{task}: {score} of every run{_by(compared)}"] = figure
     return drawn
 
@@ -48,12 +48,12 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _hover(run: Outcome) -> str:
-    seed, fold = run.run.pair
+def _name(o: Outcome) -> str:
+    seed, fold = o.run.pair
     return f"seed {seed}" + ("" if fold is None else f", fold {fold}")
 
 
-def _add_box(figure: "Figure", number: int, cell: Cell) -> None:
+def _add_box(figure: Figure, number: int, cell: Cell) -> None:
     scores = [o.score for o in cell.done if o.score is not None]
     if len(scores) > 1:
         low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
@@ -65,68 +65,41 @@ def _add_box(figure: "Figure", number: int, cell: Cell) -> None:
             upperfence=[max(scores)],
             y=[number],
             orientation="h",
-            width=0.56,
+            width=0.42,
             line={"color": _colour(number), "width": 1.5},
             hoverinfo="x",
             showlegend=False,
         )
     # Spread vertically in their order, so that equal scores stay distinguishable.
-    heights = number + 0.16 * np.sin(np.arange(len(scores)) * 2.4)
+    heights = number + 0.12 * np.sin(np.arange(len(scores)) * 2.4)
     for learned, symbol in ((True, "circle"), (False, "x")):
         of = [n for n, o in enumerate(cell.done) if (o.learned is not False) == learned]
-        if of:
-            figure.add_scatter(
-                x=[scores[n] for n in of],
-                y=[heights[n] for n in of],
-                mode="markers",
-                marker={"symbol": symbol, "color": _colour(number)},
-                text=[_hover(cell.done[n]) for n in of],
-                hovertemplate="%{text}: %{x:.4f}<extra></extra>",
-                showlegend=False,
-            )
-    if cell.ensemble is not None:
-        figure.add_scatter(
-            x=[cell.ensemble],
-            y=[number],
-            mode="markers",
-            marker={
-                "symbol": "diamond-open",
-                "color": NEUTRAL,
-                "size": 11,
-                "line": {"width": 2},
-            },
-            hovertemplate="ensemble: %{x:.4f}<extra></extra>",
-            showlegend=False,
-        )
+        x, y = [scores[n] for n in of], [heights[n] for n in of]
+        text = [f"{_name(cell.done[n])}: {scores[n]:.4f}" for n in of]
+        marker = {"symbol": symbol, "color": _colour(number)}
+        figures.add_points(figure, x, y, marker, text=text)
+    if (score := cell.ensemble) is not None:
+        marker = {"symbol": "diamond-open", "color": NEUTRAL, "size": 11}
+        marker |= {"line": {"width": 2}}
+        text = f"ensemble: {score:.4f}"
+        figures.add_points(figure, [score], [number], marker, text=text)
 
 
-def curves(cells: Sequence[Cell]) -> "dict[str, Figure]":
+def curves(cells: Sequence[Cell]) -> dict[str, Figure]:
     """Returns {title: held-out score of all runs by step}, one for each task."""
     drawn = {}
     for task, compared in by_task(cells).items():
-        if not any(o.curve for cell in compared for o in cell.outcomes):
-            continue
         metric = compared[0].metric
         score = figures.axis_title(metric, "held-out ")
         figure = figures.new("training step", score, 380)
-        for number, (name, cell) in enumerate(
-            zip(names_of(compared), compared, strict=True)
-        ):
-            for index, outcome in enumerate(o for o in cell.outcomes if o.curve):
-                x, y = zip(*outcome.curve, strict=True)
-                figure.add_scatter(
-                    x=x,
-                    y=[value if math.isfinite(value) else None for value in y],
-                    mode="lines" if len(x) > 1 else "markers",
-                    marker_color=_colour(number),
-                    line={"color": _colour(number), "width": 1.8},
-                    opacity=0.8,
-                    name=name,
-                    legendgroup=name,
-                    showlegend=index == 0,
-                    hovertemplate=f"{name}, {_hover(outcome)}"
-                    "<br>step %{x}: %{y:.4f}<extra></extra>",
-                )
-        title = f"{task}: held-out {metric.replace('_', ' ')} by training step"
-        drawn[f"{title}, a curve a run{_by(compared)}"] = figure
+        names = names_of(compared)
+        for number, (name, cell) in enumerate(zip(names, compared, strict=True)):
+            line = {"color": _colour(number), "width": 1.8}
+            for o in cell.outcomes:
+                if o.curve:
+                    hover = f"{name}, {_name(o)}"
+                    figures.add_curve(figure, o.curve, name, hover, **line)
+        if figure.data:
+            title = f"{task}: held-out {metric.replace('_', ' ')} by training step"
+            drawn[f"{title}, a curve a run{_by(compared)}"] = figure
     return drawn

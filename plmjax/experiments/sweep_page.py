@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Number of figures of scores.json that the table shows beside the objective.
 _FIGURES = 4
+_CURVES = "The best trial is thick, pruned ones are dashed; one evaluation is a dot."
+_BY_KEY = (
+    "Dots are finished trials, crosses pruned ones at their last evaluation; the large "
+    "dot is the best."
+)
 
 
 def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
@@ -31,23 +36,31 @@ def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
         except PlmjaxError as error:
             missing = f"<p>Not drawn: {html.escape(error.message)}</p>"
     score = f"Held-out {outcome.objective.replace('_', ' ')}"
+    names = plots.varying(outcome, outcome.results).values()
     history = f"{score} of each trial, and the best so far"
+    curves = f"{score} by training step, a curve a trial"
+    curves += f"; they differ in {', '.join(names)}" if names else ""
     parallel = f"{score} and values of each finished trial: the better, the more orange"
-    keys = len(outcome.keys)
+    by_key = plots.by_key(outcome, study).items()
+    width = 120 * (len(names) + 1)
     sections = [
         _headline(outcome),
         page.section("Means over seeds", _settings(outcome)),
         page.section("Trials", _trials(root, outcome)),
         page.section("History", page.plot(history, plots.history(outcome, study))),
-        page.section("Learning curves", _curves(score, outcome)),
         page.section(
-            f"{outcome.objective.capitalize()} by key", _by_key(score, outcome, study)
+            "Learning curves", page.plot(curves, plots.curves(outcome)), _CURVES
+        ),
+        page.section(
+            f"{outcome.objective.capitalize()} by key",
+            page.grid({f"{score} by {name}": figure for name, figure in by_key}),
+            _BY_KEY + (" Later trials are darker." if study is not None else ""),
         ),
         page.section(
             "Parallel coordinates",
-            page.plot(parallel, plots.parallel(outcome, study), 120 * (keys + 1)),
+            page.plot(parallel, plots.parallel(outcome, study), width),
         ),
-        page.section("Importance", missing or _importance(outcome, study)),
+        _importance(outcome, study, missing),
         page.section("Failures", _failures(outcome)),
     ]
     return page.write(root / "report.html", f"Sweep {name}", sections)
@@ -122,23 +135,9 @@ def _figure(name: str, value: float | None) -> str:
     return _cell(value, "" if value is None else scores.as_text(name, value))
 
 
-def _curves(score: str, outcome: Outcome) -> str | None:
-    names = plots.varying(outcome, outcome.results).values()
-    title = f"{score} by training step, a curve a trial"
-    title += f"; they differ in {', '.join(names)}" if names else ""
-    content = page.plot(title, plots.curves(outcome))
-    return _explained("The best trial is thick, pruned ones are dashed.", content)
-
-
-def _by_key(score: str, outcome: Outcome, study: "Study | None") -> str | None:
-    figures = plots.by_key(outcome, study).items()
-    how = "Dots are finished trials, crosses pruned ones at their last evaluation; the "
-    how += "large dot is the best."
-    how += " Later trials are darker." if study is not None else ""
-    return _explained(how, page.grid({f"{score} by {name}": f for name, f in figures}))
-
-
-def _importance(outcome: Outcome, study: "Study | None") -> str | None:
+def _importance(outcome: Outcome, study: "Study | None", missing: str) -> str | None:
+    if missing:
+        return page.section("Importance", missing)
     if study is not None:
         figure = plots.importance(study, outcome)
         title = "What makes trials good: the share of each key"
@@ -149,12 +148,7 @@ def _importance(outcome: Outcome, study: "Study | None") -> str | None:
         how = "Epsilon squared, over the finished trials; what keys do together is in "
         how += "none of the bars."
     few = " Few trials: a lead, not a result." if len(outcome.finished) < 20 else ""
-    return _explained(how + few, page.plot(title, figure))
-
-
-def _explained(text: str, content: str | None) -> str | None:
-    """Returns content below a text; None without content."""
-    return content and f"<p>{html.escape(text)}</p>\n{content}"
+    return page.section("Importance", page.plot(title, figure), how + few)
 
 
 def _failures(outcome: Outcome) -> str:

@@ -14,12 +14,19 @@ from plmjax.experiments.sweep_plan import as_text, describe, short_names
 from plmjax.experiments.sweep_results import Outcome, value_of
 from plmjax.experiments.trials import Result
 from plmjax.report import figures
-from plmjax.report.figures import COLOURS, GOOD, NEUTRAL, OTHER, SCALE, axis_title
+from plmjax.report.figures import (
+    COLOURS,
+    GOOD,
+    NEUTRAL,
+    OTHER,
+    SCALE,
+    Figure,
+    axis_title,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
 
-    from plmjax.report.figures import Figure
 
 _NEAR = 0.16  # of an axis: labels closer than this would overlap
 _SEED = "train.seed"
@@ -92,7 +99,7 @@ def _valued(outcome: Outcome, *states: str) -> list[Result]:
     ]
 
 
-def _by_optuna(name: str, study: "Study", outcome: Outcome, **options) -> "Figure":
+def _by_optuna(name: str, study: "Study", outcome: Outcome, **options) -> Figure:
     """Returns Optuna's figure, without its title, size and colours for white pages."""
     from optuna import visualization
 
@@ -103,7 +110,7 @@ def _by_optuna(name: str, study: "Study", outcome: Outcome, **options) -> "Figur
     return figure
 
 
-def history(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
+def history(outcome: Outcome, study: "Study | None" = None) -> Figure | None:
     """Draws the objective by trial, and the best so far; None without values."""
     done, pruned = _valued(outcome, "finished"), _valued(outcome, "pruned")
     if not done:
@@ -118,15 +125,13 @@ def history(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
         best = (
             np.maximum.accumulate(y) if outcome.maximise else np.minimum.accumulate(y)
         )
-        figure.add_scatter(
-            x=x, y=y, mode="markers", name="finished", marker_color=OTHER
-        )
+        figures.add_points(figure, x, y, {"color": OTHER}, name="finished")
         figure.add_scatter(x=x, y=best, mode="lines", name="best so far")
     figure.data[1].line.update(color=GOOD, shape="hv")
     if pruned:
         early, last = _points(pruned)
         name = "pruned, at its last"
-        figure.add_scatter(x=early, y=last, mode="markers", name=name, marker=_CROSS)
+        figures.add_points(figure, early, last, _CROSS, name=name)
         x, y = x + early, y + last
     limits = min(x) - 0.5, max(x) + 0.5
     figure.update_xaxes(title="trial", tickformat="d", range=limits)
@@ -139,7 +144,7 @@ def _points(results: Sequence[Result]) -> tuple[list[int], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
-def curves(outcome: Outcome) -> "Figure | None":
+def curves(outcome: Outcome) -> Figure | None:
     """Draws each trial's evaluations, the best trial on top; None without any.
 
     A curve has the name and the colour of what distinguishes its trial but for the
@@ -161,38 +166,19 @@ def curves(outcome: Outcome) -> "Figure | None":
     colours = dict(zip(dict.fromkeys(labels.values()), COLOURS * 2, strict=False))
     figure = figures.new("training step", axis_title(outcome.objective), 420)
     extremes: list[float] = []
-    named: set[str] = set()
     for r in sorted(drawn, key=lambda r: r is outcome.best):
-        x, y = zip(*r.curve, strict=True)
         label = labels[r.trial.number]
-        colour = colours[label]
-        figure.add_scatter(
-            x=x,
-            y=y,
-            # A trial that ended at its first evaluation is a cross.
-            mode="markers" if len(x) == 1 else "lines",
-            marker={"symbol": "x", "color": colour},
-            line={
-                "color": colour,
-                "width": 3.5 if r is outcome.best else 1.8,
-                "dash": "dash" if r.state == "pruned" else "solid",
-            },
-            opacity=1 if r is outcome.best else 0.8,
-            name=label,
-            legendgroup=label,
-            showlegend=label not in named,
-            hovertemplate=f"trial {r.trial.number}: {describe(r.trial.values)}"
-            "<br>step %{x}: %{y:.4f}<extra></extra>",
-        )
-        named.add(label)
-        if finite := [value for value in y if math.isfinite(value)]:
+        line = {"color": colours[label], "width": 3.5 if r is outcome.best else 1.8}
+        line["dash"] = "dash" if r.state == "pruned" else "solid"
+        hover = f"trial {r.trial.number}: {describe(r.trial.values)}"
+        figures.add_curve(figure, r.curve, label, hover, **line)
+        if finite := [value for _, value in r.curve if math.isfinite(value)]:
             extremes += [min(finite), max(finite)]
     limits = _limits(extremes, outcome.maximise) if extremes else None
-    figure.update_yaxes(range=limits)
-    return figure
+    return figure.update_yaxes(range=limits)
 
 
-def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, "Figure"]:
+def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, Figure]:
     """Returns {short name of a key: the objective over it}, with pruned trials."""
     done = _valued(outcome, "finished", "pruned")
     finished, pruned = (
@@ -208,8 +194,7 @@ def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, "Figure"
         if study is not None and finished:
             figure = _by_optuna("plot_slice", study, outcome, params=[name])
             figure.update_traces(marker={"showscale": False, "colorscale": SCALE})
-            layout: Any = figure.layout
-            if layout.xaxis.type == "category":
+            if figure.layout.xaxis.type == "category":
                 values = [repr(value) for value in values]
                 names = dict(zip(values, texts, strict=True))
                 figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()])
@@ -222,14 +207,10 @@ def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, "Figure"
             figure.update_xaxes(**ticks)
             groups.insert(0, (finished, {"color": OTHER}))
         for numbers, marker in groups:
-            figure.add_scatter(
-                x=[values[n] for n in numbers],
-                y=[done[n].value for n in numbers],
-                mode="markers",
-                marker=marker,
-                text=[f"trial {done[n].trial.number}, {texts[n]}" for n in numbers],
-                hovertemplate="%{text}: %{y:.4f}<extra></extra>",
-            )
+            x, y = [values[n] for n in numbers], [done[n].value for n in numbers]
+            named = [f"trial {done[n].trial.number}, {texts[n]}" for n in numbers]
+            hover = [f"{text}: {v:.4f}" for text, v in zip(named, y, strict=True)]
+            figures.add_points(figure, x, y, marker, text=hover)
         figure.update_layout(height=260, showlegend=False)
         figure.update_yaxes(range=_limits(_points(done)[1], outcome.maximise))
         drawn[name] = figure
@@ -245,7 +226,7 @@ def varying(outcome: Outcome, results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def parallel(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
+def parallel(outcome: Outcome, study: "Study | None" = None) -> Figure | None:
     """Draws each finished trial as a line through its values; None if too few.
 
     The better a trial, the more its line has the colour of the best one.
@@ -283,7 +264,7 @@ def parallel(outcome: Outcome, study: "Study | None" = None) -> "Figure | None":
     return figure.update_layout(margin={"l": 50, "r": 60})
 
 
-def _parallel(axes: Sequence[Axis], columns: dict[str, list[Any]]) -> "Figure":
+def _parallel(axes: Sequence[Axis], columns: dict[str, list[Any]]) -> Figure:
     """Returns lines through vertical axes."""
     figure = figures.new("", "")
     for values in zip(*columns.values(), strict=True):
@@ -301,21 +282,15 @@ def _parallel(axes: Sequence[Axis], columns: dict[str, list[Any]]) -> "Figure":
     for number, axis in enumerate(axes):
         figure.add_vline(number, line={"color": NEUTRAL, "width": 1}, layer="below")
         for position, text in axis.ticks:
-            figure.add_annotation(
-                x=number,
-                y=position,
-                text=text,
-                showarrow=False,
-                xanchor="left",
-                xshift=4,
-            )
+            beside = {"x": number, "xanchor": "left", "xshift": 4}
+            figure.add_annotation(y=position, text=text, showarrow=False, **beside)
     ticks = {"tickvals": [*range(len(axes))], "ticktext": [*columns]}
     figure.update_xaxes(**ticks, range=(-0.2, len(axes) - 0.7), showgrid=False)
     figure.update_yaxes(visible=False, range=(-0.05, 1.05))
     return figure
 
 
-def importance(study: "Study", outcome: Outcome) -> "Figure | None":
+def importance(study: "Study", outcome: Outcome) -> Figure | None:
     """Draws Optuna's importance of each key; None if too few trials have finished.
 
     By PED-ANOVA (arXiv:2304.10255).
@@ -326,7 +301,7 @@ def importance(study: "Study", outcome: Outcome) -> "Figure | None":
     return _as_bars(figure)
 
 
-def bars(shares: dict[str, float]) -> "Figure | None":
+def bars(shares: dict[str, float]) -> Figure | None:
     """Draws the share of each key as a bar, the largest on top; None without any."""
     if not shares:
         return None
@@ -338,7 +313,7 @@ def bars(shares: dict[str, float]) -> "Figure | None":
     return _as_bars(figure)
 
 
-def _as_bars(figure: "Figure") -> "Figure":
+def _as_bars(figure: Figure) -> Figure:
     count = len(figure.data[0].y)
     figure.update_traces(marker_color=OTHER, texttemplate="%{x:.0%}")
     figure.update_traces(textposition="outside", cliponaxis=False)

@@ -6,24 +6,16 @@ lines for light and dark pages.
 
 import contextlib
 import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+# plotly.graph_objects.Figure, whose attributes type checkers do not know.
+Figure = Any
 
 OTHER, GOOD = "#4a86c5", "#e8710a"
-COLOURS = (
-    OTHER,
-    GOOD,
-    "#3a9d5d",
-    "#9b6bd0",
-    "#d6487e",
-    "#1a9fa5",
-    "#a5713a",
-    "#8a8a8a",
-)
-NEUTRAL = COLOURS[-1]
+NEUTRAL = "#8a8a8a"
+COLOURS = (OTHER, GOOD, "#3a9d5d", "#9b6bd0", "#d6487e", "#1a9fa5", "#a5713a", NEUTRAL)
 # From the first to the last trial.
 SCALE = ("#9ecbe8", "#2f6fb5")
 
@@ -42,14 +34,45 @@ def blend(share: float) -> str:
     return str(find_intermediate_color(low, high, share, colortype="rgb"))
 
 
-def new(x: str, y: str, height: int = 340) -> "Figure":
+def new(x: str, y: str, height: int = 340) -> Figure:
     """Returns an empty figure, `height` pixels high, with titles of its axes."""
     # Not at the top: plotly would slow down every command.
-    from plotly.graph_objects import Figure
+    from plotly import graph_objects
 
-    figure = Figure()
+    figure = graph_objects.Figure()
     figure.update_layout(template=None, height=height, xaxis_title=x, yaxis_title=y)
     return figure
+
+
+def add_points(figure: Figure, x, y, marker: dict[str, Any], **more: Any) -> None:
+    """Adds points, with a `name` in the legend or a `text` for the pointer."""
+    shown = {
+        "showlegend": "name" in more,
+        "hoverinfo": "text" if "text" in more else "all",
+    }
+    figure.add_scatter(x=x, y=y, mode="markers", marker=marker, **shown, **more)
+
+
+def add_curve(
+    figure: Figure, curve: Sequence[tuple[int, float]], name: str, hover: str, **line
+) -> None:
+    """Adds (step, value) as a line; curves of one name share their entry of the legend.
+
+    A curve of one point is a dot.
+    """
+    x, y = zip(*curve, strict=True)
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines" if len(x) > 1 else "markers",
+        line=line,
+        marker_color=line["color"],
+        opacity=0.85,
+        name=name,
+        legendgroup=name,
+        showlegend=all(other.name != name for other in figure.data),
+        hovertemplate=f"{hover}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",
+    )
 
 
 def templates() -> dict[str, dict[str, Any]]:
@@ -93,16 +116,15 @@ def png(path: Path, inches: tuple[float, float] = (7, 4.2), rows: int = 1):
     pyplot.close(figure)
 
 
-def write_png(path: Path, panels: dict[str, "Figure"]) -> None:
+def write_png(path: Path, panels: dict[str, Figure]) -> None:
     """Writes {title: figure} below each other as a PNG; plotly would need a browser.
 
     It draws lines, points and horizontal boxes.
     """
-    layouts: list[Any] = [figure.layout for figure in panels.values()]
-    height = sum(layout.height for layout in layouts) / 80
+    height = sum(figure.layout.height for figure in panels.values()) / 80
     with png(path, (8.6, height), len(panels)) as axes:
-        given = zip(axes, panels.items(), layouts, strict=True)
-        for plot, (title, figure), layout in given:
+        for plot, (title, figure) in zip(axes, panels.items(), strict=True):
+            layout = figure.layout
             for trace in figure.data:
                 (_draw_boxes if trace.type == "box" else _draw_line)(plot, trace)
             plot.set_title(title, loc="left", fontsize=11)

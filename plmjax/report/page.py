@@ -10,13 +10,10 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plmjax.files import write_file
 from plmjax.report import figures
-
-if TYPE_CHECKING:
-    from plmjax.report.figures import Figure
+from plmjax.report.figures import Figure
 
 
 def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
@@ -44,11 +41,12 @@ def with_size(path: Path) -> str:
     return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
-def section(title: str, content: str | None) -> str | None:
-    """Returns a section of the page under its title; None if there is no content."""
+def section(title: str, content: str | None, note: str = "") -> str | None:
+    """Returns content under a title and a note; None if there is no content."""
     if not content:
         return None
-    return f"<section><h2>{html.escape(title)}</h2>\n{content}</section>"
+    note = f"<p>{html.escape(note)}</p>\n" if note else ""
+    return f"<section><h2>{html.escape(title)}</h2>\n{note}{content}</section>"
 
 
 def cell(value, text: str) -> str:
@@ -67,7 +65,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def plot(title: str, figure: "Figure | None", width: int = 0) -> str | None:
+def plot(title: str, figure: Figure | None, width: int = 0) -> str | None:
     """Returns a figure under its title; None without a figure.
 
     On screens with less than `width` pixels it scrolls sideways.
@@ -83,12 +81,12 @@ def plot(title: str, figure: "Figure | None", width: int = 0) -> str | None:
     )
 
 
-def plots(drawn: "dict[str, Figure]") -> str:
+def plots(drawn: dict[str, Figure]) -> str:
     """Returns {title: figure} below each other."""
     return "\n".join(plot(title, figure) or "" for title, figure in drawn.items())
 
 
-def grid(drawn: "dict[str, Figure]") -> str | None:
+def grid(drawn: dict[str, Figure]) -> str | None:
     """Returns {title: figure} side by side, as many as the screen has room for."""
     return f'<div class="grid">{plots(drawn)}</div>' if drawn else None
 
