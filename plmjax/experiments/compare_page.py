@@ -101,7 +101,7 @@ def _settings(plan: Plan) -> str:
     texts = {}
     for run in plan.runs:
         first = next(one for one in plan.runs if one.cell[:2] == run.cell[:2])
-        changed = config_lib.changes(first.values, run.values).items()
+        changed = config_lib.changes(first.config, run.config).items()
         values = [
             f"{key}={int(new) if is_integer(new) else new}"
             for key, (_, new) in changed

@@ -81,11 +81,6 @@ class Repetition(Run):
     config: dict[str, Any]
 
     @property
-    def values(self) -> dict[str, Any]:
-        """The full config."""
-        return self.config
-
-    @property
     def cell(self) -> tuple[str, str, str]:
         """The (task, model, setting) of the run, which its repetitions share."""
         return self.task, self.model, self.setting

@@ -54,13 +54,13 @@ class Answers(TaskKind):
     metric = "f1"
     baselines = "none"
     no_pseudo_labels = (
-        "an answer's probability is one among its own context's stretches, and is not "
+        "an answer's probability is one among the stretches of its context, and is not "
         "comparable between contexts"
     )
     card = Classes.card._replace(
         pipeline="question-answering",
         use="It finds the answer to a question in a text.",
-        limit="It only cuts out of the text; what it gives may be no answer.",
+        limit="It extracts a part of the text, which may be no answer.",
         code=RUN + 'question="Who sat?", context="The cat sat on the mat."))',
     )
 

@@ -28,12 +28,12 @@ class Choices(TaskKind):
     linear = "sigmoid"
     row_noun = "choices"
     no_pseudo_labels = (
-        "a choice's probability is one among its own example's choices, and is not "
+        "a choice's probability is one among the choices of its example, and is not "
         "comparable between examples"
     )
     card = Classes.card._replace(
         pipeline=None,
-        use="It says which of several continuations or answers fits best.",
+        use="It chooses the best of several continuations or answers.",
         limit="It must choose one, even where none is right.",
         code="""\
 first, choices = "It rains.", ["It is wet.", "It is dry."]

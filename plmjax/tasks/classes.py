@@ -19,10 +19,8 @@ class Classes(TaskKind):
     card = CardText(
         pipeline="text-classification",
         objective="labels",
-        use="It says of new texts like those it learned from what their labels might "
-        "be.",
-        limit="Its labels are guesses; how often they are right is in the figures "
-        "alone.",
+        use="It predicts the labels of texts like those it was trained on.",
+        limit="Its labels are predictions; the figures show how often they are right.",
         code=RUN + '"A text like those it saw."))',
     )
 

@@ -34,10 +34,9 @@ class Embeddings(TaskKind):
     card = CardText(
         pipeline="sentence-similarity",
         objective="pairs of texts that belong together",
-        use="It gives a text a vector, which is near to those of texts that belong to "
-        "it.",
-        limit="What is near need not mean the same; how often it is right is in the "
-        "figures.",
+        use="It computes vectors of texts, similar ones of texts that belong together.",
+        limit="Texts with similar vectors need not mean the same; the figures show how "
+        "often they belong together.",
         code="""\
 texts = ["The rows of a matrix", "Lines of numbers"]
 rows = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")

@@ -29,8 +29,8 @@ class Regression(TaskKind):
         "a number comes without a probability, so that none could be left out as unsure"
     )
     card = Classes.card._replace(
-        use="It gives a text a number.",
-        limit="Its numbers are guesses; how near they are is in the figures alone.",
+        use="It predicts a number for a text.",
+        limit="Its numbers are predictions; the figures show how near they are.",
         code=RUN + '"A text like those it saw.", function_to_apply="none"))',
     )
 

@@ -47,7 +47,7 @@ class Tags(TaskKind):
     confusion = True
     label_key = "tags"
     card = Classes.card._replace(
-        pipeline="token-classification", use="It gives each word a tag."
+        pipeline="token-classification", use="It predicts a tag for each word."
     )
 
     def texts(self, values, where, config):
