@@ -1,1 +1,1 @@
-"""Simple models, which a fine-tuned one must beat."""
+"""Simple models, to compare a fine-tuned one with."""

@@ -1,1 +1,1 @@
-
+"""Speed of a training step and of preparing text."""

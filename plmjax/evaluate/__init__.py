@@ -1,1 +1,1 @@
-
+"""Opens trained models: predictions, guesses, scores on held-out text."""

@@ -1,1 +1,1 @@
-"""Experiments: plans of many runs, their outcomes, and what compares them."""
+"""Plans of many runs and their comparison: sweeps, studies, pseudo-labels."""

@@ -1,1 +1,1 @@
-"""Output for people: curves of a run, and HTML pages."""
+"""Output for people: curves, scores, dry runs, figures and HTML pages."""

@@ -1,1 +1,1 @@
-
+"""Training: the step, the loop, optimizer, schedule, mesh and metrics."""
