@@ -203,6 +203,31 @@ def test_a_signal_that_looks_like_an_error_is_no_bug(monkeypatch, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
+def test_a_signal_during_a_finalizer_is_not_lost(monkeypatch, capsys):
+    """Python ignores what a finalizer raises, and so what a signal raises in it."""
+    old = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    def run(_):
+        Finalized()
+        time.sleep(60)
+        return Exit.OK
+
+    monkeypatch.setattr(inference, "_fill", run)
+    try:
+        code = cli.main(["fill", "a [MASK]", "--model=a"])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert code == Exit.RESUMABLE
+    assert "Interrupted" in capsys.readouterr().err
+
+
 def test_a_signal_in_executed_text_leaves_the_exit_code_as_it_is(tmp_path):
     """dataclasses and namedtuples are made of text, which exec runs."""
     (tmp_path / "interrupted.py").write_text(

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def _prepare(args, argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    sys.unraisablehook = _interrupt_again
 
 
 def _leave(error: BaseException, args) -> int:
@@ -155,6 +157,16 @@ _received: list[int] = []  # signals that have interrupted the verb
 def _interrupt(number: int, _frame) -> None:
     _received.append(number)
     raise KeyboardInterrupt
+
+
+def _interrupt_again(unraisable) -> None:
+    """Repeats a signal that came during a callback, where Python ignores exceptions."""
+    if _received and isinstance(unraisable.exc_value, KeyboardInterrupt):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), _received[-1]))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _interrupted() -> int:
