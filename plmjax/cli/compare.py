@@ -99,7 +99,7 @@ def finetune_repeated(args, config, workdir: Path) -> int:
 
 def _compare(args) -> int:
     for given, name in (
-        (args.models or args.pretrain, "models: plmjax compare MODEL MODEL ..."),
+        (args.models or args.pretrain, "models: plmjax compare MODEL MODEL"),
         (args.tasks, "task files: --tasks=FILE.py,FILE.py"),
         (args.workdir, "directory: --workdir=DIR"),
     ):
