@@ -19,6 +19,10 @@ class Exit(enum.IntEnum):
     RESUMABLE = 75
 
 
+# What a user does after code 75.
+RESUME = "Run the same command again to resume it."
+
+
 # Errors of a disk that are not the caller's fault.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

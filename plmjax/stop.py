@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from plmjax import Exit
+from plmjax import RESUME, Exit
 
 # While a step compiles, steps dispatched before it may end; and the wait for another
 # process that compiles for longer begins only when their results are read.
@@ -187,7 +187,7 @@ class Watchdog:
             f"error: nothing has moved for {stuck:,.0f} s after step {self._step:,} "
             f"(process {jax.process_index()} of {jax.process_count()}): a device or "
             f"another process hangs. {self._record} has the stacks of all threads. "
-            "The same command resumes from the last checkpoint.\n"
+            f"{RESUME}\n"
         )
         try:
             with open(self._record, "w") as file:

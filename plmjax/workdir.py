@@ -244,6 +244,13 @@ class Workdir:
         Raises:
           PlmjaxError: something else changed, with the difference.
         """
+        names = {False: "plmjax pretrain", True: "plmjax finetune"}
+        before, now = (names["task" in c] for c in (saved, config))
+        if before != now:
+            raise PlmjaxError(
+                f"{self.path} holds a run of `{before}`, not of `{now}`.",
+                hint="Choose another --workdir.",
+            )
         # Both get defaults for missing keys: a key newer than the run has the value
         # by which the run behaved without it.
         old, new = (
@@ -260,7 +267,7 @@ class Workdir:
             lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
             raise PlmjaxError(
                 f"{self.path} holds a run with another config:\n" + "\n".join(lines),
-                hint="\nChoose another --workdir, or go on with the config it has.",
+                hint="\nChoose another --workdir, or keep the config it has.",
             )
         return changed
 

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests_common import TINY, environment, run_cli, sentences
 
-from plmjax import Exit, cli
+from plmjax import Exit, PlmjaxError, cli
+from plmjax.experiments.outcomes import check_study
 
 
 @pytest.fixture
@@ -129,8 +131,24 @@ def test_config_files(fail, name, content, words):
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+@pytest.mark.parametrize("name", ["sweep", "study", "pseudo"])
+def test_a_run_refuses_the_directory_of_several(fail, verb, name):
+    Path("runs").mkdir()
+    Path(f"runs/{name}.json").write_text("{}")
+    assert "not a single run" in fail(Exit.USAGE, verb, "--workdir=runs")
+
+
+def test_compare_refuses_the_directory_of_another_verb(tmp_path):
+    for name in ("sweep.json", "pseudo.json"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(PlmjaxError, match="not a study of several runs"):
+            check_study(SimpleNamespace(root=tmp_path))
+        (tmp_path / name).unlink()
+
+
 MODELS = [
-    (("fill", "[MASK]", "--model=nowhere"), Exit.USAGE, "is no directory"),
+    (("fill", "[MASK]", "--model=nowhere"), Exit.USAGE, "is not a directory"),
     (("fill", "[MASK]", "--model=."), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=nowhere"), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=.", "--batch=0"), Exit.USAGE, "at least 1"),

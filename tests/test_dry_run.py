@@ -101,7 +101,7 @@ def test_the_parts_of_electra_have_their_own_blocks():
     assert "discriminator/encoder/layer_0 .. 1" in names
     assert {"generator/encoder/embeddings", "discriminator/detector"} <= set(names)
     assert sum(b.parameters for b in found) == tree.count(state_of(pair).params)
-    assert lib.sharding_table(found) == "Every device holds all weights whole.\n"
+    assert lib.sharding_table(found) == "Every device holds all weights.\n"
 
 
 def test_layers_that_differ_are_not_joined():

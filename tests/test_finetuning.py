@@ -349,6 +349,11 @@ def test_mistakes_are_told_before_training(overrides, says, tmp_path, folder, da
     assert not left, "a run that could not begin leaves nothing"
 
 
+def test_pretraining_refuses_the_directory_of_a_fine_tuning(done, capsys):
+    assert main(["pretrain", f"--workdir={done[0]}"]) == Exit.USAGE
+    assert "holds a run of `plmjax finetune`, not of `plmjax" in capsys.readouterr().err
+
+
 def test_another_start_or_text_is_not_gone_on_with(done, tmp_path, folder, data):
     place = tmp_path / "run"
     shutil.copytree(done[0], place)

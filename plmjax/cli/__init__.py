@@ -12,9 +12,8 @@ import threading
 import traceback
 from pathlib import Path
 
-from plmjax import DISK_ERRORS, Exit, PlmjaxError, disk_hint
+from plmjax import DISK_ERRORS, RESUME, Exit, PlmjaxError, disk_hint
 from plmjax.cli import bench
-from plmjax.cli.options import RESUME
 from plmjax.cli.parser import make_parser
 
 

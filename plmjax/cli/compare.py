@@ -10,8 +10,8 @@ def add(verb) -> None:
     added = verb(
         "compare",
         _compare,
-        "fine-tune several models by one protocol, and say what differs by more than "
-        "chance",
+        "fine-tune several models by one protocol, and report which differences "
+        "exceed chance",
         "plmjax compare runs/mine bert-base --tasks=reviews.py,topics.py --seeds=5 "
         "--workdir=runs/compared",
         config=True,
@@ -21,7 +21,7 @@ def add(verb) -> None:
     add(
         "--pretrain",
         metavar="FILE",
-        help="in the place of models: a file of configs/sweeps with settings of "
+        help="instead of models: a file of configs/sweeps with settings of "
         "pretraining, each trained by every seed at equal compute first; "
         "--pretrain.KEY=VALUE sets a key of all",
     )
@@ -31,17 +31,19 @@ def add(verb) -> None:
         "--setting",
         action="append",
         metavar="NAME[:KEY=VALUE,...]",
-        help="plain (default), safe, or a name and what it sets; give several",
+        help="plain (default), safe, or a name and the keys it sets; may be repeated",
     )
-    add("--workdir", help="where the study lives")
+    add("--workdir", help="directory of the study")
     repeat_options(added)
 
 
 def repeat_options(added) -> None:
     """Adds the options for repeated runs: seeds, folds, and which seeds differ."""
     add = added.add_argument
-    add("--seeds", type=int, metavar="N", help="runs by N seeds, and compares them")
-    add("--folds", type=int, metavar="K", help="runs each of K folds of train")
+    add("--seeds", type=int, metavar="N", help="run N seeds, and compare them")
+    add(
+        "--folds", type=int, metavar="K", help="run each of K folds of the training set"
+    )
     add(
         "--vary",
         metavar="data,init,dropout",
@@ -54,7 +56,7 @@ def is_repeated(args) -> bool:
     given = args.seeds is not None or args.folds is not None
     if args.vary is not None and not given:
         raise PlmjaxError(
-            f"--vary={args.vary} says which seeds differ, but there is one run.",
+            f"--vary={args.vary} sets which seeds differ, but there is only one run.",
             hint="Give --seeds=N, too.",
         )
     return given
@@ -97,9 +99,9 @@ def finetune_repeated(args, config, workdir: Path) -> int:
 
 def _compare(args) -> int:
     for given, name in (
-        (args.models or args.pretrain, "models: plmjax compare MODEL MODEL ..."),
+        (args.models or args.pretrain, "models: plmjax compare MODEL MODEL"),
         (args.tasks, "task files: --tasks=FILE.py,FILE.py"),
-        (args.workdir, "place: --workdir=DIR"),
+        (args.workdir, "directory: --workdir=DIR"),
     ):
         if not given:
             raise PlmjaxError("a comparison is not complete.", hint=f"Give its {name}.")

@@ -4,9 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.cli.options import (
-    RESUME,
     at_least_one,
     checkpoint_option,
     json_option,

@@ -40,12 +40,12 @@ def add(verb) -> None:
     added.add_argument(
         "--model",
         required=True,
-        help="workdir or exported folder of a fine-tuned model; several with commas",
+        help="workdir or folder of a fine-tuned model; commas separate several",
     )
     added.add_argument("--input", required=True, help="texts, with or without labels")
     added.add_argument("--output", required=True, help="FILE.jsonl, .csv or .tsv")
     added.add_argument(
-        "--batch", type=int, default=32, help="rows a batch (default: 32)"
+        "--batch", type=int, default=32, help="rows per batch (default: 32)"
     )
 
 
@@ -76,7 +76,7 @@ def _finetune(args) -> int:
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
     from plmjax.cli.options import stopped
-    from plmjax.experiments.outcomes import is_study
+    from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 
     if args.dry_run:
@@ -85,11 +85,7 @@ def _finetune(args) -> int:
         config = processes.run_on_all(lambda: compare.finetune_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
-    if is_study(workdir):
-        raise PlmjaxError(
-            f"{workdir} holds a study of several runs.",
-            hint="Repeat its --seeds or --folds, or choose another --workdir.",
-        )
+    check_directory(workdir, "config.json")
     return stopped(finetune(config, workdir))
 
 

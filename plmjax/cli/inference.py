@@ -32,7 +32,7 @@ def add(verb) -> None:
         help="labelled data for a fine-tuned model (default: the data of its config)",
     )
     added.add_argument(
-        "--batch", type=int, default=32, help="rows a batch (default: 32)"
+        "--batch", type=int, default=32, help="rows per batch (default: 32)"
     )
     added.add_argument("--rows", type=int, help="score only the first ROWS rows")
     checkpoint_option(added)
@@ -46,7 +46,7 @@ def add(verb) -> None:
     )
     added.add_argument("text", help="text with one or more [MASK]")
     model_option(added)
-    added.add_argument("--top", type=int, default=5, help="words a mask (default: 5)")
+    added.add_argument("--top", type=int, default=5, help="words per mask (default: 5)")
     checkpoint_option(added)
 
     added = verb(

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
-
-RESUME = "Run the same command again to resume it."
+from plmjax import RESUME, Exit, PlmjaxError
 
 
 def model_option(added: argparse.ArgumentParser) -> None:

@@ -54,6 +54,8 @@ def _pretrain(args) -> int:
         import jax
 
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
+    from plmjax.experiments.runs import check_directory
     from plmjax.pretrain.run import pretrain
 
+    check_directory(workdir, "config.json")
     return stopped(pretrain(config, workdir))

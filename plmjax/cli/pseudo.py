@@ -10,7 +10,7 @@ def add(verb) -> None:
     added = verb(
         "pseudo",
         _pseudo,
-        "fine-tune on labelled data and on what the model itself says of unlabelled "
+        "fine-tune on labelled data and on the model's own predictions for unlabelled "
         "texts, in rounds",
         "plmjax pseudo --config.model=runs/mine --config.task.train=few.csv "
         "--unlabelled=many.txt --threshold=0.9 --rates=0,0.5,1 --seeds=3 "
@@ -18,30 +18,30 @@ def add(verb) -> None:
         config=True,
     )
     add = added.add_argument
-    add("--workdir", required=True, help="where the rounds live")
+    add("--workdir", required=True, help="directory of the rounds")
     add("--unlabelled", required=True, help="texts, as for `plmjax predict --input`")
     add(
         "--threshold",
         type=float,
         default=0.9,
-        help="how sure the model must be of a label, 0 to 1 (default .9)",
+        help="smallest probability of a pseudo-label, 0 to 1 (default: 0.9)",
     )
     rates = added.add_mutually_exclusive_group()
     rates.add_argument(
-        "--rate", type=float, default=1.0, help="share of the sure ones that is drawn"
+        "--rate", type=float, default=1.0, help="share of the sure texts to learn from"
     )
-    rates.add_argument("--rates", help="several, with a comma between, to compare")
+    rates.add_argument("--rates", help="several rates to compare, separated by commas")
     kinds = added.add_mutually_exclusive_group()
     kinds.add_argument(
         "--hard", action="store_true", help="learn the likeliest label (default)"
     )
     kinds.add_argument("--soft", action="store_true", help="learn the probabilities")
-    add("--rounds", type=int, default=1, help="of labelling and training (default 1)")
+    add("--rounds", type=int, default=1, help="number of rounds (default: 1)")
     add(
         "--weight",
         type=float,
         default=1.0,
-        help="of a pseudo-label, where a label weighs 1 (default 1)",
+        help="weight of a pseudo-label; a label weighs 1 (default: 1)",
     )
     add(
         "--proportions",
@@ -54,7 +54,7 @@ def add(verb) -> None:
         "--folds", type=int, metavar="K", help="cross-validation: all rounds in each"
     )
     chains.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="all rounds by N seeds"
+        "--seeds", type=int, default=1, metavar="N", help="run all rounds with N seeds"
     )
 
 

@@ -17,7 +17,7 @@ def add(verb) -> None:
         config=True,
     )
     add = added.add_argument
-    add("--workdir", help="where the sweep lives (default: runs/NAME)")
+    add("--workdir", help="directory of the sweep (default: runs/NAME)")
     add(
         "--runner",
         choices=("local", "slurm", "print"),

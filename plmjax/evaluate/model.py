@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig, Platform
@@ -108,7 +108,7 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
     directory = Path(path)
     if not directory.is_dir():
         raise PlmjaxError(
-            f"--model={path} is no directory.",
+            f"the model {path} is not a directory.",
             hint="Give a run's workdir or a Hugging Face folder.",
         )
     if is_finetuned(directory):
@@ -158,7 +158,7 @@ def finished(workdir: Path) -> Path:
     if not is_folder(folder):
         raise PlmjaxError(
             f"the fine-tuning in {workdir} is not finished: it has no export.",
-            hint="Start it again by the same command.",
+            hint=RESUME,
             code=Exit.MODEL,
         )
     return folder

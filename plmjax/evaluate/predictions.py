@@ -129,5 +129,5 @@ def check_metric(
     if metric not in known:
         raise PlmjaxError(
             f"select.metric={metric} is no score of this task.",
-            hint=f"It has {', '.join(known)}.",
+            hint=f"Its scores: {', '.join(known)}.",
         )

@@ -346,7 +346,7 @@ def distinct(paths: Sequence[str], what: str) -> dict[str, str]:
         if len(set(map(_slug, names.values()))) == len(names):
             return names
     raise PlmjaxError(
-        f"the {what}s {', '.join(paths)} cannot be told apart by their names.",
+        f"the {what}s {', '.join(paths)} have the same name.",
         hint="Rename one of them.",
     )
 

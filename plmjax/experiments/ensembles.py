@@ -45,7 +45,7 @@ def read_lines(outcome: Outcome) -> Lines:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise PlmjaxError(
             f"{path} cannot be read: {error}.",
-            hint="Delete the run's directory; the same command does it again.",
+            hint="Delete the run's directory, and run the same command again.",
             code=Exit.DATA,
         ) from error
     config = config_lib.build(TaskConfig, outcome.run.config["task"], "task.")

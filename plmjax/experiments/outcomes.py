@@ -1,14 +1,13 @@
 """State and scores of a comparison's runs, read from their directories."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import PlmjaxError
 from plmjax.evaluate.model import is_folder
 from plmjax.experiments.compare_plan import Plan, Repetition
 from plmjax.experiments.repeats import finite
-from plmjax.experiments.runs import check_same_config, with_defaults
+from plmjax.experiments.runs import check_directory, check_same_config, with_defaults
 from plmjax.files import write_json
 from plmjax.workdir import Workdir
 
@@ -104,11 +103,7 @@ def check_study(plan: Plan) -> None:
       PlmjaxError: the directory holds another study, or something else.
     """
     root = plan.root
-    if (root / "config.json").exists():
-        raise PlmjaxError(
-            f"{root} holds a single run or model, no study.",
-            hint="Choose another --workdir.",
-        )
+    check_directory(root, "study.json")
     check_same_config(
         root,
         Workdir(root).read("study.json"),
@@ -137,10 +132,5 @@ def _check_run(run: Repetition) -> None:
         with_defaults(run.verb.config, run.config),
         "holds a run with another config",
         may_change=lambda key, old, new: key in HARMLESS,
-        hint="Choose another --workdir, or go on with the config it has.",
+        hint="Choose another --workdir, or keep the config it has.",
     )
-
-
-def is_study(root: Path) -> bool:
-    """Whether a directory is that of a study."""
-    return (root / "study.json").exists()

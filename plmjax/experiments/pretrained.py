@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.experiments import sweep as drive
 from plmjax.experiments import sweep_plan
@@ -89,7 +89,7 @@ def pretrain(
     options = drive.Options(parallel=parallel, retry_failed=True)
     code = drive.sweep(sweep, plan.root / "pretrained", options, log)
     if code not in (Exit.OK, Exit.RESUMABLE):
-        log("Nothing is fine-tuned before all are trained; the same command tries it.")
+        log(f"Fine-tuning starts once all models are trained. {RESUME}")
     if code != Exit.OK:
         return code, plan
     return code, dataclasses.replace(plan, budgets=_measured(plan.root, sweep))

@@ -31,7 +31,12 @@ from plmjax.experiments.pseudo_labels import (
     write_records,
 )
 from plmjax.experiments.pseudo_results import Round, conclude
-from plmjax.experiments.runs import as_json, check_same_config, with_defaults
+from plmjax.experiments.runs import (
+    as_json,
+    check_directory,
+    check_same_config,
+    with_defaults,
+)
 from plmjax.files import write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import split_of
@@ -144,6 +149,7 @@ _MAY_CHANGE = ("plan.rates", "plan.rounds", "plan.seeds", "plan.unlabelled")
 
 def _check_definition(workdir: Workdir, definition: dict[str, Any]) -> None:
     """Raises PlmjaxError if rounds of another config or plan were begun."""
+    check_directory(workdir.path, "pseudo.json")
     before = workdir.read("pseudo.json", config=dict)
     if before is None or not any(workdir.path.rglob("round-0.json")):
         return
@@ -153,7 +159,7 @@ def _check_definition(workdir: Workdir, definition: dict[str, Any]) -> None:
         before | {"config": config},
         definition,
         may_change=lambda key, old, new: key in _MAY_CHANGE,
-        hint="Choose another --workdir, or go on as it was begun.",
+        hint="Choose another --workdir, or keep the config and options it has.",
     )
 
 
@@ -222,11 +228,11 @@ class _Chain:
 
     def _log_pool(self, pool: Pool, unlabelled: int) -> None:
         counts = ", ".join(f"{n:,} {why}" for why, n in pool.left_out.items() if n)
-        out = f", but for what stands elsewhere ({counts})" if counts else ""
+        out = f"; left out, as they occur elsewhere: {counts}" if counts else ""
         self.log(
             f"{self.name or 'Data'}: {len(self.data.train):,} labelled examples; "
-            f"{len(pool.examples):,} of {unlabelled:,} unlabelled ones are in "
-            f"play{out}."
+            f"{len(pool.examples):,} of {unlabelled:,} unlabelled ones "
+            f"can get pseudo-labels{out}."
         )
 
     def _predict(self, teacher: Path, pool: Pool) -> list[Prediction]:

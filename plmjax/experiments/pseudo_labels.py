@@ -225,7 +225,7 @@ def read_added(path: Path, data: Labelled, settings: PseudoConfig) -> Added:
     except (ValueError, KeyError, TypeError) as error:
         raise PlmjaxError(
             f"{path} is no file of pseudo-labels: {error!r}.",
-            hint="Remove it to have it made again.",
+            hint="Remove it, and run the same command again.",
             code=Exit.DATA,
         ) from error
     check_labels(kind, examples, data.labels, str(path))

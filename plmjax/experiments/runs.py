@@ -62,6 +62,29 @@ def as_json(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
+# What a directory holds, by the file that defines it.
+_CONTENTS = {
+    "config.json": "a single run or model",
+    "study.json": "a study of several runs",
+    "sweep.json": "a sweep",
+    "pseudo.json": "rounds of pseudo-labels",
+}
+
+
+def check_directory(directory: Path, definition: str) -> None:
+    """Checks that a directory holds nothing but what the file `definition` defines.
+
+    Raises:
+      PlmjaxError: it holds the work of another verb.
+    """
+    for name, content in _CONTENTS.items():
+        if name != definition and (directory / name).exists():
+            raise PlmjaxError(
+                f"{directory} holds {content}, not {_CONTENTS[definition]}.",
+                hint="Choose another --workdir, or repeat the command that wrote it.",
+            )
+
+
 def check_same_config(
     directory: Path,
     before: Mapping[str, Any] | None,

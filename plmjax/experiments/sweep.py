@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.console import console
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_results as results
@@ -75,7 +75,7 @@ def sweep(
         finally:
             outcome = _write(plan, root)
     if signal is not None:
-        log(f"Stopped by {signal}: {outcome.summary()}. The same command goes on.")
+        log(f"Stopped by {signal}: {outcome.summary()}. {RESUME}")
         return Exit.RESUMABLE
     return _conclude(outcome, root, log)
 
@@ -184,7 +184,7 @@ def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
     log(f"Results: {report}, results.csv, results.json.")
     unfinished = outcome.count("stopped") + outcome.count("waiting")
     if unfinished:
-        log(f"{unfinished} trials have not ended. The same command goes on.")
+        log(f"{unfinished} trials have not ended. {RESUME}")
         return Exit.RESUMABLE
     failed = [r for r in outcome.in_order() if r.state == "failed"]
     if failed:

@@ -19,7 +19,12 @@ from typing import Any, Literal, Protocol
 
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.experiments.runs import Run, check_same_config, with_defaults
+from plmjax.experiments.runs import (
+    Run,
+    check_directory,
+    check_same_config,
+    with_defaults,
+)
 from plmjax.experiments.sweep_plan import Plan, Values, describe, overrides_of
 from plmjax.experiments.verbs import FINETUNE, verb_of
 from plmjax.files import write_json
@@ -187,6 +192,7 @@ def check_definition(root: Path, plan: Plan) -> None:
     Raises:
       PlmjaxError: the kind, or the objective or space of a search, has changed.
     """
+    check_directory(root, "sweep.json")
     check_same_config(root, Workdir(root).read("sweep.json"), _definition(plan))
 
 

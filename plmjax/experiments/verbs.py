@@ -75,7 +75,7 @@ def _check_finetune(config: FinetuneConfig) -> None:
     check(config, _ONE)
     if not Path(str(config.model)).is_dir():
         raise PlmjaxError(
-            f"model={config.model} is no directory.",
+            f"the model {config.model} is not a directory.",
             hint="Give a run's workdir or a Hugging Face folder.",
         )
     _read(config)

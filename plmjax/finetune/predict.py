@@ -140,11 +140,14 @@ def predict(
     """
     if to.suffix not in ENDINGS:
         raise PlmjaxError(
-            f"--output={to} has an ending that names no format.",
-            hint=f"Give one of {', '.join(ENDINGS)}.",
+            f"--output={to} has an unknown ending.",
+            hint=f"Give a name that ends in one of {', '.join(ENDINGS)}.",
         )
     if not to.parent.is_dir():
-        raise PlmjaxError(f"there is no directory {to.parent} for --output.")
+        raise PlmjaxError(
+            f"--output={to}: there is no directory {to.parent} (in {Path.cwd()}).",
+            hint="Create it first, or check the spelling.",
+        )
     predictor = Predictor(models, overrides, file, batch)
     if KINDS[predictor.config.kind].head is None:
         raise PlmjaxError(

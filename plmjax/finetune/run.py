@@ -232,7 +232,7 @@ def _show(
         )
         path = workdir / "plots" / "confusion.png"
         plot_confusion(path, true, ours, labels)
-        log(f"Confusion of the {last.replace('_', ' ')} part: {path}")
+        log(f"Confusion matrix of the {last.replace('_', '-')} part: {path}")
 
 
 def _export(

@@ -58,8 +58,8 @@ print(fill("The $mask of a matrix."))""",
         pipeline="text-generation",
         objective="predicting the next token (Radford et al. 2019)",
         use="It continues a text, and is a starting point for fine-tuning.",
-        limit="It continues a text as its own text would go on; what it writes need "
-        "not be true.",
+        limit="It continues a text in the way of the text it was trained on; what it "
+        "writes need not be true.",
         code="""\
 write = pipeline("$pipeline", model=model, tokenizer=tokenizer)
 print(write("The rows of a matrix", max_new_tokens=20))""",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.children import free_port
 from plmjax.launch import command, group, templates
 
@@ -70,7 +70,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
             break
         command.log(f"Starting again, {restart + 1} of {options.restarts} times.")
     if code == Exit.RESUMABLE:
-        command.log("Run the same command to resume.")
+        command.log(RESUME)
     return code
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.launch import command, templates
 from plmjax.launch.tpu_states import Action, Progress, Seen, after, decide
 
@@ -234,7 +234,7 @@ def look(name: str, steps: dict[str, tuple[str, ...]], call: Gcloud) -> Seen:
         if code:
             raise PlmjaxError(
                 f"gcloud failed with exit code {code}: {shlex.join(steps[step])}",
-                hint="Its message is above. Run the same command to resume.",
+                hint=f"Its message is above. {RESUME}",
                 code=Exit.RESUMABLE,
             )
         rows = [line.split() for line in text.splitlines()]

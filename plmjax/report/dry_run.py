@@ -190,7 +190,7 @@ def block_table(blocks: list[Block]) -> Table:
 def sharding_table(blocks: list[Block]) -> Table | str:
     """Returns a table of the mesh axes that divide each axis of each parameter."""
     if all(where == _UNDIVIDED for block in blocks for *_, where in block.arrays):
-        return "Every device holds all weights whole.\n"
+        return "Every device holds all weights.\n"
     table = Table(
         title="Sharding: the mesh axes that divide each axis of a weight (-: none)",
         title_style="",

@@ -217,7 +217,7 @@ def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
 def _check_size(config: TokenizerConfig, size: int) -> None:
     if size < config.vocab_size:
         raise PlmjaxError(
-            f"The text gives only {size} pieces that occur "
+            f"The text gives only {size} pieces that occur at least "
             f"{config.min_frequency} times, fewer than "
             f"tokenizer.vocab_size={config.vocab_size}.",
             hint=f"Set --config.tokenizer.vocab_size={size} or less, lower "

@@ -193,6 +193,16 @@ def test_a_search_is_not_taken_for_a_list(sweep):
         sweep.run()
 
 
+@pytest.mark.parametrize("name", ["study.json", "pseudo.json", "config.json"])
+def test_a_sweep_refuses_the_directory_of_another_verb(sweep, name):
+    """It would overwrite results.json and report.html."""
+    sweep.root.mkdir(parents=True)
+    (sweep.root / name).write_text("{}")
+    with pytest.raises(PlmjaxError, match="not a sweep. Choose another --workdir"):
+        sweep.run()
+    assert [path.name for path in sweep.root.glob("[!.]*")] == [name]
+
+
 def test_a_run_of_another_config_is_not_taken_for_a_trial(sweep):
     sweep.run()
     config = sweep.root / "trials" / "0002" / "config.json"

@@ -73,6 +73,10 @@ def test_rounds_go_on_where_they_were_stopped(place, monkeypatch):
     other = Plan(plan.unlabelled, PseudoConfig(threshold=0.8), (0.5,), 1)
     with pytest.raises(PlmjaxError, match="another study"):
         pseudo(values, other, place / "run", said.append)
+    (place / "sweep").mkdir()
+    (place / "sweep" / "sweep.json").write_text("{}")
+    with pytest.raises(PlmjaxError, match="a sweep, not rounds of pseudo-labels"):
+        pseudo(values, plan, place / "sweep", said.append)
 
 
 @pytest.mark.campaign
