@@ -35,8 +35,13 @@ class Storage(Protocol):
         """Returns the names of all files of a folder, relative to it, sorted."""
         ...
 
-    def exists(self, name: str) -> bool: ...
-    def read(self, name: str) -> bytes: ...
+    def exists(self, name: str) -> bool:
+        """Returns whether there is such a file or folder."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file."""
+        ...
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file atomically: a reader sees the old one or the new one."""
@@ -54,7 +59,9 @@ class Storage(Protocol):
         """Removes a file, or a folder with its content, if it exists."""
         ...
 
-    def move(self, folder: str, to: str) -> None: ...
+    def move(self, folder: str, to: str) -> None:
+        """Renames a folder, and replaces what has that name; object stores copy."""
+        ...
 
     def fsync(self, folder: str) -> None:
         """Waits until the content of a folder would survive a loss of power."""

@@ -15,6 +15,7 @@ from plmjax.cli.options import (
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax bench` and its commands."""
     added = verb(
         "bench",
         None,

@@ -7,6 +7,7 @@ from plmjax.cli.options import at_least_one, log, start_jax, stopped
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax compare`."""
     added = verb(
         "compare",
         _compare,

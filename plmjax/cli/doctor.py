@@ -4,6 +4,7 @@ from plmjax.cli.options import at_least_one, json_option
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax doctor`."""
     added = verb(
         "doctor",
         _doctor,

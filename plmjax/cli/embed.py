@@ -25,6 +25,7 @@ _LOAD = {
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax embed`."""
     added = verb(
         "embed",
         _embed,

@@ -8,6 +8,7 @@ from plmjax.cli.options import at_least_one, log, start_jax, training_options
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax finetune` and `predict`."""
     added = verb(
         "finetune",
         _finetune,

@@ -15,6 +15,7 @@ from plmjax.cli.options import (
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax evaluate`, `fill`, `next` and `detect`."""
     added = verb(
         "evaluate",
         _evaluate,

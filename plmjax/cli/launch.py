@@ -50,6 +50,7 @@ _OPTIONS = (
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax launch`."""
     added = verb(
         "launch",
         _launch,

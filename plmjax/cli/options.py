@@ -10,16 +10,19 @@ from plmjax import RESUME, Exit, PlmjaxError
 
 
 def model_option(added: argparse.ArgumentParser) -> None:
+    """Adds --model."""
     added.add_argument(
         "--model", required=True, help="a run's workdir or a Hugging Face folder"
     )
 
 
 def json_option(added: argparse.ArgumentParser) -> None:
+    """Adds --json."""
     added.add_argument("--json", action="store_true", help="print only JSON")
 
 
 def checkpoint_option(added: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint."""
     added.add_argument(
         "--checkpoint",
         default="newest",

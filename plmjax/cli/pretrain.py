@@ -7,6 +7,7 @@ from plmjax.cli.options import load_config, start_jax, stopped, training_options
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax pretrain`."""
     added = verb(
         "pretrain",
         _pretrain,

@@ -7,6 +7,7 @@ from plmjax.cli.options import at_least_one, log
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax sweep`."""
     added = verb(
         "sweep",
         _sweep,

@@ -7,6 +7,7 @@ from plmjax.cli.options import checkpoint_option, start_jax
 
 
 def add(verb) -> None:
+    """Adds the parser of `plmjax export` and `import`."""
     added = verb(
         "export",
         _export,

@@ -32,10 +32,12 @@ class Features:
 
     @property
     def rows(self) -> int:
+        """The number N of rows."""
         return len(self.example)
 
     @property
     def length(self) -> int:
+        """The number L of tokens in a row, with padding."""
         return self.arrays["tokens"].shape[-1]
 
     def sizes(self) -> np.ndarray:

@@ -22,6 +22,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
+        """The number of rows."""
         return len(self.first) - 1
 
     @property

@@ -25,18 +25,22 @@ UNIGRAM = "unigram.npy"
 
 
 def offsets_file(split: str) -> str:
+    """Returns the file name of the positions at which documents begin."""
     return f"{split}.offsets.npy"
 
 
 def sentences_file(split: str) -> str:
+    """Returns the file name of the positions at which sentences begin."""
     return f"{split}.sentences.npy"
 
 
 def tokens_file(split: str, shard: int) -> str:
+    """Returns the file name of a shard's token ids."""
     return f"{split}.{shard:04d}.tokens.npy"
 
 
 def starts_file(split: str, shard: int) -> str:
+    """Returns the file name of a shard's marks of tokens that begin a word."""
     return f"{split}.{shard:04d}.starts.npy"
 
 

@@ -28,14 +28,17 @@ class Check:
 
 
 def ok(name: str, seen: str) -> Check:
+    """Returns a check that the machine passed; `seen` is what was measured."""
     return Check(name, "ok", seen)
 
 
 def warning(name: str, seen: str, fix: str) -> Check:
+    """Returns a check that a run can live with; `fix` says how to improve it."""
     return Check(name, "warning", seen, fix)
 
 
 def problem(name: str, seen: str, fix: str, disk: bool = False) -> Check:
+    """Returns a failed check; with `disk` it is the disk that fails."""
     return Check(name, "problem", seen, fix, disk)
 
 

@@ -71,10 +71,12 @@ class Embedded(NamedTuple):
 
     @property
     def texts_per_second(self) -> float:
+        """Texts a second, without the time of compiling."""
         return self.texts / max(self.seconds - self.compile_seconds, 1e-9)
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens a second without padding, without the time of compiling."""
         return self.tokens / max(self.seconds - self.compile_seconds, 1e-9)
 
     def figures(self) -> dict[str, Any]:

@@ -92,8 +92,13 @@ class Queue(Protocol):
     # Those of the trials that are on disk, or listed, at the beginning.
     results: list[Result]
 
-    def next(self) -> Trial | None: ...
-    def ended(self, result: Result) -> None: ...
+    def next(self) -> Trial | None:
+        """Returns the next trial; None if no trial is left."""
+        ...
+
+    def ended(self, result: Result) -> None:
+        """Receives the result of a trial."""
+        ...
 
 
 class Listed:

@@ -88,6 +88,7 @@ class FinetuneSetup:
         return "test" if self.data.test else "held_out"
 
     def examples(self, split: str) -> tuple[Example, ...]:
+        """Returns the examples of train, held_out or test."""
         return getattr(self.data, split)
 
 

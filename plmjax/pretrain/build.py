@@ -56,6 +56,7 @@ class PretrainSetup:
 
     @property
     def steps(self) -> int:
+        """The number of training steps, in all phases."""
         return self.loader.steps
 
     def flops(self, step: int) -> float:
