@@ -98,7 +98,9 @@ print(model(**rows).logits.softmax(-1))""",
             arrays[name] = np.full(shape, empty, flat.dtype)
             arrays[name][owner, number] = flat
         example = np.arange(len(examples), dtype=np.int32)
-        return Features(arrays, example, plan.report, tokenizer.pad_id)
+        # The plan has counted each choice as an example.
+        report = plan.report | {"examples": len(examples)}
+        return Features(arrays, example, report, tokenizer.pad_id)
 
     def label_array(self, features, examples, labels):
         """[N] int32."""

@@ -304,6 +304,7 @@ def test_choices_stand_side_by_side(wordpiece):
     the, choice = ids(wordpiece, "the", "row")
     frame = [wordpiece.cls_id, *the, wordpiece.sep_id, *choice, wordpiece.sep_id]
     assert arrays["tokens"][1, 2, : len(frame)].tolist() == frame
+    assert (features.report["examples"], features.report["rows"]) == (2, 5)
 
 
 # --- batches
