@@ -264,7 +264,7 @@ def test_records_that_are_refused(line, more, says, tmp_path):
         (("task.pooling=max",), "task.pooling=max is not for"),
         (("task.temperature=0.0",), "task.temperature"),
         (("task.labels=('a', 'b')",), "task.labels"),
-        (("select.metric=f1",), "It has accuracy_at_1, mrr, loss"),
+        (("select.metric=f1",), "Its scores: accuracy_at_1, mrr, loss"),
     ],
 )
 def test_mistakes_are_told_before_training(more, says, tmp_path, folder, data):

@@ -389,7 +389,7 @@ def test_verbs_say_what_they_lack(done, tmp_path, folder, capsys):
     assert "--input: a.doc has" in told(
         "predict", where, f"--input={tmp_path}/a.doc", to
     )
-    assert "no format" in told("predict", where, "--input=a", "--output=x.doc")
+    assert "unknown ending" in told("predict", where, "--input=a", "--output=x.doc")
     assert "--config.name" in told("finetune", f"--config.model={folder}")
     assert "without labelled data" in told("evaluate", f"--workdir={done[0]}/export")
     assert "those of the model" in told(

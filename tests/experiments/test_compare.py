@@ -118,12 +118,12 @@ def test_seeds_differ_where_they_are_to(tmp_path):
     config = config_lib.load(FinetuneConfig, None, ["model=x", "train.seed=5"])
     repeats = Repeats(3, None, ("dropout",))
     plan = finetune_plan(tmp_path, "task", Setting(), config, repeats)
-    seeds = [run.values["seeds"] for run in plan.runs]
+    seeds = [run.config["seeds"] for run in plan.runs]
     assert [s["dropout"] for s in seeds] == [5, 6, 7]
     assert {(s["data"], s["init"]) for s in seeds} == {(5, 5)}
     assert [run.directory.name for run in plan.runs] == ["seed-0", "seed-1", "seed-2"]
     # Simple models are the same for all.
-    assert [run.values["baselines"] for run in plan.runs] == [True, False, False]
+    assert [run.config["baselines"] for run in plan.runs] == [True, False, False]
 
 
 def test_folds_and_seeds_combine(tmp_path):
@@ -131,7 +131,7 @@ def test_folds_and_seeds_combine(tmp_path):
     repeats = Repeats(2, 3)
     plan = finetune_plan(tmp_path, "task", Setting(), config, repeats)
     assert len(plan.runs) == 6 and len({run.directory for run in plan.runs}) == 6
-    folds = [run.values["folds"] for run in plan.runs]
+    folds = [run.config["folds"] for run in plan.runs]
     assert [f["fold"] for f in folds] == [0, 1, 2] * 2
     assert {f["count"] for f in folds} == {3}
 

@@ -80,10 +80,10 @@ def test_a_seed_starts_from_the_pretraining_of_that_seed(tmp_path, settings, tas
         name for name in ("dynamic", "static", "wide") for _ in range(2)
     ]
     assert [run.seed for run in plan.runs] == [0, 1] * 3
-    trials = [Path(str(run.values["model"])) for run in plan.runs]
+    trials = [Path(str(run.config["model"])) for run in plan.runs]
     assert [path.name for path in trials] == [f"000{n}" for n in range(6)]
     assert trials[0].parent == tmp_path / "s" / "pretrained" / "trials"
-    assert {run.values["seeds"]["init"] for run in plan.runs} == {0, 1}
+    assert {run.config["seeds"]["init"] for run in plan.runs} == {0, 1}
     told = plan.stands_on["models"]
     assert (
         told["static"].startswith("objective.masks=static") and "steps" in told["wide"]
@@ -107,7 +107,7 @@ def test_planning_starts_no_device(tmp_path, settings, task, monkeypatch):
     assert wide.cost.steps < 80 and first.parameters is None
     assert wide.cost.flops == pytest.approx(first.cost.flops, rel=0.01)
     # Of two layers the safe recipe draws none anew: the encoder was known.
-    assert plan.runs[0].values["start"]["reinit_layers"] == 0
+    assert plan.runs[0].config["start"]["reinit_layers"] == 0
 
 
 def test_labelled_data_is_read_before_any_pretraining(tmp_path, settings, task):
