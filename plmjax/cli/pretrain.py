@@ -32,7 +32,8 @@ def _pretrain(args) -> int:
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
-    name = config.name or config.data.source.kind
+    source = config.data.source
+    name = config.name or source.kind or ("text" if source.paths else "docstrings")
     workdir = workdir or Path("runs") / name
     start_jax(workdir)
     from plmjax import processes
