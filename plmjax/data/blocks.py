@@ -19,21 +19,11 @@ BLOCK_BYTES = 1 << 20
 # Usual text has a ratio of 3 to 10; far above it is a decompression bomb.
 UNPACK_RATIO = 200
 GUESS_BYTES = 1 << 14
-# cp1252 is tried first: the guesses confuse it with others of the same letters.
-_GUESSES = (
-    ("cp1252",),
-    (
-        *("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254"),
-        *("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"),
-    ),
-)
+_UTF16 = ("utf_16_le", "utf_16_be")
+_LEGACY = ("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254")
+_LEGACY += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROLS_8_BIT = re.compile(rb"[\x80-\x9f]")
-# Latin to Arabic, India, Thailand, Georgia, China, Japan, Korea.
-_USUAL = re.compile(
-    "[\t\n\r\x20-\x7e\xa0-\u06ff\u0900-\u0dff\u0e00-\u0e7f\u10a0-\u10ff"
-    "\u2010-\u2026\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7af\uff00-\uffef]"
-)
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -191,23 +181,13 @@ def _check_controls(path: Path, begin: bytes) -> None:
     share = controls / len(begin)
     if controls < 10 or share < 0.2:  # fewer are removed by clean()
         return
-    name = _utf16(begin)
+    name = _guess(begin, _UTF16)
     what = f"is UTF-16 without a byte order mark ({name})" if name else "is binary"
     raise PlmjaxError(
         f"{path} {what}: {share:.0%} of its first {len(begin):,} bytes are controls.",
         hint=f"Set --config.data.encoding={name}." if name else "Leave it out.",
         code=Exit.DATA,
     )
-
-
-def _utf16(raw: bytes) -> str | None:
-    """Returns utf-16-le or utf-16-be if nine of ten characters are in usual scripts."""
-    shares = {}
-    for name in ("utf-16-le", "utf-16-be"):
-        text = raw[: len(raw) // 2 * 2].decode(name, "replace")
-        shares[name] = len(_USUAL.findall(text)) / max(len(text), 1)
-    best = max(shares, key=shares.__getitem__)
-    return best if shares[best] > 0.9 else None
 
 
 def _check_not_utf8(path: Path, begin: bytes, encoding: str) -> None:
@@ -254,12 +234,13 @@ def guess_encoding(raw: bytes, start: int = 0) -> str | None:
     # Damaged UTF-8 has more letters that are right than bytes that are wrong.
     if len(re.findall("[^\x00-\x7f\ufffd]", text)) >= text.count("\ufffd"):
         return None
-    if (name := _utf16(sample)) is not None:
-        return name
-    for names in _GUESSES:
-        best = from_bytes(sample, cp_isolation=[*names]).best()
-        if best is not None:
-            # cp1252 has letters where latin-1 has controls.
-            is_latin = best.encoding == "cp1252" and not _CONTROLS_8_BIT.search(raw)
-            return "latin-1" if is_latin else best.encoding
-    return None
+    # cp1252 is tried alone: others have the same letters at the same places.
+    name = _guess(sample, _UTF16) or _guess(sample, ("cp1252",))
+    if name == "cp1252" and not _CONTROLS_8_BIT.search(raw):
+        return "latin-1"  # of which cp1252 is an extension, by letters for controls
+    return name or _guess(sample, _LEGACY)
+
+
+def _guess(raw: bytes, names: tuple[str, ...]) -> str | None:
+    best = from_bytes(raw[:GUESS_BYTES], cp_isolation=[*names]).best()
+    return None if best is None else best.encoding.replace("utf_16_", "utf-16-")

@@ -77,7 +77,7 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
     if kind is None:
         kinds: dict[str, Path] = {}
         for path in files:
-            by_name = KINDS.get(ending(path))
+            by_name = ending(path) and KINDS.get(ending(path))
             kinds.setdefault(by_name or kind_of_content(path) or "text", path)
         _check_one_kind(kinds, "data.source.paths")
         (kind,) = kinds
@@ -92,23 +92,20 @@ def single_path(config: SourceConfig) -> Path | None:
 
 def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
     """Returns the files of one kind below a folder, without hidden ones."""
-    kinds: dict[str | None, list[Path]] = collections.defaultdict(list)
-    hidden = 0
+    hidden, visible = 0, []
     for root, folders, names in os.walk(folder):
         hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(root, name) for name in names if not name.startswith("."))
-        for path in filter(Path.is_file, paths):
-            kinds[KINDS.get(ending(path))].append(path)
-    about = [p for paths in kinds.values() for p in paths if _ABOUT.match(p.name)]
-    if kind is None and len(about) < sum(map(len, kinds.values())):
-        kinds = {k: [p for p in v if p not in about] for k, v in kinds.items()}
-        kinds = {k: paths for k, paths in kinds.items() if paths}
-        kinds[None] = kinds.get(None, []) + about
-    wanted = [kind] if kind else [k for k in kinds if k is not None]
-    _check_one_kind({k: kinds[k][0] for k in wanted if k in kinds}, str(folder))
-    files = [path for k in wanted for path in kinds.get(k, [])]
-    others = [p for k, paths in kinds.items() if k not in wanted for p in paths]
+        visible += filter(Path.is_file, paths)
+    kinds: dict[str, list[Path]] = {}
+    for path in [p for p in visible if not _ABOUT.match(p.name)] or visible:
+        by_name = KINDS.get(ending(path))
+        if by_name and kind in (None, by_name):
+            kinds.setdefault(by_name, []).append(path)
+    _check_one_kind({name: paths[0] for name, paths in kinds.items()}, str(folder))
+    files = next(iter(kinds.values()), [])
+    others = sorted({*visible} - {*files})
     if not files:
         names = sorted({path.suffix or path.name for path in others})[:5]
         raise PlmjaxError(

@@ -57,6 +57,15 @@ def open_source(
     check_encoding(encoding)
     kind, files, notes = find_corpus(config)
     decoding = Decoding(codecs.lookup(encoding).name, errors)
+    for key, given, kinds in (
+        ("data.encoding", not decoding.is_utf8, ("text", "jsonl", "csv", "tsv")),
+        ("data.source.column", config.column is not None, ("text",)),
+    ):
+        if given and kind not in kinds:
+            raise PlmjaxError(
+                f"{key} is for {', '.join(kinds)}, not for data.source.kind={kind}.",
+                hint=f"Leave out --config.{key}.",
+            )
     source = SOURCES[kind](
         dataclasses.replace(config, kind=kind),
         Corpus(files, decoding, notes, unchecked),

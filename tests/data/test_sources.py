@@ -420,6 +420,7 @@ def test_the_kind_follows_from_name_and_content(tmp_path):
         ("a.jsonl", JSON_LINES, "jsonl"),
         ("a.json", JSON_LINES, "jsonl"),
         ("a.dump", JSON_LINES, "jsonl"),
+        ("a", JSON_LINES, "jsonl"),
         ("b.csv", table(","), "csv"),
         ("b.CSV", table(",", end="\r\n"), "csv"),
         ("b2.csv", "\ufeff" + table(";"), "csv"),
@@ -704,6 +705,12 @@ def test_an_encoding_is_recognised_offered_and_read(tmp_path, name):
         "\n".join(["id,text", *(f'1,"{t}"' for t in lines)]).encode(name),
     )
     assert documents(encoding=name, paths=path) == lines
+
+
+def test_keys_of_other_kinds(tmp_path):
+    path = write(tmp_path / "a.jsonl", JSON_LINES)
+    fails(2, "column is for text, not", "jsonl", kind="jsonl", paths=path, column=2)
+    fails(2, "data.encoding is for text, jsonl", "docstrings", encoding="latin-1")
 
 
 def test_encodings_that_are_wrong(tmp_path):
