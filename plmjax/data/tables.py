@@ -75,7 +75,7 @@ def open_separated(config: SourceConfig, corpus: Corpus) -> Source:
         head = sample(path, corpus.decoding._replace(errors="replace"))
         header = head.lstrip("\n").partition("\n")[0]
         separators[path] = max(default + SEPARATORS, key=header.count)
-        if separators[path] != default and header.count(default) == 0:
+        if separators[path] != default:
             corpus.notes.append(
                 f"{path.name}: the separator is {separators[path]!r}, not {default!r}."
             )
@@ -101,10 +101,10 @@ def _read_separated(
     try:
         for row in reader:
             line, before = before + 1, reader.line_num
-            if not row:
+            if not row or (names is None and row == ["sep=", ""]):  # as Excel begins
                 continue
             if names is None:
-                names = row
+                names = [*map(str.strip, row)]
                 _check_header(names, f"{path}:{line}")
                 continue
             if len(row) != len(names):

@@ -383,7 +383,7 @@ def test_tensorflow_datasets(tmp_path):
     common = {"kind": "tfds", "paths": folder}
     found = documents(**common, dataset="plmjax_words")
     assert sorted(found) == [f"document {number} é" for number in range(3)]
-    assert found == documents(**common, dataset="plmjax_words")
+    assert found == documents(paths=folder, dataset="plmjax_words")
     parts = documents(**common, dataset="plmjax_words", field="parts")
     assert parts == [f"{text}\nend" for text in found]
     fails(2, "dataset is empty", **common)
@@ -612,6 +612,8 @@ def test_tables_that_are_broken(tmp_path):
     bad("a.csv", 'text\n"open\n', "a.csv:2", "quotation")
     bad("a.csv", "", "empty")
     bad("a.tsv", "id\ttext\n1\n", "a.tsv:2", "1 fields where 2")
+    path = write(tmp_path / "b.csv", "sep=;\nn; text\n1;A cat, sitting\n")
+    assert documents(paths=path) == ["A cat, sitting"]
     path = write(tmp_path / "b.csv", 'n,text\n1,"two\nlines, one text"\n\n2,""\n')
     assert documents(paths=path) == ["two\nlines, one text"]
 
