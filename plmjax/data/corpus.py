@@ -99,11 +99,12 @@ def make_source(
         finally:
             description["counts"] = dataclasses.asdict(tally)
         if not tally.documents:
-            empty = tally.empty_records
+            empty, header = tally.empty_records, kind in ("csv", "tsv")
             raise PlmjaxError(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
                 f"or only white space{f' (records: {empty:,})' if empty else ''}.",
-                hint="Give files that hold text.",
+                hint="Give files that hold text"
+                f"{', below a line of column names' * header}.",
                 code=Exit.DATA,
             )
 

@@ -611,6 +611,7 @@ def test_tables_that_are_broken(tmp_path):
     bad("a.csv", '1,"A cat, here"\n2,b\n', "a.csv:1", "'1' is data", "first line")
     bad("a.csv", 'text\n"open\n', "a.csv:2", "quotation")
     bad("a.csv", "", "empty")
+    bad("a.csv", "A cat\n", "empty", "below a line of column names")
     bad("a.tsv", "id\ttext\n1\n", "a.tsv:2", "1 fields where 2")
     path = write(tmp_path / "b.csv", "sep=;\nn; text\n1;A cat, sitting\n")
     assert documents(paths=path) == ["A cat, sitting"]
