@@ -30,7 +30,7 @@ CONLLU: tuple[str, ...] = (
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
 _GLOBAL_COLUMNS = "# global.columns ="
 # Other white space, such as U+00A0 in "10 000", is part of a token.
-_BLANKS = " \t\r\f\v"
+_BLANKS = " \t\f\v"
 _FEW_LINES = 20  # in fewer, columns of numbers or names can be tokens
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
 
@@ -45,10 +45,11 @@ class _Line(NamedTuple):
 
 def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
     """Yields (line, text) pairs by sentence; blank lines separate sentences."""
-    lines = enumerate(read_text(path).split("\n"), 1)
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    lines = enumerate(text.split("\n"), 1)
     for blank, group in itertools.groupby(lines, lambda x: not x[1].strip(_BLANKS)):
         if not blank:
-            yield [(number, text.rstrip("\r")) for number, text in group]
+            yield [*group]
 
 
 # --- CoNLL
@@ -61,8 +62,8 @@ def read_conll(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Rec
     many columns as other lines, and a tag of theirs.
 
     Raises:
-      PlmjaxError: a line without a token or tag, or without a column that `columns`
-        names; columns that are not those of tokens and tags.
+      PlmjaxError: a line without a tag, or without a column that `columns` names;
+        columns that are not those of tokens and tags.
     """
     sentences = _without_comments(path, columns, notes)
     _check_form(path, columns, sentences)
@@ -72,6 +73,15 @@ def read_conll(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Rec
             where, fields = f"{path}:{line.number}", line.fields
             tokens.append(_numbered(fields, columns.tokens, 1, "tokens", where))
             tags.append(_numbered(fields, columns.tags, len(fields), "tags", where))
+            if not tokens[-1]:
+                notes["tokens without a character"].append(f"{path.name}:{line.number}")
+            if not tags[-1]:
+                raise bad_data(
+                    where,
+                    "the tag is empty.",
+                    "Fill it or remove the line, or set task.columns.tags to the "
+                    "number of the tags' column.",
+                )
         values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
         yield Record(values, str(path), sentence[0].number)
 
@@ -141,7 +151,9 @@ def _check_form(
     first = [[line.fields[0] for line in sentence] for sentence in sentences]
     several = [column for column in first if len(column) > 1]
     what, hint = "", "Set task.columns.tokens and task.columns.tags to their numbers."
-    if several and all(_counts(column) for column in first):
+    if lines and not any(itertools.chain(*first)):
+        what = "is empty"
+    elif several and all(_counts(column) for column in first):
         what = "counts the words of each sentence"
         hint += " The ten columns of CoNLL-U are task.format=conllu."
     elif len(lines) > _FEW_LINES and len(several) * 2 > len(first):
@@ -170,13 +182,7 @@ def _numbered(
     chosen = str(default) if name is None else name
     if chosen not in known:
         raise no_column(where, chosen, f"task.columns.{role}", known)
-    if not (field := fields[int(chosen) - 1]):
-        raise bad_data(
-            where,
-            f"column {chosen}, the {role}, is empty.",
-            f"Fill it or remove the line; task.columns.{role} names another column.",
-        )
-    return field
+    return fields[int(chosen) - 1]
 
 
 # --- CoNLL-U

@@ -179,7 +179,7 @@ def _separated(
     """
     csv.field_size_limit(1 << 28)  # the default limit is less than a book
     text, names, before = read_text(path), None, 0
-    if first := re.match("sep=(.)\r?\n", text):  # Excel writes and reads this line
+    if first := re.match("sep=(.)(\r\n?|\n)", text):  # Excel writes and reads this line
         text, before = text[first.end() :], 1
         separator = separator or first[1]
     if separator is None:
@@ -208,7 +208,8 @@ def _separated(
         raise bad_data(
             f"{path}:{before + 1}",
             f"{error}.",
-            f"Fix the quotation marks; the separator is {separator!r}.",
+            'Fix the quotation marks: within a field they are doubled (""); the '
+            f"separator is {separator!r}.",
         ) from None
 
 

@@ -208,6 +208,7 @@ def test_conll_by_tabs_blanks_and_columns(write):
             [("a",), ("\ufeffb",), ("c",)],
         ),
         ("\ufeff-DOCSTART- -X- O\na NN O\n\nb NN O\n", {}, [("a",), ("b",)]),
+        ("a O\rb O\r\rc O\r", {}, [("a", "b"), ("c",)]),  # an old Mac's lines
         ("\"\tO\n'\tO\n``\tO\n", {}, [('"', "'", "``")]),
         ("  a   O  \n\tb\tO\n", {"tokens": "2", "tags": "3"}, None),
         ("# id 9\n# x = y z\na\tO\n\n#\tO\n# b\n\n", {}, None),
@@ -241,6 +242,12 @@ def conll_lines(path, **config):
     return [example.texts for example in examples], notes
 
 
+def test_tokens_without_a_character_are_counted(write):
+    tokens, notes = conll_lines(write("a.conll", "a\tO\n \tO\nb\tO\n"))
+    assert tokens == [("a", "", "b")]
+    assert notes == ["task.train: tokens without a character: 1, first a.conll:2."]
+
+
 def test_comments_of_conll_are_counted_and_words_with_hashes_stay(write):
     content = "# id 9f domain=en\nAda\tB-X\n\n# newdoc\n# x\n#\tO\nb\tO\n# \tO\n"
     tokens, notes = conll_lines(write("a.conll", content))
@@ -260,8 +267,8 @@ def test_comments_of_conll_are_counted_and_words_with_hashes_stay(write):
             {},
             ["a.conll:1", "3 columns", "2 of 3 lines", "tabs"],
         ),
-        ("a\tO\n\tO\n", {}, ["a.conll:2", "column 1, the tokens, is empty"]),
-        ("a\tO\t\n", {}, ["a.conll:1", "column 3, the tags, is empty", "columns.tags"]),
+        ("\ta\tO\n\tb\tO\n", {}, ["column 1, the tokens, is empty", "columns.tokens"]),
+        ("a\tO\t\n", {}, ["a.conll:1", "the tag is empty", "columns.tags"]),
         ("1\ta\tO\n2\tb\tO\n\n1\tc\tO\n", {}, ["counts the words", "columns.tokens"]),
         ("0 a O\n1 b O\n", {"tags": "3"}, ["counts the words"]),
         ("d a O\nd b O\n\n" * 15, {}, ["the same in each sentence ('d')"]),
