@@ -199,13 +199,15 @@ def _reason(record: Record, name: str, config: TaskConfig) -> str:
     inside = [k for k, v in record.values.items() if isinstance(v, dict) and name in v]
     if inside:
         return f"; {name!r} is inside {inside[0]!r}, and only the top level is read"
-    rows = [*record.values.items()]
-    for mark in ";|,\t" if len(rows) == 1 and isinstance(rows[0][1], str) else "":
-        if mark in rows[0][0] or mark in rows[0][1]:
+    if config.format not in ("csv", "tsv") and not _TABLE.search(record.file):
+        return ""
+    names, values = [*record.values], [*record.values.values()]
+    seen = names if config.header else values if len(values) == 1 else []
+    for mark in (";", "|", "\t", ","):
+        if mark in "".join(seen):
             mark = "tab" if mark == "\t" else mark
             return f", or task.separator={mark!r} if that separates the columns"
-    table = config.format in ("csv", "tsv") or _TABLE.search(record.file)
-    if table and config.header:
+    if config.header:
         return ", or task.header=False if the first line does not name the columns"
     return ""
 

@@ -486,6 +486,12 @@ def test_a_label_that_train_does_not_have(write):
         ("a.csv", "x,1\ny,2\n", {}, ["a.csv:2", "'text'", "task.header=False"]),
         (
             "a.csv",
+            "text, long;label\nx, y;2\n",
+            {},
+            ["'label'", "task.separator=';'"],
+        ),
+        (
+            "a.csv",
             "x;1\ny;2\n",
             {"header": False, "columns": {"text": "1", "label": "2"}},
             ["a.csv:1", "'2'", "task.separator=';'"],
