@@ -24,7 +24,7 @@ from plmjax.data.text import raw_blocks
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
-_FIRST_ROWS = 20  # of a table show its separator
+_HEAD, _FIRST_ROWS = 1 << 20, 20  # characters and rows that show the separator
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
 # Decodes bytes that should be text; the second argument is their file:line.
 Decode = Callable[[bytes, str], Any]
@@ -163,7 +163,7 @@ def read_tsv(
 ) -> Iterator[Record]:
     """Reads tab-separated values; quotation marks have no special meaning.
 
-    Where tabs divide nothing, the separator is found as in CSV.
+    Where tabs divide nothing, the separator is chosen as in CSV.
     """
     return _separated(path, header, separator, usual="\t")
 
@@ -183,7 +183,7 @@ def _separated(
         text, before = text[first.end() :], 1
         separator = separator or first[1]
     if separator is None:
-        separator = _likely_separator(text, usual) if header else usual
+        separator = _likely_separator(text[:_HEAD], usual) if header else usual
     skipped, plain = before, separator == usual == "\t"
     quotes: Any = {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **quotes)

@@ -50,7 +50,7 @@ class Scheme(NamedTuple):
 
     def conll(self, sentences: Iterable[Sequence[str]]) -> list[list[str]]:
         """Returns the sentences' tags as CoNLL's script writes them."""
-        return [[self.tags.get(tag, tag) for tag in tags] for tags in sentences]
+        return [[self.tags[tag] for tag in tags] for tags in sentences]
 
 
 def find_scheme(tags: Iterable[str]) -> Scheme | None:

@@ -596,8 +596,8 @@ def test_offsets_of_answers_and_entities_in_each_unit(write, unit, starts):
     other = {"characters": "bytes", "utf16": "characters", "bytes": "utf16"}[unit]
     names = {"characters": "characters", "utf16": "UTF-16 units", "bytes": "bytes"}
     counts = f"answer_start counts {names[unit]} in 2 of 2 answers"
-    told = [counts, f"task.offsets={unit}", "(id a)", "2 of 2"]
-    fails(*told, train=path, kind="answers", offsets=other)
+    words = [counts, f"task.offsets={unit}", "(id a)", "2 of 2"]
+    fails(*words, train=path, kind="answers", offsets=other)
     shift = starts[0] - 12
     at = dict(
         zip("abcd", (3 + shift, 6 + shift, *(s + shift for s in (12, 15))), strict=True)
