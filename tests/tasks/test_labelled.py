@@ -701,8 +701,13 @@ def test_labels_and_examples_that_may_not_be_meant(write):
         "Examples of held_out that are also in train: 1 of 2; their scores do not show "
         "what was learned.",
     ]
+    held = write("f.csv", "text,label\nz,x\n")
     lines = remarks_on(**config, labels=("neg", "pos", "Pos", "new"))
     assert "Labels that are not in train: 1 (new)." in lines
+    several = write("e.csv", "text,label\na,x;y\nb,x\nc,x\nd,y\ne,y\nf,x;y\n")
+    (line,) = remarks_on(kind="multilabel", train=several, held_out=held)
+    assert "Labels that contain ';': 1 of 3, as 'x;y'" in line
+    assert "task.label_separator" in line
     clean = write("c.csv", "text,label\na,0\nb,0\nc,1\nd,1\n")
     other = write("d.csv", "text,label\ne,1\n")
     assert remarks_on(train=clean, held_out=other) == []
