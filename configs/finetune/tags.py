@@ -7,9 +7,9 @@
       --config.task.train=train.conllu --config.task.held_out=dev.conllu \\
       --workdir=runs/upos
 
-CoNLL: token and tag on a line, a blank line between sentences. With B- and I- the score
-is the F1 of entities, else the accuracy of tags. Arguments: names, upos, xpos (columns
-of CoNLL-U).
+CoNLL: token and tag on a line, a blank line between sentences. With B- and I- (or
+BILOU, BMES, ...) the score is the F1 of entities, else the accuracy of tags. Arguments:
+names, upos, xpos (columns of CoNLL-U).
 """
 
 from ml_collections import ConfigDict

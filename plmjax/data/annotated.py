@@ -1,10 +1,11 @@
 """Readers of annotated text: CoNLL, CoNLL-U and SQuAD."""
 
+import collections
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plmjax.config import nearest
 from plmjax.data.columns import ColumnsConfig
@@ -13,49 +14,164 @@ from plmjax.data.records import (
     bad_data,
     no_column,
     parse_json,
+    read_jsonl,
+    read_lines,
     read_text,
 )
+from plmjax.metrics.entities import find_scheme
+
+# What a reader remarks on: {what: file and line of each time}.
+Notes = collections.defaultdict[str, list[str]]
 
 CONLLU: tuple[str, ...] = (
     *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
     *("FEATS", "HEAD", "DEPREL", "DEPS", "MISC"),
 )
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
+_GLOBAL_COLUMNS = "# global.columns ="
+# Other white space, such as U+00A0 in "10 000", is part of a token.
+_BLANKS = " \t\f\v"
+_FEW_LINES = 20  # in fewer, columns of numbers or names can be tokens
 _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|[0-9]+)')
+
+
+class _Line(NamedTuple):
+    """A line of CoNLL; `number` counts from 1."""
+
+    number: int
+    text: str
+    fields: list[str]
 
 
 def _sentences(path: Path) -> Iterator[list[tuple[int, str]]]:
     """Yields (line, text) pairs by sentence; blank lines separate sentences."""
-    lines = enumerate(read_text(path).split("\n"), 1)
-    for blank, group in itertools.groupby(lines, lambda item: not item[1].strip()):
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    lines = enumerate(text.split("\n"), 1)
+    for blank, group in itertools.groupby(lines, lambda x: not x[1].strip(_BLANKS)):
         if not blank:
-            yield [(number, text.rstrip("\r")) for number, text in group]
+            yield [*group]
 
 
-def read_conll(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
+# --- CoNLL
+
+
+def read_conll(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Record]:
     """Reads CoNLL: a token and its tag a line, in columns separated by tabs or blanks.
 
+    Lines with # before the first token of a sentence are comments, unless they have as
+    many columns as other lines, and a tag of theirs.
+
     Raises:
-      PlmjaxError: a line without a tag, or without a column that `columns` names.
+      PlmjaxError: a line without a tag, or without a column that `columns` names;
+        columns that are not those of tokens and tags.
     """
-    for sentence in _sentences(path):
+    sentences = _without_comments(path, columns, notes)
+    _check_form(path, columns, sentences)
+    for sentence in sentences:
         tokens, tags = [], []
-        for line, text in sentence:
-            if text.startswith("-DOCSTART-"):
-                continue
-            fields = text.split("\t") if "\t" in text else text.split()
-            where = f"{path}:{line}"
-            if len(fields) < 2:
-                raise bad_data(
-                    where,
-                    f"{text.strip()[:40]!r} has a token and no tag.",
-                    "Write token, tab, tag; a blank line ends a sentence.",
-                )
+        for line in sentence:
+            where, fields = f"{path}:{line.number}", line.fields
             tokens.append(_numbered(fields, columns.tokens, 1, "tokens", where))
             tags.append(_numbered(fields, columns.tags, len(fields), "tags", where))
-        if tokens:
-            values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
-            yield Record(values, str(path), sentence[0][0])
+            if not tokens[-1]:
+                notes["tokens without a character"].append(f"{path.name}:{line.number}")
+            if not tags[-1]:
+                raise bad_data(
+                    where,
+                    "the tag is empty.",
+                    "Fill it or remove the line, or set task.columns.tags to the "
+                    "number of the tags' column.",
+                )
+        values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
+        yield Record(values, str(path), sentence[0].number)
+
+
+def _without_comments(
+    path: Path, columns: ColumnsConfig, notes: Notes
+) -> list[list[_Line]]:
+    """Returns the sentences of a file, without -DOCSTART- and comments."""
+    sentences = []
+    for group in _sentences(path):
+        lines = [_Line(number, text, _fields(text)) for number, text in group]
+        sentences.append([x for x in lines if not x.text.startswith("-DOCSTART-")])
+
+    def tag(line: _Line) -> str:
+        number = columns.tags or str(len(line.fields))
+        index = int(number) - 1 if number.isdecimal() else len(line.fields)
+        return "".join(line.fields[index : index + 1])
+
+    def hashed(line: _Line) -> bool:
+        return line.text.startswith("#")
+
+    plain = [line for line in itertools.chain(*sentences) if not hashed(line)]
+    counts, tags = {len(line.fields) for line in plain}, {*map(tag, plain)}
+    kept = []
+    for sentence in sentences:
+        head = [*itertools.takewhile(hashed, sentence)]
+        words = [x for x in head if len(x.fields) in counts and tag(x) in tags]
+        notes["comment lines skipped"] += [
+            f"{path.name}:{line.number} {line.text[:40]!r}"
+            for line in head
+            if line not in words
+        ]
+        if words := words + sentence[len(head) :]:
+            kept.append(words)
+    return kept
+
+
+def _fields(text: str) -> list[str]:
+    if "\t" in text:
+        return [field.strip(_BLANKS) for field in text.split("\t")]
+    return re.split(f"[{_BLANKS}]+", text.strip(_BLANKS))
+
+
+def _check_form(
+    path: Path, columns: ColumnsConfig, sentences: list[list[_Line]]
+) -> None:
+    """Raises PlmjaxError if the default columns are not those of tokens and tags."""
+    lines = [*itertools.chain(*sentences)]
+    usual = collections.Counter(len(line.fields) for line in lines).most_common(1)
+    for line in lines:
+        if len(line.fields) < 2:
+            raise bad_data(
+                f"{path}:{line.number}",
+                f"{line.text.strip()[:40]!r} has a token and no tag.",
+                "Write token, tab, tag; a blank line ends a sentence.",
+            )
+        if len(line.fields) != usual[0][0] and columns.tags is None:
+            raise bad_data(
+                f"{path}:{line.number}",
+                f"{line.text.strip()[:40]!r} has {len(line.fields)} columns, and "
+                f"{usual[0][1]:,} of {len(lines):,} lines have {usual[0][0]}.",
+                "Separate columns by tabs if tokens contain blanks; if lines may "
+                "differ, set task.columns.tags to the number of the tags' column.",
+            )
+    if columns.tokens is not None:
+        return
+    first = [[line.fields[0] for line in sentence] for sentence in sentences]
+    several = [column for column in first if len(column) > 1]
+    what, hint = "", "Set task.columns.tokens and task.columns.tags to their numbers."
+    if lines and not any(itertools.chain(*first)):
+        what = "is empty"
+    elif several and all(_counts(column) for column in first):
+        what = "counts the words of each sentence"
+        hint += " The ten columns of CoNLL-U are task.format=conllu."
+    elif len(lines) > _FEW_LINES and len(several) * 2 > len(first):
+        if all(len({*column}) == 1 for column in first):
+            what = f"is the same in each sentence ({first[0][0][:40]!r})"
+    if columns.tags is None and (scheme := find_scheme(itertools.chain(*first))):
+        if find_scheme(line.fields[-1] for line in lines) is None:
+            what = f"has the tags ({', '.join([*scheme.tags][:3])})"
+            hint = "Set task.columns.tags=1 and task.columns.tokens=2."
+    if what:
+        raise bad_data(str(path), f"column 1, the tokens, {what}.", hint)
+
+
+def _counts(column: Sequence[str]) -> bool:
+    """Whether a column holds 0, 1, 2, ... or 1, 2, 3, ..."""
+    return [*column] in [
+        [str(start + index) for index in range(len(column))] for start in (0, 1)
+    ]
 
 
 def _numbered(
@@ -66,32 +182,40 @@ def _numbered(
     chosen = str(default) if name is None else name
     if chosen not in known:
         raise no_column(where, chosen, f"task.columns.{role}", known)
-    return fields[int(chosen) - 1].strip()
+    return fields[int(chosen) - 1]
 
 
-def read_conllu(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
+# --- CoNLL-U
+
+
+def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Record]:
     """Reads CoNLL-U (Universal Dependencies): words, and the column of their tags.
 
-    Ranges (1-2, two words written as one) and empty nodes (1.1) are skipped.
+    Ranges (1-2, two words written as one) and empty nodes (1.1) are skipped. CoNLL-U
+    Plus names its columns in the first line.
 
     Raises:
-      PlmjaxError: an unknown column name, or a line without ten columns.
+      PlmjaxError: an unknown column name, a line with more or fewer columns, or a file
+        without any FORM.
     """
     chosen = {"tokens": columns.tokens or "FORM", "tags": columns.tags or "UPOS"}
+    sentences = [*_sentences(path)]
+    names = _column_names(sentences)
     for role, name in chosen.items():
-        if name not in CONLLU:
-            raise no_column(str(path), name, f"task.columns.{role}", CONLLU)
-    indices = {role: CONLLU.index(name) for role, name in chosen.items()}
-    for sentence in _sentences(path):
+        if name not in names:
+            raise no_column(str(path), name, f"task.columns.{role}", names)
+    indices = {role: names.index(name) for role, name in chosen.items()}
+    blank, total = [], 0
+    for sentence in sentences:
         words: dict[str, list[str]] = {role: [] for role in indices}
         for line, text in sentence:
             if text.startswith("#"):
                 continue
             fields = text.split("\t")
-            if len(fields) != len(CONLLU):
+            if len(fields) != len(names):
                 raise bad_data(
                     f"{path}:{line}",
-                    f"{len(fields)} columns; CoNLL-U has {len(CONLLU)}, separated by "
+                    f"{len(fields)} columns; CoNLL-U has {len(names)}, separated by "
                     "tabs.",
                     "Is it CoNLL? Then set task.format=conll.",
                 )
@@ -99,9 +223,41 @@ def read_conllu(path: Path, columns: ColumnsConfig) -> Iterator[Record]:
                 continue
             for role, index in indices.items():
                 words[role].append(fields[index])
-        if words["tokens"]:
+        tokens = words["tokens"]
+        total += len(tokens)
+        if {*tokens} == {"_"}:  # among other words it is an underscore
+            blank += [f"{path.name}:{sentence[0][0]}"] * len(tokens)
+        if tokens:
             values = {columns.name(role): column for role, column in words.items()}
             yield Record(values, str(path), sentence[0][0])
+    if total and len(blank) == total:
+        raise bad_data(
+            str(path),
+            f"the {chosen['tokens']} of all {total:,} words is _.",
+            "The text was removed from this corpus; its README says how to restore it.",
+        )
+    notes["words that are _, as in a corpus without its text"] += blank
+
+
+def _column_names(sentences: list[list[tuple[int, str]]]) -> Sequence[str]:
+    """Returns the names of CoNLL-U's columns, or those that the first line gives."""
+    first = sentences[0][0][1] if sentences else ""
+    if not first.startswith(_GLOBAL_COLUMNS):
+        return CONLLU
+    return first.removeprefix(_GLOBAL_COLUMNS).split()
+
+
+# --- JSON
+
+
+def read_json(path: Path) -> Iterator[Record]:
+    """Reads a JSON array of objects, each a record, or else one object a line."""
+    first = next(filter(bytes.strip, read_lines(path)), b"")
+    rows = parse_json(read_text(path), path) if first.lstrip()[:1] == b"[" else []
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        yield from read_jsonl(path)
+    for row, values in enumerate(rows, 1):
+        yield Record(values, str(path), row)
 
 
 def read_squad(path: Path, columns: ColumnsConfig) -> Iterator[Record]:

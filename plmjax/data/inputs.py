@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
+from plmjax.data.annotated import read_json
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import file_digests, find_inputs
 from plmjax.data.records import (
     bad_data,
     read_csv,
-    read_jsonl,
     read_parquet,
     read_text,
     read_tsv,
@@ -25,9 +25,9 @@ READERS = {
     "csv": read_csv,
     "tsv": read_tsv,
     "tab": read_tsv,
-    "jsonl": read_jsonl,
-    "ndjson": read_jsonl,
-    "json": read_jsonl,
+    "jsonl": read_json,
+    "ndjson": read_json,
+    "json": read_json,
     "parquet": read_parquet,
 }
 

@@ -7,8 +7,10 @@ records one by one. Readers of CoNLL, CoNLL-U and SQuAD are in data/annotated.py
 import codecs
 import csv
 import io
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from plmjax.data.corpus import Tally, unreadable
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
+_HEAD, _FIRST_ROWS = 1 << 20, 20  # characters and rows that show the separator
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
 # Decodes bytes that should be text; the second argument is their file:line.
 Decode = Callable[[bytes, str], Any]
@@ -147,27 +150,53 @@ def read_lines(
 # --- tables
 
 
-def read_csv(path: Path, header: bool = True) -> Iterator[Record]:
-    """Reads CSV; a field in double quotes may contain commas and newlines."""
-    return _separated(path, header, delimiter=",", strict=True)
+def read_csv(
+    path: Path, header: bool = True, separator: str | None = None
+) -> Iterator[Record]:
+    """Reads CSV; a field in double quotes may contain separators and newlines.
+
+    The separator is that of Excel's line sep=;, else ";", a tab or "|" where only it
+    divides the header and the first rows into columns, else a comma.
+    """
+    return _separated(path, header, separator, usual=",")
 
 
-def read_tsv(path: Path, header: bool = True) -> Iterator[Record]:
-    """Reads tab-separated values; quotation marks have no special meaning."""
-    return _separated(path, header, delimiter="\t", quoting=csv.QUOTE_NONE)
+def read_tsv(
+    path: Path, header: bool = True, separator: str | None = None
+) -> Iterator[Record]:
+    """Reads tab-separated values; quotation marks have no special meaning.
+
+    Where tabs divide nothing, the separator is chosen as in CSV.
+    """
+    return _separated(path, header, separator, usual="\t")
 
 
-def _separated(path: Path, header: bool, **dialect: Any) -> Iterator[Record]:
+def _separated(
+    path: Path, header: bool, separator: str | None, usual: str
+) -> Iterator[Record]:
+    """Yields the records of a table; without a separator, by the likely one.
+
+    Raises:
+      PlmjaxError: columns of one name, a row with more or fewer fields, an open
+        quotation.
+    """
     csv.field_size_limit(1 << 28)  # the default limit is less than a book
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), **dialect)
-    names, before = None, 0
+    text, names, before = read_text(path), None, 0
+    if first := re.match("sep=(.)(\r\n?|\n)", text):  # Excel writes and reads this line
+        text, before = text[first.end() :], 1
+        separator = separator or first[1]
+    if separator is None:
+        separator = _likely_separator(text[:_HEAD], usual) if header else usual
+    skipped, plain = before, separator == usual == "\t"
+    quotes: Any = {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **quotes)
     try:
         for row in reader:
-            line, before = before + 1, reader.line_num
+            line, before = before + 1, skipped + reader.line_num
             if not row:
                 continue
             if names is None:
-                names = row if header else _numbers(len(row))
+                names = [*map(str.strip, row)] if header else _numbers(len(row))
                 _check_header(names, f"{path}:{line}")
                 if header:
                     continue
@@ -175,13 +204,29 @@ def _separated(path: Path, header: bool, **dialect: Any) -> Iterator[Record]:
                 raise bad_data(
                     f"{path}:{line}",
                     f"{len(row)} fields where {len(names)} columns were expected.",
-                    "Is the separator right, and is each quotation closed?",
+                    f"Is {separator!r} the separator, and is each quotation closed?",
                 )
             yield Record(dict(zip(names, row, strict=True)), str(path), line)
     except csv.Error as error:
         raise bad_data(
-            f"{path}:{before + 1}", f"{error}.", "Fix the quotation marks."
+            f"{path}:{before + 1}",
+            f"{error}.",
+            'Fix the quotation marks: within a field they are doubled (""); the '
+            f"separator is {separator!r}.",
         ) from None
+
+
+def _likely_separator(text: str, usual: str) -> str:
+    """Returns the separator that divides the first rows into equally many columns."""
+    columns = {}
+    for separator in (usual, ",", ";", "\t", "|"):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        try:
+            sizes = {len(row) for row in itertools.islice(rows, _FIRST_ROWS) if row}
+        except csv.Error:
+            continue
+        columns[separator] = max(sizes) if len(sizes) == 1 else 1
+    return max(columns, key=lambda x: columns[x] > 1, default=usual)
 
 
 def _numbers(count: int) -> list[str]:
@@ -189,7 +234,7 @@ def _numbers(count: int) -> list[str]:
 
 
 def _check_header(names: list[str], where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise bad_data(
             where,

@@ -26,6 +26,7 @@ from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
 from plmjax.tasks.labelled import Labelled, load_labelled
+from plmjax.tasks.remarks import remarks
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
@@ -114,6 +115,8 @@ def build(
     """
     check(config, mesh)
     data, metric = read_data(config)
+    for line in remarks(data):
+        log(line)
     settings = data.config
     model = next(iter(open_models(str(config.model), config.checkpoint).values()))
     if settings.length > model.encoder.max_length:

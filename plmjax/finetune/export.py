@@ -16,7 +16,7 @@ from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.labelled import Labelled
 
 # Keys that locate the labelled data of one task; they do not apply to other data.
-_FILES = ("train", "held_out", "test", "dataset", "format")
+_FILES = ("train", "held_out", "test", "dataset", "format", "separator")
 
 
 def export_task(

@@ -1,13 +1,17 @@
 """Precision, recall and F1 of the entities that tags mark.
 
+Tags of other schemes (BILOU, BMES, ...) are read as those of the same meaning.
+
 Two rules. The usual one is that of the CoNLL 2000 shared task's script (and of
 seqeval): an entity begins at B- or S-, at I- or E- after O, after an entity that S- or
 E- has closed, and wherever the kind changes. The strict one accepts only IOB2: an
 entity is B- and the I- of its kind that follow; an I- without a B- before it is none.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,12 +19,86 @@ Entity = tuple[str, int, int]  # kind, first word, the word after the last
 STRICT = "entity_f1_strict"  # the score by the strict rule
 
 _TAG = re.compile("[BIES]-.+")
+# The marks of all schemes, and those of CoNLL's script that mean the same.
+_MARKS = dict(zip("BIMELSUW", "BIIEESSS", strict=True))
+# B-PER or B_PER; PER-B; without a kind.
+_FORMS = (
+    re.compile("(?P<mark>[BIMELSUW])[-_](?P<kind>.+)", re.IGNORECASE),
+    re.compile("(?P<kind>.+)[-_](?P<mark>[BIMELSUW])", re.IGNORECASE),
+    re.compile("(?P<mark>[BIMELSUW])(?P<kind>)", re.IGNORECASE),
+)
+
+# Marks that no later scheme has.
+_NAMES = (
+    ("BILOU", "LU"),
+    ("BMEWO", "W"),
+    ("BMES", "M"),
+    ("IOBES", "ES"),
+    ("IOB", "B"),
+)
 
 
-def has_entities(tags: Iterable[str]) -> bool:
-    """Whether all tags are O or B-, I-, E-, S- with a kind, and not all are O."""
-    marked = set(tags) - {"O"}
-    return bool(marked) and all(map(_TAG.fullmatch, marked))
+class Scheme(NamedTuple):
+    """A way to mark entities by tags, and the CoNLL tag (B-, I-, E-, S-) of each tag.
+
+    `kinds` of entities are sorted; "" is the kind of tags that name none.
+    """
+
+    name: str
+    tags: dict[str, str]
+    kinds: list[str]
+
+    def conll(self, sentences: Iterable[Sequence[str]]) -> list[list[str]]:
+        """Returns the sentences' tags as CoNLL's script writes them."""
+        return [[self.tags[tag] for tag in tags] for tags in sentences]
+
+
+def find_scheme(tags: Iterable[str]) -> Scheme | None:
+    """Returns the scheme of a set of tags; None if they do not all follow one.
+
+    IO, IOB, IOE, IOBES, BILOU (L = E, U = S), BMES and BMEWO (M = I, W = S); the kind
+    is after or before the mark, or missing (B, I); marks may be small letters.
+    """
+    tags = set(tags)
+    marked = tags - {"O", "o"}
+    for form in _FORMS:
+        matches = {tag: form.fullmatch(tag) for tag in marked}
+        if not marked or not all(matches.values()):
+            continue
+        split = {tag: (m["mark"].upper(), m["kind"]) for tag, m in matches.items() if m}
+        marks = {mark for mark, _ in split.values()}
+        # Parts of speech and other labels can look like rarer forms.
+        usual = all(map(_TAG.fullmatch, marked))
+        usual |= form is _FORMS[0] and marks <= {*"BILU"} and len(marked) < len(tags)
+        ambiguous = len({_MARKS[mark] for mark in marks}) < len(marks)
+        if ambiguous or not (usual or ("B" in marks and marks & {*"IMEL"})):
+            continue
+        name = "IOE" if "E" in marks else "IO"
+        if marks - {*"IE"}:
+            name = next(name for name, letters in _NAMES if marks & {*letters})
+        conll = dict.fromkeys(tags, "O")
+        for tag, (mark, kind) in split.items():
+            conll[tag] = f"{_MARKS[mark]}-{kind or '_'}"
+        return Scheme(name, conll, sorted({kind for _, kind in split.values()}))
+    return None
+
+
+def broken_tags(sentences: Iterable[Sequence[str]], scheme: Scheme) -> int:
+    """Returns how many tags cannot follow the tag before them.
+
+    I or E that continues no entity of its kind; where entities end with E, also what
+    follows an entity that has not ended.
+    """
+    ends = any(tag.startswith("E-") for tag in scheme.tags.values())
+    broken = 0
+    for tags in scheme.conll(sentences):
+        for before, tag in itertools.pairwise(["O", *tags, "O"]):
+            is_open = before[0] in "BI"
+            if tag[0] in "IE":
+                broken += not is_open or before[2:] != tag[2:]
+            else:
+                broken += ends and is_open
+    return broken
 
 
 def entities(tags: Sequence[str], *, strict: bool = False) -> set[Entity]:

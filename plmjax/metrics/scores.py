@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax.metrics.entities import entity_scores, has_entities
+from plmjax.metrics.entities import entity_scores, find_scheme
 
 
 def hits(truth: Sequence[Any], predicted: Sequence[Any]) -> np.ndarray:
@@ -97,13 +97,16 @@ def regression_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, flo
 
 
 def tag_scores(
-    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+    truth: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    labels: Sequence[str],
 ) -> dict[str, float]:
     """Returns tag_accuracy, tag_f1_micro and tag_f1_macro over the words of sentences.
 
-    tag_f1_micro equals tag_accuracy. If the true tags are of entities (B-, I-, ..., O)
+    tag_f1_micro equals tag_accuracy. If the task's labels mark entities (B-, I-, ...)
     also entity_precision, entity_recall, entity_f1 and entity_f1_strict: scores of tags
-    are too high there, as most words are O.
+    are too high there, as most words are O. Without entities in `truth` these are 0, as
+    in seqeval.
     """
     pairs = list(zip(truth, predicted, strict=True))
     assert all(len(a) == len(b) for a, b in pairs), "a tag a word"
@@ -111,8 +114,8 @@ def tag_scores(
     other = [tag for tags in predicted for tag in tags]
     scores = {"accuracy": _sklearn().accuracy_score(flat, other), **_f1(flat, other)}
     named = {f"tag_{name}": value for name, value in scores.items()}
-    if has_entities(flat):
-        named |= entity_scores(truth, predicted)
+    if (scheme := find_scheme(labels)) is not None:
+        named |= entity_scores(scheme.conll(truth), scheme.conll(predicted))
     return _floats(named)
 
 

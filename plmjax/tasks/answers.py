@@ -26,10 +26,13 @@ from plmjax.tasks.base import (
     softmax,
 )
 from plmjax.tasks.classes import Classes
-from plmjax.tasks.fields import list_of
+from plmjax.tasks.fields import index_of, list_of
 from plmjax.tokenizers import Tokenizer
 
 _MISPLACED = -1  # the start of an answer that is not in the context at answer_start
+_MOVED = "answers moved from answer_start to the nearest occurrence"
+_NOWHERE = "answers that are nowhere in their context"
+_UNITS = {"characters": "characters", "utf16": "UTF-16 units", "bytes": "bytes"}
 _NO_ANSWER = (-1, -1)
 _BEST = 20  # candidate answers, as usual for SQuAD
 
@@ -72,15 +75,26 @@ class Answers(TaskKind):
         return (question, context), context  # a context stays on one side of a split
 
     def label(self, values, where, config):
-        answers = _pairs(values[config.columns.answers], where)
-        context = values[config.columns.context]
-        for index, (text, start) in enumerate(answers):
-            if context[start : start + len(text)] == text and start >= 0:
-                continue
-            if config.misplaced_answers != "keep":
-                raise _misplaced(text, start, context, where)
-            answers[index] = (text, _MISPLACED)
-        return tuple(answers)
+        return tuple(_pairs(values[config.columns.answers], where))
+
+    def check_examples(self, examples, config, notes):
+        checked, wrong = [], []
+        for example in examples:
+            context, answers = example.texts[1], []
+            for text, offset in example.label:
+                start = index_of(context, offset, config.offsets)
+                if not _is_at(context, text, offset, config.offsets):
+                    wrong.append((example, text, offset))
+                    start = _MISPLACED
+                    if config.misplaced_answers == "nearest":
+                        start = _nearest(context, text, offset, _MISPLACED)
+                        moved = start != _MISPLACED
+                        notes[_MOVED if moved else _NOWHERE].append(example.where)
+                answers.append((text, start))
+            checked.append(dataclasses.replace(example, label=tuple(answers)))
+        if wrong and config.misplaced_answers == "error":
+            raise _misplaced(wrong, examples, config.offsets)
+        return checked
 
     def targets_of(self, train):
         return None
@@ -243,22 +257,62 @@ def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
     return list(zip(texts, starts, strict=True))  # pyright: ignore
 
 
-def _misplaced(text: str, start: int, context: str, where: str) -> Exception:
-    positions = [match.start() for match in re.finditer(re.escape(text), context)]
-    actual = context[max(start, 0) : max(start, 0) + len(text)]
-    if positions:
-        closest = min(positions, key=lambda position: abs(position - start))
-        hint = f"It stands at character {closest}."
-        if len(context[:closest].encode()) == start:
-            hint = f"{hint} answer_start counts bytes; it must count characters."
-    else:
-        hint = "It is nowhere in the context: is one of them normalised?"
-    return bad_data(
-        where,
-        f"the answer {text[:60]!r} is not in the context at answer_start={start}, "
-        f"where {actual[:60]!r} stands.",
-        f"{hint} Correct it, or set task.misplaced_answers=keep.",
+def _nearest(context: str, text: str, start: int, default: int) -> int:
+    """Returns the start of the occurrence nearest to `start`; `default` if none."""
+    matches = re.finditer(f"(?={re.escape(text)})", context)
+    starts = [match.start() for match in matches]
+    return min(starts, key=lambda one: abs(one - start), default=default)
+
+
+def _is_at(context: str, text: str, offset: int, unit: str) -> bool:
+    start = index_of(context, offset, unit)
+    return start >= 0 and context.startswith(text, start)
+
+
+def _misplaced(
+    wrong: Sequence[tuple[Example, str, int]], examples: Sequence[Example], unit: str
+) -> Exception:
+    """Returns the error for answers that are not at their offset; one is named."""
+    answers = [(e.texts[1], t, o) for e in examples for t, o in e.label]
+    total = len(answers)
+    fits = {one: sum(_is_at(c, t, o, one) for c, t, o in answers) for one in _UNITS}
+    best = max(_UNITS, key=lambda one: fits[one])
+    unit_is_wrong = fits[best] > fits[unit]
+    example, text, offset = next(
+        (e, t, o)
+        for e, t, o in wrong
+        if not unit_is_wrong or _is_at(e.texts[1], t, o, best)
     )
+    context = example.texts[1]
+    start = index_of(context, offset, unit)
+    actual = context[start : start + len(text)] if start >= 0 else ""
+    closest = _nearest(context, text, offset, _MISPLACED)
+    hint = f"It is at character {closest}."
+    if closest == _MISPLACED:
+        hint = "It is nowhere in the context."
+        if _folded(text) in _folded(context):
+            hint = "It is there with other Unicode forms, capitals or white space."
+    if unit_is_wrong:
+        hint += (
+            f" answer_start counts {_UNITS[best]} in {fits[best]:,} of {total:,} "
+            f"answers, and {_UNITS[unit]} in {fits[unit]:,}: set task.offsets={best}."
+        )
+    if fits[best] < total:
+        hint += (
+            " Correct it, or set task.misplaced_answers=nearest, which reads the "
+            "nearest occurrence, or keep."
+        )
+    return bad_data(
+        example.where,
+        f"the answer {text[:60]!r} (id {example.id}) is not in the context at "
+        f"answer_start={offset}, where {actual[:60]!r} is; answers that are not at "
+        f"their answer_start: {len(wrong):,} of {total:,}.",
+        hint,
+    )
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 # --- rows

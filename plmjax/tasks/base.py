@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.data.annotated import Notes
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.layout import Layout, encode_texts, lay_out, plan_rows
@@ -103,7 +104,7 @@ class TaskKind(abc.ABC):
         # The unit is without markers, so that all relations of a text are one.
         unit = "\0".join(texts)
         if columns.entities is not None:
-            marked = mark_entities(texts[0], values, where, columns, config.markers)
+            marked = mark_entities(texts[0], values, where, config)
             texts = (marked, *texts[1:])
         return texts, unit
 
@@ -114,6 +115,19 @@ class TaskKind(abc.ABC):
         Raises:
           PlmjaxError: the record is invalid.
         """
+
+    def check_examples(
+        self, examples: list[Example], config: TaskConfig, notes: Notes
+    ) -> list[Example]:
+        """Returns the examples of a split, with labels that depend on all of them.
+
+        `notes` gets the positions, file:line, of what was changed.
+
+        Raises:
+          PlmjaxError: labels that cannot be meant.
+        """
+        del config, notes
+        return examples
 
     def names(self, label: Any) -> tuple:
         """Returns the names in a label, of which the set of labels consists."""
@@ -350,6 +364,11 @@ class TaskKind(abc.ABC):
 
     card: ClassVar[CardText]
     confusion = False  # whether a table shows which label is taken for which
+
+    def notes(self, labels: Labels, splits: Mapping[str, Examples]) -> Iterable[str]:
+        """Returns lines on how the labels of train, held_out and test are read."""
+        del labels, splits
+        return ()
 
     def describe_labels(self, labels: Sequence[Any]) -> str:
         """Returns a phrase on the labels of train: the share of each name."""

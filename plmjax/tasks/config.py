@@ -38,6 +38,8 @@ class TaskConfig(Block, prefix="task."):
     test: str | None = None
     dataset: str | None = None  # tfds: its name
     header: bool = True  # csv, tsv: the first line names the columns
+    # csv, tsv: a character, or tab; None: by the first rows.
+    separator: str | None = None
     columns: ColumnsConfig = dataclasses.field(default_factory=ColumnsConfig)
     labels: tuple | None = None  # in order; None: the sorted labels of train
     # The markers around the first and the second entity (Zhou and Chen 2022,
@@ -61,9 +63,13 @@ class TaskConfig(Block, prefix="task."):
     # Shorter batch lengths, for rows that fit: less padding, but one more program to
     # compile for each.
     buckets: tuple = ()
-    # answers: those that are not in the context at answer_start. keep: scores use one,
-    # but training only a question that also has a correctly placed answer.
-    misplaced_answers: Literal["error", "keep"] = "error"
+    # What answer_start and positions of entities count: characters, UTF-16 units (Java,
+    # JavaScript, C#), or bytes of UTF-8.
+    offsets: Literal["characters", "utf16", "bytes"] = "characters"
+    # answers: those that are not in the context at answer_start. nearest: the nearest
+    # occurrence is meant. keep: scores use one, but training only a question that also
+    # has a correctly placed answer; also where nearest finds no occurrence.
+    misplaced_answers: Literal["error", "nearest", "keep"] = "error"
     max_answer_tokens: int = number(30, at_least=1, hint="30 is usual.")
     # answers: whether "no answer" may be predicted; None: if train has such questions.
     unanswerable: bool | None = None
@@ -89,6 +95,11 @@ class TaskConfig(Block, prefix="task."):
                 )
         self._check_pooling()
         self._check_entities()
+        if self.separator in ("", '"', "\n") or len(self.delimiter or ",") > 1:
+            raise PlmjaxError(
+                f"task.separator is {self.separator!r}; it must be one character.",
+                hint="For example ';', or tab.",
+            )
         if not self.label_separator:
             raise PlmjaxError(
                 "task.label_separator is empty; it must be at least one character.",
@@ -144,6 +155,11 @@ class TaskConfig(Block, prefix="task."):
                 "once.",
                 hint="Leave it out to use the labels of train.",
             )
+
+    @property
+    def delimiter(self) -> str | None:
+        """The separator as a character; None: by the first rows."""
+        return "\t" if self.separator in ("tab", r"\t") else self.separator
 
     @property
     def window_stride(self) -> int | None:

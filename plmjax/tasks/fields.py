@@ -2,10 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plmjax.data.columns import ColumnsConfig
 from plmjax.data.records import bad_data, text_of
+
+# The config asks the kinds, which read fields.
+if TYPE_CHECKING:
+    from plmjax.tasks.config import TaskConfig
+else:
+    TaskConfig = Any
 
 Values = Mapping[str, Any]  # of a record, by column
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -69,27 +75,43 @@ def texts_of(values: Values, where: str, columns: ColumnsConfig) -> tuple[str, .
     return texts
 
 
-def mark_entities(
-    text: str,
-    values: Values,
-    where: str,
-    columns: ColumnsConfig,
-    markers: tuple[str, ...],
-) -> str:
+def index_of(text: str, offset: int, unit: str) -> int:
+    """Returns the index of the character at an offset; -1 if none begins there.
+
+    `unit` is what the offset counts: characters, utf16 (units of UTF-16) or bytes (of
+    UTF-8). The end of the text has an index, too.
+    """
+    if unit != "characters" and offset >= 0:
+        codec, size = ("utf-16-le", 2) if unit == "utf16" else ("utf-8", 1)
+        raw = text.encode(codec)
+        try:
+            head = raw[: offset * size].decode(codec)
+        except UnicodeDecodeError:
+            return -1
+        offset = len(head) if offset * size <= len(raw) else -1
+    return offset if 0 <= offset <= len(text) else -1
+
+
+def mark_entities(text: str, values: Values, where: str, config: TaskConfig) -> str:
     """Returns the text with a marker before and after each of its two entities.
 
     Raises:
       PlmjaxError: the positions of an entity are not in the text.
     """
-    positions = [_position(values[n], where, n) for n in columns.names("entities")]
+    names, unit = config.columns.names("entities"), config.offsets
+    positions = [_position(values[name], where, name) for name in names]
     cuts = []
-    for start, end, mark in zip(positions[::2], positions[1::2], markers, strict=True):
-        if not 0 <= start < end <= len(text) or not text[start:end].strip():
+    for first, last, mark in zip(
+        positions[::2], positions[1::2], config.markers, strict=True
+    ):
+        start, end = index_of(text, first, unit), index_of(text, last, unit)
+        if not 0 <= start < end or not text[start:end].strip():
             raise bad_data(
                 where,
-                f"an entity is at {start} to {end} of a text of {len(text)} "
+                f"an entity is at {first} to {last} of a text of {len(text)} "
                 "characters.",
-                "Correct the positions, or task.columns.entities.",
+                "Correct the positions, task.columns.entities, or task.offsets, which "
+                f"says that they count {unit}.",
             )
         # At one position, ends come before starts, and inner entities end first.
         cuts += [(start, 1, -end, mark), (end, 0, -start, mark)]

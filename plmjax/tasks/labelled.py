@@ -1,12 +1,22 @@
 """Labelled data of a task: all examples are read and checked before they are used."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
-from plmjax.data.annotated import read_conll, read_conllu, read_squad
+from plmjax.console import ignore_line
+from plmjax.data.annotated import (
+    Notes,
+    read_conll,
+    read_conllu,
+    read_json,
+    read_squad,
+)
+from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
 from plmjax.data.examples import Example, hold_out
 from plmjax.data.records import (
@@ -17,7 +27,6 @@ from plmjax.data.records import (
     open_tfds,
     read_csv,
     read_datasets,
-    read_jsonl,
     read_parquet,
     read_tfds,
     read_tsv,
@@ -27,27 +36,32 @@ from plmjax.tasks import KINDS
 from plmjax.tasks.config import TaskConfig
 
 FILES = {
-    "csv": lambda path, config: read_csv(path, config.header),
-    "tsv": lambda path, config: read_tsv(path, config.header),
-    "jsonl": lambda path, _: read_jsonl(path),
-    "parquet": lambda path, _: read_parquet(path),
-    "conll": lambda path, config: read_conll(path, config.columns),
-    "conllu": lambda path, config: read_conllu(path, config.columns),
-    "squad": lambda path, config: read_squad(path, config.columns),
+    "csv": lambda path, config, _: read_csv(path, config.header, config.delimiter),
+    "tsv": lambda path, config, _: read_tsv(path, config.header, config.delimiter),
+    "jsonl": lambda path, *_: read_json(path),
+    "parquet": lambda path, *_: read_parquet(path),
+    "conll": lambda path, config, notes: read_conll(path, config.columns, notes),
+    "conllu": lambda path, config, notes: read_conllu(path, config.columns, notes),
+    "squad": lambda path, config, _: read_squad(path, config.columns),
 }
 FOLDERS = ("datasets", "tfds")
+_TABLE = re.compile(r"\.(csv|tsv|tab)(\.[a-z0-9]+)?$", re.IGNORECASE)
 _ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """The three splits of a task (test may be empty) and its ordered labels."""
+    """The three splits of a task (test may be empty) and its ordered labels.
+
+    `notes` are lines on what the readers left out or changed.
+    """
 
     config: TaskConfig
     labels: tuple[str, ...]
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     test: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_labelled(config: TaskConfig) -> Labelled:
@@ -58,9 +72,12 @@ def load_labelled(config: TaskConfig) -> Labelled:
     """
     if config.train is None:
         raise PlmjaxError("task.train is empty.", hint="Name the training file.")
-    train = read_examples(config, "train")
+    notes: list[str] = []
+    train = read_examples(config, "train", log=notes.append)
     others = {
-        role: read_examples(config, role) if getattr(config, role) is not None else ()
+        role: read_examples(config, role, log=notes.append)
+        if getattr(config, role) is not None
+        else ()
         for role in ("held_out", "test")
     }
     kind = KINDS[config.kind]
@@ -72,21 +89,29 @@ def load_labelled(config: TaskConfig) -> Labelled:
         train, others["held_out"] = hold_out(train, config.held_out_percent)
     for role, examples in others.items():
         kind.check_split(examples, role)
-    return Labelled(config, labels, train, others["held_out"], others["test"])
+    splits = (train, others["held_out"], others["test"])
+    return Labelled(config, labels, *splits, tuple(notes))
 
 
 def read_examples(
-    config: TaskConfig, role: str, *, labelled: bool = True, option: str = ""
+    config: TaskConfig,
+    role: str,
+    *,
+    labelled: bool = True,
+    option: str = "",
+    log: Callable[[str], Any] = ignore_line,
 ) -> tuple[Example, ...]:
     """Reads the files of train, held_out or test; without labels if not `labelled`.
 
-    `option` is the name of the files in error messages: task.ROLE, unless given.
+    `option` is the name of the files in error messages: task.ROLE, unless given. `log`
+    gets a line on each kind of thing that was left out or changed.
     """
     option = option or f"task.{role}"
     examples = []
+    notes = Notes(list)
     kind = KINDS[config.kind]
     fields = kind.fields if labelled else kind.fields[:-1]
-    for record in _records(config, role, option):
+    for record in _records(config, role, option, notes):
         where = f"{record.file}:{record.line}"
         _check_columns(record, where, config, fields)
         texts, unit = kind.texts(record.values, where, config)
@@ -104,10 +129,17 @@ def read_examples(
         )
     if config.columns.id is not None or kind.unique_ids:
         _check_ids(examples)
+    if labelled:
+        examples = kind.check_examples(examples, config, notes)
+    for what, positions in notes.items():
+        if positions:
+            log(f"{option}: {what}: {len(positions):,}, first {positions[0]}.")
     return tuple(examples)
 
 
-def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
+def _records(
+    config: TaskConfig, role: str, option: str, notes: Notes
+) -> Iterator[Record]:
     paths = getattr(config, role)
     folder = config.format == "auto" and Path(_folder_name(paths)).expanduser().is_dir()
     if folder or config.format in FOLDERS:
@@ -120,7 +152,7 @@ def _records(config: TaskConfig, role: str, option: str) -> Iterator[Record]:
             yield from read_datasets(rows, f"{path}:{split}")
         return
     for path in find_inputs(paths, option):
-        yield from FILES[_format(path, config, option)](path, config)
+        yield from FILES[_format(path, config, option)](path, config, notes)
 
 
 def _folder_name(paths: str) -> str:
@@ -133,7 +165,7 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
     if config.format != "auto":
         return config.format
     kind = KINDS[config.kind]
-    suffix = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    suffix = ending(path)
     format = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
     if format not in kind.formats:
         raise PlmjaxError(
@@ -155,7 +187,30 @@ def _check_columns(
     for field in (*fields, *optional):
         for name in config.columns.names(field):
             if name not in record.values:
-                raise no_column(where, name, f"task.columns.{field}", [*record.values])
+                raise no_column(
+                    where,
+                    name,
+                    f"task.columns.{field}{_reason(record, name, config)}",
+                    [*record.values],
+                )
+
+
+def _reason(record: Record, name: str, config: TaskConfig) -> str:
+    """Returns further ways to correct a missing column, for the end of a hint."""
+    inside = [k for k, v in record.values.items() if isinstance(v, dict) and name in v]
+    if inside:
+        return f"; {name!r} is inside {inside[0]!r}, and only the top level is read"
+    if config.format not in ("csv", "tsv") and not _TABLE.search(record.file):
+        return ""
+    names, values = [*record.values], [*record.values.values()]
+    seen = names if config.header else values if len(values) == 1 else []
+    for mark in (";", "|", "\t", ","):
+        if mark in "".join(seen):
+            mark = "tab" if mark == "\t" else mark
+            return f", or task.separator={mark!r} if that separates the columns"
+    if config.header:
+        return ", or task.header=False if the first line does not name the columns"
+    return ""
 
 
 def _check_ids(examples: Sequence[Example]) -> None:
@@ -180,15 +235,23 @@ def check_labels(
     if not labels:
         return
     known = set(labels)
-    for example in examples:
-        for name in KINDS[kind].names(example.label):
-            if name not in known:
-                raise bad_data(
-                    example.where,
-                    f"the label {name!r} in {key} is not one of the task's "
-                    f"{len(labels)} labels, which train or task.labels gives.",
-                    nearest(name, labels[:20]),
-                )
+    unknown = [
+        (example.where, name)
+        for example in examples
+        for name in KINDS[kind].names(example.label)
+        if name not in known
+    ]
+    if unknown:
+        where, name = unknown[0]
+        others = {name for _, name in unknown}
+        raise bad_data(
+            where,
+            f"the label {name!r} in {key} is not one of the task's {len(labels)} "
+            "labels, which train or task.labels gives; it has "
+            f"{len(unknown):,} such labels, {len(others):,} different.",
+            f"{nearest(name, labels[:20])} Correct them, or name all labels in "
+            "task.labels.",
+        )
 
 
 def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:

@@ -113,6 +113,16 @@ class Multilabel(TaskKind):
     def from_rows(self, labels, examples, scores):
         return [tuple(np.asarray(labels)[row > 0].tolist()) for row in scores]
 
+    def notes(self, labels, splits):
+        """Yields a line on labels that look like several, by another separator."""
+        for mark in ",;|":
+            if joined := [label for label in labels if mark in label]:
+                count = f"{len(joined):,} of {len(labels):,}"
+                yield (
+                    f"Labels that contain {mark!r}: {count}, as {joined[0]!r}; "
+                    "task.label_separator sets what separates them."
+                )
+
     def confidence(self, prediction):
         """Returns the probability of yes or no, for the label where it is lowest."""
         values = np.asarray(prediction)

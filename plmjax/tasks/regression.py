@@ -41,10 +41,13 @@ class Regression(TaskKind):
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
+            hint = "Correct the record; names of classes are task.kind=classes."
+            if "," in str(value):
+                hint = "Write a point for the decimal comma: 3.5 for 3,5."
             raise bad_data(
                 where,
                 f"the label {value!r} is no finite number, which regression needs.",
-                "Correct the record; names of classes are task.kind=classes.",
+                hint,
             )
         return number
 

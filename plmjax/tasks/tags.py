@@ -11,8 +11,9 @@ from plmjax.data.records import bad_data, text_of
 from plmjax.metrics.entities import (
     ENTITY_SCORES,
     STRICT,
+    broken_tags,
     entity_counts,
-    has_entities,
+    find_scheme,
 )
 from plmjax.metrics.label_counts import LABEL_SCORES, label_counts
 from plmjax.metrics.scores import tag_scores
@@ -37,7 +38,10 @@ class Tags(TaskKind):
     name = "tags"
     fields = ("tokens", "tags")
     formats = ("conll", "conllu", *TABLES)
-    suffixes = dict.fromkeys(("tsv", "txt", "bio", "iob", "iob2"), "conll")
+    suffixes = {
+        **dict.fromkeys(("tsv", "txt", "bio", "iob", "iob2"), "conll"),
+        **dict.fromkeys(("conllup", "cupt"), "conllu"),
+    }
     per_word = True
     head = "tags"
     smoothing = True
@@ -142,16 +146,18 @@ class Tags(TaskKind):
         return None
 
     def scores(self, truth, predicted, labels, config=None):
-        return tag_scores(truth, predicted)
+        return tag_scores(truth, predicted, labels)
 
     def usual_metric(self, labels):
-        return "entity_f1" if has_entities(labels) else self.metric
+        return "entity_f1" if find_scheme(labels) else self.metric
 
     def counts(self, metric, truth, labels):
-        if metric in ENTITY_SCORES:
-            strict = metric == STRICT
+        if metric in ENTITY_SCORES and (scheme := find_scheme(labels)):
+            strict, true = metric == STRICT, scheme.conll(truth)
             return (
-                lambda predicted: entity_counts(truth, predicted, strict=strict),
+                lambda predicted: entity_counts(
+                    true, scheme.conll(predicted), strict=strict
+                ),
                 ENTITY_SCORES[metric],
             )
         return (
@@ -182,6 +188,48 @@ class Tags(TaskKind):
 
     def tuning_metric(self, scores):
         return "entity_f1" if "entity_f1" in scores else self.metric
+
+    def notes(self, labels, splits):
+        """Yields the scheme of the tags, its score, and tags that break the scheme."""
+        tags = {
+            split: [example.label for example in examples]
+            for split, examples in splits.items()
+            if examples
+        }
+        if (scheme := find_scheme(labels)) is None:
+            odd = [tag for tag in labels if find_scheme((tag, "B-x", "I-x")) is None]
+            why = "none has the form B-kind, I-kind or O"
+            if len(odd) < len(labels) / 2:
+                why = f"not all have the form of the others: {', '.join(odd[:5])}"
+            elif all(map(str.isdecimal, labels)):
+                why = "they are numbers; write their names if they mark entities"
+            yield f"The tags mark no entities ({why}): the score is their accuracy."
+            return
+        old = all(
+            before[1:] == tag[1:]
+            for sentence in scheme.conll(tags["train"])
+            for before, tag in itertools.pairwise(["O", *sentence])
+            if tag[0] == "B"
+        )
+        broken = {split: broken_tags(some, scheme) for split, some in tags.items()}
+        name = scheme.name
+        if name == "IOB":  # the first version has B only between entities
+            name = "IOB1" if broken["train"] and old else "IOB2"
+        kinds = ", ".join(scheme.kinds[:8]) + ", ..." * (len(scheme.kinds) > 8)
+        count = len(scheme.kinds)
+        yield (
+            f"The tags are {name}, of {count} kind{'s' * (count > 1)} of entities"
+            f"{f' ({kinds})' * bool(kinds)}: the score is the F1 of entities."
+        )
+        for split, some in tags.items():
+            if broken[split] and name not in ("IO", "IOE", "IOB1"):
+                yield (
+                    f"Tags of {split} that break {name}, as I- after O does: "
+                    f"{broken[split]:,} of {sum(map(len, some)):,}; they are scored as "
+                    "by CoNLL's script."
+                )
+            if not entity_counts(scheme.conll(some), scheme.conll(some)).any():
+                yield f"There are no entities in {split}: all scores of entities are 0."
 
     def confidence(self, prediction):
         """Returns the highest probability, for the word where it is lowest.

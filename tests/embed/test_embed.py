@@ -455,6 +455,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
     rows = [{"text": text, "n": 1} for text in texts]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "c.jsonl").write_text(lines)
+    (tmp_path / "c.json").write_text(json.dumps(rows))
     (tmp_path / "d.csv").write_text('n,text\n1,a b\n2,""\n3,ç\n')
     (tmp_path / "e.tsv").write_text("n\ttext\n1\ta b\n2\t\n3\tç\n")
     table = pyarrow.Table.from_pylist(rows)
@@ -464,7 +465,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
         found = read_inputs(str(path), "text")
         assert found.texts == texts, path
         digests.add(found.digest)
-    assert len(digests) == 6
+    assert len(digests) == 7
     assert read_inputs(f"{tmp_path}/*.txt*", "text").texts == texts * 2
 
 

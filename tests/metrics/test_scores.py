@@ -8,7 +8,12 @@ import pytest
 from plmjax import PlmjaxError
 from plmjax.metrics.answers import answer_scores, answer_values, characters_of
 from plmjax.metrics.comparison import SAME, compare, compare_by
-from plmjax.metrics.entities import entities, entity_scores, has_entities
+from plmjax.metrics.entities import (
+    broken_tags,
+    entities,
+    entity_scores,
+    find_scheme,
+)
 from plmjax.metrics.scores import (
     class_scores,
     confusion,
@@ -143,17 +148,134 @@ def test_tag_scores_name_apart_what_is_of_tags_and_of_entities():
     from sklearn import metrics
 
     truth, predicted = [["B-X", "I-X", "O"], ["O"]], [["B-X", "O", "O"], ["O"]]
-    found = tag_scores(truth, predicted)
+    labels = ["B-X", "I-X", "O"]
+    found = tag_scores(truth, predicted, labels)
     flat = [tag for tags in truth for tag in tags]
     other = [tag for tags in predicted for tag in tags]
     assert found["tag_accuracy"] == found["tag_f1_micro"] == 3 / 4
     macro = metrics.f1_score(flat, other, average="macro", zero_division=0)
     assert found["tag_f1_macro"] == pytest.approx(macro)
     assert found["entity_f1"] == found["entity_f1_strict"] == 0
-    parts = tag_scores([["NN", "VB"]], [["NN", "NN"]])
-    assert parts.keys() == {"tag_accuracy", "tag_f1_micro", "tag_f1_macro"}
-    assert not has_entities(["O", "O"]) and not has_entities(["O", "B"])
-    assert has_entities(["B-X"])
+    tags = tag_scores([["NN", "VB"]], [["NN", "NN"]], ["NN", "VB"])
+    assert tags.keys() == {"tag_accuracy", "tag_f1_micro", "tag_f1_macro"}
+    # The labels decide, not the tags of one part.
+    none = tag_scores([["O", "O"]], [["O", "O"]], labels)
+    assert (
+        none["entity_f1"] == none["entity_precision"] == none["entity_f1_strict"] == 0
+    )
+    assert none["tag_accuracy"] == 1
+    assert tag_scores([["O"]], [["B-X"]], labels)["entity_f1"] == 0
+
+
+def write_tags(spans, size: int, marks: str, write) -> list[str]:
+    """The tags of (kind, begin, end) spans; marks are those of B, I, E and S."""
+    tags = ["O"] * size
+    for kind, begin, end in spans:
+        last = marks[2:3] or marks[1]
+        each = [marks[0], *marks[1] * (end - begin - 2), last][: end - begin]
+        each = [marks[3:] or marks[0]] if end - begin == 1 else each
+        tags[begin:end] = [write(mark, kind) for mark in each]
+    return tags
+
+
+SCHEMES = {
+    "IOB": ("BI", lambda mark, kind: f"{mark}-{kind}"),
+    "IOBES": ("BIES", lambda mark, kind: f"{mark}-{kind}"),
+    "BILOU": ("BILU", lambda mark, kind: f"{mark}-{kind}"),
+    "BMES": ("BMES", lambda mark, kind: f"{mark}_{kind}"),
+    "BMEWO": ("BMEW", lambda mark, kind: f"{kind}-{mark}"),
+    "BILOU, small": ("bilu", lambda mark, kind: f"{mark}-{kind}"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_entities_in_every_scheme_score_as_in_seqeval(name):
+    seqeval = pytest.importorskip("seqeval.metrics")
+    from seqeval.scheme import BILOU
+
+    chance = random.Random(1)
+
+    def draw():
+        """Spans of one to four words, with a gap or none between them."""
+        spans, begin = [], 0
+        while (begin := begin + chance.randrange(3)) < 20:
+            end = begin + chance.choice([1, 1, 2, 3, 4])
+            spans.append((chance.choice(["PER", "LOC"]), begin, end))
+            begin = end
+        return spans
+
+    truth, predicted = ([draw() for _ in range(50)] for _ in range(2))
+    marks, write = SCHEMES[name]
+    true, ours = (
+        [write_tags(spans, 30, marks, write) for spans in some]
+        for some in (truth, predicted)
+    )
+    labels = sorted({tag for tags in true + ours for tag in tags})
+    scheme = find_scheme(labels)
+    assert scheme is not None and scheme.name == name.split(",")[0]
+    assert scheme.kinds == ["LOC", "PER"] and not broken_tags(true, scheme)
+    true_bilou, ours_bilou = (
+        [write_tags(spans, 30, "BILU", SCHEMES["BILOU"][1]) for spans in some]
+        for some in (truth, predicted)
+    )
+    scores = tag_scores(true, ours, labels)
+    wanted = seqeval.f1_score(true_bilou, ours_bilou, mode="strict", scheme=BILOU)
+    assert 0.05 < wanted < 0.9
+    assert scores["entity_f1"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    "tags, name, kinds",
+    [
+        ("B I O", "IOB", [""]),
+        ("B I", "IOB", [""]),
+        ("B M E S", "BMES", [""]),
+        ("B I L U O", "BILOU", [""]),
+        ("I-X I-Y O", "IO", ["X", "Y"]),
+        ("I-X E-X O", "IOE", ["X"]),
+        ("B-X", "IOB", ["X"]),
+        ("U-X O", "BILOU", ["X"]),
+        ("b-x i-x o", "IOB", ["x"]),
+        ("B-a-b I-a-b O", "IOB", ["a-b"]),
+    ],
+)
+def test_the_labels_decide_the_scheme(tags, name, kinds):
+    scheme = find_scheme(tags.split())
+    assert scheme is not None and (scheme.name, scheme.kinds) == (name, kinds)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        *("", "O", "O B", "NN VB S", "0 1 2", "B-X I-X O X", "B-X B I-X"),
+        # L and E, and M and I, mean the same; a scheme has one of them.
+        *("B-X L-X E-X O", "B-X I-X M-X O", "N-S V-S O", "L-x M-x", "* (ORG*) *)"),
+    ],
+)
+def test_labels_of_no_scheme(tags):
+    assert find_scheme(tags.split()) is None
+
+
+@pytest.mark.parametrize(
+    "tags, broken",
+    [
+        ("B-X I-X O B-X B-X I-X", 0),
+        ("O I-X", 1),
+        ("I-X I-X", 1),
+        ("B-X I-Y I-Y O I-X", 2),
+        ("B-X I-X E-X O S-X B-X E-X", 0),
+        ("B-X O", 0),
+        ("B-X E-X B-X O", 1),
+        ("B-X I-X E-X I-X", 2),
+        ("B-X E-Y S-X E-X", 2),
+        ("B-X L-X U-X L-X", 1),
+    ],
+)
+def test_tags_that_break_their_scheme_are_counted(tags, broken):
+    labels = {*tags.split()}
+    scheme = find_scheme(labels)
+    assert scheme is not None
+    assert broken_tags([tags.split()], scheme) == broken
 
 
 # --- answers

@@ -38,6 +38,8 @@ def test_a_config_is_built_from_what_a_file_and_overrides_say():
         ({"length": 4}, "task.length"),
         ({"stride": 0}, "task.stride"),
         ({"label_separator": ""}, "task.label_separator"),
+        ({"separator": ";;"}, "task.separator"),
+        ({"separator": ""}, "task.separator"),
         ({"labels": ("a",)}, "task.labels"),
         ({"labels": ("a", "a")}, "task.labels"),
         ({"kind": "regression", "labels": ("a", "b")}, "task.labels"),
