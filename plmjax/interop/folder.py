@@ -1,6 +1,7 @@
 """Writes a folder atomically and overwrites only earlier exports of plmjax."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,19 @@ _OURS = frozenset(
     {sentence_files.POOLING} {" ".join(sentence_files.FILES)}
     """.split()
 )
+
+
+# A name of the hub, with or without its owner.
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def missing_model_hint(path: str | Path) -> str:
+    """Returns the hint for a model's folder that is not on this machine."""
+    name = path if _HUB_NAME.fullmatch(str(path)) else "NAME"
+    return (
+        "Give a run's workdir or a Hugging Face folder on this machine. plmjax "
+        f"downloads nothing; first run `hf download {name} --local-dir={path}`."
+    )
 
 
 def check_replaceable(directory: Path) -> None:

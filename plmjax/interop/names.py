@@ -339,6 +339,16 @@ def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...
     )
 
 
+def class_of(family: str, named: object) -> str:
+    """Returns the class that `architectures` names, or the one with a vocabulary head.
+
+    A class that plmjax does not know counts as none.
+    """
+    classes = FAMILIES[family].classes
+    name = named[0] if isinstance(named, list) and named else None
+    return name if name in classes.values() else classes["head",]
+
+
 def blocks(config: EncoderConfig) -> int:
     """Returns the number of layers in their file: ALBERT writes a shared one once."""
     return config.groups if config.sharing == "all" else config.layers
