@@ -25,6 +25,10 @@ HARMLESS = (
     "baselines",
     "vectors",
     "name",
+    "card.license",
+    "card.language",
+    "card.datasets",
+    "card.base_model",
 )
 
 

@@ -141,10 +141,14 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
+    hint = "Keep the model as a plmjax checkpoint, or train one with that value"
+    if field == "embedding_width" and not name.startswith("Albert"):
+        # Usually an ELECTRA's generator with the wider embeddings of its discriminator.
+        hint += ", with model.family=electra, or with objective.tie=none"
     return PlmjaxError(
         f"model.{field}={value!r} cannot be exported: {name} of transformers supports "
         f"only {wanted!r}.",
-        hint="Keep the model as a plmjax checkpoint, or train one with that value.",
+        hint=f"{hint}.",
         code=Exit.USAGE,
     )
 

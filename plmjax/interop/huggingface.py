@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, with_article
 from plmjax.interop import config_json, sentence_files, task_names
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import (
@@ -197,8 +197,8 @@ def _load_tokenizer(
         if KEYS[config.family].offset:
             raise refusal(
                 f"{folder}: pad_token_id is {pad_id} in {CONFIG}, but "
-                f"{tokenizer.pad_id} in the tokenizer; a {config.family} counts "
-                "positions from it.",
+                f"{tokenizer.pad_id} in the tokenizer; "
+                f"{with_article(config.family)} counts positions from it.",
                 MIX_UP,
             )
         notes.append(

@@ -12,6 +12,7 @@ import numpy as np
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.evaluate.model import (
+    PARTS,
     Model,
     Trained,
     finished,
@@ -20,11 +21,18 @@ from plmjax.evaluate.model import (
     model_folders,
     open_run,
 )
+from plmjax.files import write_json
 from plmjax.interop.card import CardFacts, model_card
-from plmjax.interop.folder import check_replaceable, replacing_export
+from plmjax.interop.folder import (
+    check_only,
+    check_replaceable,
+    hub_name,
+    replacing_export,
+)
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
+from plmjax.pretrain.build import inexpressible
 from plmjax.workdir import RunConfig, Workdir
 
 # The measurement of each figure in scores.json, for the model card. If an objective has
@@ -58,7 +66,8 @@ def export(
     """Writes a checkpoint of a run as folders that transformers loads.
 
     A run of one model becomes the folder `to`; one of several becomes a folder for each
-    inside of `to`, or `to` itself with the one that `part` names.
+    inside of `to`, or `to` itself with the one that `part` names. Of several, those
+    that transformers cannot express are named and left out.
 
     Raises:
       PlmjaxError: no good checkpoint, no such model, or `to` holds files of others.
@@ -73,7 +82,6 @@ def export(
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
     """Copies the export of a fine-tuning, its best or last step."""
     _check_target(to, [to])
-    check_replaceable(to)
     with replacing_export(to) as new_folder:
         shutil.copytree(folder, new_folder, dirs_exist_ok=True)
     log(f"Exported to {to}.")
@@ -98,6 +106,11 @@ def export_trained(
     folders = folders or {name: to for name in models}
     if part is not None:
         folders = {part: to}
+    problems = inexpressible(trained.objective, trained.tokenizer)
+    if folders.keys() - problems:  # else the first one is the error
+        for name in problems.keys() & folders:
+            log(f"The {name} is not exported: {problems[name]}")
+            del folders[name]
     _check_target(to, list(folders.values()))
     saved = workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
@@ -115,6 +128,9 @@ def export_trained(
             length=length,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
+    for name, folder in model_folders(to).items():
+        if folder != to and name not in folders:
+            shutil.rmtree(folder)  # of an earlier export, and now of another training
 
 
 def _check_target(to: Path, folders: list[Path]) -> None:
@@ -132,6 +148,10 @@ def _check_target(to: Path, folders: list[Path]) -> None:
             "export would not replace.",
             hint="Choose another folder, or remove this one.",
         )
+    if folders != [to]:
+        check_only(to, PARTS)
+    for folder in dict.fromkeys([*folders, *here.values()]):
+        check_replaceable(folder)
 
 
 def _task(model: Model) -> Any:
@@ -184,10 +204,11 @@ def _card_facts(
 ) -> CardFacts:
     splits, description = manifest["splits"], dict(manifest["source"])
     description |= {
-        f"{name} {what}": f"{splits[name][what]:,}"
+        f"{name} {what}": splits[name][what]
         for name in splits
         for what in ("documents", "tokens")
     }
+    base_model = config.card.base_model or _base_model(config)
     several = "" if model.part == "model" else f" {model.part}"
     mask = model.tokenizer.mask_id
     figures = []
@@ -209,10 +230,18 @@ def _card_facts(
         | {
             key: value
             for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
-            if value not in (None, ())
+            if value not in (None, ()) and not key.startswith("card.")
         },
         figures=figures,
+        card=dataclasses.replace(config.card, base_model=base_model),
     )
+
+
+def _base_model(config: RunConfig) -> str | None:
+    """Returns the hub's name of the model that a run starts or learns from, or None."""
+    teacher = getattr(config.objective, "teacher", None)
+    names = [hub_name(path) for path in (config.train.init_from, teacher) if path]
+    return next(filter(None, names), None)
 
 
 def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> None:
@@ -237,6 +266,7 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
             )
         card = f"# {source.name}\n\nImported by plmjax as the start of a run.\n"
         to = workdir / IMPORTED
+        write_json(workdir / "import.json", {"base_model": hub_name(source)})
         for name, model in imported.items():
             folder = to if name == "model" else to / name
             export_folder(
@@ -278,6 +308,7 @@ def imported_layer(workdir: Workdir) -> dict:
             "epochs": 1.0,
             "optimizer": {"learning_rate": 1e-4},
         },
+        "card": {"base_model": (workdir.read("import.json") or {}).get("base_model")},
     }
 
 
