@@ -36,9 +36,9 @@ def disk_hint(error: OSError) -> str:
     return "Choose a directory where you may write."
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, ending: str = "s") -> str:
     """Returns a number and its noun, "1 step" or "1,200 steps"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{ending if number != 1 else ''}"
 
 
 def with_article(noun: str) -> str:

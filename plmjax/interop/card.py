@@ -166,7 +166,7 @@ def model_card(facts: CardFacts) -> str:
         f"{facts.parameters:,} parameters, "
         f"{'fine-tuned' if facts.task in KINDS else 'pretrained'} by "
         f"{_clean(facts.objective or task.objective)} with plmjax "
-        f"{__version__}. {task.use}",
+        f"{__version__}. {_base_model(facts)}{task.use}",
         "## How to load it",
         _loading(facts),
         "## Data",
@@ -192,6 +192,11 @@ def model_card(facts: CardFacts) -> str:
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _base_model(facts: CardFacts) -> str:
+    base = facts.card.base_model
+    return f"Its base model is {_clean(base)}. " if base else ""
 
 
 def _text(task: str) -> CardText:

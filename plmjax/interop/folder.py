@@ -32,8 +32,8 @@ def missing_model_hint(path: str | Path) -> str:
     """Returns the hint for a model's folder that is not on this machine."""
     name = path if _HUB_NAME.fullmatch(str(path)) else "NAME"
     return (
-        "Give a run's workdir or a Hugging Face folder on this machine. plmjax "
-        f"downloads nothing; first run `hf download {name} --local-dir={path}`."
+        "Give a run's workdir or a Hugging Face folder. plmjax downloads nothing: a "
+        f"model of the hub needs `hf download {name} --local-dir={path}` first."
     )
 
 

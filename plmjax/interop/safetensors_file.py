@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -232,7 +232,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
         if odd := sorted(listed ^ held.keys()):
             raise refusal(
                 f"{folder / shard} and {index.name} disagree about {odd[0][:80]} "
-                f"({len(odd)} tensors in all).",
+                f"({counted(len(odd), 'tensor')} in all).",
                 "Download the folder again.",
             )
         tensors |= held

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.interop.foreign_names import (
     guess_family,
     modern_name,
@@ -172,8 +172,8 @@ def select_tensors(
             by_name[source] = by_name[duplicate]
     if blocks(config) > len(by_name):
         raise refusal(
-            f"{folder}: the config has {config.layers:,} layers, but the weights are "
-            f"{len(by_name)} tensors.",
+            f"{folder}: the config has {counted(config.layers, 'layer')}, but the "
+            f"weights are {counted(len(by_name), 'tensor')}.",
             MIX_UP,
         )
     heads = _heads_in(config, by_name, named)

@@ -94,8 +94,12 @@ def export_trained(
     to: Path,
     log: Callable[[str], Any],
     part: str | None = None,
+    scores: dict[str, Any] | None = None,
 ) -> None:
-    """Exports open weights, as `export` does, with a token store's manifest."""
+    """Exports open weights, as `export` does, with a token store's manifest.
+
+    `scores` are the figures of the card; None: those in scores.json, if of this step.
+    """
     models = trained.models()
     if part is not None and part not in models:
         raise PlmjaxError(
@@ -112,7 +116,7 @@ def export_trained(
             log(f"The {name} is not exported: {problems[name]}")
             del folders[name]
     _check_target(to, list(folders.values()))
-    saved = workdir.read("scores.json") or {}
+    saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
     lengths = [length for _, length, _ in trained.config.data.phases]
     length = max(lengths or [trained.config.data.length])
@@ -252,6 +256,12 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
     Raises:
       PlmjaxError: the folder cannot be used, or the workdir already holds a run.
     """
+    if is_run(source):
+        raise PlmjaxError(
+            f"{source} is a run's workdir, not a Hugging Face folder.",
+            hint=f"Give {source / 'export'}, or start from the run with "
+            f"--config.train.init_from={source}.",
+        )
     folders = model_folders(source) or {"model": source}
     imported = {name: read_folder(folder) for name, folder in folders.items()}
     for model in imported.values():

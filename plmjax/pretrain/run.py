@@ -257,12 +257,15 @@ def _finish(
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: comparison[name] for name in names}
-    write_json(workdir / "scores.json", figures | {"step": step})
+    scores = figures | {"step": step}
     if problem := not_exportable(setup.objective, setup.tokenizer):
         log(f"Not exported: {problem}")
     else:
         trained = _trained(setup, weights, step)
-        export_trained(trained, workdir, setup.store.manifest, workdir / "export", log)
+        manifest, to = setup.store.manifest, workdir / "export"
+        export_trained(trained, workdir, manifest, to, log, scores=scores)
+    # Written last, because it marks the run as complete.
+    write_json(workdir / "scores.json", scores)
     lines = f"\nNext:\n{suggested_commands(setup.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:

@@ -115,6 +115,7 @@ def test_a_card_has_the_counts_and_what_the_config_sets(trained, export, tmp_pat
     card = ModelCard.load(tmp_path / "to" / "README.md")
     assert {**keys, "pipeline_tag": "fill-mask"}.items() <= card.data.to_dict().items()
     assert "| train documents | 10,889 |" in card.text
+    assert "with plmjax" in card.text and "Its base model is google/x." in card.text
     assert "card." not in card.text
 
 
@@ -133,3 +134,11 @@ def test_an_import_keeps_the_name_of_its_model(trained, export, tmp_path, monkey
     imported = Workdir(tmp_path / "theirs")
     import_folder(source.relative_to(tmp_path), imported, lines.append)
     assert imported_layer(imported)["card"] == {"base_model": "bert-base"}
+
+
+def test_a_run_is_no_folder_to_import(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"objective": {}}')
+    with pytest.raises(PlmjaxError, match="run is a run's workdir.*run/export, or"):
+        import_folder(tmp_path / "run", Workdir(tmp_path / "new"), print)
+    assert not (tmp_path / "new").exists()
