@@ -155,8 +155,13 @@ def _read_folder(folder: Path) -> Imported:
     path = folder / CONFIG
     if not path.is_file():
         inner = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")]
-        names = " or ".join(str(path.parent) for path in sorted(inner)[:3])
+        models = [p.parent for p in sorted(inner) if "Pooling" not in p.parent.name]
+        names = " or ".join(map(str, models[:3]))
         hint = f"Did you mean {names}?" if names else "Give a folder that holds one."
+        if (folder / "adapter_config.json").is_file():
+            hint = (
+                "It is an adapter of a model: merge the two, with merge_and_unload()."
+            )
         raise refusal(f"{folder} has no {CONFIG}.", hint)
     body = load_json(path, path.read_bytes())
     config, pad_id, notes = config_json.from_json(body, str(path))

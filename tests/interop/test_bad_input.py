@@ -143,6 +143,15 @@ def test_missing_files(folder, tmp_path):
     (folder / "config.json").rename(snapshot / "config.json")
     refused(folder, "has no config.json. Give a folder that holds one")
     refused(tmp_path / "models--bert", f"no config.json. Did you mean {snapshot}")
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "has no config.json. It is an adapter: merge it into its model")
+
+
+def test_the_folder_inside_an_older_one_of_sentence_transformers(folder, tmp_path):
+    folder.rename(tmp_path / "0_Transformer")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    refused(tmp_path, r"Did you mean \S+0_Transformer\?$")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, counted
 from plmjax.interop import CardFacts, model_card
 from plmjax.interop.card import CardConfig
 from plmjax.interop.folder import hub_name
@@ -199,3 +199,13 @@ def test_its_lines_of_code_run(tiny, tmp_path, capsys, case, task):
     said = capsys.readouterr().out
     print(said)
     assert said
+
+
+def test_numbers_with_their_nouns():
+    assert counted(1, "step") == "1 step"
+    assert [counted(n, "row") for n in (0, 2, 1200)] == [
+        "0 rows",
+        "2 rows",
+        "1,200 rows",
+    ]
+    assert counted(2, "process", "es") == "2 processes"
