@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def export(
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
     """Copies the export of a fine-tuning, its best or last step."""
-    _check_target(to, [to])
+    check_target(to, [to])
     with replacing_export(to) as new_folder:
         shutil.copytree(folder, new_folder, dirs_exist_ok=True)
     log(f"Exported to {to}.")
@@ -106,16 +106,13 @@ def export_trained(
             f"{workdir.path} has no model {part!r}.",
             hint=f"It has: {', '.join(models)}.",
         )
-    folders = {name: to / name for name in models} if len(models) > 1 else {}
-    folders = folders or {name: to for name in models}
-    if part is not None:
-        folders = {part: to}
+    folders = {part: to} if part is not None else folders_for(to, models)
     problems = inexpressible(trained.objective, trained.tokenizer)
     if folders.keys() - problems:  # else the first one is the error
         for name in problems.keys() & folders:
             log(f"The {name} is not exported: {problems[name]}")
             del folders[name]
-    _check_target(to, list(folders.values()))
+    check_target(to, folders.values())
     saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
     lengths = [length for _, length, _ in trained.config.data.phases]
@@ -137,7 +134,12 @@ def export_trained(
             shutil.rmtree(folder)  # of an earlier export, and now of another training
 
 
-def _check_target(to: Path, folders: list[Path]) -> None:
+def folders_for(to: Path, models: Collection[str]) -> dict[str, Path]:
+    """Returns {model: folder}: `to` for one model, its subfolders for several."""
+    return {name: to / name if len(models) > 1 else to for name in models}
+
+
+def check_target(to: Path, folders: Collection[Path]) -> None:
     """Raises PlmjaxError unless `to` is free, or an export of the same models."""
     if is_run(to):
         raise PlmjaxError(
@@ -146,13 +148,13 @@ def _check_target(to: Path, folders: list[Path]) -> None:
     if to.exists() and not to.is_dir():
         raise PlmjaxError(f"{to} is a file.", hint="Choose another name.")
     here = model_folders(to)
-    if here and ("model" in here) != (folders == [to]):
+    if here and ("model" in here) != (to in folders):
         raise PlmjaxError(
             f"{to} already holds {' and '.join(map(str, here.values()))}, which the "
             "export would not replace.",
             hint="Choose another folder, or remove this one.",
         )
-    if folders != [to]:
+    if to not in folders:
         check_only(to, PARTS)
     for folder in dict.fromkeys([*folders, *here.values()]):
         check_replaceable(folder)

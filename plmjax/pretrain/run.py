@@ -24,7 +24,7 @@ from plmjax.pretrain.build import (
     not_exportable,
     origin,
 )
-from plmjax.pretrain.export import export_trained
+from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
 from plmjax.report.scores import score_lines
@@ -110,6 +110,8 @@ def _build(
         if log is None:
             return None
         setup = make(log)
+        to = workdir / "export"
+        check_target(to, folders_for(to, setup.objective.models).values())
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.record(config, workdir, setup.teacher)

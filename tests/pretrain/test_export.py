@@ -6,9 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from finetune_common import make_folder, one_device, records, write
 from huggingface_hub import ModelCard
+from tests_common import TINY
 
 from plmjax import PlmjaxError
+from plmjax.cli import main
 from plmjax.evaluate.model import Trained, model_folders
 from plmjax.interop import read_folder
 from plmjax.models import EncoderConfig
@@ -79,6 +82,25 @@ def test_a_folder_with_other_things_stays_as_it_is(trained, export, tmp_path):
         with pytest.raises(PlmjaxError, match=r"a.txt, b.txt, c.txt and 1 more"):
             export(weights, to)
         assert sorted(to.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "verb", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_export_has_no_room_does_not_begin(verb, corpus, tmp_path, capsys):
+    """It would be refused after the last step."""
+    run = tmp_path / "run"
+    (run / "export").mkdir(parents=True)
+    (run / "export" / "notes.txt").write_text("mine")
+    more = [*TINY, f"--config.data.source.paths={corpus}"]
+    if verb == "finetune":
+        data = write(tmp_path / "data.jsonl", records("classes", 40))
+        more = [f"--config.task.train={data}", "--config.task.length=32"]
+        more.append(f"--config.model={make_folder(tmp_path / 'model')}")
+    with one_device():
+        assert main([verb, f"--workdir={run}", *more]) == 2
+    assert "export holds notes.txt, which plmjax" in capsys.readouterr().err
+    assert not (run / "config.json").exists()
 
 
 def test_no_part_is_written_if_one_has_no_room(trained, export, tmp_path):
