@@ -36,6 +36,16 @@ def disk_hint(error: OSError) -> str:
     return "Choose a directory where you may write."
 
 
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """Returns a number and its noun, "1 step" or "1,200 steps"."""
+    return f"{number:,} {noun}{ending if number != 1 else ''}"
+
+
+def with_article(noun: str) -> str:
+    """Returns a noun after "a" or "an", as the name of a family is spoken."""
+    return f"a{'n' * noun.startswith(('a', 'e', 'i', 'o', 'x'))} {noun}"
+
+
 class PlmjaxError(ValueError):
     """An error that a user can fix: the message, a hint how, and the exit code.
 

@@ -25,6 +25,7 @@ from plmjax.data.config import DataConfig
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
 from plmjax.files import write_json
+from plmjax.interop.card import CardConfig
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.models.platform import ANY, Platform
 from plmjax.objectives import (
@@ -54,6 +55,7 @@ class RunConfig:
     )
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    card: CardConfig = dataclasses.field(default_factory=CardConfig)
 
 
 # Keys that may change between two starts of a run: they set the length and monitoring
@@ -79,6 +81,10 @@ MAY_CHANGE = (
     "mesh.fsdp",
     "mesh.tensor",
     "mesh.zero1",
+    "card.license",
+    "card.language",
+    "card.datasets",
+    "card.base_model",
 )
 
 

@@ -30,7 +30,11 @@ def add(verb) -> None:
         "plmjax import --from=bert-base-uncased --workdir=runs/continued",
     )
     added.add_argument(
-        "--from", dest="source", required=True, metavar="DIR", help="a folder on disk"
+        "--from",
+        dest="source",
+        required=True,
+        metavar="DIR",
+        help="a folder on disk, such as one from `hf download NAME --local-dir=DIR`",
     )
     added.add_argument("--workdir", required=True, help="directory of the new run")
 

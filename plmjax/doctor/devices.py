@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from plmjax import counted
 from plmjax.doctor.check import Check, ok, problem, warning
 from plmjax.machine import memory_bytes
 
@@ -81,7 +82,8 @@ def _product(devices) -> Check:
             wrong = int(np.sum(got != right))
             fix = "Exclude this device (JAX_LOCAL_DEVICE_IDS), and have it repaired."
             return problem("product", f"{device}: {wrong} of 65,536 are wrong", fix)
-    return ok("product", f"256 x 256, exact on each of {len(devices)}")
+    count = counted(len(devices), "device")
+    return ok("product", f"of 256 x 256 matrices, exact on {count}")
 
 
 def _sum(devices) -> Check:
@@ -103,4 +105,4 @@ def _sum(devices) -> Check:
     if got != numbers.sum():
         fix = "Run the vendor's test of the links (NCCL tests)."
         return problem("sum", f"{got} over {count} devices, not {numbers.sum()}", fix)
-    return ok("sum", f"over {count} device{'s' if count > 1 else ''}")
+    return ok("sum", f"over {counted(count, 'device')}, exact")

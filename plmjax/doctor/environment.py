@@ -1,4 +1,4 @@
-"""Checks the environment: cluster, proxies, limits, variables of Hugging Face."""
+"""Checks the environment: cluster, proxies, limits, huge pages, the TPU's lock."""
 
 import os
 import resource
@@ -17,7 +17,6 @@ _SLURM = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
 )
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 _FEW_FILES = 1024
 _LITTLE_SHARED = 64 * 2**20
 
@@ -25,7 +24,8 @@ _LITTLE_SHARED = 64 * 2**20
 def checks() -> list[Check]:
     """Returns the checks of this process's environment."""
     results = [_cluster(), *_proxies(), _files(), _memory(), *_shared()]
-    return [*results, *_pages(), *_tpu_lock(), _offline()]
+    hub = "nothing is downloaded: models and data sets are folders on the disk"
+    return [*results, *_pages(), *_tpu_lock(), ok("Hugging Face", hub)]
 
 
 def _cluster() -> Check:
@@ -126,13 +126,6 @@ def _tpu_lock() -> list[Check]:
             fix = f"lsof {path} names the process that uses the TPU; end it."
             return [problem("TPU lock", f"another process holds {path}", fix)]
     return [ok("TPU lock", "free")]
-
-
-def _offline() -> Check:
-    offline = [f"{name}={os.environ[name]}" for name in _OFFLINE if name in os.environ]
-    if not offline:
-        return ok("Hugging Face", "downloads are allowed, if a config needs them")
-    return ok("Hugging Face", f"{', '.join(offline)}: only what is on the disk is read")
 
 
 def _read(path: str | Path) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from plmjax import Exit
+from plmjax import Exit, counted
 from plmjax.doctor.check import Check, isolated
 from plmjax.doctor.processes import SECONDS
 
@@ -53,7 +53,7 @@ def as_text(checks: list[Check]) -> str:
         if check.fix:
             lines.append(f"{'':7}  {'':{width}}  -> {check.fix}")
     count = {s: sum(c.status == s for c in checks) for s in ("problem", "warning")}
-    summary = [f"{n} {s}{'s' * (n > 1)}" for s, n in count.items() if n]
+    summary = [counted(n, status) for status, n in count.items() if n]
     return "\n".join([*lines, "", ", ".join(summary) or "No problems."])
 
 

@@ -8,6 +8,7 @@ import jax
 
 from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.interop.folder import missing_model_hint
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig, Platform
 from plmjax.objectives import Objective
@@ -108,8 +109,7 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
     directory = Path(path)
     if not directory.is_dir():
         raise PlmjaxError(
-            f"the model {path} is not a directory.",
-            hint="Give a run's workdir or a Hugging Face folder.",
+            f"the model {path} is not a directory.", hint=missing_model_hint(path)
         )
     if is_finetuned(directory):
         model = _from_folder(finished(directory), "model")

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError, processes
+from plmjax import Exit, PlmjaxError, counted, processes
 from plmjax.console import console, duration, ignore_line
 from plmjax.evaluate.model import open_models
 from plmjax.experiments import budget, compare_page
@@ -108,7 +108,7 @@ def check(runs: Sequence[Repetition], show: Print) -> None:
 def _run_all(plan: Plan, waiting: Sequence[int], show: Print) -> dict | None:
     """Runs the runs with these numbers; returns the result of an interrupted run."""
     if done := len(plan.runs) - len(waiting):
-        show(f"{done} of {len(plan.runs)} runs are done already.\n")
+        show(f"Done already: {done} of {counted(len(plan.runs), 'run')}.\n")
     began = time.monotonic()
     for count, number in enumerate(waiting):
         run = plan.runs[number]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plmjax import config as config_lib
+from plmjax import counted
 from plmjax.console import duration
 from plmjax.experiments import budget
 from plmjax.experiments import compare_plots as plots
@@ -54,10 +55,10 @@ def headline(plan: Plan, cells: Sequence[Cell]) -> str:
     }
     summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     repeats = plan.repeats
-    each = f"{repeats.seeds} seeds" if repeats.seeds > 1 else "1 seed"
+    each = counted(repeats.seeds, "seed")
     if repeats.folds is not None:
-        each += f" x {repeats.folds} folds"
-    text = f"{len(outcomes)} runs ({summary}): {len(cells)} x {each}."
+        each += f" x {counted(repeats.folds, 'fold')}"
+    text = f"{counted(len(outcomes), 'run')} ({summary}): {len(cells)} x {each}."
     if repeats.seeds > 1 and len(repeats.vary) < 3:
         text += f" What differs between seeds is {' and '.join(repeats.vary)} alone."
     return text

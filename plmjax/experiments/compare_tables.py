@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from plmjax import counted
 from plmjax.experiments import tables
 from plmjax.experiments.cells import Cell
 from plmjax.experiments.compare_plan import Plan
@@ -91,11 +92,11 @@ def _shortfalls(cell: Cell) -> list[str]:
     lines, runs = [], len(cell.outcomes)
     if cell.unlearned:
         lines.append(
-            f"{cell.unlearned} of {runs} runs did not learn (no better than one "
-            "answer for all)."
+            f"{cell.unlearned} of {counted(runs, 'run')} did not learn (no better than "
+            "one answer for all)."
         )
     if failed := cell.count("failed"):
-        lines.append(f"{failed} of {runs} runs failed.")
+        lines.append(f"{failed} of {counted(runs, 'run')} failed.")
     return lines
 
 

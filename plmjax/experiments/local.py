@@ -265,7 +265,11 @@ class Local:
         result = trials.read_result(trial, self.config.objective)
         if result.state == "finished":
             (trial.directory / "outcome.json").unlink(missing_ok=True)
-            self.log(f"{name} finished in {spent}: {self._value(result)}.")
+            trained = duration(result.seconds or 0.0)
+            self.log(
+                f"{name} finished in {spent} (training: {trained}): "
+                f"{self._value(result)}."
+            )
             if code != Exit.OK:
                 self.log(f"{name}: {how_ended(code)} after its scores; see {job.log}.")
         elif job.pruned and code in _STOPPED:

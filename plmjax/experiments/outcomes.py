@@ -25,6 +25,10 @@ HARMLESS = (
     "baselines",
     "vectors",
     "name",
+    "card.license",
+    "card.language",
+    "card.datasets",
+    "card.base_model",
 )
 
 
@@ -132,5 +136,5 @@ def _check_run(run: Repetition) -> None:
         with_defaults(run.verb.config, run.config),
         "holds a run with another config",
         may_change=lambda key, old, new: key in HARMLESS,
-        hint="Choose another --workdir, or keep the config it has.",
+        hint="Choose another --workdir, or give these keys the first value again.",
     )

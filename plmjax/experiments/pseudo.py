@@ -158,8 +158,11 @@ def _check_definition(workdir: Workdir, definition: dict[str, Any]) -> None:
         workdir.path,
         before | {"config": config},
         definition,
-        may_change=lambda key, old, new: key in _MAY_CHANGE,
-        hint="Choose another --workdir, or keep the config and options it has.",
+        "holds other rounds of pseudo-labels",
+        may_change=lambda key, old, new: (
+            key in _MAY_CHANGE or key.startswith("config.card.")
+        ),
+        hint="Choose another --workdir, or give these keys the first value again.",
     )
 
 

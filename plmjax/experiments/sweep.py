@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from plmjax import RESUME, Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError, counted
 from plmjax.console import console
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_results as results
@@ -104,7 +104,8 @@ def collect(plan: Plan, root: Path, log: Log) -> int:
 def show(plan: Plan) -> Table:
     """Returns the listed trials, or the space of a search, as a table."""
     if plan.space is not None:
-        table = Table("key", "range", title=f"{plan.study.trials} trials drawn from")
+        title = f"{counted(plan.study.trials or 0, 'trial')} drawn from"
+        table = Table("key", "range", title=title)
         for key, values in plan.space.items():
             table.add_row(key, str(values))
         return table
@@ -150,7 +151,7 @@ def _hand_out(plan: Plan, root: Path, queue: Queue, runner: Runner, log: Log) ->
             print(f"python -m plmjax {line}")
     else:
         path = _write_commands(root, lines)
-        log(f"{len(lines)} trials that have not ended stand in {path}. Submit them:")
+        log(f"Commands of {counted(len(lines), 'trial')}: {path}. Submit them:")
         print(f"plmjax launch --target=slurm --commands={path}")
     log("Later, the same sweep with --collect reads what came of them.")
     return Exit.OK
@@ -184,7 +185,7 @@ def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
     log(f"Results: {report}, results.csv, results.json.")
     unfinished = outcome.count("stopped") + outcome.count("waiting")
     if unfinished:
-        log(f"{unfinished} trials have not ended. {RESUME}")
+        log(f"Not ended: {counted(unfinished, 'trial')}. {RESUME}")
         return Exit.RESUMABLE
     failed = [r for r in outcome.in_order() if r.state == "failed"]
     if failed:

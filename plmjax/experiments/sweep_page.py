@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, counted
 from plmjax.console import duration
 from plmjax.experiments import sweep_plots as plots
 from plmjax.experiments.local import how_ended
@@ -68,7 +68,7 @@ def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
 
 def _headline(outcome: Outcome) -> str:
     goal = "highest" if outcome.maximise else "lowest"
-    text = f"{len(outcome.results)} trials: {outcome.summary()}. "
+    text = f"{counted(len(outcome.results), 'trial')}: {outcome.summary()}. "
     text += f"The {goal} {outcome.objective} is the best."
     lines = [f"<p>{html.escape(text)}</p>"]
     if (best := outcome.best) is not None:

@@ -109,6 +109,13 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
       PlmjaxError: the file or a trial is wrong; the message names the trial.
     """
     name, _, argument = path.partition(":")
+    if name.endswith(".json"):
+        raise PlmjaxError(
+            f"{name} is the config of one run; a sweep is a .py file that says what "
+            "varies.",
+            hint=f"Let get_config in it return {str(Path(name).resolve())!r}, beside "
+            "get_hyper or get_space; configs/sweeps has examples.",
+        )
     module = config_lib.load_module(name)
     wants = [w for w in _WANTS if hasattr(module, w)]
     if len(wants) != 1 or not hasattr(module, "get_config"):

@@ -109,7 +109,7 @@ def table(outcome: Outcome) -> Table:
     keys = short_names(outcome.keys)
     return screen(
         f"By {outcome.objective}: {outcome.summary()}",
-        ["trial", outcome.objective, *keys.values(), "state", "step", "time"],
+        ["trial", outcome.objective, *keys.values(), "state", "step", "training"],
         [
             [
                 str(r.trial.number),

@@ -198,7 +198,11 @@ def check_definition(root: Path, plan: Plan) -> None:
       PlmjaxError: the kind, or the objective or space of a search, has changed.
     """
     check_directory(root, "sweep.json")
-    check_same_config(root, Workdir(root).read("sweep.json"), _definition(plan))
+    before, now = Workdir(root).read("sweep.json"), _definition(plan)
+    if before is not None and before.get("kind") != now["kind"]:
+        # Lists and searches have no other key in common.
+        before, now = {"kind": before.get("kind")}, {"kind": now["kind"]}
+    check_same_config(root, before, now, "holds another sweep")
 
 
 def save_definition(root: Path, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from plmjax import config as config_lib
 from plmjax.evaluate import predictions
 from plmjax.finetune.build import check, read_data
 from plmjax.finetune.config import FinetuneConfig
+from plmjax.interop.folder import missing_model_hint
 from plmjax.pretrain.build import check as check_run
 from plmjax.tasks.scores import cost
 from plmjax.train import sharding
@@ -76,7 +77,7 @@ def _check_finetune(config: FinetuneConfig) -> None:
     if not Path(str(config.model)).is_dir():
         raise PlmjaxError(
             f"the model {config.model} is not a directory.",
-            hint="Give a run's workdir or a Hugging Face folder.",
+            hint=missing_model_hint(str(config.model)),
         )
     _read(config)
 

@@ -7,6 +7,7 @@ from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
+from plmjax.interop.card import CardConfig
 from plmjax.objectives.supervised import SupervisedConfig
 from plmjax.tasks import KINDS
 from plmjax.tasks.config import TaskConfig
@@ -87,6 +88,7 @@ class FinetuneConfig(Block):
     baselines: bool = True
     vectors: str | None = None  # a word2vec file for one of them
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    card: CardConfig = dataclasses.field(default_factory=CardConfig)
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Exports a fine-tuned model as a folder for transformers, with its input settings."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from plmjax import config as config_lib
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
-from plmjax.interop.folder import TASK
+from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.tasks import KINDS
 from plmjax.tasks.config import TaskConfig
@@ -46,7 +47,7 @@ def export_task(
     recipe = {
         key: value
         for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
-        if value not in (None, ()) and not key.startswith("task.columns")
+        if value not in (None, ()) and not key.startswith(("task.columns", "card."))
     }
     kind = KINDS[model.task.kind]
     facts = CardFacts(
@@ -69,6 +70,10 @@ def export_task(
         },
         recipe=recipe,
         figures=figures,
+        card=dataclasses.replace(
+            config.card,
+            base_model=config.card.base_model or hub_name(str(config.model)),
+        ),
     )
     export_folder(
         folder,

@@ -25,6 +25,7 @@ from plmjax.finetune.build import (
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
+from plmjax.interop.folder import check_replaceable
 from plmjax.objectives import Altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.report.scores import task_lines
@@ -62,6 +63,7 @@ def finetune(
 
         def note() -> None:
             if leads:  # late, so that unreadable data leave no run
+                check_replaceable(workdir / "export")
                 workdir.write_config(config)
                 workdir.write_environment()
 

@@ -1,13 +1,12 @@
 """The README.md of an exported folder: the model, its training data and its scores."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 from typing import Any
 
-from plmjax import __version__
+from plmjax import PlmjaxError, __version__, with_article
 from plmjax.interop.task_names import CLASSES
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import CardText
@@ -107,6 +106,30 @@ scores = scores + head["dense_prediction.bias"]{_SHOW}""",
 
 
 @dataclasses.dataclass(frozen=True)
+class CardConfig:
+    """Facts for the front matter of the model card; what is not set is left out."""
+
+    # The identifier of the model's licence on the Hugging Face hub: apache-2.0, other.
+    license: str | None = None
+    # ISO 639 codes of the text's languages, separated by commas: eo,en.
+    language: str | None = None
+    datasets: str | None = None  # their names on the hub, separated by commas
+    # The model on the hub that training starts from, or the teacher. none: its folder's
+    # name, if that is the complete path and no export of plmjax.
+    base_model: str | None = None
+
+    def __post_init__(self):
+        code = r"\s*([a-z]{2,3}|code|multilingual)\s*"
+        for key, pattern, hint in (
+            ("license", r"[a-z0-9.+-]+", "Write an identifier such as apache-2.0."),
+            ("language", rf"{code}(,{code})*", "Write ISO 639 codes, such as eo,en."),
+        ):
+            value = getattr(self, key)
+            if value is not None and not re.fullmatch(pattern, value):
+                raise PlmjaxError(f"card.{key} is {value!r}.", hint=hint)
+
+
+@dataclasses.dataclass(frozen=True)
 class CardFacts:
     """The facts of a model card, as plain values.
 
@@ -114,7 +137,6 @@ class CardFacts:
     objective, if it is not the usual one of the task. `data` describes a data source
     (`kind`, files or packages, counts); `recipe` holds the config's values by name,
     nested as in the config; each of `figures` is (name, value, how it was measured).
-    `language` is an ISO 639 code and `licence` an SPDX identifier, if known.
     """
 
     name: str
@@ -124,8 +146,7 @@ class CardFacts:
     data: Mapping[str, Any]
     recipe: Mapping[str, Any]
     figures: Sequence[tuple[str, float | str, str]]
-    language: str | None = None
-    licence: str | None = None
+    card: CardConfig = CardConfig()
     # Limitations in addition to those of every such model.
     limitations: Sequence[str] = ()
     task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
@@ -141,10 +162,11 @@ def model_card(facts: CardFacts) -> str:
     sections = [
         _front_matter(facts),
         f"# {_clean(facts.name)}",
-        f"A {_clean(facts.family)} model of {facts.parameters:,} parameters, "
+        f"{with_article(_clean(facts.family)).capitalize()} model of "
+        f"{facts.parameters:,} parameters, "
         f"{'fine-tuned' if facts.task in KINDS else 'pretrained'} by "
         f"{_clean(facts.objective or task.objective)} with plmjax "
-        f"{__version__}. {task.use}",
+        f"{__version__}. {_base_model(facts)}{task.use}",
         "## How to load it",
         _loading(facts),
         "## Data",
@@ -172,6 +194,11 @@ def model_card(facts: CardFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _base_model(facts: CardFacts) -> str:
+    base = facts.card.base_model
+    return f"Its base model is {_clean(base)}. " if base else ""
+
+
 def _text(task: str) -> CardText:
     return KINDS[task].card if task in KINDS else _PRETRAINED[task]
 
@@ -184,16 +211,20 @@ def _loader(task: str) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    lines, pipeline = ["library_name: transformers"], _text(facts.task).pipeline
-    if pipeline:
-        lines.append(f"pipeline_tag: {pipeline}")
-    # JSON strings are valid YAML strings, so no name can end its string early.
-    if facts.language:
-        lines.append(f"language: {json.dumps(facts.language)}")
-    if facts.licence:
-        lines.append(f"license: {json.dumps(facts.licence)}")
-    lines += ["tags:", "- plmjax", f"- {facts.task}", f"- {json.dumps(facts.family)}"]
-    return "\n".join(["---", *lines, "---"])
+    from huggingface_hub import ModelCardData
+
+    sentences = facts.task in KINDS and KINDS[facts.task].head is None
+    keys: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(facts.card).items():
+        names = [_clean(part.strip()) for part in (value or "").split(",")]
+        keys[name] = names if len(names) > 1 else names[0] or None
+    data = ModelCardData(
+        library_name="sentence-transformers" if sentences else "transformers",
+        pipeline_tag=_text(facts.task).pipeline,
+        tags=["plmjax", facts.task, _clean(facts.family)],
+        **keys,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _loading(facts: CardFacts) -> str:
@@ -247,7 +278,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         # A path that is a complete value may hold blanks; `_clean` finds the others.
         items = [part.strip() for part in value.split(",")]
-        return ", ".join(_base_name(p) if re.match(_ROOT, p) else p for p in items)
+        if any(re.match(_ROOT, part) for part in items):
+            return ", ".join(_base_name(p) if re.match(_ROOT, p) else p for p in items)
+        return value
     return _number(value)
 
 

@@ -8,7 +8,14 @@ from collections.abc import Collection
 from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__
-from plmjax.interop.config_keys import ACTIVATIONS, IDLE, KEYS, WRITTEN
+from plmjax.interop.config_keys import (
+    ACTIVATIONS,
+    IDLE,
+    KEYS,
+    QUANTISED,
+    UNUSED,
+    WRITTEN,
+)
 from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.interop.task_names import to_json as task_to_json
@@ -134,10 +141,14 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
+    hint = "Keep the model as a plmjax checkpoint, or train one with that value"
+    if field == "embedding_width" and not name.startswith("Albert"):
+        # Usually an ELECTRA's generator with the wider embeddings of its discriminator.
+        hint += ", with model.family=electra, or with objective.tie=none"
     return PlmjaxError(
         f"model.{field}={value!r} cannot be exported: {name} of transformers supports "
         f"only {wanted!r}.",
-        hint="Keep the model as a plmjax checkpoint, or train one with that value.",
+        hint=f"{hint}.",
         code=Exit.USAGE,
     )
 
@@ -150,7 +161,7 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
         names the file.
     """
     kind = body.get("model_type")
-    if "auto_map" in body:
+    if body.get("auto_map"):
         raise refusal(
             f"{where} has auto_map: the model needs custom code, which plmjax never "
             "runs.",
@@ -165,18 +176,14 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
             else "Use a folder of such a model.",
         )
     keys = KEYS[kind]
-    known = IDLE | keys.idle | keys.special | keys.fixed.keys()
+    known = keys.idle | keys.special | keys.fixed.keys()
     known |= keys.sizes.keys() | keys.options.keys()
-    if unknown := sorted(body.keys() - known):
-        raise refusal(
-            f"{where} has keys that plmjax does not know in a {kind}: "
-            f"{', '.join(_short(key) for key in unknown[:5])}.",
-            "If they do not change the model, delete them from the file.",
-        )
+    notes = _unused_keys(body, known, where)
     for key, values in keys.fixed.items():
-        if key in body:
+        # null stands for the default False; where it is True, null is not.
+        if key in body and not (body[key] is None and not values[0]):
             _one_of(body, key, values, where)
-    fields, notes = {**keys.ours, "family": kind, **_sizes(body, where)}, []
+    fields = {**keys.ours, "family": kind, **_sizes(body, where)}
     for key, (field, default) in keys.options.items():
         if key not in body:
             notes.append(f"{where} has no {key}: {default}, transformers' default.")
@@ -196,6 +203,40 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     except PlmjaxError as error:
         hint = error.hint or "Use another model."
         raise refusal(f"{where}: {error.message}", hint) from error
+
+
+def _unused_keys(body: dict, known: Collection[str], where: str) -> list[str]:
+    """Returns a note about keys that are passed over, as no result depends on them.
+
+    Raises:
+      PlmjaxError: the weights are quantised, or a key is not known and has a value.
+    """
+    others = {key: body[key] for key in sorted(body.keys() - known - IDLE)}
+    unknown = [
+        key
+        for key, value in others.items()
+        if not (key in UNUSED or key.startswith("_") or _is_empty(value))
+    ]
+    if quantised := QUANTISED.intersection(unknown):
+        raise refusal(
+            f"{where} has {min(quantised)}: the weights are quantised, and plmjax "
+            "reads only floating-point ones.",
+            "Use the model's unquantised weights.",
+        )
+    if unknown:
+        raise refusal(
+            f"{where} has keys that plmjax does not know in {body['model_type']}: "
+            f"{', '.join(map(_short, unknown[:5]))}.",
+            "If they do not change the model, delete them from the file.",
+        )
+    named = ", ".join(key if key.isidentifier() else _short(key) for key in others)
+    return [f"Passed over in {where}: {named}."] if others else []
+
+
+def _is_empty(value: Any) -> bool:
+    """Returns True if a value sets nothing: null, [], {}, or a block of such values."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return all(value in (None, [], {}) for value in values)
 
 
 def _one_of(body: dict, key: str, values: tuple, where: str) -> None:

@@ -44,21 +44,48 @@ ACTIVATIONS = {
 # Our activation names, each with transformers' first name for it.
 WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-# Keys that change neither encoder nor heads in any family; the last ones concern
-# generation, and older versions of transformers wrote them into every file.
+# Keys about the file, the tokenizer and the labels, which change neither encoder nor
+# heads in any family.
 IDLE = frozenset(
     """
     model_type architectures dtype torch_dtype transformers_version plmjax_version
-    _name_or_path use_cache use_bfloat16 gradient_checkpointing torchscript
-    chunk_size_feed_forward return_dict output_attentions output_hidden_states
-    output_past bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id
-    unk_token_id classifier_dropout id2label label2id num_labels _num_labels
-    problem_type finetuning_task task_specific_params pad_token_id tokenizer_class
-    bos_token_ids eos_token_ids do_sample early_stopping length_penalty max_length
-    min_length no_repeat_ngram_size num_beams num_return_sequences prefix
-    repetition_penalty temperature top_k top_p
+    use_cache gradient_checkpointing return_dict output_attentions
+    output_hidden_states output_past bos_token_id eos_token_id sep_token_id
+    cls_token_id mask_token_id unk_token_id classifier_dropout id2label label2id
+    num_labels problem_type finetuning_task task_specific_params pad_token_id
+    tokenizer_class bos_token_ids eos_token_ids name_or_path _name_or_path _num_labels
     """.split()
 )
+# Keys that say how something is computed or returned, or how text is generated (the
+# fields of transformers' GenerationConfig, which were keys of config.json up to version
+# 4). They are not used, and import names them, as it does keys that begin with _
+# (private attributes of transformers) and keys without a value.
+UNUSED = frozenset(
+    """
+    attn_implementation experts_implementation torchscript use_bfloat16
+    chunk_size_feed_forward tf_legacy_loss xla_device
+    tie_last_hidden_states tie_encoder_decoder cross_attention_hidden_size
+    sentence_transformers
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
+    assistant_lookbehind bad_words_ids begin_suppress_tokens cache_config
+    cache_implementation compile_config constraints continuous_batching_config
+    decoder_start_token_id disable_compile diversity_penalty do_sample dola_layers
+    early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids
+    forced_bos_token_id forced_eos_token_id generation_config guidance_scale
+    is_assistant length_penalty low_memory max_cache_len max_length
+    max_matching_ngram_size max_new_tokens max_time min_length min_new_tokens min_p
+    no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
+    num_beam_groups num_beams num_return_sequences output_logits output_scores
+    penalty_alpha prefill_chunk_size prefix prompt_lookup_num_tokens
+    remove_invalid_values renormalize_logits repetition_penalty
+    return_dict_in_generate sequence_bias speculation_type stop_strings
+    suppress_tokens target_lookbehind temperature token_healing top_h top_k top_p
+    typical_p use_mtp watermarking_config
+    """.split()
+)
+# Blocks that exist only for weights stored in another way than as numbers.
+QUANTISED = frozenset({"quantization_config", "compression_config", "quantization"})
 _FIXED: dict[str, tuple] = {
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),

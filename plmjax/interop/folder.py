@@ -1,7 +1,8 @@
 """Writes a folder atomically and overwrites only earlier exports of plmjax."""
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,27 +23,46 @@ _OURS = frozenset(
 )
 
 
+_OCCUPIED = "Choose another folder, or remove this one yourself."
+# A name of the hub, with or without its owner.
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def missing_model_hint(path: str | Path) -> str:
+    """Returns the hint for a model's folder that is not on this machine."""
+    name = path if _HUB_NAME.fullmatch(str(path)) else "NAME"
+    return (
+        "Give a run's workdir or a Hugging Face folder. plmjax downloads nothing: a "
+        f"model of the hub needs `hf download {name} --local-dir={path}` first."
+    )
+
+
+def hub_name(path: str | Path) -> str | None:
+    """Returns the hub's name of the model in a folder; None if it is not known.
+
+    It is known if `path` is a single name, and the folder no export of plmjax. Of a
+    longer path it is not known which of its names are the hub's.
+    """
+    path = Path(path)
+    try:
+        body = load_json(path / CONFIG, (path / CONFIG).read_bytes())
+    except (OSError, PlmjaxError):
+        return None
+    if len(path.parts) > 1 or "model_type" not in body or "plmjax_version" in body:
+        return None
+    return path.name
+
+
 def check_replaceable(directory: Path) -> None:
     """Raises unless `directory` is absent, empty or an earlier export of plmjax."""
     if not directory.exists() and not directory.is_symlink():
         return
-    hint = "Choose another folder, or remove this one yourself."
     if directory.is_symlink() or not directory.is_dir():
         raise PlmjaxError(
-            f"{directory} is not a folder, or is a link to one.", hint=hint
+            f"{directory} is not a folder, or is a link to one.", hint=_OCCUPIED
         )
-    names = {path.name for path in directory.iterdir()}
-    inner = directory / sentence_files.POOLING
-    if inner.is_dir():
-        names |= {f"{inner.name}/{path.name}" for path in inner.iterdir()}
-    if not names:
+    if not check_only(directory, _OURS):
         return
-    if foreign := sorted(names - _OURS):
-        raise PlmjaxError(
-            f"{directory} holds {', '.join(foreign[:3])}, which plmjax did not write; "
-            "it is not overwritten.",
-            hint=hint,
-        )
     config = directory / CONFIG
     try:
         ours = "plmjax_version" in load_json(config, config.read_bytes())
@@ -52,8 +72,32 @@ def check_replaceable(directory: Path) -> None:
         raise PlmjaxError(
             f"{directory} holds files, but no {CONFIG} with plmjax_version, which "
             "marks an export of plmjax; it is not overwritten.",
-            hint=hint,
+            hint=_OCCUPIED,
         )
+
+
+def check_only(directory: Path, known: Collection[str]) -> bool:
+    """Returns True if `directory` holds anything.
+
+    Raises:
+      PlmjaxError: it holds something that `known` does not name.
+    """
+    paths = [*directory.iterdir()] if directory.is_dir() else []
+    if (inner := directory / sentence_files.POOLING).is_dir():
+        paths += inner.iterdir()
+    names = [str(path.relative_to(directory)) for path in paths]
+    # What an export that was killed has left is removed by the next one.
+    names = [
+        name for name in names if not name.endswith((".plmjax-new", ".plmjax-old"))
+    ]
+    if foreign := sorted(set(names) - set(known)):
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise PlmjaxError(
+            f"{directory} holds {', '.join(foreign[:3])}{more}, which plmjax did not "
+            "export; nothing is written there.",
+            hint=_OCCUPIED,
+        )
+    return bool(names)
 
 
 @contextlib.contextmanager

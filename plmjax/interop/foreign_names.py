@@ -2,12 +2,17 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from plmjax.interop.names import FAMILIES, head_entries
+from plmjax.interop.names import FAMILIES, Family, head_entries
 
 # The names of LayerNorm's leaves in the first conversions from TensorFlow.
 _OLD_LEAVES = {".gamma": ".weight", ".beta": ".bias"}
+
+# Components that wrappers of PyTorch put into names: compiled, sharded, recomputed.
+_WRAPPER = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 # Names that identify a family; the first match wins.
 _FOOTPRINTS = (
@@ -24,6 +29,51 @@ _FOOTPRINTS = (
 )
 
 
+def unwrap(family: str, names: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns {name: name without wrappers}, and the components that were removed.
+
+    A leading component is a wrapper if all names share it; it is kept if it is the
+    prefix of a family with that family's token table behind it.
+    """
+    removed = {match[0]: None for name in names for match in _WRAPPER.finditer(name)}
+    plain = {name: _WRAPPER.sub("", name) for name in names}
+    tables = {f.prefix: f"{f.prefix}{_table(f)}" for f in FAMILIES.values()}
+    while len(firsts := {name.partition(".")[0] + "." for name in plain.values()}) == 1:
+        (first,) = firsts
+        if tables.get(first) in plain.values():
+            break
+        plain = {name: short.removeprefix(first) for name, short in plain.items()}
+        removed[first] = None
+    token = _table(FAMILIES[family])
+    if not {token, FAMILIES[family].prefix + token} & set(plain.values()):
+        return {name: name for name in names}, []  # not this family's tensors
+    return plain, list(removed)
+
+
+def partly_prefixed(family: str, names: Collection[str]) -> str | None:
+    """Returns a sentence about a wrapper's prefix that only some names have, or None.
+
+    `names` are without the prefix that all share.
+    """
+    layout = FAMILIES[family]
+    for end in (layout.prefix + _table(layout), _table(layout)):
+        for name in names:
+            first = name.removesuffix(end)
+            if first not in (name, "", layout.prefix):
+                others = [name for name in names if not name.startswith(first)]
+                return (
+                    f"{len(names) - len(others)} of the {len(names)} names begin with "
+                    f"{first!r}, but not {', '.join(others[:3])}: save the model "
+                    "without its wrapper."
+                )
+    return None
+
+
+def _table(layout: Family) -> str:
+    """Returns the name of a family's token table, without the prefix."""
+    return layout.encoder[0][1] + ".weight"
+
+
 def modern_name(family: str, name: str, names: Iterable[str]) -> str:
     """Returns the name in `FAMILIES` of a tensor from a file that holds `names`.
 
@@ -37,7 +87,7 @@ def modern_name(family: str, name: str, names: Iterable[str]) -> str:
     for pattern, replacement in layout.aliases:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
-    token = layout.encoder[0][1] + ".weight"
+    token = _table(layout)
     bare = token in names and layout.prefix + token not in names
     if bare and name not in _outside(family):
         return layout.prefix + name

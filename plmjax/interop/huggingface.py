@@ -13,10 +13,17 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, with_article
 from plmjax.interop import config_json, sentence_files, task_names
 from plmjax.interop.config_keys import KEYS
-from plmjax.interop.folder import CARD, CONFIG, check_replaceable, replacing_export
+from plmjax.interop.folder import (
+    CARD,
+    CONFIG,
+    check_replaceable,
+    missing_model_hint,
+    replacing_export,
+)
+from plmjax.interop.names import class_of
 from plmjax.interop.safetensors_file import (
     DETECTOR,
     WEIGHTS,
@@ -137,11 +144,7 @@ def read_folder(path: str | Path) -> Imported:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise refusal(
-            f"{folder} is not a folder.",
-            "plmjax downloads nothing; download the model first, for example with "
-            "`hf download NAME --local-dir DIR`.",
-        )
+        raise refusal(f"{folder} is not a folder.", missing_model_hint(folder))
     try:
         return _read_folder(folder)
     except (OSError, SafetensorError) as error:
@@ -151,11 +154,20 @@ def read_folder(path: str | Path) -> Imported:
 def _read_folder(folder: Path) -> Imported:
     path = folder / CONFIG
     if not path.is_file():
-        raise refusal(f"{folder} has no {CONFIG}.", "Give a folder that holds one.")
+        inner = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")]
+        models = [p.parent for p in sorted(inner) if "Pooling" not in p.parent.name]
+        names = " or ".join(map(str, models[:3]))
+        hint = f"Did you mean {names}?" if names else "Give a folder that holds one."
+        if (folder / "adapter_config.json").is_file():
+            hint = (
+                "It is an adapter of a model: merge the two, with merge_and_unload()."
+            )
+        raise refusal(f"{folder} has no {CONFIG}.", hint)
     body = load_json(path, path.read_bytes())
     config, pad_id, notes = config_json.from_json(body, str(path))
     named = body.get("architectures")
-    selection = select_tensors(folder, config, find_tensors(folder), named, notes)
+    tensors = find_tensors(folder, class_of(config.family, named))
+    selection = select_tensors(folder, config, tensors, named, notes)
     config_json.check_head(config, selection.heads, str(path))
     tokenizer = _load_tokenizer(folder, config, pad_id, notes)
     task = None
@@ -190,8 +202,8 @@ def _load_tokenizer(
         if KEYS[config.family].offset:
             raise refusal(
                 f"{folder}: pad_token_id is {pad_id} in {CONFIG}, but "
-                f"{tokenizer.pad_id} in the tokenizer; a {config.family} counts "
-                "positions from it.",
+                f"{tokenizer.pad_id} in the tokenizer; "
+                f"{with_article(config.family)} counts positions from it.",
                 MIX_UP,
             )
         notes.append(

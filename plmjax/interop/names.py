@@ -9,7 +9,7 @@ so that one table serves all sizes of a family. A published family is a row of F
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, with_article
 from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.models import EncoderConfig
 
@@ -331,12 +331,22 @@ def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...
         if inside in classes:
             return classes[inside], inside
     raise PlmjaxError(
-        f"transformers has no class for a {family} with {' and '.join(wanted)}; it has "
-        f"{', '.join(classes.values())}.",
+        f"transformers has no class for {with_article(family)} with "
+        f"{' and '.join(wanted)}; it has {', '.join(classes.values())}.",
         hint="Keep the model as a plmjax checkpoint, or train it without one of these "
         "heads.",
         code=Exit.USAGE,
     )
+
+
+def class_of(family: str, named: object) -> str:
+    """Returns the class that `architectures` names, or the one with a vocabulary head.
+
+    A class that plmjax does not know counts as none.
+    """
+    classes = FAMILIES[family].classes
+    known = [name for name in classes.values() if named == [name]]
+    return known[0] if known else classes["head",]
 
 
 def blocks(config: EncoderConfig) -> int:

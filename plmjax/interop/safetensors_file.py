@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,6 +27,9 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _ITEM_BYTES = _FLOATS | _INTEGERS
+_PICKLES = (".bin", ".pkl", ".pt", ".pth", ".ckpt")
+# Weights of other programs, and safetensors files that are no complete model.
+_OTHER_WEIGHTS = (".safetensors", ".h5", ".msgpack", ".gguf", ".onnx")
 _DAMAGED = "Copy or download the file again."
 
 
@@ -160,15 +163,16 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
     return Tensor(path, dtype, tuple(entry["shape"]))
 
 
-def find_tensors(folder: Path) -> dict[str, Tensor]:
+def find_tensors(folder: Path, kind: str) -> dict[str, Tensor]:
     """Returns the tensors of a folder, from one model.safetensors or its shards.
 
-    Those of our detector_head.safetensors are included.
+    Those of our detector_head.safetensors are included. `kind` is transformers' class,
+    which an error names.
 
     Raises:
       PlmjaxError: no tensors, only pickles, or files that contradict each other.
     """
-    tensors = _model_tensors(folder)
+    tensors = _model_tensors(folder, kind)
     if (folder / DETECTOR).is_file():
         detector = read_header(folder / DETECTOR)
         if both := sorted(tensors.keys() & detector.keys()):
@@ -181,24 +185,28 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _model_tensors(folder: Path) -> dict[str, Tensor]:
+def _model_tensors(folder: Path, kind: str) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _sharded(folder, folder / INDEX)
-    pickles = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".bin", ".pkl", ".pt", ".pth", ".ckpt")
-    ]
+    names = sorted(path.name for path in folder.iterdir())
+    # Not optimizer.pt or training_args.bin, which may be beside the weights.
+    names.sort(key=lambda name: "model" not in name)
+    pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise refusal(
             f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any "
             "code when it is read.",
-            "If you trust its author, convert it where transformers is installed: "
-            "AutoModelForMaskedLM.from_pretrained(FOLDER).save_pretrained(NEW).",
+            "If you trust its author, convert it where transformers and torch are "
+            f'installed: python -c "from transformers import {kind} as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )
-    raise refusal(f"{folder} has no {WEIGHTS}.", "Give a folder that holds one.")
+    others = ", ".join(name for name in names if name.endswith(_OTHER_WEIGHTS))
+    raise refusal(
+        f"{folder} has no {WEIGHTS}{f', only {others}' if others else ''}.",
+        "Give a folder that holds one.",
+    )
 
 
 def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
@@ -224,7 +232,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Tensor]:
         if odd := sorted(listed ^ held.keys()):
             raise refusal(
                 f"{folder / shard} and {index.name} disagree about {odd[0][:80]} "
-                f"({len(odd)} tensors in all).",
+                f"({counted(len(odd), 'tensor')} in all).",
                 "Download the folder again.",
             )
         tensors |= held

@@ -13,8 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
-from plmjax.interop.foreign_names import guess_family, modern_name
+from plmjax import Exit, PlmjaxError, counted
+from plmjax.interop.foreign_names import (
+    guess_family,
+    modern_name,
+    partly_prefixed,
+    unwrap,
+)
 from plmjax.interop.names import (
     FAMILIES,
     Entry,
@@ -23,7 +28,7 @@ from plmjax.interop.names import (
     entries,
     head_entries,
 )
-from plmjax.interop.safetensors_file import Tensor, read_tensor, refusal
+from plmjax.interop.safetensors_file import DETECTOR, Tensor, read_tensor, refusal
 from plmjax.models import EncoderConfig
 from plmjax.models.heads import HEADS, init_model
 from plmjax.models.task_heads import TASK_HEADS, init_head
@@ -161,14 +166,14 @@ def select_tensors(
       PlmjaxError: tensors are missing, unexpected, of another shape, or named twice.
     """
     family = FAMILIES[config.family]
-    by_name = _by_modern_name(config.family, tensors)
+    by_name = _by_modern_name(config.family, tensors, notes)
     for duplicate, source in family.tied.items():
         if duplicate in by_name and source not in by_name:
             by_name[source] = by_name[duplicate]
     if blocks(config) > len(by_name):
         raise refusal(
-            f"{folder}: the config has {config.layers:,} layers, but the weights are "
-            f"{len(by_name)} tensors.",
+            f"{folder}: the config has {counted(config.layers, 'layer')}, but the "
+            f"weights are {counted(len(by_name), 'tensor')}.",
             MIX_UP,
         )
     heads = _heads_in(config, by_name, named)
@@ -209,10 +214,20 @@ def _outputs(wanted: Iterable[Entry], tensors: dict) -> int:
     return 0
 
 
-def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
+def _by_modern_name(family: str, tensors: dict[str, Tensor], notes: list[str]) -> dict:
     by_name: dict[str, tuple[str, Tensor]] = {}
+    # Our own file beside the model's never has wrappers.
+    inside = [name for name, tensor in tensors.items() if tensor.file.name != DETECTOR]
+    plain, removed = unwrap(family, inside)
+    if removed:
+        changed = sum(name != short for name, short in plain.items())
+        notes.append(
+            f"Removed from {changed:,} of {len(tensors):,} tensor names: "
+            f"{', '.join(removed)} (wrappers of the model)."
+        )
+    names = set(plain.values())
     for name, tensor in tensors.items():
-        modern = modern_name(family, name, tensors.keys())
+        modern = modern_name(family, plain.get(name, name), names)
         if modern in by_name:
             raise refusal(
                 f"{tensor.file} holds {modern} twice, as {by_name[modern][0]} and "
@@ -270,13 +285,14 @@ def _check_all(folder: Path, config, tensors, by_name, wanted, known, outputs: i
             if held != shape:
                 problems.append(f"{entry.theirs} is {list(held)}, not {list(shape)}")
     if problems:
-        guess = guess_family(tensors)
+        plain = set(unwrap(config.family, tensors.keys())[0].values())
+        guess = guess_family(plain)
         raise refusal(
             f"{folder}: the weights are not those of the {config.family} in "
             f"config.json: {'; '.join(problems[:5])}"
             f"{f' ({len(problems)} in all)' if len(problems) > 5 else ''}."
             f"{f' The names look like {guess}.' if guess else ''}",
-            MIX_UP,
+            partly_prefixed(config.family, plain) or MIX_UP,
         )
 
 

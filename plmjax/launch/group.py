@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
-from plmjax import children
+from plmjax import children, counted
 from plmjax.launch.command import RESTARTABLE, log
 
 _LINUX = sys.platform == "linux"
@@ -102,15 +102,15 @@ def run_group(
             if ask is not None and alive:
                 deadline = time.monotonic() + grace_seconds
                 log(
-                    f"Stopping {len(alive)} processes because of {ask}; "
-                    f"SIGKILL follows in {grace_seconds:g} s."
+                    f"Stopping {counted(len(alive), 'process', 'es')} because of "
+                    f"{ask}; SIGKILL follows in {grace_seconds:g} s."
                 )
                 for child in alive:
                     child.terminate()
             late = deadline is not None and time.monotonic() > deadline
             if alive and not killed and (late or len(received) > 1):
                 killed = True
-                log(f"Killing {len(alive)} processes.")
+                log(f"Killing {counted(len(alive), 'process', 'es')}.")
                 for child in alive:
                     child.kill()
         output.drain(_DRAIN_SECONDS)

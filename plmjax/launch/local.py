@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from plmjax import RESUME, Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError, counted
 from plmjax.children import free_port
 from plmjax.launch import command, group, templates
 
@@ -111,8 +111,9 @@ def variables(
         needed = share * options.num_processes
         if not share or needed > len(gpus):
             raise PlmjaxError(
-                f"{options.num_processes} processes with {share or 1} GPUs each need "
-                f"more than the {len(gpus)} that are visible here.",
+                f"{options.num_processes} processes with "
+                f"{counted(share or 1, 'GPU')} each need more than the "
+                f"{len(gpus)} that are visible here.",
                 hint="Set JAX_PLATFORMS=cpu to use virtual CPU devices instead.",
             )
         mine = gpus[index * share : (index + 1) * share]

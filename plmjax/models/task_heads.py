@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, with_article
 from plmjax.models import heads
 from plmjax.models.config import EncoderConfig
 from plmjax.models.heads import Batch, Pooler, tanh
@@ -130,7 +130,7 @@ def check(config: EncoderConfig) -> None:
     """Raises PlmjaxError if the family has no heads of fine-tuning."""
     if config.family not in POOLERS["sequence"]:
         raise PlmjaxError(
-            f"a {config.family} has no head to fine-tune in plmjax.",
+            f"{with_article(config.family)} has no head to fine-tune in plmjax.",
             hint=f"Use one of {', '.join(POOLERS['sequence'])}.",
         )
 

@@ -224,8 +224,8 @@ def build(
             for line in teachers.check_vocabulary(config, tokenizer, teacher):
                 log(line)
         _, objective = model(tokenizer)
-        if problem := not_exportable(objective, tokenizer):
-            log(f"WARNING: this model will stay a plmjax checkpoint: {problem}")
+        for name, problem in inexpressible(objective, tokenizer).items():
+            log(f"WARNING: this {name} will stay a plmjax checkpoint: {problem}")
 
     tokenizer, store = prepare_data(config, workdir, log, check_tokenizer)
     encoder, objective = model(tokenizer)
@@ -263,15 +263,22 @@ def build(
     )
 
 
-def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
-    """Returns the reason why transformers cannot express the models; None if it can."""
-    ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    for view in objective.models.values():
+def inexpressible(objective: Objective, tokenizer: Tokenizer) -> dict[str, str]:
+    """Returns {model: reason} of the models that transformers cannot express."""
+    ids, problems = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id), {}
+    for name, view in objective.models.items():
         try:
             config_json.to_json(view.encoder, view.heads, *ids)
         except PlmjaxError as error:
-            return f"{error.message} {error.hint}".strip()
-    return None
+            problems[name] = str(error)
+    return problems
+
+
+def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
+    """Returns the reason why no model can be exported; None if at least one can."""
+    problems = inexpressible(objective, tokenizer)
+    exportable = len(problems) < len(objective.models)
+    return None if exportable else next(iter(problems.values()))
 
 
 def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:

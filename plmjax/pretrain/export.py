@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.evaluate.model import (
+    PARTS,
     Model,
     Trained,
     finished,
@@ -20,11 +21,18 @@ from plmjax.evaluate.model import (
     model_folders,
     open_run,
 )
+from plmjax.files import write_json
 from plmjax.interop.card import CardFacts, model_card
-from plmjax.interop.folder import check_replaceable, replacing_export
+from plmjax.interop.folder import (
+    check_only,
+    check_replaceable,
+    hub_name,
+    replacing_export,
+)
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
+from plmjax.pretrain.build import inexpressible
 from plmjax.workdir import RunConfig, Workdir
 
 # The measurement of each figure in scores.json, for the model card. If an objective has
@@ -58,7 +66,8 @@ def export(
     """Writes a checkpoint of a run as folders that transformers loads.
 
     A run of one model becomes the folder `to`; one of several becomes a folder for each
-    inside of `to`, or `to` itself with the one that `part` names.
+    inside of `to`, or `to` itself with the one that `part` names. Of several, those
+    that transformers cannot express are named and left out.
 
     Raises:
       PlmjaxError: no good checkpoint, no such model, or `to` holds files of others.
@@ -72,8 +81,7 @@ def export(
 
 def _copy(folder: Path, to: Path, log: Callable[[str], Any]) -> None:
     """Copies the export of a fine-tuning, its best or last step."""
-    _check_target(to, [to])
-    check_replaceable(to)
+    check_target(to, [to])
     with replacing_export(to) as new_folder:
         shutil.copytree(folder, new_folder, dirs_exist_ok=True)
     log(f"Exported to {to}.")
@@ -86,20 +94,26 @@ def export_trained(
     to: Path,
     log: Callable[[str], Any],
     part: str | None = None,
+    scores: dict[str, Any] | None = None,
 ) -> None:
-    """Exports open weights, as `export` does, with a token store's manifest."""
+    """Exports open weights, as `export` does, with a token store's manifest.
+
+    `scores` are the figures of the card; None: those in scores.json, if of this step.
+    """
     models = trained.models()
     if part is not None and part not in models:
         raise PlmjaxError(
             f"{workdir.path} has no model {part!r}.",
             hint=f"It has: {', '.join(models)}.",
         )
-    folders = {name: to / name for name in models} if len(models) > 1 else {}
-    folders = folders or {name: to for name in models}
-    if part is not None:
-        folders = {part: to}
-    _check_target(to, list(folders.values()))
-    saved = workdir.read("scores.json") or {}
+    folders = {part: to} if part is not None else folders_for(to, models)
+    problems = inexpressible(trained.objective, trained.tokenizer)
+    if folders.keys() - problems:  # else the first one is the error
+        for name in problems.keys() & folders:
+            log(f"The {name} is not exported: {problems[name]}")
+            del folders[name]
+    check_target(to, folders.values())
+    saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
     lengths = [length for _, length, _ in trained.config.data.phases]
     length = max(lengths or [trained.config.data.length])
@@ -115,9 +129,17 @@ def export_trained(
             length=length,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
+    for name, folder in model_folders(to).items():
+        if folder != to and name not in folders:
+            shutil.rmtree(folder)  # of an earlier export, and now of another training
 
 
-def _check_target(to: Path, folders: list[Path]) -> None:
+def folders_for(to: Path, models: Collection[str]) -> dict[str, Path]:
+    """Returns {model: folder}: `to` for one model, its subfolders for several."""
+    return {name: to / name if len(models) > 1 else to for name in models}
+
+
+def check_target(to: Path, folders: Collection[Path]) -> None:
     """Raises PlmjaxError unless `to` is free, or an export of the same models."""
     if is_run(to):
         raise PlmjaxError(
@@ -126,12 +148,16 @@ def _check_target(to: Path, folders: list[Path]) -> None:
     if to.exists() and not to.is_dir():
         raise PlmjaxError(f"{to} is a file.", hint="Choose another name.")
     here = model_folders(to)
-    if here and ("model" in here) != (folders == [to]):
+    if here and ("model" in here) != (to in folders):
         raise PlmjaxError(
             f"{to} already holds {' and '.join(map(str, here.values()))}, which the "
             "export would not replace.",
             hint="Choose another folder, or remove this one.",
         )
+    if to not in folders:
+        check_only(to, PARTS)
+    for folder in dict.fromkeys([*folders, *here.values()]):
+        check_replaceable(folder)
 
 
 def _task(model: Model) -> Any:
@@ -184,10 +210,11 @@ def _card_facts(
 ) -> CardFacts:
     splits, description = manifest["splits"], dict(manifest["source"])
     description |= {
-        f"{name} {what}": f"{splits[name][what]:,}"
+        f"{name} {what}": splits[name][what]
         for name in splits
         for what in ("documents", "tokens")
     }
+    base_model = config.card.base_model or _base_model(config)
     several = "" if model.part == "model" else f" {model.part}"
     mask = model.tokenizer.mask_id
     figures = []
@@ -209,10 +236,18 @@ def _card_facts(
         | {
             key: value
             for key, value in config_lib.flatten(config_lib.to_dict(config)).items()
-            if value not in (None, ())
+            if value not in (None, ()) and not key.startswith("card.")
         },
         figures=figures,
+        card=dataclasses.replace(config.card, base_model=base_model),
     )
+
+
+def _base_model(config: RunConfig) -> str | None:
+    """Returns the hub's name of the model that a run starts or learns from, or None."""
+    teacher = getattr(config.objective, "teacher", None)
+    names = [hub_name(path) for path in (config.train.init_from, teacher) if path]
+    return next(filter(None, names), None)
 
 
 def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> None:
@@ -223,6 +258,12 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
     Raises:
       PlmjaxError: the folder cannot be used, or the workdir already holds a run.
     """
+    if is_run(source):
+        raise PlmjaxError(
+            f"{source} is a run's workdir, not a Hugging Face folder.",
+            hint=f"Give {source / 'export'}, or start from the run with "
+            f"--config.train.init_from={source}.",
+        )
     folders = model_folders(source) or {"model": source}
     imported = {name: read_folder(folder) for name, folder in folders.items()}
     for model in imported.values():
@@ -237,6 +278,7 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
             )
         card = f"# {source.name}\n\nImported by plmjax as the start of a run.\n"
         to = workdir / IMPORTED
+        write_json(workdir / "import.json", {"base_model": hub_name(source)})
         for name, model in imported.items():
             folder = to if name == "model" else to / name
             export_folder(
@@ -278,6 +320,7 @@ def imported_layer(workdir: Workdir) -> dict:
             "epochs": 1.0,
             "optimizer": {"learning_rate": 1e-4},
         },
+        "card": {"base_model": (workdir.read("import.json") or {}).get("base_model")},
     }
 
 

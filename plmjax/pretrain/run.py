@@ -24,7 +24,7 @@ from plmjax.pretrain.build import (
     not_exportable,
     origin,
 )
-from plmjax.pretrain.export import export_trained
+from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
 from plmjax.report.scores import score_lines
@@ -110,6 +110,8 @@ def _build(
         if log is None:
             return None
         setup = make(log)
+        to = workdir / "export"
+        check_target(to, folders_for(to, setup.objective.models).values())
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.record(config, workdir, setup.teacher)
@@ -257,12 +259,15 @@ def _finish(
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: comparison[name] for name in names}
-    write_json(workdir / "scores.json", figures | {"step": step})
+    scores = figures | {"step": step}
     if problem := not_exportable(setup.objective, setup.tokenizer):
         log(f"Not exported: {problem}")
     else:
         trained = _trained(setup, weights, step)
-        export_trained(trained, workdir, setup.store.manifest, workdir / "export", log)
+        manifest, to = setup.store.manifest, workdir / "export"
+        export_trained(trained, workdir, manifest, to, log, scores=scores)
+    # Written last, because it marks the run as complete.
+    write_json(workdir / "scores.json", scores)
     lines = f"\nNext:\n{suggested_commands(setup.objective, workdir.path)}"
     lines += f"  plmjax evaluate --workdir={workdir.path}"
     if not problem:

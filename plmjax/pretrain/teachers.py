@@ -13,6 +13,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.evaluate.model import Model, open_model
 from plmjax.files import write_json
+from plmjax.interop.folder import missing_model_hint
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import Distill, DistillConfig, Pieces
@@ -112,7 +113,7 @@ def open_teacher(config: DistillConfig, path: Path) -> Model:
     if not path.is_dir():
         raise PlmjaxError(
             f"objective.teacher={config.teacher} is not a directory.",
-            hint="Give a run's workdir or a Hugging Face folder.",
+            hint=missing_model_hint(str(config.teacher)),
         )
     model = open_model(str(path))
     params = {name: model.params[name] for name in ("encoder", "head")}

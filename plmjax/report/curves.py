@@ -81,11 +81,15 @@ def plot_confusion(
     counts = counts[np.ix_(kept, kept)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [labels[index] for index in kept.tolist()]
+    names = [n if len(n) <= 40 else f"{n[:28]}…{n[-11:]}" for n in names]
+    longest = max(map(len, names))
+    rotated = len(names) > 6 or longest * len(names) > 30
     side = max(4.2, 0.42 * len(names) + 1.8)
+    room = 0.09 * max(0, longest - 14)  # inches, for labels beside the axes
     path.parent.mkdir(exist_ok=True)
-    with png(path, (side + 0.6, side)) as (plot,):
+    with png(path, (side + 0.6 + room, side + room * rotated)) as (plot,):
         plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        plot.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
+        plot.set_xticks(range(len(names)), names, rotation=90 if rotated else 0)
         plot.set_yticks(range(len(names)), names)
         plot.set_title(_title(path, "true and predicted labels"))
         plot.set_xlabel("predicted label")

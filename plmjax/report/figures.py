@@ -112,7 +112,8 @@ def png(path: Path, inches: tuple[float, float] = (7, 4.2), rows: int = 1):
     yield axes[:, 0]
     for plot in axes[:, 0]:
         plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    # Tight: a title that is wider than the axes makes the picture wider.
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
 
 

@@ -548,7 +548,13 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
 
     monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
     monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
-    monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
+    exported: list[bool] = []
+
+    def export(*_, scores, **__):
+        assert scores["step"] == 3
+        exported.append((path / "scores.json").exists())
+
+    monkeypatch.setattr(pretrain, "export_trained", export)
     log: list[str] = []
     training = pretrain.training_of(run, pretrain.frozen_arrays(run), log.append)
     scores = training.score(params, iter)
@@ -558,6 +564,7 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
     assert found == pytest.approx(wanted | baseline, rel=1e-5)
     written = json.loads((path / "scores.json").read_text())
     assert written == found | {"step": 3}
+    assert exported == [False]  # scores.json marks a run that is complete
     apart = baseline["unigram_loss"] - wanted["loss"]
     told = "\n".join(log)
     assert f"held-out loss {wanted['loss']:.3f}" in told

@@ -297,7 +297,7 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(driven, tmp_path):
     assert not (tmp_path / "s" / "results.json").exists()
     ended, text, seen = driven({})
     assert ended == {} and seen == ["plain/seed-1", "plain/seed-2"]
-    assert "1 of 3 runs are done already" in text
+    assert "Done already: 1 of 3 runs." in text
     log = tmp_path / "s" / "task" / "m" / "plain" / "seed-1" / "log.txt"
     assert log.read_text().count("what a run says") == 2
     assert "what a run says" not in text
@@ -465,7 +465,7 @@ def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
     assert first["ensemble"] == pytest.approx(expected["entity_f1"])
     # One seed more: the others stand.
     assert main([*command, "--seeds=3"]) == Exit.OK
-    assert "4 of 6 runs are done already" in capsys.readouterr().out
+    assert "Done already: 4 of 6 runs." in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # Another study does not.
     changed = [*command[:-1], f"--workdir={root}", "--seeds=3", "--vary=data"]

@@ -120,7 +120,7 @@ def test_a_directory_of_pretrainings_takes_no_fine_tunings(place):
     found = plan.load(text(place))
     (place / "sweep").mkdir()
     (place / "sweep" / "sweep.json").write_text(json.dumps({"kind": "list"}))
-    with pytest.raises(PlmjaxError, match="holds another study"):
+    with pytest.raises(PlmjaxError, match="holds another sweep"):
         trials.check_definition(place / "sweep", found)
 
 

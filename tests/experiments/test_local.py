@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -76,7 +77,12 @@ def test_a_list_runs_to_its_end_and_is_sorted(sweep, capsys):
         rows = list(csv.DictReader(file))
     assert [row["trial"] for row in rows] == ["2", "3", "4", "5", "0", "1"]
     assert rows[0][RATE] == "0.001" and float(rows[0]["accuracy"]) > 0.9
-    assert "6 finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 finished" in shown and "training" in shown
+    # The two clocks are named: from start to end, and of the training steps.
+    ended = [line for line in sweep.said if "finished in" in line]
+    words = re.compile(r"Trial . finished in \S+ \(training: 0:02\): loss \S+")
+    assert len(ended) == 6 and all(map(words.fullmatch, ended))
 
 
 def test_the_best_is_the_highest_where_that_is_asked_for(sweep):
@@ -189,8 +195,12 @@ def test_a_search_is_not_taken_for_a_list(sweep):
         BASE + f"def get_space(space):\n    return {{'{RATE}': space.log(1e-4, 1)}}\n"
     )
     sweep.write(text + "def get_study():\n    return {'trials': 2}\n")
-    with pytest.raises(PlmjaxError, match="another study"):
+    with pytest.raises(PlmjaxError) as caught:
         sweep.run()
+    # The one key in which the two differ as kinds, and none of a search's own.
+    assert caught.value.message.split(" holds ")[1] == (
+        "another sweep:\n  kind: 'list' -> 'search'"
+    )
 
 
 @pytest.mark.parametrize("name", ["study.json", "pseudo.json", "config.json"])

@@ -1,5 +1,6 @@
 """What a sweep file may say, and what is refused before anything starts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_a_chain_is_one_after_the_other_and_seeds_count():
 def test_a_key_is_set_once_in_a_trial(join):
     with pytest.raises(PlmjaxError, match="set a"):
         join([hyper.sweep("a", [1]), hyper.sweep("config.a", [2])])
+
+
+def test_the_config_of_a_run_is_no_sweep_but_may_be_its_base(tmp_path):
+    run = plan.load(sweep_file(tmp_path, GRID)).configs[0]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(run))
+    with pytest.raises(PlmjaxError, match="config of one run; .* get_config.*"):
+        plan.load(str(path))
+    hyper = GRID[GRID.index("def get_hyper") :]
+    text = f"def get_config():\n    return {str(path)!r}\n\n" + hyper
+    again = plan.load(sweep_file(tmp_path, text))
+    assert len(again.configs) == 6 and again.configs[0] == run
 
 
 def test_a_string_is_no_list_of_values():

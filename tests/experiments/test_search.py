@@ -205,7 +205,7 @@ def test_values_that_cannot_work_together_are_left_out(search):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("1e-5, 1e-1", "1e-5, 1", "(?s)another study.*high: 0.1 -> 1.0"),
+        ("1e-5, 1e-1", "1e-5, 1", "(?s)another sweep.*high: 0.1 -> 1.0"),
         ('"steps": 80', '"steps": 90', "(?s)has been started.*train.steps: 80 -> 90"),
     ],
 )

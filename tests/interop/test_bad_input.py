@@ -46,7 +46,7 @@ def change_tensors(folder, change):
         ({"model_type": "t5"}, "model_type is 't5'; plmjax reads bert, roberta,"),
         ({"model_type": None}, "model_type is None"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
-        ({"rope_theta": 1.0}, "does not know in a bert: 'rope_theta'"),
+        ({"rope_theta": 1.0}, "does not know in bert: 'rope_theta'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must"),
         ({"num_hidden_layers": 10_001}, "a whole number from 1 to 10,000"),
         (
@@ -119,16 +119,39 @@ def test_transformers_defaults_are_said(folder):
 
 
 def test_missing_files(folder, tmp_path):
-    refused(tmp_path / "bert-base-uncased", "is not a folder.*hf download")
+    refused(tmp_path / "bert-base-uncased", "is not a folder.*hf download NAME")
+    for name in ("bert-base-uncased", "google/electra-small"):
+        command = f"`hf download {name} --local-dir={name}`"
+        refused(name, f"{name} is not a folder.*{command}")
     (folder / "vocab.txt").unlink()
     (folder / "tokenizer.json").unlink()
     refused(folder, "holds none of tokenizer.json")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(folder, "as a pickle .pytorch_model.bin.*save_pretrained")
-    (folder / "pytorch_model.bin").unlink()
-    refused(folder, "has no model.safetensors")
-    (folder / "config.json").unlink()
-    refused(folder, "has no config.json")
+    (folder / "optimizer.pt").write_bytes(b"")
+    refused(
+        folder,
+        "as a pickle .pytorch_model.bin.*import BertForMaskedLM as M; "
+        f"M.from_pretrained.'{folder}'..save_pretrained.'{folder}'",
+    )
+    (folder / "pytorch_model.bin").rename(folder / "tf_model.h5")
+    (folder / "optimizer.pt").unlink()
+    refused(folder, r"has no model.safetensors, only tf_model.h5\.")
+    (folder / "tf_model.h5").unlink()
+    refused(folder, r"has no model.safetensors\.")
+    snapshot = tmp_path / "models--bert" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (folder / "config.json").rename(snapshot / "config.json")
+    refused(folder, "has no config.json. Give a folder that holds one")
+    refused(tmp_path / "models--bert", f"no config.json. Did you mean {snapshot}")
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "has no config.json. It is an adapter: merge it into its model")
+
+
+def test_the_folder_inside_an_older_one_of_sentence_transformers(folder, tmp_path):
+    folder.rename(tmp_path / "0_Transformer")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    refused(tmp_path, r"Did you mean \S+0_Transformer\?$")
 
 
 @pytest.mark.parametrize(

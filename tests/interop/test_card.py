@@ -5,8 +5,12 @@ import json
 import re
 
 import pytest
+from huggingface_hub import ModelCard
 
+from plmjax import PlmjaxError, counted
 from plmjax.interop import CardFacts, model_card
+from plmjax.interop.card import CardConfig
+from plmjax.interop.folder import hub_name
 
 FACTS = CardFacts(
     name="first",
@@ -33,21 +37,33 @@ FACTS = CardFacts(
         ("held-out loss (nats)", 4.69, "500 rows, fixed masks"),
         ("unigram baseline (nats)", 5.98, "same tokens; see /home/CANARY/log.txt"),
     ],
-    language="en",
-    licence="apache-2.0",
+    card=CardConfig(
+        license="apache-2.0",
+        language="en",
+        datasets="wikimedia/wikipedia, bookcorpus",
+        base_model="bert-base-uncased",
+    ),
 )
+
+
+def front_matter(card: str) -> dict:
+    """What the hub reads from a card."""
+    return ModelCard(card, ignore_metadata_errors=False).data.to_dict()
 
 
 def test_card_tells_what_it_must():
     card = model_card(FACTS)
-    head = card.split("---")[1]
-    lines = dict(line.split(": ") for line in head.strip().splitlines() if ": " in line)
-    assert lines["library_name"] == "transformers"
-    assert lines["pipeline_tag"] == "fill-mask"
-    assert json.loads(lines["language"]) == "en"
-    assert json.loads(lines["license"]) == "apache-2.0"
+    assert front_matter(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["plmjax", "masked-lm", "bert"],
+        "license": "apache-2.0",
+        "language": "en",
+        "datasets": ["wikimedia/wikipedia", "bookcorpus"],
+        "base_model": "bert-base-uncased",
+    }
     for text in (
-        "5,123,456 parameters",
+        "A bert model of 5,123,456 parameters",
         "AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True)",
         "docstrings) of the Python packages",
         "| numpy | 2.3.1 | BSD-3-Clause |",
@@ -74,8 +90,62 @@ def test_card_does_not_tell_where_and_who():
 
 @pytest.mark.parametrize("name", ["x\n---\nevil: true", "a: b"])
 def test_names_do_not_break_out(name):
-    card = model_card(dataclasses.replace(FACTS, family=name, language=name))
+    keys = dataclasses.replace(FACTS.card, base_model=name, datasets=name)
+    card = model_card(dataclasses.replace(FACTS, family=name, card=keys))
     assert card.split("\n").count("---") == 2
+    data = front_matter(card)
+    assert data["base_model"] == data["datasets"] == " ".join(name.split())
+    assert data["tags"][2] == data["base_model"]
+
+
+def test_what_is_not_known_is_left_out():
+    facts = dataclasses.replace(FACTS, card=CardConfig(), task="detector")
+    assert front_matter(model_card(facts)) == {
+        "library_name": "transformers",
+        "tags": ["plmjax", "detector", "bert"],
+    }
+
+
+def test_numbers_and_lists_in_texts_stay_as_they_are():
+    data = {"documents": 10_889, "why": "10,889 lines, most of them short"}
+    card = model_card(dataclasses.replace(FACTS, data=data))
+    assert "| documents | 10,889 |" in card
+    assert "| why | 10,889 lines, most of them short |" in card
+
+
+@pytest.mark.parametrize("family", ["albert", "electra", "xlm-roberta"])
+def test_the_article_of_a_family(family):
+    card = model_card(dataclasses.replace(FACTS, family=family))
+    assert f"An {family} model of 5,123,456 parameters, pretrained by" in card
+
+
+@pytest.mark.parametrize(
+    "key, value, code",
+    [
+        ("license", "Apache 2.0", "apache-2.0"),
+        ("language", "English", "eo,en"),
+        ("language", "en,", "eo,en"),
+    ],
+)
+def test_values_that_the_hub_would_refuse(key, value, code):
+    with pytest.raises(PlmjaxError, match=f"card.{key} is {value!r}.*{code}"):
+        CardConfig(**{key: value})
+    assert CardConfig(language="eo, en,code").language == "eo, en,code"
+
+
+def test_the_name_of_a_model_on_the_hub(tmp_path, monkeypatch):
+    def write(name, **body):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(body))
+
+    monkeypatch.chdir(tmp_path)
+    write("bert-base", model_type="bert")
+    write("models/bert-base", model_type="bert")
+    write("mine", model_type="bert", plmjax_version="0.1.0")
+    write("run", objective={}, task={})
+    assert hub_name("bert-base") == hub_name("./bert-base/") == "bert-base"
+    assert hub_name("models/bert-base") is None
+    assert hub_name("mine") is hub_name("run") is hub_name("nowhere") is None
 
 
 @pytest.mark.parametrize(
@@ -95,6 +165,8 @@ def test_each_kind_of_model_has_its_own_words(task, pipeline, loader):
     assert ("pipeline_tag" in card) == (pipeline is not None)
     assert f"pipeline_tag: {pipeline}" in card or pipeline is None
     assert f"- {task}\n" in card
+    library = "sentence-transformers" if task == "embeddings" else "transformers"
+    assert front_matter(card)["library_name"] == library
     assert ("masked language modelling" in card) == (task == "masked-lm")
     named = model_card(dataclasses.replace(facts, objective="SpanBERT (Joshi 2020)"))
     how = "fine-tuned" if task == "embeddings" else "pretrained"
@@ -127,3 +199,13 @@ def test_its_lines_of_code_run(tiny, tmp_path, capsys, case, task):
     said = capsys.readouterr().out
     print(said)
     assert said
+
+
+def test_numbers_with_their_nouns():
+    assert counted(1, "step") == "1 step"
+    assert [counted(n, "row") for n in (0, 2, 1200)] == [
+        "0 rows",
+        "2 rows",
+        "1,200 rows",
+    ]
+    assert counted(2, "process", "es") == "2 processes"

@@ -94,13 +94,67 @@ def test_every_preset_survives(name):
     assert from_json(body, "config.json") == (config, pad, [])
 
 
-def test_keys_that_older_versions_wrote_change_nothing(written):
-    old = {"max_length": 20, "num_beams": 1, "eos_token_ids": 0, "output_past": True}
-    old |= {"do_sample": False, "is_encoder_decoder": False, "_num_labels": 2}
+# Keys that say how something is computed, generation's, private ones, and no values.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": 20, "num_beams": 1, "do_sample": False, "output_scores": False},
+        {"_attn_implementation_autoset": True, "attn_implementation": "sdpa"},
+        {"torchscript": True, "chunk_size_feed_forward": 0, "prefix": None},
+        {"rope_scaling": None, "adapters": {}, "quantization_config": None},
+        {"adapters": {"adapters": {}, "config_map": {}}, "custom_list": []},
+        {"auto_map": {}, "_flash_attn_2_enabled": False, "typical_p": 0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_keys_that_change_nothing_are_passed_over_in_one_line(written, changes):
+    config, pad, notes = from_json(written("bert") | changes, "config.json")
+    assert (config, pad, []) == from_json(written("bert"), "config.json")
+    assert notes == [f"Passed over in config.json: {', '.join(sorted(changes))}."]
+
+
+def test_what_every_older_file_holds_is_not_mentioned(written):
+    old = {"eos_token_ids": 0, "output_past": True, "is_encoder_decoder": False}
+    old |= {"_num_labels": 2, "_name_or_path": "x", "is_decoder": None}
+    old |= {"task_specific_params": {"a": {"b": 1}}, "id2label": {"0": "A"}}
     body = written("bert")
     assert from_json(body | old, "config.json") == from_json(body, "config.json")
     with pytest.raises(PlmjaxError, match="is_encoder_decoder is True"):
         from_json(body | {"is_encoder_decoder": True}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rope_scaling": {"type": "linear"}}, "not know in bert: 'rope_scaling'"),
+        ({"adapters": {"adapters": {"a": 1}}}, "not know in bert: 'adapters'"),
+        ({"per_layer_config": {"0": {"a": 1}}}, "'per_layer_config'"),
+        ({"some_switch": False}, "'some_switch'"),
+        ({"some_size": 0}, "'some_size'"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings is None"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantised"),
+    ],
+    ids=str,
+)
+def test_keys_that_may_change_the_model_are_refused(written, changes, message):
+    with pytest.raises(PlmjaxError, match=message) as caught:
+        from_json(written("bert") | changes, "config.json")
+    assert caught.value.code == Exit.MODEL
+
+
+@pytest.mark.peer
+def test_every_key_of_transformers_own_classes_is_known(written):
+    """All fields of its base class, of generation and of each family's class."""
+    import transformers
+
+    for family in FAMILIES:
+        theirs = transformers.AutoConfig.for_model(family)
+        common = transformers.PretrainedConfig().to_dict()
+        common |= transformers.GenerationConfig().to_dict()
+        keys = (vars(theirs) | theirs.to_dict() | common).keys()
+        body = {key: None for key in keys} | {"new_key": 1}
+        with pytest.raises(PlmjaxError, match=r"know in \S+: 'new_key'\."):
+            from_json({k: 1 for k in body} | {"model_type": family}, "config.json")
 
 
 FAMILIES = {family: case for case, (family, *_) in reversed(CASES.items())}
@@ -127,8 +181,8 @@ def written(tiny):
         ("albert", {"embedding_size": 10}, "embedding_size is hidden_size"),
         ("albert", {"embedding_size": None}, "embedding_size is None"),
         ("distilbert", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds is True"),
-        ("distilbert", {"layer_norm_eps": 1e-5}, "not know in a distilbert: 'layer_n"),
-        ("distilbert", {"hidden_size": 10}, "not know in a distilbert: 'hidden_size'"),
+        ("distilbert", {"layer_norm_eps": 1e-5}, "not know in distilbert: 'layer_n"),
+        ("distilbert", {"hidden_size": 10}, "not know in distilbert: 'hidden_size'"),
         ("electra", {"embedding_size": 0}, "embedding_size is 0"),
         ("deberta-v2", {"relative_attention": False}, "relative_attention is False"),
         ("deberta-v2", {"relative_attention": 1}, "relative_attention is 1"),
@@ -146,7 +200,7 @@ def written(tiny):
         ("deberta-v2", {"conv_groups": 2}, "conv_groups is 2"),
         ("deberta-v2", {"embedding_size": 5}, "embedding_size is 5"),
         ("deberta-v2", {"attention_head_size": 3}, "3; plmjax supports only 2"),
-        ("deberta-v2", {"legacy_": True}, "not know in a deberta-v2: 'legacy_'"),
+        ("deberta-v2", {"legacy_": True}, "not know in deberta-v2: 'legacy_'"),
         ("gpt2", {"embd_pdrop": 0.2}, "embd_pdrop is 0.2 and resid_pdrop 0.1"),
         ("gpt2", {"n_inner": 0}, "n_inner is 0"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -158,7 +212,7 @@ def written(tiny):
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("gpt2", {"n_head": 3}, "n_head 3 does not divide n_embd 10"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
-        ("gpt2", {"hidden_size": 10}, "does not know in a gpt2: 'hidden_size'"),
+        ("gpt2", {"hidden_size": 10}, "does not know in gpt2: 'hidden_size'"),
     ],
     ids=str,
 )

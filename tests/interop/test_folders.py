@@ -202,6 +202,104 @@ def test_a_bare_encoder_without_prefix(tiny, tmp_path, case):
     assert_same(imported.params, model.params)
 
 
+def read_renamed(model, folder, rename):
+    """The notes about a folder whose tensors were renamed; its values are the same."""
+    model.export(folder)
+    rewrite(folder, lambda held: {rename(name): array for name, array in held.items()})
+    imported = read_folder(folder)
+    assert imported.params.keys() == model.params.keys()
+    assert_same(imported.params, model.params)
+    return imported.notes
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "0.auto_model."])
+@pytest.mark.parametrize("case", ["bert-nsp", "electra", "gpt2", "distilbert"])
+def test_a_prefix_that_all_names_share_is_removed(tiny, tmp_path, case, prefix):
+    model = tiny(case)
+    (note,) = read_renamed(model, tmp_path / "model", lambda name: prefix + name)
+    count = len(model_entries(model.config, model.params.keys() - {"encoder"}))
+    first, _, removed = note.partition(": ")
+    assert first == f"Removed from {count} of {count} tensor names"
+    removed = removed.removesuffix(" (wrappers of the model).").split(", ")
+    assert sorted(removed) == sorted(f"{one}." for one in prefix.split(".")[:-1])
+
+
+def test_wrappers_inside_names_are_removed(tiny, tmp_path):
+    """torch.compile of one module; FSDP and recomputation of each layer."""
+
+    def wrap(name):
+        name = name.replace("bert.embed", "bert._orig_mod.embed")
+        inner = "_fsdp_wrapped_module._checkpoint_wrapped_module."
+        return name.replace("layer.1.", f"layer.1.{inner}")
+
+    (note,) = read_renamed(tiny(), tmp_path / "model", wrap)
+    assert note.startswith("Removed from 21 of 58 tensor names: _orig_mod., _fsdp")
+
+
+@pytest.mark.parametrize(
+    "case, inner, prefix",
+    [
+        ("bert-bare", "bert.", "encoder."),
+        ("bert-bare", "bert.", "transformer."),
+        ("bert-bare", "bert.", "bert.bert."),
+        ("gpt2", "transformer.", "roberta."),
+        ("gpt2", "transformer.", "transformer.transformer."),
+    ],
+)
+def test_a_bare_encoder_in_an_attribute_of_a_module(
+    tiny, tmp_path, case, inner, prefix
+):
+    """Also where the attribute has the name of another family, or of this one."""
+    notes = read_renamed(
+        tiny(case),
+        tmp_path / "model",
+        lambda name: prefix + name.removeprefix(inner),
+    )
+    assert f": {prefix.split('.')[0]}. (" in notes[0]
+
+
+def test_names_of_another_family_are_no_wrapper(tiny, tmp_path):
+    """A bare RoBERTa has BERT's names behind its prefix, but counts other positions."""
+    model = tiny("bert-bare")
+    with pytest.raises(PlmjaxError, match="names look like RoBERTa"):
+        read_renamed(
+            model, tmp_path / "a", lambda name: name.replace("bert.", "roberta.")
+        )
+
+
+def test_a_prefix_that_some_names_have_is_refused(tiny, tmp_path):
+    folder = tiny().export(tmp_path / "model")
+
+    def wrap(tensors):
+        return {f"model.{n}": a for n, a in tensors.items()} | {
+            "criterion.weight": np.zeros(2, np.float32)
+        }
+
+    rewrite(folder, wrap)
+    words = "58 of the 59 names begin with 'model.', but not criterion.weight"
+    with pytest.raises(PlmjaxError, match=words):
+        read_folder(folder)
+
+
+BUFFERS = {family: case for case, (family, *_) in reversed(CASES.items())}
+
+
+@pytest.mark.parametrize("family", sorted(BUFFERS.keys() - {"gpt2"}))
+def test_buffers_are_left_out_behind_any_prefix(tiny, tmp_path, family):
+    model = tiny(BUFFERS[family])
+    prefix = model_entries(model.config, [])[0].theirs.partition(".")[0]
+    folder = model.export(tmp_path / "model")
+
+    def wrap(tensors):
+        buffer = {f"{prefix}.embeddings.position_ids": np.arange(24)[None]}
+        return {f"module.{name}": a for name, a in (tensors | buffer).items()}
+
+    rewrite(folder, wrap)
+    imported = read_folder(folder)
+    assert_same(imported.params, model.params)
+    assert any("module." + prefix in note for note in imported.notes)
+
+
 def test_gpt2_as_it_was_published(tiny, tmp_path):
     model = tiny("gpt2")
     folder = model.export(tmp_path / "model")
@@ -357,7 +455,7 @@ def test_another_gelu_is_the_heads_affair(tiny, tmp_path):
 def test_heads_without_a_class_are_refused(tiny, tmp_path, case, heads):
     model = tiny(case)
     params = draw(model.config, heads)
-    with pytest.raises(PlmjaxError, match="has no class for a .* with") as caught:
+    with pytest.raises(PlmjaxError, match="has no class for an? .* with") as caught:
         model.export(tmp_path / "model", params=params)
     assert caught.value.code == 2
     assert not list(tmp_path.iterdir())

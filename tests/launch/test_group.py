@@ -88,7 +88,7 @@ def test_who_does_not_go_is_killed_after_the_grace_time(capfd):
     assert ended == Ended((137, 6), 1, None)
     said = capfd.readouterr().err
     assert "process 1, which ended with exit code 6" in said
-    assert "Killing 1 processes." in said
+    assert "Killing 1 process." in said
 
 
 def test_of_two_failures_at_once_the_cause_counts(monkeypatch):

@@ -493,6 +493,26 @@ def test_a_confusion_shows_truth_in_rows(count, drawn, tmp_path):
         assert shades[row, column] == pytest.approx(pairs[true, mine] / max(of, 1))
 
 
+def test_a_confusion_of_long_labels_shows_all_of_them(tmp_path):
+    """Nothing reaches beyond the picture, or into its neighbour."""
+    labels = ["a class with a long name", "a class with an even longer name", "c" * 60]
+    path = tmp_path / "a run with quite a long name" / "plots" / "confusion.png"
+    path.parent.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.pyplot.close", lambda _: None)
+        report.plot_confusion(path, labels, labels, labels)
+    from matplotlib import image, pyplot
+
+    (plot,) = pyplot.gcf().axes
+    boxes = [text.get_window_extent() for text in plot.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert plot.get_yticklabels()[2].get_text() == f"{'c' * 28}…{'c' * 11}"
+    picture = image.imread(path)[..., :3]
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 1).all()
+    pyplot.close()
+
+
 def test_scores_by_rate_are_means_with_deviations(drawn, tmp_path):
     curves = {"held_out": {0.0: [1.0, 3.0], 0.5: [4.0, 8.0]}, "test": {0.0: [5.0]}}
     report.plot_rates(tmp_path / "rates.png", "f1", curves)
