@@ -49,12 +49,14 @@ class Selection(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns {our name: shape} of a model, with layer 0 only.
+    """Returns {our name: shape} of a model, with layers 0 and 1 only.
 
     The heads of fine-tuning have one output.
     """
-    # One layer stands for all, so that the cost does not depend on an untrusted file.
-    one = dataclasses.replace(config, layers=1, sharing="none", groups=1)
+    # One layer stands for all, so that the cost does not depend on an untrusted file;
+    # two, if the first has no norm.
+    count = 1 + (config.norm_embeddings and config.layers > 1)
+    one = dataclasses.replace(config, layers=count, sharing="none", groups=1)
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
 
     def init(key, batch):
@@ -70,7 +72,8 @@ def _our_shape(
     config: EncoderConfig, name: str, outputs: int = 1
 ) -> tuple[int, ...] | None:
     shape_of = shapes(config)
-    name = re.sub(r"/layer_\d+/", "/layer_0/", name)
+    other = int(config.norm_embeddings)
+    name = re.sub(r"/layer_[1-9]\d*/", f"/layer_{other}/", name)
     if name not in shape_of:
         return None
     if _CLASSIFIER.fullmatch(name):
