@@ -347,6 +347,17 @@ def _modernbert(layers: int, width: int, ffn_width: int, **more) -> EncoderConfi
     )
 
 
+# Layers, width and inner width.
+_ETTIN = {
+    "17m": (7, 256, 384),
+    "32m": (10, 384, 576),
+    "68m": (19, 512, 768),
+    "150m": (22, 768, 1152),
+    "400m": (28, 1024, 2624),
+    "1b": (28, 1792, 3840),
+}
+
+
 def _ettin(layers: int, width: int, ffn_width: int, causal: bool) -> EncoderConfig:
     """Ettin's pairs: an encoder and a decoder of one shape."""
     family = "modernbert-decoder" if causal else "modernbert"
@@ -431,6 +442,11 @@ PRESETS: dict[str, EncoderConfig] = {
     "modernbert-tiny": _modernbert(4, 256, 384),
     "modernbert-base": _modernbert(22, 768, 1152),
     "modernbert-large": _modernbert(28, 1024, 2624),
+    **{
+        f"ettin-{kind}-{size}": _ettin(*shape, causal=kind == "decoder")
+        for kind in ("encoder", "decoder")
+        for size, shape in _ETTIN.items()
+    },
     "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
     "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
     "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),
