@@ -331,7 +331,7 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     _check_integer("local_attention", window, 2, _MAX_SIZE, where)
     if "sliding_window" in body:  # derived, but written by the decoder's class
         _one_of(body, "sliding_window", (window // 2,), where)
-    if body.get("embedding_dropout", 0.0) != fields["dropout"]:
+    if body.get("embedding_dropout", fields["dropout"]) != fields["dropout"]:
         raise refusal(
             f"{where}: embedding_dropout is {_short(body.get('embedding_dropout'))}, "
             f"mlp_dropout {fields['dropout']}; plmjax has one rate for both.",
@@ -339,16 +339,11 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
         )
     old = {"global": "global_rope_theta", "local": "local_rope_theta"}
     default = {"global": 160_000.0, "local": 10_000.0}
-    ropes = body.get("rope_parameters") or {}
-    by_kind = {}
+    scaling = _object(body, "rope_scaling", where)
+    ropes, by_kind = _object(body, "rope_parameters", where), {}
     for kind, theirs in _LAYER_TYPES.items():
-        if not isinstance(ropes, dict):
-            raise refusal(
-                f"{where}: rope_parameters is {_short(ropes)}; it must be an object.",
-                "Correct the file.",
-            )
         rope = {"rope_theta": body.get(old[kind], default[kind])}
-        rope |= (ropes.get(theirs) or {}) | (body.get("rope_scaling") or {})
+        rope |= _object(ropes, theirs, f"{where}: rope_parameters") | scaling
         by_kind[kind] = _rope(rope, fields, where)
     local = by_kind["local"]
     if local["rope_scaling"] != "none":
@@ -358,12 +353,24 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
             "those of full_attention alone.",
             "Use another model.",
         )
+    theta, other = by_kind["global"]["rope_theta"], local["rope_theta"]
     return {
         "layer_kinds": kinds,
         "window": window,
         **by_kind["global"],
-        "rope_local_theta": local["rope_theta"],
+        "rope_local_theta": None if other == theta else other,
     }
+
+
+def _object(body: dict, key: str, where: str) -> dict[str, Any]:
+    """Returns an object of config.json; {} if it is missing or null."""
+    value = body.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise refusal(
+            f"{where}: {key} is {_short(value)}; it must be an object.",
+            "Correct the file.",
+        )
+    return value or {}
 
 
 def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
@@ -373,7 +380,8 @@ def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     if body.get("head_dim") is not None:
         _one_of(body, "head_dim", (fields["width"] // fields["heads"],), where)
     rope = {"rope_theta": body.get("rope_theta", 10_000.0)}
-    rope |= (body.get("rope_parameters") or {}) | (body.get("rope_scaling") or {})
+    rope |= _object(body, "rope_parameters", where)
+    rope |= _object(body, "rope_scaling", where)
     # The class has no dropout but that of the attention weights.
     return {"kv_heads": kv_heads, "dropout": 0.0, **_rope(rope, fields, where)}
 
@@ -394,9 +402,9 @@ def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
         factor = rope.pop("factor", None)
         trained = rope.pop("original_max_position_embeddings", None)
         positions = fields["max_positions"]
-        if type(factor) not in (int, float) or not factor >= 1:
+        if type(factor) not in (int, float) or not 1 <= factor <= 1e6:
             raise refusal(
-                f"{where}: factor is {_short(factor)}; it must be at least 1.",
+                f"{where}: factor is {_short(factor)}; it must be from 1 to a million.",
                 "Correct the file.",
             )
         if trained is not None and trained != round(positions / factor):

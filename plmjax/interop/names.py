@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
-from plmjax.interop.task_names import CLASSES, MODULES
+from plmjax.interop.task_names import CLASSES, MODULES, POOLER_NORMS
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
@@ -135,28 +135,28 @@ _GPT2: Sequence[Row] = (
 )
 
 _MODERN_LAYER: Sequence[Row] = (
+    ("embeddings/token", "embeddings.tok_embeddings", TABLE),
+    ("embeddings/norm", "embeddings.norm", NORM),
     ("layer_{i}/attention/output", "layers.{i}.attn.Wo", DENSE),
     ("layer_{i}/attention_norm", "layers.{i}.attn_norm", NORM),
     (("layer_{i}/ffn/up", "layer_{i}/ffn/gate"), "layers.{i}.mlp.Wi", DENSE),
     ("layer_{i}/ffn/down", "layers.{i}.mlp.Wo", DENSE),
     ("layer_{i}/ffn_norm", "layers.{i}.mlp_norm", NORM),
-    ("embeddings/token", "embeddings.tok_embeddings", TABLE),
-    ("embeddings/norm", "embeddings.norm", NORM),
     ("final_norm", "final_norm", NORM),
 )
 _MODERNBERT: Sequence[Row] = (
+    *_MODERN_LAYER,
     (
         tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
         "layers.{i}.attn.Wqkv",
         DENSE,
     ),
-    *_MODERN_LAYER,
 )
 _MODERNBERT_DECODER: Sequence[Row] = (
+    *_MODERN_LAYER,
     ("layer_{i}/attention/query", "layers.{i}.attn.q_proj", DENSE),
     ("layer_{i}/attention/key", "layers.{i}.attn.k_proj", DENSE),
     ("layer_{i}/attention/value", "layers.{i}.attn.v_proj", DENSE),
-    *_MODERN_LAYER,
 )
 _EUROBERT: Sequence[Row] = (
     ("embeddings/token", "embed_tokens", TABLE),
@@ -228,7 +228,8 @@ def _with_tasks(name: str, family: Family) -> Family:
         rows: list[Row] = [("classifier", classifier, DENSE)]
         if pooler is not None:
             rows.append(("pooler/dense", pooler, DENSE))
-            rows.append(("pooler/norm", pooler.replace("dense", "norm"), NORM))
+        if name in POOLER_NORMS:
+            rows.append(("pooler/norm", POOLER_NORMS[name], NORM))
         heads[head] = rows
         classes[head,] = family.classes[()].removesuffix("Model") + CLASSES[head]
     return family._replace(
@@ -375,7 +376,7 @@ _PRETRAINED: dict[str, Family] = {
             ("head",): "ModernBertDecoderForCausalLM",
         },
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-        ignored=(_TASKS,),
+        ignored=((r"(head|classifier)\..*", "task head"),),
     ),
     "eurobert": Family(
         prefix="model.",

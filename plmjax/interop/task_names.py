@@ -44,6 +44,8 @@ MODULES: dict[str, _Modules] = {
     "modernbert": dict.fromkeys(CLASSES, ("head.dense", "classifier")),
     "eurobert": {"sequence": ("dense", "classifier"), "tags": (None, "classifier")},
 }
+# The norm after the pooler, in the families that have one.
+POOLER_NORMS = {"modernbert": "head.norm"}
 # The key of the classifier's dropout. Most heads for answers, and DistilBERT's for
 # tags, have no such key.
 _DROPOUT_KEY = {

@@ -229,10 +229,19 @@ def _by_modern_name(family: str, tensors: dict[str, Tensor]) -> dict:
 def _heads_in(config: EncoderConfig, tensors: dict, named) -> tuple[str, ...]:
     """Returns the checkpoint's heads; `_check_all` rejects incomplete ones."""
     family, heads = FAMILIES[config.family], []
+    # ModernBERT's heads of fine-tuning have tensors of its vocabulary head.
+    shared = {
+        entry.theirs
+        for head in TASK_HEADS
+        if head in family.heads
+        for entry in head_entries(config.family, head)
+    }
     for head in HEADS:
         if head not in family.heads:
             continue
         names = [entry.theirs for entry in head_entries(config.family, head)]
+        if head == "head":
+            names = [name for name in names if name not in shared]
         present = [name in tensors for name in names]
         if not names:
             # This head is the token table; only the class shows whether it was trained.
