@@ -141,12 +141,17 @@ class TaskHead(nn.Module):
         return dense(self, self.outputs, "classifier", True)(x_TH).astype(jnp.float32)
 
 
-def check(config: EncoderConfig) -> None:
-    """Raises PlmjaxError if the family has no heads of fine-tuning."""
-    if config.family not in POOLERS["sequence"]:
+def check(config: EncoderConfig, head: str | None = None) -> None:
+    """Raises PlmjaxError if the family has no heads of fine-tuning, or not this one."""
+    families = [*POOLERS["sequence"]]
+    if head in ("answers", "choices"):
+        families.remove("eurobert")  # transformers has no class to export it to
+    if config.family not in families:
+        article = "an" if config.family[0] in "aeiou" else "a"
+        kind = "" if config.family not in POOLERS["sequence"] else f" for {head}"
         raise PlmjaxError(
-            f"a {config.family} has no head to fine-tune in plmjax.",
-            hint=f"Use one of {', '.join(POOLERS['sequence'])}.",
+            f"{article} {config.family} has no head to fine-tune{kind} in plmjax.",
+            hint=f"Use one of {', '.join(families)}.",
         )
 
 
