@@ -16,7 +16,7 @@ from plmjax.interop import export_folder, read_folder
 from plmjax.interop.names import FAMILIES
 from plmjax.interop.task_names import CLASSES, MODULES
 from plmjax.interop.weights import from_tensors, model_entries
-from plmjax.models.task_heads import TASK_HEADS, init_head, task_logits
+from plmjax.models.task_heads import init_head, task_logits
 from plmjax.objectives import Key, Supervised, SupervisedConfig
 from plmjax.tasks.task import Task
 from plmjax.train import sharding
