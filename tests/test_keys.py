@@ -289,6 +289,15 @@ def _(name):
         np.testing.assert_allclose(counts.mean(), count, atol=0.3)
 
 
+@masked_rows("probabilities")
+def _(name):
+    changes = ((25, 0.1), (75, 0.2))
+    objective = make(kind_of(name), probability=0.4, probabilities=changes)
+    for progress, count in ((0.0, 4), (0.24, 4), (0.25, 1), (0.7, 1), (1.0, 2)):
+        counts = chosen(corrupted(objective, jnp.float32(progress))).sum(1)
+        np.testing.assert_allclose(counts.mean(), count, atol=0.3)
+
+
 def fates(kind: str, mask_share: float, random_share: float, **more) -> Counter:
     """Counts what became of the chosen tokens: mask, another, or the same."""
     keys = {"mask_share": mask_share, "random_share": random_share} | more
@@ -877,6 +886,8 @@ def rate_at(config: ScheduleConfig, step: int, steps: int, peak: float) -> float
         return peak
     if config.kind == "cosine":
         return peak * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
+    if config.kind == "wsd" and config.decay_shape == "sqrt":
+        done = math.sqrt(done)
     return peak * (low + (1 - low) * (1 - done))
 
 
@@ -936,6 +947,7 @@ SCHEDULES = {
     "warmup_percent": [{"warmup_percent": 0.0}, {"warmup_percent": 50.0}],
     "warmup_steps": [{"warmup_steps": 0}, {"warmup_steps": 7}],
     "decay_percent": [{"kind": "wsd", "decay_percent": x} for x in (0.0, 50.0, 100.0)],
+    "decay_shape": [{"kind": "wsd", "decay_shape": "sqrt"}],
     "final_percent": [
         {"kind": kind, "final_percent": 30.0} for kind in ("linear", "cosine", "wsd")
     ],

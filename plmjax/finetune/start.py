@@ -51,7 +51,7 @@ def start(
     Raises:
       PlmjaxError: the family has no such head, or the model has too few layers.
     """
-    task_heads.check(model.encoder)
+    task_heads.check(model.encoder, task.head)
     encoder = _cut(model, config)
     reinitialised = _new_layers(encoder, config)
     theirs = {} if config.from_scratch else tree.flatten(model.params)

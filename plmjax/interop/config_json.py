@@ -20,6 +20,7 @@ from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
+from plmjax.models.positions import rope_base
 from plmjax.tasks.task import Task
 
 # Larger than any published model; a false size in a file must not exhaust the memory.
@@ -32,6 +33,7 @@ _RANGES = {
     "attention_dropout": (0.0, 1.0),
     "init_std": (0.0, 1e6),
 }
+_LAYER_TYPES = {"global": "full_attention", "local": "sliding_attention"}
 # Integer fields, with their least value.
 _COUNTS = {"token_types": 1, "convolution_width": 0}
 
@@ -73,7 +75,7 @@ def to_json(
         "model_type": config.family,
         "dtype": "float32",
         "pad_token_id": pad_id,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.head != "untied",
         "plmjax_version": __version__,
     }
     if keys.names_ends:
@@ -137,7 +139,36 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
         if config.convolution_width:
             body["conv_act"] = WRITTEN[config.activation]
         return body
-    return {}
+    if config.family == "eurobert":
+        return {
+            "num_key_value_heads": config.kv_heads or config.heads,
+            "rope_parameters": _rope_to_json(config, "global"),
+        }
+    if config.positions != "rope":
+        return {}
+    kinds = [config.layer_kind(layer) for layer in range(config.layers)]
+    return {
+        "layer_types": [_LAYER_TYPES[kind] for kind in kinds],
+        "local_attention": config.window,
+        "embedding_dropout": config.dropout,
+        "rope_parameters": {
+            theirs: _rope_to_json(config, kind) for kind, theirs in _LAYER_TYPES.items()
+        },
+    }
+
+
+def _rope_to_json(config: EncoderConfig, kind: str) -> dict[str, Any]:
+    """Returns the rotations of a kind of layer in the form of transformers 5."""
+    body: dict[str, Any] = {"rope_type": "default"}
+    if kind == "global" and config.rope_scaling == "yarn":
+        body = {
+            "rope_type": "yarn",
+            "factor": config.rope_factor,
+            "original_max_position_embeddings": round(
+                config.max_positions / config.rope_factor
+            ),
+        }
+    return body | {"rope_theta": rope_base(config, kind)}
 
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
@@ -161,7 +192,8 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
         names the file.
     """
     kind = body.get("model_type")
-    if body.get("auto_map"):
+    native = isinstance(kind, str) and kind in KEYS and "auto_map" in KEYS[kind].idle
+    if body.get("auto_map") and not native:
         raise refusal(
             f"{where} has auto_map: the model needs custom code, which plmjax never "
             "runs.",
@@ -307,12 +339,137 @@ def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
 
 def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
     """Returns the fields that depend on several keys."""
-    kind = fields["family"]
-    if kind == "albert":
-        return _albert(body, fields, where)
-    if kind == "gpt2":
-        return _gpt2(body, fields, where)
-    return _deberta(body, fields, where) if kind == "deberta-v2" else {}
+    special = {
+        "albert": _albert,
+        "gpt2": _gpt2,
+        "deberta-v2": _deberta,
+        "modernbert": _modernbert,
+        "modernbert-decoder": _modernbert,
+        "eurobert": _eurobert,
+    }
+    read = special.get(fields["family"])
+    return {} if read is None else read(body, fields, where)
+
+
+def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    every = body.get("global_attn_every_n_layers", 3)
+    _check_integer("global_attn_every_n_layers", every, 1, _MAX_LAYERS, where)
+    types = body.get("layer_types")
+    if types is None:
+        kinds = ("global", *["local"] * (every - 1))
+    else:
+        named = {theirs: kind for kind, theirs in _LAYER_TYPES.items()}
+        if not isinstance(types, list) or len(types) != fields["layers"]:
+            raise refusal(
+                f"{where}: layer_types is {_short(types)}; it must be a list of "
+                f"num_hidden_layers = {fields['layers']:,} names.",
+                "Correct the file.",
+            )
+        for theirs in types:
+            _one_of({"layer_types": theirs}, "layer_types", tuple(named), where)
+        kinds = _shortest([named[theirs] for theirs in types])
+    window = body.get("local_attention", 128)
+    _check_integer("local_attention", window, 2, _MAX_SIZE, where)
+    if "sliding_window" in body:  # derived, but written by the decoder's class
+        _one_of(body, "sliding_window", (window // 2,), where)
+    if body.get("embedding_dropout", fields["dropout"]) != fields["dropout"]:
+        raise refusal(
+            f"{where}: embedding_dropout is {_short(body.get('embedding_dropout'))}, "
+            f"mlp_dropout {fields['dropout']}; plmjax has one rate for both.",
+            "Set both to the same value in the file.",
+        )
+    old = {"global": "global_rope_theta", "local": "local_rope_theta"}
+    default = {"global": 160_000.0, "local": 10_000.0}
+    scaling = _object(body, "rope_scaling", where)
+    ropes, by_kind = _object(body, "rope_parameters", where), {}
+    for kind, theirs in _LAYER_TYPES.items():
+        rope = {"rope_theta": body.get(old[kind], default[kind])}
+        rope |= _object(ropes, theirs, f"{where}: rope_parameters") | scaling
+        by_kind[kind] = _rope(rope, fields, where)
+    local = by_kind["local"]
+    if local["rope_scaling"] != "none":
+        # Rotations of a window of tokens need no stretching.
+        raise refusal(
+            f"{where}: the rotations of sliding_attention are scaled; plmjax scales "
+            "those of full_attention alone.",
+            "Use another model.",
+        )
+    theta, other = by_kind["global"]["rope_theta"], local["rope_theta"]
+    return {
+        "layer_kinds": kinds,
+        "window": window,
+        **by_kind["global"],
+        "rope_local_theta": None if other == theta else other,
+    }
+
+
+def _object(body: dict, key: str, where: str) -> dict[str, Any]:
+    """Returns an object of config.json; {} if it is missing or null."""
+    value = body.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise refusal(
+            f"{where}: {key} is {_short(value)}; it must be an object.",
+            "Correct the file.",
+        )
+    return value or {}
+
+
+def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    kv_heads = body.get("num_key_value_heads")
+    kv_heads = fields["heads"] if kv_heads is None else kv_heads
+    _check_integer("num_key_value_heads", kv_heads, 1, fields["heads"], where)
+    if body.get("head_dim") is not None:
+        _one_of(body, "head_dim", (fields["width"] // fields["heads"],), where)
+    rope = {"rope_theta": body.get("rope_theta", 10_000.0)}
+    rope |= _object(body, "rope_parameters", where)
+    rope |= _object(body, "rope_scaling", where)
+    # The class has no dropout but that of the attention weights.
+    return {"kv_heads": kv_heads, "dropout": 0.0, **_rope(rope, fields, where)}
+
+
+def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
+    """Returns our fields of the rotations that an object of config.json names."""
+    rope = dict(rope)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    theta = rope.pop("rope_theta")
+    if type(theta) not in (int, float) or not 0 < theta < 1e12:
+        raise refusal(
+            f"{where}: rope_theta is {_short(theta)}; it must be a positive number.",
+            "Correct the file.",
+        )
+    _one_of({"rope_type": kind}, "rope_type", ("default", "yarn"), where)
+    found: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": "none"}
+    if kind == "yarn":
+        factor = rope.pop("factor", None)
+        trained = rope.pop("original_max_position_embeddings", None)
+        positions = fields["max_positions"]
+        if type(factor) not in (int, float) or not 1 <= factor <= 1e6:
+            raise refusal(
+                f"{where}: factor is {_short(factor)}; it must be from 1 to a million.",
+                "Correct the file.",
+            )
+        if trained is not None and trained != round(positions / factor):
+            raise refusal(
+                f"{where}: original_max_position_embeddings is {_short(trained)}, not "
+                f"max_position_embeddings {positions:,} / factor {factor:g}.",
+                "Use another model.",
+            )
+        found |= {"rope_scaling": "yarn", "rope_factor": float(factor)}
+    if more := {key: value for key, value in rope.items() if value is not None}:
+        raise refusal(
+            f"{where}: plmjax does not support {', '.join(map(_short, more))} of "
+            f"rope_parameters with the type {kind!r}.",
+            "Use another model.",
+        )
+    return found
+
+
+def _shortest(kinds: list[str]) -> tuple[str, ...]:
+    """Returns the shortest list that gives `kinds` when it is repeated."""
+    for size in range(1, len(kinds) + 1):
+        if all(kinds[i] == kinds[i % size] for i in range(len(kinds))):
+            return tuple(kinds[:size])
+    return ()
 
 
 def _albert(body: dict, fields: dict, where: str) -> dict[str, Any]:

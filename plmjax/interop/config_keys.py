@@ -40,6 +40,8 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
 }
 # Our activation names, each with transformers' first name for it.
 WRITTEN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -105,6 +107,10 @@ _PLAIN: dict[str, Any] = {
     "convolution_width": 0,
     "causal": False,
     "head": "transform",
+    "kv_heads": None,
+    "norm": "layer",
+    "norm_embeddings": False,
+    "layer_kinds": (),
 }
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -134,6 +140,52 @@ _SUMMARY = frozenset(
 def _without(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in names}
 
+
+_MODERN = Keys(
+    _SIZES,
+    {
+        "hidden_activation": ("activation", "gelu"),
+        "norm_eps": ("norm_eps", 1e-5),
+        "mlp_dropout": ("dropout", 0.0),
+        "attention_dropout": ("attention_dropout", 0.0),
+        "initializer_range": ("init_std", 0.02),
+    },
+    _without(_FIXED, "position_embedding_type")
+    | {
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "norm_bias": (False,),
+        "decoder_bias": (True,),
+        "classifier_bias": (False,),
+        "classifier_activation": ("gelu",),
+    },
+    _without(_PLAIN, "layer_kinds")
+    | {
+        "gated": True,
+        "bias": False,
+        "norm_place": "pre",
+        "norm_embeddings": True,
+        "positions": "rope",
+        "token_types": 0,
+    },
+    special=frozenset(
+        """
+        layer_types local_attention sliding_window rope_parameters embedding_dropout
+        rope_scaling global_attn_every_n_layers global_rope_theta local_rope_theta
+        """.split()
+    ),
+    # The first two stand in the published files of ModernBERT, whose classes never read
+    # them.
+    idle=frozenset(
+        """
+        layer_norm_eps position_embedding_type classifier_pooling reference_compile
+        repad_logits_with_grad sparse_prediction sparse_pred_ignore_index
+        deterministic_flash_attn initializer_cutoff_factor
+        """.split()
+    ),
+    pad=50283,
+    names_ends=True,
+)
 
 _ROBERTA = Keys(
     _SIZES,
@@ -255,6 +307,42 @@ KEYS: dict[str, Keys] = {
         special=frozenset({"n_inner", "embd_pdrop"}),
         idle=_SUMMARY | {"n_ctx", "n_special", "predict_special_tokens"},
         pad=None,
+        names_ends=True,
+    ),
+    "modernbert": _MODERN,
+    "modernbert-decoder": _MODERN._replace(ours={**_MODERN.ours, "causal": True}),
+    "eurobert": Keys(
+        _SIZES,
+        {
+            "hidden_act": ("activation", "silu"),
+            "rms_norm_eps": ("norm_eps", 1e-5),
+            "attention_dropout": ("attention_dropout", 0.0),
+            "initializer_range": ("init_std", 0.02),
+        },
+        _without(_FIXED, "position_embedding_type", "tie_word_embeddings")
+        | {
+            "tie_word_embeddings": (False,),
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "pretraining_tp": (1,),
+        },
+        _without(_PLAIN, "kv_heads")
+        | {
+            "gated": True,
+            "bias": False,
+            "norm": "rms",
+            "norm_place": "pre",
+            "positions": "rope",
+            "token_types": 0,
+            "head": "untied",
+        },
+        special=frozenset(
+            """
+            num_key_value_heads head_dim rope_parameters rope_theta rope_scaling
+            """.split()
+        ),
+        idle=frozenset({"classifier_pooling", "clf_pooling", "auto_map"}),
+        pad=128001,
         names_ends=True,
     ),
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError, with_article
-from plmjax.interop.task_names import CLASSES, MODULES
+from plmjax.interop.task_names import CLASSES, MODULES, POOLER_NORMS
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
@@ -134,6 +134,44 @@ _GPT2: Sequence[Row] = (
     ("final_norm", "ln_f", NORM),
 )
 
+_MODERN_LAYER: Sequence[Row] = (
+    ("embeddings/token", "embeddings.tok_embeddings", TABLE),
+    ("embeddings/norm", "embeddings.norm", NORM),
+    ("layer_{i}/attention/output", "layers.{i}.attn.Wo", DENSE),
+    ("layer_{i}/attention_norm", "layers.{i}.attn_norm", NORM),
+    (("layer_{i}/ffn/up", "layer_{i}/ffn/gate"), "layers.{i}.mlp.Wi", DENSE),
+    ("layer_{i}/ffn/down", "layers.{i}.mlp.Wo", DENSE),
+    ("layer_{i}/ffn_norm", "layers.{i}.mlp_norm", NORM),
+    ("final_norm", "final_norm", NORM),
+)
+_MODERNBERT: Sequence[Row] = (
+    *_MODERN_LAYER,
+    (
+        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
+        "layers.{i}.attn.Wqkv",
+        DENSE,
+    ),
+)
+_MODERNBERT_DECODER: Sequence[Row] = (
+    *_MODERN_LAYER,
+    ("layer_{i}/attention/query", "layers.{i}.attn.q_proj", DENSE),
+    ("layer_{i}/attention/key", "layers.{i}.attn.k_proj", DENSE),
+    ("layer_{i}/attention/value", "layers.{i}.attn.v_proj", DENSE),
+)
+_EUROBERT: Sequence[Row] = (
+    ("embeddings/token", "embed_tokens", TABLE),
+    ("layer_{i}/attention/query", "layers.{i}.self_attn.q_proj", DENSE),
+    ("layer_{i}/attention/key", "layers.{i}.self_attn.k_proj", DENSE),
+    ("layer_{i}/attention/value", "layers.{i}.self_attn.v_proj", DENSE),
+    ("layer_{i}/attention/output", "layers.{i}.self_attn.o_proj", DENSE),
+    ("layer_{i}/attention_norm", "layers.{i}.input_layernorm", NORM),
+    ("layer_{i}/ffn/up", "layers.{i}.mlp.gate_proj", DENSE),
+    ("layer_{i}/ffn/gate", "layers.{i}.mlp.up_proj", DENSE),
+    ("layer_{i}/ffn/down", "layers.{i}.mlp.down_proj", DENSE),
+    ("layer_{i}/ffn_norm", "layers.{i}.post_attention_layernorm", NORM),
+    ("final_norm", "norm", NORM),
+)
+
 
 def _head(dense: str, norm: str, bias: str) -> Sequence[Row]:
     return ("transform", dense, DENSE), ("norm", norm, NORM), ("bias", bias, ARRAY)
@@ -190,6 +228,8 @@ def _with_tasks(name: str, family: Family) -> Family:
         rows: list[Row] = [("classifier", classifier, DENSE)]
         if pooler is not None:
             rows.append(("pooler/dense", pooler, DENSE))
+        if name in POOLER_NORMS:
+            rows.append(("pooler/norm", POOLER_NORMS[name], NORM))
         heads[head] = rows
         classes[head,] = family.classes[()].removesuffix("Model") + CLASSES[head]
     return family._replace(
@@ -312,6 +352,39 @@ _PRETRAINED: dict[str, Family] = {
         classes={(): "GPT2Model", ("head",): "GPT2LMHeadModel"},
         tied={"lm_head.weight": "transformer.wte.weight"},
         ignored=((r"transformer\.h\.\d+\.attn\.(masked_)?bias", "buffer"), _TASKS),
+    ),
+    "modernbert": Family(
+        prefix="model.",
+        encoder=_MODERNBERT,
+        heads={
+            "head": _head("head.dense", "head.norm", "decoder.bias"),
+            "detector": _DETECTOR,
+        },
+        classes={(): "ModernBertModel", ("head",): "ModernBertForMaskedLM"},
+        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        ignored=(_TASKS,),
+    ),
+    "modernbert-decoder": Family(
+        prefix="model.",
+        encoder=_MODERNBERT_DECODER,
+        heads={
+            "head": _head("lm_head.dense", "lm_head.norm", "decoder.bias"),
+            "detector": _DETECTOR,
+        },
+        classes={
+            (): "ModernBertDecoderModel",
+            ("head",): "ModernBertDecoderForCausalLM",
+        },
+        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        ignored=((r"(head|classifier)\..*", "task head"),),
+    ),
+    "eurobert": Family(
+        prefix="model.",
+        encoder=_EUROBERT,
+        heads={"head": (("decoder", "lm_head", TABLE),), "detector": _DETECTOR},
+        classes={(): "EuroBertModel", ("head",): "EuroBertForMaskedLM"},
+        tied={},
+        ignored=(_TASKS,),
     ),
 }
 

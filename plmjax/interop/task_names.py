@@ -41,7 +41,11 @@ MODULES: dict[str, _Modules] = {
         "choices": ("sequence_summary.summary", "classifier"),
     },
     "deberta-v2": _pooled("pooler.dense"),
+    "modernbert": dict.fromkeys(CLASSES, ("head.dense", "classifier")),
+    "eurobert": {"sequence": ("dense", "classifier"), "tags": (None, "classifier")},
 }
+# The norm after the pooler, in the families that have one.
+POOLER_NORMS = {"modernbert": "head.norm"}
 # The key of the classifier's dropout. Most heads for answers, and DistilBERT's for
 # tags, have no such key.
 _DROPOUT_KEY = {
@@ -51,6 +55,8 @@ _DROPOUT_KEY = {
     "albert": "classifier_dropout_prob",
     "electra": "classifier_dropout",
     "deberta-v2": "cls_dropout",
+    "modernbert": "classifier_dropout",
+    ("modernbert", "answers"): "classifier_dropout",
     ("distilbert", "sequence"): "seq_classif_dropout",
     ("distilbert", "choices"): "seq_classif_dropout",
     ("distilbert", "answers"): "qa_dropout",
@@ -58,16 +64,20 @@ _DROPOUT_KEY = {
 }
 # transformers' key for what distinguishes two kinds of one class and problem_type.
 _KIND = "finetuning_task"
-# Options of poolers in transformers: {(family, head): {key: the only value that plmjax
-# supports, which is also transformers' default}}.
-_DEBERTA_POOLER = {"pooler_hidden_act": "gelu"}
-_FIXED: dict[tuple[str, str], dict[str, Any]] = {
-    ("deberta-v2", "sequence"): _DEBERTA_POOLER,
-    ("deberta-v2", "choices"): _DEBERTA_POOLER,
+# Options of poolers in transformers: {(family, head): {key: (the only value that plmjax
+# supports, transformers' default)}}.
+_GELU = {"pooler_hidden_act": ("gelu", "gelu")}
+_CLS = {"classifier_pooling": ("cls", "cls")}
+_FIXED: dict[tuple[str, str], dict[str, tuple[Any, Any]]] = {
+    ("deberta-v2", "sequence"): _GELU,
+    ("deberta-v2", "choices"): _GELU,
+    ("modernbert", "sequence"): _CLS,
+    ("modernbert", "choices"): _CLS,
+    ("eurobert", "sequence"): {"classifier_pooling": ("bos", "late")},
     ("electra", "choices"): {
-        "summary_type": "first",
-        "summary_use_proj": True,
-        "summary_activation": "gelu",
+        "summary_type": ("first", "first"),
+        "summary_use_proj": (True, True),
+        "summary_activation": ("gelu", "gelu"),
     },
 }
 
@@ -95,6 +105,9 @@ def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
         labels = task.labels or ("LABEL_0",)
         body["id2label"] = {str(i): label for i, label in enumerate(labels)}
         body["label2id"] = {label: i for i, label in enumerate(labels)}
+    for key, (only, default) in _FIXED.get((config.family, task.head), {}).items():
+        if only != default:
+            body[key] = only
     key = _dropout_key(config.family, task.head)
     if task.dropout is not None and key is not None:
         body[key] = task.dropout
@@ -107,10 +120,10 @@ def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> T
     Raises:
       PlmjaxError (code 4): config.json and the head contradict each other.
     """
-    for key, only in _FIXED.get((family, head), {}).items():
-        if body.get(key, only) != only:
+    for key, (only, default) in _FIXED.get((family, head), {}).items():
+        if (value := body.get(key, default)) != only:
             raise refusal(
-                f"{where}: {key} is {body[key]!r}; plmjax has only {only!r}.",
+                f"{where}: {key} is {value!r}; plmjax has only {only!r}.",
                 "Use another model.",
             )
     kind = _kind(body, head, outputs, where)

@@ -54,12 +54,14 @@ class Selection(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns {our name: shape} of a model, with layer 0 only.
+    """Returns {our name: shape} of a model, with layers 0 and 1 only.
 
     The heads of fine-tuning have one output.
     """
-    # One layer stands for all, so that the cost does not depend on an untrusted file.
-    one = dataclasses.replace(config, layers=1, sharing="none", groups=1)
+    # One layer stands for all, so that the cost does not depend on an untrusted file;
+    # two, if the first has no norm.
+    count = 1 + (config.norm_embeddings and config.layers > 1)
+    one = dataclasses.replace(config, layers=count, sharing="none", groups=1)
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
 
     def init(key, batch):
@@ -75,7 +77,8 @@ def _our_shape(
     config: EncoderConfig, name: str, outputs: int = 1
 ) -> tuple[int, ...] | None:
     shape_of = shapes(config)
-    name = re.sub(r"/layer_\d+/", "/layer_0/", name)
+    other = int(config.norm_embeddings)
+    name = re.sub(r"/layer_[1-9]\d*/", f"/layer_{other}/", name)
     if name not in shape_of:
         return None
     if _CLASSIFIER.fullmatch(name):
@@ -241,10 +244,19 @@ def _by_modern_name(family: str, tensors: dict[str, Tensor], notes: list[str]) -
 def _heads_in(config: EncoderConfig, tensors: dict, named) -> tuple[str, ...]:
     """Returns the checkpoint's heads; `_check_all` rejects incomplete ones."""
     family, heads = FAMILIES[config.family], []
+    # ModernBERT's heads of fine-tuning have tensors of its vocabulary head.
+    shared = {
+        entry.theirs
+        for head in TASK_HEADS
+        if head in family.heads
+        for entry in head_entries(config.family, head)
+    }
     for head in HEADS:
         if head not in family.heads:
             continue
         names = [entry.theirs for entry in head_entries(config.family, head)]
+        if head == "head":
+            names = [name for name in names if name not in shared]
         present = [name in tensors for name in names]
         if not names:
             # This head is the token table; only the class shows whether it was trained.

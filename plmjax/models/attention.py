@@ -1,79 +1,282 @@
 """Attention kinds: functions of one signature, chosen by EncoderConfig.attention.
 
-`module` is the attention layer, with its `config` and its `platform`.
+`module` is the attention layer, with its `config`, `platform` and `window`.
 `heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
-`heads(name, x_SH, shape)` any other array. `relative_RH` is the table of distances that
-all layers share, for kinds that have one.
+`heads(name, x_SH, shape)` any other array. `view` is a View, `noise` and `site` are for
+dropout.
 
-Legend: B rows, N heads, Q queries, K keys (both L tokens), D head width, H width, R
-rows of the table of distances.
+Legend: B rows, N heads, M heads of keys and values, L tokens a row (Q queries, K keys),
+D head width, H width, R rows of the table of distances, G blocks of queries.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
+from plmjax.models.platform import Platform
+from plmjax.models.positions import rotate
+
+# Queries of a CPU in longer rows are computed in blocks, again in the backward pass.
+BLOCK = 512
+# Blocks of local attention have at least as many queries.
+LEAST_BLOCK = 64
 
 
-def full(module, heads, segments_BL, relative_RH, noise, site):
-    """Attention of tokens to all tokens of their segment (document); [B, N, Q, D]."""
-    del relative_RH
-    query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
-    scale = query_BNQD.shape[-1] ** -0.5
-    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, module.platform)
-    scores_BNQK *= scale
-    return mix(
-        module, scores_BNQK, value_BNKD, segments_BL=segments_BL, noise=noise, site=site
+class View(NamedTuple):
+    """What tokens see, and where they stand, for all layers of a kind."""
+
+    # The first key that a query sees, and one past the last, int32 [B, L].
+    start: jax.Array
+    end: jax.Array
+    # The cosines and sines of the rotations of queries and keys, float32 [B, L, D / 2].
+    rotation: tuple[jax.Array, jax.Array] | None = None
+    # DeBERTa's table of distances, [R, H].
+    relative: jax.Array | None = None
+
+
+class Dropout(NamedTuple):
+    """The dropout of attention weights; `noise` None: none."""
+
+    rate: float
+    noise: Noise | None
+    site: str
+
+
+def reach(segments_BL, causal: bool, window: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Returns the first key that each query sees and one past the last, int32 [B, L].
+
+    A query sees its segment (a run of equal numbers), `window` tokens at most: half of
+    them on each side, and itself; a causal one sees itself and half of the window
+    before it, itself included, as ModernBERT's encoder and decoder. 0: no window.
+    """
+    length = segments_BL.shape[1]
+    index = jnp.arange(length, dtype=jnp.int32)
+    other_BL = segments_BL[:, 1:] != segments_BL[:, :-1]
+    first_BL = jnp.pad(other_BL, ((0, 0), (1, 0)), constant_values=True)
+    last_BL = jnp.pad(other_BL, ((0, 0), (0, 1)), constant_values=True)
+    start_BL = jax.lax.cummax(jnp.where(first_BL, index, 0), axis=1)
+    end_BL = jnp.where(last_BL, index + 1, length)
+    end_BL = jax.lax.cummin(end_BL, axis=1, reverse=True)
+    half = window // 2
+    if causal:
+        end_BL = jnp.minimum(end_BL, index + 1)
+    elif window:
+        end_BL = jnp.minimum(end_BL, index + half + 1)
+    if window:
+        start_BL = jnp.maximum(start_BL, index - half + causal)
+    return start_BL, end_BL
+
+
+def full(module, heads, view: View, noise: Noise | None, site: str):
+    """Softmax attention to all keys that a token sees; [B, N, Q, D]."""
+    query_BNQD, key_BMKD, value_BMKD = heads("query"), heads("key"), heads("value")
+    if view.rotation is not None:
+        query_BNQD = rotate(query_BNQD, *view.rotation)
+        key_BMKD = rotate(key_BMKD, *view.rotation)
+    config: EncoderConfig = module.config
+    return attend(
+        query_BNQD,
+        key_BMKD,
+        value_BMKD,
+        view.start,
+        view.end,
+        window=module.window,
+        slopes=slopes(config.heads) if config.positions == "alibi" else None,
+        drop=Dropout(config.attention_dropout, noise, f"{site}/weights"),
+        platform=module.platform,
     )
 
 
-def disentangled(module, heads, segments_BL, relative_RH, noise, site):
+def disentangled(module, heads, view: View, noise: Noise | None, site: str):
     """Full attention with scores that depend on the tokens' distance (DeBERTa)."""
     query_BNQD, key_BNKD, value_BNKD = heads("query"), heads("key"), heads("value")
     config, platform = module.config, module.platform
-    tables = position_heads(config, heads, relative_RH, noise, site)
+    tables = position_heads(config, heads, view.relative, noise, site)
     scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, platform)
     scores_BNQK += position_scores(
         config, query_BNQD, key_BNKD, *tables, platform=platform
     )
     # The scores are a sum of three terms of equal variance.
     scores_BNQK *= (3 * query_BNQD.shape[-1]) ** -0.5
-    return mix(
-        module, scores_BNQK, value_BNKD, segments_BL=segments_BL, noise=noise, site=site
+    index_1K = jnp.arange(scores_BNQK.shape[-1])[None]
+    return _mix(
+        scores_BNQK,
+        value_BNKD,
+        _seen(view.start, view.end, index_1K),
+        drop=Dropout(config.attention_dropout, noise, f"{site}/weights"),
+        platform=platform,
     )
 
 
-def mix(
-    module,
-    scores_BNQK,
-    value_BNKD,
-    segments_BL,
-    noise: Noise | None,
-    site: str,
+ATTENTION = {"full": full, "disentangled": disentangled}
+
+
+def attend(
+    query_BNQD,
+    key_BMKD,
+    value_BMKD,
+    start_BL,
+    end_BL,
+    *,
+    window: int,
+    slopes: np.ndarray | None,
+    drop: Dropout,
+    platform: Platform,
 ):
-    """Returns the values weighted by softmax(scores) within a segment, [B, N, Q, D].
+    """Returns the mean value of the keys start .. end - 1 of each query, [B, N, Q, D].
+
+    The weights are the softmax of the scaled products, less slope times distance with
+    `slopes` [N] (ALiBi, arXiv:2108.12409). The result does not depend, but for
+    rounding, on the way it is computed: in blocks that see their neighbours only if no
+    query sees farther than half of `window` (0: no window), in blocks of queries on
+    CPUs, else at once. Dropout draws the same weights in all three.
+    """
+    groups = query_BNQD.shape[1] // key_BMKD.shape[1]
+    key_BNKD, value_BNKD = (
+        jnp.repeat(x, groups, axis=1) if groups > 1 else x
+        for x in (key_BMKD, value_BMKD)
+    )
+    length = query_BNQD.shape[2]
+    size = window * -(-LEAST_BLOCK // window) if window else 0
+    more = {"slopes": slopes, "drop": drop, "platform": platform}
+    if window and length > 2 * size:
+        return _in_windows(
+            query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, size=size, **more
+        )
+    if platform.kind == "cpu" and length > BLOCK:
+        return _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more)
+    index_1L = jnp.arange(length)[None]
+    keys = key_BNKD, value_BNKD, index_1L
+    return _dense(query_BNQD, start_BL, end_BL, index_1L, keys, **more)
+
+
+def slopes(heads: int) -> np.ndarray:
+    """Returns ALiBi's slope of each head, [N]: 2 ** (-8 / N) and its powers."""
+    power = 2 ** int(np.log2(heads))
+    series = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    # Heads beyond a power of 2 have every other slope of a series twice as dense.
+    between = 2.0 ** (-4 / power * np.arange(1, 2 * power + 1, 2))
+    return np.concatenate([series, between])[:heads].astype(np.float32)
+
+
+def _seen(start_BQ, end_BQ, index_BK):
+    """Returns whether a query sees a key, [B, 1, Q, K]."""
+    index_BQK = index_BK[:, None, :]
+    seen_BQK = (index_BQK >= start_BQ[:, :, None]) & (index_BQK < end_BQ[:, :, None])
+    return seen_BQK[:, None]
+
+
+def _dense(
+    query_BNQD, start_BQ, end_BQ, index_GQ, keys, *, slopes, drop, platform, length=0
+):
+    """Attention of some queries to some keys, with B = rows * G for G blocks a row.
+
+    `keys` are the keys, their values [B, N, K, D] and their indices [G, K]. `length` is
+    that of the row, if queries or keys are not all of it.
+    """
+    key_BNKD, value_BNKD, index_GK = keys
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, platform)
+    scores_BNQK *= query_BNQD.shape[-1] ** -0.5
+    rows = query_BNQD.shape[0] // index_GQ.shape[0]
+    if slopes is not None:
+        distance_GQK = jnp.abs(index_GQ[:, :, None] - index_GK[:, None, :])
+        penalty_GNQK = slopes[:, None, None] * distance_GQK[:, None]
+        scores_BNQK -= jnp.tile(penalty_GNQK, (rows, 1, 1, 1))
+    seen = _seen(start_BQ, end_BQ, jnp.tile(index_GK, (rows, 1)))
+    number = None
+    if length:
+        heads = jnp.arange(query_BNQD.shape[1], dtype=jnp.uint32)[:, None, None]
+        query_G1Q1, key_G11K = index_GQ[:, None, :, None], index_GK[:, None, None, :]
+        number = (heads * length + query_G1Q1.astype(jnp.uint32)) * length
+        number = (number + key_G11K.astype(jnp.uint32)).reshape(-1)
+    return _mix(scores_BNQK, value_BNKD, seen, drop, platform=platform, number=number)
+
+
+def _mix(scores_BNQK, value_BNKD, seen, drop: Dropout, *, platform, number=None):
+    """Returns the values weighted by softmax(scores) of what is seen, [B, N, Q, D].
 
     Scores and softmax are float32; padding is a separate segment, so that no row of the
     softmax is empty.
     """
-    config, dtype = module.config, value_BNKD.dtype
-    mask_BQK = segments_BL[:, :, None] == segments_BL[:, None, :]
-    if config.causal:
-        length = segments_BL.shape[1]
-        mask_BQK = mask_BQK & jnp.tri(length, dtype=bool)[None]
-    scores_BNQK = jnp.where(mask_BQK[:, None], scores_BNQK, jnp.float32(-1e30))
+    dtype = value_BNKD.dtype
+    scores_BNQK = jnp.where(seen, scores_BNQK, jnp.float32(-1e30))
     weights_BNQK = jax.nn.softmax(scores_BNQK, axis=-1).astype(dtype)
-    weights_BNQK = dropout(
-        weights_BNQK, config.attention_dropout, noise, f"{site}/weights"
-    )
-    mixed_BNQD: Any = einsum(
-        "bnqk,bnkd->bnqd", weights_BNQK, value_BNKD, module.platform
-    )
+    weights_BNQK = dropout(weights_BNQK, drop.rate, drop.noise, drop.site, number)
+    mixed_BNQD: Any = einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD, platform)
     return mixed_BNQD.astype(dtype)
 
 
-ATTENTION = {"full": full, "disentangled": disentangled}
+def _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more):
+    """Attention of BLOCK queries at a time: memory grows with L, not with L squared."""
+    length = query_BNQD.shape[2]
+    count = -(-length // BLOCK)
+    query, start, end = _padded(count * BLOCK, query_BNQD, start_BL, end_BL)
+    index_1K = jnp.arange(length)[None]
+
+    @jax.checkpoint
+    def block(queries):
+        index_1Q = queries[3] + jnp.arange(BLOCK)[None]
+        keys = key_BNKD, value_BNKD, index_1K
+        return _dense(*queries[:3], index_1Q, keys, length=length, **more)
+
+    rows, heads, _, width = query.shape
+    blocks = (
+        jnp.moveaxis(query.reshape(rows, heads, count, BLOCK, width), 2, 0),
+        jnp.moveaxis(start.reshape(rows, count, BLOCK), 1, 0),
+        jnp.moveaxis(end.reshape(rows, count, BLOCK), 1, 0),
+        jnp.arange(count) * BLOCK,
+    )
+    mixed = jnp.moveaxis(jax.lax.map(block, blocks), 0, 2)
+    return mixed.reshape(rows, heads, -1, width)[:, :, :length]
+
+
+def _in_windows(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, *, size, **more):
+    """Attention of blocks of `size` queries to twice as many keys around them.
+
+    Block g has the queries g * size .. and the keys from half a block before them.
+    """
+    rows, heads, length, width = query_BNQD.shape
+    count = -(-length // size)
+    query, start, end = _padded(count * size, query_BNQD, start_BL, end_BL)
+
+    def folded(x_BNSD):
+        """[B, N, G, S, D] -> [B * G, N, S, D]"""
+        return x_BNSD.swapaxes(1, 2).reshape(-1, heads, x_BNSD.shape[3], width)
+
+    def around(x_BNKD):
+        """Returns the keys or values that the queries of each block can see."""
+        after = (count + 1) * size - size // 2 - length
+        x = jnp.pad(x_BNKD, ((0, 0), (0, 0), (size // 2, after), (0, 0)))
+        x = x.reshape(rows, heads, count + 1, size, width)
+        return folded(jnp.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=3))
+
+    begin_G1 = (jnp.arange(count) * size)[:, None]
+    index_GQ = begin_G1 + jnp.arange(size)
+    index_GK = begin_G1 - size // 2 + jnp.arange(2 * size)
+    mixed = _dense(
+        folded(query.reshape(rows, heads, count, size, width)),
+        start.reshape(-1, size),
+        end.reshape(-1, size),
+        index_GQ,
+        (around(key_BNKD), around(value_BNKD), index_GK),
+        length=length,
+        **more,
+    )
+    mixed = mixed.reshape(rows, count, heads, size, width).swapaxes(1, 2)
+    return mixed.reshape(rows, heads, -1, width)[:, :, :length]
+
+
+def _padded(size: int, query_BNQD, start_BQ, end_BQ):
+    """Returns queries that fill `size`, and what they see: those of padding nothing."""
+    more = (0, size - query_BNQD.shape[2])
+    return (
+        jnp.pad(query_BNQD, ((0, 0), (0, 0), more, (0, 0))),
+        jnp.pad(start_BQ, ((0, 0), more)),
+        jnp.pad(end_BQ, ((0, 0), more)),
+    )

@@ -7,6 +7,9 @@ from typing import Any, Literal, Optional
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 
+# The kinds of layers: all tokens of the document, or those within a window.
+KINDS = ("global", "local")
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(Block, prefix="model."):
@@ -25,11 +28,18 @@ class EncoderConfig(Block, prefix="model."):
         "electra",
         "deberta-v2",
         "gpt2",
+        "modernbert",
+        "modernbert-decoder",
+        "eurobert",
     ] = "bert"
     vocab_size: int = number(30522, at_least=1)
     layers: int = number(12, at_least=1)
     width: int = number(768, at_least=1)
     heads: int = number(12, at_least=1)
+    # Heads of the keys and values, each for several queries; None: as many as `heads`.
+    kv_heads: int | None = number(
+        None, at_least=1, hint="Leave it out for a key and a value a head."
+    )
     ffn_width: int = number(3072, at_least=1)
     # Narrower than `width` factorises the embeddings (ALBERT, ELECTRA-small).
     embedding_width: int | None = number(
@@ -39,17 +49,35 @@ class EncoderConfig(Block, prefix="model."):
     # RoBERTa counts positions from padding_idx + 1, so its table is longer by as much.
     position_offset: int = number(0, at_least=0)
     token_types: int = number(2, at_least=0)
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    # The activation times a second product: GeGLU with gelu, SwiGLU with silu.
     gated: bool = False
     bias: bool = True
+    norm: Literal["layer", "rms"] = "layer"
     norm_place: Literal["post", "pre"] = "post"
+    # With norm_place="pre": a norm of the embeddings in place of the first layer's.
+    norm_embeddings: bool = False
     norm_eps: float = number(1e-12, at_least=0)
     # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
     groups: int = number(1, at_least=1)
     attention: Literal["full", "disentangled"] = "full"
-    # none: positions enter through the attention (DeBERTa).
-    positions: Literal["learned", "none"] = "learned"
+    # The kind of each layer, global or local, repeated over the layers; (): all global.
+    # The queries of a local layer see half of a window of tokens to each side.
+    layer_kinds: tuple = ()
+    window: int = number(128, at_least=2, hint="ModernBERT has 128.")
+    # rope: rotated queries and keys; alibi: a penalty on the distance; none: the
+    # attention knows distances by other means (DeBERTa), or is causal.
+    positions: Literal["learned", "rope", "alibi", "none"] = "learned"
+    # The base of the rotations' wavelengths, in all layers or the global ones.
+    rope_theta: float = number(10_000.0, above=0, hint="10000 is usual.")
+    rope_local_theta: float | None = number(
+        None, above=0, hint="Leave it out for one base in all layers."
+    )
+    # Stretches the rotations of global layers for rows longer, by a factor, than those
+    # of an earlier training: ntk scales the base, yarn each wavelength by its length.
+    rope_scaling: Literal["none", "ntk", "yarn"] = "none"
+    rope_factor: float = number(1.0, at_least=1, hint="4 turns 2048 tokens to 8192.")
     # Disentangled attention: distances beyond half of the buckets share log-spaced
     # buckets up to max_positions; the keys and queries of distances use the weights of
     # the tokens, or separate ones; LayerNorm on the table of distances.
@@ -60,8 +88,8 @@ class EncoderConfig(Block, prefix="model."):
     convolution_width: int = number(0, at_least=0)
     causal: bool = False
     # transform: dense, activation and norm before the vocabulary, and a bias after;
-    # plain: the token table alone (GPT-2).
-    head: Literal["transform", "plain"] = "transform"
+    # plain: the token table alone (GPT-2); untied: a separate table (EuroBERT).
+    head: Literal["transform", "plain", "untied"] = "transform"
     dropout: float = number(0.1, at_least=0, below=1)
     attention_dropout: float = number(0.1, at_least=0, below=1)
     init_std: float = number(0.02, at_least=0)
@@ -80,6 +108,7 @@ class EncoderConfig(Block, prefix="model."):
                 f"{_nearest_divisor(self.width, self.heads)}.",
             )
         self._check_sharing()
+        self._check_attention()
         self._check_positions()
 
     def _check_sharing(self) -> None:
@@ -97,6 +126,44 @@ class EncoderConfig(Block, prefix="model."):
                 f"{_nearest_divisor(self.layers, self.groups)}.",
             )
 
+    def _check_attention(self) -> None:
+        kv_heads = self.kv_heads or self.heads
+        if self.heads % kv_heads:
+            raise PlmjaxError(
+                f"model.kv_heads={kv_heads} does not divide model.heads={self.heads}.",
+                hint="The nearest number that does is "
+                f"{_nearest_divisor(self.heads, kv_heads)}.",
+            )
+        if "local" in self.layer_kinds and self.sharing != "none":
+            raise PlmjaxError(
+                f"model.sharing={self.sharing!r} needs layers of one kind, but "
+                f"model.layer_kinds is {self.layer_kinds!r}.",
+                hint="Set model.sharing='none', or model.layer_kinds='()'.",
+            )
+        if unknown := [kind for kind in self.layer_kinds if kind not in KINDS]:
+            raise PlmjaxError(
+                f"model.layer_kinds has {unknown[0]!r}; a layer is global or local.",
+                hint="ModernBERT has ('global', 'local', 'local').",
+            )
+        if self.window % 2:
+            raise PlmjaxError(
+                f"model.window is {self.window}; it must be even: half of the tokens "
+                "are on each side.",
+                hint=f"Set model.window={self.window + 1}.",
+            )
+        disentangled = self.attention == "disentangled"
+        for name, on in (
+            ("layer_kinds", "local" in self.layer_kinds),
+            ("kv_heads", kv_heads != self.heads),
+            ("positions", self.positions in ("rope", "alibi")),
+        ):
+            if disentangled and on:
+                raise PlmjaxError(
+                    "model.attention='disentangled' cannot have "
+                    f"model.{name}={getattr(self, name)!r}.",
+                    hint="Set model.attention='full'.",
+                )
+
     def _check_positions(self) -> None:
         disentangled = self.attention == "disentangled"
         if disentangled and self.causal:
@@ -109,8 +176,26 @@ class EncoderConfig(Block, prefix="model."):
             raise PlmjaxError(
                 "model.positions='none' with model.attention='full' hides the order "
                 "of the tokens from the model.",
-                hint="Set model.positions='learned', or "
+                hint="Set model.positions='learned' or 'rope', or "
                 "model.attention='disentangled'.",
+            )
+        if self.positions == "rope" and self.head_width % 2:
+            raise PlmjaxError(
+                f"model.positions='rope' needs heads of an even width, but they have "
+                f"{self.head_width} (model.width / model.heads).",
+                hint="Change model.heads.",
+            )
+        if self.rope_scaling != "none" and self.positions != "rope":
+            raise PlmjaxError(
+                f"model.rope_scaling={self.rope_scaling!r} has no effect with "
+                f"model.positions={self.positions!r}.",
+                hint="Set model.positions='rope', or model.rope_scaling='none'.",
+            )
+        if self.norm_embeddings and (self.norm_place, self.sharing) != ("pre", "none"):
+            raise PlmjaxError(
+                "model.norm_embeddings=True needs model.norm_place='pre' and "
+                "model.sharing='none'.",
+                hint="Set them, or leave model.norm_embeddings out.",
             )
         if self.convolution_width and self.convolution_width % 2 == 0:
             raise PlmjaxError(
@@ -129,6 +214,11 @@ class EncoderConfig(Block, prefix="model."):
     def head_width(self) -> int:
         """The width of an attention head."""
         return self.width // self.heads
+
+    def layer_kind(self, layer: int) -> str:
+        """The kind of a layer, counted from 0: "global" or "local"."""
+        kinds = self.layer_kinds or ("global",)
+        return kinds[layer % len(kinds)]
 
     @property
     def input_width(self) -> int:
@@ -232,6 +322,80 @@ def _gpt2(layers: int, width: int) -> EncoderConfig:
     )
 
 
+def _modernbert(layers: int, width: int, ffn_width: int, **more) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        **{
+            "family": "modernbert",
+            "vocab_size": 50368,
+            "ffn_width": ffn_width,
+            "max_positions": 8192,
+            "token_types": 0,
+            "gated": True,
+            "bias": False,
+            "norm_place": "pre",
+            "norm_embeddings": True,
+            "norm_eps": 1e-5,
+            "layer_kinds": ("global", "local", "local"),
+            "positions": "rope",
+            "rope_theta": 160_000.0,
+            "rope_local_theta": 10_000.0,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            **more,
+        },
+    )
+
+
+# Layers, width and inner width.
+_ETTIN = {
+    "17m": (7, 256, 384),
+    "32m": (10, 384, 576),
+    "68m": (19, 512, 768),
+    "150m": (22, 768, 1152),
+    "400m": (28, 1024, 2624),
+    "1b": (28, 1792, 3840),
+}
+
+
+def _ettin(layers: int, width: int, ffn_width: int, causal: bool) -> EncoderConfig:
+    """Ettin's pairs: an encoder and a decoder of one shape."""
+    family = "modernbert-decoder" if causal else "modernbert"
+    return _modernbert(
+        layers,
+        width,
+        ffn_width,
+        family=family,
+        causal=causal,
+        max_positions=7999,
+        rope_local_theta=None,
+    )
+
+
+def _eurobert(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int):
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="eurobert",
+        vocab_size=128256,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn_width=ffn_width,
+        max_positions=8192,
+        token_types=0,
+        activation="silu",
+        gated=True,
+        bias=False,
+        norm="rms",
+        norm_place="pre",
+        norm_eps=1e-5,
+        positions="rope",
+        rope_theta=250_000.0,
+        head="untied",
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
 # From the config.json files on huggingface.co. The tiny ones except BERT's are ours,
 # for training on two cores.
 PRESETS: dict[str, EncoderConfig] = {
@@ -275,6 +439,17 @@ PRESETS: dict[str, EncoderConfig] = {
     "gpt2-medium": _gpt2(24, 1024),
     "gpt2-large": _gpt2(36, 1280),
     "gpt2-xl": _gpt2(48, 1600),
+    "modernbert-tiny": _modernbert(4, 256, 384),
+    "modernbert-base": _modernbert(22, 768, 1152),
+    "modernbert-large": _modernbert(28, 1024, 2624),
+    **{
+        f"ettin-{kind}-{size}": _ettin(*shape, causal=kind == "decoder")
+        for kind in ("encoder", "decoder")
+        for size, shape in _ETTIN.items()
+    },
+    "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
+    "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
+    "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),
 }
 
 

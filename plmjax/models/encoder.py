@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plmjax.models.attention import ATTENTION
+from plmjax.models.attention import ATTENTION, View, reach
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions
 from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
-from plmjax.models.positions import POSITIONS
+from plmjax.models.positions import POSITIONS, rotation
 
 
 class Embeddings(nn.Module):
@@ -35,7 +35,7 @@ class Embeddings(nn.Module):
             table = self.param("type", init, shape)
             x_BLE = x_BLE + jnp.take(table, types_BL, axis=0)
         x_TE = x_BLE.reshape(-1, config.input_width)
-        if config.norm_place == "post":
+        if config.norm_place == "post" or config.norm_embeddings:
             x_TE = norm(config, "norm")(x_TE)
         x_TE = dropout(x_TE.astype(config.dtype), config.dropout, noise, "embeddings")
         if config.input_width != config.width:
@@ -44,28 +44,35 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within segments; [T, H] -> [T, H]."""
+    """Multi-head self-attention to what the view shows; [T, H] -> [T, H].
+
+    `window` is that of a local layer; 0: a global one.
+    """
 
     config: EncoderConfig
     platform: Platform = ANY
+    window: int = 0
 
     @nn.compact
-    def __call__(self, x_TH, segments_BL, relative_RH, noise: Noise | None, site: str):
+    def __call__(self, x_TH, view: View, noise: Noise | None, site: str):
         config = self.config
         projections = {}
 
-        def heads(name, y_SH=x_TH, shape=segments_BL.shape):
+        def heads(name, y_SH=x_TH, shape=view.start.shape):
             """Projects y, of S = rows * length vectors, to [rows, N, length, D]."""
+            count = config.heads
+            if name in ("key", "value"):
+                count = config.kv_heads or count
             if name not in projections:
-                projections[name] = dense(self, config.width, name)
-            split = (*shape, config.heads, config.head_width)
+                projections[name] = dense(self, count * config.head_width, name)
+            split = (*shape, count, config.head_width)
             y_BNLD = projections[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
             # Recorded for distillation; no effect unless "intermediates" is mutable.
             self.sow("intermediates", f"{name}_heads", y_BNLD)
             return y_BNLD
 
         attend = ATTENTION[config.attention]
-        y_BNLD = attend(self, heads, segments_BL, relative_RH, noise=noise, site=site)
+        y_BNLD = attend(self, heads, view, noise=noise, site=site)
         y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
         return dense(self, config.width, "output")(y_TH)
 
@@ -91,19 +98,25 @@ class Layer(nn.Module):
 
     config: EncoderConfig
     platform: Platform = ANY
+    number: int = 0
 
     def setup(self):
-        self.attention = Attention(self.config, self.platform)
-        self.attention_norm = norm(self.config)
+        local = self.config.layer_kind(self.number) == "local"
+        window = self.config.window if local else 0
+        self.attention = Attention(self.config, self.platform, window)
+        if self.number or not self.config.norm_embeddings:
+            self.attention_norm = norm(self.config)
+        else:
+            self.attention_norm = lambda x_TH: x_TH  # the embeddings have a norm
         self.ffn = FeedForward(self.config, self.platform)
         self.ffn_norm = norm(self.config)
 
-    def attend(self, site: str, x_TH, segments_BL, relative_RH, noise: Noise | None):
+    def attend(self, site: str, x_TH, view: View, noise: Noise | None):
         """Applies the attention block; [T, H] -> [T, H]."""
         site = f"{site}/attention"
         return self._around(
             x_TH,
-            lambda x: self.attention(x, segments_BL, relative_RH, noise, site),
+            lambda x: self.attention(x, view, noise, site),
             self.attention_norm,
             noise,
             site,
@@ -141,6 +154,16 @@ class Encoder(nn.Module):
         relative_RH = None
         if config.attention == "disentangled":
             relative_RH = RelativePositions(config, name="relative")()
+        kinds = [config.layer_kind(i) for i in range(config.layers)]
+        views = {}
+        for kind in set(kinds):
+            views[kind] = View(
+                *reach(segments_BL, config.causal, config.window * (kind == "local")),
+                rotation=rotation(config, kind, positions_BL)
+                if config.positions == "rope"
+                else None,
+                relative=relative_RH,
+            )
         layer_type = Layer
         if config.remat:
             # The large products within attention are not saved.
@@ -153,7 +176,7 @@ class Encoder(nn.Module):
                 policy=dots if config.remat == "dots" else None,
             )
         layers = [
-            layer_type(config, self.platform, name=f"layer_{i}")
+            layer_type(config, self.platform, i, name=f"layer_{i}")
             for i in range(config.layers)
         ]
         embedded_TH = x_TH
@@ -161,7 +184,7 @@ class Encoder(nn.Module):
             shared = i * config.groups // config.layers
             attends = layers[shared if config.sharing in ("attention", "all") else i]
             feeds = layers[shared if config.sharing in ("ffn", "all") else i]
-            x_TH = attends.attend(f"layer_{i}", x_TH, segments_BL, relative_RH, noise)
+            x_TH = attends.attend(f"layer_{i}", x_TH, views[kinds[i]], noise)
             x_TH = feeds.feed(f"layer_{i}", x_TH, noise)
             if i == 0 and config.convolution_width:
                 convolution = Convolution(config, self.platform, name="convolution")

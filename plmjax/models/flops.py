@@ -9,17 +9,27 @@ from plmjax.models.config import EncoderConfig
 def encoder_flops(config: EncoderConfig, length: int) -> float:
     """Returns the matrix FLOPs of training the encoder on a row: forward times three.
 
-    Attention counts the full row, packed or not, since all of it is computed.
+    Attention counts the full row, packed or not, since all of it is computed; a local
+    layer the window of each token.
     """
     width, inner, narrow = config.width, config.ffn_width, config.input_width
-    layer = 2 * (4 * width**2 + (3 if config.gated else 2) * width * inner)
-    layer += 4 * length * width
+    shared = (config.kv_heads or config.heads) / config.heads
+    layer = 2 * (2 + 2 * shared) * width**2
+    layer += 2 * (3 if config.gated else 2) * width * inner
+    seen = sum(_keys(config, layer, length) for layer in range(config.layers))
+    layer += 4 * width * seen / config.layers
     if config.attention == "disentangled":
         # Products of tokens and distances, in both directions, 2 x length distances.
         layer += 2 * 2 * width * 2 * length
     once = 2 * narrow * width if narrow != width else 0
     once += 2 * config.convolution_width * width**2
     return 3.0 * length * (config.layers * layer + once)
+
+
+def _keys(config: EncoderConfig, layer: int, length: int) -> int:
+    """Returns the number of keys that a query of a layer is multiplied with."""
+    local = config.layer_kind(layer) == "local"
+    return min(length, config.window + 1) if local else length
 
 
 def vocabulary_flops(config: EncoderConfig, positions: int) -> float:
@@ -47,7 +57,9 @@ def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) 
     width and 3 of the inner width, attention weights twice, float32 logits twice.
     """
     size = np.dtype(jnp.dtype(config.dtype)).itemsize
-    per_token = 10 * config.width + 3 * config.ffn_width + 2 * config.heads * length
+    per_token = 10 * config.width + (3 + config.gated) * config.ffn_width
+    seen = sum(_keys(config, layer, length) for layer in range(config.layers))
+    per_token += 2 * config.heads * seen / config.layers
     layers = 1 if config.remat else config.layers
     # The inputs of rematerialised layers.
     kept = config.layers * config.width if config.remat else 0

@@ -28,7 +28,7 @@ class VocabularyHead(nn.Module):
     """Scores every piece of the vocabulary; [T, H] -> float32 logits [T, V].
 
     The decoder is the token table [V, E], passed as an argument: tied, as in BERT and
-    RoBERTa. A `plain` head has no parameters.
+    RoBERTa. A `plain` head has no parameters, an `untied` one a table.
     """
 
     config: EncoderConfig
@@ -37,7 +37,10 @@ class VocabularyHead(nn.Module):
     @nn.compact
     def __call__(self, x_TH: jax.Array, table_VE: jax.Array) -> jax.Array:
         config = self.config
-        if config.head == "plain":
+        if config.head == "untied":
+            init = nn.initializers.normal(config.init_std)
+            table_VE = self.param("decoder", init, (config.vocab_size, config.width))
+        if config.head != "transform":
             return affine(x_TH, table_VE.T, None, config.dtype, self.platform)
         x_TE = dense(self, config.input_width, "transform")(x_TH)
         x_TE = norm(config, "norm")(ACTIVATIONS[config.activation](x_TE))
@@ -51,15 +54,22 @@ def tanh(x: jax.Array) -> jax.Array:
 
 
 class Pooler(nn.Module):
-    """The first token's state through a dense layer and tanh; [B, H] -> [B, H]."""
+    """The first token's state through a dense layer and tanh; [B, H] -> [B, H].
+
+    `bias` None: as the config; `normed`: a norm follows (ModernBERT).
+    """
 
     config: EncoderConfig
     activation: Callable[[jax.Array], jax.Array] = tanh
     platform: Platform = ANY
+    bias: bool | None = None
+    normed: bool = False
 
     @nn.compact
     def __call__(self, x_BH: jax.Array) -> jax.Array:
-        return self.activation(dense(self, self.config.width, "dense")(x_BH))
+        x_BH = dense(self, self.config.width, "dense", self.bias)(x_BH)
+        x_BH = self.activation(x_BH)
+        return norm(self.config, "norm")(x_BH) if self.normed else x_BH
 
 
 class PairHead(nn.Module):
@@ -74,7 +84,7 @@ class PairHead(nn.Module):
     @nn.compact
     def __call__(self, x_TH: jax.Array) -> jax.Array:
         pooler = Pooler(self.config, platform=self.platform, name="pooler")
-        return dense(self, 2, "classifier")(pooler(x_TH)).astype(jnp.float32)
+        return dense(self, 2, "classifier", True)(pooler(x_TH)).astype(jnp.float32)
 
 
 class DetectorHead(nn.Module):
@@ -87,7 +97,7 @@ class DetectorHead(nn.Module):
     def __call__(self, x_TH: jax.Array) -> jax.Array:
         config = self.config
         x_TH = ACTIVATIONS[config.activation](dense(self, config.width, "dense")(x_TH))
-        return dense(self, 1, "prediction")(x_TH)[:, 0].astype(jnp.float32)
+        return dense(self, 1, "prediction", True)(x_TH)[:, 0].astype(jnp.float32)
 
 
 HEADS = {"head": VocabularyHead, "pair": PairHead, "detector": DetectorHead}

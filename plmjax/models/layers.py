@@ -172,33 +172,54 @@ class LayerNorm(nn.Module):
         return y_TH.astype(self.dtype)
 
 
-def dense(module: Any, features: int, name: str) -> Dense:
-    """A Dense layer with the dtype, initial spread and bias of the module's config."""
+def dense(module: Any, features: int, name: str, bias: bool | None = None) -> Dense:
+    """A Dense layer with the dtype, initial spread and bias of the module's config.
+
+    `bias` replaces the config's.
+    """
     config = module.config
     return Dense(
         features,
         config.dtype,
         config.init_std,
-        config.bias,
+        config.bias if bias is None else bias,
         platform=module.platform,
         name=name,
     )
 
 
-def norm(config: EncoderConfig, name: str | None = None) -> LayerNorm:
-    """A LayerNorm with the config's epsilon, dtype and bias."""
+class RMSNorm(nn.Module):
+    """Divides by the root mean square of the last axis, in float32; then `dtype`."""
+
+    eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_TH):
+        scale = self.param("scale", nn.initializers.ones, (x_TH.shape[-1],))
+        x_TH = x_TH.astype(jnp.float32)
+        square = jnp.mean(jnp.square(x_TH), axis=-1, keepdims=True)
+        y_TH = x_TH * jax.lax.rsqrt(square + self.eps) * scale[None, :]
+        return y_TH.astype(self.dtype)
+
+
+def norm(config: EncoderConfig, name: str | None = None) -> nn.Module:
+    """The norm of the config, with its epsilon, dtype and bias."""
+    if config.norm == "rms":
+        return RMSNorm(config.norm_eps, config.dtype, name=name)
     return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
 
 
-def dropout(x, rate: float, noise: Noise | None, site: str):
+def dropout(x, rate: float, noise: Noise | None, site: str, index=None):
     """Zeroes a share `rate` of x and scales the rest; returns x without noise.
 
-    x of any shape holds the elements of B = len(noise.rows) rows, in order.
+    x of any shape holds the elements of B = len(noise.rows) rows, in order. If it is a
+    block of a larger array, `index` has the numbers of a row's elements in that array.
     """
     if noise is None or rate == 0:
         return x
     rows = noise.rows.shape[0]
-    mask = keep(noise, site, x.size // rows, rate).reshape(x.shape)
+    mask = keep(noise, site, x.size // rows, rate, index).reshape(x.shape)
     # In float32: 1 / .9 rounded to bf16 would shrink the kept elements by .15 %.
     scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
     return jnp.where(mask, scaled, jnp.zeros_like(x))
@@ -241,7 +262,12 @@ def gelu_tanh(x):
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+def silu(x):
+    """x times its logistic function, in float32, rounded to x's dtype."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 
 
 @jax.custom_vjp

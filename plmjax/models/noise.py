@@ -35,8 +35,11 @@ def hash32(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def bits(noise: Noise, site: str, size: int) -> jax.Array:
+def bits(noise: Noise, site: str, size: int, index=None) -> jax.Array:
     """Returns uint32 [B, size], independent between sites, steps, rows and indices.
+
+    The draws of each row are those with the numbers `index`, uint32 [size]; by default
+    0, 1, ...
 
     Two rounds with two words a row: with one round, the streams of two sites would be
     shifted copies of each other.
@@ -45,7 +48,7 @@ def bits(noise: Noise, site: str, size: int) -> jax.Array:
     word = hash32(word + noise.step.astype(jnp.uint32))
     a_B = hash32(word ^ hash32(noise.rows.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
     b_B = hash32(a_B + jnp.uint32(0x85EBCA6B))
-    index = jax.lax.iota(jnp.uint32, size)
+    index = jax.lax.iota(jnp.uint32, size) if index is None else index
     return hash32(hash32(index[None, :] ^ a_B[:, None]) + b_B[:, None])
 
 
@@ -56,6 +59,6 @@ def uniform(noise: Noise, site: str, size: int) -> jax.Array:
     return word.astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
-def keep(noise: Noise, site: str, size: int, rate: float) -> jax.Array:
-    """Returns bool [B, size], True with probability 1 - rate."""
-    return bits(noise, site, size) >= jnp.uint32(int(rate * 2**32))
+def keep(noise: Noise, site: str, size: int, rate: float, index=None) -> jax.Array:
+    """Returns bool [B, size], True with probability 1 - rate; `index` as in `bits`."""
+    return bits(noise, site, size, index) >= jnp.uint32(int(rate * 2**32))

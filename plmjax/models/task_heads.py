@@ -54,13 +54,17 @@ class HeadConfig(Protocol):
 
 
 class Pooling(NamedTuple):
-    """The activation of a pooler, and whether it also has dropout before it."""
+    """The activation of a pooler; whether dropout is before it, and a norm after."""
 
     activation: Callable
     drops_before: bool = False
+    normed: bool = False
+    # None: as in the layers.
+    bias: bool | None = None
 
 
 _TANH, _GELU, _RELU = Pooling(tanh), Pooling(gelu), Pooling(jax.nn.relu)
+_NORMED = Pooling(gelu, normed=True)
 # The pooler of the first token in each family, for heads with one label per row. The
 # GELU of ELECTRA and DeBERTa and DistilBERT's ReLU are independent of the layers'.
 POOLERS: dict[str, dict[str, Pooling]] = {
@@ -72,6 +76,8 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "distilbert": _RELU,
         "electra": Pooling(gelu, drops_before=True),
         "deberta-v2": _GELU,
+        "modernbert": _NORMED,
+        "eurobert": Pooling(gelu, bias=True),
     },
     "choices": {
         "bert": _TANH,
@@ -81,8 +87,11 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "distilbert": _RELU,
         "electra": _GELU,
         "deberta-v2": _GELU,
+        "modernbert": _NORMED,
     },
 }
+# The same for each token, in the families that have it before every classifier.
+_FOR_TOKENS = {"modernbert": _NORMED}
 # The classifier's dropout, if it is not that of the layers.
 _DROPOUT = {
     ("distilbert", "sequence"): 0.2,
@@ -102,7 +111,7 @@ def default_dropout(config: EncoderConfig, head: str) -> float:
 
 
 class TaskHead(nn.Module):
-    """Dropout and a dense layer, after a pooler if a row gets one label.
+    """Dropout and a dense layer with a bias, after a pooler if a row gets one label.
 
     [T, H] -> float32 [T, outputs]. Dropout draws from separate sites.
     """
@@ -116,22 +125,32 @@ class TaskHead(nn.Module):
     @nn.compact
     def __call__(self, x_TH: jax.Array, noise: Noise | None = None) -> jax.Array:
         config = self.config
-        if self.head in POOLERS:
-            pooling = POOLERS[self.head][config.family]
+        pooling = POOLERS.get(self.head, _FOR_TOKENS).get(config.family)
+        if pooling is not None:
             if pooling.drops_before:
                 x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")
-            pooler = Pooler(config, pooling.activation, self.platform, name="pooler")
-            x_TH = pooler(x_TH)
+            x_TH = Pooler(
+                config,
+                pooling.activation,
+                platform=self.platform,
+                bias=pooling.bias,
+                normed=pooling.normed,
+                name="pooler",
+            )(x_TH)
         x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/classifier")
-        return dense(self, self.outputs, "classifier")(x_TH).astype(jnp.float32)
+        return dense(self, self.outputs, "classifier", True)(x_TH).astype(jnp.float32)
 
 
-def check(config: EncoderConfig) -> None:
-    """Raises PlmjaxError if the family has no heads of fine-tuning."""
-    if config.family not in POOLERS["sequence"]:
+def check(config: EncoderConfig, head: str | None = None) -> None:
+    """Raises PlmjaxError if the family has no heads of fine-tuning, or not this one."""
+    families = [*POOLERS["sequence"]]
+    if head in ("answers", "choices"):
+        families.remove("eurobert")  # transformers has no class to export it to
+    if config.family not in families:
+        kind = "" if config.family not in POOLERS["sequence"] else f" for {head}"
         raise PlmjaxError(
-            f"{with_article(config.family)} has no head to fine-tune in plmjax.",
-            hint=f"Use one of {', '.join(POOLERS['sequence'])}.",
+            f"{with_article(config.family)} has no head to fine-tune{kind} in plmjax.",
+            hint=f"Use one of {', '.join(families)}.",
         )
 
 

@@ -63,7 +63,7 @@ class Supervised(Objective):
     platform: Platform = dataclasses.field(default=ANY, kw_only=True)
 
     def __post_init__(self):
-        task_heads.check(self.encoder)
+        task_heads.check(self.encoder, self.task.head)
         assert self.task.head is not None, "Contrastive trains models without a head"
         if (smoothing := self.config.label_smoothing) and not self.kind.smoothing:
             smoothable = [name for name, kind in KINDS.items() if kind.smoothing]

@@ -111,6 +111,14 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
             hint=f"Set --config.model.max_positions="
             f"{longest + encoder.position_offset}, or shorten the rows.",
         )
+    local = "local" in map(encoder.layer_kind, range(encoder.layers))
+    if local and encoder.window > longest:
+        raise PlmjaxError(
+            f"model.window={encoder.window} is larger than a row of {longest} tokens "
+            "(data.length), so that a local layer would see all of it.",
+            hint="Set --config.model.window to a smaller even number, or "
+            "--config.model.layer_kinds='()'.",
+        )
 
 
 def prepare_data(

@@ -18,9 +18,11 @@ def _require(condition: bool, message: str, hint: str = "") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Block, prefix="train.optimizer."):
-    """AdamW (arXiv:1711.05101) or LAMB (arXiv:1904.00962)."""
+    """AdamW (arXiv:1711.05101), LAMB (1904.00962) or StableAdamW (2304.13013)."""
 
-    kind: Literal["adamw", "lamb"] = "adamw"
+    # stable_adamw: the update of an array shrinks where its gradients outgrow their
+    # second moments, which makes spikes of the loss rarer; clip_norm can then be none.
+    kind: Literal["adamw", "lamb", "stable_adamw"] = "adamw"
     learning_rate: float = number(1e-3, above=0)
     b1: float = number(0.9, at_least=0, below=1)
     b2: float = number(0.98, at_least=0, below=1)
@@ -80,7 +82,8 @@ def _check_regex(key: str, text: str) -> None:
 class ScheduleConfig(Block, prefix="train.schedule."):
     """Linear warm-up, then a decay to `final_percent` of the peak rate.
 
-    `wsd` holds the peak and decays over the last `decay_percent` of the steps.
+    `wsd` holds the peak and decays over the last `decay_percent` of the steps, linearly
+    or by one minus the square root of the share that is done (arXiv:2405.18392).
     """
 
     kind: Literal["linear", "cosine", "constant", "wsd"] = "linear"
@@ -88,6 +91,7 @@ class ScheduleConfig(Block, prefix="train.schedule."):
     # Overrides warmup_percent when given.
     warmup_steps: int | None = number(None, at_least=0)
     decay_percent: float = number(20.0, at_least=0, at_most=100)
+    decay_shape: Literal["linear", "sqrt"] = "linear"
     final_percent: float = number(0.0, at_least=0, at_most=100)
 
 

@@ -5,6 +5,8 @@ The rate is applied outside, so that a skipped update does not shift the schedul
 
 import re
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from plmjax import tree
@@ -35,6 +37,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         ]
         if config.kind == "lamb":
             transforms.append(optax.masked(optax.scale_by_trust_ratio(), mask))
+        if config.kind == "stable_adamw":
+            return [clipped(optax.chain(*transforms), config.b2, config.eps)]
         return transforms
 
     transforms, grouped = [], groups.is_grouped(config)
@@ -50,3 +54,28 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.layer_decay != 1 or config.rates:
         transforms.append(groups.scaled(config))
     return optax.chain(*transforms)
+
+
+def clipped(
+    inner: optax.GradientTransformation, b2: float, eps: float
+) -> optax.GradientTransformation:
+    """Returns Adam's chain with the update clipping of StableAdamW.
+
+    An array's update is divided by the root mean square of its gradient over the root
+    of its second moment, if that is above 1 (Wortsman et al. 2023, arXiv:2304.13013,
+    algorithm 2). `inner` begins with scale_by_adam.
+    """
+
+    def update(gradients, state, params=None):
+        updates, state = inner.update(gradients, state, params)
+        adam: optax.ScaleByAdamState = state[0]
+        correction = 1 - b2 ** adam.count.astype(jnp.float32)
+
+        def shrink(update, gradient, moment):
+            moment = jnp.maximum(moment / correction, eps**2)
+            ratio = jnp.sqrt(jnp.mean(jnp.square(gradient) / moment))
+            return update / jnp.maximum(1.0, ratio)
+
+        return jax.tree.map(shrink, updates, gradients, adam.nu), state
+
+    return optax.GradientTransformation(inner.init, update)

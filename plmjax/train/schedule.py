@@ -42,7 +42,8 @@ def make_schedule(config: ScheduleConfig, peak: float, steps: int) -> Callable:
         elif config.kind == "cosine":
             fall = low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * done))
         else:
-            fall = low + (1 - low) * (1 - done)
+            sqrt = config.kind == "wsd" and config.decay_shape == "sqrt"
+            fall = low + (1 - low) * (1 - (jnp.sqrt(done) if sqrt else done))
         return jnp.float32(peak) * jnp.where(step < warm, rise, fall)
 
     return rate

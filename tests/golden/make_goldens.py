@@ -40,12 +40,20 @@ _DROPOUT = {
     "DistilBert": ("dropout", "attention_dropout"),
     "GPT2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
 }
+_MODERN_DROPOUT = ("embedding_dropout", "mlp_dropout", "attention_dropout")
+_DROPOUT |= {
+    "ModernBert": _MODERN_DROPOUT,
+    "ModernBertDecoder": _MODERN_DROPOUT,
+    "EuroBert": ("attention_dropout",),
+}
 _USUAL_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _DEBERTA = {
     "relative_attention": True,
     "position_buckets": 4,
     "pos_att_type": ["c2p", "p2c"],
 }
+# The usual ones are beyond so small a vocabulary.
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # {name: (family in transformers, class, its config beyond SIZES)}.
 CASES: dict[str, tuple[str, str, dict]] = {
     "bert": ("Bert", "ForMaskedLM", {}),
@@ -76,7 +84,22 @@ CASES: dict[str, tuple[str, str, dict]] = {
         | {"position_biased_input": False},
     ),
     "gpt2": ("GPT2", "LMHeadModel", {"bos_token_id": 1, "eos_token_id": 1}),
+    # Windows of 2 tokens to each side, in the second and third of four layers.
+    "modernbert": (
+        "ModernBert",
+        "ForMaskedLM",
+        _IDS | {"num_hidden_layers": 4, "local_attention": 4},
+    ),
+    "modernbert_decoder": (
+        "ModernBertDecoder",
+        "ForCausalLM",
+        _IDS | {"num_hidden_layers": 3, "local_attention": 6},
+    ),
+    "eurobert": ("EuroBert", "ForMaskedLM", _IDS | {"num_key_value_heads": 1}),
 }
+CAUSAL = ("gpt2", "modernbert_decoder")
+# Heads whose dimensions are rotated in pairs have an even width.
+ROTATED = ("modernbert", "modernbert_decoder", "eurobert")
 # The class of XLM-R is RoBERTa's: one file serves both.
 GOLDEN = [case for case in CASES if case != "xlm_roberta"]
 ROW_LENGTHS = (9, 6, 3)
@@ -111,7 +134,7 @@ def make_model(case: str, sizes: dict, seed: int):
 
 
 # What no weight decays, besides biases.
-_NORM = re.compile(r"LayerNorm|layer_norm|\bln_")
+_NORM = re.compile(r"LayerNorm|norm\b|\bln_")
 
 
 def make_batch(case: str, model, lengths, seed: int) -> dict[str, np.ndarray]:
@@ -136,7 +159,7 @@ def make_batch(case: str, model, lengths, seed: int) -> dict[str, np.ndarray]:
     chosen = mask & (np.arange(shape[1]) % 3 == 1)
     if case == "electra_discriminator":
         return batch | {"detector": (labels % 2) * mask}
-    if case == "gpt2":
+    if case in CAUSAL:
         return batch | {"head": np.where(mask, tokens, -100)}
     if case in ("bert_nsp", "albert_sop"):
         batch["pair"] = np.arange(shape[0]) % 2
@@ -173,7 +196,7 @@ def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _parameters(model) -> dict:
     """Each parameter once; a tied one by the name of what it is tied to."""
-    tied = model._tied_weights_keys or {}
+    tied = (model.config.tie_word_embeddings and model._tied_weights_keys) or {}
     return {tied[n] if n in tied else n: p for n, p in model.named_parameters()}
 
 
@@ -185,7 +208,7 @@ def _arguments(model, rows) -> dict:
     """What the class wants to be given, by its names."""
     kind = model.config.model_type
     found = {"input_ids": rows["tokens"], "attention_mask": rows["mask"]}
-    if kind not in ("distilbert", "gpt2"):
+    if getattr(model.config, "type_vocab_size", 0):
         found["token_type_ids"] = rows["types"]
     if "pair" in rows:
         name = "sentence_order_label" if kind == "albert" else "next_sentence_label"

@@ -17,6 +17,9 @@ PATTERNS = {
     "electra": "electra-small",
     "deberta-v2": "deberta-v3-base",
     "gpt2": "gpt2",
+    "modernbert": "modernbert-base",
+    "modernbert-decoder": "ettin-decoder-17m",
+    "eurobert": "eurobert-210m",
 }
 
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
@@ -67,6 +70,29 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     ),
     "gpt2": ("gpt2", ("head",), {}, "GPT2LMHeadModel"),
     "gpt2-bare": ("gpt2", (), {}, "GPT2Model"),
+    "modernbert": ("modernbert", ("head",), {}, "ModernBertForMaskedLM"),
+    "modernbert-bare": ("modernbert", (), {}, "ModernBertModel"),
+    "modernbert-detector": ("modernbert", ("detector",), {}, "ModernBertModel"),
+    "modernbert-long": (
+        "modernbert",
+        ("head",),
+        {
+            "rope_scaling": "yarn",
+            "rope_factor": 4.0,
+            "layer_kinds": ("local", "global"),
+            "window": 6,
+            "max_positions": 64,
+        },
+        "ModernBertForMaskedLM",
+    ),
+    "modernbert-decoder": (
+        "modernbert-decoder",
+        ("head",),
+        {},
+        "ModernBertDecoderForCausalLM",
+    ),
+    "eurobert": ("eurobert", ("head",), {}, "EuroBertForMaskedLM"),
+    "eurobert-bare": ("eurobert", (), {}, "EuroBertModel"),
 }
 
 

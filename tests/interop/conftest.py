@@ -71,6 +71,7 @@ def tiny(tokenizers):
             heads=5,
             ffn_width=14,
             max_positions=24,
+            kv_heads=PRESETS[PATTERNS[family]].kv_heads and 1,
         )
         if family in ("albert", "electra"):
             config = dataclasses.replace(config, embedding_width=6)

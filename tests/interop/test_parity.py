@@ -153,9 +153,10 @@ def check(case, config, theirs, batch, gradient):
 @pytest.mark.parametrize(
     "case",
     [
-        # Shared layers; attention that is disentangled; one side; all that BERT has.
+        # Shared layers; attention that is disentangled; one side; all that BERT has;
+        # windows and rotations.
         case
-        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp")
+        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert")
         else pytest.param(case, marks=pytest.mark.slow)
         for case in GOLDENS.GOLDEN
     ],
@@ -176,6 +177,7 @@ SIZES = ((10, 5, 14), (35, 5, 57), (160, 5, 333))
 @pytest.mark.parametrize("case", GOLDENS.CASES)
 @pytest.mark.parametrize("width, heads, ffn", campaign(SIZES, SIZES[0]))
 def test_live_parity(case, width, heads, ffn):
+    width += heads * (width // heads % 2) * (case in GOLDENS.ROTATED)
     sizes = GOLDENS.SIZES | {
         "vocab_size": 211,
         "hidden_size": width,

@@ -56,6 +56,24 @@ COUNTS = {
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "modernbert-tiny": 15_124_736,
+    "modernbert-base": 149_014_272,
+    "modernbert-large": 394_781_696,
+    "ettin-encoder-17m": 16_797_440,
+    "ettin-encoder-32m": 31_883_136,
+    "ettin-encoder-68m": 68_144_640,
+    "ettin-encoder-150m": 149_014_272,
+    "ettin-encoder-400m": 394_781_696,
+    "ettin-encoder-1b": 1_028_050_688,
+    "ettin-decoder-17m": 16_797_440,
+    "ettin-decoder-32m": 31_883_136,
+    "ettin-decoder-68m": 68_144_640,
+    "ettin-decoder-150m": 149_014_272,
+    "ettin-decoder-400m": 394_781_696,
+    "ettin-decoder-1b": 1_028_050_688,
+    "eurobert-tiny": 36_768_000,
+    "eurobert-210m": 211_766_016,
+    "eurobert-610m": 607_874_688,
 }
 POOLED = ("bert", "roberta", "xlm-roberta", "albert")
 
@@ -102,6 +120,9 @@ def peer(config: EncoderConfig):
         "distilbert": ("DistilBert", {"hidden_dim": config.ffn_width}),
         "electra": ("Electra", {"embedding_size": config.input_width}),
         "gpt2": ("GPT2", {}),
+        "modernbert": ("ModernBert", {}),
+        "modernbert-decoder": ("ModernBertDecoder", {}),
+        "eurobert": ("EuroBert", {"num_key_value_heads": config.kv_heads}),
         "deberta-v2": (
             "DebertaV2",
             {
@@ -144,14 +165,19 @@ def test_transformers_counts_the_same(name):
 SWITCHES = {
     "embedding_width": (None, 8),
     "token_types": (2, 0),
-    "activation": ("gelu", "gelu_tanh"),
+    "kv_heads": (None, 1),
+    "activation": ("gelu", "gelu_tanh", "silu"),
     "gated": (False, True),
     "bias": (True, False),
+    "norm": ("layer", "rms"),
     "norm_place": ("post", "pre"),
+    "norm_embeddings": (False, True),
     "sharing": ("none", "attention", "ffn", "all"),
     "groups": (1, 2),
     "attention": ("full", "disentangled"),
-    "positions": ("learned", "none"),
+    "layer_kinds": ((), ("local", "global")),
+    "positions": ("learned", "rope", "alibi", "none"),
+    "rope_scaling": ("none", "ntk", "yarn"),
     "share_position_projections": (True, False),
     "position_norm": (True, False),
     "convolution_width": (0, 3),
@@ -162,12 +188,32 @@ SWITCHES = {
 }
 
 
-# The refused: a convolution before norms, groups that share nothing, what looks both
-# ways with what looks back.
+# The refused: what another switch makes impossible, or leaves without effect.
 REFUSED = [
+    {"kv_heads": 1, "attention": "disentangled"},
+    {"norm_place": "post", "norm_embeddings": True},
     {"norm_place": "pre", "convolution_width": 3},
+    {"norm_embeddings": True, "sharing": "attention"},
+    {"norm_embeddings": True, "sharing": "ffn"},
+    {"norm_embeddings": True, "sharing": "all"},
+    {"norm_embeddings": True, "groups": 2},
+    {"norm_embeddings": True, "convolution_width": 3},
     {"sharing": "none", "groups": 2},
+    {"sharing": "attention", "layer_kinds": ("local", "global")},
+    {"sharing": "ffn", "layer_kinds": ("local", "global")},
+    {"sharing": "all", "layer_kinds": ("local", "global")},
+    {"groups": 2, "layer_kinds": ("local", "global")},
+    {"attention": "disentangled", "layer_kinds": ("local", "global")},
+    {"attention": "disentangled", "positions": "rope"},
+    {"attention": "disentangled", "positions": "alibi"},
+    {"attention": "disentangled", "rope_scaling": "ntk"},
+    {"attention": "disentangled", "rope_scaling": "yarn"},
     {"attention": "disentangled", "causal": True},
+    *(
+        {"positions": positions, "rope_scaling": scaling}
+        for positions in ("learned", "alibi", "none")
+        for scaling in ("ntk", "yarn")
+    ),
 ]
 
 

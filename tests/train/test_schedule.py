@@ -36,6 +36,13 @@ def test_constant_and_wsd():
     np.testing.assert_allclose(found[80:], 2 * (1 - np.arange(20) / 20), rtol=1e-5)
 
 
+def test_wsd_can_fall_by_the_square_root():
+    found = rates(kind="wsd", warmup_steps=5, decay_percent=20, decay_shape="sqrt")
+    np.testing.assert_allclose(
+        found[80:], 2 * (1 - np.sqrt(np.arange(20) / 20)), rtol=1e-5
+    )
+
+
 def test_a_warm_up_longer_than_training_is_refused():
     with pytest.raises(PlmjaxError, match="warmup_steps=50 does not fit into 50"):
         rates(50, warmup_steps=50)
@@ -73,6 +80,32 @@ def test_lamb_scales_each_kernel_to_its_own_length():
     # What is not decayed is not rescaled either: Adam's first step is of size 1.
     bias = direction["encoder"]["layer_0"]["ffn"]["up"]["bias"]
     np.testing.assert_allclose(jnp.abs(bias), 1, rtol=1e-3)
+
+
+def test_stable_adamw_shrinks_what_outgrew_its_moments():
+    """Two steps of algorithm 2 of arXiv:2304.13013 in numpy; the second spikes."""
+    config = OptimizerConfig(
+        kind="stable_adamw", b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.1, clip_norm=None
+    )
+    optimizer = make_optimizer(config)
+    param = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    params = {"kernel": jnp.asarray(param)}
+    state = optimizer.init(params)
+    mean = square = np.zeros_like(param)
+    shrunk = []
+    for step, size in enumerate((0.1, 5.0), 1):
+        gradient = size * np.cos(np.arange(6, dtype=np.float32)).reshape(2, 3)
+        direction, state = optimizer.update({"kernel": gradient}, state, params)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.99 * square + 0.01 * gradient**2
+        moment = square / (1 - 0.99**step)
+        adam = mean / (1 - 0.9**step) / (np.sqrt(moment) + 1e-6) + 0.1 * param
+        ratio = np.sqrt((gradient**2 / np.maximum(moment, 1e-12)).mean())
+        shrunk.append(ratio)
+        np.testing.assert_allclose(
+            direction["kernel"], adam / max(1, ratio), rtol=2e-5, atol=1e-6
+        )
+    assert shrunk[0] == pytest.approx(1, abs=1e-4) and shrunk[1] > 1.3
 
 
 def test_clipping_bounds_the_gradient():
