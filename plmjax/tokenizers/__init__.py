@@ -1,5 +1,6 @@
 """Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
 
+from plmjax.tokenizers.coverage import UnknownWords, unknown_words
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
 from plmjax.tokenizers.train import (
     TokenizerConfig,
@@ -12,7 +13,9 @@ __all__ = [
     "Encoded",
     "Tokenizer",
     "TokenizerConfig",
+    "UnknownWords",
     "check_segmenter",
     "get_tokenizer",
     "train_tokenizer",
+    "unknown_words",
 ]

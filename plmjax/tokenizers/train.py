@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
@@ -22,6 +21,7 @@ from plmjax.tokenizers.backends import (
     unigram_backend,
     wordpiece_backend,
 )
+from plmjax.tokenizers.coverage import count_words
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
@@ -184,14 +184,7 @@ def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """Unigram over "▁" words, by our trainer: the library's is not deterministic."""
     options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
     empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
-    like = unigram_backend(empty, **options)
-    split, normalise = cutter(like).split, like.normalizer.normalize_str
-    cut = like.pre_tokenizer.pre_tokenize_str
-    units = Counter(itertools.chain.from_iterable(map(split, sample)))
-    words: Counter[str] = Counter()
-    for unit, count in units.items():
-        for word, _ in cut(normalise(unit)):
-            words[word] += count
+    words = count_words(unigram_backend(empty, **options), sample)
     letters = len(set(itertools.chain.from_iterable(words)))
     if letters + len(empty) > config.vocab_size:
         raise _too_many_letters(config, letters, letters + len(empty))
