@@ -27,6 +27,7 @@ from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     check_segmenter,
+    describe,
     get_tokenizer,
 )
 from plmjax.train import sharding
@@ -158,6 +159,8 @@ def prepare_data(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces "
         f"({workdir / 'tokenizer'})."
     )
+    for line in describe(tokenizer):
+        log(line)
     check(tokenizer)
     text = source.description
     why = f" ({text['why']})" if text.get("why") else ""

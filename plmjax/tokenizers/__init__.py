@@ -1,6 +1,10 @@
 """Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
 
-from plmjax.tokenizers.coverage import UnknownWords, unknown_words
+from plmjax.tokenizers.coverage import (
+    UnknownWords,
+    describe,
+    unknown_words,
+)
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
 from plmjax.tokenizers.train import (
     TokenizerConfig,
@@ -15,6 +19,7 @@ __all__ = [
     "TokenizerConfig",
     "UnknownWords",
     "check_segmenter",
+    "describe",
     "get_tokenizer",
     "train_tokenizer",
     "unknown_words",

@@ -50,7 +50,10 @@ def wordpiece_backend(
     strip_accents: bool | None,
     chinese_characters: bool = True,
 ) -> "tokenizers.Tokenizer":
-    """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018)."""
+    """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018).
+
+    strip_accents=None follows lowercase, which is BERT's rule.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     assert specials.unk is not None
@@ -75,14 +78,14 @@ def bpe_backend(
     specials: Specials = ROBERTA,
     *,
     lowercase: bool = False,
-    strip_accents: bool | None = None,
+    strip_accents: bool = False,
 ) -> "tokenizers.Tokenizer":
     """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019)."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
     steps = []
-    if lowercase if strip_accents is None else strip_accents:
+    if strip_accents:
         steps += [normalizers.NFD(), normalizers.StripAccents()]
     if lowercase:
         steps += [normalizers.Lowercase()]
@@ -98,7 +101,7 @@ def unigram_backend(
     specials: Specials = ALBERT,
     *,
     lowercase: bool,
-    strip_accents: bool | None = None,
+    strip_accents: bool = False,
 ) -> "tokenizers.Tokenizer":
     """A unigram tokenizer: pieces, log probabilities, words with "▁" (Kudo 2018).
 
@@ -115,13 +118,12 @@ def unigram_backend(
     return finish(backend, specials)
 
 
-def unigram_normalizer(lowercase: bool, strip_accents: bool | None):
-    """The normaliser of unigram tokenizers; strip_accents=None: as lowercase."""
+def unigram_normalizer(lowercase: bool, strip_accents: bool):
+    """The normaliser of unigram tokenizers."""
     from tokenizers import normalizers as n
 
-    strip = lowercase if strip_accents is None else strip_accents
     # NFC recombines decomposed characters without accents (Korean syllables).
-    steps = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
+    steps = [n.NFKD(), n.StripAccents(), n.NFC()] if strip_accents else [n.NFKC()]
     return n.Sequence([n.Nmt(), *steps, *([n.Lowercase()] if lowercase else [])])
 
 

@@ -19,15 +19,18 @@ TEXTS = [
     "It isn't  in\tits place,\nis it? 東京 2024 Ünïcode",
     "",
     "İstanbul x" + "y" * 120,
+    "Ĉu vi ĝojas hodiaŭ? किताबें मिलेंगे में। e\u0301 u\u0308ber",
 ]
 CONFIGS = [
-    TokenizerConfig(vocab_size=110),
-    TokenizerConfig(vocab_size=110, lowercase=False),
-    TokenizerConfig(vocab_size=110, strip_accents=False),
+    TokenizerConfig(vocab_size=150),
+    TokenizerConfig(vocab_size=150, lowercase=False),
+    TokenizerConfig(vocab_size=150, strip_accents=True),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=False),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=True),
+    TokenizerConfig(kind="bpe", vocab_size=300, strip_accents=True),
     TokenizerConfig(kind="unigram", vocab_size=120),
     TokenizerConfig(kind="unigram", vocab_size=120, lowercase=False),
+    TokenizerConfig(kind="unigram", vocab_size=120, strip_accents=True),
 ]
 FAMILIES = ["bert", "electra", "distilbert", "roberta", "gpt2", "albert"]
 FAMILIES += ["xlm-roberta", "deberta-v2"]
@@ -119,7 +122,7 @@ def test_gpt2_as_published(form, tmp_path):
 def test_unigram_as_published(family, tmp_path):
     import transformers
 
-    trained = train_tokenizer(CONFIGS[6], TEXTS * 3)
+    trained = train_tokenizer(CONFIGS[7], TEXTS * 3)
     pieces = json.loads(trained.backend.to_str())["model"]["vocab"]
     kind = getattr(transformers, f"{family}Tokenizer")
     heads = {
