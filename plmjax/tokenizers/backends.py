@@ -102,6 +102,7 @@ def unigram_backend(
     *,
     lowercase: bool,
     strip_accents: bool = False,
+    byte_fallback: bool = False,
 ) -> "tokenizers.Tokenizer":
     """A unigram tokenizer: pieces, log probabilities, words with "▁" (Kudo 2018).
 
@@ -111,7 +112,7 @@ def unigram_backend(
     from tokenizers import Tokenizer, decoders, models
 
     unk = [piece for piece, _ in pieces].index(specials.unk or "")
-    backend = Tokenizer(models.Unigram(pieces, unk_id=unk, byte_fallback=False))
+    backend = Tokenizer(models.Unigram(pieces, unk, byte_fallback))
     backend.normalizer = unigram_normalizer(lowercase, strip_accents)
     backend.pre_tokenizer = unigram_pre_tokenizer()
     backend.decoder = decoders.Metaspace(replacement=METASPACE, prepend_scheme="always")

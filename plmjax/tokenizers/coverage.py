@@ -166,11 +166,11 @@ def describe_text(tokenizer: "Tokenizer", documents: Iterable[str]) -> tuple[str
         if size >= SAMPLE_CHARACTERS:
             break
     dropped = dropped_characters(tokenizer, sample)
-    total, lines = max(dropped.characters, 1), []
+    total, examples, lines = max(dropped.characters, 1), dropped.examples, []
     if dropped.marks:
         lines.append(
-            f"Accents are dropped from the text: {dropped.marks / total:.2%} "
-            f"of its characters, e.g. {', '.join(dropped.examples)} "
+            f"Accents are dropped from the text: {dropped.marks:,} of {total:,} "
+            f"characters ({dropped.marks / total:.2%}), e.g. {', '.join(examples)} "
             "(tokenizer.strip_accents=false keeps them)."
         )
     if dropped.formats:

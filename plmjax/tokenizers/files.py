@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers import sentencepiece
 from plmjax.tokenizers.backends import (
     ALBERT,
     BERT,
@@ -29,13 +30,14 @@ ROLES = [field.name for field in dataclasses.fields(Specials)]
 
 # The usual spellings of special tokens by kind, for those that the settings do not
 # name. ALBERT, DeBERTa and XLM-R are unigram.
+_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
 _WORDPIECE, _BPE, _UNIGRAM = (BERT,), (ROBERTA, GPT2), (ALBERT, BERT, ROBERTA)
 
 
 def read(
     path: Path, lowercase: bool, strip_accents: bool | None
 ) -> "tuple[tokenizers.Tokenizer, Specials, list[str]]":
-    """Reads the tokenizer in a folder, a tokenizer.json or a vocab.txt.
+    """Reads a folder, a tokenizer.json, a vocab.txt or a SentencePiece model.
 
     Returns the backend, its special tokens, and a line for each guess.
 
@@ -44,7 +46,7 @@ def read(
     """
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        names = ["tokenizer.json", "vocab.txt", "vocab.json"]
+        names = ["tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE]
         paths = [folder / name for name in names if (folder / name).is_file()]
         if not paths:
             raise _bad(f"{path} holds none of {', '.join(names)}.")
@@ -52,9 +54,11 @@ def read(
     elif not path.is_file():
         raise PlmjaxError(
             f"tokenizer.path={str(path)!r} does not exist (in {Path.cwd()}).",
-            hint="Give a folder, a tokenizer.json or a vocab.txt.",
+            hint="Give a folder, a tokenizer.json, vocab.txt, .spm or .model file.",
         )
     settings = _settings(folder)
+    if path.suffix in (".model", ".spm"):
+        return _read_sentencepiece(path, settings)
     if path.suffix == ".txt":
         vocab = _vocab_txt(path)
         specials = _specials(vocab, settings, _WORDPIECE, path)
@@ -86,6 +90,47 @@ def read(
         merges = _merges_txt(folder / "merges.txt")
         return bpe_backend(vocab, merges, specials), specials, []
     return *_read_tokenizer_json(path, settings), []
+
+
+def _read_sentencepiece(path: Path, settings: dict[str, Any]):
+    """Reads a SentencePiece model as the class does that the folder names."""
+    model = sentencepiece.read_model(path)
+    config = path.parent / "config.json"
+    body = _json(config) if config.is_file() else {}
+    named = {
+        "tokenizer_config.json": settings.get("tokenizer_class"),
+        "config.json": body.get("model_type"),
+    }
+    names = {file: name for file, name in named.items() if isinstance(name, str)}
+    kind, why = sentencepiece.family(model, names)
+    vocab = {text: n for n, (text, _) in enumerate(sentencepiece.numbered(model, kind))}
+    specials = _specials(vocab, settings, _UNIGRAM, path)
+    cased = _cased_share(vocab) >= CASED_SHARE
+    lower, keep = settings.get("do_lower_case"), settings.get("keep_accents")
+    if kind == "xlmroberta":
+        lower = False  # its class has no such setting
+    elif lower is None:
+        lower = kind == "albert" and not cased
+    strip = kind == "albert" and not (cased if keep is None else keep)
+    backend = sentencepiece.backend(
+        model, kind, specials, lowercase=lower, strip_accents=strip
+    )
+    ids = {
+        "albert": "ALBERT's, those of the file",
+        "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
+        "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
+    }
+    notes = [
+        f"{path.name}: the ids are {ids[kind]} ({why}); text is "
+        f"{'' if lower else 'not '}lower-cased, accents are "
+        f"{'dropped' if strip else 'kept'} before the model's own normalisation."
+    ]
+    if model.kind != "unigram":
+        notes.append(
+            f"{path.name} holds a {model.kind} model; it is used as a unigram model, "
+            "as transformers' classes do."
+        )
+    return backend, specials, notes
 
 
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]):

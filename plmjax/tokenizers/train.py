@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import Block, number
@@ -45,7 +45,7 @@ class TokenizerConfig(Block, prefix="tokenizer."):
     lowercase: bool = True
     # None: a vocabulary trained here keeps accents, a loaded one does as its files say
     strip_accents: bool | None = None
-    path: str | None = None  # a folder, tokenizer.json or vocab.txt
+    path: str | None = None  # a folder, tokenizer.json, vocab.txt, .spm or .model
     # Chinese words for whole-word masking: found by jieba, or separated by spaces.
     segmenter: Literal["none", "jieba", "spaces"] = "none"
     user_dictionary: str | None = None  # more words for jieba: one a line
@@ -206,7 +206,7 @@ def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     return Tokenizer(unigram_backend(empty + pieces, **options), ALBERT)
 
 
-def _normalisation(config: TokenizerConfig) -> dict[str, bool]:
+def _normalisation(config: TokenizerConfig) -> dict[str, Any]:
     """The arguments of all backends; False, as None is BERT's rule to transformers."""
     strip = bool(config.strip_accents)
     return {"lowercase": config.lowercase, "strip_accents": strip}
