@@ -42,6 +42,15 @@ BPE_ORDER = [ROBERTA.cls, ROBERTA.pad, ROBERTA.sep, ROBERTA.unk, ROBERTA.mask]
 UNIGRAM_ORDER = [ALBERT.pad, ALBERT.unk, ALBERT.cls, ALBERT.sep, ALBERT.mask]
 
 
+# GPT-2's words, but with marks (vowel signs of Hindi, tones of Thai) and joiners as
+# parts of words, where GPT-2 ends a word before each.
+_LETTERS = r"\p{L}\p{M}\x{200C}\x{200D}"
+_WORDS_WITH_MARKS = (
+    rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{_LETTERS}]+| ?\p{{N}}+| ?[^\s{_LETTERS}\p{{N}}]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
 def wordpiece_backend(
     vocab: Mapping[str, int],
     specials: Specials = BERT,
@@ -79,9 +88,14 @@ def bpe_backend(
     *,
     lowercase: bool = False,
     strip_accents: bool = False,
+    joins_marks: bool = False,
 ) -> "tokenizers.Tokenizer":
-    """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019).
+
+    With joins_marks, combining marks belong to the letter before them.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as pre
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
     steps = []
@@ -91,7 +105,11 @@ def bpe_backend(
         steps += [normalizers.Lowercase()]
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+    if joins_marks:
+        words = pre.Split(Regex(_WORDS_WITH_MARKS), "isolated")
+        letters = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return finish(backend, specials)
 

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
@@ -32,6 +34,9 @@ SAMPLE_BYTES = 64_000_000
 # Unigram stores every piece of each distinct run between blanks and signs: for Chinese
 # about 100 bytes of memory and 2 microseconds a byte.
 UNIGRAM_BYTES = 16_000_000
+# GPT-2's words end at combining marks. Hindi has 30 %, text with some decomposed
+# letters far less: it keeps GPT-2's words, which RobertaTokenizer builds.
+MARKS_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +183,8 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
             f"special tokens alone are {floor}.",
             hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
         )
+    share = _share_of_marks(sample)
+    options["joins_marks"] = not config.strip_accents and share > MARKS_SHARE
     backend = bpe_backend(_numbered(BPE_ORDER), [], **options)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -189,7 +196,23 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     backend.train_from_iterator(sample, trainer)
     model = json.loads(backend.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    return Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+    tokenizer = Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+    if options["joins_marks"]:
+        tokenizer.notes = (
+            f"{share:.1%} of the characters are marks on letters: words hold them, "
+            "where GPT-2's would end.",
+        )
+    return tokenizer
+
+
+def _share_of_marks(sample: list[str]) -> float:
+    """The share of combining marks among the letters and marks."""
+    counts = Counter(itertools.chain.from_iterable(sample))
+    total = {"L": 0, "M": 0}
+    for character, count in counts.items():
+        if (kind := unicodedata.category(character)[0]) in total:
+            total[kind] += count
+    return total["M"] / max(sum(total.values()), 1)
 
 
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:

@@ -142,6 +142,26 @@ def test_cache_is_exact_on_random_texts(tokenizer):
     assert_exact(tokenizer, texts)  # now from the cache
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize(
+    "text", ["वह अपने शहर में नई किताबें पढ़ेगा", "บ้าน นี้ ใหญ่ มาก", "cafe\u0301 u\u0308ber"]
+)
+def test_no_word_ends_at_a_mark(kind, text, tmp_path):
+    trained = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=500), [text] * 3)
+    trained.save(tmp_path)
+    for tokenizer in (trained, Tokenizer.load(tmp_path)):
+        encoded = tokenizer.encode_batch([text])
+        assert encoded.word_start.sum() == len(text.split())
+        plain = tokenizer.decode(encoded.tokens)
+        assert unicodedata.normalize("NFC", plain) == unicodedata.normalize("NFC", text)
+        assert_exact(tokenizer, [text, "a'b ,x  \n1"])
+    if kind == "bpe":
+        assert "marks on letters" in " ".join(trained.notes)
+        plain = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=500), ["cafés"])
+        assert "Split" not in str(plain.backend.pre_tokenizer)
+        assert "marks" not in " ".join(plain.notes)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_cache_is_exact_where_accents_are_dropped(kind):
     config = TokenizerConfig(kind=kind, vocab_size=330, strip_accents=True)

@@ -81,6 +81,19 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     assert back.special_ids == ours.special_ids
 
 
+def test_words_with_marks(tmp_path):
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "वह अपने शहर में नई किताबें पढ़ेगा। क्\u200dष می\u200cخواهم don't"] * 3
+    ours = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=400), texts)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in texts:
+        expected = ours.encode_batch([text]).tokens.tolist()
+        assert theirs(text, add_special_tokens=False)["input_ids"] == expected
+
+
 def test_token_types_by_the_model(tmp_path):
     from transformers import AutoTokenizer
 
