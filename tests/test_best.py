@@ -142,7 +142,7 @@ def taken(monkeypatch, tmp_path):
         own = {
             "mesh": mesh,
             "encoder": SimpleNamespace(layers=1, width=1, dtype="float32"),
-            "objective": SimpleNamespace(scores=dict),
+            "objective": SimpleNamespace(scores=dict, weights={}),
             "steps": 4,
         }
         if metric is None:

@@ -354,7 +354,8 @@ def score_split(
     truth = [example.label for example in examples]
     answers = predictions.read(config, labels, examples, predicted)
     scores = kind.scores(truth, answers, labels, config)
-    return predicted, {"loss": float(losses[0] / max(losses[1], 1))} | scores
+    loss = float(losses[0] / losses[1]) if losses[1] else math.nan
+    return predicted, {"loss": loss} | scores
 
 
 def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:

@@ -51,7 +51,8 @@ def plot_curves(
 def plot_scores(workdir: Path, metric: str) -> list[Path]:
     """Draws a held-out score by step; returns no file if it is not recorded."""
     records = read_metrics(workdir / "metrics.jsonl")
-    held_out = [r for r in records if r["kind"] == "evaluation" and metric in r]
+    held_out = [r for r in records if r["kind"] == "evaluation"]
+    held_out = [r for r in held_out if r.get(metric) is not None]
     if not held_out or metric == "loss":
         return []
     (workdir / "plots").mkdir(exist_ok=True)
@@ -160,7 +161,7 @@ def _draw(
     what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
     with png(path) as (plot,):
         for records, style in styles:
-            known = [r for r in records if key in r and axis in r]
+            known = [r for r in records if None not in (r.get(key), r.get(axis))]
             x = [r[axis] * scale for r in known]
             plot.plot(x, [r[key] for r in known], **style)
         if baseline is not None:
