@@ -23,6 +23,7 @@ from plmjax.models import EncoderConfig, Platform
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
+from plmjax.pretrain.checks import check_text
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -254,6 +255,10 @@ def build(
         copies=config.objective.static_copies,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    if not workdir.begun:
+        check_text(
+            config, tokenizer, store, objective=objective, loader=loader, log=log
+        )
     return PretrainSetup(
         config=config,
         workdir=workdir,
