@@ -177,8 +177,9 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
     for name, facts in splits.items():
         if not facts["documents"]:
             raise PlmjaxError(
-                f"The {name} split is empty: the text is {documents:,} documents of "
-                f"{tokens:,} tokens in all, and all went to the other split "
+                f"The {name} split is empty: the text of {tokens:,} tokens is "
+                + ("one document" if documents == 1 else f"{documents:,} documents")
+                + ", and all went to the other split "
                 f"(data.held_out_percent={held_out_percent}).",
                 hint="Give more documents (--config.data.source.document defines "
                 "one), or change --config.data.held_out_percent.",
