@@ -19,6 +19,7 @@ from plmjax.workdir import RunConfig, row_plan
 
 SAMPLE = 512  # rows of each split in which masks are counted
 SOME_UNMASKED = 0.01  # of the rows; fewer are not mentioned
+MOSTLY_TOO_LONG = 0.5  # of the tokens are in words that are never masked
 MOSTLY_PADDING = 0.2
 _SHOWN = 300  # characters of the first row
 
@@ -86,19 +87,23 @@ def unmasked(objective: Masked, train: Batch, held_out: Batch) -> list[Problem]:
     """Returns the problem of rows in which nothing is masked; [] if these are few."""
     bare, empty = rows_without_masks(objective, train)
     count, rows = int(bare.sum()), len(bare)
+    long = (
+        f"their words are longer than {objective.least_probability:.0%} of the row. "
+        "Set --config.objective.unit=token, or longer rows."
+    )
     if 2 * empty.sum() > count:
         why = "they hold only special pieces such as [UNK]."
     else:
-        why = (
-            f"their words are longer than {objective.least_probability:.0%} of the "
-            "row. Set --config.objective.unit=token, or longer rows."
-        )
+        why = long
     if count == rows:
         return [Problem(f"None of {rows:,} rows has a mask: {why}", final=True)]
     some = []
     if count > SOME_UNMASKED * rows:
         share = f"{count / rows:.1%} of the rows ({count:,} of {rows:,})"
         some.append(Problem(f"{share} have no mask: {why}"))
+    if (share := never_masked(objective, train)) > MOSTLY_TOO_LONG:
+        text = f"{share:.1%} of the tokens are never masked: {long}"
+        some.append(Problem(text))
     if rows_without_masks(objective, held_out)[0].all():
         text = "No held-out row has a mask, so no evaluation would have a figure."
         some.append(Problem(text, refused=True))
@@ -113,20 +118,34 @@ def rows_without_masks(
     Both are bool [B]. The objective draws the masks only if a word may be too long,
     because its program takes seconds to compile.
     """
-    special_V = objective.tables()["is_special"]
-    maskable_BL = (batch["segments"] > 0) & ~special_V[batch["tokens"]]
-    size_B = maskable_BL.sum(1)
+    size_B, row_W, size_W = _units(objective, batch)
     empty_B = size_B == 0
-    if objective.mask_config.unit == "token":
-        return empty_B, empty_B
-    before_BL = np.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
-    start_BL = maskable_BL & (batch["word_start"] | ~before_BL)
-    word_BL = np.cumsum(start_BL).reshape(start_BL.shape)
-    size_W = np.bincount(word_BL[maskable_BL], minlength=1)
-    shortest_B = np.full(len(size_B), maskable_BL.shape[1])
-    np.minimum.at(shortest_B, np.nonzero(start_BL)[0], size_W[word_BL[start_BL]])
+    shortest_B = np.full(len(size_B), batch["tokens"].shape[1])
+    np.minimum.at(shortest_B, row_W, size_W)
     share = np.float32(objective.least_probability)
     budget_B = np.maximum(np.floor(share * size_B.astype(np.float32)), 1)
-    if not np.any(shortest_B > budget_B):
+    if not np.any((shortest_B > budget_B) & ~empty_B):
         return empty_B, empty_B
     return ~np.any(masked(objective, batch)["weights"] > 0, axis=1), empty_B
+
+
+def never_masked(objective: Masked, batch: Batch) -> float:
+    """Returns the share of the tokens in words that are too long for their row."""
+    size_B, row_W, size_W = _units(objective, batch)
+    most_B = np.floor(objective.mask_config.largest_probability * size_B + 1)
+    return float(size_W[size_W > most_B[row_W]].sum() / max(size_W.sum(), 1))
+
+
+def _units(
+    objective: Masked, batch: Batch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns [B] maskable tokens, and row and tokens [W] of the smallest units."""
+    special_V = objective.tables()["is_special"]
+    maskable_BL = (batch["segments"] > 0) & ~special_V[batch["tokens"]]
+    start_BL = maskable_BL
+    if objective.mask_config.unit != "token":
+        before_BL = np.pad(maskable_BL[:, :-1], ((0, 0), (1, 0)))
+        start_BL = maskable_BL & (batch["word_start"] | ~before_BL)
+    word_BL = np.cumsum(start_BL).reshape(start_BL.shape) - 1
+    size_W = np.bincount(word_BL[maskable_BL], minlength=1)[: start_BL.sum()]
+    return maskable_BL.sum(1), np.nonzero(start_BL)[0], size_W

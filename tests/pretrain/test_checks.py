@@ -87,6 +87,18 @@ def test_a_share_of_rows_without_masks_is_named():
     assert checks.unmasked(objective(), few, held_out) == []
 
 
+def test_tokens_that_are_never_masked_are_named():
+    # 15 % of 22 tokens are three, or four: the words of seven are never chosen.
+    batch = rows([7, 7, 7, 1])
+    assert checks.never_masked(objective("word"), batch) == 21 / 22
+    assert checks.never_masked(objective("word", probability=0.3), batch) == 0
+    assert checks.never_masked(objective(), batch) == 0
+    assert checks.never_masked(objective("word"), rows([0])) == 0
+    (problem,) = checks.unmasked(objective("word"), rows([7, 7, 7, 1]), batch)
+    assert "95.5% of the tokens are never masked: their words" in problem.text
+    assert not problem.refused and not problem.final
+
+
 def test_without_any_mask_there_is_nothing_to_learn(monkeypatch):
     monkeypatch.setattr(checks, "masked", lambda *_: {"weights": np.zeros((2, 5))})
     (problem,) = checks.unmasked(objective("word"), rows([9, 9, 9], [20]), rows([1]))
