@@ -111,10 +111,11 @@ class TrainingDisplay(Bar):
     def update(self, step: int, values: dict[str, float]) -> None:
         """Shows the metrics of a step."""
         figures = [
-            f"loss {values['loss']:.3f}",
+            # nan: nothing was predicted.
+            f"loss {values['loss']:.3f}" if values["loss"] == values["loss"] else "",
             f"lr {values['learning_rate']:.1e}",
             f"{values['tokens_per_second']:,.0f} tokens/s",
         ]
         if "mfu" in values:
             figures.append(f"MFU {values['mfu']:.1%}")
-        self.show(step, "  ".join(figures))
+        self.show(step, "  ".join(filter(None, figures)))

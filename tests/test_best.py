@@ -18,6 +18,7 @@ from fakes import BASE, RATE, Fakes, no_page, sweep_file
 
 from plmjax.baselines import linear
 from plmjax.baselines.run import Baseline, best_of, gain_lines
+from plmjax.baselines.watch import Watch
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.evaluate import predictions
@@ -141,7 +142,7 @@ def taken(monkeypatch, tmp_path):
         own = {
             "mesh": mesh,
             "encoder": SimpleNamespace(layers=1, width=1, dtype="float32"),
-            "objective": SimpleNamespace(scores=dict),
+            "objective": SimpleNamespace(scores=dict, weights={}),
             "steps": 4,
         }
         if metric is None:
@@ -638,4 +639,7 @@ def test_a_simple_model_is_held_back_as_does_best(kind, metric, monkeypatch):
 
     monkeypatch.setattr(linear, "_fit", fit)
     x, y = np.zeros((40, 1)), np.zeros(40)
-    assert linear._choose(KINDS[kind], labels, train, x, y) == linear.DENSE[1]
+    assert (
+        linear._choose(KINDS[kind], labels, train, x, y, watch=Watch())
+        == linear.DENSE[1]
+    )

@@ -24,7 +24,12 @@ def get_config(size: str = "base-v2") -> ConfigDict:
                 "length": 512,
                 "held_out_percent": 0.5,
             },
-            "tokenizer": {"kind": "unigram", "vocab_size": 30_000, "lowercase": True},
+            "tokenizer": {
+                "kind": "unigram",
+                "vocab_size": 30_000,
+                "lowercase": True,
+                "strip_accents": True,  # the authors' keep_accents=False
+            },
             "model": {"preset": f"albert-{size}", "dtype": "bfloat16"},
             "objective": {"kind": "mlm", "unit": "ngram", "pairs": "sop"},
             "train": {

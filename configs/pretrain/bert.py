@@ -23,7 +23,11 @@ def get_config(size: str = "base") -> ConfigDict:
                 "phases": ((900_000, 128, 256), (100_000, 512, 256)),
                 "held_out_percent": 0.5,
             },
-            "tokenizer": {"kind": "wordpiece", "vocab_size": 30522},
+            "tokenizer": {
+                "kind": "wordpiece",
+                "vocab_size": 30522,
+                "strip_accents": True,  # as the uncased models do
+            },
             "model": {"preset": f"bert-{size}", "dtype": "bfloat16"},
             # Ten static copies of the masks, as its preprocessing wrote them.
             "objective": {"masks": "static", "copies": 10},

@@ -29,6 +29,7 @@ def get_config(size: str = "base") -> ConfigDict:
                 "kind": "wordpiece",
                 "vocab_size": 8192 if tiny else 21128,
                 "segmenter": "jieba",
+                "strip_accents": True,  # Google's Chinese BERT is uncased
             },
             "model": {"preset": f"bert-{size}", "dtype": "bfloat16"},
             "objective": {"kind": "mlm", "unit": "word"},

@@ -34,7 +34,11 @@ def get_config(size: str = "small") -> ConfigDict:
                 "length": length,
                 "held_out_percent": 2.0 if tiny else 0.5,
             },
-            "tokenizer": {"kind": "wordpiece", "vocab_size": 8192 if tiny else 30522},
+            "tokenizer": {
+                "kind": "wordpiece",
+                "vocab_size": 8192 if tiny else 30522,
+                "strip_accents": True,  # its vocabulary is that of uncased BERT
+            },
             "model": {"preset": f"electra-{size}", "dtype": "bfloat16"},
             "objective": {
                 "kind": "electra",

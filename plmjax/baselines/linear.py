@@ -7,6 +7,7 @@ text or a pair of texts, a word, or one choice, which is right or wrong.
 """
 
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.baselines.watch import Watch
 from plmjax.data.examples import Example, hold_out
 from plmjax.tasks import TaskKind
 from plmjax.tasks.base import Predict
@@ -55,16 +57,19 @@ def fit_linear(
     train: Sequence[Example],
     featurise: Featurise,
     log: Log,
+    *,
+    watch: Watch | None = None,
 ) -> Predict:
     """Fits a linear model to the features of train; returns its predict function.
 
     The strength is the best of a few on a fifth of train that is held out for this. Of
     dense features at most DENSE_ROWS rows are used, a sample of complete examples,
-    which is logged.
+    which is logged. Raises OutOfTime if the watch foresees that it takes too long.
     """
+    watch = watch or Watch()
     x, train = _features(kind, train, featurise, log)
     y = kind.row_targets(labels, train)
-    strength = _choose(kind, labels, train, x, y)
+    strength = _choose(kind, labels, train, x, y, watch=watch)
     linear, converged = _fit(kind, x, y, len(labels), strength)
     if not converged:
         log(f"  the fit was stopped after {_STEPS:,} steps, short of its optimum")
@@ -100,11 +105,13 @@ def _sample(sizes: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[: max(int(fits.sum()), 1)])
 
 
-def _choose(kind: TaskKind, labels, train, x, y) -> float:
+def _choose(kind: TaskKind, labels, train, x, y, *, watch: Watch) -> float:
     """Returns the strength that is best on a fifth of train, the least of equal ones.
 
     Strengths are tried in increasing order, as weak ones are quick, until one is worse.
+    Raises OutOfTime if these fits show that the last one will take too long.
     """
+    watch.need()
     try:
         held_out = hold_out(train, INNER_PERCENT)[1]
     except PlmjaxError:  # nothing of a single group can be held out
@@ -119,9 +126,12 @@ def _choose(kind: TaskKind, labels, train, x, y) -> float:
         np.flatnonzero(np.isin(owner, e)) for e in (inner, np.nonzero(held))
     )
     truth = [example.label for example in held_out]
-    best, lowest = DEFAULT, np.inf
+    best, lowest, seconds = DEFAULT, np.inf, 0.0
     for strength in DENSE if isinstance(x, np.ndarray) else SPARSE:
+        watch.need(seconds)
+        began = time.monotonic()
         linear, _ = _fit(kind, x[fitted], y[fitted], len(labels), strength)
+        seconds = time.monotonic() - began
         predicted = kind.from_rows(labels, held_out, linear(x[tried]))
         scores = kind.scores(truth, predicted, labels)
         metric = kind.tuning_metric(scores)
@@ -130,6 +140,7 @@ def _choose(kind: TaskKind, labels, train, x, y) -> float:
             break
         if value < lowest:
             best, lowest = strength, value
+    watch.need(seconds * len(y) / max(len(fitted), 1))
     return best
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from plmjax import PlmjaxError
 from plmjax.baselines.linear import Featurise, row_counts
+from plmjax.baselines.watch import Watch
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.task_batches import batch_of
@@ -28,7 +29,9 @@ _BATCH = 32  # rows at once
 _SHORTEST = 16  # tokens: rows are padded to a power of two, as each length is compiled
 
 
-def probe_features(config: TaskConfig, model: Model) -> Featurise:
+def probe_features(
+    config: TaskConfig, model: Model, watch: Watch | None = None
+) -> Featurise:
     """Returns what computes the last states of a frozen encoder, float32 [N, H].
 
     A text or pair: the mean over all tokens of all its windows, special ones included.
@@ -46,6 +49,7 @@ def probe_features(config: TaskConfig, model: Model) -> Featurise:
         )
     params = jax.device_put({"encoder": model.params["encoder"]})
     platform = Platform.of(jax.devices())
+    watch = watch or Watch()
 
     def featurise(examples: Sequence[Example]) -> np.ndarray:
         bare = [dataclasses.replace(example, label=None) for example in examples]
@@ -54,7 +58,10 @@ def probe_features(config: TaskConfig, model: Model) -> Featurise:
         begin = np.cumsum(counts) - counts
         sums = np.zeros((counts.sum(), model.encoder.width))
         tokens = np.zeros((counts.sum(), 1))
+        sizes, done = features.sizes(), 0
         for rows, batch in _batches(features):
+            watch.progress("states of the texts", done, int(sizes.sum()))
+            done += int(sizes[rows].sum())
             if features.word is not None:  # a row a word
                 states_BLH = np.asarray(_states(model.encoder, platform, params, batch))
                 word_BL = features.word[rows, : batch["tokens"].shape[1]]

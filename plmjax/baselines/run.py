@@ -28,12 +28,14 @@ from plmjax.baselines.text_features import (
     usual_tags,
     word_features,
 )
+from plmjax.baselines.watch import OutOfTime, Watch
 from plmjax.data.examples import Example
 from plmjax.evaluate.model import Model
 from plmjax.metrics.comparison import SAME, Comparison
 from plmjax.metrics.retrieval import Vectors, rank_pairs
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import Predict
+from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.labelled import Labelled
 from plmjax.tasks.scores import cost, defined, gain
 
@@ -60,11 +62,14 @@ def run_baselines(
     model: Model | None = None,
     vectors: str | Path | None = None,
     log: Log = lambda line: None,
+    *,
+    watch: Watch | None = None,
 ) -> list[Baseline]:
     """Fits the simple models of the task on train, and scores them on `examples`.
 
     Some need a model (its token table, its states), or `vectors`, a word2vec file.
-    `log` gets a line for each, and for those that are left out.
+    `log` gets a line for each, and for those that are left out. `watch` limits the
+    time, and keeps the names of those that would take longer.
 
     Raises:
       PlmjaxError: no examples; vectors that cannot be read or are of other words; rows
@@ -78,12 +83,20 @@ def run_baselines(
         )
     kind, labels = KINDS[labelled.config.kind], labelled.labels
     truth = [example.label for example in examples]
-    baselines = []
-    for name, fit in _baselines(labelled, examples, model, vectors, log):
+    baselines, watch = [], watch or Watch()
+    for name, fit in _baselines(labelled, examples, model, vectors, log, watch=watch):
         begin = time.perf_counter()
-        predict = fit()
-        predictions = predict(examples)
-        scores = kind.scores(truth, predictions, labels)
+        watch.begin(name)
+        try:
+            watch.need()
+            predict = fit()
+            predictions = predict(examples)
+        except OutOfTime:
+            watch.left_out.append(name)
+            log(f"  {name}: left out, as it would end after {watch.seconds:g} s")
+            continue
+        watch.begin(None)
+        scores = kind.scores(truth, predictions, labels, labelled.config)
         seconds = time.perf_counter() - begin
         log(f"  {name}: fitted and scored in {seconds:.1f} s")
         milliseconds = _latency(predict, examples)
@@ -109,20 +122,26 @@ Fit = Callable[[], Predict]
 
 
 def _baselines(
-    labelled: Labelled, examples: Sequence[Example], model, vectors, log: Log
+    labelled: Labelled,
+    examples: Sequence[Example],
+    model,
+    vectors,
+    log: Log,
+    *,
+    watch: Watch,
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the name of each simple model of the task, and what fits it."""
     kind = KINDS[labelled.config.kind]
     labels, train = labelled.labels, labelled.train
 
     def linear(featurise: Callable[[], Featurise]) -> Fit:
-        return lambda: fit_linear(kind, labels, train, featurise(), log)
+        return lambda: fit_linear(kind, labels, train, featurise(), log, watch=watch)
 
     def static(vectors: StaticVectors) -> Fit:
         return linear(lambda: static_features(kind, vectors))
 
     if kind.baselines == "vectors":
-        yield from _vectors(labelled, examples, model, vectors, log)
+        yield from _vectors(labelled, examples, model, vectors, log, watch=watch)
         return
     yield "majority", lambda: kind.majority(labels, train)
     if kind.baselines == "none":
@@ -142,11 +161,18 @@ def _baselines(
         log("  no model is given, so its token table and a probe of it are left out")
         return
     yield f"token table + {model_of}", static(from_model(model))
-    yield "linear probe", linear(lambda: probe_features(labelled.config, model))
+    probe = lambda: probe_features(labelled.config, model, watch)  # noqa: E731
+    yield "linear probe", linear(probe)
 
 
 def _vectors(
-    labelled: Labelled, examples: Sequence[Example], model, vectors, log: Log
+    labelled: Labelled,
+    examples: Sequence[Example],
+    model,
+    vectors,
+    log: Log,
+    *,
+    watch: Watch,
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the models that rank a text's pair by the cosines of their vectors."""
 
@@ -163,7 +189,7 @@ def _vectors(
         log("  no model is given, so its token table and its states are left out")
         return
     yield "mean of the token table", lambda: ranks(from_model(model).texts)
-    featurise = probe_features(labelled.config, model)
+    featurise = probe_features(labelled.config, model, watch)
 
     def states(texts: Sequence[str]) -> np.ndarray:
         return featurise([Example("", "", (text,), None, text) for text in texts])
@@ -184,7 +210,8 @@ def best_of(baselines: Sequence[Baseline], metric: str) -> Baseline:
 def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
     """Returns lines of a table: each model, its score, the milliseconds an example."""
     wide = max(len(one.name) for one in baselines)
-    lines = [f"{'baseline':{wide}}  {metric:>{max(len(metric), 8)}}  ms an example"]
+    title = metric.replace("_", " ")
+    lines = [f"{'baseline':{wide}}  {title:>{max(len(metric), 8)}}  ms an example"]
     for one in baselines:
         score = f"{one.scores[metric]:.4f}"
         lines.append(
@@ -201,17 +228,26 @@ def gain_lines(
     ours: Sequence[Any],
     baselines: Sequence[Baseline],
     labels: Sequence[str],
+    config: TaskConfig | None = None,
 ) -> list[str]:
     """Returns the table, and a line on a model's gain over the best of the baselines.
+
+    `config` has the options of the scores, if they are not the defaults.
 
     Raises:
       PlmjaxError: as `gain`.
     """
     best = best_of(baselines, metric)
     gained = gain(
-        kind, metric, truth, ours=ours, theirs=best.predictions, labels=labels
+        kind,
+        metric,
+        truth,
+        ours=ours,
+        theirs=best.predictions,
+        labels=labels,
+        config=config,
     )
-    score = KINDS[kind].scores(truth, ours, labels)[metric]
+    score = KINDS[kind].scores(truth, ours, labels, config)[metric]
     return [*table(baselines, metric), _verdict(gained, metric, score, best)]
 
 
@@ -219,18 +255,19 @@ def _verdict(gained: Comparison, metric: str, score: float, best: Baseline) -> s
     what = f"{gained.difference:+.4f}"
     interval = f"95 % interval {gained.low:.4f} to {gained.high:.4f}"
     theirs = f"{best.name}, {best.scores[metric]:.4f}"
+    metric = metric.replace("_", " ")
     if gained.verdict == SAME:
         why = "which holds 0" if gained.low <= 0 <= gained.high else "of too few texts"
         return (
-            f"the model ({metric} {score:.4f}) is NOT distinguishable from the best of "
+            f"The model ({metric} {score:.4f}) is NOT distinguishable from the best of "
             f"them ({theirs}): {what} ({interval}, {why})"
         )
     if gained.difference < 0:
         return (
-            f"the model ({metric} {score:.4f}) is WORSE than the best of them "
+            f"The model ({metric} {score:.4f}) is WORSE than the best of them "
             f"({theirs}): {what} ({interval})"
         )
     return (
-        f"the model's gain over the best of them ({theirs}; its own {metric} is "
+        f"The model's gain over the best of them ({theirs}; its own {metric} is "
         f"{score:.4f}): {what} ({interval})"
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.children import is_alive
+from plmjax.data import quality
 from plmjax.data.corpus import Source
 from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
@@ -52,6 +53,8 @@ class Batch(NamedTuple):
     lengths: np.ndarray  # [documents] int64
     sentences: np.ndarray  # [n] bool: a sentence begins here, or a document
     held_out: np.ndarray  # [documents] bool
+    digests: np.ndarray  # [documents] uint64, of their texts
+    counted: quality.Counted
 
 
 def store_key(
@@ -145,8 +148,9 @@ def _write(
     stored = shape.sentences is not None
     writers = {name: _Writer(partial, name, stored) for name in SPLITS}
     unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
-    empty = 0
+    empty, counts = 0, quality.Counts()
     for batch in _tokenise(source, shape, workers):
+        counts.add(batch.counted, batch.digests)
         empty += int(np.count_nonzero(batch.lengths == 0))
         held_out_token = np.repeat(batch.held_out, batch.lengths)
         for name, writer in writers.items():
@@ -163,16 +167,20 @@ def _write(
     np.save(partial / UNIGRAM, unigram)
     splits = {name: writer.finish() for name, writer in writers.items()}
     _check_splits(splits, shape.held_out_percent)
-    return {"splits": splits, "empty_documents": empty}
+    facts = counts.facts(shape.tokenizer)
+    return {"splits": splits, "empty_documents": empty, "quality": facts}
 
 
 def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) -> None:
     documents = sum(facts["documents"] for facts in splits.values())
+    tokens = sum(facts["tokens"] for facts in splits.values())
     for name, facts in splits.items():
         if not facts["documents"]:
             raise PlmjaxError(
-                f"The {name} split is empty: all {documents:,} documents went to the "
-                f"other one (data.held_out_percent={held_out_percent}).",
+                f"The {name} split is empty: the text of {tokens:,} tokens is "
+                + ("one document" if documents == 1 else f"{documents:,} documents")
+                + ", and all went to the other split "
+                f"(data.held_out_percent={held_out_percent}).",
                 hint="Give more documents (--config.data.source.document defines "
                 "one), or change --config.data.held_out_percent.",
                 code=Exit.DATA,
@@ -227,20 +235,32 @@ def _tokenise_group(texts: list[str]) -> Batch:
     sentences = np.zeros(len(encoded.tokens), bool)
     # A sentence without tokens has the begin of the next one, or the end: skip it.
     sentences[ends[:-1][encoded.lengths > 0]] = True
+    ends_of_texts = ends[np.cumsum([0, *map(len, sentences_of)])]
+    digests = [_digest(text) for text in texts]
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Batch(
         encoded.tokens.astype(dtype),
         encoded.word_start,
-        np.diff(ends[np.cumsum([0, *map(len, sentences_of)])]),
+        np.diff(ends_of_texts),
         sentences,
-        np.array([is_held_out(text, held_out_percent) for text in texts]),
+        np.array([_is_below(digest, held_out_percent) for digest in digests]),
+        digests=np.array(digests, np.uint64),
+        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id),
     )
 
 
 def is_held_out(text: str, percent: float) -> bool:
     """Whether a document is held out, by its text alone: other text has no effect."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < percent / 100 * (1 << 64)
+    return _is_below(_digest(text), percent)
+
+
+def _digest(text: str) -> int:
+    raw = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(raw, "big")
+
+
+def _is_below(digest: int, percent: float) -> bool:
+    return digest < percent / 100 * (1 << 64)
 
 
 # --- batches to files

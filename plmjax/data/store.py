@@ -22,6 +22,15 @@ FORMAT = 1
 SPLITS = ("train", "held_out")
 MANIFEST = "manifest.json"
 UNIGRAM = "unigram.npy"
+# What is counted of all text, to judge it (quality.py).
+QUALITY = (
+    "characters",
+    "words",
+    "unknown_tokens",
+    "replacement_characters",
+    "all_documents",
+    "distinct_documents",
+)
 
 
 def offsets_file(split: str) -> str:
@@ -171,6 +180,10 @@ def _check_manifest(directory: Path, manifest: dict[str, Any]) -> None:
         raise ValueError("its key is not the name of the directory")
     if not isinstance(manifest["source"]["counts"], dict):
         raise ValueError("nothing was counted")
+    quality = manifest.get("quality", dict.fromkeys(QUALITY, 0))  # older: none
+    for name in {*QUALITY, *quality}:
+        if type(quality[name]) is not (int if name in QUALITY else str):
+            raise ValueError(f"its {name} is none")
     for name in SPLITS:
         facts = manifest["splits"][name]
         numbers = ("documents", "tokens", "shards", "shard_tokens")

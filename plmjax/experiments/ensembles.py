@@ -12,13 +12,9 @@ from plmjax.evaluate import predictions
 from plmjax.experiments.outcomes import Outcome
 from plmjax.finetune.build import split_of
 from plmjax.finetune.predict import Predictor
-from plmjax.tasks import KINDS
+from plmjax.tasks import KINDS, scores
 from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.labelled import load_labelled
-from plmjax.tasks.scores import cost
-
-# Number of frequent labels to try as one answer for all examples.
-_MOST = 20
 
 
 class Lines(NamedTuple):
@@ -63,16 +59,8 @@ def _tuples(value: Any) -> Any:
 
 def constant_score(lines: Lines, metric: str) -> float | None:
     """Returns the best score of one answer for all examples; None for the loss."""
-    if metric == "loss":
-        return None
-    if metric in ("pearson", "spearman"):
-        return 0.0  # a constant has no correlation with anything
-    truth, kind = lines.truth, KINDS[lines.config.kind]
-    scores = [
-        kind.scores(truth, constant, lines.labels, lines.config)[metric]
-        for constant in kind.constants(truth)
-    ]
-    return min(scores, key=lambda value: cost(metric, value))
+    config = lines.config
+    return scores.constant_score(config.kind, metric, lines.truth, lines.labels, config)
 
 
 def has_learned(outcome: Outcome) -> bool | None:
@@ -81,11 +69,9 @@ def has_learned(outcome: Outcome) -> bool | None:
     best = constant_score(read_lines(outcome), outcome.metric)
     if best is None:
         return None
-    score, metric = outcome.score, outcome.metric
-    if score is None:
+    if outcome.score is None:
         return False
-    ours, theirs = (cost(metric, value) for value in (score, best))
-    return ours < theirs and not math.isclose(score, best, abs_tol=1e-9)
+    return scores.beats_constant(outcome.metric, outcome.score, best)
 
 
 # --- several runs together

@@ -23,6 +23,7 @@ HARMLESS = (
     "mesh.tensor",
     "mesh.zero1",
     "baselines",
+    "baselines_seconds",
     "vectors",
     "name",
     "card.license",

@@ -44,7 +44,7 @@ class Run:
         curve = tuple(
             (record["step"], record[metric])
             for record in records
-            if record["kind"] == "evaluation" and metric in record
+            if record["kind"] == "evaluation" and record.get(metric) is not None
         )
         return {
             "seconds": records[-1].get("seconds") if records else None,

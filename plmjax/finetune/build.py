@@ -14,6 +14,7 @@ from plmjax import Exit, PlmjaxError, tree
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
+from plmjax.data.quality import MOST_UNKNOWN, SOME_UNKNOWN, why_unknown
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, open_models
@@ -28,7 +29,7 @@ from plmjax.tasks import KINDS
 from plmjax.tasks.labelled import Labelled, load_labelled
 from plmjax.tasks.remarks import remarks
 from plmjax.tasks.task import Task
-from plmjax.tokenizers import Tokenizer
+from plmjax.tokenizers import Tokenizer, unknown_words
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
@@ -136,6 +137,7 @@ def build(
         )
     encoder, params = start(model, task, config.start, config.seed("init"))
     features = _features(data, added, model.tokenizer, log)
+    _check_vocabulary(data, features, model, log)
     batches = TaskBatches(
         features["train"],
         config.train.batch,
@@ -192,6 +194,42 @@ def _features(
             if line is not None:
                 log(line)
     return features
+
+
+def _check_vocabulary(
+    data: Labelled,
+    features: dict[str, Features],
+    model: Model,
+    log: Callable[[str], Any],
+) -> None:
+    """Logs the share of [UNK] in each split, if it is not small.
+
+    Raises:
+      PlmjaxError: most tokens of a split are [UNK].
+    """
+    tokenizer = model.tokenizer
+    unk = tokenizer.unk_id
+    if unk in (None, tokenizer.cls_id, tokenizer.sep_id):  # GPT-2's ends texts, too
+        return
+    for split, rows in features.items():
+        tokens = rows.arrays["tokens"][rows.arrays["segments"] > 0]
+        unknown = np.count_nonzero(tokens == unk)
+        ordinary = np.count_nonzero(~np.isin(tokens, tokenizer.special_ids))
+        share = unknown / max(unknown + ordinary, 1)
+        if share <= SOME_UNKNOWN:
+            continue
+        texts = [t for example in getattr(data, split)[:1000] for t in example.texts]
+        message = (
+            f"{share:.1%} of the tokens of task.{split} are [UNK] to the tokenizer of "
+            f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))}"
+        )
+        if share > MOST_UNKNOWN:
+            raise PlmjaxError(
+                message,
+                hint="Set --config.model to one with a vocabulary of these texts.",
+                code=Exit.DATA,
+            )
+        log(f"WARNING: {message}")
 
 
 def read_data(config: FinetuneConfig) -> tuple[Labelled, str]:
@@ -357,7 +395,8 @@ def score_split(
     truth = [example.label for example in examples]
     answers = predictions.read(config, labels, examples, predicted)
     scores = kind.scores(truth, answers, labels, config)
-    return predicted, {"loss": float(losses[0] / max(losses[1], 1))} | scores
+    loss = float(losses[0] / losses[1]) if losses[1] else math.nan
+    return predicted, {"loss": loss} | scores
 
 
 def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:

@@ -86,6 +86,8 @@ class FinetuneConfig(Block):
     folds: FoldsConfig = dataclasses.field(default_factory=FoldsConfig)
     # Trains simple models first, for comparison with the encoder.
     baselines: bool = True
+    # Those that would end later are left out. None: all are fitted.
+    baselines_seconds: float | None = number(120.0, above=0)
     vectors: str | None = None  # a word2vec file for one of them
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     card: CardConfig = dataclasses.field(default_factory=CardConfig)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from plmjax import processes
 from plmjax.baselines.run import Baseline, gain_lines, run_baselines
+from plmjax.baselines.watch import Watch
 from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
 from plmjax.files import replacing, write_json
@@ -30,7 +32,7 @@ from plmjax.objectives import Altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.report.scores import task_lines
 from plmjax.tasks import KINDS
-from plmjax.tasks.scores import cost
+from plmjax.tasks.scores import beats_constant, constant_score, cost, defined
 from plmjax.train import sharding
 from plmjax.train.job import (
     Training,
@@ -86,7 +88,10 @@ def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
 
     def first() -> None:
         if processes.is_first() and not path.exists():
-            log("Simple models first:")
+            seconds = setup.config.baselines_seconds
+            limit = "" if seconds is None else f", for {seconds:g} s at most"
+            log(f"Simple models first{limit}:")
+            watch = Watch(seconds, log)
             with sharding.alone():
                 baselines = run_baselines(
                     setup.data,
@@ -94,8 +99,10 @@ def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
                     setup.model,
                     setup.config.vectors,
                     log,
+                    watch=watch,
                 )
-            write_json(path, {"found": [dataclasses.asdict(one) for one in baselines]})
+            record = {"found": [dataclasses.asdict(one) for one in baselines]}
+            write_json(path, record | {"left_out": watch.left_out})
 
     processes.run_on_all(first)
 
@@ -110,8 +117,43 @@ def _gain(setup: FinetuneSetup, workdir: Workdir, predicted: list) -> list[str]:
         metric = KINDS[setup.task.kind].usual_metric(labels)
     truth = [example.label for example in setup.examples(setup.last)]
     baselines = [Baseline(**one) for one in kept["found"]]
-    kind = setup.data.config.kind
-    return gain_lines(kind, metric, truth, predicted, baselines, labels=labels)
+    config = setup.data.config
+    lines = gain_lines(
+        config.kind, metric, truth, predicted, baselines, labels=labels, config=config
+    )
+    if left_out := kept.get("left_out"):
+        lines.append(
+            f"Left out for want of time: {', '.join(left_out)}. To fit all of them, "
+            "set --config.baselines_seconds=none."
+        )
+    return lines
+
+
+def learning_line(setup: FinetuneSetup, readings: list) -> str | None:
+    """Returns a sentence if one answer for all examples would score as well."""
+    metric, labels, config = setup.metric, setup.data.labels, setup.data.config
+    kind = KINDS[config.kind]
+    if metric == "loss":
+        metric = kind.usual_metric(labels)
+    truth = [example.label for example in setup.examples(setup.last)]
+    score = kind.scores(truth, readings, labels, config)[metric]
+    constant = constant_score(config.kind, metric, truth, labels, config)
+    if constant is None or math.isnan(constant) or len({*map(repr, truth)}) < 2:
+        return None  # there is nothing to learn, or no way to see it
+    if beats_constant(metric, defined(metric, score), constant):
+        return None
+    answers = {repr(reading) for reading in readings}
+    name = metric.replace("_", " ")
+    what = f"one answer for all examples would have {name} {constant:.4f}"
+    if len(answers) == 1:
+        what = f"it gives {answers.pop()} for every example"
+    train = setup.config.train
+    return (
+        f"The model did NOT learn ({name} {score:.4f}): {what}. Try another "
+        f"--config.train.optimizer.learning_rate (now {train.optimizer.learning_rate:g}"
+        f"), more epochs ({setup.steps:,} steps were made), a model that is pretrained "
+        "for longer, or --safe."
+    )
 
 
 def on_devices(setup: FinetuneSetup) -> FinetuneSetup:
@@ -224,6 +266,8 @@ def _show(
     examples = setup.examples(last)
     kind = KINDS[config.kind]
     readings = predictions.read(config, labels, examples, predicted)
+    if line := learning_line(setup, readings):
+        log(line)
     for line in _gain(setup, workdir, readings):
         log(line)
     if kind.confusion:

@@ -41,7 +41,7 @@ from plmjax.interop.weights import (
 from plmjax.models import EncoderConfig
 from plmjax.models.task_heads import TASK_HEADS
 from plmjax.tasks.task import Task
-from plmjax.tokenizers import Tokenizer
+from plmjax.tokenizers import Tokenizer, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +187,7 @@ def _load_tokenizer(
     folder: Path, config: EncoderConfig, pad_id: int | None, notes: list[str]
 ) -> Tokenizer:
     tokenizer = Tokenizer.load(folder)
+    notes += describe(tokenizer)
     if tokenizer.vocab_size > config.vocab_size:
         raise refusal(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the "

@@ -103,8 +103,12 @@ class Objective(abc.ABC):
         return {"loss": 1.0}
 
     def total(self, terms: Mapping[str, Any]) -> Any:
-        """Returns the weighted sum of terms: arrays in `loss`, means in `scores`."""
-        first, *others = (weight * terms[name] for name, weight in self.weights.items())
+        """Returns the weighted sum of terms: arrays in `loss`, means in `scores`.
+
+        A term of weight 0 is left out, since its mean over nothing is nan.
+        """
+        weights = {name: weight for name, weight in self.weights.items() if weight}
+        first, *others = (weight * terms[name] for name, weight in weights.items())
         return sum(others, first)
 
     @abc.abstractmethod

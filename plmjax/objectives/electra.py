@@ -9,6 +9,7 @@ Legend: B rows, L tokens, K slots a row, T tokens judged, H width, V vocabulary.
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -279,6 +280,8 @@ def detector_loss(logits_T, replaced_T, weights_T) -> tuple[jax.Array, Metrics]:
 def _detector_scores(means: dict[str, float]) -> dict[str, float]:
     names = ("loss", "accuracy", "precision", "recall")
     scores = {f"detector_{name}": means[f"detector_{name}"] for name in names}
+    if means["detector_accuracy"] >= 0 and math.isnan(scores["detector_precision"]):
+        scores["detector_precision"] = 0.0  # nothing is called replaced
     separation = means["detector_on_replaced"] - means["detector_on_originals"]
     return scores | {"detector_separation": separation}
 

@@ -150,6 +150,17 @@ class Masked(Objective):
             "piece_bytes": bytes_of(self.pieces, self.encoder.vocab_size),
         }
 
+    @property
+    def masks_matter(self) -> bool:
+        """Whether a row without a mask teaches less than others."""
+        return True
+
+    @property
+    def least_probability(self) -> float:
+        """The smallest share of tokens that is chosen."""
+        config = self.mask_config
+        return min(config.probability, config.final_probability or config.probability)
+
     def noise(self, batch: Batch, key: Key) -> Noise:
         """Returns the noise for the draws; it has no step if masks are static."""
         noise = key.noise(batch)

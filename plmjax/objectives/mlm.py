@@ -81,6 +81,10 @@ class MLM(Masked):
             return None
         return "mlm_loss" if self.paired else "loss"
 
+    @property
+    def masks_matter(self):
+        return self.config.mlm_weight > 0
+
     def init(self, key, batch):
         return heads.init_model(self.encoder, key, batch, self.heads)
 

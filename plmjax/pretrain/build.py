@@ -23,10 +23,12 @@ from plmjax.models import EncoderConfig, Platform
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
+from plmjax.pretrain.checks import check_text
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     check_segmenter,
+    describe,
     get_tokenizer,
 )
 from plmjax.train import sharding
@@ -160,6 +162,8 @@ def prepare_data(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces "
         f"({workdir / 'tokenizer'})."
     )
+    for line in describe(tokenizer):
+        log(line)
     check(tokenizer)
     text = source.description
     why = f" ({text['why']})" if text.get("why") else ""
@@ -258,6 +262,10 @@ def build(
         copies=config.objective.static_copies,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    if not workdir.begun:
+        check_text(
+            config, tokenizer, store, objective=objective, loader=loader, log=log
+        )
     return PretrainSetup(
         config=config,
         workdir=workdir,

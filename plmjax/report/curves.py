@@ -51,7 +51,8 @@ def plot_curves(
 def plot_scores(workdir: Path, metric: str) -> list[Path]:
     """Draws a held-out score by step; returns no file if it is not recorded."""
     records = read_metrics(workdir / "metrics.jsonl")
-    held_out = [r for r in records if r["kind"] == "evaluation" and metric in r]
+    held_out = [r for r in records if r["kind"] == "evaluation"]
+    held_out = [r for r in held_out if r.get(metric) is not None]
     if not held_out or metric == "loss":
         return []
     (workdir / "plots").mkdir(exist_ok=True)
@@ -66,6 +67,12 @@ def plot_scores(workdir: Path, metric: str) -> list[Path]:
 
 
 _MOST_LABELS = 40  # more labels are unreadable
+_LONGEST_LABEL, _LONGEST_NAME = 30, 50  # characters
+_INCHES_A_LETTER = 0.085
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def plot_confusion(
@@ -80,18 +87,19 @@ def plot_confusion(
     kept = np.sort(often) if len(labels) > _MOST_LABELS else np.arange(len(labels))
     counts = counts[np.ix_(kept, kept)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [labels[index] for index in kept.tolist()]
-    names = [n if len(n) <= 40 else f"{n[:28]}…{n[-11:]}" for n in names]
-    longest = max(map(len, names))
-    rotated = len(names) > 6 or longest * len(names) > 30
-    side = max(4.2, 0.42 * len(names) + 1.8)
-    room = 0.09 * max(0, longest - 14)  # inches, for labels beside the axes
+    names = [_cut(labels[index], _LONGEST_LABEL) for index in kept.tolist()]
+    run = _cut(path.resolve().parents[1].name, _LONGEST_NAME)
+    side = max(3.2, 0.42 * len(names))  # inches, of the matrix alone
+    beside = _INCHES_A_LETTER * max(map(len, names))
+    upright = len(names) > 6 or beside * len(names) > side
+    width = max(side + beside + 1.4, 0.1 * len(run) + 0.4)
+    height = side + (beside if upright else 0.2) + 1.2
     path.parent.mkdir(exist_ok=True)
-    with png(path, (side + 0.6 + room, side + room * rotated)) as (plot,):
+    with png(path, (width, height)) as (plot,):
         plot.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        plot.set_xticks(range(len(names)), names, rotation=90 if rotated else 0)
+        plot.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
         plot.set_yticks(range(len(names)), names)
-        plot.set_title(_title(path, "true and predicted labels"))
+        plot.figure.suptitle(f"{run}\ntrue and predicted labels")
         plot.set_xlabel("predicted label")
         plot.set_ylabel("true label")
         size = "small" if len(names) <= 12 else "xx-small"
@@ -153,7 +161,7 @@ def _draw(
     what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
     with png(path) as (plot,):
         for records, style in styles:
-            known = [r for r in records if key in r and axis in r]
+            known = [r for r in records if None not in (r.get(key), r.get(axis))]
             x = [r[axis] * scale for r in known]
             plot.plot(x, [r[key] for r in known], **style)
         if baseline is not None:

@@ -208,17 +208,22 @@ class Answers(TaskKind):
         return None
 
     def scores(self, truth, predicted, labels, config=None):
-        by_characters = config is not None and config.compare_answers == "characters"
-        return answer_scores(predicted, _texts(truth), by_characters=by_characters)
+        units = _by_characters(config)
+        return answer_scores(predicted, _texts(truth), by_characters=units)
 
     def correct(self, label):
         return label[0][0] if label else ""
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         if metric not in ("exact_match", "f1"):
             return None
-        column = ("exact_match", "f1").index(metric)
-        return lambda truth, predicted: answer_values(predicted, _texts(truth))[column]
+        column, units = ("exact_match", "f1").index(metric), _by_characters(config)
+
+        def values(truth, predicted):
+            both = answer_values(predicted, _texts(truth), by_characters=units)
+            return both[column]
+
+        return values
 
     def majority(self, labels, train):
         """Returns what predicts no answer."""
@@ -385,6 +390,10 @@ def _likeliest(example: Example, prediction: Mapping) -> tuple[str, float, int]:
     if (begin, end) == _NO_ANSWER:
         return "", value, -1
     return example.texts[1][begin:end], value, begin
+
+
+def _by_characters(config) -> bool:
+    return config is not None and config.compare_answers == "characters"
 
 
 def _texts(truth: Sequence) -> list[list[str]]:

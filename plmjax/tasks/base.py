@@ -294,13 +294,13 @@ class TaskKind(abc.ABC):
         return label
 
     def each(
-        self, metric: str, labels: Labels
+        self, metric: str, labels: Labels, config: TaskConfig | None = None
     ) -> Callable[[list, list], np.ndarray] | None:
         """Returns (truth, predicted) -> values [n] of which a score is the mean.
 
         More is better. None: the score is no mean over examples.
         """
-        del metric, labels
+        del metric, labels, config
 
     def counts(
         self, metric: str, truth: Sequence[Any], labels: Labels

@@ -119,7 +119,7 @@ print(model(**rows).logits.softmax(-1))""",
     def scores(self, truth, predicted, labels, config=None):
         return {"accuracy": float(hits(truth, predicted).mean())}
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         return hits if metric == "accuracy" else None
 
     def majority(self, labels, train):

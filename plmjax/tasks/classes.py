@@ -42,7 +42,7 @@ class Classes(TaskKind):
     def scores(self, truth, predicted, labels, config=None):
         return class_scores(truth, predicted, labels)
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         return hits if metric in ("accuracy", "f1_micro") else None
 
     def counts(self, metric, truth, labels):

@@ -119,7 +119,7 @@ print(vectors @ vectors.T)  # cosines""",
     def scores(self, truth, predicted, labels, config=None):
         return rank_scores(predicted)
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         if metric == "mrr":
             return lambda truth, ranks: 1 / np.asarray(ranks, float)
         return hits if metric == "accuracy_at_1" else None

@@ -93,7 +93,7 @@ class Multilabel(TaskKind):
         both = (label_matrix(sets, labels) for sets in (truth, predicted))
         return multilabel_scores(*both)
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         return _set_hits if metric == "accuracy" else None
 
     def counts(self, metric, truth, labels):

@@ -87,7 +87,7 @@ class Regression(TaskKind):
     def scores(self, truth, predicted, labels, config=None):
         return regression_scores(np.asarray(truth), np.asarray(predicted))
 
-    def each(self, metric, labels):
+    def each(self, metric, labels, config=None):
         return _negative_squares if metric == "mse" else None
 
     def majority(self, labels, train):

@@ -1,5 +1,10 @@
 """Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
 
+from plmjax.tokenizers.coverage import (
+    UnknownWords,
+    describe,
+    unknown_words,
+)
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
 from plmjax.tokenizers.train import (
     TokenizerConfig,
@@ -12,7 +17,10 @@ __all__ = [
     "Encoded",
     "Tokenizer",
     "TokenizerConfig",
+    "UnknownWords",
     "check_segmenter",
+    "describe",
     "get_tokenizer",
     "train_tokenizer",
+    "unknown_words",
 ]

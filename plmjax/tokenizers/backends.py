@@ -42,6 +42,15 @@ BPE_ORDER = [ROBERTA.cls, ROBERTA.pad, ROBERTA.sep, ROBERTA.unk, ROBERTA.mask]
 UNIGRAM_ORDER = [ALBERT.pad, ALBERT.unk, ALBERT.cls, ALBERT.sep, ALBERT.mask]
 
 
+# GPT-2's words, but with marks (vowel signs of Hindi, tones of Thai) and joiners as
+# parts of words, where GPT-2 ends a word before each.
+_LETTERS = r"\p{L}\p{M}\x{200C}\x{200D}"
+_WORDS_WITH_MARKS = (
+    rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{_LETTERS}]+| ?\p{{N}}+| ?[^\s{_LETTERS}\p{{N}}]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
 def wordpiece_backend(
     vocab: Mapping[str, int],
     specials: Specials = BERT,
@@ -50,7 +59,10 @@ def wordpiece_backend(
     strip_accents: bool | None,
     chinese_characters: bool = True,
 ) -> "tokenizers.Tokenizer":
-    """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018)."""
+    """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018).
+
+    strip_accents=None follows lowercase, which is BERT's rule.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     assert specials.unk is not None
@@ -75,20 +87,29 @@ def bpe_backend(
     specials: Specials = ROBERTA,
     *,
     lowercase: bool = False,
-    strip_accents: bool | None = None,
+    strip_accents: bool = False,
+    joins_marks: bool = False,
 ) -> "tokenizers.Tokenizer":
-    """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019).
+
+    With joins_marks, combining marks belong to the letter before them.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import pre_tokenizers as pre
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
     steps = []
-    if lowercase if strip_accents is None else strip_accents:
+    if strip_accents:
         steps += [normalizers.NFD(), normalizers.StripAccents()]
     if lowercase:
         steps += [normalizers.Lowercase()]
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+    if joins_marks:
+        words = pre.Split(Regex(_WORDS_WITH_MARKS), "isolated")
+        letters = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return finish(backend, specials)
 
@@ -98,7 +119,8 @@ def unigram_backend(
     specials: Specials = ALBERT,
     *,
     lowercase: bool,
-    strip_accents: bool | None = None,
+    strip_accents: bool = False,
+    byte_fallback: bool = False,
 ) -> "tokenizers.Tokenizer":
     """A unigram tokenizer: pieces, log probabilities, words with "▁" (Kudo 2018).
 
@@ -108,20 +130,19 @@ def unigram_backend(
     from tokenizers import Tokenizer, decoders, models
 
     unk = [piece for piece, _ in pieces].index(specials.unk or "")
-    backend = Tokenizer(models.Unigram(pieces, unk_id=unk, byte_fallback=False))
+    backend = Tokenizer(models.Unigram(pieces, unk, byte_fallback))
     backend.normalizer = unigram_normalizer(lowercase, strip_accents)
     backend.pre_tokenizer = unigram_pre_tokenizer()
     backend.decoder = decoders.Metaspace(replacement=METASPACE, prepend_scheme="always")
     return finish(backend, specials)
 
 
-def unigram_normalizer(lowercase: bool, strip_accents: bool | None):
-    """The normaliser of unigram tokenizers; strip_accents=None: as lowercase."""
+def unigram_normalizer(lowercase: bool, strip_accents: bool):
+    """The normaliser of unigram tokenizers."""
     from tokenizers import normalizers as n
 
-    strip = lowercase if strip_accents is None else strip_accents
     # NFC recombines decomposed characters without accents (Korean syllables).
-    steps = [n.NFKD(), n.StripAccents(), n.NFC()] if strip else [n.NFKC()]
+    steps = [n.NFKD(), n.StripAccents(), n.NFC()] if strip_accents else [n.NFKC()]
     return n.Sequence([n.Nmt(), *steps, *([n.Lowercase()] if lowercase else [])])
 
 

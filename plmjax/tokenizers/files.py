@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plmjax import Exit, PlmjaxError
+from plmjax.tokenizers import sentencepiece
 from plmjax.tokenizers.backends import (
     ALBERT,
     BERT,
@@ -20,24 +22,31 @@ from plmjax.tokenizers.backends import (
 if TYPE_CHECKING:
     import tokenizers
 
+# Uncased vocabularies may have a few capitals that lower-casing cannot give: SciBERT's
+# has 0.5 % (Greek letters and "TM" of compatibility characters), cased BERT's 29 %.
+CASED_SHARE = 0.02
+SPECIAL = re.compile(r"\[.+\]|<.+>")  # [MASK], [unused7], <s>
 ROLES = [field.name for field in dataclasses.fields(Specials)]
 
 # The usual spellings of special tokens by kind, for those that the settings do not
 # name. ALBERT, DeBERTa and XLM-R are unigram.
+_SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
 _WORDPIECE, _BPE, _UNIGRAM = (BERT,), (ROBERTA, GPT2), (ALBERT, BERT, ROBERTA)
 
 
 def read(
     path: Path, lowercase: bool, strip_accents: bool | None
-) -> "tuple[tokenizers.Tokenizer, Specials]":
-    """Reads the tokenizer in a folder, a tokenizer.json or a vocab.txt.
+) -> "tuple[tokenizers.Tokenizer, Specials, list[str]]":
+    """Reads a folder, a tokenizer.json, a vocab.txt or a SentencePiece model.
+
+    Returns the backend, its special tokens, and a line for each guess.
 
     Raises:
       PlmjaxError: path does not exist, or its vocabulary cannot be used (code 4).
     """
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        names = ["tokenizer.json", "vocab.txt", "vocab.json"]
+        names = ["tokenizer.json", "vocab.txt", "vocab.json", *_SENTENCEPIECE]
         paths = [folder / name for name in names if (folder / name).is_file()]
         if not paths:
             raise _bad(f"{path} holds none of {', '.join(names)}.")
@@ -45,12 +54,23 @@ def read(
     elif not path.is_file():
         raise PlmjaxError(
             f"tokenizer.path={str(path)!r} does not exist (in {Path.cwd()}).",
-            hint="Give a folder, a tokenizer.json or a vocab.txt.",
+            hint="Give a folder, a tokenizer.json, vocab.txt, .spm or .model file.",
         )
     settings = _settings(folder)
+    if path.suffix in (".model", ".spm"):
+        return _read_sentencepiece(path, settings)
     if path.suffix == ".txt":
         vocab = _vocab_txt(path)
         specials = _specials(vocab, settings, _WORDPIECE, path)
+        cased = _cased_share(vocab)
+        notes = []
+        if lowercase and cased >= CASED_SHARE and settings.get("do_lower_case") is None:
+            lowercase = False
+            notes = [
+                f"{path.name} is cased: {cased:.0%} of its pieces have capitals, so "
+                "text is not lower-cased. If that is not meant, set "
+                '"do_lower_case": true in tokenizer_config.json beside it.'
+            ]
         options = {
             "do_lower_case": lowercase,
             "strip_accents": strip_accents,
@@ -63,14 +83,54 @@ def read(
             strip_accents=options["strip_accents"],
             chinese_characters=options["tokenize_chinese_chars"],
         )
-        return backend, specials
+        return backend, specials, notes
     if path.name == "vocab.json":
         vocab = _json(path)
         specials = _specials(vocab, settings, _BPE, path)
-        return bpe_backend(
-            vocab, _merges_txt(folder / "merges.txt"), specials
-        ), specials
-    return _read_tokenizer_json(path, settings)
+        merges = _merges_txt(folder / "merges.txt")
+        return bpe_backend(vocab, merges, specials), specials, []
+    return *_read_tokenizer_json(path, settings), []
+
+
+def _read_sentencepiece(path: Path, settings: dict[str, Any]):
+    """Reads a SentencePiece model as the class does that the folder names."""
+    model = sentencepiece.read_model(path)
+    config = path.parent / "config.json"
+    body = _json(config) if config.is_file() else {}
+    named = {
+        "tokenizer_config.json": settings.get("tokenizer_class"),
+        "config.json": body.get("model_type"),
+    }
+    names = {file: name for file, name in named.items() if isinstance(name, str)}
+    kind, why = sentencepiece.family(model, names)
+    vocab = {text: n for n, (text, _) in enumerate(sentencepiece.numbered(model, kind))}
+    specials = _specials(vocab, settings, _UNIGRAM, path)
+    cased = _cased_share(vocab) >= CASED_SHARE
+    lower, keep = settings.get("do_lower_case"), settings.get("keep_accents")
+    if kind == "xlmroberta":
+        lower = False  # its class has no such setting
+    elif lower is None:
+        lower = kind == "albert" and not cased
+    strip = kind == "albert" and not (cased if keep is None else keep)
+    backend = sentencepiece.backend(
+        model, kind, specials, lowercase=lower, strip_accents=strip
+    )
+    ids = {
+        "albert": "ALBERT's, those of the file",
+        "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
+        "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
+    }
+    notes = [
+        f"{path.name}: the ids are {ids[kind]} ({why}); text is "
+        f"{'' if lower else 'not '}lower-cased, accents are "
+        f"{'dropped' if strip else 'kept'} before the model's own normalisation."
+    ]
+    if model.kind != "unigram":
+        notes.append(
+            f"{path.name} holds a {model.kind} model; it is used as a unigram model, "
+            "as transformers' classes do."
+        )
+    return backend, specials, notes
 
 
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
@@ -124,7 +184,9 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     backend.save(str(directory / "tokenizer.json"), pretty=True)
     # The older format of unigram is SentencePiece's, which the library cannot write.
-    if not isinstance(backend.model, models.Unigram):
+    if isinstance(backend.model, models.WordPiece):
+        _write_vocab_txt(directory, backend.get_vocab(with_added_tokens=False))
+    elif not isinstance(backend.model, models.Unigram):
         backend.model.save(str(directory))
     added = backend.get_added_tokens_decoder()
     tokens = {f"{role}_token": getattr(specials, role) for role in ROLES}
@@ -149,6 +211,17 @@ def write(
     }
     _write_json(directory / "tokenizer_config.json", settings)
     _write_json(directory / "special_tokens_map.json", tokens)
+
+
+def _write_vocab_txt(directory: Path, vocab: dict[str, int]) -> None:
+    """Writes each piece in the line of its id, where the library closes gaps.
+
+    A gap, left by equal lines, repeats the last piece: its last line counts.
+    """
+    piece_of = {number: piece for piece, number in vocab.items()}
+    last = max(piece_of)
+    lines = [piece_of.get(number, piece_of[last]) + "\n" for number in range(last + 1)]
+    (directory / "vocab.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _inputs(backend, token_types: bool | None) -> dict[str, Any]:
@@ -253,19 +326,22 @@ def _check_unigram(content: dict[str, Any], path: Path) -> None:
 
 
 def _vocab_txt(path: Path) -> dict[str, int]:
-    vocab: dict[str, int] = {}
+    """Reads pieces as transformers does: an id is a line's number, from 0.
+
+    An empty line is a piece that no text gives; of equal lines the last one counts.
+    """
     # splitlines() would also split at U+2028, which may be a piece.
-    lines = _text(path).removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        piece = line.removesuffix("\r")
-        if not piece.strip(" \t"):  # Chinese vocabularies have U+2028 as a piece
-            raise _bad(f"{path}:{number}: the line is empty.")
-        if piece in vocab:
-            raise _bad(
-                f"{path}:{number}: {piece!r} is already in line {vocab[piece] + 1}."
-            )
-        vocab[piece] = number - 1
-    return vocab
+    lines = re.split("\r\n|\r|\n", _text(path))
+    if not lines[-1]:
+        del lines[-1]
+    return {piece: number for number, piece in enumerate(lines)}
+
+
+def _cased_share(vocab: dict[str, int]) -> float:
+    """The share of the ordinary pieces that have capitals."""
+    ordinary = [piece for piece in vocab if not SPECIAL.fullmatch(piece)]
+    capitals = sum(piece != piece.lower() for piece in ordinary)
+    return capitals / max(len(ordinary), 1)
 
 
 def _merges_txt(path: Path) -> list[tuple[str, str]]:

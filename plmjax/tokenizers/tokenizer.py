@@ -39,12 +39,14 @@ class Tokenizer:
         backend: "tokenizers.Tokenizer",
         specials: Specials,
         segmenter: Segmenter | None = None,
+        notes: Sequence[str] = (),
     ):
         from tokenizers import models
 
         self.backend = backend
         self.specials = specials
         self.segmenter = segmenter
+        self.notes = tuple(notes)  # what was decided when it was read, for the user
         self.kind = {models.BPE: "bpe", models.Unigram: "unigram"}.get(
             type(backend.model), "wordpiece"
         )
@@ -67,7 +69,7 @@ class Tokenizer:
 
     def with_segmenter(self, segmenter: Segmenter | None) -> "Tokenizer":
         """A tokenizer with the same vocabulary and this segmenter's word starts."""
-        return Tokenizer(self.backend, self.specials, segmenter)
+        return Tokenizer(self.backend, self.specials, segmenter, self.notes)
 
     def require_mask(self) -> int:
         """Returns the mask's id.
@@ -210,15 +212,16 @@ class Tokenizer:
         lowercase: bool = True,
         strip_accents: bool | None = None,
     ) -> "Tokenizer":
-        """Loads a folder, a tokenizer.json or a vocab.txt, with its segmenter if any.
+        """Loads a folder, or a file that files.py reads, with its segmenter if any.
 
-        The last two arguments are for a vocab.txt without a tokenizer_config.json
-        beside it. Raises PlmjaxError (code 4) for a vocabulary that cannot be used.
+        The last two arguments are for files without a tokenizer_config.json beside
+        them; a vocab.txt with capitals is never lower-cased by them. Raises PlmjaxError
+        (code 4) for a vocabulary that cannot be used.
         """
         path = Path(path)
-        backend, specials = files.read(path, lowercase, strip_accents)
+        backend, specials, notes = files.read(path, lowercase, strip_accents)
         folder = path if path.is_dir() else path.parent
-        return cls(backend, specials, segmenters.read(folder))
+        return cls(backend, specials, segmenters.read(folder), notes)
 
 
 def _from_json(text: str, specials: Specials, segmenter: Segmenter | None) -> Tokenizer:

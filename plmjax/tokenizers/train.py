@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import Block, number
@@ -22,6 +23,7 @@ from plmjax.tokenizers.backends import (
     unigram_backend,
     wordpiece_backend,
 )
+from plmjax.tokenizers.coverage import count_words, describe_text
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
@@ -32,6 +34,9 @@ SAMPLE_BYTES = 64_000_000
 # Unigram stores every piece of each distinct run between blanks and signs: for Chinese
 # about 100 bytes of memory and 2 microseconds a byte.
 UNIGRAM_BYTES = 16_000_000
+# GPT-2's words end at combining marks. Hindi has 30 %, text with some decomposed
+# letters far less: it keeps GPT-2's words, which RobertaTokenizer builds.
+MARKS_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +48,9 @@ class TokenizerConfig(Block, prefix="tokenizer."):
     vocab_size: int = number(8192, at_least=1)
     min_frequency: int = number(2, at_least=1)
     lowercase: bool = True
-    strip_accents: bool | None = None  # None: as lowercase, which is BERT's rule
-    path: str | None = None  # a folder, tokenizer.json or vocab.txt
+    # None: a vocabulary trained here keeps accents, a loaded one does as its files say
+    strip_accents: bool | None = None
+    path: str | None = None  # a folder, tokenizer.json, vocab.txt, .spm or .model
     # Chinese words for whole-word masking: found by jieba, or separated by spaces.
     segmenter: Literal["none", "jieba", "spaces"] = "none"
     user_dictionary: str | None = None  # more words for jieba: one a line
@@ -62,19 +68,23 @@ def check_segmenter(config: TokenizerConfig) -> Segmenter | None:
 def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
     """Loads the tokenizer at config.path, or trains one on documents if it is None.
 
-    A segmenter saved beside a loaded one is used unless the config names another.
+    A segmenter saved beside a loaded one is used unless the config names another. The
+    tokenizer's notes state what it loses of the documents.
     """
     if config.path is None:
         return train_tokenizer(config, documents)
     segmenter = check_segmenter(config)
     tokenizer = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
+    tokenizer.notes += describe_text(tokenizer, documents)
     return tokenizer if segmenter is None else tokenizer.with_segmenter(segmenter)
 
 
 def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
     """Trains on documents, or on a sample of them (SAMPLE_BYTES, UNIGRAM_BYTES).
 
-    Raises PlmjaxError if there is no text, or too little for config.vocab_size.
+    A text with fewer pieces than config.vocab_size gives a smaller vocabulary, which
+    the tokenizer's notes state. Raises PlmjaxError if there is no text, or if
+    config.vocab_size cannot hold its letters.
     """
     if config.kind not in KINDS:
         raise PlmjaxError(
@@ -90,7 +100,15 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             hint="Check --config.data.source.paths.",
             code=Exit.DATA,
         )
-    return KINDS[config.kind](config, sample).with_segmenter(segmenter)
+    tokenizer = KINDS[config.kind](config, sample)
+    if tokenizer.vocab_size < config.vocab_size:
+        tokenizer.notes += (
+            f"The text gives {tokenizer.vocab_size:,} pieces that occur at least "
+            f"{config.min_frequency} times, fewer than tokenizer.vocab_size="
+            f"{config.vocab_size:,}: the vocabulary has {tokenizer.vocab_size:,}.",
+        )
+    tokenizer.notes += describe_text(tokenizer, sample)
+    return tokenizer.with_segmenter(segmenter)
 
 
 def sample_documents(
@@ -118,7 +136,7 @@ def sample_documents(
 
 def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """WordPiece trained by BPE's merges, as in the tokenizers library."""
-    options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
+    options = _normalisation(config)
     # The trainer numbers the letters inside words ("##a") in the order of a hash table,
     # which differs from run to run, and breaks ties between merges by number. So a
     # first pass, over the distinct words and without merges, collects the letters; the
@@ -130,8 +148,8 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     pieces = WORDPIECE_ORDER + alphabet
     if len(pieces) > config.vocab_size:
         raise _too_many_letters(config, len(alphabet), len(pieces))
+    _check_letters(alphabet)
     vocab = _learn_wordpiece(pieces, config.vocab_size, config, options, sample)
-    _check_size(config, len(vocab))
     return Tokenizer(wordpiece_backend(vocab, **options), BERT)
 
 
@@ -157,7 +175,7 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """Byte-level BPE; ties are deterministic, as its 256 bytes have fixed numbers."""
     from tokenizers import pre_tokenizers, trainers
 
-    options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
+    options = _normalisation(config)
     floor = len(BPE_ORDER) + 256
     if config.vocab_size < floor:
         raise PlmjaxError(
@@ -165,6 +183,8 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
             f"special tokens alone are {floor}.",
             hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
         )
+    share = _share_of_marks(sample)
+    options["joins_marks"] = not config.strip_accents and share > MARKS_SHARE
     backend = bpe_backend(_numbered(BPE_ORDER), [], **options)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -175,30 +195,44 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     )
     backend.train_from_iterator(sample, trainer)
     model = json.loads(backend.to_str())["model"]
-    _check_size(config, len(model["vocab"]))
     merges = [tuple(merge) for merge in model["merges"]]
-    return Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+    tokenizer = Tokenizer(bpe_backend(model["vocab"], merges, **options), ROBERTA)
+    if options["joins_marks"]:
+        tokenizer.notes = (
+            f"{share:.1%} of the characters are marks on letters: words hold them, "
+            "where GPT-2's would end.",
+        )
+    return tokenizer
+
+
+def _share_of_marks(sample: list[str]) -> float:
+    """The share of combining marks among the letters and marks."""
+    counts = Counter(itertools.chain.from_iterable(sample))
+    total = {"L": 0, "M": 0}
+    for character, count in counts.items():
+        if (kind := unicodedata.category(character)[0]) in total:
+            total[kind] += count
+    return total["M"] / max(sum(total.values()), 1)
 
 
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """Unigram over "▁" words, by our trainer: the library's is not deterministic."""
-    options = {"lowercase": config.lowercase, "strip_accents": config.strip_accents}
+    options = _normalisation(config)
     empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
-    like = unigram_backend(empty, **options)
-    split, normalise = cutter(like).split, like.normalizer.normalize_str
-    cut = like.pre_tokenizer.pre_tokenize_str
-    units = Counter(itertools.chain.from_iterable(map(split, sample)))
-    words: Counter[str] = Counter()
-    for unit, count in units.items():
-        for word, _ in cut(normalise(unit)):
-            words[word] += count
-    letters = len(set(itertools.chain.from_iterable(words)))
-    if letters + len(empty) > config.vocab_size:
-        raise _too_many_letters(config, letters, letters + len(empty))
+    words = count_words(unigram_backend(empty, **options), sample)
+    letters = set(itertools.chain.from_iterable(words))
+    if len(letters) + len(empty) > config.vocab_size:
+        raise _too_many_letters(config, len(letters), len(letters) + len(empty))
+    _check_letters(letters)
     room = config.vocab_size - len(empty)
-    pieces = unigram.learn(words, room, config.min_frequency) if words else []
-    _check_size(config, len(pieces) + len(empty))
+    pieces = unigram.learn(words, room, config.min_frequency)
     return Tokenizer(unigram_backend(empty + pieces, **options), ALBERT)
+
+
+def _normalisation(config: TokenizerConfig) -> dict[str, Any]:
+    """The arguments of all backends; False, as None is BERT's rule to transformers."""
+    strip = bool(config.strip_accents)
+    return {"lowercase": config.lowercase, "strip_accents": strip}
 
 
 def _numbered(pieces: list[str]) -> dict[str, int]:
@@ -207,21 +241,20 @@ def _numbered(pieces: list[str]) -> dict[str, int]:
 
 def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
     return PlmjaxError(
-        f"The text has {letters} letters (those inside words counted too), more than "
+        f"The text has {letters:,} letters (those inside words counted too), more than "
         f"tokenizer.vocab_size={config.vocab_size} can hold.",
-        hint=f"Set --config.tokenizer.vocab_size above {floor}.",
+        hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
+        "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
         code=Exit.DATA,
     )
 
 
-def _check_size(config: TokenizerConfig, size: int) -> None:
-    if size < config.vocab_size:
+def _check_letters(letters: Collection[str]) -> None:
+    if not letters:
         raise PlmjaxError(
-            f"The text gives only {size} pieces that occur at least "
-            f"{config.min_frequency} times, fewer than "
-            f"tokenizer.vocab_size={config.vocab_size}.",
-            hint=f"Set --config.tokenizer.vocab_size={size} or less, lower "
-            "--config.tokenizer.min_frequency, or give more text.",
+            "The text gives only characters that the tokenizer drops (controls and "
+            "blanks), so there is no word to make pieces of.",
+            hint="Check --config.data.source.paths.",
             code=Exit.DATA,
         )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Training:
     check_meta: Callable[[dict], None]
     rank: Callable[[dict[str, float]], float] = lambda scores: scores["loss"]
     describe: Callable[[dict[str, float]], str] = lambda scores: (
-        f"held-out loss {scores['loss']:.3f}"
+        "held-out loss: no figure"
+        if math.isnan(scores["loss"])
+        else f"held-out loss {scores['loss']:.3f}"
     )
     keep_best: bool = False
 

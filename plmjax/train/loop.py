@@ -448,12 +448,17 @@ class _Meter:
         loss, losses = metrics["objective"][0], self.run.progress.losses
         if metrics["bad_steps"][0]:
             return BadStep(step, "the loss or the gradient is not finite")
-        if self.config.spike_sigmas is None:
+        if self.config.spike_sigmas is None or not self._has_loss(metrics):
             return None
         if reason := rollback.spike(losses, loss, self.config.spike_sigmas):
             return BadStep(step, reason)
         self.run.progress.losses = [*losses, loss][-rollback.WINDOW :]
         return None
+
+    def _has_loss(self, metrics: Sums) -> bool:
+        """Returns False if a term of the loss has no prediction, so counts as 0."""
+        weights = self.run.training.objective.weights
+        return all(metrics[name][1] for name, weight in weights.items() if weight)
 
     def _record(self, step: int, flops: float, metrics: Sums) -> None:
         progress = self.run.progress
@@ -463,6 +468,8 @@ class _Meter:
         progress.window_flops += flops
         progress.window_steps += 1
         bad = int(metrics.pop("bad_steps")[0])
+        if not self._has_loss(metrics):
+            metrics["objective"] = (0.0, 0.0)
         if not bad:
             progress.sums = added(progress.sums, metrics)
         else:

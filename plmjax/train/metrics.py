@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,8 +54,11 @@ def added(total: Sums | None, more: Sums) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Returns {name: sum / count}; 0 where nothing was counted."""
-    return {name: total / max(count, 1.0) for name, (total, count) in sums.items()}
+    """Returns {name: sum / count}; nan where nothing was counted."""
+    return {
+        name: total / count if count else math.nan
+        for name, (total, count) in sums.items()
+    }
 
 
 class MetricWriter:
@@ -62,7 +66,7 @@ class MetricWriter:
 
     A record is {"kind": "train" | "evaluation" | "rollback", "step", ...}; the first
     two hold non-padding tokens and seconds of training since the first step, over all
-    restarts.
+    restarts. A figure over nothing, nan here, is null in the file.
     """
 
     def __init__(
@@ -122,7 +126,8 @@ class MetricWriter:
             self.evaluated.add(step)
         if not self._active:
             return
-        record = json.dumps({"kind": kind, "step": step} | dict(values)) + "\n"
+        values = {k: None if v != v else v for k, v in values.items()}
+        record = json.dumps({"kind": kind, "step": step} | values) + "\n"
         self._unwritten.append(record)
         self._flush()
         if self._board_lives():
@@ -235,4 +240,5 @@ def _is_record(value: Any) -> bool:
         return False
     if value["kind"] not in ("train", "evaluation"):  # others have no required keys
         return True
-    return all(type(x) in (int, float) for name, x in value.items() if name != "kind")
+    figures = [x for name, x in value.items() if name != "kind"]
+    return all(x is None or type(x) in (int, float) for x in figures)

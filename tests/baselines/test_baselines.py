@@ -11,7 +11,7 @@ import pytest
 from tests_common import WORDS, sentences
 
 from plmjax import Exit, PlmjaxError
-from plmjax.baselines import linear
+from plmjax.baselines import linear, probe, watch
 from plmjax.baselines import run as baselines
 from plmjax.baselines.probe import probe_features
 from plmjax.baselines.run import (
@@ -319,6 +319,116 @@ def test_features_are_standardised_and_the_model_folds_it_in():
         np.testing.assert_allclose(other(moved), plain(x), rtol=1e-4, atol=1e-4)
 
 
+class Clock:
+    """A clock on which each look takes `seconds`."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self):
+        self.now += self.seconds
+        return self.now
+
+
+def test_models_that_take_too_long_are_left_out_and_said(monkeypatch):
+    task, _ = make_task("classes")
+    clock = Clock(0.0)
+    monkeypatch.setattr(watch.time, "monotonic", clock)
+
+    def fit(seconds):
+        def work():
+            clock.now += seconds
+            limit.need(seconds)
+            return lambda examples: ["no"] * len(examples)
+
+        return work
+
+    models = {"quick": 1, "slow": 30, "short": 2, "last": 10, "late": 0}
+    monkeypatch.setattr(
+        baselines,
+        "_baselines",
+        lambda *_, **__: [(n, fit(s)) for n, s in models.items()],
+    )
+    log = []
+    limit = watch.Watch(43.0, log.append)
+    found = run_baselines(task, task.test, log=log.append, watch=limit)
+    assert [one.name for one in found] == ["quick", "short"]
+    assert limit.left_out == ["slow", "last", "late"]
+    for name in limit.left_out:
+        assert f"  {name}: left out, as it would end after 43 s" in log
+    for limit in (watch.Watch(), watch.Watch(1e9)):
+        assert len(run_baselines(task, task.test, watch=limit)) == 5
+        assert limit.left_out == []
+
+
+def test_a_probe_that_is_out_of_time_stops_between_batches(model, monkeypatch):
+    config = TaskConfig(length=16)
+    clock = Clock(0.0)
+    monkeypatch.setattr(watch.time, "monotonic", clock)
+    limit = watch.Watch(5.0)
+    limit.begin("linear probe")
+    featurise = probe_features(config, model, limit)
+    seen = []
+    monkeypatch.setattr(probe, "_BATCH", 2)
+
+    def sums(encoder, platform, params, batch):
+        seen.append(len(batch["tokens"]))
+        clock.now += 2.0
+        return np.zeros((len(batch["tokens"]), 16))
+
+    monkeypatch.setattr(probe, "_sums", sums)
+    texts = [example(None, "the sea") for _ in range(20)]
+    with pytest.raises(watch.OutOfTime):
+        featurise(texts)
+    assert seen == [2, 2]  # 4 s; the ten batches need 20
+    limit.begin(None)
+    assert featurise(texts).shape == (20, 16)
+
+
+def test_the_end_of_a_work_is_foreseen(monkeypatch):
+    clock = Clock(0.0)
+    monkeypatch.setattr(watch.time, "monotonic", clock)
+    log = []
+    limit = watch.Watch(100.0, log.append)
+    limit.begin("probe")
+    clock.now = 50.0
+    limit.progress("states", 0, 1000)
+    clock.now = 52.0
+    limit.progress("states", 10, 1000)  # two seconds may be those of compiling
+    clock.now = 61.0
+    limit.progress("states", 250, 1000)  # 33 s more
+    assert log == ["  probe: states, 25%, 33 s left"]
+    with pytest.raises(watch.OutOfTime):
+        limit.progress("states", 200, 1000)  # 44 s more, of 39
+    limit.need(38.0)
+    with pytest.raises(watch.OutOfTime):
+        limit.need(39.0)
+    limit.begin(None)  # a single example for a user is not limited
+    limit.need(1e9)
+
+
+def test_a_last_fit_that_would_take_too_long_is_not_begun(monkeypatch):
+    train = classes(400, 1)
+    monkeypatch.setattr(linear, "INNER_ROWS", 20)
+    fitted = []
+    monkeypatch.setattr(watch.time, "monotonic", clock := Clock(0.0))
+    limit = watch.Watch(50.0)
+    limit.begin("slow")
+
+    def fit(kind, x, y, outputs, strength):
+        fitted.append(len(y))
+        clock.now += 4.0
+        return lambda x: np.zeros((x.shape[0], 2)), True
+
+    monkeypatch.setattr(linear, "_fit", fit)
+    featurise = tfidf(KINDS["classes"], train)
+    with pytest.raises(watch.OutOfTime):
+        linear.fit_linear(
+            KINDS["classes"], ["no", "yes"], train, featurise, print, watch=limit
+        )
+    assert fitted == [20] * len(linear.SPARSE)  # 400 rows would need 80 s
+
+
 def test_a_fit_cut_short_is_said(monkeypatch):
     monkeypatch.setattr(linear, "_STEPS", 2)
     task, _ = make_task("classes")
@@ -622,7 +732,44 @@ def test_the_lines_say_what_is_gained():
     said = r"gain over the best of them \(TF-IDF, 0.8750; .*1.0000\): \+0.1250"
     assert re.search(said + r" \(95 % interval 0.0\d+ to 0.1\d+\)$", last(truth))
     assert re.search(r"WORSE .*TF-IDF.*: -0.3750 ", last(weak.predictions))
+    assert last(truth).startswith("The model's gain")
+    assert last(weak.predictions).startswith("The model (accuracy 0.5000) is WORSE")
     near = [*better.predictions]
     near[-1] = "b"
     said = last(near)
     assert "NOT distinguishable" in said and "0.0000 to 0.0150, which holds 0" in said
+
+
+def test_metrics_have_one_spelling():
+    truth = [*"ab" * 5]
+    one = baseline("majority", [*"a" * 10], truth)
+    lines = gain_lines("classes", "f1_macro", truth, truth, [one], [*"ab"])
+    assert "f1 macro" in lines[0] and "its own f1 macro is 1.0000" in lines[-1]
+    assert "f1_macro" not in " ".join(lines)
+
+
+def test_answers_are_compared_in_the_units_of_the_task():
+    """By words a Chinese answer is all or nothing; by characters it is not."""
+    truth = [(("\u54c8\u5c14\u6ee8\u5e02", 0),)] * 10
+    ours, theirs = ["\u54c8\u5c14\u6ee8"] * 10, [""] * 10
+    config = TaskConfig("answers", compare_answers="characters")
+    scores = KINDS["answers"].scores(truth, theirs, (), config)
+    none = Baseline("majority", theirs, scores, 1.0)
+    (_, _, line) = gain_lines("answers", "f1", truth, ours, [none], (), config)
+    assert "its own f1 is 0.8571" in line and "+0.8571" in line
+    (_, _, line) = gain_lines("answers", "f1", truth, ours, [none], ())
+    assert "f1 0.0000" in line and "NOT distinguishable" in line
+    examples = [example(label, "?", "\u54c8\u5c14\u6ee8\u5e02") for label in truth]
+    task = Labelled(config, (), tuple(examples), (), tuple(examples))
+    called = []
+    kind = KINDS["answers"]
+    original = type(kind).scores
+
+    def spy(self, truth, predicted, labels, config=None):
+        called.append(config)
+        return original(self, truth, predicted, labels, config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(kind), "scores", spy)
+        run_baselines(task, examples)
+    assert called == [config]

@@ -259,6 +259,9 @@ def test_damage_is_found(tokenizer, tmp_path, damage):
         (("files", "unigram.npy"), "a"),
         (("key",), 7),
         (("source",), {}),
+        (("quality",), []),
+        (("quality", "words"), "a"),
+        (("quality",), {"words": 3}),
     ],
     ids=str,
 )

@@ -493,24 +493,45 @@ def test_a_confusion_shows_truth_in_rows(count, drawn, tmp_path):
         assert shades[row, column] == pytest.approx(pairs[true, mine] / max(of, 1))
 
 
-def test_a_confusion_of_long_labels_shows_all_of_them(tmp_path):
-    """Nothing reaches beyond the picture, or into its neighbour."""
-    labels = ["a class with a long name", "a class with an even longer name", "c" * 60]
-    path = tmp_path / "a run with quite a long name" / "plots" / "confusion.png"
-    path.parent.mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.pyplot.close", lambda _: None)
-        report.plot_confusion(path, labels, labels, labels)
-    from matplotlib import image, pyplot
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["no", "yes"],
+        ["entailment", "neutral", "contradiction"],
+        [f"a class with a name of many words, number {n}" for n in range(8)],
+    ],
+)
+def test_nothing_of_a_confusion_is_cut_off(labels, monkeypatch, tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    (plot,) = pyplot.gcf().axes
-    boxes = [text.get_window_extent() for text in plot.get_xticklabels()]
-    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
-    assert plot.get_yticklabels()[2].get_text() == f"{'c' * 28}…{'c' * 11}"
-    picture = image.imread(path)[..., :3]
-    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
-        assert (edge == 1).all()
-    pyplot.close()
+    drawn, real = [], report.png
+
+    @contextlib.contextmanager
+    def png(path, inches):
+        with real(path, inches) as axes:
+            drawn.extend(axes)
+            yield axes
+
+    monkeypatch.setattr(report, "png", png)
+    path = tmp_path / ("run-with-a-name-" * 6) / "plots" / "confusion.png"
+    path.parent.mkdir(parents=True)
+    report.plot_confusion(path, labels * 3, labels * 3, labels)
+    (plot,) = drawn
+    figure = plot.figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    ticks = [*plot.get_xticklabels(), *plot.get_yticklabels()]
+    for tick, label in zip(ticks, labels * 2, strict=True):
+        assert tick.get_text()[:29] == label[:29]
+    for text in (*ticks, plot.xaxis.label, plot.yaxis.label, figure._suptitle):
+        box = text.get_window_extent(renderer)
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+    matrix = plot.get_window_extent(renderer)
+    assert matrix.width > 100 * 0.42 * len(labels)  # pixels, 100 an inch
+    gaps = [t.get_window_extent(renderer) for t in plot.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(gaps))
 
 
 def test_scores_by_rate_are_means_with_deviations(drawn, tmp_path):

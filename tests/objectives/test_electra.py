@@ -451,6 +451,21 @@ def test_detector_metrics():
     }
 
 
+def test_scores_of_nothing_are_no_figures():
+    names = ("loss", "accuracy", "precision", "recall", "on_replaced", "on_originals")
+    nothing = {f"detector_{name}": math.nan for name in names}
+    nothing |= {f"generator_{n}": math.nan for n in ("loss", "accuracy")}
+    nothing |= {"generator_nats_per_byte": math.nan, "replaced_share": math.nan}
+    objective = Electra(config_of(), ENCODER, PIECES)
+    assert all(map(math.isnan, objective.scores(nothing).values()))
+    # A discriminator that calls nothing replaced was measured: its precision is 0.
+    calm = nothing | {"detector_loss": 0.4, "detector_accuracy": 0.9}
+    assert objective.scores(calm)["detector_precision"] == 0
+    # A term of weight 0 is no part of the loss, measured or not.
+    alone = Electra(config_of(generator_weight=0.0, tie="none"), ENCODER, PIECES)
+    assert alone.scores(calm)["loss"] == 50 * 0.4
+
+
 def test_the_copy_mechanism():
     """D times the input's piece, 1 - D times the softmax; summed by brute force."""
     random = np.random.default_rng(0)

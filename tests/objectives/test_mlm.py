@@ -137,6 +137,16 @@ def test_figures_count_the_slots_that_are_used():
         assert found == pytest.approx([total, count], rel=1e-5), name
 
 
+def test_a_batch_without_predictions_moves_nothing_and_counts_nothing():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 7)), jnp.float32)
+    nothing = {"labels": np.zeros(4, np.int32), "weights": np.zeros(4, np.float32)}
+    (loss, metrics), gradient = jax.value_and_grad(token_loss, has_aux=True)(
+        logits, nothing, np.ones(7, np.float32)
+    )
+    assert float(loss) == 0 and not np.any(gradient)
+    assert {float(count) for _, count in metrics.values()} == {0.0}
+
+
 def test_whole_words_are_masked_whole():
     batch = make_batch(seed=3)
     maskable = (batch["segments"] > 0) & ~np.isin(batch["tokens"], SPECIAL)

@@ -1,6 +1,8 @@
+import dataclasses
 import itertools
 import pickle
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -15,6 +17,7 @@ from plmjax.tokenizers import (
     get_tokenizer,
     train_tokenizer,
 )
+from plmjax.tokenizers.coverage import describe
 from plmjax.tokenizers.train import sample_documents
 
 SENTENCES = [
@@ -27,7 +30,7 @@ SENTENCES = [
 KINDS = [
     TokenizerConfig(vocab_size=160),
     TokenizerConfig(vocab_size=160, lowercase=False),
-    TokenizerConfig(vocab_size=160, lowercase=True, strip_accents=False),
+    TokenizerConfig(vocab_size=160, lowercase=True, strip_accents=True),
     TokenizerConfig(kind="bpe", vocab_size=330, lowercase=False),
     TokenizerConfig(kind="bpe", vocab_size=330, lowercase=True),
     TokenizerConfig(kind="unigram", vocab_size=140),
@@ -59,6 +62,12 @@ def reference(tokenizer, texts):
         starts += [a != b for a, b in zip(words, [None, *words], strict=False)]
         lengths.append(len(encoding.ids))
     return tokens, starts, lengths
+
+
+def strips(tokenizer):
+    """Whether its normaliser drops accents."""
+    normalizer = tokenizer.backend.normalizer
+    return normalizer is not None and normalizer.normalize_str("ŭ") != "ŭ"
 
 
 def is_sign(piece):
@@ -106,6 +115,7 @@ def test_word_starts(tokenizer):
     )
     plain = [w.removeprefix("##").lower().replace("é", "e") for w in words]
     assert plain == expected
+    assert words[-1].removeprefix("##") == ("cafe" if strips(tokenizer) else "café")
 
 
 def test_cache_is_exact_on_every_character(tokenizer):
@@ -130,6 +140,38 @@ def test_cache_is_exact_on_random_texts(tokenizer):
     ]
     assert_exact(tokenizer, texts)
     assert_exact(tokenizer, texts)  # now from the cache
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize(
+    "text", ["वह अपने शहर में नई किताबें पढ़ेगा", "บ้าน นี้ ใหญ่ มาก", "cafe\u0301 u\u0308ber"]
+)
+def test_no_word_ends_at_a_mark(kind, text, tmp_path):
+    trained = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=500), [text] * 3)
+    trained.save(tmp_path)
+    for tokenizer in (trained, Tokenizer.load(tmp_path)):
+        encoded = tokenizer.encode_batch([text])
+        assert encoded.word_start.sum() == len(text.split())
+        plain = tokenizer.decode(encoded.tokens)
+        assert unicodedata.normalize("NFC", plain) == unicodedata.normalize("NFC", text)
+        assert_exact(tokenizer, [text, "a'b ,x  \n1"])
+    if kind == "bpe":
+        assert "marks on letters" in " ".join(trained.notes)
+        plain = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=500), ["cafés"])
+        assert "Split" not in str(plain.backend.pre_tokenizer)
+        assert "marks" not in " ".join(plain.notes)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_cache_is_exact_where_accents_are_dropped(kind):
+    config = TokenizerConfig(kind=kind, vocab_size=330, strip_accents=True)
+    tokenizer = train_tokenizer(config, SENTENCES * 3)
+    assert strips(tokenizer)
+    chance = random.Random(0)
+    texts = [
+        "".join(chance.choices("ae\u0301é\u0327 İ中'sK1", k=9)) for _ in range(300)
+    ]
+    assert_exact(tokenizer, [*texts, *SENTENCES])
 
 
 def test_cache_is_exact_on_long_words_and_empty_texts(tokenizer):
@@ -254,6 +296,7 @@ def fails(code, *words):
         def __enter__(self):
             self.raises = pytest.raises(PlmjaxError)
             self.info = self.raises.__enter__()
+            return self
 
         def __exit__(self, *error):
             self.raises.__exit__(*error)
@@ -268,10 +311,28 @@ def fails(code, *words):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
-def test_vocabulary_larger_than_the_text_gives(kind):
-    config = TokenizerConfig(kind=kind, vocab_size=5000)
-    with fails(3, "gives only", "vocab_size=5000", "min_frequency"):
-        train_tokenizer(config, SENTENCES)
+def test_a_text_with_too_few_pieces_gives_those_it_has(kind):
+    asked = TokenizerConfig(kind=kind, vocab_size=5000)
+    small = train_tokenizer(asked, SENTENCES)
+    size = small.vocab_size
+    assert sorted(small.vocab.values()) == list(range(size))
+    assert {"wordpiece": 90, "bpe": 270, "unigram": 60}[kind] < size < 400
+    (note,) = small.notes
+    for part in (f"gives {size} pieces", "at least 2 times", "vocab_size=5,000"):
+        assert part in note
+    # The size that it has gives the same vocabulary, with nothing to say.
+    exact = train_tokenizer(dataclasses.replace(asked, vocab_size=size), SENTENCES)
+    assert (exact.digest, exact.notes) == (small.digest, ())
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_too_many_letters_names_the_size_that_works(kind):
+    with fails(3, "tokenizer.kind=bpe", "vocab_size=20") as check:
+        train_tokenizer(TokenizerConfig(kind=kind, vocab_size=20), SENTENCES)
+    size = int(re.search(r"vocab_size=(\d+) or more", str(check.info.value))[1])
+    assert train_tokenizer(TokenizerConfig(kind=kind, vocab_size=size), SENTENCES)
+    with fails(3, "letters"):
+        train_tokenizer(TokenizerConfig(kind=kind, vocab_size=size - 1), SENTENCES)
 
 
 def test_bad_training():
@@ -292,8 +353,7 @@ SPECIALS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 @pytest.mark.parametrize(
     "content, words",
     [
-        (SPECIALS + "a\nb\na\n", ["vocab.txt:8", "'a'", "line 6"]),
-        (SPECIALS + "a\n\nb\n", ["vocab.txt:7", "empty"]),
+        ("", ["[PAD]"]),
         ("[PAD]\n[UNK]\n[SEP]\n[MASK]\na\n", ["[CLS]"]),
         ("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", ["[MASK]"]),
     ],
@@ -302,6 +362,56 @@ def test_bad_vocab_txt(tmp_path, content, words):
     (tmp_path / "vocab.txt").write_text(content)
     with fails(4, *words):
         Tokenizer.load(tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+def test_an_id_is_the_number_of_a_line(tmp_path, end, last):
+    """An empty line is a piece; of equal lines the last one counts."""
+    lines = [*SPECIALS.split(), "a", "", "b", "a", "##c", "c"]
+    content = end.join([*lines, ""] if last else lines)
+    (tmp_path / "vocab.txt").write_bytes(content.encode())
+    ours = Tokenizer.load(tmp_path)
+    assert ours.vocab_size == 11
+    assert {piece: ours.vocab[piece] for piece in ("a", "", "b", "##c", "c")} == {
+        "a": 8,
+        "": 6,
+        "b": 7,
+        "##c": 9,
+        "c": 10,
+    }
+    assert ours.encode_batch(["a bc c"]).tokens.tolist() == [8, 7, 9, 10]
+    assert ours.token_bytes.tolist() == [0] * 7 + [1, 1, 1, 1]
+    # Line 5 of the copy, whose piece is not known any more, shifts nothing.
+    ours.save(tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    copy = Tokenizer.load(tmp_path / "copy")
+    assert (copy.digest, copy.vocab) == (ours.digest, ours.vocab)
+
+
+def test_a_vocabulary_with_capitals_is_cased(tmp_path):
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text(SPECIALS + "The\nCat\nthe\ncat\n")
+    cased = Tokenizer.load(tmp_path)
+    assert cased.encode_batch(["The Cat the cat"]).tokens.tolist() == [5, 6, 7, 8]
+    (note,) = cased.notes
+    assert "50% of its pieces have capitals" in note and "do_lower_case" in note
+    assert Tokenizer.load(tmp_path, lowercase=False).notes == ()
+    # What the files say counts, and so does the vocabulary's great majority.
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    asked = Tokenizer.load(tmp_path)
+    assert asked.encode_batch(["The Cat"]).tokens.tolist() == [7, 8]
+    assert asked.notes == ()
+    assert describe(asked) == [
+        "2 of 9 pieces can never be used: they have capitals, but text is lower-cased, "
+        'e.g. The, Cat. If that is not meant, set "do_lower_case": false in '
+        "tokenizer_config.json."
+    ]
+    (tmp_path / "tokenizer_config.json").unlink()
+    few = "".join(f"{letter}{other}\n" for letter in "abcdefgh" for other in "abcdefgh")
+    vocab.write_text(SPECIALS + few + "Γ\n")
+    uncased = Tokenizer.load(tmp_path)
+    assert uncased.notes == () and uncased.encode_batch(["AB"]).tokens.tolist() == [6]
 
 
 def test_a_piece_may_be_a_line_separator(tmp_path):
@@ -334,7 +444,8 @@ def test_refuses_other_models(tmp_path):
 
 
 def test_vocab_txt_follows_its_arguments_or_its_config(tmp_path):
-    words = "The the ships é e"
+    words = "The the ships é e " + " ".join("abcdfghijklmnopqrstuvwxyz")
+    words += " " + " ".join(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
     (tmp_path / "vocab.txt").write_text(SPECIALS + words.replace(" ", "\r\n"))
     vocab = tmp_path / "vocab.txt"
     text = ["The é"]

@@ -19,15 +19,18 @@ TEXTS = [
     "It isn't  in\tits place,\nis it? 東京 2024 Ünïcode",
     "",
     "İstanbul x" + "y" * 120,
+    "Ĉu vi ĝojas hodiaŭ? किताबें मिलेंगे में। e\u0301 u\u0308ber",
 ]
 CONFIGS = [
-    TokenizerConfig(vocab_size=110),
-    TokenizerConfig(vocab_size=110, lowercase=False),
-    TokenizerConfig(vocab_size=110, strip_accents=False),
+    TokenizerConfig(vocab_size=150),
+    TokenizerConfig(vocab_size=150, lowercase=False),
+    TokenizerConfig(vocab_size=150, strip_accents=True),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=False),
     TokenizerConfig(kind="bpe", vocab_size=300, lowercase=True),
+    TokenizerConfig(kind="bpe", vocab_size=300, strip_accents=True),
     TokenizerConfig(kind="unigram", vocab_size=120),
     TokenizerConfig(kind="unigram", vocab_size=120, lowercase=False),
+    TokenizerConfig(kind="unigram", vocab_size=120, strip_accents=True),
 ]
 FAMILIES = ["bert", "electra", "distilbert", "roberta", "gpt2", "albert"]
 FAMILIES += ["xlm-roberta", "deberta-v2"]
@@ -78,6 +81,19 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     assert back.special_ids == ours.special_ids
 
 
+def test_words_with_marks(tmp_path):
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "वह अपने शहर में नई किताबें पढ़ेगा। क्\u200dष می\u200cخواهم don't"] * 3
+    ours = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=400), texts)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in texts:
+        expected = ours.encode_batch([text]).tokens.tolist()
+        assert theirs(text, add_special_tokens=False)["input_ids"] == expected
+
+
 def test_token_types_by_the_model(tmp_path):
     from transformers import AutoTokenizer
 
@@ -119,7 +135,7 @@ def test_gpt2_as_published(form, tmp_path):
 def test_unigram_as_published(family, tmp_path):
     import transformers
 
-    trained = train_tokenizer(CONFIGS[6], TEXTS * 3)
+    trained = train_tokenizer(CONFIGS[7], TEXTS * 3)
     pieces = json.loads(trained.backend.to_str())["model"]["vocab"]
     kind = getattr(transformers, f"{family}Tokenizer")
     heads = {
