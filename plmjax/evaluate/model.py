@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -180,6 +181,8 @@ def _config_keys(directory: Path) -> set[str]:
 
 def _from_folder(directory: Path, part: str) -> Model:
     imported = read_folder(directory)
+    for line in imported.tokenizer.notes:  # not to stdout, which holds results
+        print(line, file=sys.stderr, flush=True)
     return Model(
         imported.config,
         imported.params,

@@ -151,8 +151,7 @@ def learning_line(setup: FinetuneSetup, readings: list) -> str | None:
     return (
         f"The model did NOT learn ({name} {score:.4f}): {what}. Try another "
         f"--config.train.optimizer.learning_rate (now {train.optimizer.learning_rate:g}"
-        f"), more epochs ({setup.steps:,} steps were made), a model that is pretrained "
-        "for longer, or --safe."
+        "), more epochs, a model that is pretrained for longer, or --safe."
     )
 
 

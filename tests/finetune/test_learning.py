@@ -16,7 +16,6 @@ def line(kind, truth, readings, labels=(), metric="accuracy"):
         SimpleNamespace(
             metric=metric,
             last="held_out",
-            steps=1234,
             config=FinetuneConfig(),
             data=SimpleNamespace(config=TaskConfig(kind), labels=labels),
             examples=lambda split: examples,
@@ -29,8 +28,8 @@ def test_one_class_for_every_example_did_not_learn():
     said = line("classes", [*"aab" * 9], [*"a" * 27], ("a", "b"))
     assert said == (
         "The model did NOT learn (accuracy 0.6667): it gives 'a' for every example. "
-        "Try another --config.train.optimizer.learning_rate (now 5e-05), more epochs "
-        "(1,234 steps were made), a model that is pretrained for longer, or --safe."
+        "Try another --config.train.optimizer.learning_rate (now 5e-05), more epochs, "
+        "a model that is pretrained for longer, or --safe."
     )
 
 

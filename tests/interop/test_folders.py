@@ -10,6 +10,7 @@ from interop.cases import CASES, draw
 from safetensors.numpy import load_file, save_file
 
 from plmjax import PlmjaxError
+from plmjax.evaluate.model import open_model
 from plmjax.interop import read_folder
 from plmjax.interop.folder import replacing_export
 from plmjax.interop.weights import model_entries
@@ -29,6 +30,22 @@ def rewrite(folder, change):
     """Replaces the folder's tensors by change(tensors)."""
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_a_cased_vocabulary_alone_is_cased_and_said(tiny, tmp_path, capsys):
+    """As the only file of a tokenizer, in every verb that opens the folder."""
+    folder = tiny().export(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    lines[10:12] = ["The", "Cat"]
+    (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
+    model = open_model(str(folder))
+    assert model.tokenizer.encode_batch(["The Cat"]).tokens.tolist() == [10, 11]
+    out, said = capsys.readouterr()
+    assert out == "" and said.count("\n") == 1
+    assert "vocab.txt is cased: 4% of its pieces have capitals" in said
+    assert any("vocab.txt is cased" in note for note in read_folder(folder).notes)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -41,7 +41,8 @@ FAMILIES += ["xlm-roberta", "deberta-v2"]
 def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     from transformers import AutoTokenizer
 
-    ours = train_tokenizer(config, TEXTS * 3)
+    # Without the text with marks, byte-level BPE has GPT-2's words: RobertaTokenizer.
+    ours = train_tokenizer(config, (TEXTS[:-1] if config.kind == "bpe" else TEXTS) * 3)
     ours.save(tmp_path, max_length=77)
     if model_type is not None:
         (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
