@@ -125,7 +125,10 @@ def test_files_lie_over_defaults_and_under_overrides(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("def get_config():\n    return {'train': {'bach': 1}}", "Did you mean batch?"),
+        (
+            "def get_config():\n    return {'train': {'bach': 1}}",
+            "no key train.bach. Did",
+        ),
         ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
         ("def get_config(:", "SyntaxError"),
         ("x = 1", "AttributeError"),

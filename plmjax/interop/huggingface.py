@@ -137,9 +137,9 @@ def read_folder(path: str | Path) -> Imported:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise refusal(
+        raise PlmjaxError(
             f"{folder} is not a folder.",
-            "plmjax downloads nothing; download the model first, for example with "
+            hint="plmjax downloads nothing; download the model first, for example with "
             "`hf download NAME --local-dir DIR`.",
         )
     try:

@@ -211,7 +211,10 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         (["--", "pretrain"], "required: --target"),
         (["--target=local"], "no command follows --"),
         (["--target=local", "--"], "no command follows --"),
-        (["--target=local", "--", "pretran"], "invalid choice: 'pretran'"),
+        (
+            ["--target=local", "--", "pretran"],
+            "has no verb 'pretran'. Did you",
+        ),
         (["--target=local", "--", "pretrain", "--workdri=x"], "--workdri=x"),
         (["--target=local", "--", "pretrain", "--help"], "it only prints its help"),
         (["--target=local", "--", "launch", "--target=local"], "cannot be launched"),
