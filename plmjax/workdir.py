@@ -74,6 +74,7 @@ MAY_CHANGE = (
     "train.patience_evaluations",
     "train.tensorboard",
     "data.workers",
+    "data.accept_warnings",
     "objective.teacher",
     "mesh.data",
     "mesh.fsdp",
