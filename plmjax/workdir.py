@@ -75,6 +75,7 @@ MAY_CHANGE = (
     "train.patience_evaluations",
     "train.tensorboard",
     "data.workers",
+    "data.accept_warnings",
     "objective.teacher",
     "mesh.data",
     "mesh.fsdp",

@@ -31,6 +31,8 @@ class DataConfig(Block, prefix="data."):
     # Phases of training, each (steps, length, batch), instead of train.steps,
     # data.length and train.batch: BERT's 128, then 512.
     phases: tuple = ()
+    # Train although the text looks wrong; the warnings are printed all the same.
+    accept_warnings: bool = False
 
     def __post_init__(self):
         super().__post_init__()
