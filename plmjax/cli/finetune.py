@@ -97,7 +97,7 @@ def _run(args, config, workdir: Path) -> int:
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
         if not args.config and not args.safe and (workdir / "config.json").exists():
-            print("Config: that of its run, with the options of this command on top.")
+            print("Config: that of the run there, under this command's options.")
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 

@@ -67,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
         for name in ("verb", "what"):  # the parser of the verb, such as bench train
             for action in parser._actions:
                 if isinstance(action, argparse._SubParsersAction):
-                    parser = action.choices.get(getattr(args, name, None), parser)
+                    chosen: Any = getattr(args, name, None)
+                    parser = action.choices.get(chosen, parser)
         options = [*parser._option_string_actions]
         keys = spelling.keys_of(args.verb) if hasattr(args, "config") else []
         hints = [
@@ -186,7 +187,7 @@ def program_parser(run: Callable, help: str, example: str) -> argparse.ArgumentP
     return _completed(parser, run, help, example)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """Returns the parser of all verbs, in the order in which people use them."""
     parser = _Parser(
         prog="plmjax",

@@ -93,35 +93,33 @@ def _pretrain(args) -> int:
         config_lib.show(config)
         return Exit.OK
     with no_empty_directory(workdir):
-        return _run(args, config, workdir)
+        start_jax(workdir)
+        from plmjax import processes
 
-
-def _run(args, config, workdir: Path) -> int:
-    start_jax(workdir)
-    from plmjax import processes
-
-    group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
-    if processes.is_first():
-        print(f"Run directory: {workdir}", flush=True)
-        if args.config is None and (workdir / "config.json").exists():
-            print("Config: that of its run, with the options of this command on top.")
-    if args.dry_run and group:
-        raise PlmjaxError(
-            "--dry_run describes a run in one process.",
-            hint="Remove the options of several processes; to see a mesh, set "
-            "JAX_NUM_CPU_DEVICES=8.",
+        group = processes.initialise(
+            args.coordinator, args.num_processes, args.process_id
         )
-    if args.dry_run:
-        from plmjax.pretrain.dry_run import dry_run
+        if processes.is_first():
+            print(f"Run directory: {workdir}", flush=True)
+            if args.config is None and (workdir / "config.json").exists():
+                print("Config: that of the run there, under this command's options.")
+        if args.dry_run and group:
+            raise PlmjaxError(
+                "--dry_run describes a run in one process.",
+                hint="Remove the options of several processes; to see a mesh, set "
+                "JAX_NUM_CPU_DEVICES=8.",
+            )
+        if args.dry_run:
+            from plmjax.pretrain.dry_run import dry_run
 
-        dry_run(config, workdir, compiles=args.dry_run == "compile")
-        return Exit.OK
-    if group and processes.is_first():
-        import jax
+            dry_run(config, workdir, compiles=args.dry_run == "compile")
+            return Exit.OK
+        if group and processes.is_first():
+            import jax
 
-        print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
-    from plmjax.experiments.runs import check_directory
-    from plmjax.pretrain.run import pretrain
+            print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
+        from plmjax.experiments.runs import check_directory
+        from plmjax.pretrain.run import pretrain
 
-    check_directory(workdir, "config.json")
-    return stopped(pretrain(config, workdir))
+        check_directory(workdir, "config.json")
+        return stopped(pretrain(config, workdir))
