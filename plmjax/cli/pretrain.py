@@ -1,5 +1,6 @@
 """`plmjax pretrain`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,11 +59,12 @@ def _config(args):
     if given is not None:
         return config, given
     workdir = Path("runs") / run_name(config)
-    source = config_lib.to_dict(config.data.source)
+    # As it would be read back: a tuple becomes a list.
+    source = json.loads(json.dumps(config_lib.to_dict(config.data.source)))
     saved = saved_config(workdir, RunConfig).get("data", {}).get("source", source)
     for key in ("paths", "dataset"):
         old, new = saved.get(key), source[key]
-        if old != (list(new) if isinstance(new, tuple) else new):
+        if old != new:
             raise PlmjaxError(
                 f"{workdir} holds a run on another text: its data.source.{key} is "
                 f"{old!r}, not {new!r}.",
