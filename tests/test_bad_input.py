@@ -155,7 +155,7 @@ MODELS = [
     (("evaluate", "--workdir=folder"), Exit.MODEL, "model_type is 't5'"),
     (("export", "--workdir=folder", "--to=x"), Exit.USAGE, "holds no run"),
     (("export", "--workdir=nowhere", "--to=x"), Exit.USAGE, "holds no run"),
-    (("import", "--from=nowhere", "--workdir=x"), Exit.MODEL, "is not a folder"),
+    (("import", "--from=nowhere", "--workdir=x"), Exit.USAGE, "is not a folder"),
     (("import", "--from=folder", "--workdir=x"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "[MASK]", "--model=folder"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "a", "--model=folder", "--checkpoint=5"), Exit.USAGE, "--checkpoint=5"),
