@@ -423,8 +423,9 @@ def _parse(text: str, kind: Any) -> Any:
     except (ValueError, SyntaxError):
         return text
     # A name that looks like a number stays a string if its key needs a string.
-    wants_text = kind is str or str in typing.get_args(kind)
-    return text if wants_text and not isinstance(value, str) else value
+    arms = (kind, *typing.get_args(kind))
+    kept = (str, tuple) if tuple in arms and text.strip()[0] == "(" else str
+    return text if str in arms and not isinstance(value, kept) else value
 
 
 def load_file(path: str) -> dict:

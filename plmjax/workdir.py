@@ -84,6 +84,10 @@ MAY_CHANGE = (
 )
 
 
+# Keys whose value none means that the files decide, at the first start of a run.
+INFERRED = ("data.source.kind", "data.source.field")
+
+
 class Workdir:
     """The paths and files of a run.
 
@@ -259,7 +263,11 @@ class Workdir:
             json.loads(json.dumps(config_lib.to_dict(config_lib.build(self.schema, c))))
             for c in (saved, config)
         )
-        changed = config_lib.changes(old, new)
+        changed = {
+            key: pair
+            for key, pair in config_lib.changes(old, new).items()
+            if key not in INFERRED or None not in pair
+        }
         refused = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if (kind := "objective.kind") in refused:
             # Another kind changes all other keys of the block, so only it is shown.

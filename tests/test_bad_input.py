@@ -68,7 +68,7 @@ def test_files(fail, name, content, words, kind):
 def test_paths(fail):
     Path("folder").mkdir()
     assert "matches no file" in fail(Exit.USAGE, *pretrain("no.txt"))
-    assert "is a directory" in fail(Exit.USAGE, *pretrain("folder"))
+    assert "folder holds no files of kind text" in fail(Exit.USAGE, *pretrain("folder"))
     assert "matches no file" in fail(Exit.USAGE, *pretrain("folder/*.txt"))
 
 

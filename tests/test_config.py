@@ -8,7 +8,7 @@ from plmjax import PlmjaxError, config
 from plmjax.pretrain import build as run
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.train import sharding
-from plmjax.workdir import RunConfig
+from plmjax.workdir import RunConfig, Workdir
 
 
 def load(*overrides, path=None, base=None):
@@ -183,7 +183,9 @@ def test_changes_name_old_and_new():
 
 def test_the_embedded_default_is_the_job_that_the_readme_tells_of():
     built = load(base=DEFAULT_CONFIG)
-    assert built.data.source.kind == "docstrings" and built.objective.kind == "mlm"
+    # Without a kind and paths, the text is the docstrings.
+    assert (built.data.source.kind, built.data.source.paths) == (None, None)
+    assert built.objective.kind == "mlm"
     assert (built.tokenizer.kind, built.tokenizer.vocab_size) == ("wordpiece", 8192)
     assert (built.model.preset, built.model.width) == ("bert-tiny", 256)
     assert (built.train.steps, built.train.batch, built.data.length) == (2400, 8, 128)
@@ -194,3 +196,25 @@ def test_none_is_a_choice_where_a_key_has_it():
     values = config.to_dict(config.load(RunConfig, overrides=overrides))
     assert values["objective"]["pairs"] == values["model"]["sharing"] == "none"
     assert values["train"]["ema_decay"] is None
+
+
+def test_paths_are_text_or_a_tuple():
+    def paths(text):
+        return load(f"data.source.paths={text}").data.source.paths
+
+    assert paths("a.txt,b.txt") == "a.txt,b.txt" == paths("('a.txt', 'b.txt')")
+    assert paths("('a, b.txt', 'c.txt')") == ("a, b.txt", "c.txt")
+    assert paths("1,2") == "1,2" and paths("12") == "12" and paths("none") is None
+
+
+def test_a_run_resumes_with_the_kind_that_its_files_gave():
+    def compare(*now):
+        saved = load("data.source.kind=text", "data.source.paths=a.txt")
+        configs = (config.to_dict(c) for c in (saved, load(*now)))
+        return Workdir("run").compare(*configs)
+
+    assert compare("data.source.paths=a.txt", "data.source.field=body") == {}
+    with pytest.raises(PlmjaxError, match=r"data.source.kind: 'text' -> 'jsonl'"):
+        compare("data.source.paths=a.txt", "data.source.kind=jsonl")
+    with pytest.raises(PlmjaxError, match=r"data.source.paths: 'a.txt' -> 'b.txt'"):
+        compare("data.source.paths=b.txt")

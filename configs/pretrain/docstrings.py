@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "data": {"source": {"kind": "docstrings"}, "length": 128},
+            "data": {"length": 128},
             "tokenizer": {"kind": "wordpiece", "vocab_size": 8192},
             "model": {
                 "preset": "bert-tiny",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
-from plmjax.data.corpus import SourceConfig
+from plmjax.data.corpus import SourceConfig, check_encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,9 @@ class DataConfig(Block, prefix="data."):
     """The text, and how it becomes rows of tokens."""
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
-    # At invalid UTF-8: stop with an error, or replace it by U+FFFD and count it.
+    # The files' encoding; UTF-16 with a byte order mark is recognised.
+    encoding: str = "utf-8"
+    # At invalid bytes: stop with an error, or replace it by U+FFFD and count it.
     errors: Literal["strict", "replace"] = "strict"
     # The end of a sentence, needed for sentence pairs: a newline, or marks like . and
     # 。 (data/sentences.py); None: the store does not record sentences.
@@ -36,6 +38,7 @@ class DataConfig(Block, prefix="data."):
 
     def __post_init__(self):
         super().__post_init__()
+        check_encoding(self.encoding)
         for phase in self.phases:
             triple = isinstance(phase, tuple) and len(phase) == 3
             if not triple or not all(type(n) is int and n > 0 for n in phase):

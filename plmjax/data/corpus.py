@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import Exit, PlmjaxError
-from plmjax.config import Block, number
+from plmjax.config import Block, nearest, number
 from plmjax.files import digest
 
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
@@ -22,15 +22,33 @@ ERRORS = ("strict", "replace")
 class SourceConfig(Block, prefix="data.source."):
     """The source of the documents."""
 
-    kind: Literal["docstrings", "text", "jsonl", "parquet", "hf", "tfds"] = "docstrings"
-    paths: str | None = None  # files and globs (also **), separated by commas
+    # None: docstrings without paths, else the kind of the files, by name and content.
+    kind: (
+        Literal["docstrings", "text", "jsonl", "csv", "tsv", "parquet", "hf", "tfds"]
+        | None
+    ) = None
+    # Files, folders and globs (also **), separated by commas; or a tuple of them.
+    paths: str | tuple | None = None
     # text: the end of a document; None: chosen from the text, and logged.
     document: Literal["line", "blank", "file"] | None = None
-    field: str = "text"  # jsonl, parquet, hf, tfds: the field with the text
+    # text: the column, from 1, of lines whose columns are separated by tabs.
+    column: int | None = number(None, at_least=1)
+    # Records: the field with the text; None: text, or the only one that holds texts.
+    field: str | None = None
     split: str = "train"  # hf, tfds
     # Longer documents are cut at white space; a UTF-8 character has at most 4 bytes.
     max_document_bytes: int = number(1_000_000, at_least=4)
     dataset: str | None = None  # tfds: its name; paths is then the data_dir
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.paths, tuple):
+            return
+        if not all(isinstance(path, str) for path in self.paths):
+            raise PlmjaxError(f"data.source.paths={self.paths!r} must hold strings.")
+        if not any("," in path or path != path.strip() for path in self.paths):
+            # The usual form, so that both forms are the same config.
+            object.__setattr__(self, "paths", ",".join(self.paths) or None)
 
 
 @dataclasses.dataclass
@@ -39,9 +57,11 @@ class Tally:
 
     documents: int = 0
     bytes: int = 0
+    longest_document_bytes: int = 0  # before it is cut
     empty_files: int = 0
+    empty_records: int = 0  # rows without text in the field
     cut_documents: int = 0
-    replaced_characters: int = 0  # invalid UTF-8 that became U+FFFD
+    replaced_characters: int = 0  # invalid bytes that became U+FFFD
     control_characters: int = 0  # removed by clean()
 
 
@@ -68,7 +88,8 @@ def make_source(
 
     content is any JSON value that changes whenever the documents can change.
     """
-    description = {"kind": config.kind, **description, "counts": {}}
+    kind = config.kind or "docstrings"
+    description = {"kind": kind, **description, "counts": {}}
 
     def documents() -> Iterator[str]:
         tally = Tally()
@@ -78,14 +99,15 @@ def make_source(
         finally:
             description["counts"] = dataclasses.asdict(tally)
         if not tally.documents:
+            empty = tally.empty_records
             raise PlmjaxError(
-                f"The corpus (data.source.kind={config.kind}, "
-                f"paths={config.paths}) is empty or only white space.",
+                f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
+                f"or only white space{f' (records: {empty:,})' if empty else ''}.",
                 hint="Give files that hold text.",
                 code=Exit.DATA,
             )
 
-    shape = [config.kind, CLEANING, config.max_document_bytes, content]
+    shape = [kind, CLEANING, config.max_document_bytes, content]
     fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
     return Source(documents, fingerprint, description)
 
@@ -93,13 +115,16 @@ def make_source(
 def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
     pieces = list(cut(raw, limit))
     tally.cut_documents += len(pieces) > 1
+    size = 0
     for piece in pieces:
         text, removed = clean(piece)
         tally.control_characters += removed
         if text:
+            size += len(text.encode())
             tally.documents += 1
-            tally.bytes += len(text.encode())
             yield text
+    tally.bytes += size
+    tally.longest_document_bytes = max(tally.longest_document_bytes, size)
 
 
 # All control characters except tab and line breaks, as BERT's cleaner removes them.
@@ -136,34 +161,40 @@ def cut(text: str, limit: int) -> Iterator[str]:
     yield text
 
 
-def find_files(paths: str | None) -> list[Path]:
-    """Returns the files of a corpus, sorted by name; PlmjaxError if there are none."""
-    files = find_inputs(paths or "", "data.source.paths", Exit.USAGE)
-    names = relative_names(files)
-    return [path for _, path in sorted(zip(names, files, strict=True))]
+def find_inputs(
+    paths: str | tuple[str, ...],
+    key: str,
+    code: Exit = Exit.DATA,
+    files_in: Callable[[Path], Sequence[Path]] | None = None,
+) -> list[Path]:
+    """Returns the files that match paths and globs, in their order.
 
-
-def find_inputs(paths: str, key: str, code: Exit = Exit.DATA) -> list[Path]:
-    """Returns the files that match comma-separated paths and globs, in their order.
-
-    `key` is the config's name for `paths`, for error messages.
+    A string has commas between the paths, unless it is the name of one file. `key` is
+    the config's name for `paths`, for error messages. `files_in` chooses the files of a
+    folder; without it, folders are refused.
 
     Raises:
       PlmjaxError: `paths` is empty, or a pattern matches no file.
     """
-    patterns = [p.strip() for p in paths.split(",") if p.strip()]
+    patterns = [*paths]
+    if isinstance(paths, str):
+        single = os.path.exists(os.path.expanduser(paths))
+        patterns = [paths] if single else [path.strip() for path in paths.split(",")]
+    patterns = [os.path.expanduser(pattern) for pattern in patterns if pattern]
     if not patterns:
         option = key if key.startswith("--") else f"--config.{key}"
         hint = f"Give it files and globs, comma between: {option}='texts/*.txt'."
         raise PlmjaxError(f"{key} is empty.", hint=hint, code=code)
     chosen: dict[Path, None] = {}
-    for pattern in map(os.path.expanduser, patterns):
+    for pattern in patterns:
+        if files_in is not None and os.path.isdir(pattern):
+            chosen |= dict.fromkeys(files_in(Path(pattern)))
+            continue
         what, hint = "matches no file", "Check the spelling, or give an absolute path."
         matches = [pattern]
         if os.path.isdir(pattern):
             what = "is a directory"
-            names = ("**", "*.txt") if key == "data.source.paths" else ("*",)
-            hint = f"Name its files: {os.path.join(pattern, *names)!r}."
+            hint = f"Name its files: {os.path.join(pattern, '*')!r}."
         elif not os.path.exists(pattern):
             matches = sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]
@@ -204,16 +235,34 @@ def unreadable(path: Path, error: Exception) -> PlmjaxError:
     """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return PlmjaxError(
-        f"{path} cannot be read: {reason}.",
+        f"{path} cannot be read: {str(reason).rstrip('.')}.",
         hint="Fix the file or its permissions, or leave it out.",
         code=Exit.DATA,
     )
 
 
-def not_utf8(where: str) -> PlmjaxError:
-    """The error (code 3) for invalid UTF-8; `where` is a file and a position."""
+def not_utf8(where: str, guess: str = "") -> PlmjaxError:
+    """The error (code 3) for invalid UTF-8.
+
+    `where` is a file and a position; `guess` is a sentence on the likely encoding.
+    """
     return PlmjaxError(
         f"{where} is not UTF-8.",
-        hint="Convert the file, or set --config.data.errors=replace.",
+        hint=f"{guess}{'Or convert' if guess else 'Convert'} the file, or set "
+        "--config.data.errors=replace.",
         code=Exit.DATA,
     )
+
+
+def check_encoding(name: str) -> None:
+    """Raises PlmjaxError if `name` is no encoding of text that Python knows."""
+    try:
+        b"a".decode(name)
+    except LookupError:
+        known = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "koi8-r")
+        known += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
+        raise PlmjaxError(
+            f"data.encoding={name} is not known.", hint=nearest(name, known)
+        ) from None
+    except ValueError:  # one byte is half a character of UTF-16
+        pass

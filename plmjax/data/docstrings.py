@@ -17,7 +17,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from plmjax.data.corpus import Source, SourceConfig, Tally, make_source
 from plmjax.data.parallel import ordered_map
@@ -56,8 +56,8 @@ class Docstrings(NamedTuple):
     invalid: bool  # the file is not valid Python
 
 
-def open_docstrings(config: SourceConfig, errors: str) -> Source:
-    """Opens the source of kind docstrings; errors and paths do not apply."""
+def open_docstrings(config: SourceConfig, _: Any = None) -> Source:
+    """Opens the source of kind docstrings; files and their decoding do not apply."""
     packages = installed_packages()
     if sum(package.size for package in packages) < SOURCE_BYTES:
         packages.append(standard_library())

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
+from plmjax.data.blocks import ending
 from plmjax.data.corpus import file_digests, find_inputs
 from plmjax.data.records import (
     bad_data,
@@ -19,7 +20,7 @@ from plmjax.data.records import (
     text_of,
 )
 
-# Readers by file ending, before an optional .gz. A .txt is read by lines.
+# Readers by file ending, before one of a compression. A .txt is read by lines.
 READERS = {
     "csv": read_csv,
     "tsv": read_tsv,
@@ -61,20 +62,20 @@ def read_inputs(paths: str, column: str) -> Inputs:
 
 
 def _texts(path: Path, column: str) -> Iterator[str]:
-    ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if ending == "txt":
+    kind = ending(path)
+    if kind == "txt":
         lines = read_text(path).split("\n")
         if not lines[-1]:  # the file ends with a newline
             lines.pop()
         yield from (line.removesuffix("\r") for line in lines)
         return
-    if ending not in READERS:
+    if kind not in READERS:
         raise PlmjaxError(
             f"--input: {path.name} has an unknown ending.",
             hint=f"Rename it: .txt has a text a line; {', '.join(READERS)} have "
-            "records. Only .gz may follow.",
+            "records. Only .gz, .bz2, .xz or .zst may follow.",
         )
-    for record in READERS[ending](path):
+    for record in READERS[kind](path):
         where = f"{record.file}:{record.line}"
         if column not in record.values:
             columns = [*record.values]

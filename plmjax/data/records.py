@@ -17,8 +17,8 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
-from plmjax.data.corpus import unreadable
-from plmjax.data.text import raw_blocks
+from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
+from plmjax.data.corpus import Tally, unreadable
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
@@ -88,16 +88,17 @@ def text_of(value: Any, where: str, column: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file, plain or gzipped, without a byte order mark."""
+    """Reads a file of UTF-8, plain or compressed, without a byte order mark."""
     raw = b"".join(raw_blocks(path))
     try:
         return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
+        name = guess_encoding(raw, error.start)
         raise bad_data(
             f"{path}:{line}",
             f"byte {raw[error.start]:#04x} is not UTF-8.",
-            "Convert the file to UTF-8.",
+            f"Convert the file to UTF-8{f'; it looks like {name}' if name else ''}.",
         ) from None
 
 
@@ -118,11 +119,13 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     )
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yields the lines of a file, plain or gzipped, without a byte order mark."""
+def read_lines(
+    path: Path, decoding: Decoding = UTF8, tally: Tally | None = None
+) -> Iterator[bytes]:
+    """Yields the lines of a file as UTF-8, unpacked, without a byte order mark."""
     pending: list[bytes] = []  # pieces of an unfinished line, joined once at its end
     size, first = 0, True
-    for block in raw_blocks(path):
+    for block in raw_blocks(path, decoding, tally):
         block = block.removeprefix(codecs.BOM_UTF8) if first else block
         first = False
         head, *others = block.split(b"\n")
@@ -195,9 +198,14 @@ def _check_header(names: list[str], where: str) -> None:
         )
 
 
-def read_jsonl(path: Path, decode: Decode = utf8) -> Iterator[Record]:
+def read_jsonl(
+    path: Path,
+    decode: Decode = utf8,
+    decoding: Decoding = UTF8,
+    tally: Tally | None = None,
+) -> Iterator[Record]:
     """Reads one JSON object a line; blank lines are skipped."""
-    for line, raw in enumerate(read_lines(path), 1):
+    for line, raw in enumerate(read_lines(path, decoding, tally), 1):
         text = decode(raw, f"{path}:{line}")
         if not text.strip():
             continue
@@ -265,22 +273,34 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
     return Path(folder).expanduser(), split
 
 
-def open_datasets(folder: Path, split: str, hint: str) -> Any:
-    """Opens a folder that datasets' save_to_disk wrote, or a folder of data files."""
+def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
+    """Opens a folder that datasets' save_to_disk wrote, or a folder of data files.
+
+    `options` are those of datasets' reader of the files' format.
+    """
     import datasets
 
     saved = any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
     try:
         if not saved:
-            return datasets.load_dataset(str(folder), split=split, streaming=True)
+            return datasets.load_dataset(
+                str(folder), split=split, streaming=True, **options
+            )
         data: Any = datasets.load_from_disk(str(folder))
         return data[split] if isinstance(data, datasets.DatasetDict) else data
-    except (KeyError, ValueError, OSError) as error:  # DatasetNotFoundError is the last
+    except Exception as error:  # of many classes, from the reader of each format
         raise PlmjaxError(
-            f"{folder} does not load, or has no split {split!r}: {error}.",
+            f"{folder} does not load, or has no split {split!r}: {_reason(error)}.",
             hint=hint,
             code=Exit.DATA,
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause of a library's error, on one line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[Record]:
@@ -294,7 +314,17 @@ def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[R
             raise no_field(name, column, columns)
         rows = rows.select_columns([column])
     names = _label_names(rows.features or {}) if column is None else {}
-    for line, values in enumerate(rows, 1):
+    iterator, line = iter(rows), 0
+    while True:
+        try:
+            values = next(iterator, None)
+        except Exception as error:  # a file that the library cannot read
+            what = f"row {line:,} cannot be read: {_reason(error)}."
+            hint = "Fix the file, or leave it out of the folder."
+            raise bad_data(name, what, hint) from None
+        if values is None:
+            return
+        line += 1
         yield Record(_named(values, names), name, line)
 
 

@@ -1,9 +1,20 @@
 """Sources of documents: one function for each kind, all with the same interface."""
 
+import codecs
+import dataclasses
+
 from plmjax import PlmjaxError
-from plmjax.data.corpus import ERRORS, Source, SourceConfig
+from plmjax.data.blocks import Decoding
+from plmjax.data.corpus import ERRORS, Source, SourceConfig, check_encoding
+from plmjax.data.corpus_files import Corpus, find_corpus
 from plmjax.data.docstrings import open_docstrings
-from plmjax.data.tables import open_hf, open_jsonl, open_parquet, open_prepared
+from plmjax.data.tables import (
+    open_hf,
+    open_jsonl,
+    open_parquet,
+    open_prepared,
+    open_separated,
+)
 from plmjax.data.text import open_text
 
 __all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
@@ -12,18 +23,28 @@ SOURCES = {
     "docstrings": open_docstrings,
     "text": open_text,
     "jsonl": open_jsonl,
+    "csv": open_separated,
+    "tsv": open_separated,
     "parquet": open_parquet,
     "hf": open_hf,
     "tfds": open_prepared,
 }
 
 
-def open_source(config: SourceConfig, errors: str = "strict") -> Source:
-    """Opens the corpus that config names; `errors` (strict, replace): invalid UTF-8.
+def open_source(
+    config: SourceConfig,
+    errors: str = "strict",
+    encoding: str = "utf-8",
+    unchecked: bool = False,
+) -> Source:
+    """Opens the corpus that config names; its description has the kind if not given.
+
+    `errors` (strict, replace) is for bytes that are not in the encoding. `unchecked`
+    reads as text what looks like records.
 
     Raises PlmjaxError: code 2 for an error in the config, 3 for one in the data.
     """
-    if config.kind not in SOURCES:
+    if config.kind not in (None, *SOURCES):
         raise PlmjaxError(
             f"data.source.kind={config.kind!r} is not known.",
             hint=f"Known kinds: {', '.join(SOURCES)}.",
@@ -33,4 +54,13 @@ def open_source(config: SourceConfig, errors: str = "strict") -> Source:
             f"data.errors={errors!r} is not known.",
             hint=f"Choose one of {', '.join(ERRORS)}.",
         )
-    return SOURCES[config.kind](config, errors)
+    check_encoding(encoding)
+    kind, files, notes = find_corpus(config)
+    decoding = Decoding(codecs.lookup(encoding).name, errors)
+    source = SOURCES[kind](
+        dataclasses.replace(config, kind=kind),
+        Corpus(files, decoding, notes, unchecked),
+    )
+    if notes:
+        source.description["notes"] = notes
+    return source

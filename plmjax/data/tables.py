@@ -1,16 +1,20 @@
-"""Documents in one field of records: jsonl, parquet, datasets and tfds.
+"""Documents in one field of records: jsonl, csv, tsv, parquet, datasets and tfds.
 
 A list of strings in the field becomes a document with one string on each line, so
 that data.sentences=lines gives these sentences.
 """
 
 import codecs
+import csv
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plmjax import Exit, PlmjaxError
+from plmjax.data.blocks import ending, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     LINE_ENDS,
     Source,
@@ -18,12 +22,19 @@ from plmjax.data.corpus import (
     Tally,
     describe_files,
     file_digests,
-    find_files,
     make_source,
     not_utf8,
 )
+from plmjax.data.corpus_files import (
+    SEPARATORS,
+    Corpus,
+    check_kind,
+    sample,
+    single_path,
+)
 from plmjax.data.records import (
     Record,
+    bad_data,
     no_field,
     open_datasets,
     open_tfds,
@@ -32,85 +43,232 @@ from plmjax.data.records import (
     read_parquet,
     read_tfds,
 )
-from plmjax.data.text import raw_blocks
+from plmjax.data.text import text_blocks, text_lines
+
+# Reads records, with all fields or, where that is cheaper, only the given one.
+Read = Callable[[Tally, str | None], Iterable[Record]]
 
 
-def open_jsonl(config: SourceConfig, errors: str) -> Source:
-    """Opens plain or gzipped files with one JSON object a line."""
-    files = find_files(config.paths)
+def open_jsonl(config: SourceConfig, corpus: Corpus) -> Source:
+    """Opens files with one JSON object a line."""
+    decoding = corpus.decoding
+    for path in corpus.files:
+        check_kind(path, "jsonl", decoding)
 
-    def read(tally: Tally) -> Iterator[Record]:
+    def read(tally: Tally, _: str | None) -> Iterator[Record]:
         of = " of the line"
-        decode = functools.partial(_decode, errors=errors, tally=tally, of=of)
-        for path in files:
-            begin = next(raw_blocks(path)).removeprefix(codecs.BOM_UTF8)
+        decode = functools.partial(_decode, errors=decoding.errors, tally=tally, of=of)
+        for path in corpus.files:
+            begin = next(raw_blocks(path, decoding)).removeprefix(codecs.BOM_UTF8)
             tally.empty_files += not begin
-            yield from read_jsonl(path, decode)
+            yield from read_jsonl(path, decode, decoding, tally)
 
-    return _from_records(config, errors, files, read)
+    return _from_records(config, corpus, corpus.files, read)
 
 
-def open_parquet(config: SourceConfig, errors: str) -> Source:
+def open_separated(config: SourceConfig, corpus: Corpus) -> Source:
+    """Opens tables of csv or tsv with the columns' names in their first line."""
+    default = "," if config.kind == "csv" else "\t"
+    separators: dict[Path, str] = {}
+    for path in corpus.files:
+        check_kind(path, str(config.kind), corpus.decoding)
+        head = sample(path, corpus.decoding._replace(errors="replace"))
+        header = head.lstrip("\n").partition("\n")[0]
+        separators[path] = max(default + SEPARATORS, key=header.count)
+        if separators[path] != default and header.count(default) == 0:
+            corpus.notes.append(
+                f"{path.name}: the separator is {separators[path]!r}, not {default!r}."
+            )
+
+    def read(tally: Tally, _: str | None) -> Iterator[Record]:
+        for path in corpus.files:
+            lines = text_lines(text_blocks(path, corpus.decoding, tally))
+            yield from _read_separated(path, lines, separators[path])
+
+    return _from_records(config, corpus, corpus.files, read)
+
+
+def _read_separated(
+    path: Path, lines: Iterable[str], separator: str
+) -> Iterator[Record]:
+    """Yields the rows of a table; quotation marks mean nothing between tabs."""
+    csv.field_size_limit(1 << 28)  # the default limit is less than a book
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(
+        lines, delimiter=separator, quoting=quoting, strict=separator != "\t"
+    )
+    names, before = None, 0
+    try:
+        for row in reader:
+            line, before = before + 1, reader.line_num
+            if not row:
+                continue
+            if names is None:
+                names = row
+                _check_header(names, f"{path}:{line}")
+                continue
+            if len(row) != len(names):
+                raise bad_data(
+                    f"{path}:{line}",
+                    f"{len(row)} fields where {len(names)} columns were expected "
+                    f"(separator {separator!r}).",
+                    "Is each quotation closed? data.source.kind=tsv reads quotation "
+                    "marks as text."
+                    if separator != "\t"
+                    else "Fix the line.",
+                )
+            yield Record(dict(zip(names, row, strict=True)), str(path), line)
+    except csv.Error as error:
+        hint = "Fix the quotation marks."
+        raise bad_data(f"{path}:{before + 1}", f"{error}.", hint) from None
+
+
+def _check_header(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise bad_data(where, f"two columns are called {twice[0]!r}.", "Rename one.")
+    data = [name for name in names if len(name.split()) > 4 or name.strip().isdecimal()]
+    if data:
+        raise bad_data(
+            where,
+            f"{data[0][:60]!r} is data, where a column's name was expected.",
+            "Add a first line with the columns' names; data.source.kind=text with "
+            "data.source.column=2 reads a column of lines with tabs.",
+        )
+
+
+def open_parquet(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens one column of parquet files, a document a row."""
-    files = find_files(config.paths)
 
-    def read(_: Tally) -> Iterator[Record]:
-        for path in files:
-            yield from read_parquet(path, config.field, _decode_later)
+    def read(_: Tally, field: str | None) -> Iterator[Record]:
+        for path in corpus.files:
+            yield from read_parquet(path, field, _decode_later)
 
-    return _from_records(config, errors, files, read)
+    return _from_records(config, corpus, corpus.files, read)
 
 
-def open_hf(config: SourceConfig, errors: str) -> Source:
+def open_hf(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens a folder that datasets' save_to_disk wrote, or one of data files."""
     folder = _folder(config, "a folder that save_to_disk wrote")
-    hint = "Check --config.data.source.paths and --config.data.source.split."
-    rows = open_datasets(folder, config.split, hint)
+    hint = (
+        "Check --config.data.source.paths and --config.data.source.split; jsonl, csv "
+        "and parquet, also compressed, are read with --config.data.source.kind=none."
+    )
+    tables = any(ending(path) in ("csv", "tsv") for path in folder.rglob("*"))
+    # Else the texts "null" and "NA" would be missing values.
+    options = {"keep_default_na": False} if tables else {}
+    rows = open_datasets(folder, config.split, hint, **options)
 
-    def read(_: Tally) -> Iterator[Record]:
-        return read_datasets(rows, str(folder), config.field)
+    def read(_: Tally, field: str | None) -> Iterator[Record]:
+        return read_datasets(rows, str(folder), field)
 
-    return _from_records(config, errors, _files_below(folder), read)
+    return _from_records(config, corpus, _files_below(folder), read)
 
 
-def open_prepared(config: SourceConfig, errors: str) -> Source:
+def open_prepared(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens a tfds data set prepared as array_record in data_dir (paths)."""
     folder = _folder(config, "tfds' data_dir")
     prepared = open_tfds(folder, config.dataset, config.split, "data.source.dataset")
 
-    def read(_: Tally) -> Iterator[Record]:
-        return read_tfds(prepared, str(config.dataset), config.field, _decode_later)
+    def read(_: Tally, field: str | None) -> Iterator[Record]:
+        return read_tfds(prepared, str(config.dataset), field, _decode_later)
 
-    return _from_records(config, errors, _files_below(prepared.path), read)
+    return _from_records(config, corpus, _files_below(prepared.path), read)
+
+
+# --- the field with the text
+
+ROWS = 200  # that decide which field it is
+# Letters of scripts without blanks between words.
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff]{8}")
+
+
+def choose_field(rows: Sequence[Mapping[str, Any]], where: str) -> str:
+    """Returns the field of a table's first rows that holds the text.
+
+    It is "text" if there is one, else the only field with texts, else the only one.
+
+    Raises:
+      PlmjaxError: several fields hold texts, or none (code 3).
+    """
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if "text" in columns:
+        return "text"
+    texts = [name for name in names if _is_text(columns[name])]
+    if len(names) == 1 or len(texts) == 1:
+        return (texts or names)[0]
+    examples = ", ".join(
+        f"{name} ({_example(columns[name])})" for name in (texts or names)[:20]
+    )
+    count = f"{len(texts)} fields" if texts else "no field"
+    raise PlmjaxError(
+        f"{where} has no field 'text', and {count} that look{'s' * (not texts)} like "
+        f"texts: {examples}.",
+        hint="Set --config.data.source.field to the one to read.",
+        code=Exit.DATA,
+    )
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    """Whether most values are texts, not ids, numbers, dates, URLs or categories."""
+    items = (value if isinstance(value, list) else [value] for value in values)
+    texts = list(itertools.chain.from_iterable(items))
+    texts = [v.decode(errors="replace") if isinstance(v, bytes) else v for v in texts]
+    texts = [text for text in texts if text is not None and text != ""]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return False
+    categories = len(texts) >= 20 and len({*texts}) <= 0.1 * len(texts)
+    return not categories and 2 * sum(map(_is_prose, texts)) > len(texts)
+
+
+def _is_prose(text: str) -> bool:
+    letters = sum(map(str.isalpha, text))
+    words = text.split()
+    prose = len(words) > 1 and 2 * letters > sum(map(len, words))
+    return prose or _NO_BLANKS.search(text) is not None
+
+
+def _example(values: Sequence[Any]) -> str:
+    value = next((value for value in values if value not in (None, "")), None)
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # --- shared by all kinds
 
 
 def _from_records(
-    config: SourceConfig,
-    errors: str,
-    files: list[Path],
-    read: Callable[[Tally], Iterable[Record]],
+    config: SourceConfig, corpus: Corpus, files: list[Path], read: Read
 ) -> Source:
-    field = config.field
+    errors, field = corpus.decoding.errors, config.field
+    if field is None:
+        begin = list(itertools.islice(read(Tally(), None), ROWS))
+        field = choose_field([r.values for r in begin], begin[0].file) if begin else ""
 
     def documents(tally: Tally) -> Iterator[str]:
-        for record in read(tally):
-            if config.kind == "jsonl":
+        for record in read(tally, field):
+            if config.kind in ("jsonl", "csv", "tsv"):
                 where = f"{record.file}:{record.line}"
                 if field not in record.values:
                     raise no_field(where, field, record.values)
                 where += f": field {field!r}"
             else:
                 where = f"{record.file}: {field!r} of row {record.line - 1:,}"
-            yield _document(record.values[field], where, errors, tally)
+            value = record.values[field]
+            if value is None or value in ("", b"", []):
+                tally.empty_records += 1
+            else:
+                yield _document(value, where, errors, tally)
 
     digests = file_digests(files)
+    content = [field, config.split, config.dataset, errors, digests]
+    if not corpus.decoding.is_utf8:
+        content.append({"encoding": corpus.decoding.encoding})
     return make_source(
         config,
         documents,
-        content=[field, config.split, config.dataset, errors, digests],
+        content=content,
         description={
             **describe_files(digests),
             "document": f"the field {field}",
@@ -119,8 +277,8 @@ def _from_records(
 
 
 def _folder(config: SourceConfig, what: str) -> Path:
-    folder = Path(config.paths or "").expanduser()
-    if not config.paths or not folder.is_dir():
+    folder = single_path(config)
+    if folder is None or not folder.is_dir():
         raise PlmjaxError(
             f"data.source.paths={config.paths!r} is not a folder (in {Path.cwd()}).",
             hint=f"For data.source.kind={config.kind} it is {what}; nothing is "
@@ -138,7 +296,8 @@ def _decode(raw: bytes, where: str, errors: str, tally: Tally, of: str = "") -> 
         return raw.decode()
     except UnicodeDecodeError as error:
         if errors == "strict":
-            raise not_utf8(f"{where}: byte {error.start:,}{of}") from None
+            where = f"{where}: byte {error.start:,}{of}"
+            raise invalid_utf8(where, raw, error.start) from None
         text = raw.decode(errors="replace")
         tally.replaced_characters += text.count("\ufffd")
         return text

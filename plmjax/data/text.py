@@ -1,15 +1,15 @@
 """Reads plain text files in bounded memory, whatever the length of their lines."""
 
 import codecs
-import gzip
+import dataclasses
 import io
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from plmjax import Exit, PlmjaxError
+from plmjax.data.blocks import Decoding, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     Source,
     SourceConfig,
@@ -17,93 +17,200 @@ from plmjax.data.corpus import (
     cut,
     describe_files,
     file_digests,
-    find_files,
     make_source,
-    not_utf8,
-    unreadable,
 )
+from plmjax.data.corpus_files import Corpus, check_kind
 
-BLOCK_BYTES = 1 << 20
-GZIP_RATIO = 200  # usual text has a ratio of 3 to 10; far above it is a gzip bomb
 ENDS = {"line": re.compile("\n"), "blank": re.compile("\n[ \t]*\n"), "file": None}
+# A document of more lines on average is none: the blank lines are there by chance.
+DOCUMENT_LINES = 1000
 
 
-def open_text(config: SourceConfig, errors: str) -> Source:
-    """Opens text files; `errors` (strict, replace) is for invalid UTF-8.
+def open_text(config: SourceConfig, corpus: Corpus) -> Source:
+    """Opens text files.
 
     Raises:
-      PlmjaxError: no file matches, or data.source.document is not known.
+      PlmjaxError: data.source.document is not known (code 2); or the files hold records
+        rather than text (3).
     """
-    files = find_files(config.paths)
-    digests = file_digests(files)
-    if config.document is not None:
-        document, reason = config.document, "given"
-    else:
-        document, reason = choose_document(files, errors)
-    if document not in ENDS:
+    files, decoding = corpus.files, corpus.decoding
+    if config.document not in (None, *ENDS):
         raise PlmjaxError(
-            f"data.source.document={document!r} is not known.",
+            f"data.source.document={config.document!r} is not known.",
             hint=f"Choose one of {', '.join(ENDS)}.",
         )
+    if config.column is None and not corpus.unchecked:
+        for path in files:
+            check_kind(path, "text", decoding)
+    survey = Survey()
+    for path in files:
+        survey.add(_columns(text_blocks(path, decoding, Tally()), config, path))
+    if not corpus.unchecked:
+        survey.check()
+    digests = file_digests(files)
+    document, reason = choose_document(files, survey)
+    if config.document is not None:
+        document, reason = config.document, "given"
 
     def read(tally: Tally) -> Iterator[str]:
         for path in files:
-            blocks = text_blocks(path, errors, tally)
-            yield from split_documents(blocks, ENDS[document], config)
+            blocks = _columns(text_blocks(path, decoding, tally), config, path)
+            yield from split_documents(blocks, ENDS[document], config, tally)
 
+    changes: dict[str, Any] = (
+        {} if decoding.is_utf8 else {"encoding": decoding.encoding}
+    )
+    if config.column is not None:
+        changes["column"] = config.column
     return make_source(
         config,
         read,
-        content=[document, errors, digests],
-        description={**describe_files(digests), "document": document, "why": reason},
+        # Without changes, as before these keys existed: stores keep their names.
+        content=[document, decoding.errors, digests, *([changes] if changes else [])],
+        description={
+            **describe_files(digests),
+            "lines": survey.lines,
+            "blank_lines": survey.blank_lines,
+            "document": document,
+            "why": reason,
+            **changes,
+        },
     )
 
 
-def choose_document(files: list[Path], errors: str) -> tuple[str, str]:
+_GAP = re.compile("\n(?:[ \t]*\n)+")
+_NUMBERED = re.compile("\n[ ]*[0-9]+[.:)]?\t")
+_RECORD = re.compile(r'\n\{"[^"\n]*"[ ]*:')
+_WRAPPED = re.compile("\n(?<=[\\w,;-]\n)[^\\W\\d_A-Z]")
+
+
+@dataclasses.dataclass
+class Survey:
+    """Counts over all files: what is said of a text is said of all of it."""
+
+    files: int = 0
+    characters: int = 0
+    lines: int = 0  # that are not blank
+    blank_lines: int = 0  # between two lines that are not
+    gaps: int = 0  # one or more blank lines in a row
+    numbered: int = 0  # lines that begin with a number and a tab
+    records: int = 0  # lines that begin as a JSON object
+    wrapped: int = 0  # line breaks inside a sentence
+
+    def add(self, blocks: Iterable[str]) -> None:
+        """Counts the blocks of one file."""
+        self.files += 1
+        kept = ""  # the last character of the previous block, and blanks after it
+        for block in blocks:
+            text = kept + block
+            body = (text if kept else text.lstrip(" \t\n")).rstrip(" \t\n")
+            self.characters += len(block)
+            if not body:
+                continue
+            gaps = _GAP.findall(body)
+            blank = sum(gap.count("\n") - 1 for gap in gaps)
+            self.gaps += len(gaps)
+            self.blank_lines += blank
+            self.lines += body.count("\n") - blank + (not kept)
+            begins = body if kept else "\n" + body
+            self.numbered += len(_NUMBERED.findall(begins))
+            self.records += len(_RECORD.findall(begins))
+            self.wrapped += len(_WRAPPED.findall(begins))
+            kept = text[text.rindex(body[-1]) :]
+
+    def check(self) -> None:
+        """Raises PlmjaxError if most of the lines are numbered, or are JSON."""
+        for count, what, option in (
+            (self.numbered, "begin with a number and a tab", "column=2"),
+            (self.records, "are JSON objects", "kind=jsonl"),
+        ):
+            if count >= 0.5 * self.lines and count > 1:
+                raise PlmjaxError(
+                    f"{count:,} of the {self.lines:,} lines of data.source.paths "
+                    f"{what}, which would be learnt as text.",
+                    hint=f"Set --config.data.source.{option}.",
+                    code=Exit.DATA,
+                )
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether most line breaks are inside sentences, at a usual width."""
+        width = self.characters / max(self.lines, 1)
+        return self.wrapped >= 0.5 * self.lines and 40 <= width <= 100
+
+    def __str__(self) -> str:
+        files = f"{self.files:,} file{'s' * (self.files > 1)}"
+        blank = f"{self.blank_lines:,}" if self.blank_lines else "no"
+        lines = f"{self.lines:,} line{'s' * (self.lines != 1)}"
+        return (
+            f"{blank} blank line{'s' * (self.blank_lines != 1)} between {lines} in "
+            f"{files}"
+        )
+
+
+def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
     """Returns the likely end of a document (line, blank or file), and the reason."""
     sizes = [path.stat().st_size for path in files]
     if len(files) >= 100 and sum(sizes) < 100_000 * len(files):
-        return "file", "many small files"
-    for path in files:
-        lines = next(text_blocks(path, errors, Tally()), "").split("\n")
-        full = sum(bool(line.strip()) for line in lines)
-        if full:
-            blank = len(lines) - 1 - full
-            if blank >= 0.01 * full and blank > 1:
-                return "blank", f"blank lines between paragraphs in {path.name}"
-            return "line", f"no blank lines between paragraphs in {path.name}"
-    return "line", "no text found"
+        return "file", f"{len(files):,} small files"
+    if not survey.lines:
+        return "line", "no text found"
+    often = survey.blank_lines >= 0.01 * survey.lines or survey.is_wrapped
+    # A hundred documents: enough to hold some of them out.
+    units = survey.gaps >= 100 and survey.lines <= DOCUMENT_LINES * survey.gaps
+    reason = f"{survey}{', which are hard-wrapped' * survey.is_wrapped}"
+    if survey.gaps > 1 and (often or units):
+        return "blank", reason
+    few = ", too few to end documents; data.source.document=blank uses them"
+    return "line", reason + few * (survey.gaps > 0)
 
 
 def split_documents(
-    blocks: Iterable[str], end: re.Pattern | None, config: SourceConfig
+    blocks: Iterable[str],
+    end: re.Pattern | None,
+    config: SourceConfig,
+    tally: Tally,
 ) -> Iterator[str]:
     """Yields documents from the blocks of one file; a long one in several pieces."""
-    remainder = ""
+    remainder, size = "", 0  # bytes of its document that are yielded already
     for block in blocks:
         remainder += block
         if end is not None:
             *documents, remainder = end.split(remainder)
+            if documents:
+                _count_long(size, documents[0], tally)
+                size = 0
             yield from documents
         *pieces, remainder = cut(remainder, config.max_document_bytes)
+        size += sum(len(piece.encode()) for piece in pieces)
         yield from pieces
+    _count_long(size, remainder, tally)
     yield remainder
 
 
-def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
+def _count_long(size: int, last: str, tally: Tally) -> None:
+    """Counts a document of which `size` bytes were cut off before its last piece."""
+    if size:
+        size += len(last.encode())
+        tally.cut_documents += 1
+        tally.longest_document_bytes = max(tally.longest_document_bytes, size)
+
+
+def text_blocks(path: Path, decoding: Decoding, tally: Tally) -> Iterator[str]:
     """Yields the file's text in blocks, without BOM, with "\\n" as line end."""
-    utf8 = codecs.getincrementaldecoder("utf-8")(errors)
+    utf8 = codecs.getincrementaldecoder("utf-8")(decoding.errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0  # offset of the block in bytes
-    for raw in raw_blocks(path):
+    for raw in raw_blocks(path, decoding, tally):
         kept = len(utf8.getstate()[0])  # bytes of a character split between blocks
         try:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             byte = offset - kept + error.start
             wrong = f"byte {byte:,} (0x{error.object[error.start]:02x})"
-            raise not_utf8(f"{path}: {wrong}") from None
-        if errors == "replace":
+            where = f"{path}: {wrong}"
+            raise invalid_utf8(where, error.object, error.start) from None
+        if decoding.errors == "replace":
             there = raw.count("\ufffd".encode())
             tally.replaced_characters += max(0, text.count("\ufffd") - there)
         text = newlines.decode(text, final=not raw)
@@ -115,31 +222,29 @@ def text_blocks(path: Path, errors: str, tally: Tally) -> Iterator[str]:
     tally.empty_files += offset == 0
 
 
-def raw_blocks(path: Path) -> Iterator[bytes]:
-    """Yields the file's bytes, unpacked if it ends in .gz, then an empty block."""
-    size = 0
-    try:
-        with open_bytes(path) as stream:
-            while raw := stream.read(BLOCK_BYTES):
-                size += len(raw)
-                _check_ratio(path, size)
-                yield raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, error) from None
-    yield b""
+def text_lines(blocks: Iterable[str]) -> Iterator[str]:
+    """Yields the lines of blocks, each with its newline."""
+    remainder = ""
+    for block in blocks:
+        *lines, remainder = (remainder + block).split("\n")
+        for line in lines:
+            yield line + "\n"
+    if remainder:
+        yield remainder
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file for reading bytes, through gzip if its name ends in .gz."""
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    return open(path, "rb")
-
-
-def _check_ratio(path: Path, size: int) -> None:
-    if path.suffix == ".gz" and size > GZIP_RATIO * max(path.stat().st_size, 1 << 20):
-        raise PlmjaxError(
-            f"{path} unpacks to more than {GZIP_RATIO} times its size.",
-            hint="If that is right, unpack it by hand.",
-            code=Exit.DATA,
-        )
+def _columns(blocks: Iterable[str], config: SourceConfig, path: Path) -> Iterator[str]:
+    """Yields the blocks, or of each line only the column data.source.column."""
+    if config.column is None:
+        yield from blocks
+        return
+    for number, line in enumerate(text_lines(blocks), 1):
+        columns = line.rstrip("\n").split("\t")
+        if line.strip() and len(columns) < config.column:
+            raise PlmjaxError(
+                f"{path}:{number} has {len(columns)} of the {config.column} columns, "
+                "separated by tabs.",
+                hint="Check --config.data.source.column, or fix the line.",
+                code=Exit.DATA,
+            )
+        yield (columns[config.column - 1] if line.strip() else "") + "\n"

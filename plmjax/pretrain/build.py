@@ -81,13 +81,6 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both set how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
-    source = config.data.source
-    if source.paths and source.kind == "docstrings":
-        raise PlmjaxError(
-            f"data.source.paths={source.paths} is set, but data.source.kind=docstrings "
-            "reads no files.",
-            hint="Add --config.data.source.kind=text.",
-        )
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     check_lengths(config, encoder)
     check_objective(config, encoder)
@@ -136,7 +129,8 @@ def prepare_data(
         check(tokenizer)
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
-    source = open_source(config.data.source, config.data.errors)
+    data = config.data
+    source = open_source(data.source, data.errors, data.encoding)
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
     recipe = json.dumps(
@@ -162,6 +156,8 @@ def prepare_data(
     text = source.description
     why = f" ({text['why']})" if text.get("why") else ""
     log(f"Source: {text['kind']}; a document is {text.get('document')}{why}.")
+    for note in text.get("notes", ()):
+        log(note)
     if rule := _sentences(config):
         log(f"Sentences end at {rule} (data.sentences).")
     store = prepare(
@@ -176,7 +172,10 @@ def prepare_data(
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
     counts = store.manifest["source"]["counts"]
-    for name in ("replaced_characters", "cut_documents", "empty_files"):
+    for name in (
+        *("replaced_characters", "control_characters", "cut_documents"),
+        *("empty_files", "empty_records"),
+    ):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
     record = {"store": store.key, "recipe": recipe}

@@ -1,0 +1,265 @@
+"""Files of text in blocks of UTF-8 bytes: unpacked, decoded, and never binary."""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from charset_normalizer import from_bytes
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.corpus import Tally, not_utf8, unreadable
+
+BLOCK_BYTES = 1 << 20
+# Usual text has a ratio of 3 to 10; far above it is a decompression bomb.
+UNPACK_RATIO = 200
+GUESS_BYTES = 1 << 14
+# cp1252 is tried first: the guesses confuse it with others of the same letters.
+_GUESSES = (
+    ("cp1252",),
+    (
+        *("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254"),
+        *("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"),
+    ),
+)
+_CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_CONTROLS_8_BIT = re.compile(rb"[\x80-\x9f]")
+# Latin to Arabic, India, Thailand, Georgia, China, Japan, Korea.
+_USUAL = re.compile(
+    "[\t\n\r\x20-\x7e\xa0-\u06ff\u0900-\u0dff\u0e00-\u0e7f\u10a0-\u10ff"
+    "\u2010-\u2026\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7af\uff00-\uffef]"
+)
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_RENAME = "Unpack it, or rename it to {name}{ending}."
+_EXPORT = "Export its text to a .txt."
+_FORMATS = (
+    (b"\x1f\x8b", "gzip-compressed", _RENAME.replace("{ending}", ".gz")),
+    (b"BZh", "bzip2-compressed", _RENAME.replace("{ending}", ".bz2")),
+    (b"\xfd7zXZ\0", "xz-compressed", _RENAME.replace("{ending}", ".xz")),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _RENAME.replace("{ending}", ".zst")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it."),
+    (b"Rar!\x1a\x07", "a rar archive", "Unpack it."),
+    (b"PK\x03\x04", "a zip archive (or docx, xlsx, odt, epub)", "Unpack it."),
+    (b"PAR1", "parquet", "Set --config.data.source.kind=parquet."),
+    (b"ARROW1", "an Arrow file", "Convert it to parquet."),
+    (b"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (b"%PDF-", "a PDF", _EXPORT),
+    (b"{\\rtf", "RTF", _EXPORT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file", _EXPORT),
+    (b"\x89PNG\r\n", "a PNG image", "Leave it out."),
+    (b"\xff\xd8\xff", "a JPEG image", "Leave it out."),
+    (b"GIF89a", "a GIF image", "Leave it out."),
+    (b"\x7fELF", "a program", "Leave it out."),
+    (b"\x93NUMPY", "a numpy array", "Leave it out."),
+    (b"\x89HDF\r\n", "an HDF5 file", "Leave it out."),
+)
+
+
+class Decoding(NamedTuple):
+    """The encoding of files, as codecs name it; errors at invalid bytes, or replace."""
+
+    encoding: str = "utf-8"
+    errors: str = "strict"
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether no other encoding is set."""
+        return self.encoding in ("utf-8", "utf-8-sig")
+
+
+UTF8 = Decoding()
+
+
+def raw_blocks(
+    path: Path, decoding: Decoding = UTF8, tally: Tally | None = None
+) -> Iterator[bytes]:
+    """Yields the file as UTF-8, unpacked by its ending, then an empty block.
+
+    Bytes that should be UTF-8 are not checked. Text in UTF-16 or UTF-32 is recognised
+    by its byte order mark.
+
+    Raises:
+      PlmjaxError: it cannot be read, is binary, or is not in the encoding (code 3).
+    """
+    size, decode = 0, None
+    try:
+        with open_bytes(path) as stream:
+            while raw := stream.read(BLOCK_BYTES):
+                if size == 0:
+                    decode = _decoder(path, raw, decoding, tally)
+                size += len(raw)
+                _check_ratio(path, size)
+                block = raw if decode is None else decode(raw, size - len(raw))
+                if block:
+                    yield block
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise unreadable(path, error) from None
+    if decode is not None and (block := decode(b"", size)):
+        yield block
+    yield b""
+
+
+def _zstd(path: Path) -> IO[bytes]:
+    import pyarrow  # 0.2 s
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+
+
+_UNPACK: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Opens a file for reading bytes, unpacked if its ending names a compression."""
+    if unpack := _UNPACK.get(path.suffix.lower()):
+        return unpack(path)
+    return open(path, "rb")
+
+
+def ending(path: Path) -> str:
+    """Returns the ending of a name in lower case, without dot and compression."""
+    name = path.stem if path.suffix.lower() in _UNPACK else path.name
+    return Path(name).suffix[1:].lower()
+
+
+def _check_ratio(path: Path, size: int) -> None:
+    packed = path.suffix.lower() in _UNPACK and max(path.stat().st_size, 1 << 20)
+    if packed and size > UNPACK_RATIO * packed:
+        raise PlmjaxError(
+            f"{path} unpacks to more than {UNPACK_RATIO} times its size.",
+            hint="If that is right, unpack it by hand.",
+            code=Exit.DATA,
+        )
+
+
+def _decoder(
+    path: Path, begin: bytes, decoding: Decoding, tally: Tally | None
+) -> Callable[[bytes, int], bytes] | None:
+    """Returns a function (block, its offset) -> UTF-8; None: the file is UTF-8."""
+    for magic, what, hint in _FORMATS:
+        if begin.startswith(magic):
+            hint = hint.replace("{name}", path.name)
+            raise PlmjaxError(f"{path} is {what}.", hint=hint, code=Exit.DATA)
+    if begin[257:262] == b"ustar":
+        hint = "Unpack it and name its files."
+        raise PlmjaxError(f"{path} is a tar archive.", hint=hint, code=Exit.DATA)
+    marks = (name for mark, name in _BYTE_ORDER_MARKS if begin.startswith(mark))
+    name = next(marks, None) if decoding.is_utf8 else decoding.encoding
+    if name is None:
+        _check_controls(path, begin)
+        return None
+    if not decoding.is_utf8:
+        _check_not_utf8(path, begin, name)
+    decoder = codecs.getincrementaldecoder(name)(decoding.errors)
+
+    def decode(raw: bytes, offset: int) -> bytes:
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeError as error:  # of UTF-16 without a mark it has no position
+            start, reason = getattr(error, "start", 0), getattr(error, "reason", error)
+            raise PlmjaxError(
+                f"{path}: byte {offset + start:,} or just before it is not {name}: "
+                f"{reason}.",
+                hint="Check --config.data.encoding, or set "
+                "--config.data.errors=replace.",
+                code=Exit.DATA,
+            ) from None
+        if tally is not None and decoding.errors == "replace":
+            tally.replaced_characters += text.count("\ufffd")
+        return text.encode(errors="replace")
+
+    return decode
+
+
+def _check_controls(path: Path, begin: bytes) -> None:
+    """Raises PlmjaxError for bytes that are ASCII, but too many of them controls."""
+    controls = len(_CONTROLS.findall(begin))
+    share = controls / len(begin)
+    if controls < 10 or share < 0.2:  # fewer are removed by clean()
+        return
+    name = _utf16(begin)
+    what = f"is UTF-16 without a byte order mark ({name})" if name else "is binary"
+    raise PlmjaxError(
+        f"{path} {what}: {share:.0%} of its first {len(begin):,} bytes are controls.",
+        hint=f"Set --config.data.encoding={name}." if name else "Leave it out.",
+        code=Exit.DATA,
+    )
+
+
+def _utf16(raw: bytes) -> str | None:
+    """Returns utf-16-le or utf-16-be if nine of ten characters are in usual scripts."""
+    shares = {}
+    for name in ("utf-16-le", "utf-16-be"):
+        text = raw[: len(raw) // 2 * 2].decode(name, "replace")
+        shares[name] = len(_USUAL.findall(text)) / max(len(text), 1)
+    best = max(shares, key=shares.__getitem__)
+    return best if shares[best] > 0.9 else None
+
+
+def _check_not_utf8(path: Path, begin: bytes, encoding: str) -> None:
+    """Raises PlmjaxError if UTF-8 would be read in another encoding: é as Ã©."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(begin)
+    except UnicodeDecodeError:
+        return
+    if not text.isascii() and "\0" not in text:
+        raise PlmjaxError(
+            f"{path} is UTF-8, not {encoding}.",
+            hint="Leave out --config.data.encoding, or name only files in it.",
+            code=Exit.DATA,
+        )
+
+
+def invalid_utf8(where: str, raw: bytes, start: int) -> PlmjaxError:
+    """Returns the error for bytes that are not UTF-8 at `start`, with their encoding.
+
+    `where` is a file and a position.
+    """
+    name = guess_encoding(raw, start)
+    if name is None:
+        text = raw[:GUESS_BYTES].decode(errors="replace")
+        if text.count("\ufffd") > 0.1 * len(text) > 10:
+            return PlmjaxError(
+                f"{where} is not UTF-8, nor are many others: the file is binary, or "
+                "text in another encoding.",
+                hint="Leave it out, or set --config.data.encoding.",
+                code=Exit.DATA,
+            )
+        return not_utf8(where)
+    text = raw[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].decode(name, "ignore")
+    word = re.search(r"\w*[^\W\x00-\x7f]\w*", text)
+    example = f" ({word[0][:20]!r})" if word else ""
+    option = f"--config.data.encoding={name}"
+    return not_utf8(where, f"The file looks like {name}{example}: set {option}. ")
+
+
+def guess_encoding(raw: bytes, start: int = 0) -> str | None:
+    """Returns the likely encoding of bytes that are not UTF-8 at `start`, or None."""
+    sample = raw[max(0, start - GUESS_BYTES // 2) :][:GUESS_BYTES]
+    text = sample.decode(errors="replace")
+    # Damaged UTF-8 has more letters that are right than bytes that are wrong.
+    if len(re.findall("[^\x00-\x7f\ufffd]", text)) >= text.count("\ufffd"):
+        return None
+    if (name := _utf16(sample)) is not None:
+        return name
+    for names in _GUESSES:
+        best = from_bytes(sample, cp_isolation=[*names]).best()
+        if best is not None:
+            # cp1252 has letters where latin-1 has controls.
+            is_latin = best.encoding == "cp1252" and not _CONTROLS_8_BIT.search(raw)
+            return "latin-1" if is_latin else best.encoding
+    return None

@@ -1,0 +1,246 @@
+"""The files of a corpus and their kind, from the paths, the names and the content."""
+
+import collections
+import csv
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from plmjax import Exit, PlmjaxError
+from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
+from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
+
+# The kind of a file by its ending, before one of a compression.
+KINDS = {
+    **dict.fromkeys(("", "txt", "text", "md"), "text"),
+    **dict.fromkeys(("jsonl", "ndjson", "json"), "jsonl"),
+    "csv": "csv",
+    **dict.fromkeys(("tsv", "tab"), "tsv"),
+    "parquet": "parquet",
+}
+SAVED = ("state.json", "dataset_dict.json")  # in a folder that datasets saved
+SAMPLE_CHARACTERS = 1 << 16
+SEPARATORS = ",;\t|"
+# Files about a data set, left out of a folder that holds other files.
+_ABOUT = re.compile(
+    "(readme|licen[cs]e|copying|notice|authors|changelog|manifest|_success)([._-]|$)",
+    re.IGNORECASE,
+)
+
+
+class Corpus(NamedTuple):
+    """The files of a corpus in order, how to decode them, and what to log."""
+
+    files: list[Path]
+    decoding: Decoding
+    notes: list[str]
+    unchecked: bool = False  # read as text what looks like a table
+
+
+def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
+    """Returns the kind of source, its files sorted by name, and lines for the log.
+
+    Kinds that read a folder or no files have none.
+
+    Raises:
+      PlmjaxError: no file matches, or the files are of two kinds (code 2).
+    """
+    kind, notes = config.kind, []
+    if kind is None and not config.paths:
+        return "docstrings", [], notes
+    if kind is None and config.dataset is not None:
+        kind = "tfds"
+    if kind is None and config.column is not None:
+        kind = "text"
+    folder = single_path(config)
+    if kind is None and folder and any((folder / name).is_file() for name in SAVED):
+        kind = "hf"
+    if kind == "docstrings" and config.paths:
+        raise PlmjaxError(
+            f"data.source.paths={config.paths} is set, but data.source.kind=docstrings "
+            "reads no files.",
+            hint="Set --config.data.source.kind=none, so that the files decide.",
+        )
+    if kind in ("docstrings", "hf", "tfds"):
+        return kind, [], notes
+    files = find_inputs(
+        config.paths or "",
+        "data.source.paths",
+        Exit.USAGE,
+        functools.partial(_files_in, kind=kind, notes=notes),
+    )
+    names = relative_names(files)
+    files = [path for _, path in sorted(zip(names, files, strict=True))]
+    if kind is None:
+        kinds: dict[str, Path] = {}
+        for path in files:
+            by_name = KINDS.get(ending(path))
+            kinds.setdefault(by_name or kind_of_content(path) or "text", path)
+        _check_one_kind(kinds, "data.source.paths")
+        (kind,) = kinds
+    return kind, files, notes
+
+
+def single_path(config: SourceConfig) -> Path | None:
+    """Returns the path if data.source.paths holds one; a string is taken as one."""
+    paths = (config.paths,) if isinstance(config.paths, str) else config.paths or ()
+    return Path(paths[0]).expanduser() if len(paths) == 1 else None
+
+
+def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
+    """Returns the files of one kind below a folder, without hidden ones."""
+    kinds: dict[str | None, list[Path]] = collections.defaultdict(list)
+    hidden = 0
+    for root, folders, names in os.walk(folder):
+        hidden += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(root, name) for name in names if not name.startswith("."))
+        for path in filter(Path.is_file, paths):
+            kinds[KINDS.get(ending(path))].append(path)
+    about = [p for paths in kinds.values() for p in paths if _ABOUT.match(p.name)]
+    if kind is None and len(about) < sum(map(len, kinds.values())):
+        kinds = {k: [p for p in v if p not in about] for k, v in kinds.items()}
+        kinds = {k: paths for k, paths in kinds.items() if paths}
+        kinds[None] = kinds.get(None, []) + about
+    wanted = [kind] if kind else [k for k in kinds if k is not None]
+    _check_one_kind({k: kinds[k][0] for k in wanted if k in kinds}, str(folder))
+    files = [path for k in wanted for path in kinds.get(k, [])]
+    others = [p for k, paths in kinds.items() if k not in wanted for p in paths]
+    if not files:
+        names = sorted({path.suffix or path.name for path in others})[:5]
+        raise PlmjaxError(
+            f"data.source.paths: the folder {folder} holds no files of "
+            f"{f'kind {kind}' if kind else 'a known kind'} (others: {len(others):,}"
+            f"{'; ' * bool(names) + ', '.join(names)}).",
+            hint="Name the files by a glob: --config.data.source.paths="
+            f"'{folder}/**/*.ENDING'. Known: .{', .'.join(filter(None, KINDS))}.",
+        )
+    if hidden or others:
+        example = f" ({others[0].name}, ...)" if others else ""
+        notes.append(
+            f"{folder}: files read: {len(files):,}; left out: {hidden:,} hidden, "
+            f"{len(others):,} of other kinds{example}."
+        )
+    return files
+
+
+def _check_one_kind(kinds: dict[str, Path], where: str) -> None:
+    if len(kinds) <= 1:
+        return
+    examples = " and ".join(f"{kind} ({path.name})" for kind, path in kinds.items())
+    path = list(kinds.values())[-1]
+    packed = len(path.suffixes) > 1 and path.suffix[1:].lower() != ending(path)
+    suffix = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
+    raise PlmjaxError(
+        f"{where} holds files of {len(kinds)} kinds: {examples}.",
+        hint="Choose one kind by a glob, for example --config.data.source.paths="
+        f"'{path.parent}/**/*{suffix}'.",
+    )
+
+
+# --- content
+
+
+def sample(path: Path, decoding: Decoding = UTF8) -> str:
+    """Returns the first lines of a file as text; invalid bytes are replaced."""
+    text = next(raw_blocks(path, decoding)).decode(errors="replace")
+    head = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    if len(head) <= SAMPLE_CHARACTERS:
+        return head
+    head = head[:SAMPLE_CHARACTERS]
+    return head[: head.rfind("\n") + 1] or head
+
+
+def kind_of_content(path: Path) -> str | None:
+    """Returns the kind that a file's content shows beyond doubt, or None."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PAR1":
+            return "parquet"
+    return kind_of_text(sample(path, UTF8._replace(errors="replace")))
+
+
+_JSON = re.compile(r'\s*(\{\s*"[^"\n]*"\s*:|\[\s*\{\s*("[^"\n]*"\s*:|\}))')
+
+
+def kind_of_text(text: str) -> str | None:
+    """Returns jsonl, json, csv or tsv if the first lines of a file show it, or None."""
+    if _JSON.match(text):
+        try:
+            first = json.loads(text.lstrip().partition("\n")[0])
+        except (ValueError, RecursionError):
+            return "json"  # one value on several lines
+        return "jsonl" if isinstance(first, dict) else "json"
+    separator = separator_of(text)
+    return None if separator is None else "tsv" if separator == "\t" else "csv"
+
+
+def separator_of(text: str) -> str | None:
+    """Returns what separates the columns of a table, or None if the text is prose.
+
+    Ten lines or more have the same number of columns, and no blank follows most of the
+    separators: a comma in prose is followed by one.
+    """
+    for separator in SEPARATORS:
+        count = text.count(separator)
+        if not count or 2 * text.count(f"{separator} ") > count:
+            continue
+        lines = [line.strip("\t ") for line in text.split("\n")]
+        lines = list(filter(None, lines))[:200]
+        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        try:
+            rows = [*csv.reader(lines, delimiter=separator, quoting=quoting)]
+        except csv.Error:
+            continue
+        if len(rows) < 10:
+            continue
+        ((width, often),) = collections.Counter(map(len, rows)).most_common(1)
+        if width > 1 and often >= 0.95 * len(rows):
+            return separator
+    return None
+
+
+def check_kind(path: Path, kind: str, decoding: Decoding) -> None:
+    """Raises PlmjaxError if a file is of another kind: text, jsonl, csv or tsv."""
+    begin = sample(path, decoding._replace(errors="replace"))
+    shown = kind_of_text(begin)
+    if shown is None and kind == "text":
+        shown = KINDS.get(ending(path), "text")
+    elif shown is None and kind == "jsonl" and KINDS.get(ending(path)) != kind:
+        shown = "text"
+    tables = ("csv", "tsv")
+    if shown in (None, kind) or not begin.strip() or {shown, kind} <= {*tables}:
+        return
+    hint = f"Set --config.data.source.kind={shown}."
+    if shown == "json":
+        hint = f"Write one object a line, as does: jq -c '.[]' {path.name} > a.jsonl."
+    elif shown == "tsv":
+        hint = (
+            "To read one column of each line, set --config.data.source.column="
+            f"{_text_column(begin)}; if the first line names the columns, set "
+            "--config.data.source.kind=tsv."
+        )
+    raise PlmjaxError(
+        f"{path} would be read as {kind}, but it is {_NAMES.get(shown, shown)}: "
+        f"{begin.strip().partition(chr(10))[0][:60]!r}.",
+        hint=hint,
+        code=Exit.DATA,
+    )
+
+
+_NAMES = {
+    "json": "a single JSON value",
+    "jsonl": "JSON lines",
+    "csv": "a table",
+    "tsv": "columns separated by tabs",
+}
+
+
+def _text_column(begin: str) -> int:
+    """Returns the number of the longest column of lines with tabs."""
+    rows = [line.split("\t") for line in begin.split("\n")]
+    widest = max(map(len, rows))
+    sizes = [sum(len(row[i]) for row in rows if i < len(row)) for i in range(widest)]
+    return 1 + sizes.index(max(sizes))
