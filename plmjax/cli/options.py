@@ -147,47 +147,54 @@ def load_config(args, workdir: Path | None):
     """Returns the config of a pretraining.
 
     Of the run that is in the directory, an import into it, and the built-in default,
-    the first that is there is its base. A file replaces the first and the last.
+    the first that is there is its base. A file replaces the first and the last. Texts
+    of the command have their own kind, unless the config's is of data sets.
     """
     from plmjax import config as config_lib
     from plmjax.pretrain.export import imported_layer
     from plmjax.pretrain.run import DEFAULT_CONFIG
     from plmjax.workdir import RunConfig, Workdir
 
-    base = {} if args.config else saved_config(workdir, RunConfig)
+    saved = saved_config(workdir, RunConfig)
+    base = {} if args.config else saved
     if not base and workdir:
         base = imported_layer(Workdir(workdir))
     if args.config is None and not base:
         base = DEFAULT_CONFIG
-    return config_lib.load(RunConfig, args.config, args.overrides, base, _texts(args))
+    texts: dict = _texts(args)
+
+    def load():
+        given = {"data": {"source": texts}}
+        return config_lib.load(RunConfig, args.config, args.overrides, base, given)
+
+    config = load()
+    paths = texts or any(o.startswith("data.source.paths=") for o in args.overrides)
+    before = saved.get("data", {}).get("source", {}).get("kind")
+    if paths and config.data.source.kind not in ("hf", "tfds", before):
+        texts["kind"] = None  # under an override of the command
+        config = load()
+    return config
 
 
 def _texts(args) -> dict:
-    """Returns the config values for the PATHS of a command.
+    """Returns the values of data.source for the PATHS of a command.
 
     Raises:
       PlmjaxError: there is data.source.paths, too; a path is an option without --.
     """
-    from plmjax.data.corpus import SourceConfig
-
     paths = getattr(args, "paths", [])
-    if not paths:
-        return {}
     for path in paths:
         if "=" in path and not Path(path).exists():
             keys = spelling.keys_of(args.verb)
             hint = spelling.option(path, "", ["--workdir", "--steps"], keys)
             raise PlmjaxError(f"there is no file {path!r}.", hint=hint)
     for override in args.overrides:
-        if override.startswith("data.source.paths="):
+        if paths and override.startswith("data.source.paths="):
             raise PlmjaxError(
                 f"the texts are given twice: as {paths[0]} and by --config.{override}.",
                 hint=f"Give them once: plmjax {args.verb} FILE FOLDER 'texts/*.txt'.",
             )
-    # A single path is a string, as --config.data.source.paths has it.
-    single = len(paths) == 1 and "," not in paths[0]
-    texts = {"paths": paths[0] if single else tuple(paths)}
-    return {"data": {"source": {"kind": SourceConfig().kind} | texts}}
+    return {"paths": tuple(paths)} if paths else {}
 
 
 def at_least_one(args, *names: str) -> None:
