@@ -327,6 +327,31 @@ def test_a_directory_with_a_run_keeps_its_config(tmp_path, monkeypatch, capsys):
         assert f"{directory} holds a run of `plmjax {other}`" in capsys.readouterr().err
 
 
+def test_texts_have_their_own_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def source(*words: str):
+        built, _ = pretrain._config(read("pretrain", *words))
+        return built.data.source
+
+    assert source("a.jsonl", "b/", "c,d.jsonl").paths == ("a.jsonl", "b/", "c,d.jsonl")
+    assert source("a.jsonl", "b/").paths == "a.jsonl,b/"
+    for words in (["a.jsonl"], ["--config.data.source.paths=a.jsonl"]):
+        by_recipe = source("--config=electra:tiny", *words)
+        assert (by_recipe.kind, by_recipe.document) == (None, "blank")
+        typed = source("--config.data.source.kind=jsonl", *words)
+        assert (typed.kind, typed.paths) == ("jsonl", "a.jsonl")
+    # A recipe without a text does not train on another.
+    assert source("--config=electra:tiny").kind == "text"
+    assert source().kind is None
+    program = "def get_config(): return {'data': {'source': {'kind': 'hf'}}}"
+    Path("mine.py").write_text(program)
+    assert source("--config=mine.py", "folder").kind == "hf"
+    # A run that has its kind keeps it.
+    save("x", RunConfig, data={"source": {"kind": "text", "paths": "a.txt"}})
+    assert source("--config=bert_mini", "a.txt", "--workdir=x").kind == "text"
+
+
 def test_two_texts_do_not_meet_in_a_default_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save("runs/my", RunConfig, data={"source": {"kind": "text", "paths": "a/my.txt"}})
