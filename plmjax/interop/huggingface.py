@@ -133,7 +133,7 @@ def read_folder(path: str | Path) -> Imported:
     opened.
 
     Raises:
-      PlmjaxError (code 4): a file is missing or invalid; the hint says how to fix it.
+      PlmjaxError: there is no such folder; a file is missing or invalid (code 4).
     """
     folder = Path(path)
     if not folder.is_dir():
