@@ -573,7 +573,12 @@ def _keys_at(error: KeyError) -> list[str]:
 def _block(values: Any, name: str) -> dict:
     if not isinstance(values, Mapping):
         kind = type(values).__name__
-        raise PlmjaxError(f"{name} holds a {kind}; it must hold a block of keys.")
+        hint = (
+            f"Of a sweep: plmjax sweep --config={name}." if kind != "NoneType" else ""
+        )
+        raise PlmjaxError(
+            f"{name} holds a {kind}; it must hold a block of keys.", hint=hint
+        )
     return dict(values)
 
 

@@ -11,6 +11,7 @@ from tests_common import environment
 from plmjax import Exit, PlmjaxError, cli, config
 from plmjax.cli import options, pretrain, recipes
 from plmjax.cli.parser import make_parser
+from plmjax.experiments import sweep_plan
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.workdir import RunConfig
@@ -246,6 +247,19 @@ def test_a_text_or_a_verb_that_is_none_is_answered(error):
     assert "has no verb 'evalute'. Did you mean evaluate?" in error("evalute")
     nothing = error("evaluate", "--workdir=a", "b")
     assert "`plmjax evaluate` has no argument b." in nothing
+
+
+def test_a_sweep_file_starts_from_a_recipe_by_name(error):
+    Path("rates.py").write_text(
+        "def get_config(): return 'pretrain/electra:tiny'\n"
+        "def get_hyper(hyper): return hyper.sweep('train.batch', [8, 16])\n"
+    )
+    sweep = sweep_plan.load("rates.py", ["data.source.paths=a.txt"])
+    assert [trial["name"] for trial in sweep.configs] == ["electra-tiny"] * 2
+    assert [trial["train"]["batch"] for trial in sweep.configs] == [8, 16]
+    hint = "plmjax sweep --config=sweep.py"
+    Path("sweep.py").write_text("def get_config(): return '../a.py'")
+    assert hint in error("pretrain", "--config=sweep.py")
 
 
 def test_a_sweep_of_a_runs_config_is_told_what_a_sweep_needs(error):

@@ -3,8 +3,9 @@
 A sweep file is Python, and has
 
   get_config([argument])  the config that all trials start from: a ConfigDict, the
-                          path of a recipe, relative to the sweep file, or a pair of
-                          that path and {key: value} of the changes to it; with a
+                          path of a recipe, relative to the sweep file, its name
+                          (pretrain/electra:tiny), or a pair of one of these and
+                          {key: value} of the changes to it; with a
                           block `task` its trials are fine-tunings
   get_hyper(hyper)        a list of {key: value}, made with hyper.py
   get_space(space)        or {key: range}, made with space.py

@@ -230,6 +230,12 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         (["--target=sky", "--", "pretrain", f"{RECIPE}:3"], "bert_mini.py"),
         (["--target=local", "--", "finetune", RECIPE], "no key data"),
         (
+            ["--target=sky", "--", "pretrain", "--config=elektra"],
+            "Did you mean electra",
+        ),
+        (["--target=sky", "--", "pretrain", "--config=electra:huge"], "It has tiny,"),
+        (["--target=sky", "--", "pretrain", "--lr=1"], "optimizer.learning_rate=1?"),
+        (
             ["--target=gke", "--", "finetune", "--config.task.trian=x"],
             "Did you mean task.train",
         ),
