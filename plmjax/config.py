@@ -230,7 +230,10 @@ _OTHER_NAMES = {
     "tokenizer.lowercase": "do_lower_case lower_case uncased",
     "tokenizer.kind": "tokenizer_type",
     "data.held_out_percent task.held_out_percent": "validation_split_percentage",
-    "data.source.paths task.train": "train_file train_data train_data_file data_dir",
+    "data.source.paths task.train": "train_file train_data train_data_file data_dir "
+    "data input texts corpus",
+    "task.kind": "task task_name",
+    "--config=NAME chooses a recipe, and `plmjax import` starts from a model.": "model",
     "task.held_out data.held_out_percent": "validation_file dev_file eval_file",
     "task.test": "test_file",
     "task.dataset data.source.dataset": "dataset_name",
@@ -267,11 +270,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
         return meant[0] if meant[0].endswith(".") else f"Did you mean {meant[0]}?"
     # A key is often remembered without its block: train.lr for learning_rate.
     last = name.rsplit(".", 1)[-1]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    close += [key for key in known if key.rsplit(".", 1)[-1] == last]
-    suggestions = ", ".join(dict.fromkeys(close))
-    if suggestions:
-        return f"Did you mean {suggestions}?"
+    close = [key for key in known if key.rsplit(".", 1)[-1] == last]
+    close = close or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {', '.join(dict.fromkeys(close))}?"
+    if len(known) > 30 and "train.steps" in known:
+        return "--show_config prints every key."
     return f"Known: {', '.join(known)}."
 
 

@@ -35,7 +35,9 @@ def test_overrides_take_their_keys_type():
     "override, message",
     [
         ("train.stepz=1", "no key train.stepz. Did you mean train.steps"),
-        ("train.lr=1", "no key train.lr"),
+        ("train.lr=1", "key train.lr. Did you mean train.optimizer.learning_rate?"),
+        ("train.b1=1", "no key train.b1. Did you mean train.optimizer.b1?"),
+        ("hidden=1", "no key hidden. --show_config prints every key."),
         ("learning_rate=1", "Did you mean train.optimizer.learning_rate?"),
         ("train.batch=3.5", "train.batch is 3.5; it must be: int"),
         ("train.batch=many", "train.batch is 'many'; it must be: int"),

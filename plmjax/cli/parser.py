@@ -74,6 +74,7 @@ class _Parser(argparse.ArgumentParser):
         hints = [
             spelling.option(word, after.get(word, ""), options, keys)
             for word in unknown
+            if word.startswith("-") or "=" in word
         ]
         hint = " ".join(filter(None, hints)) or f"`{parser.prog} --help` lists them."
         what = "option" if unknown[0].startswith("-") else "argument"

@@ -42,12 +42,11 @@ def option(word: str, value: str, options: Sequence[str], keys: Sequence[str]) -
         return meant[0]
     if meant and meant[0].startswith("--"):
         return f"Did you mean {meant[0]}{value}?" if meant[0] in options else ""
-    near = [f"--config.{key}" for key in [*meant, *by_name]]
+    near = [f"--config.{key}" for key in meant or by_name]
+    near = near or [o for o in options if o.startswith(f"--{name}")]
+    near = near or difflib.get_close_matches(f"--{name}", options, 1, cutoff=0.75)
     if not near:
-        shown = [o for o in options if o.startswith("--")]
-        near = difflib.get_close_matches(f"--{name}", shown, 1)
-    if not near:
-        close = difflib.get_close_matches(name, keys, 1)
+        close = difflib.get_close_matches(name, keys, 1, cutoff=0.7)
         near = [f"--config.{key}" for key in close]
     return f"Did you mean {', '.join(f'{n}{value}' for n in near[:3])}?" if near else ""
 
