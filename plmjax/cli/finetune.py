@@ -7,7 +7,6 @@ from plmjax.cli import compare
 from plmjax.cli.options import (
     at_least_one,
     log,
-    no_empty_directory,
     saved_config,
     start_jax,
     stopped,
@@ -64,8 +63,9 @@ def _finetune(args) -> int:
 
     workdir = Path(args.workdir) if args.workdir else None
 
+    keeps = args.config is None and not args.safe
+
     def load(directory: Path | None) -> FinetuneConfig:
-        keeps = args.config is None and not args.safe
         base = saved_config(directory, FinetuneConfig) if keeps else {}
         return config_lib.load(FinetuneConfig, args.config, args.overrides, base)
 
@@ -73,6 +73,7 @@ def _finetune(args) -> int:
     if workdir is None and config.name is not None:
         workdir = Path("runs") / str(config.name)
         config = load(workdir)
+    several = compare.is_repeated(args)
     if args.show_config:
         if args.safe:
             start_jax()
@@ -84,19 +85,13 @@ def _finetune(args) -> int:
             "the run has no directory.",
             hint="Set --workdir=DIR or --config.name=NAME.",
         )
-    with no_empty_directory(workdir):
-        return _run(args, config, workdir)
-
-
-def _run(args, config, workdir: Path) -> int:
-    several = compare.is_repeated(args)
     start_jax(workdir)
     from plmjax import processes
 
     processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
-        if not args.config and not args.safe and (workdir / "config.json").exists():
+        if keeps and saved_config(workdir, FinetuneConfig):
             print("Config: that of the run there, under this command's options.")
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune

@@ -7,7 +7,6 @@ from pathlib import Path
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
     load_config,
-    no_empty_directory,
     saved_config,
     start_jax,
     stopped,
@@ -89,39 +88,37 @@ def run_name(config) -> str:
 
 def _pretrain(args) -> int:
     from plmjax import config as config_lib
+    from plmjax.workdir import RunConfig
 
     config, workdir = _config(args)
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
-    with no_empty_directory(workdir):
-        start_jax(workdir)
-        from plmjax import processes
+    start_jax(workdir)
+    from plmjax import processes
 
-        group = processes.initialise(
-            args.coordinator, args.num_processes, args.process_id
+    group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
+    if processes.is_first():
+        print(f"Run directory: {workdir}", flush=True)
+        if args.config is None and saved_config(workdir, RunConfig):
+            print("Config: that of the run there, under this command's options.")
+    if args.dry_run and group:
+        raise PlmjaxError(
+            "--dry_run describes a run in one process.",
+            hint="Remove the options of several processes; to see a mesh, set "
+            "JAX_NUM_CPU_DEVICES=8.",
         )
-        if processes.is_first():
-            print(f"Run directory: {workdir}", flush=True)
-            if args.config is None and (workdir / "config.json").exists():
-                print("Config: that of the run there, under this command's options.")
-        if args.dry_run and group:
-            raise PlmjaxError(
-                "--dry_run describes a run in one process.",
-                hint="Remove the options of several processes; to see a mesh, set "
-                "JAX_NUM_CPU_DEVICES=8.",
-            )
-        if args.dry_run:
-            from plmjax.pretrain.dry_run import dry_run
+    if args.dry_run:
+        from plmjax.pretrain.dry_run import dry_run
 
-            dry_run(config, workdir, compiles=args.dry_run == "compile")
-            return Exit.OK
-        if group and processes.is_first():
-            import jax
+        dry_run(config, workdir, compiles=args.dry_run == "compile")
+        return Exit.OK
+    if group and processes.is_first():
+        import jax
 
-            print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
-        from plmjax.experiments.runs import check_directory
-        from plmjax.pretrain.run import pretrain
+        print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
+    from plmjax.experiments.runs import check_directory
+    from plmjax.pretrain.run import pretrain
 
-        check_directory(workdir, "config.json")
-        return stopped(pretrain(config, workdir))
+    check_directory(workdir, "config.json")
+    return stopped(pretrain(config, workdir))

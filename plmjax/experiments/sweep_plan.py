@@ -112,9 +112,10 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
     name = path.partition(":")[0]
     if name.endswith(".json"):
         raise PlmjaxError(
-            f"{name} is the config of one run; a sweep lists several.",
-            hint="Write a FILE.py whose get_config returns this path, and get_hyper "
-            "what to vary; `plmjax sweep --list` has examples.",
+            f"{name} is the config of one run; a sweep is a .py file that says what "
+            "varies.",
+            hint=f"Let get_config in it return {str(Path(name).resolve())!r}, beside "
+            "get_hyper or get_space; `plmjax sweep --list` has examples.",
         )
     module, given = config_lib.load_module(path)
     wants = [w for w in _WANTS if hasattr(module, w)]
