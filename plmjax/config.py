@@ -10,8 +10,12 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
+import linecache
 import math
+import re
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +25,9 @@ from typing import Any, Literal, TypeVar
 from plmjax import PlmjaxError
 
 T = TypeVar("T")
+
+# The recipes: a link to configs/ in a checkout, a folder in an installed package.
+RECIPES = Path(__file__).parent / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,15 +170,112 @@ def describe(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
+# {keys, an option or a sentence: the names that transformers' TrainingArguments,
+# run_mlm.py, BertConfig and people have for it}. Of several keys, a config has one.
+_OTHER_NAMES = {
+    "train.optimizer.learning_rate": "lr rate peak_lr max_lr",
+    "train.optimizer.kind": "optim optimizer_name",
+    "train.optimizer.weight_decay": "wd decay",
+    "train.optimizer.b1": "adam_beta1 beta1",
+    "train.optimizer.b2": "adam_beta2 beta2",
+    "train.optimizer.eps": "adam_epsilon epsilon",
+    "train.optimizer.clip_norm": "max_grad_norm grad_clip gradient_clipping clip_grad",
+    "train.schedule.kind": "scheduler lr_scheduler lr_scheduler_type",
+    "train.schedule.warmup_steps": "warmup num_warmup_steps",
+    "Set train.schedule.warmup_percent: 6 is a ratio of 0.06.": "warmup_ratio",
+    "train.steps": "max_steps num_steps total_steps num_train_steps iterations",
+    "train.epochs": "num_train_epochs num_epochs n_epochs",
+    "train.batch": "batch_size train_batch_size per_device_train_batch_size "
+    "per_gpu_train_batch_size bs",
+    "Evaluation has train.batch rows at a time.": "eval_batch_size "
+    "per_device_eval_batch_size",
+    "train.accumulation": "gradient_accumulation_steps accumulation_steps grad_accum",
+    "train.seed": "random_seed data_seed",
+    "train.log_every_steps": "logging_steps log_steps log_every",
+    "train.evaluate_every_steps": "eval_steps eval_strategy evaluation_strategy",
+    "train.checkpoint_every_steps": "save_steps save_strategy checkpointing_steps",
+    "train.keep_checkpoints": "save_total_limit",
+    "train.patience_evaluations": "early_stopping_patience early_stopping patience",
+    "select.metric": "metric_for_best_model",
+    "select.keep": "load_best_model_at_end",
+    "train.ema_decay": "ema",
+    "Metrics are in metrics.jsonl and tensorboard/ of the workdir; "
+    "train.tensorboard=False turns the latter off.": "wandb wandb_project report_to "
+    "use_wandb mlflow",
+    "A command with the --workdir of a run resumes that run.": "resume resume_from "
+    "resume_from_checkpoint overwrite_output_dir",
+    "Set model.dtype=bfloat16 in pretraining; a fine-tuning computes as its model "
+    "does.": "fp16 bf16 mixed_precision torch_dtype precision",
+    "model.remat": "gradient_checkpointing checkpoint_activations",
+    "model.width": "hidden_size d_model dim embed_dim n_embd hidden_dim",
+    "model.layers": "num_hidden_layers num_layers n_layers n_layer depth",
+    "model.heads": "num_attention_heads num_heads n_heads n_head",
+    "model.ffn_width": "intermediate_size ffn_dim d_ff mlp_dim",
+    "model.embedding_width": "embedding_size",
+    "model.max_positions": "max_position_embeddings",
+    "model.token_types": "type_vocab_size",
+    "model.activation": "hidden_act activation_function",
+    "model.norm_eps": "layer_norm_eps",
+    "model.init_std": "initializer_range",
+    "model.dropout start.dropout": "hidden_dropout_prob",
+    "model.attention_dropout": "attention_probs_dropout_prob",
+    "model.attention": "attn_implementation",
+    "model.preset": "architecture arch model_type config_name",
+    "model train.init_from": "model_name_or_path model_name pretrained",
+    "data.length task.length": "max_length max_seq_length max_len seq_len seq_length "
+    "sequence_length block_size context_length",
+    "objective.probability": "mlm_probability mask_prob mask_probability mask_ratio",
+    "Set objective.unit=word.": "whole_word_masking whole_word wwm",
+    "tokenizer.path": "tokenizer_name tokenizer_file vocab_file vocab",
+    "tokenizer.lowercase": "do_lower_case lower_case uncased",
+    "tokenizer.kind": "tokenizer_type",
+    "data.held_out_percent task.held_out_percent": "validation_split_percentage",
+    "data.source.paths task.train": "train_file train_data train_data_file data_dir "
+    "data input texts corpus",
+    "task.kind": "task task_name",
+    "--config=NAME chooses a recipe, and `plmjax import` starts from a model.": "model",
+    "task.held_out data.held_out_percent": "validation_file dev_file eval_file",
+    "task.test": "test_file",
+    "task.dataset data.source.dataset": "dataset_name",
+    "task.columns.text data.source.field": "text_column text_column_name",
+    "task.columns.label": "label_column label_column_name",
+    "objective.label_smoothing": "label_smoothing_factor",
+    "data.workers": "num_workers num_proc preprocessing_num_workers "
+    "dataloader_num_workers",
+    "--workdir": "output_dir out_dir outdir save_dir logging_dir run_dir",
+    "name": "run_name",
+    "lora.rank": "lora_r",
+    "lora.alpha": "lora_alpha",
+    "JAX_PLATFORMS=cpu in the environment chooses the CPU.": "no_cuda use_cpu device",
+}
+_MEANT = {
+    name: meant for meant, names in _OTHER_NAMES.items() for name in names.split()
+}
+
+
+def meant_by(name: str, known: Sequence[str]) -> list[str]:
+    """Returns what another tool's name of a key means here.
+
+    That is keys of `known`, an option or a sentence; [] for other names.
+    """
+    meant = _MEANT.get(name.rsplit(".", 1)[-1].lower(), "")
+    if meant.endswith(".") or meant.startswith("--"):
+        return [meant]
+    return [key for key in meant.split() if key in known]
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Returns a hint with the closest known keys, or all if they are few."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if meant := meant_by(name, known):
+        return meant[0] if meant[0].endswith(".") else f"Did you mean {meant[0]}?"
     # A key is often remembered without its block: train.lr for learning_rate.
     last = name.rsplit(".", 1)[-1]
-    close += [key for key in known if key.rsplit(".", 1)[-1] == last]
-    suggestions = ", ".join(dict.fromkeys(close))
-    if suggestions:
-        return f"Did you mean {suggestions}?"
+    close = [key for key in known if key.rsplit(".", 1)[-1] == last]
+    close = close or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {', '.join(dict.fromkeys(close))}?"
+    if len(known) > 30 and "train.steps" in known:
+        return "--show_config prints every key."
     return f"Known: {', '.join(known)}."
 
 
@@ -237,6 +341,10 @@ def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
         else:
             arguments[name] = _check(value, kind, key)
     return schema(**arguments)
+
+
+def _no_key(key: str, known: Sequence[str]) -> PlmjaxError:
+    return PlmjaxError(f"config has no key {key}.", hint=nearest(key, known))
 
 
 def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str):
@@ -325,7 +433,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def load_file(path: str) -> dict:
-    """Returns the values of a config file: FILE.py[:argument] or a run's config.json.
+    """Returns the values of a recipe, FILE.py[:argument] or a run's config.json.
 
     A .py file is code and is executed; its get_config([argument]) returns a ConfigDict
     or a dict. A .json file is only read.
@@ -333,53 +441,107 @@ def load_file(path: str) -> dict:
     Raises:
       PlmjaxError: the file is missing, raises an error, or has no get_config.
     """
-    name, _, argument = path.partition(":")
+    name = path.partition(":")[0]
     if Path(name).suffix == ".json":
+        file = find_file(name)
         try:
-            values = json.loads(find_file(name).read_text())
+            values = json.loads(file.read_text())
         except (ValueError, RecursionError) as error:
             raise PlmjaxError(f"{name} is not valid JSON: {error}.") from error
         return _block(values, name)
     from ml_collections import ConfigDict
 
-    module = load_module(name)
+    module, arguments = load_module(path)
     with errors_of(path):
-        values = module.get_config(argument) if argument else module.get_config()
+        values = module.get_config(*arguments)
     return _block(values.to_dict() if isinstance(values, ConfigDict) else values, name)
 
 
+def recipes(folder: str = "*") -> dict[str, Path]:
+    """Returns {FOLDER/NAME: file} of all recipes, or of those in one folder."""
+    files = sorted(RECIPES.glob(f"{folder}/*.py"))
+    return {f"{file.parent.name}/{file.stem}": file for file in files}
+
+
 def find_file(name: str) -> Path:
-    """Returns the path of a config file.
+    """Returns the path of a config file; it may be a recipe, such as pretrain/electra.
 
     Raises:
       PlmjaxError: there is none; the hint has similar names.
     """
-    file = Path(name)
-    if not file.is_file():
-        # Only configs/ is searched recursively: other folders may be large.
-        near = [*file.parent.glob("*.py"), *Path("configs").rglob("*.py")]
-        names = sorted(map(str, near))
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-        raise PlmjaxError(
-            f"the config file {name!r} does not exist.",
-            hint=f"Did you mean {', '.join(close)}?" if close else "",
-        )
-    return file
+    file, known = Path(name), recipes()
+    if file.is_file():
+        return file
+    # Recipes are in configs/ of a checkout.
+    recipe = name.removeprefix("configs/").removesuffix(".py")
+    if recipe in known:
+        return known[recipe]
+    near = [str(path) for path in file.parent.glob("*.py")]
+    close = difflib.get_close_matches(name, sorted(near), n=3, cutoff=0.3)
+    close += difflib.get_close_matches(recipe, known, n=3)
+    raise PlmjaxError(
+        f"the config file {name!r} does not exist.",
+        hint=f"Did you mean {', '.join(close)}?" if close else "",
+    )
 
 
-def load_module(name: str) -> types.ModuleType:
-    """Executes a .py config file and returns its module.
+def load_module(path: str) -> tuple[types.ModuleType, tuple[str, ...]]:
+    """Executes a .py config file, FILE.py[:argument]; returns its module and arguments.
+
+    The arguments are those of its get_config. A file may name what it accepts by
+    ARGUMENTS, a tuple.
 
     Raises:
-      PlmjaxError: the file is missing, or raises an error.
+      PlmjaxError: the file is missing, raises an error, or has no such argument.
     """
-    spec = importlib.util.spec_from_file_location("plmjax_config", find_file(name))
-    if spec is None or spec.loader is None:
-        raise PlmjaxError(f"{name} is neither a .py nor a .json file.")
-    module = importlib.util.module_from_spec(spec)
+    name, _, argument = path.partition(":")
+    file = find_file(name)
+    if file.suffix != ".py":
+        raise PlmjaxError(
+            f"{name} is neither a .py nor a .json file.",
+            hint="Texts follow the verb: plmjax pretrain FILE.",
+        )
     with errors_of(name):
-        spec.loader.exec_module(module)
+        module = execute(file)
+    _check_argument(module, name, argument)
+    return module, (argument,) if argument else ()
+
+
+def execute(file: Path) -> types.ModuleType:
+    """Executes a .py file and returns its module."""
+    spec = importlib.util.spec_from_file_location("plmjax_config", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
+
+
+def _check_argument(module: types.ModuleType, name: str, argument: str) -> None:
+    """Raises PlmjaxError if a config file's get_config cannot have the argument."""
+    if not callable(getattr(module, "get_config", None)):
+        return
+    parameters = inspect.signature(module.get_config).parameters.values()
+    needed = [p.name.upper() for p in parameters if p.default is p.empty]
+    known = getattr(module, "ARGUMENTS", ())
+    if argument and not parameters:
+        raise PlmjaxError(
+            f"{name} has no arguments, so {argument!r} cannot be one.",
+            hint=f"Write --config={name}.",
+        )
+    if needed and not argument:
+        raise PlmjaxError(
+            f"{name} needs an argument: --config={name}:{needed[0]}.",
+            hint=f"It has {', '.join(known)}." if known else "",
+        )
+    if argument and known and argument not in known:
+        raise _unknown_argument(name, argument, known)
+
+
+def _unknown_argument(name: str, argument: str, known: Sequence[str]) -> PlmjaxError:
+    return PlmjaxError(
+        f"{name} has no argument {argument!r}.",
+        hint=f"It has {', '.join(known)}." if known else f"{name} names its arguments.",
+    )
 
 
 @contextlib.contextmanager
@@ -393,16 +555,34 @@ def errors_of(path: str) -> Iterator[None]:
     except PlmjaxError:
         raise
     except (Exception, SystemExit) as error:
-        message = f"{path}: {type(error).__name__}: {error}."
         name, _, argument = path.partition(":")
+        if isinstance(error, KeyError) and error.args == (argument,):
+            known = _keys_at(error)
+            raise _unknown_argument(name, argument, known) from error
+        message = f"{path}: {type(error).__name__}: {error}."
         hint = f"The top of {name} names its arguments." if argument else ""
         raise PlmjaxError(message, hint=hint) from error
+
+
+def _keys_at(error: KeyError) -> list[str]:
+    """Returns the keys of the dicts that the line which raised a KeyError names."""
+    *_, (frame, number) = traceback.walk_tb(error.__traceback__)
+    line = linecache.getline(frame.f_code.co_filename, number)
+    named = {*re.findall(r"\w+", line)}
+    scope = frame.f_globals | frame.f_locals
+    tables = [scope[n] for n in scope if n in named and isinstance(scope[n], Mapping)]
+    return [str(key) for table in tables for key in table]
 
 
 def _block(values: Any, name: str) -> dict:
     if not isinstance(values, Mapping):
         kind = type(values).__name__
-        raise PlmjaxError(f"{name} holds a {kind}; it must hold a block of keys.")
+        hint = (
+            f"Of a sweep: plmjax sweep --config={name}." if kind != "NoneType" else ""
+        )
+        raise PlmjaxError(
+            f"{name} holds a {kind}; it must hold a block of keys.", hint=hint
+        )
     return dict(values)
 
 
@@ -416,7 +596,7 @@ def _nested(overrides: Sequence[str], known: Mapping[str, Any]) -> dict:
                 f"--config.{override} has no value.", hint=f"Write --config.{key}=..."
             )
         if key not in known:
-            raise PlmjaxError(f"config has no key {key}.", hint=nearest(key, [*known]))
+            raise _no_key(key, [*known])
         *parents, last = key.split(".")
         node = layer
         for parent in parents:
@@ -430,16 +610,22 @@ def load(
     path: str | None = None,
     overrides: Sequence[str] = (),
     base: Mapping | None = None,
+    given: Mapping | None = None,
 ) -> T:
-    """Returns the config: defaults, `base`, the file, "a.b=value" overrides.
+    """Returns the config: defaults, `base`, the file, `given`, "a.b=value" overrides.
 
     Each overrides the one before; every key, type and range is checked.
     """
-    values = to_dict(schema())
+    values, known = to_dict(schema()), dict(fields(schema))
     _merge(values, base or {}, schema)
     if path is not None:
-        _merge(values, load_file(path), schema)
-    _merge(values, _nested(overrides, dict(fields(schema))), schema)
+        layer = load_file(path)
+        for key in flatten(layer):
+            if key not in known and not any(k.startswith(f"{key}.") for k in known):
+                raise _no_key(key, [*known])
+        _merge(values, layer, schema)
+    _merge(values, given or {}, schema)
+    _merge(values, _nested(overrides, known), schema)
     return build(schema, values)
 
 

@@ -45,7 +45,8 @@ from plmjax.train.config import MeshConfig, TrainConfig
 class RunConfig:
     """The config of a pretraining run."""
 
-    # Without --workdir the run goes to runs/NAME; none: named after the kind of source.
+    # Without --workdir the run goes to runs/NAME; none: named after the first path of
+    # the text, else after the kind of source.
     name: str | None = None
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)

@@ -155,7 +155,7 @@ MODELS = [
     (("evaluate", "--workdir=folder"), Exit.MODEL, "model_type is 't5'"),
     (("export", "--workdir=folder", "--to=x"), Exit.USAGE, "holds no run"),
     (("export", "--workdir=nowhere", "--to=x"), Exit.USAGE, "holds no run"),
-    (("import", "--from=nowhere", "--workdir=x"), Exit.MODEL, "is not a folder"),
+    (("import", "--from=nowhere", "--workdir=x"), Exit.USAGE, "is not a folder"),
     (("import", "--from=folder", "--workdir=x"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "[MASK]", "--model=folder"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "a", "--model=folder", "--checkpoint=5"), Exit.USAGE, "--checkpoint=5"),
@@ -171,9 +171,21 @@ def test_models(fail, command, code, words):
     assert not Path("x").exists()
 
 
-@pytest.mark.parametrize("line", [["pretrian"], ["pretrain", "--nope"], ["fill"], []])
-def test_usage(line, capsys):
-    assert cli.main(line) == Exit.USAGE
+USAGE = [
+    (["pretrian", "x"], "`plmjax` has no verb 'pretrian'. Did you mean pretrain?"),
+    (["pretrain", "--nope"], "`plmjax pretrain` has no option --nope. `plmjax pretrai"),
+    (["fill"], "the following arguments are required: text, --model. `plmjax fill"),
+    (["bench", "trian"], "`plmjax bench` has no verb 'trian'. Did you mean train?"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), USAGE)
+def test_usage(line, words, fail):
+    assert words in (error := fail(Exit.USAGE, *line)) and error.count("\n") == 1
+
+
+def test_no_verb_prints_the_help(capsys):
+    assert cli.main([]) == Exit.USAGE
     assert "usage" in "".join(capsys.readouterr())
 
 

@@ -35,7 +35,9 @@ def test_overrides_take_their_keys_type():
     "override, message",
     [
         ("train.stepz=1", "no key train.stepz. Did you mean train.steps"),
-        ("train.lr=1", "no key train.lr"),
+        ("train.lr=1", "key train.lr. Did you mean train.optimizer.learning_rate?"),
+        ("train.b1=1", "no key train.b1. Did you mean train.optimizer.b1?"),
+        ("hidden=1", "no key hidden. --show_config prints every key."),
         ("learning_rate=1", "Did you mean train.optimizer.learning_rate?"),
         ("train.batch=3.5", "train.batch is 3.5; it must be: int"),
         ("train.batch=many", "train.batch is 'many'; it must be: int"),
@@ -125,7 +127,10 @@ def test_files_lie_over_defaults_and_under_overrides(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("def get_config():\n    return {'train': {'bach': 1}}", "Did you mean batch?"),
+        (
+            "def get_config():\n    return {'train': {'bach': 1}}",
+            "no key train.bach. Did",
+        ),
         ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
         ("def get_config(:", "SyntaxError"),
         ("x = 1", "AttributeError"),

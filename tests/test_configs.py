@@ -15,11 +15,11 @@ from tests_common import sentences
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax.cli import main
+from plmjax.cli import main, recipes
 from plmjax.experiments import sweep_plan
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.models import PRESETS
-from plmjax.models.config import ModelConfig, resolve
+from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Pieces
 from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import check
@@ -81,13 +81,11 @@ TAKE_ONE = [
 @pytest.mark.parametrize("name", TAKE_ONE)
 def test_an_unknown_argument_is_not_taken_for_another(name):
     path = f"{CONFIGS}/{name}.py:nonsense"
-    with pytest.raises(PlmjaxError, match="nonsense"):
-        if name.startswith("sweeps/"):
-            sweep_plan.load(path)
-        else:
-            # It may name a preset, which is then refused.
-            values = config_lib.load_file(path)
-            resolve(ModelConfig(preset=values["model"]["preset"]), 100, pad_id=0)
+    load = sweep_plan.load if name.startswith("sweeps/") else config_lib.load_file
+    with pytest.raises(PlmjaxError, match="argument 'nonsense'. It has") as caught:
+        load(path)
+    known = FINETUNE.get(Path(name).name) or ARGUMENTS.get(name) or ("small", "gpu")
+    assert all(f" {a}," in f"{caught.value.hint[:-1]}," for a in known if a)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +173,10 @@ def test_a_recipe_opens_with_its_command_and_arguments(file):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = " ".join((module.__doc__ or "").split())
-    assert f"--config=configs/{name_of(file)}.py" in text
+    names = {full: name for name, full in recipes.names("pretrain").items()}
+    assert f"--config={names[name_of(file)]}" in text
     arguments = [a for a in ARGUMENTS[name_of(file)] if a]
+    assert sorted(arguments) == sorted(getattr(module, "ARGUMENTS", ()))
     if arguments:
         assert "Argument: " in text
         default = inspect.signature(module.get_config).parameters["size"].default

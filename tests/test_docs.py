@@ -10,7 +10,7 @@ import pytest
 from finetune_common import records, write
 
 from plmjax import config
-from plmjax.cli import main
+from plmjax.cli import main, recipes
 from plmjax.cli.parser import make_parser
 from plmjax.experiments import sweep_plan as plan
 from plmjax.finetune.config import FinetuneConfig
@@ -93,6 +93,12 @@ COMMANDS = [
 ]
 
 
+def is_ours(file: str) -> bool:
+    """Whether FILE[:argument] is a recipe or a file in the checkout."""
+    name = file.partition(":")[0]
+    return name in config.recipes() or Path(name).is_file()
+
+
 @pytest.mark.parametrize("page, command", COMMANDS)
 def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
@@ -119,8 +125,8 @@ def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
         assert not overrides, f"`plmjax {args.verb}` has no --config"
         return
     # A file of the reader's own is not here; one of ours must be.
-    path = args.config
-    if path and not path.startswith("configs/") and not Path(path).is_file():
+    path = args.config and recipes.resolve(args.config, args.verb)
+    if path and not path.startswith("configs/") and not is_ours(path):
         path = None
     # "..." stands for what the reader fills in.
     overrides = [override for override in overrides if not override.endswith("=...")]
@@ -133,11 +139,11 @@ def test_a_command_parses(page, command, capsys, monkeypatch, tmp_path):
         return
     if pretraining:
         assert args.pretrain, "--pretrain.KEY goes with --pretrain=FILE"
-        plan.load(args.pretrain, pretraining, args.seeds)
+        plan.load(recipes.resolve(args.pretrain, "sweep"), pretraining, args.seeds)
     if args.verb in ("finetune", "compare", "pseudo"):
         tasks = (getattr(args, "tasks", None) or "").split(",")
-        ours = [task for task in tasks if Path(task.partition(":")[0]).is_file()]
-        for file in ours or [path]:
+        tasks = [recipes.resolve(task, "finetune") for task in tasks]
+        for file in [task for task in tasks if is_ours(task)] or [path]:
             config.load(FinetuneConfig, file, overrides)
     elif args.verb == "predict":
         config.load(TaskConfig, path, overrides)

@@ -1,7 +1,7 @@
 """DistilBERT as Sanh et al. (2019, arXiv:1910.01108) distilled it from BERT-base.
 
-  plmjax pretrain --config=configs/distill/distilbert.py:path/to/bert-base-uncased \\
-      --config.data.source.paths='wiki/*.txt.gz' --workdir=runs/distilbert
+  plmjax pretrain 'wiki/*.txt.gz' --config=distilbert:path/to/bert-base-uncased \\
+      --workdir=runs/distilbert
 
 Argument: the teacher, a Hugging Face folder with its vocabulary head (BertForMaskedLM
 or BertForPreTraining); its tokenizer becomes the student's. Six layers of twelve, those

@@ -1,6 +1,6 @@
 """A one-layer student of the model that `plmjax pretrain` trains without options.
 
-  plmjax pretrain --config=configs/distill/docstrings.py
+  plmjax pretrain --config=distill/docstrings
 
 The teacher is runs/docstrings (two layers x 256), which `plmjax pretrain` trains; the
 argument names another workdir of that size. Two CPU cores, nothing to download. The

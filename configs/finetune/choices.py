@@ -1,6 +1,6 @@
 """Which of several texts continues another best: SWAG, RACE, and your own jsonl.
 
-  plmjax finetune --config=configs/finetune/choices.py --config.model=runs/mine \\
+  plmjax finetune --config=choices --config.model=runs/mine \\
       --config.task.train=train.jsonl --config.task.held_out=dev.jsonl \\
       --workdir=runs/choices
 
@@ -18,6 +18,7 @@ COLUMNS = {
         "choices": "ending0,ending1,ending2,ending3",
     },
 }
+ARGUMENTS = tuple(COLUMNS)
 
 
 def get_config(what: str = "own") -> ConfigDict:

@@ -1,6 +1,6 @@
 """Vectors of texts: pairs that belong together, csv, tsv, jsonl, parquet or datasets.
 
-  plmjax finetune --config=configs/finetune/embeddings.py --config.model=runs/mine \\
+  plmjax finetune --config=embeddings --config.model=runs/mine \\
       --config.task.train=train.jsonl --config.task.test=test.jsonl \\
       --workdir=runs/vectors
   plmjax embed --model=runs/vectors --input=texts.txt --output=texts.npy
@@ -16,6 +16,7 @@ under some 30 million parameters.
 from ml_collections import ConfigDict
 
 RATES = {"base": 2e-5, "small": 3e-4}
+ARGUMENTS = tuple(RATES)
 
 
 def get_config(size: str = "base") -> ConfigDict:

@@ -1,6 +1,6 @@
 """GLUE's tasks, from the folders of tab-separated files that its site offers.
 
-  plmjax finetune --config=configs/finetune/glue.py:cola --config.model=runs/mine \\
+  plmjax finetune --config=glue:cola --config.model=runs/mine \\
       --config.task.train=GLUE/CoLA/train.tsv \\
       --config.task.held_out=GLUE/CoLA/dev.tsv --workdir=runs/cola
 
@@ -38,6 +38,7 @@ TASKS = {
     "rte": ("classes", {"text": "sentence1", "pair": "sentence2"}, "accuracy"),
     "wnli": ("classes", {"text": "sentence1", "pair": "sentence2"}, "accuracy"),
 }
+ARGUMENTS = tuple(TASKS)
 
 
 def get_config(task: str) -> ConfigDict:

@@ -1,6 +1,6 @@
 """Answers cut out of a context: SQuAD 1.1 and 2.0, and data in their format.
 
-  plmjax finetune --config=configs/finetune/squad.py --config.model=runs/mine \\
+  plmjax finetune --config=squad --config.model=runs/mine \\
       --config.task.train=train-v2.0.json --config.task.held_out=dev-v2.0.json \\
       --workdir=runs/squad
 
@@ -10,6 +10,8 @@ cmrc scores by characters, as CMRC 2018 does, and keeps answers with wrong posit
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("squad", "cmrc")
 
 
 def get_config(what: str = "squad") -> ConfigDict:

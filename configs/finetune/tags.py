@@ -1,9 +1,9 @@
 """One tag a word: names of persons and locations, parts of speech.
 
-  plmjax finetune --config=configs/finetune/tags.py --config.model=runs/mine \\
+  plmjax finetune --config=tags --config.model=runs/mine \\
       --config.task.train=train.conll --config.task.held_out=dev.conll \\
       --config.task.test=test.conll --workdir=runs/names
-  plmjax finetune --config=configs/finetune/tags.py:upos --config.model=runs/mine \\
+  plmjax finetune --config=tags:upos --config.model=runs/mine \\
       --config.task.train=train.conllu --config.task.held_out=dev.conllu \\
       --workdir=runs/upos
 
@@ -15,6 +15,7 @@ names, upos, xpos (columns of CoNLL-U).
 from ml_collections import ConfigDict
 
 COLUMNS = {"names": {}, "upos": {"tags": "UPOS"}, "xpos": {"tags": "XPOS"}}
+ARGUMENTS = tuple(COLUMNS)
 
 
 def get_config(what: str = "names") -> ConfigDict:

@@ -1,7 +1,6 @@
 """ALBERT (Lan et al. 2019, arXiv:1909.11942): shared layers, n-gram masks, SOP.
 
-  plmjax pretrain --config=configs/pretrain/albert.py:base-v2 \\
-      --config.data.source.paths='texts/*.txt.gz' --workdir=runs/albert-base
+  plmjax pretrain 'texts/*.txt.gz' --config=albert:base-v2 --workdir=runs/albert-base
 
 Argument: tiny (two cores), or base-v1, large-v1 ... xxlarge-v2 (default base-v2).
 125,000 steps of 4,096 rows of 512 tokens; LAMB at .00176, warm-up 3,125; masks of up to
@@ -12,6 +11,11 @@ recipe to its end with plmjax yet: no time or score of ours is claimed.
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = (
+    "tiny",
+    *(f"{n}-v{v}" for v in (1, 2) for n in ("base", "large", "xlarge", "xxlarge")),
+)
 
 
 def get_config(size: str = "base-v2") -> ConfigDict:

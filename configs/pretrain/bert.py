@@ -1,7 +1,6 @@
 """BERT as Devlin et al. (2018) trained it, without next-sentence prediction.
 
-  plmjax pretrain --config=configs/pretrain/bert.py:base \\
-      --config.data.source.paths='wiki/*.txt.gz' --workdir=runs/bert-base
+  plmjax pretrain 'wiki/*.txt.gz' --config=bert:base --workdir=runs/bert-base
 
 Argument: tiny, mini, small, medium, base (default) or large; all of them train as long
 (for two cores use bert_mini.py). 900,000 steps of 256 rows
@@ -12,6 +11,8 @@ Documents are blocks between blank lines, as in the paper's Wikipedia dumps.
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("tiny", "mini", "small", "medium", "base", "large")
 
 
 def get_config(size: str = "base") -> ConfigDict:

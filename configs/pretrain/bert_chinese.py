@@ -1,8 +1,7 @@
 """A Chinese BERT whose masks cover whole words (Cui et al. 2019, arXiv:1906.08101).
 
   pip install 'plmjax[chinese]'
-  plmjax pretrain --config=configs/pretrain/bert_chinese.py:base \\
-      --config.data.source.paths='texts/*.txt' --workdir=runs/bert-chinese
+  plmjax pretrain 'texts/*.txt' --config=bert_chinese:base --workdir=runs/bert-chinese
 
 Argument: tiny (two cores) or base (default). The vocabulary stays characters; jieba's
 words are masked together. For text that is already segmented, with blanks between
@@ -13,6 +12,8 @@ plmjax yet: no time or score is claimed.
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("tiny", "base")
 
 
 def get_config(size: str = "base") -> ConfigDict:

@@ -1,7 +1,6 @@
 """BERT-mini (4 layers x 256) on a text of your own.
 
-  plmjax pretrain --config=configs/pretrain/bert_mini.py \\
-      --config.data.source.paths='texts/*.txt' --workdir=runs/mine
+  plmjax pretrain 'texts/*.txt' --config=bert_mini --workdir=runs/mine
 
 Two CPU cores: see docs/performance.md for tokens a second. For some 10 MB to 1 GB of
 text. No time or score is claimed: the corpus is yours.

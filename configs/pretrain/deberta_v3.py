@@ -1,7 +1,7 @@
 """DeBERTa-v3 (He et al. 2021, arXiv:2111.09543): disentangled attention and RTD.
 
-  plmjax pretrain --config=configs/pretrain/deberta_v3.py:small \\
-      --config.data.source.paths='texts/*.jsonl.gz' --workdir=runs/deberta-v3-small
+  plmjax pretrain 'texts/*.jsonl.gz' --config=deberta_v3:small \\
+      --workdir=runs/deberta-v3-small
 
 Argument: tiny (two cores), xsmall, small (default), base or large. 500,000 steps of
 8,192 rows of 512 tokens; Adam (.9, .98), decay .01, warm-up 10,000, 6e-4 at the peak;
@@ -12,6 +12,8 @@ Nobody has trained this recipe to its end with plmjax yet: no time or score is c
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("tiny", "xsmall", "small", "base", "large")
 
 
 def get_config(size: str = "small") -> ConfigDict:

@@ -1,6 +1,6 @@
 """A small BERT on the documentation of the installed Python packages.
 
-  plmjax pretrain --config=configs/pretrain/docstrings.py
+  plmjax pretrain --config=docstrings
 
 The defaults of `plmjax pretrain`, written out as a start for your own config. Two CPU
 cores and nothing to download; docs/log.md has the time and the loss measured.

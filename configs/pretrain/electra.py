@@ -1,7 +1,6 @@
 """ELECTRA as Clark et al. (2020, arXiv:2003.10555) trained it.
 
-  plmjax pretrain --config=configs/pretrain/electra.py:small \\
-      --config.data.source.paths='wiki/*.txt.gz' --workdir=runs/electra-small
+  plmjax pretrain 'wiki/*.txt.gz' --config=electra:small --workdir=runs/electra-small
 
 Argument: tiny (two cores), small (default), base or large. Small: 1M steps of 128 rows
 of 128 tokens at 5e-4; base: 766k of 256 x 512 at 2e-4; large: 400k of 2,048 x 512 at
@@ -21,6 +20,7 @@ SIZES = {
     "base": ((766_000, 512, 256, 4), 2e-4, 0.15, 1 / 3),
     "large": ((400_000, 512, 2048, 32), 2e-4, 0.25, 0.25),
 }
+ARGUMENTS = tuple(SIZES)
 
 
 def get_config(size: str = "small") -> ConfigDict:

@@ -1,7 +1,6 @@
 """GPT-2's architecture, trained to predict the next token.
 
-  plmjax pretrain --config=configs/pretrain/gpt2.py:small \\
-      --config.data.source.paths='texts/*.jsonl.gz' --workdir=runs/gpt2
+  plmjax pretrain 'texts/*.jsonl.gz' --config=gpt2:small --workdir=runs/gpt2
 
 Argument: tiny (two cores), small (default, 124M parameters), medium, large or xl. The
 paper gives neither steps nor rates: those here, 600,000 steps of 512 rows of 1,024
@@ -12,6 +11,7 @@ trained this recipe to its end with plmjax yet: no time or score is claimed.
 
 from ml_collections import ConfigDict
 
+ARGUMENTS = ("tiny", "small", "medium", "large", "xl")
 PRESETS = {"tiny": "gpt2-tiny", "small": "gpt2"}
 
 

@@ -1,8 +1,7 @@
 """A published BERT, trained further with MLM and next-sentence prediction on your text.
 
   plmjax import --from=bert-base-uncased --workdir=runs/meditations
-  plmjax pretrain --config=configs/pretrain/nsp.py --workdir=runs/meditations \\
-      --config.data.source.paths=meditations.txt
+  plmjax pretrain meditations.txt --config=nsp --workdir=runs/meditations
   plmjax next "It was late." "We went home." --model=runs/meditations
 
 Sizes, vocabulary and start weights are the import's. A line is a document here, its

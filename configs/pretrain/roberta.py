@@ -1,7 +1,7 @@
 """RoBERTa as Liu et al. (2019) trained it: byte-level BPE, dynamic masks, long batches.
 
-  plmjax pretrain --config=configs/pretrain/roberta.py:base \\
-      --config.data.source.paths='texts/*.jsonl.gz' --config.mesh.data=auto \\
+  plmjax pretrain 'texts/*.jsonl.gz' --config=roberta:base \\
+      --config.mesh.data=auto \\
       --workdir=runs/roberta-base
 
 Argument: base (default), large, or tiny, which trains on two cores. 500,000 steps of
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 PEAK = {"tiny": 1e-3, "base": 6e-4, "large": 4e-4}
 WARMUP = {"tiny": 100, "base": 24_000, "large": 30_000}
+ARGUMENTS = tuple(PEAK)
 
 
 def get_config(size: str = "base") -> ConfigDict:

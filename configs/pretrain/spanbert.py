@@ -1,7 +1,6 @@
 """SpanBERT's masks (Joshi et al. 2019, arXiv:1907.10529) on a model of BERT's kind.
 
-  plmjax pretrain --config=configs/pretrain/spanbert.py:base \\
-      --config.data.source.paths='wiki/*.txt.gz' --workdir=runs/spanbert-base
+  plmjax pretrain 'wiki/*.txt.gz' --config=spanbert:base --workdir=runs/spanbert-base
 
 Argument: tiny (two cores), base (default) or large. Spans of whole words, their length
 geometric with p = .2 up to 10, and one text a row without next-sentence prediction;
@@ -12,6 +11,8 @@ score is claimed.
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("tiny", "base", "large")
 
 
 def get_config(size: str = "base") -> ConfigDict:

@@ -1,7 +1,7 @@
 """XLM-RoBERTa (Conneau et al. 2019, arXiv:1911.02116): RoBERTa for many languages.
 
-  plmjax pretrain --config=configs/pretrain/xlm_roberta.py:base \\
-      --config.data.source.paths='texts/*.jsonl.gz' --workdir=runs/xlm-roberta-base
+  plmjax pretrain 'texts/*.jsonl.gz' --config=xlm_roberta:base \\
+      --workdir=runs/xlm-roberta-base
 
 Argument: tiny (two cores), base (default) or large. A unigram vocabulary of 250,000
 pieces over all languages; 1.5M steps of 8,192 rows of 512 tokens at 6e-4 (large 4e-4),
@@ -11,6 +11,8 @@ this recipe to its end with plmjax yet: no time or score is claimed.
 """
 
 from ml_collections import ConfigDict
+
+ARGUMENTS = ("tiny", "base", "large")
 
 
 def get_config(size: str = "base") -> ConfigDict:

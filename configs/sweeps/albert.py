@@ -1,7 +1,7 @@
 """ALBERT's two savings (Lan et al. 2019, arXiv:1909.11942): E x sharing.
 
-  plmjax compare --pretrain=configs/sweeps/albert.py:small --seeds=3 \\
-      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+  plmjax compare --pretrain=albert:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=classes \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/albert
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768). The
@@ -12,6 +12,7 @@ paper's. No time or score is claimed: text and tasks are yours.
 """
 
 WIDTHS = {"small": (256, 128, 32), "gpu": (768, 256, 128, 64)}
+ARGUMENTS = tuple(WIDTHS)
 
 
 def get_config(size: str = "gpu"):

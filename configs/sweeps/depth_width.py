@@ -1,7 +1,7 @@
 """Deep and narrow, or shallow and wide, at about as many parameters of the layers.
 
-  plmjax compare --pretrain=configs/sweeps/depth_width.py:small --seeds=3 \\
-      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+  plmjax compare --pretrain=depth_width:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=classes \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/depth
 
 Argument: small (around 4 layers x 256, two CPU cores) or gpu (default; around 12 x
@@ -32,6 +32,7 @@ RECIPES = {
         },
     ),
 }
+ARGUMENTS = tuple(RECIPES)
 
 
 def get_config(size: str = "gpu"):

@@ -1,7 +1,7 @@
 """Which components of ELECTRA help (Clark et al. 2020, arXiv:2003.10555, section 3.5).
 
-  plmjax compare --pretrain=configs/sweeps/electra_ablation.py:small --seeds=3 \\
-      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+  plmjax compare --pretrain=electra_ablation:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=classes \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/electra
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; electra-small, with a
@@ -14,6 +14,7 @@ claimed: text and tasks are yours.
 """
 
 SIZES = {"small": ("tiny", 2_000), "gpu": ("small", 100_000)}
+ARGUMENTS = tuple(SIZES)
 
 
 def get_config(size: str = "gpu"):

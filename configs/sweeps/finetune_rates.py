@@ -1,6 +1,6 @@
 """Learning rates of a fine-tuning, from those for large models to those for small ones.
 
-  plmjax sweep --config=configs/sweeps/finetune_rates.py --workdir=runs/tuned \\
+  plmjax sweep --config=finetune_rates --workdir=runs/tuned \\
       --config.model=runs/mine --config.task.train=train.csv --parallel=2
 
 Fifteen trials of configs/finetune/classes.py, three seeds each, compared by the score

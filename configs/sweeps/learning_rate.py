@@ -1,6 +1,6 @@
 """Learning rates, three seeds each, for the small BERT on docstrings.
 
-  plmjax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates \\
+  plmjax sweep --config=learning_rate --workdir=runs/rates \\
       --parallel=2
 
 Twelve trials, 2,400 steps each. Two CPU cores and nothing to download; docs/log.md has

@@ -1,7 +1,7 @@
 """With and without next-sentence prediction (Devlin et al. 2018; Liu et al. 2019).
 
-  plmjax compare --pretrain=configs/sweeps/nsp.py:small --seeds=3 \\
-      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+  plmjax compare --pretrain=nsp:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=classes \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/nsp
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768). none:
@@ -28,6 +28,7 @@ RECIPES = {
         },
     ),
 }
+ARGUMENTS = tuple(RECIPES)
 
 
 def get_config(size: str = "gpu"):

@@ -1,6 +1,6 @@
 """Schedules, each with its own settings, for BERT-mini on a text of your own.
 
-  plmjax sweep --config=configs/sweeps/schedules.py \\
+  plmjax sweep --config=schedules \\
       --config.data.source.paths='texts/*.txt' --workdir=runs/schedules --parallel=2
 
 Seven trials. One GPU each, or CPU cores and patience; no time is claimed, since the

@@ -1,6 +1,6 @@
 """A joint search of rate, batch, warm-up and masking, for a small BERT on docstrings.
 
-  plmjax sweep --config=configs/sweeps/search.py --workdir=runs/search --parallel=2
+  plmjax sweep --config=search --workdir=runs/search --parallel=2
 
 Thirty trials of 1,200 steps; those that fall behind are stopped. Two CPU cores and
 nothing to download; no time is claimed. Needs Optuna.

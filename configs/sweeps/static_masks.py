@@ -1,7 +1,7 @@
 """New masks each epoch, or the same again (Liu et al. 2019, arXiv:1907.11692).
 
-  plmjax compare --pretrain=configs/sweeps/static_masks.py:small --seeds=3 \\
-      --pretrain.data.source.paths='texts/*.txt' --tasks=configs/finetune/classes.py \\
+  plmjax compare --pretrain=static_masks:small --seeds=3 \\
+      --pretrain.data.source.paths='texts/*.txt' --tasks=classes \\
       --config.task.train=train.csv --config.task.test=test.csv --workdir=runs/masks
 
 Argument: small (4 layers x 256, two CPU cores) or gpu (default; 12 layers x 768).
@@ -25,6 +25,7 @@ RECIPES = {
         },
     ),
 }
+ARGUMENTS = tuple(RECIPES)
 
 
 def get_config(size: str = "gpu"):

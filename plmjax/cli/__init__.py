@@ -20,12 +20,19 @@ from plmjax.cli.parser import make_parser
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parse(argv)
+    try:
+        args = _parse(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # plmjax --help | head
+        _close_output()
+        return Exit.OK
     if isinstance(args, int):
         return args
     _prepare(args, ["-m", "plmjax", *argv])
     try:
-        return args.run(args)  # with several processes, all run the same verb
+        code = args.run(args)  # with several processes, all run the same verb
+        sys.stdout.flush()  # raises here, not at the exit, if the reader has gone
+        return code
     except BaseException as error:
         return _leave(error, args)
 
@@ -48,33 +55,19 @@ def _parse(argv: list[str]) -> argparse.Namespace | int:
     # The command that `plmjax launch` starts follows "--".
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, command = argv[:end], argv[end + 1 :]
-    overrides, others = _split_by_prefix(arguments, "--config.")
-    pretraining, others = _split_by_prefix(others, "--pretrain.")
     if message := bench.moved(arguments):
         return _fail(message, "", Exit.USAGE)
     parser = make_parser()
     try:
-        args = parser.parse_args(others)
+        args = parser.read(arguments)
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    args.overrides, args.command, args.parser = overrides, command, parser
-    args.pretrain_overrides = pretraining
+    except PlmjaxError as error:
+        return _fail(error.message, error.hint, error.code)
+    args.command, args.parser = command, parser
     if args.verb is None:
         parser.print_help()
         return Exit.USAGE
-    if overrides and not hasattr(args, "config"):
-        return _fail(f"`plmjax {args.verb}` has no --config.", "", Exit.USAGE)
-    if pretraining and getattr(args, "pretrain", None) is None:
-        hint = "It belongs to `plmjax compare --pretrain=FILE`."
-        return _fail(f"--pretrain.{pretraining[0]} has no effect.", hint, Exit.USAGE)
-    where = getattr(args, "workdir", None) or ""
-    if "://" in where:
-        return _fail(
-            f"--workdir={where} must be a directory.",
-            "Choose a directory for the run, and set "
-            f"--config.train.checkpoints={where} for its checkpoints.",
-            Exit.USAGE,
-        )
     if command and args.verb != "launch":
         hint = "Remove the -- and all that follows it."
         return _fail(f"`plmjax {args.verb}` runs no command.", hint, Exit.USAGE)
@@ -108,10 +101,8 @@ def _leave(error: BaseException, args) -> int:
     return code
 
 
-def _split_by_prefix(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Returns the arguments with a prefix, which is removed, and the others."""
-    matching = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
-    return matching, [a for a in arguments if not a.startswith(prefix)]
+def _close_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: BaseException, args) -> int:
@@ -126,8 +117,9 @@ def _explain(error: BaseException, args) -> int:
         return _interrupted()
     except BrokenPipeError:
         # The reader of stdout has closed it (| head), so nothing more is written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if getattr(args, "verb", None) != "pretrain":
+        _close_output()
+        shows = getattr(args, "show_config", False) or getattr(args, "dry_run", None)
+        if getattr(args, "verb", None) != "pretrain" or shows:
             return Exit.OK
         message = "the reader of the output has gone, so the run stopped."
         return _fail(message, RESUME, Exit.RESUMABLE)

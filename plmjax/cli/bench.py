@@ -27,7 +27,7 @@ def add(verb) -> None:
         "train",
         _bench_train,
         "time the training step of a config on its own data",
-        "plmjax bench train --config=configs/pretrain/bert_mini.py --steps=50",
+        "plmjax bench train --config=bert_mini --steps=50",
         config=True,
         of=benches,
     )

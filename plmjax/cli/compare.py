@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import at_least_one, log, start_jax, stopped
+from plmjax.cli import recipes
+from plmjax.cli.options import (
+    at_least_one,
+    log,
+    no_empty_directory,
+    start_jax,
+    stopped,
+)
 
 
 def add(verb) -> None:
@@ -13,7 +20,7 @@ def add(verb) -> None:
         _compare,
         "fine-tune several models by one protocol, and report which differences "
         "exceed chance",
-        "plmjax compare runs/mine bert-base --tasks=reviews.py,topics.py --seeds=5 "
+        "plmjax compare runs/mine bert-base --tasks=classes,topics.py --seeds=5 "
         "--workdir=runs/compared",
         config=True,
     )
@@ -22,12 +29,12 @@ def add(verb) -> None:
     add(
         "--pretrain",
         metavar="FILE",
-        help="instead of models: a file of configs/sweeps with settings of "
+        help="instead of models: a recipe or file of `plmjax sweep` with settings of "
         "pretraining, each trained by every seed at equal compute first; "
         "--pretrain.KEY=VALUE sets a key of all",
     )
     add("--parallel", type=int, metavar="N", help="pretrainings at a time (default: 1)")
-    add("--tasks", metavar="FILE,...", help="configs of `plmjax finetune`")
+    add("--tasks", metavar="FILE,...", help="recipes or configs of `plmjax finetune`")
     add(
         "--setting",
         action="append",
@@ -127,7 +134,7 @@ def _compare(args) -> int:
     study = compare_plan.compare_plan(
         root,
         compare_plan.named_models(args.models),
-        args.tasks.split(","),
+        _tasks(args),
         settings=settings,
         repeats=repeats,
         overrides=args.overrides,
@@ -135,6 +142,10 @@ def _compare(args) -> int:
     )
     print(f"Study directory: {root}", flush=True)
     return _run(study)
+
+
+def _tasks(args) -> list[str]:
+    return [recipes.resolve(task, "finetune") for task in args.tasks.split(",")]
 
 
 def _pretrain_and_compare(args) -> int:
@@ -155,12 +166,13 @@ def _pretrain_and_compare(args) -> int:
 
     root = Path(args.workdir)
     start_jax(root)
-    sweep = sweep_plan.load(args.pretrain, args.pretrain_overrides, args.seeds)
+    file = recipes.resolve(args.pretrain, "sweep")
+    sweep = sweep_plan.load(file, args.pretrain_overrides, args.seeds)
     settings = [compare_plan.parse_setting(text) for text in args.setting or ["plain"]]
     study = pretrained.pretrained_plan(
         root,
         sweep,
-        args.tasks.split(","),
+        _tasks(args),
         settings=settings,
         folds=args.folds,
         overrides=args.overrides,
@@ -180,4 +192,5 @@ def _run(study) -> Exit:
         if processes.is_first():
             print(text, end="", flush=True)
 
-    return stopped(compare.study(study, show))
+    with no_empty_directory(study.root):
+        return stopped(compare.study(study, show))

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli import compare
-from plmjax.cli.options import at_least_one, log, start_jax, training_options
+from plmjax.cli.options import (
+    at_least_one,
+    log,
+    saved_config,
+    start_jax,
+    stopped,
+    training_options,
+)
 
 
 def add(verb) -> None:
@@ -13,8 +20,8 @@ def add(verb) -> None:
         "finetune",
         _finetune,
         "put a head on a pretrained model and train both on labelled data",
-        "plmjax finetune --config.model=runs/mine --config.task.train=train.csv "
-        "--workdir=runs/sentiment",
+        "plmjax finetune --config=classes:small --config.model=runs/mine "
+        "--config.task.train=train.csv --workdir=runs/sentiment",
         config=True,
     )
     training_options(
@@ -54,7 +61,18 @@ def _finetune(args) -> int:
     from plmjax import config as config_lib
     from plmjax.finetune.config import FinetuneConfig
 
-    config = config_lib.load(FinetuneConfig, args.config, args.overrides)
+    workdir = Path(args.workdir) if args.workdir else None
+
+    keeps = args.config is None and not args.safe
+
+    def load(directory: Path | None) -> FinetuneConfig:
+        base = saved_config(directory, FinetuneConfig) if keeps else {}
+        return config_lib.load(FinetuneConfig, args.config, args.overrides, base)
+
+    config = load(workdir)
+    if workdir is None and config.name is not None:
+        workdir = Path("runs") / str(config.name)
+        config = load(workdir)
     several = compare.is_repeated(args)
     if args.show_config:
         if args.safe:
@@ -62,21 +80,19 @@ def _finetune(args) -> int:
             config = compare.finetune_config(args, safe=True)
         config_lib.show(config)
         return Exit.OK
-    workdir = Path(args.workdir) if args.workdir else None
     if workdir is None:
-        if config.name is None:
-            raise PlmjaxError(
-                "the run has no directory.",
-                hint="Set --workdir=DIR or --config.name=NAME.",
-            )
-        workdir = Path("runs") / str(config.name)
+        raise PlmjaxError(
+            "the run has no directory.",
+            hint="Set --workdir=DIR or --config.name=NAME.",
+        )
     start_jax(workdir)
     from plmjax import processes
 
     processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
-    from plmjax.cli.options import stopped
+        if keeps and saved_config(workdir, FinetuneConfig):
+            print("Config: that of the run there, under this command's options.")
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 

@@ -7,6 +7,7 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from plmjax import PlmjaxError
 
@@ -118,7 +119,7 @@ def _launch(args) -> int:
     return target.launch(options, args.command, args.dry_run)
 
 
-def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+def check_arguments(parser: Any, arguments: Sequence[str]) -> None:
     """Checks the command here, before another machine rejects it hours later.
 
     Raises:
@@ -129,36 +130,20 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
             "no command follows --.",
             hint="Example: plmjax launch --target=local -- pretrain --workdir=runs/a",
         )
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    pretraining = [a for a in arguments if a.startswith("--pretrain.")]
-    others = [a for a in arguments if a not in (*overrides, *pretraining)]
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            parsed = parser.parse_args(others)
+            parsed = parser.read(arguments)
     except SystemExit as leaving:
         line = output.getvalue().strip().splitlines()[-1] if leaving.code else ""
         reason = line.partition("error: ")[2] or "it only prints its help or version"
-        raise PlmjaxError(f"`plmjax {' '.join(others)}`: {reason}.") from None
+        raise PlmjaxError(f"`plmjax {' '.join(arguments)}`: {reason}") from None
     if parsed.verb in (None, "launch"):
-        raise PlmjaxError(f"`plmjax {' '.join(others)}` cannot be launched.")
-    if overrides and not hasattr(parsed, "config"):
-        raise PlmjaxError(f"`plmjax {parsed.verb}` has no --config.")
-    if pretraining and getattr(parsed, "pretrain", None) is None:
-        raise PlmjaxError(
-            f"{pretraining[0]} has no effect.",
-            hint="It belongs to `plmjax compare --pretrain=FILE`.",
-        )
-    if "://" in (getattr(parsed, "workdir", None) or ""):
-        raise PlmjaxError(
-            f"--workdir={parsed.workdir} must be a directory.",
-            hint="Choose a directory for the run, and set "
-            f"--config.train.checkpoints={parsed.workdir} for its checkpoints.",
-        )
-    _check_config(parsed, [o.removeprefix("--config.") for o in overrides])
+        raise PlmjaxError(f"`plmjax {' '.join(arguments)}` cannot be launched.")
+    _check_config(parsed)
 
 
-def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _check_config(parsed: argparse.Namespace) -> None:
     """Raises for keys and values that a training would refuse, if its config is here.
 
     The config file may exist only on the other machine, and so may the workdir that a
@@ -172,5 +157,6 @@ def _check_config(parsed: argparse.Namespace, overrides: Sequence[str]) -> None:
     file = getattr(parsed, "config", None)
     if parsed.verb not in schemas or (not file and parsed.verb == "pretrain"):
         return
-    if not file or Path(file.partition(":")[0]).is_file():
-        config_lib.load(schemas[parsed.verb], file, overrides)
+    name = (file or "").partition(":")[0]
+    if not file or name in config_lib.recipes() or Path(name).is_file():
+        config_lib.load(schemas[parsed.verb], file, parsed.overrides)

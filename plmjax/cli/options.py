@@ -1,12 +1,17 @@
 """Shared code of the verbs: options, configs, and the start of jax."""
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from plmjax import RESUME, Exit, PlmjaxError
+from plmjax.cli import spelling
+
+DRY_RUNS = ("compile", "shapes")
 
 
 def model_option(added: argparse.ArgumentParser) -> None:
@@ -53,12 +58,18 @@ def group_options(added: argparse.ArgumentParser) -> None:
 def training_options(added: argparse.ArgumentParser, built: str) -> None:
     """Adds the options of all trainings; `built` describes the dry run in the help."""
     added.add_argument("--workdir", help="directory of the run (default: runs/NAME)")
+    added.add_argument(
+        "--steps",
+        dest="train_steps",
+        metavar="N",
+        help="steps of training: short for --config.train.steps=N",
+    )
     group_options(added)
     added.add_argument(
         "--dry_run",
         nargs="?",
         const="compile",
-        choices=("compile", "shapes"),
+        choices=DRY_RUNS,
         help=f"{built}; compile the step (not with shapes), print the communication "
         "of the devices, and stop",
     )
@@ -96,17 +107,94 @@ def start_jax(workdir: Path | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))
 
 
+@contextlib.contextmanager
+def no_empty_directory(workdir: Path) -> Iterator[None]:
+    """Removes a run's new directories if the command fails before it wrote there."""
+    missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        top = missing[-1] if missing else workdir
+        files = (path for path in top.rglob("*") if not path.is_dir())
+        if missing and all(file.name == ".lock" for file in files):
+            shutil.rmtree(top, ignore_errors=True)
+        raise
+
+
+def saved_config(workdir: Path | None, schema: type) -> dict:
+    """Returns the config of the run in a directory, in the form of JSON; {} if none.
+
+    Raises:
+      PlmjaxError: the run is of another verb.
+    """
+    from plmjax.workdir import RunConfig, Workdir
+
+    saved = workdir and Workdir(workdir, schema).read("config.json")
+    if not saved or "model_type" in saved:
+        return {}
+    ours, theirs = "plmjax pretrain", "plmjax finetune"
+    if schema is not RunConfig:
+        ours, theirs = theirs, ours
+    if ("task" in saved) == (schema is RunConfig):
+        raise PlmjaxError(
+            f"{workdir} holds a run of `{theirs}`, not of `{ours}`.",
+            hint="Choose another --workdir.",
+        )
+    return saved
+
+
 def load_config(args, workdir: Path | None):
-    """Returns the config of a pretraining: imported layer, file, overrides."""
+    """Returns the config of a pretraining.
+
+    Of the run that is in the directory, an import into it, and the built-in default,
+    the first that is there is its base. A file replaces the first and the last. Texts
+    of the command have their own kind, unless the config's is of data sets.
+    """
     from plmjax import config as config_lib
     from plmjax.pretrain.export import imported_layer
     from plmjax.pretrain.run import DEFAULT_CONFIG
     from plmjax.workdir import RunConfig, Workdir
 
-    base = imported_layer(Workdir(workdir)) if workdir else {}
+    saved = saved_config(workdir, RunConfig)
+    base = {} if args.config else saved
+    if not base and workdir:
+        base = imported_layer(Workdir(workdir))
     if args.config is None and not base:
         base = DEFAULT_CONFIG
-    return config_lib.load(RunConfig, args.config, args.overrides, base)
+    texts: dict = _texts(args)
+
+    def load():
+        given = {"data": {"source": texts}}
+        return config_lib.load(RunConfig, args.config, args.overrides, base, given)
+
+    config = load()
+    paths = texts or any(o.startswith("data.source.paths=") for o in args.overrides)
+    before = saved.get("data", {}).get("source", {}).get("kind")
+    if paths and config.data.source.kind not in ("hf", "tfds", before):
+        texts["kind"] = None  # under an override of the command
+        config = load()
+    return config
+
+
+def _texts(args) -> dict:
+    """Returns the values of data.source for the PATHS of a command.
+
+    Raises:
+      PlmjaxError: there is data.source.paths, too; a path is an option without --.
+    """
+    paths = getattr(args, "paths", [])
+    for path in paths:
+        if "=" in path and not Path(path).exists():
+            keys = spelling.keys_of(args.verb)
+            hint = spelling.option(path, "", ["--workdir", "--steps"], keys)
+            raise PlmjaxError(f"there is no file {path!r}.", hint=hint)
+    for override in args.overrides:
+        if paths and override.startswith("data.source.paths="):
+            raise PlmjaxError(
+                f"the texts are given twice: as {paths[0]} and by --config.{override}.",
+                hint=f"Give them once: plmjax {args.verb} FILE FOLDER 'texts/*.txt'.",
+            )
+    return {"paths": tuple(paths)} if paths else {}
 
 
 def at_least_one(args, *names: str) -> None:

@@ -1,11 +1,11 @@
 """The parser: verbs in the order in which people use them."""
 
 import argparse
-import difflib
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from plmjax import __version__
+from plmjax import Exit, PlmjaxError, __version__
 from plmjax.cli import (
     bench,
     compare,
@@ -16,36 +16,143 @@ from plmjax.cli import (
     launch,
     pretrain,
     pseudo,
+    recipes,
+    spelling,
     sweep,
     transfer,
 )
+from plmjax.cli.options import DRY_RUNS
 
 _CONFIG_HELP = """\
+  --config=NAME[:ARGUMENT]      a recipe; --list shows them
   --config=FILE.py[:argument]   a config file (Python: it is executed) or config.json
-  --config.KEY=VALUE            set a key of the config, e.g. --config.train.steps=2000
+  --config.KEY=VALUE            set a key of the config, e.g. --config.train.batch=16
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that suggests the nearest option for an unknown one."""
+    """A parser whose errors are one line, with the right spelling."""
 
     verbs: Any = None
 
+    def error(self, message: str) -> NoReturn:
+        """Prints an error and exits with 2."""
+        if not message.endswith((".", "?")):
+            message += f". `{self.prog} --help` has an example."
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(int(Exit.USAGE))
+
+    def _check_value(self, action, value):
+        if isinstance(action, argparse._SubParsersAction):
+            if value not in action.choices:
+                hint = spelling.verb(value, [*action.choices])
+                self.error(f"`{self.prog}` has no verb {value!r}. {hint}")
+        super()._check_value(action, value)
+
     def parse_args(self, *given, **more):  # type: ignore[override]
+        """Returns the options; PATHS may stand among them."""
         args, unknown = self.parse_known_args(*given, **more)
+        if isinstance(getattr(args, "paths", None), list):
+            args.paths += [word for word in unknown if not word.startswith("-")]
+            unknown = [word for word in unknown if word.startswith("-")]
         if unknown:
-            chosen = self.verbs and self.verbs.choices.get(getattr(args, "verb", None))
-            known = list((chosen or self)._option_string_actions)
-            near = [
-                match
-                for option in unknown
-                for match in difflib.get_close_matches(
-                    option.partition("=")[0], known, 1
-                )
-            ]
-            suggestion = f" (did you mean {', '.join(near)}?)" if near else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
+            words = given[0] if given else sys.argv[1:]
+            values = ["" if word.startswith("-") else word for word in words[1:]]
+            self._refuse(unknown, args, dict(zip(words, values, strict=False)))
         return args
+
+    def _refuse(self, unknown: Sequence[str], args, after: dict[str, str]) -> NoReturn:
+        """Ends with an error for unknown words; `after` has the word after each."""
+        parser: Any = self
+        for name in ("verb", "what"):  # the parser of the verb, such as bench train
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    chosen: Any = getattr(args, name, None)
+                    parser = action.choices.get(chosen, parser)
+        options = [*parser._option_string_actions]
+        keys = spelling.keys_of(args.verb) if hasattr(args, "config") else []
+        hints = [
+            spelling.option(word, after.get(word, ""), options, keys)
+            for word in unknown
+            if word.startswith("-") or "=" in word
+        ]
+        hint = " ".join(filter(None, hints)) or f"`{parser.prog} --help` lists them."
+        what = "option" if unknown[0].startswith("-") else "argument"
+        self.error(f"`{parser.prog}` has no {what} {', '.join(unknown)}. {hint}")
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Returns a command's options, and its `overrides` of the config.
+
+        Raises:
+          PlmjaxError: options that do not belong together, or no such recipe.
+          SystemExit: an unknown option, or one that only prints.
+        """
+        words = _joined(arguments)
+        overrides, words = _split_by_prefix(words, "--config.")
+        pretraining, words = _split_by_prefix(words, "--pretrain.")
+        args = self.parse_args(words)
+        if overrides and not hasattr(args, "config"):
+            raise PlmjaxError(f"`plmjax {args.verb}` has no --config.")
+        if pretraining and getattr(args, "pretrain", None) is None:
+            raise PlmjaxError(
+                f"--pretrain.{pretraining[0]} has no effect.",
+                hint="It belongs to `plmjax compare --pretrain=FILE`.",
+            )
+        where = getattr(args, "workdir", None) or ""
+        if "://" in where:
+            raise PlmjaxError(
+                f"--workdir={where} must be a directory.",
+                hint="Choose a directory for the run, and set "
+                f"--config.train.checkpoints={where} for its checkpoints.",
+            )
+        if getattr(args, "config", None):
+            args.config = recipes.resolve(args.config, args.verb)
+        args.overrides = [*overrides, *_short_forms(args, overrides)]
+        args.pretrain_overrides = pretraining
+        return args
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with = for a blank between a key and its value."""
+    words, joined = list(arguments), []
+    optional = words[:1] in (["pretrain"], ["finetune"])
+    while words:
+        word, after = words.pop(0), words[0] if words else "--"
+        key = word.startswith(("--config.", "--pretrain.")) and "=" not in word
+        if key and not after.startswith("--"):
+            words.pop(0)
+            if after == "=" and words:
+                after = words.pop(0)
+            word = f"{word}={after.removeprefix('=')}"
+        elif word == "--dry_run" and optional and not after.startswith("-"):
+            # The word after it may be a path.
+            word = "--dry_run=compile" if after not in DRY_RUNS else word
+        joined.append(word)
+    return joined
+
+
+def _split_by_prefix(arguments: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """Returns the arguments with a prefix, which is removed, and the others."""
+    matching = [a.removeprefix(prefix) for a in arguments if a.startswith(prefix)]
+    return matching, [a for a in arguments if not a.startswith(prefix)]
+
+
+def _short_forms(args, overrides: Sequence[str]) -> list[str]:
+    """Returns the overrides for which --steps and --yes stand."""
+    given = []
+    for name, key in (("train_steps", "train.steps"), ("yes", "data.accept_warnings")):
+        value = getattr(args, name, None)
+        if value is None:
+            continue
+        both = [o for o in overrides if o.startswith(f"{key}=")]
+        if both:
+            option = "--yes" if name == "yes" else f"--steps={value}"
+            raise PlmjaxError(
+                f"{option} and --config.{both[0]} set the same key.",
+                hint="Give one of them.",
+            )
+        given.append(f"{key}={value}")
+    return given
 
 
 def _completed(
@@ -66,6 +173,9 @@ def _completed(
     )
     if config:
         parser.add_argument("--config", metavar="FILE", help=argparse.SUPPRESS)
+        parser.add_argument(
+            "--list", action=recipes.ListRecipes, nargs=0, help="list recipes, and stop"
+        )
     return parser
 
 
@@ -78,7 +188,7 @@ def program_parser(run: Callable, help: str, example: str) -> argparse.ArgumentP
     return _completed(parser, run, help, example)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """Returns the parser of all verbs, in the order in which people use them."""
     parser = _Parser(
         prog="plmjax",

@@ -1,9 +1,17 @@
 """`plmjax pretrain`."""
 
+import json
+import re
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import load_config, start_jax, stopped, training_options
+from plmjax.cli.options import (
+    load_config,
+    saved_config,
+    start_jax,
+    stopped,
+    training_options,
+)
 
 
 def add(verb) -> None:
@@ -11,36 +19,89 @@ def add(verb) -> None:
     added = verb(
         "pretrain",
         _pretrain,
-        "train a model on text, or resume a run; without a config, the text is the "
-        "documentation of the installed Python packages",
-        "plmjax pretrain --config=configs/pretrain/bert_mini.py "
-        "--config.data.source.paths='texts/*.txt' --workdir=runs/mine",
+        "train a model on text, or resume the run in --workdir; without PATHS, the "
+        "text is the documentation of the installed Python packages",
+        "plmjax pretrain texts/ --config=bert_mini --workdir=runs/mine",
         config=True,
+    )
+    added.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATHS",
+        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
     )
     training_options(
         added,
         "prepare the data, then print sizes, shardings, memory, steps and the first "
         "row",
     )
+    added.add_argument(
+        "--yes",
+        action="store_const",
+        const=True,
+        help="train although the text looks wrong: short for "
+        "--config.data.accept_warnings=True",
+    )
+
+
+def _config(args):
+    """Returns the config and the directory of the run.
+
+    Raises:
+      PlmjaxError: the directory follows from the config, and holds another text.
+    """
+    from plmjax import config as config_lib
+    from plmjax.workdir import RunConfig
+
+    given = Path(args.workdir) if args.workdir else None
+    config = load_config(args, given)
+    if given is not None:
+        return config, given
+    workdir = Path("runs") / run_name(config)
+    # As it would be read back: a tuple becomes a list.
+    source = json.loads(json.dumps(config_lib.to_dict(config.data.source)))
+    saved = saved_config(workdir, RunConfig).get("data", {}).get("source", source)
+    for key in ("paths", "dataset"):
+        old, new = saved.get(key), source[key]
+        if old != new:
+            raise PlmjaxError(
+                f"{workdir} holds a run on another text: its data.source.{key} is "
+                f"{old!r}, not {new!r}.",
+                hint="Choose another directory with --workdir.",
+            )
+    return load_config(args, workdir), workdir
+
+
+def run_name(config) -> str:
+    """Returns the name of a run's default directory.
+
+    That is the config's name, else its first path without suffixes and wildcards, else
+    its kind of source.
+    """
+    paths, kind = config.data.source.paths or (), config.data.source.kind
+    first = paths.split(",")[0] if isinstance(paths, str) else next(iter(paths), "")
+    parts = Path(first).absolute().parts if first else ()
+    stems = [re.sub(r"[*?\[\]]", "", part.split(".")[0]) for part in reversed(parts)]
+    named = [stem for stem in stems if re.search(r"\w", stem)]
+    return config.name or next(iter(named), None) or kind or "docstrings"
 
 
 def _pretrain(args) -> int:
     from plmjax import config as config_lib
+    from plmjax.workdir import RunConfig
 
-    workdir = Path(args.workdir) if args.workdir else None
-    config = load_config(args, workdir)
+    config, workdir = _config(args)
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
-    source = config.data.source
-    name = config.name or source.kind or ("text" if source.paths else "docstrings")
-    workdir = workdir or Path("runs") / name
     start_jax(workdir)
     from plmjax import processes
 
     group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
         print(f"Run directory: {workdir}", flush=True)
+        if args.config is None and saved_config(workdir, RunConfig):
+            print("Config: that of the run there, under this command's options.")
     if args.dry_run and group:
         raise PlmjaxError(
             "--dry_run describes a run in one process.",

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from plmjax import PlmjaxError
-from plmjax.cli.options import at_least_one, log, start_jax, stopped
+from plmjax.cli.options import (
+    at_least_one,
+    log,
+    no_empty_directory,
+    start_jax,
+    stopped,
+)
 
 
 def add(verb) -> None:
@@ -78,7 +84,8 @@ def _pseudo(args) -> int:
         folds=args.folds,
         seeds=args.seeds,
     )
-    return stopped(pseudo(config, plan, workdir, log))
+    with no_empty_directory(workdir):
+        return stopped(pseudo(config, plan, workdir, log))
 
 
 def _rates(args) -> tuple[float, ...]:

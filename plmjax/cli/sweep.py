@@ -13,8 +13,7 @@ def add(verb) -> None:
         _sweep,
         "train the runs that a file lists, or a search draws, and compare them; they "
         "pretrain or fine-tune",
-        "plmjax sweep --config=configs/sweeps/learning_rate.py --workdir=runs/rates "
-        "--parallel=2",
+        "plmjax sweep --config=learning_rate --workdir=runs/rates --parallel=2",
         config=True,
     )
     add = added.add_argument
@@ -50,7 +49,7 @@ def _sweep(args) -> int:
     if args.config is None:
         raise PlmjaxError(
             "a sweep needs its file.",
-            hint="For example --config=configs/sweeps/learning_rate.py.",
+            hint="For example --config=learning_rate; --list shows the recipes.",
         )
     sweep = plan.load(args.config, args.overrides)
     if args.dry_run:

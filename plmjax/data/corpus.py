@@ -165,7 +165,6 @@ def cut(text: str, limit: int) -> Iterator[str]:
 def find_inputs(
     paths: str | tuple[str, ...],
     key: str,
-    code: Exit = Exit.DATA,
     files_in: Callable[[Path], Sequence[Path]] | None = None,
 ) -> list[Path]:
     """Returns the files that match paths and globs, in their order.
@@ -185,7 +184,7 @@ def find_inputs(
     if not patterns:
         option = key if key.startswith("--") else f"--config.{key}"
         hint = f"Give it files and globs, comma between: {option}='texts/*.txt'."
-        raise PlmjaxError(f"{key} is empty.", hint=hint, code=code)
+        raise PlmjaxError(f"{key} is empty.", hint=hint)
     chosen: dict[Path, None] = {}
     for pattern in patterns:
         if files_in is not None and os.path.isdir(pattern):
@@ -201,7 +200,7 @@ def find_inputs(
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             message = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
-            raise PlmjaxError(message, hint=hint, code=code)
+            raise PlmjaxError(message, hint=hint)
         chosen |= dict.fromkeys(files)
     return list(chosen)
 

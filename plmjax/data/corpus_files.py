@@ -69,7 +69,6 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
     files = find_inputs(
         config.paths or "",
         "data.source.paths",
-        Exit.USAGE,
         functools.partial(_files_in, kind=kind, notes=notes),
     )
     names = relative_names(files)

@@ -45,7 +45,7 @@ def read_inputs(paths: str, column: str) -> Inputs:
     A text is a line of a .txt, even if empty, or the value of `column` of a record.
 
     Raises:
-      PlmjaxError: no such file, an unknown ending, no text at all (code 3), or a record
+      PlmjaxError: no such file, an unknown ending (code 2), no text at all, or a record
         without text in `column`, by file and line (3).
     """
     files = find_inputs(paths, "--input")

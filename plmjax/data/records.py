@@ -313,7 +313,6 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
         raise PlmjaxError(
             f"task.{role}: {folder!r} is not a folder (in {Path.cwd()}).",
             hint='Give a local "folder" or "folder:split"; nothing is downloaded.',
-            code=Exit.DATA,
         )
     return Path(folder).expanduser(), split
 

@@ -37,7 +37,7 @@ def pretrained_plan(
     if not sweep.settings:
         raise PlmjaxError(
             "this sweep file has no get_settings, which names what is compared.",
-            hint="configs/sweeps/electra_ablation.py is an example.",
+            hint="The recipe electra_ablation has one (`plmjax sweep --list`).",
         )
     configs = _configs(sweep)
     models = [

@@ -3,8 +3,9 @@
 A sweep file is Python, and has
 
   get_config([argument])  the config that all trials start from: a ConfigDict, the
-                          path of a recipe, relative to the sweep file, or a pair of
-                          that path and {key: value} of the changes to it; with a
+                          path of a recipe, relative to the sweep file, its name
+                          (pretrain/electra:tiny), or a pair of one of these and
+                          {key: value} of the changes to it; with a
                           block `task` its trials are fine-tunings
   get_hyper(hyper)        a list of {key: value}, made with hyper.py
   get_space(space)        or {key: range}, made with space.py
@@ -101,32 +102,31 @@ _WANTS = ("get_hyper", "get_space", "get_settings")
 
 
 def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan:
-    """Reads a sweep file, FILE.py[:argument], and checks every trial that it lists.
+    """Reads a sweep, a recipe or FILE.py[:argument], and checks every trial it lists.
 
     `seeds` overrides the number of seeds that the file has for its settings.
 
     Raises:
       PlmjaxError: the file or a trial is wrong; the message names the trial.
     """
-    name, _, argument = path.partition(":")
+    name = path.partition(":")[0]
     if name.endswith(".json"):
         raise PlmjaxError(
             f"{name} is the config of one run; a sweep is a .py file that says what "
             "varies.",
             hint=f"Let get_config in it return {str(Path(name).resolve())!r}, beside "
-            "get_hyper or get_space; configs/sweeps has examples.",
+            "get_hyper or get_space; `plmjax sweep --list` has examples.",
         )
-    module = config_lib.load_module(name)
+    module, given = config_lib.load_module(path)
     wants = [w for w in _WANTS if hasattr(module, w)]
     if len(wants) != 1 or not hasattr(module, "get_config"):
         raise PlmjaxError(
             f"{name} is no sweep: it has {' and '.join(wants) or 'no get_hyper'}.",
             hint="It needs get_config, and one of get_hyper(hyper), get_space(space), "
-            "get_settings(); configs/sweeps has examples.",
+            "get_settings(); `plmjax sweep --list` has examples.",
         )
     listed = space = None
     settings: dict[str, Values] = {}
-    given = (argument,) if argument else ()
     with config_lib.errors_of(path):
         base = module.get_config(*given)
         base, changed = base if isinstance(base, tuple) else (base, {})
@@ -170,9 +170,11 @@ def load(path: str, fixed: Sequence[str] = (), seeds: int | None = None) -> Plan
 
 
 def _layer(base: Any, name: str) -> dict[str, Any]:
-    """Returns the values of get_config; a string is the path of a recipe."""
+    """Returns the values of get_config; a string is a path beside it, or a recipe."""
     if isinstance(base, str):
-        return config_lib.load_file(str(Path(name).parent / base))
+        beside = config_lib.find_file(name).parent / base
+        is_file = Path(str(beside).partition(":")[0]).is_file()
+        return config_lib.load_file(str(beside) if is_file else base)
     if isinstance(base, ConfigDict):
         base = base.to_dict()
     try:

@@ -140,11 +140,11 @@ def read_folder(path: str | Path) -> Imported:
     opened.
 
     Raises:
-      PlmjaxError (code 4): a file is missing or invalid; the hint says how to fix it.
+      PlmjaxError: there is no such folder; a file is missing or invalid (code 4).
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise refusal(f"{folder} is not a folder.", missing_model_hint(folder))
+        raise PlmjaxError(f"{folder} is not a folder.", hint=missing_model_hint(folder))
     try:
         return _read_folder(folder)
     except (OSError, SafetensorError) as error:

@@ -472,7 +472,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
 @pytest.mark.parametrize(
     "name, content, column, said, code",
     [
-        ("none.txt", None, "text", "matches no file", Exit.DATA),
+        ("none.txt", None, "text", "matches no file", Exit.USAGE),
         ("a.txt", b"", "text", "holds no texts", Exit.DATA),
         ("a.txt", b"a\n\xff\n", "text", "a.txt:2: byte 0xff is not UTF-8", Exit.DATA),
         ("a.doc", b"a", "text", "an unknown ending", Exit.USAGE),

@@ -220,5 +220,5 @@ def test_a_shipped_sweep_is_valid_and_opens_with_its_command(file, tmp_path):
     assert (found.listed or found.space) and found.base
     text = " ".join(file.read_text().split('"""')[1].split())
     start = "compare --pretrain" if found.settings else "sweep --config"
-    assert f"plmjax {start}=configs/sweeps/{file.name}" in text
+    assert f"plmjax {start}={file.stem}" in text
     assert "core" in text or "GPU" in text

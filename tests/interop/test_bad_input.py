@@ -15,10 +15,10 @@ TOKEN = "bert.embeddings.word_embeddings.weight"
 BIAS = "cls.predictions.bias"
 
 
-def refused(path, message, read=read_folder):
+def refused(path, message, read=read_folder, code=Exit.MODEL):
     with pytest.raises(PlmjaxError, match=message) as caught:
         read(path)
-    assert caught.value.code == Exit.MODEL
+    assert caught.value.code == code
     assert caught.value.hint
     assert "\n" not in str(caught.value)
 
@@ -119,10 +119,11 @@ def test_transformers_defaults_are_said(folder):
 
 
 def test_missing_files(folder, tmp_path):
-    refused(tmp_path / "bert-base-uncased", "is not a folder.*hf download NAME")
+    message = "is not a folder.*hf download NAME"
+    refused(tmp_path / "bert-base-uncased", message, code=Exit.USAGE)
     for name in ("bert-base-uncased", "google/electra-small"):
         command = f"`hf download {name} --local-dir={name}`"
-        refused(name, f"{name} is not a folder.*{command}")
+        refused(name, f"{name} is not a folder.*{command}", code=Exit.USAGE)
     (folder / "vocab.txt").unlink()
     (folder / "tokenizer.json").unlink()
     refused(folder, "holds none of tokenizer.json")

@@ -211,7 +211,10 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         (["--", "pretrain"], "required: --target"),
         (["--target=local"], "no command follows --"),
         (["--target=local", "--"], "no command follows --"),
-        (["--target=local", "--", "pretran"], "invalid choice: 'pretran'"),
+        (
+            ["--target=local", "--", "pretran"],
+            "has no verb 'pretran'. Did you",
+        ),
         (["--target=local", "--", "pretrain", "--workdri=x"], "--workdri=x"),
         (["--target=local", "--", "pretrain", "--help"], "it only prints its help"),
         (["--target=local", "--", "launch", "--target=local"], "cannot be launched"),
@@ -226,6 +229,12 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         ),
         (["--target=sky", "--", "pretrain", f"{RECIPE}:3"], "bert_mini.py"),
         (["--target=local", "--", "finetune", RECIPE], "no key data"),
+        (
+            ["--target=sky", "--", "pretrain", "--config=elektra"],
+            "Did you mean electra",
+        ),
+        (["--target=sky", "--", "pretrain", "--config=electra:huge"], "It has tiny,"),
+        (["--target=sky", "--", "pretrain", "--lr=1"], "optimizer.learning_rate=1?"),
         (
             ["--target=gke", "--", "finetune", "--config.task.trian=x"],
             "Did you mean task.train",

@@ -577,8 +577,8 @@ def test_bad_data_are_named_by_file_and_line(write, name, content, config, words
 
 def test_files_that_cannot_be_meant(write, tmp_path):
     fails("task.train is empty", code=2)
-    fails("matches no file", train=str(tmp_path / "*.csv"))
-    fails("not a folder", train=str(tmp_path / "none"), format="datasets")
+    fails("matches no file", code=2, train=str(tmp_path / "*.csv"))
+    fails("not a folder", code=2, train=str(tmp_path / "none"), format="datasets")
     fails("task.format", code=2, train=write("a.doc", CSV))
 
 
