@@ -20,12 +20,25 @@ def add(verb) -> None:
         "evaluate",
         _evaluate,
         "score a run on its held-out text: loss, accuracy, perplexity, bits per byte; "
-        "or a fine-tuned model on labelled data",
+        "any models on a text; or a fine-tuned model on labelled data",
         "plmjax evaluate --workdir=runs/docstrings --batch=64\n"
+        "  plmjax evaluate --model=runs/mine,models/bert-base --text=test.txt\n"
         "  plmjax evaluate --workdir=runs/sentiment --input=test.csv",
     )
+    added.add_argument("--workdir", help="a run, or a folder of a fine-tuned model")
     added.add_argument(
-        "--workdir", required=True, help="a run, or a folder of a fine-tuned model"
+        "--model",
+        action="append",
+        default=[],
+        help="with --text: workdirs or Hugging Face folders; the first is compared "
+        "with the others",
+    )
+    added.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILES",
+        help="text of which the same words are hidden from every model",
     )
     added.add_argument(
         "--input",
@@ -35,7 +48,9 @@ def add(verb) -> None:
     added.add_argument(
         "--batch", type=int, default=32, help="rows per batch (default: 32)"
     )
-    added.add_argument("--rows", type=int, help="score only the first ROWS rows")
+    added.add_argument(
+        "--rows", type=int, help="score only the first ROWS rows, or windows of text"
+    )
     checkpoint_option(added)
     json_option(added)
 
@@ -81,6 +96,17 @@ def _evaluate(args) -> int:
     from plmjax.workdir import Workdir
 
     at_least_one(args, "batch", "rows")
+    models = [name for some in args.model for name in some.split(",")]
+    if args.text:
+        return _evaluate_text(args, [args.workdir] * bool(args.workdir) + models)
+    if args.workdir is None and len(models) == 1:
+        args.workdir, models = models[0], []
+    if args.workdir is None or models:
+        raise PlmjaxError(
+            "it is not clear what to score.",
+            hint="Give --workdir=RUN for its held-out text, or --model=A,B and "
+            "--text=FILES.",
+        )
     if is_finetuned(Path(args.workdir)) or is_folder(Path(args.workdir)):
         return _evaluate_task(args)
     if args.input is not None:
@@ -98,6 +124,51 @@ def _evaluate(args) -> int:
     rows = int(scores.pop("rows"))
     print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
     _print_scores(scores, lambda name, value: as_text(name, value, 4))
+    return Exit.OK
+
+
+def _evaluate_text(args, models: list[str]) -> int:
+    from plmjax.console import Bar
+    from plmjax.data.sources import SourceConfig, open_source
+    from plmjax.evaluate.texts import (
+        make_plan,
+        notes,
+        open_contender,
+        score_texts,
+        trained_on,
+    )
+    from plmjax.report.scores import text_lines
+
+    if not models or args.input is not None:
+        raise PlmjaxError(
+            "--text needs --model=RUN_OR_FOLDER, and no --input.",
+            hint="Several models, joined by commas, are compared.",
+        )
+    contenders = [open_contender(path, args.checkpoint) for path in models]
+    source = open_source(SourceConfig(kind="text", paths=",".join(args.text)))
+    plan = make_plan(contenders, source.documents(), args.rows)
+    warnings = [line for path in models if (line := trained_on(path, source))]
+    lines = warnings + notes(contenders, plan)
+    figures = {
+        "documents": plan.documents,
+        "windows": len(plan.windows.bytes),
+        "words": len(plan.words.bytes),
+    }
+    log(
+        f"{figures['documents']:,} documents in {figures['windows']:,} windows; "
+        f"{figures['words']:,} words are hidden from every model."
+    )
+    bars: dict[str, Bar] = {}
+
+    def seen(name: str, total: int, done: int) -> None:
+        bar = bars.setdefault(name, Bar("windows", total, active=not args.json))
+        bar.show(done, name)
+
+    records = score_texts(contenders, plan, args.batch, seen)
+    if args.json:
+        print(json.dumps(figures | {"models": records, "notes": lines}))
+        return Exit.OK
+    print("\n".join([*text_lines(records), *lines]))
     return Exit.OK
 
 

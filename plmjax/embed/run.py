@@ -26,16 +26,8 @@ from plmjax.embed.vectors import (
     compute,
     plan_work,
 )
-from plmjax.evaluate.model import (
-    Model,
-    finished,
-    is_finetuned,
-    is_run,
-    model_folders,
-    open_models,
-)
+from plmjax.evaluate.model import Model, longest_row, open_models
 from plmjax.stop import Stop
-from plmjax.workdir import Workdir
 
 _FORMAT = 1  # increase it if the same job would be split into other batches
 _SAVE_SECONDS = 5.0  # most work that a kill can lose
@@ -100,27 +92,11 @@ class Embedded(NamedTuple):
 def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
     """Opens the first model of a workdir or folder; returns it and its row length.
 
-    That is the longest row of a run's training, or model_max_length of a folder;
-    positions beyond it were never trained.
-
     Raises:
       PlmjaxError: as `open_models`.
     """
     model = next(iter(open_models(path, checkpoint).values()))
-    directory, longest = Path(path), model.encoder.max_length
-    if is_finetuned(directory):
-        directory = finished(directory)
-    if is_run(directory):
-        data = Workdir(directory).config().data
-        limit = max([length for _, length, _ in data.phases] or [data.length])
-    else:
-        folder = model_folders(directory)[model.part]
-        try:
-            settings = json.loads((folder / "tokenizer_config.json").read_text())
-            limit = int(settings["model_max_length"])
-        except (OSError, ValueError, KeyError, TypeError):
-            limit = longest
-    return model, min(limit, longest) if limit >= 8 else longest
+    return model, longest_row(path, model)
 
 
 def embed_texts(

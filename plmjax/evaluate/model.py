@@ -125,6 +125,27 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
     return {part: _from_folder(folder, part) for part, folder in folders.items()}
 
 
+def longest_row(path: str, model: Model) -> int:
+    """Returns the longest row that a model of a workdir or folder was trained on.
+
+    Of a folder it is its model_max_length; later positions were never trained.
+    """
+    directory, longest = Path(path), model.encoder.max_length
+    if is_finetuned(directory):
+        directory = finished(directory)
+    if is_run(directory):
+        data = Workdir(directory).config().data
+        limit = max([length for _, length, _ in data.phases] or [data.length])
+    else:
+        folder = model_folders(directory)[model.part]
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text())
+            limit = int(settings["model_max_length"])
+        except (OSError, ValueError, KeyError, TypeError):
+            limit = longest
+    return min(limit, longest) if limit >= 8 else longest
+
+
 def model_folders(directory: Path) -> dict[str, Path]:
     """Returns {part: Hugging Face folder} of the directory or its subfolders.
 

@@ -1,5 +1,8 @@
 """Scores as text for people."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from plmjax.objectives import Objective
 
 
@@ -47,3 +50,37 @@ def as_text(name: str, value: float, digits: int = 3) -> str:
         return f"{value:.{digits - 2}%}"
     less = 2 if name.endswith("perplexity") else 0
     return f"{value:.{digits - less}f}"
+
+
+def text_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the scores of several models on a text as a table for each kind."""
+    lines = []
+    for kind, what in (
+        ("masked", "hidden words"),
+        ("causal", "causal models, which guess all of the text"),
+    ):
+        some = [record for record in records if record["kind"] == kind]
+        if not some:
+            continue
+        width = max(len(what), *(len(record["model"]) for record in some))
+        right = "words right" if kind == "masked" else "pieces right"
+        lines.append(
+            f"{what:{width}}  bits a byte  {right:>12}  nats a piece  unknown"
+            + "  against the first (95 % interval)" * (len(some) > 1)
+        )
+        for record in some:
+            lines.append(
+                f"{record['model']:{width}}  {record['bits_per_byte']:11.4f}"
+                f"  {record['accuracy']:12.2%}  {record['loss']:12.4f}"
+                f"  {record['unknown_share']:7.2%}  {_against(record)}".rstrip()
+            )
+    return lines
+
+
+def _against(record: dict[str, Any]) -> str:
+    if "difference" not in record:
+        return ""
+    text = f"{record['difference']:+.4f}"
+    if "low" in record:
+        text += f" ({record['low']:+.4f} to {record['high']:+.4f}) {record['verdict']}"
+    return text

@@ -19,14 +19,10 @@ from tests_common import environment, sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data.inputs import read_inputs
-from plmjax.embed.rows import (
-    Batch,
-    arrays,
-    make_batches,
-    make_rows,
-)
+from plmjax.embed.rows import arrays, make_rows
 from plmjax.embed.run import embed_file, embed_texts, open_encoder
 from plmjax.embed.vectors import EmbedConfig
+from plmjax.evaluate.batches import Batch, make_batches
 from plmjax.evaluate.model import Model
 from plmjax.interop import export_folder
 from plmjax.models import EncoderConfig, heads
