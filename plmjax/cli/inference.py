@@ -91,6 +91,7 @@ def _evaluate(args) -> int:
     start_jax()
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import is_finetuned, is_folder, open_run
+    from plmjax.files import without_nan
     from plmjax.pretrain.start import teacher_arrays
     from plmjax.report.scores import as_text
     from plmjax.workdir import Workdir
@@ -119,7 +120,7 @@ def _evaluate(args) -> int:
     frozen = teacher_arrays(run.config, workdir)
     scores = score_run(run, frozen, workdir, args.batch, args.rows)
     if args.json:
-        print(json.dumps({"step": run.step} | scores))
+        print(json.dumps(without_nan({"step": run.step} | scores)))
         return Exit.OK
     rows = int(scores.pop("rows"))
     print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
@@ -173,6 +174,7 @@ def _evaluate_text(args, models: list[str]) -> int:
 
 
 def _evaluate_task(args) -> int:
+    from plmjax.files import without_nan
     from plmjax.finetune.predict import evaluate
 
     if args.rows is not None or args.checkpoint != "newest":
@@ -183,7 +185,7 @@ def _evaluate_task(args) -> int:
         )
     scores = evaluate(args.workdir, args.input, batch=args.batch, log=log)
     if args.json:
-        print(json.dumps(scores))
+        print(json.dumps(without_nan(scores)))
         return Exit.OK
     among = scores.pop("candidates", None)
     header = f"{args.workdir}, {int(scores.pop('examples')):,} examples"

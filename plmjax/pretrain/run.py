@@ -10,7 +10,7 @@ from plmjax import Exit, PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.console import console, ignore_line, print_line
 from plmjax.evaluate.examples import Examples
-from plmjax.evaluate.held_out import unigram_loss
+from plmjax.evaluate.held_out import unigram_loss, without_baseline
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
 from plmjax.objectives import Objective
@@ -251,6 +251,7 @@ def _finish(
     for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
+    figures = without_baseline(figures)
     if setup.teacher is not None:
         comparison = compare_with_teacher(setup, weights, held_out(setup, alone=True)())
         for line in students.lines(comparison):

@@ -149,7 +149,7 @@ def _draw(
     what = "loss on predicted tokens" if key == "loss" else key.replace("_", " ")
     with png(path) as (plot,):
         for records, style in styles:
-            known = [r for r in records if key in r and axis in r]
+            known = [r for r in records if r.get(key) is not None and axis in r]
             x = [r[axis] * scale for r in known]
             plot.plot(x, [r[key] for r in known], **style)
         if baseline is not None:

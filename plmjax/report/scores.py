@@ -1,8 +1,10 @@
 """Scores as text for people."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from plmjax.files import without_nan
 from plmjax.objectives import Objective
 
 
@@ -23,12 +25,21 @@ def task_lines(result: dict) -> list[str]:
 
 
 def score_lines(
-    objective: Objective, values: dict[str, float], baseline: float
+    objective: Objective, values: dict[str, float], baseline: float | None
 ) -> list[str]:
-    """Returns the scores of a run as lines, first the loss and the unigram baseline."""
-    lines, others = [], dict(values)
+    """Returns the scores of a run as lines, first the loss and the unigram baseline.
+
+    Where nothing was predicted (no baseline, or scores that are None or not finite),
+    the lines have no figure.
+    """
+    lines, others = [], without_nan(values)
     if objective.token_loss is not None:
         loss = others.pop(objective.token_loss)
+        if loss is None or baseline is None:
+            return [
+                "WARNING: no token of the held-out text was predicted, so there is no "
+                "loss and no other figure; --dry_run shows a row with its masks."
+            ]
         gain = baseline - loss
         lines.append(
             f"Held-out loss {loss:.3f} nats a predicted token; unigram baseline "
@@ -37,6 +48,7 @@ def score_lines(
     texts = [
         f"{name.replace('_', ' ')} {as_text(name, value)}"
         for name, value in others.items()
+        if value is not None
     ]
     return [*lines, ", ".join(texts).capitalize() + "."]
 
@@ -44,8 +56,10 @@ def score_lines(
 _SHARES = ("accuracy", "precision", "recall", "share")
 
 
-def as_text(name: str, value: float, digits: int = 3) -> str:
-    """Returns a score as text, shares in percent."""
+def as_text(name: str, value: float | None, digits: int = 3) -> str:
+    """Returns a score as text, shares in percent; "-" if there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
     if name.endswith(_SHARES):
         return f"{value:.{digits - 2}%}"
     less = 2 if name.endswith("perplexity") else 0

@@ -20,6 +20,8 @@ from tests_common import TINY, sentences
 from plmjax import cli
 from plmjax import config as config_lib
 from plmjax.evaluate import model
+from plmjax.evaluate.held_out import unigram_loss
+from plmjax.files import write_json
 from plmjax.finetune import build as parts_lib
 from plmjax.finetune import predict as predict_lib
 from plmjax.finetune import run as finetuning
@@ -30,6 +32,7 @@ from plmjax.objectives.masked import masked_logits
 from plmjax.objectives.supervised import row_losses
 from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import build
+from plmjax.pretrain.export import _card_facts
 from plmjax.tasks import KINDS
 from plmjax.tasks.features import make_features
 from plmjax.tasks.task import Task
@@ -583,4 +586,42 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
         "perplexity": f"{few['perplexity']:.2f}",
         "bits per byte": f"{few['bits_per_byte']:.4f}",
         "unigram loss": f"{baseline['unigram_loss']:.4f}",
+    }
+
+
+def test_no_figure_of_a_run_in_which_nothing_can_be_predicted(
+    pretrained, monkeypatch, tmp_path
+):
+    """Text of special tokens alone has no baseline; no file holds NaN."""
+    run, params = pretrained
+
+    class Special:
+        unigram = np.ones(run.tokenizer.vocab_size)
+        tokens = 3
+
+        def split(self, name):
+            return self
+
+        def read(self, index):
+            return np.full((1, len(index)), run.tokenizer.unk_id)
+
+    assert unigram_loss(Special(), run.tokenizer) is None  # type: ignore
+    monkeypatch.setattr(pretrain, "unigram_loss", lambda *_: None)
+    monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
+    monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
+    monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
+    log: list[str] = []
+    scores = {"loss": 0.0, "accuracy": math.nan, "perplexity": 1.0}
+    pretrain.finish(run, Result(None, 3, params, 3, scores), log.append)
+    text = (run.workdir.path / "scores.json").read_text()
+    names = [*scores, "unigram_loss"]
+    assert json.loads(text) == dict.fromkeys(names) | {"step": 3}
+    assert "was predicted" in log[0]
+    (model,) = pretrain._trained(run, params).models().values()
+    card = _card_facts(model, run.config, run.store.manifest, json.loads(text))
+    assert card.figures == []
+    write_json(tmp_path / "a.json", {"a": [math.nan, (math.inf, 1.5)], "b": True})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "a": [None, [None, 1.5]],
+        "b": True,
     }
