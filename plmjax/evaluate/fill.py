@@ -11,10 +11,11 @@ from plmjax.models import EncoderConfig, Platform, heads
 
 
 class Guess(NamedTuple):
-    """One piece of the vocabulary and its probability."""
+    """One piece of the vocabulary, its probability and its id."""
 
     text: str
     probability: float
+    piece: int
 
 
 def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
@@ -107,7 +108,7 @@ def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     return [
         [
             [
-                Guess(model.tokenizer.decode([piece]).strip(), float(p))
+                Guess(model.tokenizer.decode([piece]).strip(), float(p), int(piece))
                 for piece, p in zip(ids, values, strict=True)
             ]
             for ids, values in zip(row_ids, row_values, strict=True)

@@ -4,11 +4,15 @@ Fine-tuned models of every kind are stood in for by random scores, a function of
 tokens: rows, windows, batches, losses, files and the command line are as they are.
 """
 
+import dataclasses
 import functools
 import json
 import math
+import re
+import shlex
 import types
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +23,7 @@ from tests_common import TINY, sentences
 
 from plmjax import cli
 from plmjax import config as config_lib
-from plmjax.evaluate import model
+from plmjax.evaluate import examples, model
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.files import write_json
 from plmjax.finetune import build as parts_lib
@@ -625,3 +629,93 @@ def test_no_figure_of_a_run_in_which_nothing_can_be_predicted(
         "a": [None, [None, 1.5]],
         "b": True,
     }
+
+
+# --- what a person sees at the end
+
+
+def test_examples_are_drawn_like_what_the_accuracy_counts(pretrained, monkeypatch):
+    run, params = pretrained
+    batch = pretrain._random_rows(run)
+    assert len(batch["row"]) == len({*batch["row"].tolist()}) > 3
+    masked = examples.masked(run.objective, batch)
+    logits, _ = jax.jit(masked_logits, static_argnums=(0, 3))(
+        run.encoder, params, masked, None
+    )
+    right = np.asarray(logits).argmax(-1).reshape(masked["labels"].shape)
+    right = (right == masked["labels"]) & (masked["weights"] > 0)
+    slots = (masked["weights"] > 0).sum()
+    monkeypatch.setattr(examples, "masked", lambda *_: masked)
+    (one,) = pretrain._trained(run, params).models().values()
+    drawn = [
+        examples.Examples(run.objective, one, batch, 8, seed).slots
+        for seed in range(300)
+    ]
+    flat = [slot for some in drawn for slot in some]
+    share = sum(right[slot] for slot in flat) / len(flat)
+    assert 0 < right.sum() < slots and len({*flat}) == slots
+    assert share == pytest.approx(right.sum() / slots, rel=0.1)
+    assert min(len({row for row, _ in some}) for some in drawn) > 1
+    shown = examples.Examples(run.objective, one, batch, 40)
+    lines, hits = shown.guess()
+    assert hits == sum(right[slot] for slot in shown.slots) > 0
+    table = shown.table(lines, lines, hits)
+    assert f"{hits} of {len(lines)} are guessed right" in str(table.caption)
+    # Pieces are shown as their words, but for what the row has cut off.
+    known = {word for line in sentences(60) for word in re.findall(r"\w+|\.", line)}
+    inner = 0
+    for slot, (_, truth) in zip(shown.slots, shown.texts(), strict=True):
+        assert any(truth.removeprefix("##") in word for word in known)
+        label = run.tokenizer.backend.id_to_token(int(masked["labels"][slot]))
+        inner += label.startswith("##") and truth in known
+    assert inner > 3
+    for slot, (text, truth), line in zip(
+        shown.slots, shown.texts(), lines, strict=True
+    ):
+        assert text.count("[ ? ]") + text.count(" ? ]") == 2 - ("[ ? ]" not in text)
+        assert "?] ##" not in text and "? ]##" not in text
+        assert line.startswith(f"{truth} ") == right[slot]
+
+
+def test_the_next_commands_can_be_pasted_and_speak_of_the_held_out_text(pretrained):
+    run, _ = pretrained
+    heads = ("head", "pair", "detector")
+    view = types.SimpleNamespace(encoder=run.encoder, heads=heads)
+    objective = types.SimpleNamespace(models={"model": view})
+    place = "my runs/it's"
+    run = dataclasses.replace(run, workdir=Workdir(place), objective=objective)
+    lines = [shlex.split(line) for line in pretrain.suggested_commands(run)]
+    verbs = ["fill", "next", "detect", "finetune", "embed", "evaluate", "export"]
+    assert [line[1] for line in lines] == verbs
+    parser = cli.make_parser()
+    for line in lines:
+        line = [word for word in line[1:] if not word.startswith("--config.")]
+        args = parser.parse_args(line)
+        assert place in (getattr(args, "model", None) or args.workdir)
+    assert lines[3][2] == f"--config.model={place}"
+    corpus = sentences(60)
+    fill, (a, b), odd = lines[0][2], lines[1][2:4], lines[2][2]
+    before, after = (part.strip() for part in fill.split("[MASK]"))
+    assert any(before in line and after in line for line in corpus) and before
+    assert any(f"{a} {b}" in line for line in corpus)
+    assert odd.startswith(before) and odd.endswith(after)
+    view.encoder = dataclasses.replace(run.encoder, causal=True)
+    first, *_, last = pretrain.suggested_commands(run, exports=False)
+    assert shlex.split(first)[2] == before
+    assert "export" not in last
+
+
+def test_the_sentence_to_fill_ends_and_hides_a_word_of_letters():
+    words = "It was 1 ; Then a wonderful cat sat . And more words came".split()
+    numbers = [[n] for n in range(len(words))]
+    numbers[6] = [90, 6]  # two pieces
+
+    class Tokenizer:
+        def decode(self, ids):
+            return "".join(words[i] if i < 90 else "" for i in ids)
+
+    tokenizer: Any = Tokenizer()
+    assert examples.first_sentence(numbers, tokenizer) == numbers[:10]
+    assert words[examples.word_to_hide(numbers[:10], tokenizer)] == "Then"
+    assert len(examples.first_sentence(numbers[4:9] * 4, tokenizer)) == 12
+    assert examples.word_to_hide([[2]] * 3, tokenizer) == 1
