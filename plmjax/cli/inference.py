@@ -10,6 +10,8 @@ from plmjax.cli.options import (
     json_option,
     log,
     model_option,
+    print_json_line,
+    standard_input,
     start_jax,
 )
 
@@ -60,10 +62,14 @@ def add(verb) -> None:
         "predict the masked words of a text",
         'plmjax fill "The [MASK] of a matrix" --model=runs/docstrings',
     )
-    added.add_argument("text", help="text with one or more [MASK]")
+    added.add_argument(
+        "text",
+        help="text with one or more [MASK]; - for a text a line of standard input",
+    )
     model_option(added)
     added.add_argument("--top", type=int, default=5, help="words per mask (default: 5)")
     checkpoint_option(added)
+    json_option(added)
 
     added = verb(
         "next",
@@ -207,6 +213,13 @@ def _fill(args) -> int:
 
     at_least_one(args, "top")
     model = open_model(args.model, args.checkpoint)
+    if args.json or args.text == "-":
+        for text in standard_input() if args.text == "-" else [args.text]:
+            masks = [
+                [g._asdict() for g in mask] for mask in fill(model, text, args.top)
+            ]
+            print_json_line({"text": text, "masks": masks})
+        return Exit.OK
     guesses_of_masks = fill(model, args.text, args.top)
     for number, guesses in enumerate(guesses_of_masks, 1):
         if len(guesses_of_masks) > 1:

@@ -5,14 +5,14 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
-from plmjax.data.inputs import read_inputs
+from plmjax.data.inputs import Inputs, given_texts, read_inputs
 from plmjax.embed.file import (
     VectorFile,
     check_output,
@@ -119,7 +119,7 @@ def embed_texts(
 def embed_file(
     model: Model,
     longest: int,
-    paths: str,
+    source: str | list[str],
     output: Path,
     config: EmbedConfig,
     *,
@@ -128,7 +128,7 @@ def embed_file(
     seen: Callable[[Seen], Any] = lambda seen: None,
     save_seconds: float = _SAVE_SECONDS,
 ) -> Embedded:
-    """Writes the vectors of a file's texts to an .npy or .parquet file.
+    """Writes the vectors of files' texts, or of a list, to an .npy or .parquet file.
 
     After Ctrl-C, SIGTERM or a kill the same call resumes and gives the same bytes.
 
@@ -138,15 +138,7 @@ def embed_file(
     """
     check_output(output, config.words)
     config = config.resolved(model, longest)
-    inputs = read_inputs(paths, column)
-    work = plan_work(model, inputs.texts, config)
-    if not work.shape[0]:
-        raise PlmjaxError(
-            f"--input={paths} holds no words.",
-            hint="Give texts with at least one.",
-            code=Exit.DATA,
-        )
-    _log_report(work, config, log)
+    inputs, work = _read_and_plan(model, source, config, column, log)
     job = {
         "format": _FORMAT,
         "input": inputs.digest,
@@ -175,6 +167,55 @@ def embed_file(
                 )
             file.finish(write)
     return result
+
+
+def embed_records(
+    model: Model,
+    longest: int,
+    source: str | list[str],
+    config: EmbedConfig,
+    *,
+    column: str = "text",
+    log: Callable[[str], Any] = print,
+) -> Iterator[dict[str, Any]]:
+    """Yields what a file would hold, a record a text or word: its row and its vector.
+
+    Raises:
+      PlmjaxError: bad input (code 3), or a request that the model does not support.
+    """
+    config = config.resolved(model, longest)
+    inputs, work = _read_and_plan(model, source, config, column, log)
+    vectors = np.empty(work.shape, np.float32)
+    for step in compute(model, config, work):
+        vectors[step.indices] = step.vectors
+    for block in columns_of(vectors, work, config, inputs.texts):
+        # The shortest decimals that give the same float32.
+        numbers = block["vector"].astype(str).astype(float)
+        columns = [
+            np.asarray(x).tolist() for x in (block | {"vector": numbers}).values()
+        ]
+        for row in zip(*columns, strict=True):
+            yield dict(zip(block, row, strict=True))
+
+
+def _read_and_plan(
+    model: Model,
+    source: str | list[str],
+    config: EmbedConfig,
+    column: str,
+    log: Callable[[str], Any],
+) -> tuple[Inputs, Work]:
+    files = isinstance(source, str)
+    inputs = read_inputs(source, column) if files else given_texts(source)
+    work = plan_work(model, inputs.texts, config)
+    if not work.shape[0]:
+        raise PlmjaxError(
+            f"--input={source if files else '-'} holds no words.",
+            hint="Give texts with at least one.",
+            code=Exit.DATA,
+        )
+    _log_report(work, config, log)
+    return inputs, work
 
 
 def _log_report(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:

@@ -42,8 +42,10 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
         ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
         positions = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(positions):
+        spelling = tokenizer.specials.mask
+        also = "" if spelling == "[MASK]" else f" or {spelling}, which is this model's"
         raise PlmjaxError(
-            "the text has no [MASK].",
+            f"the text {text!r} has no [MASK]{also}.",
             hint='Write for example: plmjax fill "The [MASK] of a matrix" --model=DIR',
         )
     batch = one_row(model, ids)

@@ -45,7 +45,7 @@ def score_run(
     workdir: Workdir,
     batch: int,
     max_rows: int | None = None,
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Returns the scores of a run on its held-out rows, and the number of rows.
 
     `frozen` holds the inputs of the loss beside the objective's tables: a teacher.

@@ -4,8 +4,10 @@ Fine-tuned models of every kind are stood in for by random scores, a function of
 tokens: rows, windows, batches, losses, files and the command line are as they are.
 """
 
+import copy
 import dataclasses
 import functools
+import io
 import json
 import math
 import re
@@ -21,9 +23,9 @@ from finetune_common import config_of, one_device, records, write
 from interop.cases import draw
 from tests_common import TINY, sentences
 
-from plmjax import cli
+from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
-from plmjax.evaluate import examples, model
+from plmjax.evaluate import examples, fill, model
 from plmjax.evaluate.held_out import unigram_loss
 from plmjax.files import write_json
 from plmjax.finetune import build as parts_lib
@@ -38,6 +40,7 @@ from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import build
 from plmjax.pretrain.export import _card_facts
 from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.features import make_features
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
@@ -369,6 +372,22 @@ def printed(text: str) -> dict[str, str]:
     return {name.strip(): value for name, value in rows}
 
 
+def stand_in_for(parts, kind: str, monkeypatch) -> None:
+    """Makes every path of a model name what `made` returned."""
+    opened = (
+        types.SimpleNamespace(
+            tokenizer=tokenizer(), encoder=parts.encoder, task=parts.task, name="none"
+        ),
+        config_lib.to_dict(parts.data.config) | {"labels": parts.data.labels or None},
+    )
+    monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
+    monkeypatch.setattr(
+        predict_lib.Predictor,
+        "_scorer",
+        lambda self, _: functools.partial(stand_in(kind), {}, {}),
+    )
+
+
 CASES = [
     ("classes", ()),
     ("classes", ("task.pooling=max",)),
@@ -436,18 +455,7 @@ def test_every_figure_of_a_fine_tuning(
     (tmp_path / "run" / "config.json").write_text(
         json.dumps(values | {"objective": {}})
     )
-    opened = (
-        types.SimpleNamespace(
-            tokenizer=tokenizer(), encoder=parts.encoder, task=parts.task, name="none"
-        ),
-        config_lib.to_dict(parts.data.config) | {"labels": parts.data.labels or None},
-    )
-    monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
-    monkeypatch.setattr(
-        predict_lib.Predictor,
-        "_scorer",
-        lambda self, _: functools.partial(stand_in(kind), {}, {}),
-    )
+    stand_in_for(parts, kind, monkeypatch)
     given = ["evaluate", f"--workdir={tmp_path / 'run'}", "--batch=5"]
     given.append(f"--input={tmp_path / 'held_out.jsonl'}")
     capsys.readouterr()
@@ -719,3 +727,85 @@ def test_the_sentence_to_fill_ends_and_hides_a_word_of_letters():
     assert words[examples.word_to_hide(numbers[:10], tokenizer)] == "Then"
     assert len(examples.first_sentence(numbers[4:9] * 4, tokenizer)) == 12
     assert examples.word_to_hide([[2]] * 3, tokenizer) == 1
+
+
+def type_in(monkeypatch, text: str) -> None:
+    raw = io.TextIOWrapper(io.BytesIO(text.encode()))
+    monkeypatch.setattr("sys.stdin", raw)
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_predictions_of_options_and_pipes(kind, made, tmp_path, monkeypatch, capsys):
+    """The same as of a file, as lines of JSON and nothing else."""
+    parts, _, lines = made(kind)
+    stand_in_for(parts, kind, monkeypatch)
+
+    def predict(*options: str):
+        capsys.readouterr()
+        code = cli.main(["predict", "--model=a", *options])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    texts = [line.get("text") or " ".join(line["tokens"]) for line in lines]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    _, wanted, err = predict(f"--input={tmp_path / 'a.txt'}")
+    assert len(wanted) == EXAMPLES and err == ""
+    given = [f"--text={text}" for text in texts]
+    assert predict(*given, "--output=-") == (0, wanted, "")
+    type_in(monkeypatch, "\ufeff" + "\r\n".join(texts) + "\r\n")
+    code, found, err = predict("--input=-")
+    assert (code, found) == (0, wanted) and "a text a line" in err
+    labelled = (tmp_path / "held_out.jsonl").read_text()
+    type_in(monkeypatch, labelled)
+    code, found, err = predict("--input=-", "--output=-")
+    assert (code, found) == (0, wanted) and "JSON lines" in err
+    # To a file, the number is said instead.
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["predict", "--model=a", *given, f"--output={out}"]) == 0
+    assert "14 predictions" in capsys.readouterr().out
+    assert [json.loads(line) for line in out.read_text().splitlines()] == wanted
+
+    for typed, options, code, words in (
+        ("", ["--input=-"], Exit.DATA, "standard input holds no text"),
+        ("a\n\nb\n", ["--input=-"], Exit.DATA, "text 2 is empty"),
+        ('{"tex": "a"}\n', ["--input=-"], Exit.DATA, "standard input:1: there is no"),
+        ('{"a": 1}\n{"b', ["--input=-"], Exit.DATA, "standard input:"),
+        ("", [], Exit.USAGE, "--text=TEXT"),
+        ("", ["--text=a", "--input=b.csv"], Exit.USAGE, "given twice"),
+        ("", ["--text=\udcff"], Exit.USAGE, "--text is not UTF-8"),
+    ):
+        type_in(monkeypatch, typed)
+        found = predict(*options)
+        assert found[:2] == (code, []) and words in found[2], options
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
+    assert "standard input:2: byte 0xff" in predict("--input=-")[2]
+
+
+def test_a_line_of_a_file_is_a_text_whatever_its_characters(tmp_path):
+    """Separators that Python takes for line ends stay inside of a text."""
+    (tmp_path / "a.txt").write_bytes("a\u2028b\x0bc\r\nd\x85e\n".encode())
+    config = TaskConfig()
+    examples = predict_lib.read_input(config, str(tmp_path / "a.txt"))
+    assert [example.texts for example in examples] == [("a\u2028b\x0bc",), ("d\x85e",)]
+
+
+def test_fill_reads_lines_and_says_which_mask(pretrained, monkeypatch, capsys):
+    run, params = pretrained
+    (one,) = pretrain._trained(run, params).models().values()
+    monkeypatch.setattr(model, "open_model", lambda *_: one)
+    type_in(monkeypatch, "the [MASK] of a\nthe <mask> of a\n")
+    assert cli.main(["fill", "-", "--model=a", "--top=2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (first,) = fill.fill(one, "the [MASK] of a", 2)
+    assert lines[0] == {
+        "text": "the [MASK] of a",
+        "masks": [[{**guess._asdict()} for guess in first]],
+    }
+    assert lines[1] == lines[0] | {"text": "the <mask> of a"}
+    assert cli.main(["fill", "no", "--model=a"]) == Exit.USAGE
+    assert "the text 'no' has no [MASK]." in capsys.readouterr().err
+    specials = dataclasses.replace(one.tokenizer.specials, mask="<mask>")
+    other = copy.copy(one.tokenizer)
+    other.specials = specials
+    with pytest.raises(PlmjaxError, match="no .MASK. or <mask>, which is this"):
+        fill.fill(dataclasses.replace(one, tokenizer=other), "no")
