@@ -91,6 +91,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def with_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Returns scores as they were before `write_json`, with NaN in place of null."""
+    return {k: math.nan if value is None else value for k, value in scores.items()}
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a PlmjaxError (exit code 5) that names `path`."""

@@ -11,6 +11,7 @@ from plmjax.cli.options import (
     log,
     model_option,
     print_json_line,
+    renamed,
     standard_input,
     start_jax,
 )
@@ -152,8 +153,9 @@ def _evaluate_text(args, models: list[str]) -> int:
             hint="Several models, joined by commas, are compared.",
         )
     contenders = [open_contender(path, args.checkpoint) for path in models]
-    source = open_source(SourceConfig(kind="text", paths=",".join(args.text)))
-    plan = make_plan(contenders, source.documents(), args.rows)
+    with renamed("data.source.paths", "--text"):
+        source = open_source(SourceConfig(kind="text", paths=",".join(args.text)))
+        plan = make_plan(contenders, source.documents(), args.rows)
     warnings = [line for path in models if (line := trained_on(path, source))]
     lines = warnings + notes(contenders, plan)
     figures = {

@@ -67,12 +67,18 @@ def chosen_input(args) -> Iterator[str | list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "input.jsonl"
         path.write_text("\n".join(lines), encoding="utf-8")
-        try:
+        with renamed(str(path), "standard input"):
             yield str(path)
-        except PlmjaxError as error:
-            error.message = error.message.replace(str(path), "standard input")
-            error.hint = error.hint.replace(str(path), "-")
-            raise
+
+
+@contextlib.contextmanager
+def renamed(name: str, given: str) -> Iterator[None]:
+    """Names what the user has `given` in the messages of errors, in place of `name`."""
+    try:
+        yield
+    except PlmjaxError as error:
+        error.message = error.message.replace(name, given)
+        raise
 
 
 def standard_input() -> list[str]:

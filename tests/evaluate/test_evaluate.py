@@ -27,7 +27,7 @@ from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
 from plmjax.evaluate import examples, fill, model
 from plmjax.evaluate.held_out import unigram_loss
-from plmjax.files import write_json
+from plmjax.files import with_nan, write_json
 from plmjax.finetune import build as parts_lib
 from plmjax.finetune import predict as predict_lib
 from plmjax.finetune import run as finetuning
@@ -632,6 +632,7 @@ def test_no_figure_of_a_run_in_which_nothing_can_be_predicted(
     (model,) = pretrain._trained(run, params).models().values()
     card = _card_facts(model, run.config, run.store.manifest, json.loads(text))
     assert card.figures == []
+    assert math.isnan(with_nan({"a": None})["a"]) and with_nan({"b": 2}) == {"b": 2}
     write_json(tmp_path / "a.json", {"a": [math.nan, (math.inf, 1.5)], "b": True})
     assert json.loads((tmp_path / "a.json").read_text()) == {
         "a": [None, [None, 1.5]],
