@@ -4,10 +4,11 @@ import contextlib
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,8 +41,21 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any, sort_keys: bool = False) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one."""
-    write_file(path, json.dumps(value, indent=1, sort_keys=sort_keys).encode())
+    """Writes JSON atomically: a reader sees the old file or the new one.
+
+    NaN and infinities, which JSON lacks, become null.
+    """
+    text = json.dumps(without_nan(value), indent=1, sort_keys=sort_keys)
+    write_file(path, text.encode())
+
+
+def without_nan(value: Any) -> Any:
+    """Returns a value for JSON with None in place of NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
@@ -75,6 +89,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def with_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Returns scores as they were before `write_json`, with NaN in place of null."""
+    return {k: math.nan if value is None else value for k, value in scores.items()}
 
 
 @contextlib.contextmanager

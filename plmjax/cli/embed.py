@@ -8,9 +8,12 @@ from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.cli.options import (
     at_least_one,
     checkpoint_option,
+    chosen_input,
+    input_options,
     json_option,
     log,
     model_option,
+    print_json_line,
     start_jax,
 )
 
@@ -34,17 +37,10 @@ def add(verb) -> None:
     )
     model_option(added)
     add = added.add_argument
-    add(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet; also .gz",
-    )
-    add(
-        "--output",
-        required=True,
-        metavar="FILE",
-        help="vectors: .npy, or .parquet with the columns row and vector",
+    input_options(
+        added,
+        "texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet; also .gz",
+        "vectors: .npy, or .parquet with the columns row and vector",
     )
     add(
         "--column",
@@ -106,6 +102,7 @@ def _embed(args) -> int:
         EmbedConfig,
         Seen,
         embed_file,
+        embed_records,
         open_encoder,
     )
 
@@ -116,8 +113,14 @@ def _embed(args) -> int:
             "effect.",
             hint="Remove one of the two.",
         )
-    output = Path(args.output)
-    check_output(output, args.words)
+    output, streams = Path(args.output), args.output == "-"
+    if streams and args.json:
+        raise PlmjaxError(
+            "--json prints figures where --output=- prints vectors.",
+            hint="Remove --json, or give --output=FILE.npy.",
+        )
+    if not streams:
+        check_output(output, args.words)
     config = EmbedConfig(
         pooling=args.pooling,
         words=args.words,
@@ -131,6 +134,12 @@ def _embed(args) -> int:
     )
     model, longest = open_encoder(args.model, args.checkpoint)
     with contextlib.ExitStack() as stack:
+        source = stack.enter_context(chosen_input(args))
+        if streams:
+            more = {"column": args.column, "log": log}
+            for record in embed_records(model, longest, source, config, **more):
+                print_json_line(record)
+            return Exit.OK
         bars: list[Bar] = []
 
         def seen(now: Seen) -> None:
@@ -142,7 +151,7 @@ def _embed(args) -> int:
         result = embed_file(
             model,
             longest,
-            args.input,
+            source,
             output,
             config,
             column=args.column,

@@ -6,7 +6,10 @@ from plmjax import Exit, PlmjaxError
 from plmjax.cli import compare
 from plmjax.cli.options import (
     at_least_one,
+    chosen_input,
+    input_options,
     log,
+    print_json_line,
     saved_config,
     start_jax,
     stopped,
@@ -42,7 +45,8 @@ def add(verb) -> None:
         "predict the labels of new texts with a fine-tuned model, or with the average "
         "of several models",
         "plmjax predict --model=runs/sentiment --input=new.csv "
-        "--output=predictions.jsonl",
+        "--output=predictions.jsonl\n"
+        "  plmjax predict --model=runs/sentiment --text='A fine film.'",
         config=True,
     )
     added.add_argument(
@@ -50,8 +54,7 @@ def add(verb) -> None:
         required=True,
         help="workdir or folder of a fine-tuned model; commas separate several",
     )
-    added.add_argument("--input", required=True, help="texts, with or without labels")
-    added.add_argument("--output", required=True, help="FILE.jsonl, .csv or .tsv")
+    input_options(added, "texts, with or without labels", "FILE.jsonl, .csv or .tsv")
     added.add_argument(
         "--batch", type=int, default=32, help="rows per batch (default: 32)"
     )
@@ -126,14 +129,16 @@ def _predict(args) -> int:
     from plmjax.finetune.predict import predict
 
     at_least_one(args, "batch")
-    done = predict(
-        args.model.split(","),
-        args.input,
-        Path(args.output),
-        overrides=args.overrides,
-        file=args.config,
-        batch=args.batch,
-        log=log,
-    )
-    print(f"{done:,} predictions in {args.output}.")
+    with chosen_input(args) as source:
+        done = predict(
+            args.model.split(","),
+            source,
+            print_json_line if args.output == "-" else Path(args.output),
+            overrides=args.overrides,
+            file=args.config,
+            batch=args.batch,
+            log=log,
+        )
+    if args.output != "-":
+        print(f"{done:,} predictions in {args.output}.")
     return Exit.OK

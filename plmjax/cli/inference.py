@@ -10,6 +10,9 @@ from plmjax.cli.options import (
     json_option,
     log,
     model_option,
+    print_json_line,
+    renamed,
+    standard_input,
     start_jax,
 )
 
@@ -20,12 +23,25 @@ def add(verb) -> None:
         "evaluate",
         _evaluate,
         "score a run on its held-out text: loss, accuracy, perplexity, bits per byte; "
-        "or a fine-tuned model on labelled data",
+        "any models on a text; or a fine-tuned model on labelled data",
         "plmjax evaluate --workdir=runs/docstrings --batch=64\n"
+        "  plmjax evaluate --model=runs/mine,models/bert-base --text=test.txt\n"
         "  plmjax evaluate --workdir=runs/sentiment --input=test.csv",
     )
+    added.add_argument("--workdir", help="a run, or a folder of a fine-tuned model")
     added.add_argument(
-        "--workdir", required=True, help="a run, or a folder of a fine-tuned model"
+        "--model",
+        action="append",
+        default=[],
+        help="with --text: workdirs or Hugging Face folders; the first is compared "
+        "with the others",
+    )
+    added.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="FILES",
+        help="text of which the same words are hidden from every model",
     )
     added.add_argument(
         "--input",
@@ -35,7 +51,9 @@ def add(verb) -> None:
     added.add_argument(
         "--batch", type=int, default=32, help="rows per batch (default: 32)"
     )
-    added.add_argument("--rows", type=int, help="score only the first ROWS rows")
+    added.add_argument(
+        "--rows", type=int, help="score only the first ROWS rows, or windows of text"
+    )
     checkpoint_option(added)
     json_option(added)
 
@@ -45,10 +63,14 @@ def add(verb) -> None:
         "predict the masked words of a text",
         'plmjax fill "The [MASK] of a matrix" --model=runs/docstrings',
     )
-    added.add_argument("text", help="text with one or more [MASK]")
+    added.add_argument(
+        "text",
+        help="text with one or more [MASK]; - for a text a line of standard input",
+    )
     model_option(added)
     added.add_argument("--top", type=int, default=5, help="words per mask (default: 5)")
     checkpoint_option(added)
+    json_option(added)
 
     added = verb(
         "next",
@@ -76,11 +98,23 @@ def _evaluate(args) -> int:
     start_jax()
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import is_finetuned, is_folder, open_run
+    from plmjax.files import without_nan
     from plmjax.pretrain.start import teacher_arrays
     from plmjax.report.scores import as_text
     from plmjax.workdir import Workdir
 
     at_least_one(args, "batch", "rows")
+    models = [name for some in args.model for name in some.split(",")]
+    if args.text:
+        return _evaluate_text(args, [args.workdir] * bool(args.workdir) + models)
+    if args.workdir is None and len(models) == 1:
+        args.workdir, models = models[0], []
+    if args.workdir is None or models:
+        raise PlmjaxError(
+            "it is not clear what to score.",
+            hint="Give --workdir=RUN for its held-out text, or --model=A,B and "
+            "--text=FILES.",
+        )
     if is_finetuned(Path(args.workdir)) or is_folder(Path(args.workdir)):
         return _evaluate_task(args)
     if args.input is not None:
@@ -93,7 +127,7 @@ def _evaluate(args) -> int:
     frozen = teacher_arrays(run.config, workdir)
     scores = score_run(run, frozen, workdir, args.batch, args.rows)
     if args.json:
-        print(json.dumps({"step": run.step} | scores))
+        print(json.dumps(without_nan({"step": run.step} | scores)))
         return Exit.OK
     rows = int(scores.pop("rows"))
     print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
@@ -101,7 +135,54 @@ def _evaluate(args) -> int:
     return Exit.OK
 
 
+def _evaluate_text(args, models: list[str]) -> int:
+    from plmjax.console import Bar
+    from plmjax.data.sources import SourceConfig, open_source
+    from plmjax.evaluate.texts import (
+        make_plan,
+        notes,
+        open_contender,
+        score_texts,
+        trained_on,
+    )
+    from plmjax.report.scores import text_lines
+
+    if not models or args.input is not None:
+        raise PlmjaxError(
+            "--text needs --model=RUN_OR_FOLDER, and no --input.",
+            hint="Several models, joined by commas, are compared.",
+        )
+    contenders = [open_contender(path, args.checkpoint) for path in models]
+    with renamed("data.source.paths", "--text"):
+        source = open_source(SourceConfig(kind="text", paths=",".join(args.text)))
+        plan = make_plan(contenders, source.documents(), args.rows)
+    warnings = [line for path in models if (line := trained_on(path, source))]
+    lines = warnings + notes(contenders, plan)
+    figures = {
+        "documents": plan.documents,
+        "windows": len(plan.windows.bytes),
+        "words": len(plan.words.bytes),
+    }
+    log(
+        f"{figures['documents']:,} documents in {figures['windows']:,} windows; "
+        f"{figures['words']:,} words are hidden from every model."
+    )
+    bars: dict[str, Bar] = {}
+
+    def seen(name: str, total: int, done: int) -> None:
+        bar = bars.setdefault(name, Bar("windows", total, active=not args.json))
+        bar.show(done, name)
+
+    records = score_texts(contenders, plan, args.batch, seen)
+    if args.json:
+        print(json.dumps(figures | {"models": records, "notes": lines}))
+        return Exit.OK
+    print("\n".join([*text_lines(records), *lines]))
+    return Exit.OK
+
+
 def _evaluate_task(args) -> int:
+    from plmjax.files import without_nan
     from plmjax.finetune.predict import evaluate
 
     if args.rows is not None or args.checkpoint != "newest":
@@ -112,7 +193,7 @@ def _evaluate_task(args) -> int:
         )
     scores = evaluate(args.workdir, args.input, batch=args.batch, log=log)
     if args.json:
-        print(json.dumps(scores))
+        print(json.dumps(without_nan(scores)))
         return Exit.OK
     among = scores.pop("candidates", None)
     header = f"{args.workdir}, {int(scores.pop('examples')):,} examples"
@@ -134,6 +215,13 @@ def _fill(args) -> int:
 
     at_least_one(args, "top")
     model = open_model(args.model, args.checkpoint)
+    if args.json or args.text == "-":
+        for text in standard_input() if args.text == "-" else [args.text]:
+            masks = [
+                [g._asdict() for g in mask] for mask in fill(model, text, args.top)
+            ]
+            print_json_line({"text": text, "masks": masks})
+        return Exit.OK
     guesses_of_masks = fill(model, args.text, args.top)
     for number, guesses in enumerate(guesses_of_masks, 1):
         if len(guesses_of_masks) > 1:

@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,120 @@ def model_option(added: argparse.ArgumentParser) -> None:
     added.add_argument(
         "--model", required=True, help="a run's workdir or a Hugging Face folder"
     )
+
+
+def input_options(added: argparse.ArgumentParser, files: str, output: str) -> None:
+    """Adds --input, --text and --output; `files` and `output` describe two of them."""
+    added.add_argument(
+        "--input",
+        metavar="FILE",
+        help=f"{files}; - for standard input: JSON lines, else a text a line",
+    )
+    added.add_argument(
+        "--text", action="append", metavar="TEXT", help="a text, in place of --input"
+    )
+    added.add_argument(
+        "--output",
+        default="-",
+        metavar="FILE",
+        help=f"{output}; - for JSON lines on standard output (default)",
+    )
+
+
+@contextlib.contextmanager
+def chosen_input(args) -> Iterator[str | list[str]]:
+    """Yields the files of --input, or texts: those of --text or of standard input.
+
+    Standard input is a text a line, unless its first line is a JSON object: then it is
+    yielded as a file of JSON lines.
+
+    Raises:
+      PlmjaxError: neither or both options, or texts that are not UTF-8.
+    """
+    if (args.input is None) == (not args.text):
+        raise PlmjaxError(
+            "the input is missing or given twice.",
+            hint="Give --input=FILE, --input=- for standard input, or --text=TEXT.",
+        )
+    if args.input is not None and args.input != "-":
+        yield args.input
+        return
+    if args.text:
+        yield [_checked_text(text, "--text") for text in args.text]
+        return
+    lines = standard_input()
+    if not _is_json_object(next(filter(str.strip, lines))):
+        log("Standard input is read as a text a line.")
+        yield lines
+        return
+    log("Standard input is read as JSON lines.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "input.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        with renamed(str(path), "standard input"):
+            yield str(path)
+
+
+@contextlib.contextmanager
+def renamed(name: str, given: str) -> Iterator[None]:
+    """Names what the user has `given` in the messages of errors, in place of `name`."""
+    try:
+        yield
+    except PlmjaxError as error:
+        error.message = error.message.replace(name, given)
+        raise
+
+
+def standard_input() -> list[str]:
+    """Returns the lines of standard input.
+
+    Raises:
+      PlmjaxError: it holds no text, or is not UTF-8.
+    """
+    if sys.stdin.isatty():
+        log("Reads standard input; Ctrl-D ends it.")
+    raw = sys.stdin.buffer.read()
+    try:
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PlmjaxError(
+            f"standard input:{line}: byte {raw[error.start]:#04x} is not UTF-8.",
+            hint="Convert the text to UTF-8.",
+            code=Exit.DATA,
+        ) from None
+    if not lines[-1]:
+        lines.pop()
+    if not any(map(str.strip, lines)):
+        raise PlmjaxError(
+            "standard input holds no text.",
+            hint="Give a text a line, or JSON lines.",
+            code=Exit.DATA,
+        )
+    return lines
+
+
+def _checked_text(text: str, option: str) -> str:
+    """Returns a text of the command line; PlmjaxError if it is not UTF-8."""
+    if text.encode(errors="replace").decode() != text:
+        raise PlmjaxError(
+            f"{option} is not UTF-8.", hint="Check the encoding of your terminal."
+        )
+    return text
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def print_json_line(record: dict) -> None:
+    """Prints a record as one line of JSON on standard output."""
+    # Other encodings could not write all characters.
+    utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    print(json.dumps(record, ensure_ascii=not utf8))
 
 
 def json_option(added: argparse.ArgumentParser) -> None:
@@ -217,8 +333,6 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
 
 def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
     """Prints a benchmark's result, as JSON with --json; returns the exit code."""
-    import json
-
     print(json.dumps(result) if args.json else as_text(result))
     return Exit.OK
 

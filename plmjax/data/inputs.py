@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError
-from plmjax.config import nearest
 from plmjax.data.annotated import read_json
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import file_digests, find_inputs
 from plmjax.data.records import (
-    bad_data,
+    no_column,
     read_csv,
     read_parquet,
     read_text,
@@ -61,13 +60,23 @@ def read_inputs(paths: str, column: str) -> Inputs:
     return Inputs(texts, digest)
 
 
+def given_texts(texts: list[str]) -> Inputs:
+    """Returns texts that no file holds: options, or lines of standard input."""
+    return Inputs(texts, hashlib.sha256(json.dumps(texts).encode()).hexdigest())
+
+
+def lines_of(path: Path) -> list[str]:
+    """Returns the lines of a text file, even empty ones, without their ends."""
+    lines = read_text(path).split("\n")
+    if not lines[-1]:  # the file ends with a newline
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
 def _texts(path: Path, column: str) -> Iterator[str]:
     kind = ending(path)
     if kind == "txt":
-        lines = read_text(path).split("\n")
-        if not lines[-1]:  # the file ends with a newline
-            lines.pop()
-        yield from (line.removesuffix("\r") for line in lines)
+        yield from lines_of(path)
         return
     if kind not in READERS:
         raise PlmjaxError(
@@ -78,7 +87,5 @@ def _texts(path: Path, column: str) -> Iterator[str]:
     for record in READERS[kind](path):
         where = f"{record.file}:{record.line}"
         if column not in record.values:
-            columns = [*record.values]
-            what = f"there is no column {column!r} among {', '.join(columns[:20])}."
-            raise bad_data(where, what, f"{nearest(column, columns)} Set --column.")
+            raise no_column(where, column, "--column", [*record.values])
         yield text_of(record.values[column], where, column)

@@ -5,14 +5,14 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
-from plmjax.data.inputs import read_inputs
+from plmjax.data.inputs import Inputs, given_texts, read_inputs
 from plmjax.embed.file import (
     VectorFile,
     check_output,
@@ -26,16 +26,8 @@ from plmjax.embed.vectors import (
     compute,
     plan_work,
 )
-from plmjax.evaluate.model import (
-    Model,
-    finished,
-    is_finetuned,
-    is_run,
-    model_folders,
-    open_models,
-)
+from plmjax.evaluate.model import Model, longest_row, open_models
 from plmjax.stop import Stop
-from plmjax.workdir import Workdir
 
 _FORMAT = 1  # increase it if the same job would be split into other batches
 _SAVE_SECONDS = 5.0  # most work that a kill can lose
@@ -100,27 +92,11 @@ class Embedded(NamedTuple):
 def open_encoder(path: str, checkpoint: str = "newest") -> tuple[Model, int]:
     """Opens the first model of a workdir or folder; returns it and its row length.
 
-    That is the longest row of a run's training, or model_max_length of a folder;
-    positions beyond it were never trained.
-
     Raises:
       PlmjaxError: as `open_models`.
     """
     model = next(iter(open_models(path, checkpoint).values()))
-    directory, longest = Path(path), model.encoder.max_length
-    if is_finetuned(directory):
-        directory = finished(directory)
-    if is_run(directory):
-        data = Workdir(directory).config().data
-        limit = max([length for _, length, _ in data.phases] or [data.length])
-    else:
-        folder = model_folders(directory)[model.part]
-        try:
-            settings = json.loads((folder / "tokenizer_config.json").read_text())
-            limit = int(settings["model_max_length"])
-        except (OSError, ValueError, KeyError, TypeError):
-            limit = longest
-    return model, min(limit, longest) if limit >= 8 else longest
+    return model, longest_row(path, model)
 
 
 def embed_texts(
@@ -143,7 +119,7 @@ def embed_texts(
 def embed_file(
     model: Model,
     longest: int,
-    paths: str,
+    source: str | list[str],
     output: Path,
     config: EmbedConfig,
     *,
@@ -152,7 +128,7 @@ def embed_file(
     seen: Callable[[Seen], Any] = lambda seen: None,
     save_seconds: float = _SAVE_SECONDS,
 ) -> Embedded:
-    """Writes the vectors of a file's texts to an .npy or .parquet file.
+    """Writes the vectors of files' texts, or of a list, to an .npy or .parquet file.
 
     After Ctrl-C, SIGTERM or a kill the same call resumes and gives the same bytes.
 
@@ -162,15 +138,7 @@ def embed_file(
     """
     check_output(output, config.words)
     config = config.resolved(model, longest)
-    inputs = read_inputs(paths, column)
-    work = plan_work(model, inputs.texts, config)
-    if not work.shape[0]:
-        raise PlmjaxError(
-            f"--input={paths} holds no words.",
-            hint="Give texts with at least one.",
-            code=Exit.DATA,
-        )
-    _log_report(work, config, log)
+    inputs, work = _read_and_plan(model, source, config, column, log)
     job = {
         "format": _FORMAT,
         "input": inputs.digest,
@@ -199,6 +167,55 @@ def embed_file(
                 )
             file.finish(write)
     return result
+
+
+def embed_records(
+    model: Model,
+    longest: int,
+    source: str | list[str],
+    config: EmbedConfig,
+    *,
+    column: str = "text",
+    log: Callable[[str], Any] = print,
+) -> Iterator[dict[str, Any]]:
+    """Yields what a file would hold, a record a text or word: its row and its vector.
+
+    Raises:
+      PlmjaxError: bad input (code 3), or a request that the model does not support.
+    """
+    config = config.resolved(model, longest)
+    inputs, work = _read_and_plan(model, source, config, column, log)
+    vectors = np.empty(work.shape, np.float32)
+    for step in compute(model, config, work):
+        vectors[step.indices] = step.vectors
+    for block in columns_of(vectors, work, config, inputs.texts):
+        # The shortest decimals that give the same float32.
+        numbers = block["vector"].astype(str).astype(float)
+        columns = [
+            np.asarray(x).tolist() for x in (block | {"vector": numbers}).values()
+        ]
+        for row in zip(*columns, strict=True):
+            yield dict(zip(block, row, strict=True))
+
+
+def _read_and_plan(
+    model: Model,
+    source: str | list[str],
+    config: EmbedConfig,
+    column: str,
+    log: Callable[[str], Any],
+) -> tuple[Inputs, Work]:
+    files = isinstance(source, str)
+    inputs = read_inputs(source, column) if files else given_texts(source)
+    work = plan_work(model, inputs.texts, config)
+    if not work.shape[0]:
+        raise PlmjaxError(
+            f"--input={source if files else '-'} holds no words.",
+            hint="Give texts with at least one.",
+            code=Exit.DATA,
+        )
+    _log_report(work, config, log)
+    return inputs, work
 
 
 def _log_report(work: Work, config: EmbedConfig, log: Callable[[str], Any]) -> None:

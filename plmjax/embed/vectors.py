@@ -17,13 +17,12 @@ import numpy as np
 from plmjax import PlmjaxError
 from plmjax.embed.rows import (
     FRAME,
-    Batch,
     Rows,
     Words,
     arrays,
-    make_batches,
     make_rows,
 )
+from plmjax.evaluate.batches import Batch, make_batches
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.train import sharding

@@ -11,10 +11,11 @@ from plmjax.models import EncoderConfig, Platform, heads
 
 
 class Guess(NamedTuple):
-    """One piece of the vocabulary and its probability."""
+    """One piece of the vocabulary, its probability and its id."""
 
     text: str
     probability: float
+    piece: int
 
 
 def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
@@ -41,8 +42,10 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
         ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
         positions = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(positions):
+        spelling = tokenizer.specials.mask
+        also = "" if spelling == "[MASK]" else f" or {spelling}, which is this model's"
         raise PlmjaxError(
-            "the text has no [MASK].",
+            f"the text {text!r} has no [MASK]{also}.",
             hint='Write for example: plmjax fill "The [MASK] of a matrix" --model=DIR',
         )
     batch = one_row(model, ids)
@@ -107,7 +110,7 @@ def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     return [
         [
             [
-                Guess(model.tokenizer.decode([piece]).strip(), float(p))
+                Guess(model.tokenizer.decode([piece]).strip(), float(p), int(piece))
                 for piece, p in zip(ids, values, strict=True)
             ]
             for ids, values in zip(row_ids, row_values, strict=True)

@@ -1,6 +1,7 @@
 """Scores on held-out text, the same in every evaluation."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +17,11 @@ from plmjax.train.step import make_evaluation
 from plmjax.workdir import Workdir, row_plan
 
 
-def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
+def unigram_loss(store: Store, tokenizer: Tokenizer) -> float | None:
     """Returns the mean loss of held-out tokens, in nats, under unigram frequencies.
 
     The frequencies are counts of the training text plus one; special tokens are left
-    out, as they are never masked.
+    out, as they are never masked. None if there are no others.
     """
     counts = store.unigram.astype(np.float64) + 1
     counts[list(tokenizer.special_ids)] = 0
@@ -32,6 +33,8 @@ def unigram_loss(store: Store, tokenizer: Tokenizer) -> float:
         held_out += np.bincount(split.read(index)[0], minlength=len(counts))
     held_out[list(tokenizer.special_ids)] = 0
     seen = held_out > 0
+    if not seen.any():
+        return None
     nats = -np.log(counts[seen] / counts.sum())
     return float((held_out[seen] * nats).sum() / held_out[seen].sum())
 
@@ -42,7 +45,7 @@ def score_run(
     workdir: Workdir,
     batch: int,
     max_rows: int | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Returns the scores of a run on its held-out rows, and the number of rows.
 
     `frozen` holds the inputs of the loss beside the objective's tables: a teacher.
@@ -71,4 +74,10 @@ def score_run(
     means = evaluate(evaluation, params, frozen, mesh, batches)
     values = model.objective.scores(means)
     rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
-    return values | {"rows": rows, "unigram_loss": unigram_loss(store, model.tokenizer)}
+    figures = values | {"unigram_loss": unigram_loss(store, model.tokenizer)}
+    return without_baseline(figures) | {"rows": rows}
+
+
+def without_baseline(figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns figures, all None if unigram_loss is: then no token can be predicted."""
+    return dict.fromkeys(figures) if figures["unigram_loss"] is None else figures

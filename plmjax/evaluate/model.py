@@ -116,6 +116,11 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
         model = _from_folder(finished(directory), "model")
         return {"model": dataclasses.replace(model, name=directory.resolve().name)}
     folders = model_folders(directory)
+    if not folders and not (directory / "config.json").is_file():
+        raise PlmjaxError(
+            f"{path} holds no run and no model: it has no config.json.",
+            hint="Give a run's workdir or a Hugging Face folder.",
+        )
     if not folders:
         return open_run(Workdir(directory), checkpoint).models()
     if checkpoint != "newest":
@@ -124,6 +129,27 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
             hint="Give the run's workdir, or leave --checkpoint out.",
         )
     return {part: _from_folder(folder, part) for part, folder in folders.items()}
+
+
+def longest_row(path: str, model: Model) -> int:
+    """Returns the longest row that a model of a workdir or folder was trained on.
+
+    Of a folder it is its model_max_length; later positions were never trained.
+    """
+    directory, longest = Path(path), model.encoder.max_length
+    if is_finetuned(directory):
+        directory = finished(directory)
+    if is_run(directory):
+        data = Workdir(directory).config().data
+        limit = max([length for _, length, _ in data.phases] or [data.length])
+    else:
+        folder = model_folders(directory)[model.part]
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text())
+            limit = int(settings["model_max_length"])
+        except (OSError, ValueError, KeyError, TypeError):
+            limit = longest
+    return min(limit, longest) if limit >= 8 else longest
 
 
 def model_folders(directory: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from plmjax.evaluate.model import is_folder
 from plmjax.experiments.compare_plan import Plan, Repetition
 from plmjax.experiments.repeats import finite
 from plmjax.experiments.runs import check_directory, check_same_config, with_defaults
-from plmjax.files import write_json
+from plmjax.files import with_nan, write_json
 from plmjax.workdir import Workdir
 
 State = Literal["finished", "failed", "waiting"]
@@ -85,12 +85,17 @@ def read_outcome(run: Repetition) -> Outcome:
         return Outcome(run, state, message=failure["message"], **progress)
     result = workdir.read("scores.json", metric=str, step=int, held_out=dict)
     assert result is not None
-    scores = {split: result[split] for split in SPLITS if split in result}
+    scores = scores_of(result)
     metric, step = result["metric"], result["step"]
     return Outcome(run, state, scores, metric, step, **run.progress(metric))
 
 
 SPLITS = ("held_out", "test")
+
+
+def scores_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns {split: scores} of a fine-tuning's scores.json."""
+    return {split: with_nan(result[split]) for split in SPLITS if split in result}
 
 
 def write_failure(run: Repetition, error: PlmjaxError) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.examples import Example
+from plmjax.experiments.outcomes import scores_of
 from plmjax.experiments.pseudo_labels import (
     Pool,
     PseudoConfig,
@@ -278,7 +279,8 @@ class _Chain:
             if "stopped" in result:
                 raise _Stopped(result)
             write_json(path, result)
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
+        return result | scores_of(result)
 
 
 def _labels(workdir: Path) -> Path:

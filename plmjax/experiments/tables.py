@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.table import Table
 
-from plmjax.experiments.repeats import finite
 from plmjax.files import write_csv, write_json
 
 
@@ -35,14 +34,6 @@ def write_results(
     """
     names = columns or list(dict.fromkeys(name for row in rows for name in row))
     cells = ([row.get(name) for name in names] for row in rows)
-    write_json(root / "results.json", _without_nan(content))
+    write_json(root / "results.json", content)
     write_csv(root / "results.csv", [names, *cells])
     return [root / "results.json", root / "results.csv"]
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return finite(value) if isinstance(value, float) else value

@@ -27,7 +27,7 @@ from plmjax.experiments.runs import (
 )
 from plmjax.experiments.sweep_plan import Plan, Values, describe, overrides_of
 from plmjax.experiments.verbs import FINETUNE, verb_of
-from plmjax.files import write_json
+from plmjax.files import with_nan, write_json
 from plmjax.workdir import Workdir
 
 State = Literal["finished", "pruned", "failed", "stopped", "waiting"]
@@ -233,7 +233,7 @@ def read_result(trial: Trial, objective: str) -> Result:
     if scores is not None:
         _check_run(trial)
         step = scores.pop("step")
-        figures = trial.verb.figures(scores)
+        figures = with_nan(trial.verb.figures(scores))
         value = figures.get(objective, last.get("value"))
         if value is None:
             raise unknown_objective(objective, figures)

@@ -15,7 +15,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.corpus import find_inputs
 from plmjax.data.examples import Example
-from plmjax.data.records import read_text
+from plmjax.data.inputs import lines_of
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.files import disk_errors, replacing
@@ -124,36 +124,29 @@ def _open(path: str) -> tuple[Model, dict]:
 
 def predict(
     models: Sequence[str],
-    source: str,
-    to: Path,
+    source: str | list[str],
+    to: Path | Callable[[dict], Any],
     overrides: Sequence[str] = (),
     file: str | None = None,
     batch: int = 32,
     log: Callable[[str], Any] = print,
 ) -> int:
-    """Writes the models' predictions for the examples in files; returns their number.
+    """Writes the models' predictions for files or texts; returns their number.
 
-    The output is written atomically.
+    `to` is a file, which is written atomically, or is called with each record.
 
     Raises:
       PlmjaxError: an error that the user can fix.
     """
-    if to.suffix not in ENDINGS:
-        raise PlmjaxError(
-            f"--output={to} has an unknown ending.",
-            hint=f"Give a name that ends in one of {', '.join(ENDINGS)}.",
-        )
-    if not to.parent.is_dir():
-        raise PlmjaxError(
-            f"--output={to}: there is no directory {to.parent} (in {Path.cwd()}).",
-            hint="Create it first, or check the spelling.",
-        )
+    if isinstance(to, Path):
+        _check_output(to)
     predictor = Predictor(models, overrides, file, batch)
     if KINDS[predictor.config.kind].head is None:
         raise PlmjaxError(
             f"--model={','.join(models)} makes vectors of texts; it has nothing to "
             "predict.",
-            hint=f"`plmjax embed --model={models[0]} --input={source} "
+            hint=f"`plmjax embed --model={models[0]} --input="
+            f"{source if isinstance(source, str) else 'TEXTS.txt'} "
             "--output=FILE.npy` writes them.",
         )
     examples = read_input(predictor.config, source)
@@ -168,6 +161,10 @@ def predict(
             if len(examples) > _CHUNK:
                 log(f"{begin + len(some):,} of {len(examples):,} examples")
 
+    if not isinstance(to, Path):
+        for record in records():
+            to(record)
+        return len(examples)
     with disk_errors(to), replacing(to, "w", encoding="utf-8", newline="") as output:
         if to.suffix == ".jsonl":
             for record in records():
@@ -176,6 +173,19 @@ def predict(
             dialect = "excel-tab" if to.suffix == ".tsv" else "excel"
             _write_table(output, records(), dialect)
     return len(examples)
+
+
+def _check_output(to: Path) -> None:
+    if to.suffix not in ENDINGS:
+        raise PlmjaxError(
+            f"--output={to} has an unknown ending.",
+            hint=f"Give a name that ends in one of {', '.join(ENDINGS)}, or -.",
+        )
+    if not to.parent.is_dir():
+        raise PlmjaxError(
+            f"--output={to}: there is no directory {to.parent} (in {Path.cwd()}).",
+            hint="Create it first, or check the spelling.",
+        )
 
 
 def evaluate(
@@ -220,37 +230,48 @@ def evaluate(
 
 
 def read_input(
-    config: TaskConfig, source: str, *, labelled: bool = False, option: str = "--input"
+    config: TaskConfig,
+    source: str | list[str],
+    *,
+    labelled: bool = False,
+    option: str = "--input",
 ) -> tuple[Example, ...]:
-    """Returns the examples of files; a .txt has one a line, with blanks between words.
+    """Returns the examples of files, or of texts, with blanks between words.
 
-    `option` is the command-line option that names the files.
+    A .txt has one text a line. `option` is the command-line option that names files.
     """
-    if not source.endswith((".txt", ".txt.gz")) or labelled:
+    files = isinstance(source, str)
+    if files and (labelled or not source.endswith((".txt", ".txt.gz"))):
         config = dataclasses.replace(config, test=source)
         return read_examples(config, "test", labelled=labelled, option=option)
-    lacks = KINDS[config.kind].line_lacks
+    kind = KINDS[config.kind]
+    lacks = kind.line_lacks
     if config.columns.entities is not None:
         lacks = "the positions of its entities"
     if lacks is not None:
         raise PlmjaxError(
-            f"{source} is plain text, but a text needs {lacks}.",
-            hint="Give .jsonl with the columns of the task.",
+            f"{source if files else 'the input'} is plain text, but a text needs "
+            f"{lacks}.",
+            hint="Give JSON lines (.jsonl) with the columns of the task.",
         )
+    if files:
+        lines = [
+            (f"{path}:{number}", line)
+            for path in find_inputs(source, option)
+            for number, line in enumerate(lines_of(path), 1)
+        ]
+    else:
+        lines = [(f"text {number}", text) for number, text in enumerate(source, 1)]
     examples = []
-    for path in find_inputs(source, option):
-        lines = read_text(path).splitlines()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                raise PlmjaxError(
-                    f"{path}:{number} is empty.",
-                    hint="Give a text a line, so that lines and predictions agree.",
-                    code=Exit.DATA,
-                )
-            words = KINDS[config.kind].per_word
-            texts = tuple(line.split()) if words else (line,)
-            name = str(len(examples))
-            examples.append(Example(name, f"{path}:{number}", texts, None, line))
+    for where, line in lines:
+        if not line.strip():
+            raise PlmjaxError(
+                f"{where} is empty.",
+                hint="Give a text a line, so that lines and predictions agree.",
+                code=Exit.DATA,
+            )
+        texts = tuple(line.split()) if kind.per_word else (line,)
+        examples.append(Example(str(len(examples)), where, texts, None, line))
     if not examples:
         raise PlmjaxError(f"{source} holds no text.", code=Exit.DATA)
     return tuple(examples)

@@ -16,7 +16,7 @@ from plmjax.baselines.run import Baseline, gain_lines, run_baselines
 from plmjax.baselines.watch import Watch
 from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
-from plmjax.files import replacing, write_json
+from plmjax.files import replacing, with_nan, write_json
 from plmjax.finetune.added import NOTHING, Added
 from plmjax.finetune.build import (
     FinetuneSetup,
@@ -116,7 +116,9 @@ def _gain(setup: FinetuneSetup, workdir: Workdir, predicted: list) -> list[str]:
     if metric == "loss":
         metric = KINDS[setup.task.kind].usual_metric(labels)
     truth = [example.label for example in setup.examples(setup.last)]
-    baselines = [Baseline(**one) for one in kept["found"]]
+    baselines = [
+        Baseline(**one | {"scores": with_nan(one["scores"])}) for one in kept["found"]
+    ]
     config = setup.data.config
     lines = gain_lines(
         config.kind, metric, truth, predicted, baselines, labels=labels, config=config

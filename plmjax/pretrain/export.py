@@ -221,7 +221,7 @@ def _card_facts(
     for name, value in scores.items():
         # The longest match wins: bits_per_byte over byte, unigram_loss over loss.
         known = [end for end in sorted(_FIGURES, key=len) if name.endswith(end)]
-        if known:
+        if known and value is not None:
             figures.append((name, value, _FIGURES[known[-1]]))
     return CardFacts(
         name=model.name + several,

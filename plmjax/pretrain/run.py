@@ -1,19 +1,27 @@
 """The main job: trains a model on text and exports it in the Hugging Face format."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from plmjax import Exit, PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.console import console, ignore_line, print_line
-from plmjax.evaluate.examples import Examples
-from plmjax.evaluate.held_out import unigram_loss
+from plmjax.data.loader import held_out_batches
+from plmjax.evaluate.examples import (
+    Examples,
+    as_text,
+    first_sentence,
+    held_out_words,
+    word_to_hide,
+)
+from plmjax.evaluate.held_out import unigram_loss, without_baseline
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
-from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
     PretrainSetup,
@@ -32,7 +40,7 @@ from plmjax.train import sharding
 from plmjax.train.job import Training, Watched
 from plmjax.train.loop import Result, evaluate, fit
 from plmjax.train.step import State, make_evaluation
-from plmjax.workdir import RunConfig, Workdir, training_session
+from plmjax.workdir import RunConfig, Workdir, row_plan, training_session
 
 # The config of `plmjax pretrain` without options.
 DEFAULT_CONFIG = {
@@ -200,10 +208,20 @@ def _trained(setup: PretrainSetup, params: dict, step: int = 0) -> Trained:
 def _examples(setup: PretrainSetup, params) -> Examples | None:
     """Returns examples for the first model with a vocabulary head; None without one."""
     model = with_head(_trained(setup, params).models(), "head")
-    # All processes' rows, so that the examples do not depend on their number.
-    batch = next(held_out(setup, alone=True)())
-    examples = model and Examples(setup.objective, model, batch)
+    examples = model and Examples(setup.objective, model, _random_rows(setup))
     return examples if examples and examples.slots else None
+
+
+def _random_rows(setup: PretrainSetup, count: int = 64) -> dict:
+    """Returns `count` random held-out rows, the same whatever the processes' number."""
+    split, length = setup.store.split("held_out"), setup.loader.phases[-1].plan.length
+    plan = row_plan(setup.config, split, length, setup.store)
+    rows = np.random.default_rng(0).permutation(plan.rows)[:count]
+    return next(
+        held_out_batches(
+            split, plan, setup.tokenizer, plan.rows, mine=lambda batch: rows
+        )
+    )
 
 
 def save_examples(setup: PretrainSetup, params) -> None:
@@ -214,9 +232,8 @@ def save_examples(setup: PretrainSetup, params) -> None:
         with sharding.alone():
             examples = _examples(setup, params)
             if examples is not None:
-                write_json(
-                    setup.workdir / "examples.json", {"before": examples.guess()}
-                )
+                before, _ = examples.guess()
+                write_json(setup.workdir / "examples.json", {"before": before})
 
     processes.run_on_all(lambda: save() if processes.is_first() else None)
 
@@ -246,13 +263,15 @@ def _finish(
     baseline = unigram_loss(setup.store, setup.tokenizer)
     saved = workdir.read("examples.json", before=list)
     examples = _examples(setup, weights)
-    if saved is not None and examples is not None:
-        out.print(examples.table(saved["before"], examples.guess()))
+    # A run begun by an earlier version has saved other examples.
+    if saved and examples and len(saved["before"]) == len(examples.slots):
+        out.print(examples.table(saved["before"], *examples.guess()))
     for line in score_lines(setup.objective, values, baseline):
         log(line)
     for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):
         log(f"Curves: {path}")
     figures = values | {"unigram_loss": baseline}
+    figures = without_baseline(figures)
     if setup.teacher is not None:
         comparison = compare_with_teacher(setup, weights, held_out(setup, alone=True)())
         for line in students.lines(comparison):
@@ -268,22 +287,47 @@ def _finish(
         export_trained(trained, workdir, manifest, to, log, scores=scores)
     # Written last, because it marks the run as complete.
     write_json(workdir / "scores.json", scores)
-    lines = f"\nNext:\n{suggested_commands(setup.objective, workdir.path)}"
-    lines += f"  plmjax evaluate --workdir={workdir.path}"
-    if not problem:
-        lines += f"\n  plmjax export --workdir={workdir.path} --to=DIR"
-    log(lines)
+    log("\nNext:\n" + "\n".join(suggested_commands(setup, not problem)))
     return figures
 
 
-def suggested_commands(objective: Objective, workdir: Path) -> str:
-    """Returns the commands that use the trained heads, a line each."""
-    causal = any(view.encoder.causal for view in objective.models.values())
-    text = "The rows of the" if causal else "The [MASK] of the array"
+def suggested_commands(setup: PretrainSetup, exports: bool = True) -> list[str]:
+    """Returns the commands that use the trained model, ready to paste into a shell.
+
+    Their texts are of the held-out text.
+    """
+    tokenizer, split = setup.tokenizer, setup.store.split("held_out")
+    views = setup.objective.models.values()
+    model = shlex.quote(str(setup.workdir.path))
+    text, odd, pair = "[MASK]", "TEXT", ["FIRST", "SECOND"]
+    if words := held_out_words(split, tokenizer):
+        sentence = first_sentence(words, tokenizer)
+        at = word_to_hide(sentence, tokenizer)
+        before, after = (
+            as_text(some, tokenizer) for some in (sentence[:at], sentence[at + 1 :])
+        )
+        text = f"{before} [MASK] {after}".strip()
+        other = held_out_words(split, tokenizer, seed=1)
+        other = other[word_to_hide(other, tokenizer)]
+        odd = as_text([*sentence[:at], other, *sentence[at + 1 :]], tokenizer)
+        half = len(sentence) if len(words) - len(sentence) > 3 else len(words) // 2
+        pair = [as_text(some, tokenizer) for some in (words[:half], words[half:])]
+        if any(view.encoder.causal for view in views):
+            text = before or as_text(sentence[:1], tokenizer)
     commands = {
-        "head": f'plmjax fill "{text}" --model={workdir}',
-        "pair": f'plmjax next "It was late." "We went home." --model={workdir}',
-        "detector": f'plmjax detect "The rows of the array" --model={workdir}',
+        "head": f"plmjax fill {shlex.quote(text)} --model={model}",
+        "pair": f"plmjax next {shlex.join(pair)} --model={model}",
+        "detector": f"plmjax detect {shlex.quote(odd)} --model={model}",
     }
-    trained = {head for view in objective.models.values() for head in view.heads}
-    return "".join(f"  {commands[head]}\n" for head in commands if head in trained)
+    trained = {head for view in views for head in view.heads}
+    tuned = shlex.quote(f"{setup.workdir.path}-finetuned")
+    lines = [commands[head] for head in commands if head in trained]
+    lines += [
+        f"plmjax finetune --config.model={model} --config.task.train=TRAIN.csv "
+        f"--workdir={tuned}",
+        f"plmjax embed --model={model} --input=TEXTS.txt --output=VECTORS.npy",
+        f"plmjax evaluate --workdir={model}",
+    ]
+    if exports:
+        lines.append(f"plmjax export --workdir={model} --to=DIR")
+    return [f"  {line}" for line in lines]

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import gzip
+import io
 import json
 import os
 import signal
@@ -19,14 +20,10 @@ from tests_common import environment, sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data.inputs import read_inputs
-from plmjax.embed.rows import (
-    Batch,
-    arrays,
-    make_batches,
-    make_rows,
-)
+from plmjax.embed.rows import arrays, make_rows
 from plmjax.embed.run import embed_file, embed_texts, open_encoder
 from plmjax.embed.vectors import EmbedConfig
+from plmjax.evaluate.batches import Batch, make_batches
 from plmjax.evaluate.model import Model
 from plmjax.interop import export_folder
 from plmjax.models import EncoderConfig, heads
@@ -480,7 +477,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
             "a.csv",
             b"id,body\n1,a\n",
             "text",
-            "a.csv:2: there is no column 'text' among id, body.",
+            "a.csv:2: there is no column 'text'. Known: id, body. Set --column.$",
             Exit.DATA,
         ),
         (
@@ -671,3 +668,33 @@ def test_mean_pooling_is_that_of_transformers(family, tmp_path):
         wanted = ((hidden[layer] * mask).sum(1) / mask.sum(1)).numpy()
         found = embed_texts(model, texts, EmbedConfig(layer=layer), longest)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_vectors_of_options_and_pipes_are_those_of_a_file(
+    folder, model, monkeypatch, capsys
+):
+    def embed(*options: str):
+        capsys.readouterr()
+        code = cli.main(["embed", f"--model={folder}", *options])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    texts = ["the model", "every row, of a matrix"]
+    code, found, err = embed(*(f"--text={text}" for text in texts))
+    assert code == Exit.OK and err == ""
+    assert [record["row"] for record in found] == [0, 1]
+    vectors = np.array([record["vector"] for record in found], np.float32)
+    np.testing.assert_array_equal(vectors, embed_texts(model, texts, EmbedConfig()))
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in texts)
+    for typed, more in (("\n".join(texts), ()), (lines, ("--column=body",))):
+        raw = io.TextIOWrapper(io.BytesIO(typed.encode()))
+        monkeypatch.setattr("sys.stdin", raw)
+        code, again, err = embed("--input=-", "--output=-", *more)
+        assert (code, again) == (Exit.OK, found) and "Standard input" in err
+    _, words, _ = embed(f"--text={texts[1]}", "--words")
+    assert [record["word"] for record in words] == ["every", "row", ",", "of"] + [
+        "a",
+        "matrix",
+    ]
+    code, found, err = embed("--text=a", "--json")
+    assert code == Exit.USAGE and "Remove --json" in err

@@ -4,11 +4,17 @@ Fine-tuned models of every kind are stood in for by random scores, a function of
 tokens: rows, windows, batches, losses, files and the command line are as they are.
 """
 
+import copy
+import dataclasses
 import functools
+import io
 import json
 import math
+import re
+import shlex
 import types
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,9 +23,11 @@ from finetune_common import config_of, one_device, records, write
 from interop.cases import draw
 from tests_common import TINY, sentences
 
-from plmjax import cli
+from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
-from plmjax.evaluate import model
+from plmjax.evaluate import examples, fill, model
+from plmjax.evaluate.held_out import unigram_loss
+from plmjax.files import with_nan, write_json
 from plmjax.finetune import build as parts_lib
 from plmjax.finetune import predict as predict_lib
 from plmjax.finetune import run as finetuning
@@ -30,7 +38,9 @@ from plmjax.objectives.masked import masked_logits
 from plmjax.objectives.supervised import row_losses
 from plmjax.pretrain import run as pretrain
 from plmjax.pretrain.build import build
+from plmjax.pretrain.export import _card_facts
 from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.features import make_features
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
@@ -362,6 +372,22 @@ def printed(text: str) -> dict[str, str]:
     return {name.strip(): value for name, value in rows}
 
 
+def stand_in_for(parts, kind: str, monkeypatch) -> None:
+    """Makes every path of a model name what `made` returned."""
+    opened = (
+        types.SimpleNamespace(
+            tokenizer=tokenizer(), encoder=parts.encoder, task=parts.task, name="none"
+        ),
+        config_lib.to_dict(parts.data.config) | {"labels": parts.data.labels or None},
+    )
+    monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
+    monkeypatch.setattr(
+        predict_lib.Predictor,
+        "_scorer",
+        lambda self, _: functools.partial(stand_in(kind), {}, {}),
+    )
+
+
 CASES = [
     ("classes", ()),
     ("classes", ("task.pooling=max",)),
@@ -429,18 +455,7 @@ def test_every_figure_of_a_fine_tuning(
     (tmp_path / "run" / "config.json").write_text(
         json.dumps(values | {"objective": {}})
     )
-    opened = (
-        types.SimpleNamespace(
-            tokenizer=tokenizer(), encoder=parts.encoder, task=parts.task, name="none"
-        ),
-        config_lib.to_dict(parts.data.config) | {"labels": parts.data.labels or None},
-    )
-    monkeypatch.setattr(predict_lib, "_open", lambda path: opened)
-    monkeypatch.setattr(
-        predict_lib.Predictor,
-        "_scorer",
-        lambda self, _: functools.partial(stand_in(kind), {}, {}),
-    )
+    stand_in_for(parts, kind, monkeypatch)
     given = ["evaluate", f"--workdir={tmp_path / 'run'}", "--batch=5"]
     given.append(f"--input={tmp_path / 'held_out.jsonl'}")
     capsys.readouterr()
@@ -591,3 +606,214 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
         "bits per byte": f"{few['bits_per_byte']:.4f}",
         "unigram loss": f"{baseline['unigram_loss']:.4f}",
     }
+
+
+def test_no_figure_of_a_run_in_which_nothing_can_be_predicted(
+    pretrained, monkeypatch, tmp_path
+):
+    """Text of special tokens alone has no baseline; no file holds NaN."""
+    run, params = pretrained
+
+    class Special:
+        unigram = np.ones(run.tokenizer.vocab_size)
+        tokens = 3
+
+        def split(self, name):
+            return self
+
+        def read(self, index):
+            return np.full((1, len(index)), run.tokenizer.unk_id)
+
+    assert unigram_loss(Special(), run.tokenizer) is None  # type: ignore
+    monkeypatch.setattr(pretrain, "unigram_loss", lambda *_: None)
+    monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
+    monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
+    monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
+    log: list[str] = []
+    scores = {"loss": 0.0, "accuracy": math.nan, "perplexity": 1.0}
+    pretrain.finish(run, Result(None, 3, params, 3, scores), log.append)
+    text = (run.workdir.path / "scores.json").read_text()
+    names = [*scores, "unigram_loss"]
+    assert json.loads(text) == dict.fromkeys(names) | {"step": 3}
+    assert "was predicted" in log[0]
+    (model,) = pretrain._trained(run, params).models().values()
+    card = _card_facts(model, run.config, run.store.manifest, json.loads(text))
+    assert card.figures == []
+    assert math.isnan(with_nan({"a": None})["a"]) and with_nan({"b": 2}) == {"b": 2}
+    write_json(tmp_path / "a.json", {"a": [math.nan, (math.inf, 1.5)], "b": True})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "a": [None, [None, 1.5]],
+        "b": True,
+    }
+
+
+# --- what a person sees at the end
+
+
+def test_examples_are_drawn_like_what_the_accuracy_counts(pretrained, monkeypatch):
+    run, params = pretrained
+    batch = pretrain._random_rows(run)
+    assert len(batch["row"]) == len({*batch["row"].tolist()}) > 3
+    masked = examples.masked(run.objective, batch)
+    logits, _ = jax.jit(masked_logits, static_argnums=(0, 3))(
+        run.encoder, params, masked, None
+    )
+    right = np.asarray(logits).argmax(-1).reshape(masked["labels"].shape)
+    right = (right == masked["labels"]) & (masked["weights"] > 0)
+    slots = (masked["weights"] > 0).sum()
+    monkeypatch.setattr(examples, "masked", lambda *_: masked)
+    (one,) = pretrain._trained(run, params).models().values()
+    drawn = [
+        examples.Examples(run.objective, one, batch, 8, seed).slots
+        for seed in range(300)
+    ]
+    flat = [slot for some in drawn for slot in some]
+    share = sum(right[slot] for slot in flat) / len(flat)
+    assert 0 < right.sum() < slots and len({*flat}) == slots
+    assert share == pytest.approx(right.sum() / slots, rel=0.1)
+    assert min(len({row for row, _ in some}) for some in drawn) > 1
+    shown = examples.Examples(run.objective, one, batch, 40)
+    lines, hits = shown.guess()
+    assert hits == sum(right[slot] for slot in shown.slots) > 0
+    table = shown.table(lines, lines, hits)
+    assert f"{hits} of {len(lines)} are guessed right" in str(table.caption)
+    # Pieces are shown as their words, but for what the row has cut off.
+    known = {word for line in sentences(60) for word in re.findall(r"\w+|\.", line)}
+    inner = 0
+    for slot, (_, truth) in zip(shown.slots, shown.texts(), strict=True):
+        assert any(truth.removeprefix("##") in word for word in known)
+        label = run.tokenizer.backend.id_to_token(int(masked["labels"][slot]))
+        inner += label.startswith("##") and truth in known
+    assert inner > 3
+    for slot, (text, truth), line in zip(
+        shown.slots, shown.texts(), lines, strict=True
+    ):
+        assert text.count("[ ? ]") + text.count(" ? ]") == 2 - ("[ ? ]" not in text)
+        assert "?] ##" not in text and "? ]##" not in text
+        assert line.startswith(f"{truth} ") == right[slot]
+
+
+def test_the_next_commands_can_be_pasted_and_speak_of_the_held_out_text(pretrained):
+    run, _ = pretrained
+    heads = ("head", "pair", "detector")
+    view = types.SimpleNamespace(encoder=run.encoder, heads=heads)
+    objective = types.SimpleNamespace(models={"model": view})
+    place = "my runs/it's"
+    run = dataclasses.replace(run, workdir=Workdir(place), objective=objective)
+    lines = [shlex.split(line) for line in pretrain.suggested_commands(run)]
+    verbs = ["fill", "next", "detect", "finetune", "embed", "evaluate", "export"]
+    assert [line[1] for line in lines] == verbs
+    parser = cli.make_parser()
+    for line in lines:
+        line = [word for word in line[1:] if not word.startswith("--config.")]
+        args = parser.parse_args(line)
+        assert place in (getattr(args, "model", None) or args.workdir)
+    assert lines[3][2] == f"--config.model={place}"
+    corpus = sentences(60)
+    fill, (a, b), odd = lines[0][2], lines[1][2:4], lines[2][2]
+    before, after = (part.strip() for part in fill.split("[MASK]"))
+    assert any(before in line and after in line for line in corpus) and before
+    assert any(f"{a} {b}" in line for line in corpus)
+    assert odd.startswith(before) and odd.endswith(after)
+    view.encoder = dataclasses.replace(run.encoder, causal=True)
+    first, *_, last = pretrain.suggested_commands(run, exports=False)
+    assert shlex.split(first)[2] == before
+    assert "export" not in last
+
+
+def test_the_sentence_to_fill_ends_and_hides_a_word_of_letters():
+    words = "It was 1 ; Then a wonderful cat sat . And more words came".split()
+    numbers = [[n] for n in range(len(words))]
+    numbers[6] = [90, 6]  # two pieces
+
+    class Tokenizer:
+        def decode(self, ids):
+            return "".join(words[i] if i < 90 else "" for i in ids)
+
+    tokenizer: Any = Tokenizer()
+    assert examples.first_sentence(numbers, tokenizer) == numbers[:10]
+    assert words[examples.word_to_hide(numbers[:10], tokenizer)] == "Then"
+    assert len(examples.first_sentence(numbers[4:9] * 4, tokenizer)) == 12
+    assert examples.word_to_hide([[2]] * 3, tokenizer) == 1
+
+
+def type_in(monkeypatch, text: str) -> None:
+    raw = io.TextIOWrapper(io.BytesIO(text.encode()))
+    monkeypatch.setattr("sys.stdin", raw)
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_predictions_of_options_and_pipes(kind, made, tmp_path, monkeypatch, capsys):
+    """The same as of a file, as lines of JSON and nothing else."""
+    parts, _, lines = made(kind)
+    stand_in_for(parts, kind, monkeypatch)
+
+    def predict(*options: str):
+        capsys.readouterr()
+        code = cli.main(["predict", "--model=a", *options])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    texts = [line.get("text") or " ".join(line["tokens"]) for line in lines]
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    _, wanted, err = predict(f"--input={tmp_path / 'a.txt'}")
+    assert len(wanted) == EXAMPLES and err == ""
+    given = [f"--text={text}" for text in texts]
+    assert predict(*given, "--output=-") == (0, wanted, "")
+    type_in(monkeypatch, "\ufeff" + "\r\n".join(texts) + "\r\n")
+    code, found, err = predict("--input=-")
+    assert (code, found) == (0, wanted) and "a text a line" in err
+    labelled = (tmp_path / "held_out.jsonl").read_text()
+    type_in(monkeypatch, labelled)
+    code, found, err = predict("--input=-", "--output=-")
+    assert (code, found) == (0, wanted) and "JSON lines" in err
+    # To a file, the number is said instead.
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["predict", "--model=a", *given, f"--output={out}"]) == 0
+    assert "14 predictions" in capsys.readouterr().out
+    assert [json.loads(line) for line in out.read_text().splitlines()] == wanted
+
+    for typed, options, code, words in (
+        ("", ["--input=-"], Exit.DATA, "standard input holds no text"),
+        ("a\n\nb\n", ["--input=-"], Exit.DATA, "text 2 is empty"),
+        ('{"tex": "a"}\n', ["--input=-"], Exit.DATA, "standard input:1: there is no"),
+        ('{"a": 1}\n{"b', ["--input=-"], Exit.DATA, "standard input:"),
+        ("", [], Exit.USAGE, "--text=TEXT"),
+        ("", ["--text=a", "--input=b.csv"], Exit.USAGE, "given twice"),
+        ("", ["--text=\udcff"], Exit.USAGE, "--text is not UTF-8"),
+    ):
+        type_in(monkeypatch, typed)
+        found = predict(*options)
+        assert found[:2] == (code, []) and words in found[2], options
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
+    assert "standard input:2: byte 0xff" in predict("--input=-")[2]
+
+
+def test_a_line_of_a_file_is_a_text_whatever_its_characters(tmp_path):
+    """Separators that Python takes for line ends stay inside of a text."""
+    (tmp_path / "a.txt").write_bytes("a\u2028b\x0bc\r\nd\x85e\n".encode())
+    config = TaskConfig()
+    examples = predict_lib.read_input(config, str(tmp_path / "a.txt"))
+    assert [example.texts for example in examples] == [("a\u2028b\x0bc",), ("d\x85e",)]
+
+
+def test_fill_reads_lines_and_says_which_mask(pretrained, monkeypatch, capsys):
+    run, params = pretrained
+    (one,) = pretrain._trained(run, params).models().values()
+    monkeypatch.setattr(model, "open_model", lambda *_: one)
+    type_in(monkeypatch, "the [MASK] of a\nthe <mask> of a\n")
+    assert cli.main(["fill", "-", "--model=a", "--top=2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (first,) = fill.fill(one, "the [MASK] of a", 2)
+    assert lines[0] == {
+        "text": "the [MASK] of a",
+        "masks": [[{**guess._asdict()} for guess in first]],
+    }
+    assert lines[1] == lines[0] | {"text": "the <mask> of a"}
+    assert cli.main(["fill", "no", "--model=a"]) == Exit.USAGE
+    assert "the text 'no' has no [MASK]." in capsys.readouterr().err
+    specials = dataclasses.replace(one.tokenizer.specials, mask="<mask>")
+    other = copy.copy(one.tokenizer)
+    other.specials = specials
+    with pytest.raises(PlmjaxError, match="no .MASK. or <mask>, which is this"):
+        fill.fill(dataclasses.replace(one, tokenizer=other), "no")

@@ -420,6 +420,19 @@ def test_a_loss_is_held_against_the_unigram_baseline(baseline, told):
     assert second == "Accuracy 50.0%, perplexity 9.5."
 
 
+@pytest.mark.parametrize(
+    "loss, baseline", [(None, 2.0), (math.nan, 2.0), (0.0, None), (2.25, None)]
+)
+def test_where_nothing_is_predicted_no_figure_is_told(loss, baseline):
+    class Objective:
+        token_loss = "loss"
+
+    (line,) = score_lines(Objective, {"loss": loss, "accuracy": 0.0}, baseline)
+    assert "no token of the held-out text was predicted" in line
+    assert not any(letter.isdigit() for letter in line) and "better" not in line
+    assert as_text("loss", math.nan) == as_text("loss", None) == "-"
+
+
 # --- plots
 
 
