@@ -22,6 +22,7 @@ from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
+from plmjax.models.flops import activation_bytes
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
@@ -69,6 +70,14 @@ class FinetuneSetup:
         if train.steps is not None:
             return train.steps
         return math.ceil((train.epochs or 0) * self.batches.steps)
+
+    def activation_bytes(self) -> int:
+        """Estimates the bytes of the encoder's activations of a step on a device."""
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = self.config.train.batch // self.config.train.accumulation // shards
+        texts = math.prod(self.features["train"].arrays["segments"].shape[1:-1])
+        length = self.batches.lengths[-1]
+        return activation_bytes(self.encoder, rows * texts, length, slots=0)
 
     @property
     def origin(self) -> dict[str, str]:

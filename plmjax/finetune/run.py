@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import processes
+from plmjax import LESS_MEMORY, processes
 from plmjax.baselines.run import Baseline, gain_lines, run_baselines
 from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
@@ -61,6 +61,7 @@ def finetune(
     with training_session(workdir, config, mesh, log) as (leads, _):
 
         def note() -> None:
+            workdir.check_length(setup.steps)
             if leads:  # late, so that unreadable data leave no run
                 workdir.write_config(config)
                 workdir.write_environment()
@@ -73,7 +74,8 @@ def finetune(
         result = fit(training_of(setup, workdir, predict), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(setup, workdir, result, predict, log)
+        with result.exporting(workdir / "export"):
+            return finish(setup, workdir, result, predict, log)
 
 
 def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
@@ -171,6 +173,8 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         rank=lambda scores: cost(metric, scores[metric]),
         describe=describe,
         keep_best=setup.config.select.keep == "best",
+        activations=lambda: setup.activation_bytes(),
+        less_memory=f"{LESS_MEMORY} A smaller --config.task.length helps, too.",
     )
 
 

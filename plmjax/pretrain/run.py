@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError, processes
+from plmjax import LESS_MEMORY, Exit, PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.console import console, ignore_line, print_line
 from plmjax.evaluate.examples import Examples
@@ -86,7 +86,9 @@ def pretrain(config: RunConfig, path: Path) -> dict:
         result = fit(training_of(setup, frozen_arrays(setup), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(setup, result, log)
+        exports = not_exportable(setup.objective, setup.tokenizer) is None
+        with result.exporting(workdir / "export" if exports else None):
+            return finish(setup, result, log)
 
 
 def _build(
@@ -104,6 +106,7 @@ def _build(
     def make(log: Callable[[str], Any]) -> PretrainSetup:
         setup = build(config, workdir, mesh, log)
         held_out(setup)  # writes its plan file, too
+        workdir.check_length(setup.steps)
         return setup
 
     def lead() -> PretrainSetup | None:
@@ -170,6 +173,8 @@ def training_of(
         score=score,
         origin=origin(setup) | {"config": config_lib.to_dict(setup.config)},
         check_meta=lambda meta: _check_meta(setup, meta),
+        activations=lambda: max(map(setup.activation_bytes, setup.loader.phases)),
+        less_memory=f"{LESS_MEMORY} --config.model.remat=True keeps fewer activations.",
     )
 
 
@@ -198,8 +203,8 @@ def _trained(setup: PretrainSetup, params: dict, step: int = 0) -> Trained:
 def _examples(setup: PretrainSetup, params) -> Examples | None:
     """Returns examples for the first model with a vocabulary head; None without one."""
     model = with_head(_trained(setup, params).models(), "head")
-    # All processes' rows, so that the examples do not depend on their number.
-    batch = next(held_out(setup, alone=True)())
+    # The same rows for any number of processes and micro-batches.
+    batch = next(held_out(setup, alone=True, micro=False)())
     examples = model and Examples(setup.objective, model, batch)
     return examples if examples and examples.slots else None
 
