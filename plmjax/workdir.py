@@ -118,7 +118,13 @@ class Workdir:
     def checkpoints(self) -> str | Path:
         """The path or URL of the checkpoints of the run in this directory."""
         config = self.read("config.json") or {}
-        where = config_lib.flatten(config).get("train.checkpoints")
+        return self._inside(config_lib.flatten(config).get("train.checkpoints"))
+
+    def checkpoints_of(self, config: TrainConfig) -> str | Path:
+        """The path or URL of the checkpoints of a run with this config."""
+        return self._inside(config.checkpoints)
+
+    def _inside(self, where: str | None) -> str | Path:
         if isinstance(where, str) and "://" in where:
             return where
         return self.path / (where or "checkpoints")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -227,6 +228,11 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
         raise PlmjaxError(
             "nothing says how long to train.",
             hint="Set --config.train.steps or --config.train.epochs.",
+        )
+    if config.baselines and config.vectors and not Path(config.vectors).is_file():
+        raise PlmjaxError(
+            f"vectors={config.vectors} is not a file.",
+            hint="Give a word2vec file, or leave it out.",
         )
     train = config.train
     sharding.check_batch(mesh, train.batch, train.accumulation)

@@ -155,7 +155,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
     origin = setup.origin
     return Training(
         directory=workdir.path,
-        checkpoints=workdir.checkpoints,
+        checkpoints=workdir.checkpoints_of(setup.train),
         config=setup.train,
         mesh=setup.mesh,
         zero1=zero1,

@@ -24,6 +24,7 @@ from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
+from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -236,6 +237,8 @@ def build(
             for line in teachers.check_vocabulary(config, tokenizer, teacher):
                 log(line)
         _, objective = model(tokenizer)
+        if not workdir.begun:
+            check_start_weights(config, workdir, objective, tokenizer, log)
         if problem := not_exportable(objective, tokenizer):
             log(f"WARNING: this model will stay a plmjax checkpoint: {problem}")
 

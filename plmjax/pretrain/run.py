@@ -158,7 +158,7 @@ def training_of(
 
     return Training(
         directory=setup.workdir.path,
-        checkpoints=setup.workdir.checkpoints,
+        checkpoints=setup.workdir.checkpoints_of(setup.config.train),
         config=setup.config.train,
         mesh=setup.mesh,
         zero1=setup.config.mesh.zero1,

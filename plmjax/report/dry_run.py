@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import console, print_line
 from plmjax.evaluate.examples import masked
 from plmjax.models.task_heads import TASK_HEADS
@@ -212,6 +213,12 @@ def total(blocks: list[Block], name: str) -> int:
     return sum(getattr(block, name) for block in blocks)
 
 
+_LEGEND = (
+    "\n[MASK=x]: x is hidden; [y=x]: y stands in its place; [=x]: x is shown. All are "
+    "predicted."
+)
+
+
 def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     """Returns the first row of a batch as the model's input, decoded, with its masks.
 
@@ -237,6 +244,8 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
             new = "MASK" if token == tokenizer.mask_id else piece
             piece = f"[{'' if new == truth else new}={truth}]"
         words.append(piece)
+    if chosen:
+        words.append(_LEGEND)
     if "pair_label" in row:
         meaning = {0: "in order", 1: "not in order"}
         labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
@@ -291,6 +300,11 @@ def show_training(
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
     check_state(training, state, print_line)
+    checkpoints = Checkpoints(training.checkpoints)
+    if saved := checkpoints.steps():
+        training.check_meta(checkpoints.meta(saved[-1]))
+    else:
+        checkpoints.check_room(state)
     print_line("\nThe first row, as the model sees it:")
     console().print(first_row(batch), markup=False)
     if compiles:

@@ -198,6 +198,7 @@ class Fit:
         training = self.training
         saved = self.checkpoints.good_step(set_aside=True)
         if saved is None:
+            self.checkpoints.check_room(self.shapes)
             return training.first_state(self.shapes)
         meta = self.checkpoints.meta(saved)
         processes.run_on_all(lambda: training.check_meta(meta))

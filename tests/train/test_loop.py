@@ -116,7 +116,8 @@ def test_a_training_that_keeps_its_patience_gives_its_last_step(run):
 
 
 def test_weights_are_exported_though_no_checkpoint_can_be_written(run, monkeypatch):
-    monkeypatch.setattr(storage.Local, "free", lambda _: 10)
+    free = iter([10**9])
+    monkeypatch.setattr(storage.Local, "free", lambda _: next(free, 10))
     done, ended = [], run([2.0, 1.0])
     assert ended.stopped is None and float(ended.weights["w"]) == 2
     folder = "runs/mine/export"
