@@ -149,7 +149,11 @@ def test_compare_refuses_the_directory_of_another_verb(tmp_path):
 
 MODELS = [
     (("fill", "[MASK]", "--model=nowhere"), Exit.USAGE, "is not a directory"),
-    (("fill", "[MASK]", "--model=."), Exit.USAGE, "holds no run"),
+    (
+        ("fill", "[MASK]", "--model=."),
+        Exit.USAGE,
+        "no run and no model. Give a run's w",
+    ),
     (("evaluate", "--workdir=nowhere"), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=.", "--batch=0"), Exit.USAGE, "at least 1"),
     (("evaluate", "--workdir=folder"), Exit.MODEL, "model_type is 't5'"),
