@@ -214,11 +214,12 @@ class Checkpoints:
         """Raises PlmjaxError if the disk has too little space for one checkpoint."""
         size = tree.size_in_bytes(state)
         if objection := self._run_on_first(lambda: self._no_space(size)):
-            raise PlmjaxError(
+            error = PlmjaxError(
                 f"{self} has {objection}.",
                 hint="Free some, or set --config.train.checkpoints to another disk.",
                 code=Exit.DISK,
             )
+            processes.raise_on_all(error)
 
     def _no_space(self, size: int) -> str | None:
         free = self._storage.free()

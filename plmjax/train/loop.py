@@ -156,11 +156,11 @@ class Fit:
             training.checkpoints, self.config.keep_checkpoints, log, together=True
         )
         self.checkpoints.remove_unfinished()
-        memory.check_activations(training)
+        processes.run_on_all(lambda: memory.check_activations(training))
         arguments = training.objective, self.config, training.mesh, training.zero1
         self.shapes = shapes_of(*arguments, training.batch(0, 0))
         self._log_sizes()
-        memory.check_state(training, self.shapes, log)
+        processes.run_on_all(lambda: memory.check_state(training, self.shapes, log))
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
         self.state = self._first_or_saved_state()

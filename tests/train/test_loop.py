@@ -1,5 +1,6 @@
 """How a training ends: early, without memory, without a disk, or interrupted."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from test_best import taken, trained  # noqa: F401
 
 from plmjax import Exit, PlmjaxError, machine
 from plmjax.checkpoint import storage
-from plmjax.train import memory
+from plmjax.stop import Stop
+from plmjax.train import loop, memory
 from plmjax.train.metrics import MetricWriter
 
 XLA = "RESOURCE_EXHAUSTED: "
@@ -53,6 +55,14 @@ def test_other_errors_are_not_about_memory(error):
     assert machine.out_of_memory(error) is None
 
 
+@pytest.mark.parametrize(("limit", "usable"), [(4e9, 5e9), (None, 17e9)])
+def test_usable_memory_counts_control_groups_and_swap(monkeypatch, limit, usable):
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 16e9)
+    monkeypatch.setattr(machine, "memory_limit", lambda: limit)
+    monkeypatch.setattr(machine, "_read", lambda path: "SwapTotal:   976562 kB\n")
+    assert machine.usable_memory() == pytest.approx(usable, rel=1e-3)
+
+
 @pytest.fixture
 def run(taken, monkeypatch, tmp_path):  # noqa: F811
     """run(values, **config) trains a step for each score; run.said has its lines."""
@@ -93,11 +103,21 @@ def test_activations_against_the_device(run, monkeypatch, gigabytes, fails):
     assert warned == (gigabytes == 2)
 
 
-def test_weights_that_cannot_fit_are_refused(run, monkeypatch):
-    monkeypatch.setattr(memory, "device_memory", lambda: 15)
+@pytest.mark.parametrize(("held", "fits"), [(20, True), (19, False)])
+def test_weights_that_cannot_fit_are_refused(run, monkeypatch, held, fits):
+    """A weight and its gradient of four bytes each, and three counts."""
+    monkeypatch.setattr(memory, "device_memory", lambda: held)
+    if fits:
+        assert run([1.0]).step == 1
+        return
     with pytest.raises(PlmjaxError, match="weights, gradients") as caught:
         run([1.0])
-    assert caught.value.code == Exit.MEMORY
+    assert caught.value.code == Exit.MEMORY and "mesh.fsdp" in caught.value.hint
+
+
+def test_devices_of_a_cpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(memory, "usable_memory", lambda: 8_000)
+    assert memory.device_memory() == 8_000 // jax.local_device_count()
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
@@ -131,6 +151,21 @@ def test_weights_are_exported_though_no_checkpoint_can_be_written(run, monkeypat
     assert caught.value.code == Exit.DISK
     for text in ("step 2 could not be written", "exported either: [Errno 28] No space"):
         assert text in caught.value.message
+
+
+def test_a_stopped_run_on_a_full_disk_says_so(run, monkeypatch):
+    free, stop = iter([10**9]), Stop()
+    monkeypatch.setattr(storage.Local, "free", lambda _: next(free, 10))
+    monkeypatch.setattr(loop, "Stop", lambda: stop)
+
+    class Stopping(list):
+        def __getitem__(self, at):
+            stop.received = "SIGTERM"
+            return super().__getitem__(at)
+
+    with pytest.raises(PlmjaxError, match="could not be written: no space") as caught:
+        run(Stopping([2.0, 1.0, 0.5]))
+    assert caught.value.code == Exit.DISK
 
 
 def test_records_that_cannot_be_written_do_not_keep_the_weights_back(run, monkeypatch):
