@@ -15,12 +15,20 @@ class Exit(enum.IntEnum):
     MODEL = 4
     DISK = 5
     NUMERIC = 6
+    MEMORY = 7
     INTERNAL = 70
     RESUMABLE = 75
 
 
 # What a user does after code 75.
 RESUME = "Run the same command again to resume it."
+
+
+# How a training needs less memory.
+LESS_MEMORY = (
+    "Lower --config.train.batch, or raise --config.train.accumulation: its micro-"
+    "batches share one update, with the same result."
+)
 
 
 # Errors of a disk that are not the caller's fault.

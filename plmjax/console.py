@@ -92,6 +92,13 @@ class Bar:
             flush=True,
         )
 
+    def announce(self, done: int, description: str) -> None:
+        """Shows a text beside the bar; without a terminal, as a line unless empty."""
+        if self._active and self._progress:
+            self._progress.update(self._task, completed=done, description=description)
+        elif self._active and description:
+            print(f"{self.unit} {done:,}/{self.total:,}  {description}", flush=True)
+
     def print_line(self, message: str) -> None:
         """Prints a line without tearing the bar."""
         if not self._active:

@@ -1,8 +1,10 @@
 """Facts about this machine: cores, memory, and versions for measured figures."""
 
 import datetime
+import errno
 import os
 import platform
+import re
 import resource
 import sys
 from importlib import metadata
@@ -44,6 +46,38 @@ def memory_limit() -> int | None:
             if group == root:
                 break
     return min(limits, default=None)
+
+
+def usable_memory() -> int:
+    """Returns the bytes of memory that this process may use, swap included."""
+    swap = re.search(r"SwapTotal: +(\d+) kB", _read("/proc/meminfo"))
+    memory = min(memory_bytes(), memory_limit() or memory_bytes())
+    return memory + (1024 * int(swap[1]) if swap else 0)
+
+
+# What XLA says on CPUs, GPUs and TPUs, and CUDA's libraries, if memory is exhausted.
+_EXHAUSTED = re.compile(
+    r"out.of.memory|(unable|failed|attempting) to (allocate|reserve)|ALLOC_FAILED"
+    r"|RESOURCE_EXHAUSTED.*(memory|alloc)",
+    re.IGNORECASE | re.DOTALL,
+)
+_SIZE = re.compile(r"(\d+) ?bytes|([\d.]+ ?[KMGTPE](iB|B)?)\b")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Returns "out of memory", with the size asked for, if that is the error's cause.
+
+    Returns None for all other errors.
+    """
+    known = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
+    if not known and not (
+        isinstance(error, RuntimeError) and _EXHAUSTED.search(str(error))
+    ):
+        return None
+    if (size := _SIZE.search(str(error))) is None:
+        return "out of memory"
+    asked = f"{int(size[1]) / 1e9:,.3f} GB" if size[1] else size[2]
+    return f"out of memory: {asked} could not be allocated"
 
 
 def facts() -> dict[str, Any]:

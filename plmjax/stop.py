@@ -22,6 +22,11 @@ from plmjax import RESUME, Exit
 # process that compiles for longer begins only when their results are read.
 _ON_THEIR_WAY = 5
 
+_STOPPING = (
+    b"\nStopping after this step, which is saved; Ctrl-C again stops at once, without "
+    b"saving it.\n"
+)
+
 
 class Stop:
     """Turns Ctrl-C, SIGTERM and SIGUSR2 into a flag; a second Ctrl-C interrupts.
@@ -55,7 +60,7 @@ class Stop:
             raise KeyboardInterrupt
         self._asked = True
         # Not print(): the signal may have interrupted one.
-        os.write(2, b"\nStopping after this step; Ctrl-C again stops at once.\n")
+        os.write(2, _STOPPING)
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
         else:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ from plmjax.objectives import (
     Objective,
     Pieces,
 )
+from plmjax.tasks import KINDS
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
 from plmjax.train.config import MeshConfig, TrainConfig
 
@@ -87,7 +89,24 @@ MAY_CHANGE = (
     "card.language",
     "card.datasets",
     "card.base_model",
+    "train.accumulation",
+    "model.remat",
 )
+# Those of them that change the order of sums, and so the last digits of each step.
+_ROUNDING = ("train.accumulation", "model.remat", "mesh.zero1")
+
+
+def ways_on(directory: Path, verb: str, keeps_weights: bool = False) -> str:
+    """Returns a hint for a run whose config would change: how to go on without that.
+
+    `keeps_weights`: its weights fit the changed config.
+    """
+    hint = f"`{verb} --workdir={directory}` resumes it with the config it has; the "
+    hint += "changed config needs another --workdir"
+    if keeps_weights:
+        hint += ", and starts from these weights by --config.train.init_from="
+        hint += f"{directory} --config.tokenizer.path={directory / 'tokenizer'}"
+    return f"{hint}."
 
 
 # Keys whose value none means that the files decide, at the first start of a run.
@@ -102,6 +121,7 @@ class Workdir:
 
     def __init__(self, path: str | Path, schema: type = RunConfig):
         self.path, self.schema = Path(path), schema
+        self._new: list[Path] = []
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -110,7 +130,13 @@ class Workdir:
     def checkpoints(self) -> str | Path:
         """The path or URL of the checkpoints of the run in this directory."""
         config = self.read("config.json") or {}
-        where = config_lib.flatten(config).get("train.checkpoints")
+        return self._inside(config_lib.flatten(config).get("train.checkpoints"))
+
+    def checkpoints_of(self, config: TrainConfig) -> str | Path:
+        """The path or URL of the checkpoints of a run with this config."""
+        return self._inside(config.checkpoints)
+
+    def _inside(self, where: str | None) -> str | Path:
         if isinstance(where, str) and "://" in where:
             return where
         return self.path / (where or "checkpoints")
@@ -126,6 +152,8 @@ class Workdir:
         Raises:
           PlmjaxError: it cannot be written.
         """
+        paths = (self.path, *self.path.parents)
+        self._new = [path for path in paths if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-{os.getpid()}"
@@ -137,6 +165,14 @@ class Workdir:
                 hint="Choose another directory, or change its permissions.",
                 code=Exit.DISK,
             ) from error
+
+    def remove_if_empty(self) -> None:
+        """Removes what `create` has made, if nothing was written into it."""
+        with contextlib.suppress(OSError):
+            if self._new and {*os.listdir(self.path)} <= {".lock", ".xla"}:
+                shutil.rmtree(self.path)
+                for parent in self._new[1:]:
+                    parent.rmdir()
 
     def resolve(self, path: str) -> Path:
         """Returns the path inside the workdir if it exists there, else unchanged."""
@@ -279,13 +315,32 @@ class Workdir:
             # Another kind changes all other keys of the block, so only it is shown.
             others = {k: v for k, v in refused.items() if "objective." not in k}
             refused = {kind: refused[kind]} | others
+        refused |= self._changed_loss(new, changed)
         if refused:
             lines = [f"  {k}: {a!r} -> {b!r}" for k, (a, b) in refused.items()]
+            other = any(key.startswith(("model.", "tokenizer.")) for key in refused)
+            fits = before == names[False] and not other
             raise PlmjaxError(
                 f"{self.path} holds a run with another config:\n" + "\n".join(lines),
-                hint="\nChoose another --workdir, or keep the config it has.",
+                hint=f"\n{ways_on(self.path, before, fits)}",
             )
         return changed
+
+    def _changed_loss(self, config: Mapping[str, Any], changed: dict) -> dict:
+        """Returns the number of micro-batches, if it changed and changes the loss."""
+        # Without a head, a text is compared with the others of its micro-batch.
+        paired = "task" in config and KINDS[config["task"]["kind"]].head is None
+        return {k: v for k, v in changed.items() if paired and k == _ROUNDING[0]}
+
+    def check_length(self, steps: int) -> None:
+        """Raises PlmjaxError if the run in the directory has more steps than these."""
+        saved = Checkpoints(self.checkpoints).steps()
+        if saved and saved[-1] > steps:
+            raise PlmjaxError(
+                f"{self.path} has {saved[-1]:,} steps done already, and the config "
+                f"asks for {steps:,}.",
+                hint=f"Set --config.train.steps={saved[-1]} or more, or leave it out.",
+            )
 
     def write_config(self, config: Any) -> None:
         """Writes the run's config."""
@@ -347,10 +402,27 @@ def training_session(
             return workdir.check_same_config(config)
 
         changed = processes.run_on_all(begin)
+        stack.enter_context(_leaving(workdir))  # with the lock
         stack.enter_context(jax.set_mesh(mesh))
         for key, (old, new) in changed.items():
-            log(f"{key} changes from {old} to {new}.")
+            how = " The steps are the same, equal to rounding." * (key in _ROUNDING)
+            log(f"{key} changes from {old} to {new}.{how}")
         yield leads, set(changed)
+
+
+@contextlib.contextmanager
+def _leaving(workdir: Workdir) -> Iterator[None]:
+    """Leaves no empty directory after an error; names the saved step after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = Checkpoints(workdir.checkpoints).steps()
+        workdir.remove_if_empty()
+        text = f"Step {saved[-1]:,} is saved." if saved else "No step is saved."
+        raise KeyboardInterrupt(text) from error
+    except BaseException:
+        workdir.remove_if_empty()
+        raise
 
 
 def _commit() -> str | None:

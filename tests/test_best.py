@@ -190,10 +190,11 @@ def test_a_fine_tuning_ranks_and_tells_by_the_metric_it_selects(taken, metric):
     assert found.keep_best and not taken(metric, "last").keep_best
 
 
-def trained(taken_job, monkeypatch, values, metric, path, **more):
+def trained(taken_job, monkeypatch, values, metric, path, said=None, **more):
     """Runs a job whose step n has values[n - 1] and the weight n.
 
-    The loss of a fine-tuning goes the other way than its metric.
+    The loss of a fine-tuning goes the other way than its metric. `more` are keys of the
+    config, `step` another step, and `changes` of the job.
     """
     state = State(
         np.zeros((), np.int32),
@@ -205,7 +206,7 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
     )
     state = jax.device_put(state)
 
-    def step(state, frozen, rows):
+    def count(state, frozen, rows):
         counted = {"objective": (1.0, 1.0), "bad_steps": (0.0, 1.0)}
         new = jax.device_put({"w": np.float32(state.step + 1)})
         moved = state._replace(step=state.step + 1, params=new)
@@ -221,6 +222,7 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
 
+    step, further = more.pop("step", count), more.pop("changes", {})
     monkeypatch.setattr(loop, "step_for", lambda *_: step)
     monkeypatch.setattr(loop, "shapes_of", abstract)
     train = TrainConfig(
@@ -243,9 +245,11 @@ def trained(taken_job, monkeypatch, values, metric, path, **more):
         "score": score,
         "check_meta": lambda meta: None,
         "origin": {},
-    }
+        "activations": lambda: 0,
+    } | further
     path.mkdir(parents=True, exist_ok=True)
-    return loop.fit(dataclasses.replace(taken_job, **changes), lambda line: None)
+    said = [] if said is None else said
+    return loop.fit(dataclasses.replace(taken_job, **changes), said.append)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,6 @@ def test_what_cannot_be_kept_is_refused(given, message):
 
 
 def test_more_than_the_machine_holds_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cached, "memory_limit", lambda: 10)
+    monkeypatch.setattr(cached, "usable_memory", lambda: 10)
     with pytest.raises(PlmjaxError, match="may use 0 GB"):
         parts_of(folder, tmp_path, "classes", *CACHED)

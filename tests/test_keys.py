@@ -56,7 +56,7 @@ from plmjax.objectives.supervised import SupervisedConfig
 from plmjax.pretrain import build as pretrain_build
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.run import DEFAULT_CONFIG
-from plmjax.pretrain.start import start_weights
+from plmjax.pretrain.weights import start_weights
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from plmjax.train.job import initialise, step_for
@@ -1030,7 +1030,8 @@ def _(name, made):
 @row("train.init_from")
 def _(made):
     run = made.run("model.layers=2", f"train.init_from={made.folder}")
-    found = tree.flatten(start_weights(run, zeros(run), lambda _: None))
+    given = run.config, run.workdir, run.objective, run.tokenizer
+    found = tree.flatten(start_weights(*given, fresh=zeros(run), log=lambda _: None))
     for name, leaf in theirs_of(made).items():
         np.testing.assert_array_equal(found[name], leaf)
 

@@ -203,16 +203,32 @@ class Checkpoints:
                 self._remove(step)
             self._storage.delete(folder(step))
             self._storage.make(folder(step))
-            free = self._storage.free()
+            objection = self._no_space(size)
         except (OSError, PlmjaxError) as error:
             return brief(error)
-        if free is not None and free < 1.2 * size:
+        if objection is not None:
             self._clear(step)
-            return (
-                f"no space: a checkpoint needs {1.2 * size / 1e6:,.1f} MB and "
-                f"{free / 1e6:,.1f} MB are free"
+        return objection or _GO
+
+    def check_room(self, state) -> None:
+        """Raises PlmjaxError if the disk has too little space for one checkpoint."""
+        size = tree.size_in_bytes(state)
+        if objection := self._run_on_first(lambda: self._no_space(size)):
+            error = PlmjaxError(
+                f"{self} has {objection}.",
+                hint="Free some, or set --config.train.checkpoints to another disk.",
+                code=Exit.DISK,
             )
-        return _GO
+            processes.raise_on_all(error)
+
+    def _no_space(self, size: int) -> str | None:
+        free = self._storage.free()
+        if free is None or free >= 1.2 * size:
+            return None
+        return (
+            f"no space: a checkpoint needs {1.2 * size / 1e6:,.1f} MB and "
+            f"{free / 1e6:,.1f} MB are free"
+        )
 
     def _objection(self, step: int) -> str | None:
         """Returns on all processes why one of them cannot take part in a save, or None.

@@ -127,7 +127,8 @@ class Local:
             files.sync(path)
 
     def free(self) -> int | None:
-        return shutil.disk_usage(self.root).free
+        made = (path for path in (self.root, *self.root.parents) if path.exists())
+        return shutil.disk_usage(next(made)).free
 
     def spec(self, folder: str) -> dict[str, Any]:
         return {"driver": "file", "path": f"{self.root / folder}/"}

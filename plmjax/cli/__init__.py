@@ -12,7 +12,15 @@ import threading
 import traceback
 from pathlib import Path
 
-from plmjax import DISK_ERRORS, RESUME, Exit, PlmjaxError, disk_hint
+from plmjax import (
+    DISK_ERRORS,
+    LESS_MEMORY,
+    RESUME,
+    Exit,
+    PlmjaxError,
+    disk_hint,
+    machine,
+)
 from plmjax.cli import bench
 from plmjax.cli.parser import make_parser
 
@@ -113,8 +121,8 @@ def _explain(error: BaseException, args) -> int:
         if args.debug:
             traceback.print_exc()
         return _fail(error.message, error.hint, error.code)
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as error:
+        return _interrupted(args, str(error))
     except BrokenPipeError:
         # The reader of stdout has closed it (| head), so nothing more is written to it.
         _close_output()
@@ -128,9 +136,11 @@ def _explain(error: BaseException, args) -> int:
             traceback.print_exc()
         if _received:
             # A signal during the import of compiled code looks like a failed import.
-            return _interrupted()
+            return _interrupted(args)
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return _fail(f"{error}.", disk_hint(error), Exit.DISK)
+        if (message := machine.out_of_memory(error)) is not None:
+            return _fail(f"{message}.", _less_memory(args), Exit.MEMORY)
         if _is_one_of_several() and _peer_is_gone(error):
             reason = str(error).strip().partition("\n")[0]
             message = f"another process of this run has ended ({reason})."
@@ -142,6 +152,8 @@ def _explain(error: BaseException, args) -> int:
         )
 
 
+# Verbs that continue what was interrupted.
+_RESUMED = ("pretrain", "finetune", "compare", "pseudo", "sweep", "launch")
 _received: list[int] = []  # signals that have interrupted the verb
 
 
@@ -160,12 +172,24 @@ def _interrupt_again(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _interrupted() -> int:
+def _interrupted(args, saved: str = "") -> int:
     # An interrupt in code run by exec (as dataclasses use it) leaves a mark that makes
     # `python -m` end by SIGINT with any exit code. The next exec clears the mark.
     exec("")
-    print(f"\nInterrupted. {RESUME}", file=sys.stderr)
+    resumes = getattr(args, "verb", None) in _RESUMED
+    hint = RESUME if resumes else "Run the same command again."
+    print("\n" + " ".join(filter(None, ("Interrupted.", saved, hint))), file=sys.stderr)
     return Exit.RESUMABLE
+
+
+def _less_memory(args) -> str:
+    """Returns a hint with the options of a verb that lower its memory."""
+    for name in ("batch", "batch_tokens"):
+        if hasattr(args, name):
+            return f"Lower --{name} (it is {getattr(args, name):,})."
+    if hasattr(args, "config"):
+        return LESS_MEMORY
+    return "Close other programs, or use a machine with more memory."
 
 
 def _is_one_of_several() -> bool:

@@ -99,13 +99,14 @@ def _finetune(args) -> int:
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 
+    if not several:
+        check_directory(workdir, "config.json")
     if args.dry_run:
         return _dry_run(args, config, workdir)
     if args.safe:
         config = processes.run_on_all(lambda: compare.finetune_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
-    check_directory(workdir, "config.json")
     return stopped(finetune(config, workdir))
 
 

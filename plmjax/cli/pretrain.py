@@ -108,6 +108,9 @@ def _pretrain(args) -> int:
             hint="Remove the options of several processes; to see a mesh, set "
             "JAX_NUM_CPU_DEVICES=8.",
         )
+    from plmjax.experiments.runs import check_directory
+
+    check_directory(workdir, "config.json")
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
 
@@ -117,8 +120,6 @@ def _pretrain(args) -> int:
         import jax
 
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
-    from plmjax.experiments.runs import check_directory
     from plmjax.pretrain.run import pretrain
 
-    check_directory(workdir, "config.json")
     return stopped(pretrain(config, workdir))

@@ -116,7 +116,7 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
         model = _from_folder(finished(directory), "model")
         return {"model": dataclasses.replace(model, name=directory.resolve().name)}
     folders = model_folders(directory)
-    if not folders and not (directory / "config.json").is_file():
+    if not folders and not (directory / "config.json").exists():
         raise PlmjaxError(
             f"{path} holds no run and no model: it has no config.json.",
             hint="Give a run's workdir or a Hugging Face folder.",

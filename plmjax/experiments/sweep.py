@@ -192,6 +192,7 @@ def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
         numbers = ", ".join(str(r.trial.number) for r in failed)
         log(f"FAILED: trial {numbers}. --retry_failed starts them again.")
         # Never a code that makes a scheduler restart the sweep: nothing would change.
-        known = (Exit.USAGE, Exit.DATA, Exit.MODEL, Exit.DISK, Exit.NUMERIC)
-        return next((c for c in known if c == failed[0].code), Exit.INTERNAL)
+        code = failed[0].code
+        known = code in {*Exit} - {Exit.OK, Exit.RESUMABLE}
+        return Exit(code) if known else Exit.INTERNAL
     return Exit.OK

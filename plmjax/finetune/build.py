@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
+from plmjax.models.flops import activation_bytes
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
@@ -71,6 +73,14 @@ class FinetuneSetup:
         if train.steps is not None:
             return train.steps
         return math.ceil((train.epochs or 0) * self.batches.steps)
+
+    def activation_bytes(self) -> int:
+        """Estimates the bytes of the encoder's activations of a step on a device."""
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = self.config.train.batch // self.config.train.accumulation // shards
+        texts = math.prod(self.features["train"].arrays["segments"].shape[1:-1])
+        length = self.batches.lengths[-1]
+        return activation_bytes(self.encoder, rows * texts, length, slots=0)
 
     @property
     def origin(self) -> dict[str, str]:
@@ -259,6 +269,11 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
         raise PlmjaxError(
             "nothing says how long to train.",
             hint="Set --config.train.steps or --config.train.epochs.",
+        )
+    if config.baselines and config.vectors and not Path(config.vectors).is_file():
+        raise PlmjaxError(
+            f"vectors={config.vectors} is not a file.",
+            hint="Give a word2vec file, or leave it out.",
         )
     train = config.train
     sharding.check_batch(mesh, train.batch, train.accumulation)

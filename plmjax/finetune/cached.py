@@ -17,7 +17,7 @@ from plmjax.data.features import Features
 from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
 from plmjax.finetune.build import FinetuneSetup
-from plmjax.machine import memory_bytes, memory_limit
+from plmjax.machine import usable_memory
 from plmjax.models import Platform
 from plmjax.models.task_heads import POOLERS, STATES, encode
 from plmjax.tasks.task import Task
@@ -88,8 +88,7 @@ def _holding(setup: FinetuneSetup, states: np.ndarray) -> FinetuneSetup:
 
 def _check_memory(task: Task, rows: int, one: jax.ShapeDtypeStruct) -> None:
     wanted = rows * one.size * one.dtype.itemsize
-    installed = memory_bytes()
-    memory = min(installed, memory_limit() or installed)
+    memory = usable_memory()
     if wanted > 0.8 * memory:
         shorter = "" if task.head in POOLERS else " A smaller task.length keeps less."
         raise PlmjaxError(

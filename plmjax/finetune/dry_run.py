@@ -37,22 +37,23 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     workdir.check_same_config(config)
     with jax.set_mesh(mesh):
         setup = with_states(build(config, mesh, print_line), print_line, reads=False)
+        workdir.check_length(setup.steps)
         if compiles:
             setup = on_devices(setup)
         show_training(
             training_of(setup, workdir, lambda *_: None),
             lambda blocks: _task_table(setup, mesh, blocks),
-            _first_row(setup),
+            lambda batch: _first_row(setup, batch),
             compiles,
         )
 
 
-def _first_row(setup: FinetuneSetup) -> str:
+def _first_row(setup: FinetuneSetup, batch: dict) -> str:
     row = setup.batches.rows(0)[1][0]
     example = setup.features["train"].example[row]
     # Without a head the label is the best rank, the same for all.
     label = None if setup.task.head is None else setup.data.train[example].label
-    return example_as_seen(setup.model.tokenizer, setup.batches.batch(0), label)
+    return example_as_seen(setup.model.tokenizer, batch, label)
 
 
 def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:

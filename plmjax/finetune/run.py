@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import processes
+from plmjax import LESS_MEMORY, processes
 from plmjax.baselines.run import Baseline, gain_lines, run_baselines
 from plmjax.baselines.watch import Watch
 from plmjax.console import ignore_line, print_line
@@ -64,6 +64,7 @@ def finetune(
     with training_session(workdir, config, mesh, log) as (leads, _):
 
         def note() -> None:
+            workdir.check_length(setup.steps)
             if leads:  # late, so that unreadable data leave no run
                 check_replaceable(workdir / "export")
                 workdir.write_config(config)
@@ -77,7 +78,8 @@ def finetune(
         result = fit(training_of(setup, workdir, predict), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(setup, workdir, result, predict, log)
+        with result.exporting(workdir / "export"):
+            return finish(setup, workdir, result, predict, log)
 
 
 def _run_baselines(setup: FinetuneSetup, workdir: Workdir, log: Log) -> None:
@@ -198,7 +200,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
     origin = setup.origin
     return Training(
         directory=workdir.path,
-        checkpoints=workdir.checkpoints,
+        checkpoints=workdir.checkpoints_of(setup.train),
         config=setup.train,
         mesh=setup.mesh,
         zero1=zero1,
@@ -216,6 +218,8 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         rank=lambda scores: cost(metric, scores[metric]),
         describe=describe,
         keep_best=setup.config.select.keep == "best",
+        activations=lambda: setup.activation_bytes(),
+        less_memory=f"{LESS_MEMORY} A smaller --config.task.length helps, too.",
     )
 
 

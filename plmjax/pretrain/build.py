@@ -21,9 +21,11 @@ from plmjax.files import write_json
 from plmjax.interop import config_json
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.config import resolve
+from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
 from plmjax.pretrain.checks import check_text
+from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
     Tokenizer,
     TokenizerConfig,
@@ -64,6 +66,16 @@ class PretrainSetup:
     def flops(self, step: int) -> float:
         """Returns the matrix FLOPs of a step."""
         return self.phase_flops(self.loader.phase(step))
+
+    def activation_bytes(self, phase: Phase) -> int:
+        """Estimates the bytes of activations of a phase's step on a device."""
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = phase.batch // self.config.train.accumulation // shards
+        length = phase.plan.length
+        return sum(
+            activation_bytes(view.encoder, rows, length, self.objective.slots(length))
+            for view in self.objective.models.values()
+        )
 
     def phase_flops(self, phase: Phase) -> float:
         """Returns the matrix FLOPs of each step of a phase."""
@@ -236,6 +248,8 @@ def build(
             for line in teachers.check_vocabulary(config, tokenizer, teacher):
                 log(line)
         _, objective = model(tokenizer)
+        if not workdir.begun:
+            check_start_weights(config, workdir, objective, tokenizer, log)
         for name, problem in inexpressible(objective, tokenizer).items():
             log(f"WARNING: this {name} will stay a plmjax checkpoint: {problem}")
 
@@ -246,10 +260,17 @@ def build(
     phases = []
     for steps, length, batch in shapes:
         plan = row_plan(config, split, length, store)
+        epoch_steps = math.ceil(plan.rows / batch)
         log(
             f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
-            f"is {math.ceil(plan.rows / batch):,} steps of {batch} rows."
+            f"is {epoch_steps:,} step{'s' * (epoch_steps > 1)} of {batch} rows."
         )
+        if plan.rows < batch:
+            log(
+                f"WARNING: a step of {batch:,} rows reads each of the {plan.rows:,} "
+                f"rows {batch / plan.rows:,.1f} times; lower train.batch, or give more "
+                "text."
+            )
         if steps is None:
             epoch = plan.rows / batch
             steps = config.train.steps or math.ceil((config.train.epochs or 0) * epoch)
@@ -297,14 +318,17 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     return None if exportable else next(iter(problems.values()))
 
 
-def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:
+def held_out(
+    setup: PretrainSetup, alone: bool = False, micro: bool = True
+) -> Callable[[], Iterator[dict]]:
     """Returns a function that iterates over the held-out rows, in micro-batches.
 
-    Each process gets its share of them; with `alone`, it gets all.
+    Each process gets its share of them; with `alone`, it gets all. Without `micro`,
+    batches are as large as those of training.
     """
     split, phase = setup.store.split("held_out"), setup.loader.phases[-1]
     plan = row_plan(setup.config, split, phase.plan.length, setup.store)
-    batch = phase.batch // setup.config.train.accumulation
+    batch = phase.batch // (setup.config.train.accumulation if micro else 1)
     mine = np.arange if alone else functools.partial(sharding.local_rows, setup.mesh)
     return functools.partial(
         held_out_batches, split, plan, setup.tokenizer, batch, mine=mine

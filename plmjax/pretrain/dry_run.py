@@ -1,13 +1,13 @@
 """Describes a pretraining without running it."""
 
+import functools
 import math
 from pathlib import Path
 
 from rich.table import Table
 
 from plmjax.console import ignore_line, print_line
-from plmjax.models.flops import activation_bytes
-from plmjax.pretrain.build import PretrainSetup, build, check
+from plmjax.pretrain.build import PretrainSetup, build, check, held_out
 from plmjax.pretrain.run import training_of
 from plmjax.pretrain.start import frozen_arrays
 from plmjax.report.dry_run import (
@@ -36,10 +36,12 @@ def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
     check(config, mesh)
     with training_session(workdir, config, mesh, ignore_line):
         setup = build(config, workdir, mesh, print_line)
+        held_out(setup)
+        workdir.check_length(setup.steps)
         show_training(
             training_of(setup, frozen_arrays(setup) if compiles else {}, ignore_line),
             lambda blocks: _plan_table(setup, blocks),
-            row_as_seen(setup.objective, setup.tokenizer, setup.loader.batch(0)),
+            functools.partial(row_as_seen, setup.objective, setup.tokenizer),
             compiles,
         )
 
@@ -47,19 +49,11 @@ def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
 def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
     train = setup.config.train
     phase = setup.loader.phases[0]
-    length, shards = (
-        phase.plan.length,
-        setup.mesh.shape["data"] * setup.mesh.shape["fsdp"],
-    )
-    rows = phase.batch // train.accumulation // shards
-    slots = setup.objective.slots(length)
+    length, slots = phase.plan.length, setup.objective.slots(phase.plan.length)
     sizes = {name: total(blocks, name) for name in SIZES}
     if setup.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(setup.mesh):
         sizes["gathered weights"] = 4 * total(blocks, "parameters")
-    sizes["activations"] = sum(
-        activation_bytes(view.encoder, rows, length, slots)
-        for view in setup.objective.models.values()
-    )
+    sizes["activations"] = setup.activation_bytes(phase)
     flops = sum(setup.phase_flops(phase) * phase.steps for phase in setup.loader.phases)
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, processes
+from plmjax import LESS_MEMORY, Exit, PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.console import console, ignore_line, print_line
 from plmjax.data.loader import held_out_batches
@@ -94,7 +94,9 @@ def pretrain(config: RunConfig, path: Path) -> dict:
         result = fit(training_of(setup, frozen_arrays(setup), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        return finish(setup, result, log)
+        exports = not_exportable(setup.objective, setup.tokenizer) is None
+        with result.exporting(workdir / "export" if exports else None):
+            return finish(setup, result, log)
 
 
 def _build(
@@ -112,6 +114,7 @@ def _build(
     def make(log: Callable[[str], Any]) -> PretrainSetup:
         setup = build(config, workdir, mesh, log)
         held_out(setup)  # writes its plan file, too
+        workdir.check_length(setup.steps)
         return setup
 
     def lead() -> PretrainSetup | None:
@@ -165,7 +168,7 @@ def training_of(
 
     return Training(
         directory=setup.workdir.path,
-        checkpoints=setup.workdir.checkpoints,
+        checkpoints=setup.workdir.checkpoints_of(setup.config.train),
         config=setup.config.train,
         mesh=setup.mesh,
         zero1=setup.config.mesh.zero1,
@@ -180,6 +183,8 @@ def training_of(
         score=score,
         origin=origin(setup) | {"config": config_lib.to_dict(setup.config)},
         check_meta=lambda meta: _check_meta(setup, meta),
+        activations=lambda: max(map(setup.activation_bytes, setup.loader.phases)),
+        less_memory=f"{LESS_MEMORY} --config.model.remat=True keeps fewer activations.",
     )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.table import Table
 
-from plmjax import tree
+from plmjax import Exit, PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import console, print_line
 from plmjax.evaluate.examples import masked
 from plmjax.models.task_heads import TASK_HEADS
@@ -21,6 +22,7 @@ from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import collectives, sharding
 from plmjax.train.job import Training, shapes_of, step_for
+from plmjax.train.memory import check_activations, check_state, device_memory
 from plmjax.train.step import State, lower
 
 
@@ -211,6 +213,12 @@ def total(blocks: list[Block], name: str) -> int:
     return sum(getattr(block, name) for block in blocks)
 
 
+_LEGEND = (
+    "\n[MASK=x]: x is hidden; [y=x]: y stands in its place; [=x]: x is shown. All are "
+    "predicted."
+)
+
+
 def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     """Returns the first row of a batch as the model's input, decoded, with its masks.
 
@@ -236,6 +244,8 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
             new = "MASK" if token == tokenizer.mask_id else piece
             piece = f"[{'' if new == truth else new}={truth}]"
         words.append(piece)
+    if chosen:
+        words.append(_LEGEND)
     if "pair_label" in row:
         meaning = {0: "in order", 1: "not in order"}
         labels = [meaning[n] for n in row["pair_label"].tolist() if n in meaning]
@@ -272,23 +282,31 @@ def devices_text(mesh: Mesh) -> str:
 def show_training(
     training: Training,
     figures: Callable[[list[Block]], Table],
-    first_row: str,
+    first_row: Callable[[dict], str],
     compiles: bool,
 ) -> None:
     """Prints the sizes, shardings, `figures` and communication of a training.
 
+    `first_row` makes text of a batch.
     With `compiles`, it compiles the step, which the training reuses later.
     """
     out, mesh, zero1 = console(), training.mesh, training.zero1
     given = training.objective, training.config, mesh, zero1
+    check_activations(training)
     batch = training.batch(0, 0)
     state = shapes_of(*given, batch)
     blocks = blocks_of(mesh, state, zero1)
     out.print(block_table(blocks))
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
+    check_state(training, state, print_line)
+    checkpoints = Checkpoints(training.checkpoints)
+    if saved := checkpoints.steps():
+        training.check_meta(checkpoints.meta(saved[-1]))
+    else:
+        checkpoints.check_room(state)
     print_line("\nThe first row, as the model sees it:")
-    console().print(first_row, markup=False)
+    console().print(first_row(batch), markup=False)
     if compiles:
         print_line("\nCompiling the step; Ctrl-C if you have seen enough.")
         begin = time.monotonic()
@@ -301,6 +319,14 @@ def show_training(
         step = step_for(*given, training.steps)
         compiled = lower(step, state, training.frozen, shapes).compile()
         print_compiled(compiled, mesh, time.monotonic() - begin)
+        needed, there = sum(_sizes(compiled).values()), device_memory()
+        if needed > there:
+            raise PlmjaxError(
+                f"the compiled step needs {needed / 1e9:,.1f} GB on a device, which "
+                f"has {there / 1e9:,.1f} GB.",
+                hint=training.less_memory,
+                code=Exit.MEMORY,
+            )
     print_line("\nDry run: nothing was trained.")
 
 
@@ -308,15 +334,7 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
     """Prints memory and collectives of a step that took `seconds` to compile."""
     out, kind = console(), jax.devices()[0].device_kind
     out.print(f"The step as compiled for {kind} in {seconds:.1f} s:", markup=False)
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        # Results that are written over the old state need no further memory.
-        beside = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        sizes = {
-            "state and batch": memory.argument_size_in_bytes,
-            "temporaries (gradients, activations)": memory.temp_size_in_bytes,
-            "results": beside,
-        }
+    if sizes := _sizes(compiled):
         text = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         total = sum(sizes.values())
         out.print(f"  {total / 1e6:,.0f} MB a device: {text}.", markup=False)
@@ -330,6 +348,19 @@ def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) ->
             "are counted once.",
             markup=False,
         )
+
+
+def _sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Returns the bytes of a compiled step on a device; {} if they are not known."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return {}
+    return {
+        "state and batch": memory.argument_size_in_bytes,
+        "temporaries (gradients, activations)": memory.temp_size_in_bytes,
+        # Results that are written over the old state need no further memory.
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    }
 
 
 def collectives_table(operations: list[collectives.Collective], mesh: Mesh) -> Table:

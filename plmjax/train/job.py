@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from plmjax import LESS_MEMORY
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Objective
 from plmjax.train import sharding
@@ -28,7 +29,8 @@ class Training:
 
     `batch` and `rows` are functions of (step, number of batches left out before):
     `batch` returns this process's rows as numpy arrays, `rows` the ids of all rows.
-    `flops` returns the FLOPs of a step.
+    `flops` returns the FLOPs of a step, `activations` an estimate of their bytes on a
+    device; `less_memory` is a hint on how to lower them.
 
     `first_state` makes the state before the first step from its shapes and shardings.
     `score` takes (weights, watched) and returns the scores of an evaluation, {} if a
@@ -36,7 +38,8 @@ class Training:
     best checkpoint, and `describe` into text for people.
 
     `origin` is written into each checkpoint, and `check_meta` raises for a checkpoint
-    of another run. With `keep_best` the result is the best checkpoint, not the last.
+    of another run. With `keep_best` the result is the best checkpoint, not the last; if
+    it is None, only where training ended early for want of a better one.
     """
 
     directory: Path
@@ -61,7 +64,9 @@ class Training:
         if math.isnan(scores["loss"])
         else f"held-out loss {scores['loss']:.3f}"
     )
-    keep_best: bool = False
+    keep_best: bool | None = None
+    activations: Callable[[], int] = lambda: 0
+    less_memory: str = LESS_MEMORY
 
 
 def initialise(objective: Objective, config: TrainConfig) -> Callable[[dict], State]:

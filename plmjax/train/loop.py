@@ -7,18 +7,19 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plmjax import Exit, PlmjaxError, processes, tree
+from plmjax import RESUME, Exit, PlmjaxError, processes, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import TrainingDisplay
 from plmjax.data.loader import read_ahead
 from plmjax.stop import Stop, Watchdog
-from plmjax.train import rollback, sharding
+from plmjax.train import memory, rollback, sharding
 from plmjax.train.job import Training, shapes_of, step_for, weights_of
 from plmjax.train.metrics import (
     MetricWriter,
@@ -75,7 +76,7 @@ class Result(NamedTuple):
     """How a training ended: `stopped` names the signal that cut it short, or is None.
 
     `saved` is then the newest checkpoint. `weights` are those of `step` to use: the
-    average if one is kept.
+    average if one is kept. `failure` is the error of a disk that holds no end of it.
     """
 
     stopped: str | None
@@ -83,6 +84,23 @@ class Result(NamedTuple):
     weights: dict
     step: int
     scores: dict[str, float]
+    failure: PlmjaxError | None = None
+
+    @contextlib.contextmanager
+    def exporting(self, folder: Path | None) -> Iterator[None]:
+        """Context manager of the export to a folder; then raises `failure`, if any."""
+        if self.failure is None:
+            yield
+            return
+        message, hint = self.failure.message, self.failure.hint
+        try:
+            yield
+        except (PlmjaxError, OSError) as error:
+            message = f"{message} The weights could not be exported either: {error}"
+            raise PlmjaxError(message, hint=hint, code=Exit.DISK) from error
+        if folder is not None:
+            message = f"{message} The weights of step {self.step:,} are in {folder}."
+        processes.raise_on_all(PlmjaxError(message, hint=hint, code=Exit.DISK))
 
 
 def evaluate(
@@ -102,23 +120,30 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
     """Trains to the end or until a signal, resuming from the newest good checkpoint.
 
     Raises:
-      PlmjaxError: a bad step, or too many of them (exit code 6); a checkpoint of
-        another run; a disk that fails.
+      PlmjaxError: a bad step, or too many of them (exit code 6); too little memory
+        (7); a checkpoint of another run; a disk that fails.
     """
-    run = Fit(training, log)
-    with run.checkpoints, run.display, run.stop, run.watchdog:
-        run.begin()
-        while run.has_next_step():
-            bad = run.step()
-            if bad is not None:
-                run.roll_back(bad)
-            elif run.evaluation_due() or run.save_due():
-                run.pause()
-        run.end()
+    run = None
     try:
+        run = Fit(training, log)
+        with run.checkpoints, run.display, run.stop, run.watchdog:
+            run.begin()
+            while run.has_next_step():
+                bad = run.step()
+                if bad is not None:
+                    run.roll_back(bad)
+                elif run.evaluation_due() or run.save_due():
+                    run.pause()
+            run.end()
         return run.result()
+    except Exception as error:
+        shape = run.compiled_for and run.compiled_for["segments"] if run else None
+        if (problem := memory.step_error(training, shape, error)) is None:
+            raise
+        raise problem from error
     finally:
-        run.close()
+        if run is not None:
+            run.close()
 
 
 class Fit:
@@ -131,9 +156,11 @@ class Fit:
             training.checkpoints, self.config.keep_checkpoints, log, together=True
         )
         self.checkpoints.remove_unfinished()
+        processes.run_on_all(lambda: memory.check_activations(training))
         arguments = training.objective, self.config, training.mesh, training.zero1
         self.shapes = shapes_of(*arguments, training.batch(0, 0))
         self._log_sizes()
+        processes.run_on_all(lambda: memory.check_state(training, self.shapes, log))
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
         self.state = self._first_or_saved_state()
@@ -171,6 +198,7 @@ class Fit:
         training = self.training
         saved = self.checkpoints.good_step(set_aside=True)
         if saved is None:
+            self.checkpoints.check_room(self.shapes)
             return training.first_state(self.shapes)
         meta = self.checkpoints.meta(saved)
         processes.run_on_all(lambda: training.check_meta(meta))
@@ -195,6 +223,8 @@ class Fit:
                 with self.watchdog.resting():
                     self.checkpoints.wait()  # has_lost_patience reads the best step
         self.over = self.has_lost_patience()
+        if self.now < self.training.steps and not self.over:
+            self.log(f"Ctrl-C saves the step and stops the run. {RESUME}")
         self.batches = self.upcoming()
 
     def has_next_step(self) -> bool:
@@ -205,10 +235,14 @@ class Fit:
     def step(self) -> BadStep | None:
         """Runs a step; returns the first bad step among those read, or None."""
         rows = sharding.put_rows(self.training.mesh, next(self.batches))
-        if (shapes := jax.tree.map(np.shape, rows)) != self.compiled_for:
+        compiles = (shapes := jax.tree.map(np.shape, rows)) != self.compiled_for
+        if compiles:
             self.watchdog.compiles()
+            self.display.announce(self.now, "compiling")
             self.compiled_for = shapes
         self.state, metrics = self.train_step(self.state, self.training.frozen, rows)
+        if compiles:
+            self.display.announce(self.now, "")
         self.now, self.turn = self.now + 1, self.turn + 1
         self.waiting.append((self.now, self.training.flops(self.now - 1), metrics))
         pauses = self.evaluation_due() or self.save_due()
@@ -247,13 +281,13 @@ class Fit:
         """Returns how the training ended, with the weights and scores to use.
 
         Raises:
-          PlmjaxError: a disk failed on any process.
+          PlmjaxError: a signal stopped the training, and a disk failed.
         """
         self.writer.close()
-        if self.checkpoints.failure is not None:
-            processes.raise_on_all(self.checkpoints.failure)
-        processes.run_on_all(self.writer.check)
+        failure = self._disk_failure()
         if self.stopped:
+            if failure is not None:
+                processes.raise_on_all(failure)
             saved = self.checkpoints.steps()
             newest = saved[-1] if saved else None
             return Result(self.stopped, newest, {}, int(self.state.step), {})
@@ -261,12 +295,29 @@ class Fit:
             self.log(
                 f"WARNING: {skipped:,} updates were skipped; they were not finite."
             )
-        best = self.checkpoints.best() if self.training.keep_best else None
+        keep_best = self.training.keep_best
+        keeps = self.over if keep_best is None else keep_best
+        best = self.checkpoints.best() if keeps else None
         if best is not None and best[0] != int(self.state.step):
             self.log(f"Step {best[0]:,} was the best one; its weights are taken.")
+            if not keep_best:
+                self.log("Other commands read it by --checkpoint=best.")
             self.state, self.scores = self.checkpoints.load(best[0], self.shapes), None
         scores, step = self.scores or self._score(), int(self.state.step)
-        return Result(None, step, weights_of(self.state), step, scores)
+        weights = weights_of(self.state)
+        return Result(None, step, weights, step, scores, failure=failure)
+
+    def _disk_failure(self) -> PlmjaxError | None:
+        """Returns on all processes the error of checkpoints or metrics, or None."""
+        failure = self.checkpoints.failure
+        if failure is None:
+            try:
+                self.writer.check()
+            except PlmjaxError as error:
+                failure = error
+        texts = failure and [failure.message, failure.hint]
+        texts = processes.broadcast_from_first(texts)
+        return texts and PlmjaxError(texts[0], hint=texts[1], code=Exit.DISK)
 
     def close(self) -> None:
         """Releases all arrays, since later work needs the devices' memory."""

@@ -10,10 +10,14 @@ import pytest
 
 from plmjax import PlmjaxError, tree
 from plmjax.evaluate.model import Model
+from plmjax.finetune.build import check
+from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import StartConfig, describe, start
 from plmjax.models import EncoderConfig
 from plmjax.models.heads import init_model
 from plmjax.tasks.task import Task
+from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
 
 CONFIG = EncoderConfig(
     vocab_size=13, layers=3, width=4, heads=2, ffn_width=6, max_positions=8
@@ -150,3 +154,10 @@ def test_gpt2_has_no_such_head():
     )
     with pytest.raises(PlmjaxError, match="no head to fine-tune"):
         start(given, CLASSES, StartConfig(), 0)
+
+
+def test_vectors_that_are_not_there_are_refused_before_any_work():
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    with pytest.raises(PlmjaxError, match="vectors=no.vec is not a file"):
+        check(FinetuneConfig(model="a", vectors="no.vec"), mesh)
+    check(FinetuneConfig(model="a", vectors="no.vec", baselines=False), mesh)

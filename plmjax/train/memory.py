@@ -1,0 +1,101 @@
+"""The memory that a training needs on a device, compared with what there is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from plmjax import Exit, PlmjaxError
+from plmjax.machine import out_of_memory, usable_memory
+from plmjax.train import sharding
+from plmjax.train.job import Training
+from plmjax.train.step import State
+
+# An estimate of activations this many times too large is an error beyond doubt: most
+# of the arrays that it counts are kept by every compiler.
+_BEYOND_DOUBT = 4
+_SMALLER = "Use a smaller model, or more devices with --config.mesh.fsdp."
+
+
+def device_memory() -> int:
+    """Returns the bytes of memory that one of this process's devices may use."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    # Devices of the kind cpu share the memory of the process.
+    return limit or usable_memory() // jax.local_device_count()
+
+
+def check_activations(training: Training) -> None:
+    """Raises PlmjaxError if the activations of a step are far too large for a device.
+
+    Needs no batch, which may be too large, too.
+    """
+    if not _trains_all(training):
+        return
+    needed, memory = training.activations(), device_memory()
+    if needed > _BEYOND_DOUBT * memory:
+        raise PlmjaxError(
+            f"a step of {training.config.batch:,} rows needs about "
+            f"{needed / 1e9:,.0f} GB of activations on a device; {_has(memory)}.",
+            hint=training.less_memory,
+            code=Exit.MEMORY,
+        )
+
+
+def check_state(training: Training, shapes: State, log: Callable[[str], Any]) -> None:
+    """Compares the memory of a training with that of a device; warns if unsure.
+
+    Weights, gradients and the optimizer's state are certain, activations estimated.
+
+    Raises:
+      PlmjaxError: what is certain cannot fit (exit code 7).
+    """
+    mesh, memory, activations = training.mesh, device_memory(), 0
+    certain = sharding.bytes_per_device(mesh, shapes, training.zero1)
+    if _trains_all(training):
+        certain += sharding.bytes_per_device(mesh, shapes.params)  # the gradients
+        activations = training.activations()
+    if certain > memory:
+        raise PlmjaxError(
+            "weights, gradients and the optimizer's state need "
+            f"{certain / 1e9:,.1f} GB on a device; {_has(memory)}.",
+            hint=_SMALLER,
+            code=Exit.MEMORY,
+        )
+    if certain + activations > memory:
+        log(
+            f"WARNING: a step of {training.config.batch:,} rows needs about "
+            f"{(certain + activations) / 1e9:,.1f} GB on a device; {_has(memory)}. "
+            f"{training.less_memory}"
+        )
+
+
+def _trains_all(training: Training) -> bool:
+    """Returns False if layers are frozen, which need no gradients or activations."""
+    optimizer = training.config.optimizer
+    return optimizer.freeze is None and optimizer.unfreeze_every_steps is None
+
+
+def _has(memory: int) -> str:
+    return f"a {jax.devices()[0].device_kind} has {memory / 1e9:,.1f} GB"
+
+
+def step_error(training: Training, shape: Any, error: Exception) -> PlmjaxError | None:
+    """Returns the error of a step whose memory is exhausted; None for other errors.
+
+    `shape` is that of the batch; None before the first step.
+    """
+    message = out_of_memory(error)
+    if message is None:
+        return None
+    if shape is None:
+        return PlmjaxError(
+            f"{message}, before the first step.",
+            hint=_SMALLER,
+            code=Exit.MEMORY,
+        )
+    rows, *_, length = shape
+    split, devices = training.config.accumulation, training.mesh.size
+    where = f"{message}, in a step of {rows:,} rows of {length:,} tokens"
+    where += f" in {split} micro-batches" if split > 1 else ""
+    where += f" on {devices} {jax.devices()[0].device_kind}."
+    return PlmjaxError(where, hint=training.less_memory, code=Exit.MEMORY)
