@@ -4,6 +4,7 @@ The rate is applied outside, so that a skipped update does not shift the schedul
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,16 +67,16 @@ def clipped(
     algorithm 2). `inner` begins with scale_by_adam.
     """
 
-    def update(gradients, state, params=None):
+    def update(updates, state: Any, params=None):
+        gradients = updates
         updates, state = inner.update(gradients, state, params)
-        adam: optax.ScaleByAdamState = state[0]
-        correction = 1 - b2 ** adam.count.astype(jnp.float32)
+        correction = 1 - b2 ** state[0].count.astype(jnp.float32)
 
         def shrink(update, gradient, moment):
             moment = jnp.maximum(moment / correction, eps**2)
             ratio = jnp.sqrt(jnp.mean(jnp.square(gradient) / moment))
             return update / jnp.maximum(1.0, ratio)
 
-        return jax.tree.map(shrink, updates, gradients, adam.nu), state
+        return jax.tree.map(shrink, updates, gradients, state[0].nu), state
 
     return optax.GradientTransformation(inner.init, update)
