@@ -56,8 +56,8 @@ class Watch:
         if done == 0:
             self._work = self._shown = now
         spent = now - self._work
-        rest = spent * (total - done) / max(done, 1)
-        self.need(rest if spent > _SURE_SECONDS else 0.0)
+        left = spent * (total - done) / max(done, 1)
+        self.need(left if spent > _SURE_SECONDS else 0.0)
         if self._name is not None and now - self._shown > _EVERY_SECONDS:
             self._shown = now
-            self._log(f"  {self._name}: {what}, {done / total:.0%}, {rest:.0f} s left")
+            self._log(f"  {self._name}: {what}, {done / total:.0%}, {left:.0f} s left")

@@ -171,7 +171,8 @@ def describe_text(tokenizer: "Tokenizer", documents: Iterable[str]) -> tuple[str
         lines.append(
             f"Accents are dropped from the text: {dropped.marks:,} of {total:,} "
             f"characters ({dropped.marks / total:.2%}), e.g. {', '.join(examples)} "
-            "(tokenizer.strip_accents=false keeps them)."
+            "(tokenizer.strip_accents=false keeps them, but for a tokenizer whose "
+            "files say otherwise)."
         )
     if dropped.formats:
         lines.append(
@@ -187,16 +188,13 @@ def count_words(backend: "tokenizers.Tokenizer", texts: Iterable[str]) -> Counte
     assert backend.pre_tokenizer is not None
     cut = backend.pre_tokenizer.pre_tokenize_str
     normalise = normaliser(backend)
+    # The units of the word cache, so that each distinct one is normalised once.
+    units = Counter(itertools.chain.from_iterable(map(cutter(backend).split, texts)))
     words = Counter[str]()
-    for unit, count in count_units(backend, texts).items():
+    for unit, count in units.items():
         for word, _ in cut(normalise(unit)):
             words[word] += count
     return words
-
-
-def count_units(backend: "tokenizers.Tokenizer", texts: Iterable[str]) -> Counter[str]:
-    """Counts the units of the exact word cache, before any normalisation."""
-    return Counter(itertools.chain.from_iterable(map(cutter(backend).split, texts)))
 
 
 def normaliser(backend: "tokenizers.Tokenizer") -> Callable[[str], str]:

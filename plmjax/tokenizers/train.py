@@ -23,7 +23,7 @@ from plmjax.tokenizers.backends import (
     unigram_backend,
     wordpiece_backend,
 )
-from plmjax.tokenizers.coverage import count_words, describe_text
+from plmjax.tokenizers.coverage import count_words, describe_text, normaliser
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
@@ -76,6 +76,12 @@ def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenize
     segmenter = check_segmenter(config)
     tokenizer = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
     tokenizer.notes += describe_text(tokenizer, documents)
+    strips = normaliser(tokenizer.backend)("ŭ") == "u"
+    if config.strip_accents not in (None, strips):
+        tokenizer.notes += (
+            f"tokenizer.strip_accents={config.strip_accents} has no effect: accents "
+            f"are {'dropped' if strips else 'kept'} by the files of {config.path}.",
+        )
     return tokenizer if segmenter is None else tokenizer.with_segmenter(segmenter)
 
 

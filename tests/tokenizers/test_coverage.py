@@ -1,10 +1,16 @@
 """What a vocabulary loses of a text, counted by cause."""
 
+import dataclasses
 import unicodedata
 
 import pytest
 
-from plmjax.tokenizers import TokenizerConfig, train_tokenizer, unknown_words
+from plmjax.tokenizers import (
+    TokenizerConfig,
+    get_tokenizer,
+    train_tokenizer,
+    unknown_words,
+)
 from plmjax.tokenizers.coverage import describe, describe_text, dropped_characters
 
 SENTENCES = ["the old ship sailed to the old sea and the sea was old"] * 3
@@ -91,6 +97,23 @@ def test_dropped_accents_are_counted(kind):
     share = f"{seen.marks * 3} of 174 characters ({seen.marks / 58:.2%})"
     for part in (share, "Hodiaŭ -> hodiau", "tokenizer.strip_accents=false"):
         assert part in line
+
+
+def test_a_setting_that_a_loaded_tokenizer_overrules_is_said(tmp_path):
+    config = TokenizerConfig(strip_accents=True)
+    train_tokenizer(config, LANGUAGES * 3).save(tmp_path)
+    loaded = TokenizerConfig(path=str(tmp_path))
+    (dropped,) = get_tokenizer(loaded, LANGUAGES).notes
+    assert "Hodiaŭ -> hodiau" in dropped
+    for asked, count in ((True, 1), (False, 2)):
+        config = dataclasses.replace(loaded, strip_accents=asked)
+        notes = get_tokenizer(config, LANGUAGES).notes
+        assert len(notes) == count and notes[0] == dropped
+    assert "strip_accents=False has no effect: accents are dropped" in notes[1]
+    (tmp_path / "vocab.txt").rename(tmp_path / "alone.txt")
+    bare = TokenizerConfig(path=str(tmp_path / "alone.txt"), strip_accents=False)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert get_tokenizer(bare, LANGUAGES).notes == ()  # here it has
 
 
 def test_dropped_joiners_are_counted():
