@@ -183,12 +183,12 @@ def best_of(baselines: Sequence[Baseline], metric: str) -> Baseline:
 
 def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
     """Returns lines of a table: each model, its score, the milliseconds an example."""
-    wide = max(len(one.name) for one in baselines)
-    lines = [f"{'baseline':{wide}}  {metric:>{max(len(metric), 8)}}  ms an example"]
+    wide, shown = max(len(one.name) for one in baselines), metric.replace("_", " ")
+    lines = [f"{'baseline':{wide}}  {shown:>{max(len(shown), 8)}}  ms an example"]
     for one in baselines:
         score = f"{one.scores[metric]:.4f}"
         lines.append(
-            f"{one.name:{wide}}  {score:>{max(len(metric), 8)}}"
+            f"{one.name:{wide}}  {score:>{max(len(shown), 8)}}"
             f"  {one.milliseconds:13.3f}"
         )
     return lines
@@ -218,19 +218,19 @@ def gain_lines(
 def _verdict(gained: Comparison, metric: str, score: float, best: Baseline) -> str:
     what = f"{gained.difference:+.4f}"
     interval = f"95 % interval {gained.low:.4f} to {gained.high:.4f}"
-    theirs = f"{best.name}, {best.scores[metric]:.4f}"
+    theirs, shown = f"{best.name}, {best.scores[metric]:.4f}", metric.replace("_", " ")
     if gained.verdict == SAME:
         why = "which holds 0" if gained.low <= 0 <= gained.high else "of too few texts"
         return (
-            f"the model ({metric} {score:.4f}) is NOT distinguishable from the best of "
+            f"the model ({shown} {score:.4f}) is NOT distinguishable from the best of "
             f"them ({theirs}): {what} ({interval}, {why})"
         )
     if gained.difference < 0:
         return (
-            f"the model ({metric} {score:.4f}) is WORSE than the best of them "
+            f"the model ({shown} {score:.4f}) is WORSE than the best of them "
             f"({theirs}): {what} ({interval})"
         )
     return (
-        f"the model's gain over the best of them ({theirs}; its own {metric} is "
+        f"the model's gain over the best of them ({theirs}; its own {shown} is "
         f"{score:.4f}): {what} ({interval})"
     )
