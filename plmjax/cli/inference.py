@@ -154,7 +154,7 @@ def _evaluate_text(args, models: list[str]) -> int:
         )
     contenders = [open_contender(path, args.checkpoint) for path in models]
     with renamed("data.source.paths", "--text"):
-        source = open_source(SourceConfig(kind="text", paths=",".join(args.text)))
+        source = open_source(SourceConfig(paths=tuple(args.text)))
         plan = make_plan(contenders, source.documents(), args.rows)
     warnings = [line for path in models if (line := trained_on(path, source))]
     lines = warnings + notes(contenders, plan)

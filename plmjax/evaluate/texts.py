@@ -255,6 +255,8 @@ def guess(
     encoder = dataclasses.replace(model.encoder, dtype="float32", remat=False)
     platform, params = Platform.of(jax.devices()), jax.device_put(model.params)
     nats, right, hits, done = np.zeros(units), np.ones(units, bool), 0, 0
+    if not rows:  # its vocabulary has no piece for any of the units
+        return Guessed(nats, right, 0, 0)
     sizes = np.array([len(row.tokens) for row in rows])
     slots: dict[int, int] = {}
     batches = make_batches(sizes, sizes.max(), batch * sizes.max())

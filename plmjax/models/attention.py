@@ -221,9 +221,10 @@ def _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more):
 
     @jax.checkpoint
     def block(queries):
-        index_1Q = queries[3] + jnp.arange(BLOCK)[None]
+        query, start, end, first = queries
+        index_1Q = first + jnp.arange(BLOCK)[None]
         keys = key_BNKD, value_BNKD, index_1K
-        return _dense(*queries[:3], index_1Q, keys, length=length, **more)
+        return _dense(query, start, end, index_1Q, keys, length=length, **more)
 
     rows, heads, _, width = query.shape
     blocks = (

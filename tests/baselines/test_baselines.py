@@ -724,6 +724,8 @@ def test_the_lines_say_what_is_gained():
         assert lines[:-1] == table([weak, better], "accuracy")
         return lines[-1]
 
+    named = [Baseline("a", [], {"entity_f1": 0.5}, 1.0)]
+    assert "  entity f1  " in table(named, "entity_f1")[0]  # as in the other lines
     assert [line.split() for line in table([weak, better], "accuracy")] == [
         ["baseline", "accuracy", "ms", "an", "example"],
         ["majority", "0.5000", "1.250"],

@@ -219,6 +219,10 @@ def test_an_unknown_word_is_no_free_win(pieces):
     assert record["bits_per_byte"] * record["bytes"] >= 8 * sum(expected)
     assert record["accuracy"] == 0
     assert record["unknown_share"] == sum(expected) / record["bytes"]
+    # Nor is a word without any piece.
+    plan.rows[0], plan.spelled[0] = [], plan.words.bytes
+    (record,) = score_texts([pieces], plan, 4)
+    assert (record["bits_per_byte"], record["accuracy"]) == (8, 0)
 
 
 def test_a_causal_model_guesses_all_of_the_text_and_is_named_apart(pieces):
