@@ -215,7 +215,7 @@ def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
     for one in baselines:
         score = f"{one.scores[metric]:.4f}"
         lines.append(
-            f"{one.name:{wide}}  {score:>{max(len(shown), 8)}}"
+            f"{one.name:{wide}}  {score:>{max(len(metric), 8)}}"
             f"  {one.milliseconds:13.3f}"
         )
     return lines

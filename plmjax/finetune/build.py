@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
@@ -276,6 +277,8 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
             hint="Give a word2vec file, or leave it out.",
         )
     train = config.train
+    if train.checkpoints is not None:
+        Checkpoints(train.checkpoints)  # refuses a URL of another kind
     sharding.check_batch(mesh, train.batch, train.accumulation)
     pairs = KINDS[config.task.kind].head is None
     if pairs and train.batch // train.accumulation < 2:

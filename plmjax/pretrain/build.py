@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
 from plmjax.data.prepare import prepare
@@ -95,6 +96,8 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both set how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
+    if config.train.checkpoints is not None:
+        Checkpoints(config.train.checkpoints)  # refuses a URL of another kind
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     check_lengths(config, encoder)
     check_objective(config, encoder)

@@ -159,6 +159,7 @@ def test_a_disk_without_room_for_a_checkpoint(shared, tmp_path, monkeypatch):
 def test_a_place_where_no_checkpoint_can_go(shared, tmp_path):
     error = refused(shared, tmp_path / "a", "train.checkpoints=ftp://a/b")
     assert "cannot be saved to ftp://a/b" in error.message
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_batch_of_more_rows_than_there_are(shared, tmp_path, capsys):
