@@ -15,6 +15,7 @@ import json
 import linecache
 import math
 import re
+import tomllib
 import traceback
 import types
 import typing
@@ -170,84 +171,8 @@ def describe(kind: Any) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-# {keys, an option or a sentence: the names that transformers' TrainingArguments,
-# run_mlm.py, BertConfig and people have for it}. Of several keys, a config has one.
-_OTHER_NAMES = {
-    "train.optimizer.learning_rate": "lr rate peak_lr max_lr",
-    "train.optimizer.kind": "optim optimizer_name",
-    "train.optimizer.weight_decay": "wd decay",
-    "train.optimizer.b1": "adam_beta1 beta1",
-    "train.optimizer.b2": "adam_beta2 beta2",
-    "train.optimizer.eps": "adam_epsilon epsilon",
-    "train.optimizer.clip_norm": "max_grad_norm grad_clip gradient_clipping clip_grad",
-    "train.schedule.kind": "scheduler lr_scheduler lr_scheduler_type",
-    "train.schedule.warmup_steps": "warmup num_warmup_steps",
-    "Set train.schedule.warmup_percent: 6 is a ratio of 0.06.": "warmup_ratio",
-    "train.steps": "max_steps num_steps total_steps num_train_steps iterations",
-    "train.epochs": "num_train_epochs num_epochs n_epochs",
-    "train.batch": "batch_size train_batch_size per_device_train_batch_size "
-    "per_gpu_train_batch_size bs",
-    "Evaluation has train.batch rows at a time.": "eval_batch_size "
-    "per_device_eval_batch_size",
-    "train.accumulation": "gradient_accumulation_steps accumulation_steps grad_accum",
-    "train.seed": "random_seed data_seed",
-    "train.log_every_steps": "logging_steps log_steps log_every",
-    "train.evaluate_every_steps": "eval_steps eval_strategy evaluation_strategy",
-    "train.checkpoint_every_steps": "save_steps save_strategy checkpointing_steps",
-    "train.keep_checkpoints": "save_total_limit",
-    "train.patience_evaluations": "early_stopping_patience early_stopping patience",
-    "select.metric": "metric_for_best_model",
-    "select.keep": "load_best_model_at_end",
-    "train.ema_decay": "ema",
-    "Metrics are in metrics.jsonl and tensorboard/ of the workdir; "
-    "train.tensorboard=False turns the latter off.": "wandb wandb_project report_to "
-    "use_wandb mlflow",
-    "A command with the --workdir of a run resumes that run.": "resume resume_from "
-    "resume_from_checkpoint overwrite_output_dir",
-    "Set model.dtype=bfloat16 in pretraining; a fine-tuning computes as its model "
-    "does.": "fp16 bf16 mixed_precision torch_dtype precision",
-    "model.remat": "gradient_checkpointing checkpoint_activations",
-    "model.width": "hidden_size d_model dim embed_dim n_embd hidden_dim",
-    "model.layers": "num_hidden_layers num_layers n_layers n_layer depth",
-    "model.heads": "num_attention_heads num_heads n_heads n_head",
-    "model.ffn_width": "intermediate_size ffn_dim d_ff mlp_dim",
-    "model.embedding_width": "embedding_size",
-    "model.max_positions": "max_position_embeddings",
-    "model.token_types": "type_vocab_size",
-    "model.activation": "hidden_act activation_function",
-    "model.norm_eps": "layer_norm_eps",
-    "model.init_std": "initializer_range",
-    "model.dropout start.dropout": "hidden_dropout_prob",
-    "model.attention_dropout": "attention_probs_dropout_prob",
-    "model.attention": "attn_implementation",
-    "model.preset": "architecture arch model_type config_name",
-    "model train.init_from": "model_name_or_path model_name pretrained",
-    "data.length task.length": "max_length max_seq_length max_len seq_len seq_length "
-    "sequence_length block_size context_length",
-    "objective.probability": "mlm_probability mask_prob mask_probability mask_ratio",
-    "Set objective.unit=word.": "whole_word_masking whole_word wwm",
-    "tokenizer.path": "tokenizer_name tokenizer_file vocab_file vocab",
-    "tokenizer.lowercase": "do_lower_case lower_case uncased",
-    "tokenizer.kind": "tokenizer_type",
-    "data.held_out_percent task.held_out_percent": "validation_split_percentage",
-    "data.source.paths task.train": "train_file train_data train_data_file data_dir "
-    "data input texts corpus",
-    "task.kind": "task task_name",
-    "--config=NAME chooses a recipe, and `plmjax import` starts from a model.": "model",
-    "task.held_out data.held_out_percent": "validation_file dev_file eval_file",
-    "task.test": "test_file",
-    "task.dataset data.source.dataset": "dataset_name",
-    "task.columns.text data.source.field": "text_column text_column_name",
-    "task.columns.label": "label_column label_column_name",
-    "objective.label_smoothing": "label_smoothing_factor",
-    "data.workers": "num_workers num_proc preprocessing_num_workers "
-    "dataloader_num_workers",
-    "--workdir": "output_dir out_dir outdir save_dir logging_dir run_dir",
-    "name": "run_name",
-    "lora.rank": "lora_r",
-    "lora.alpha": "lora_alpha",
-    "JAX_PLATFORMS=cpu in the environment chooses the CPU.": "no_cuda use_cpu device",
-}
+# {keys, an option or a sentence: other tools' names for it}.
+_OTHER_NAMES = tomllib.loads(Path(__file__).with_name("other_names.toml").read_text())
 _MEANT = {
     name: meant for meant, names in _OTHER_NAMES.items() for name in names.split()
 }
