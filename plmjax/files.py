@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +94,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def with_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
     """Returns scores as they were before `write_json`, with NaN in place of null."""
     return {k: math.nan if value is None else value for k, value in scores.items()}
+
+
+def missing(path: Path) -> list[Path]:
+    """Returns which of a directory and its parents do not exist, the deepest first."""
+    return [each for each in (path, *path.parents) if not each.exists()]
+
+
+@contextlib.contextmanager
+def no_empty_directory(new: Sequence[Path]) -> Iterator[None]:
+    """Removes new directories, as of `missing`, if an error leaves no results there."""
+    try:
+        yield
+    except BaseException:
+        inside = new[0].rglob("*") if new else ()
+        files = (p for p in inside if not p.is_dir() and ".xla" not in p.parts)
+        if new and all(file.name == ".lock" for file in files):
+            shutil.rmtree(new[0], ignore_errors=True)
+            with contextlib.suppress(OSError):  # others may write there
+                for parent in new[1:]:
+                    parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager

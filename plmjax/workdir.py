@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.config import DataConfig
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
-from plmjax.files import write_json
+from plmjax.files import missing, no_empty_directory, write_json
 from plmjax.interop.card import CardConfig
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.models.platform import ANY, Platform
@@ -121,7 +120,6 @@ class Workdir:
 
     def __init__(self, path: str | Path, schema: type = RunConfig):
         self.path, self.schema = Path(path), schema
-        self._new: list[Path] = []
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -146,14 +144,13 @@ class Workdir:
         """True if the run has checkpoints, which a changed config would invalidate."""
         return bool(Checkpoints(self.checkpoints).steps())
 
-    def create(self) -> None:
-        """Creates the directory.
+    def create(self) -> list[Path]:
+        """Creates the directory; returns what is new, as `files.missing` does.
 
         Raises:
           PlmjaxError: it cannot be written.
         """
-        paths = (self.path, *self.path.parents)
-        self._new = [path for path in paths if not path.exists()]
+        new = missing(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-{os.getpid()}"
@@ -165,14 +162,7 @@ class Workdir:
                 hint="Choose another directory, or change its permissions.",
                 code=Exit.DISK,
             ) from error
-
-    def remove_if_empty(self) -> None:
-        """Removes what `create` has made, if nothing was written into it."""
-        with contextlib.suppress(OSError):
-            if self._new and {*os.listdir(self.path)} <= {".lock", ".xla"}:
-                shutil.rmtree(self.path)
-                for parent in self._new[1:]:
-                    parent.rmdir()
+        return new
 
     def resolve(self, path: str) -> Path:
         """Returns the path inside the workdir if it exists there, else unchanged."""
@@ -392,7 +382,7 @@ def training_session(
     """
     import jax
 
-    processes.run_on_all(workdir.create)
+    new = processes.run_on_all(workdir.create)
     leads = processes.leader(workdir.path) == jax.process_index()
     with contextlib.ExitStack() as stack:
 
@@ -402,7 +392,8 @@ def training_session(
             return workdir.check_same_config(config)
 
         changed = processes.run_on_all(begin)
-        stack.enter_context(_leaving(workdir))  # with the lock
+        stack.enter_context(no_empty_directory(new))  # with the lock
+        stack.enter_context(_naming_the_saved_step(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         for key, (old, new) in changed.items():
             how = " The steps are the same, equal to rounding." * (key in _ROUNDING)
@@ -411,18 +402,14 @@ def training_session(
 
 
 @contextlib.contextmanager
-def _leaving(workdir: Workdir) -> Iterator[None]:
-    """Leaves no empty directory after an error; names the saved step after Ctrl-C."""
+def _naming_the_saved_step(workdir: Workdir) -> Iterator[None]:
+    """Names the saved step after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as error:
         saved = Checkpoints(workdir.checkpoints).steps()
-        workdir.remove_if_empty()
         text = f"Step {saved[-1]:,} is saved." if saved else "No step is saved."
         raise KeyboardInterrupt(text) from error
-    except BaseException:
-        workdir.remove_if_empty()
-        raise
 
 
 def _commit() -> str | None:

@@ -9,9 +9,10 @@ import pytest
 from tests_common import environment
 
 from plmjax import Exit, PlmjaxError, cli, config
-from plmjax.cli import options, pretrain, recipes
+from plmjax.cli import pretrain, recipes
 from plmjax.cli.parser import make_parser
 from plmjax.experiments import sweep_plan
+from plmjax.files import missing, no_empty_directory
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.workdir import RunConfig
@@ -388,17 +389,17 @@ def test_two_texts_do_not_meet_in_a_default_directory(tmp_path, monkeypatch):
 
 
 def test_a_command_that_fails_leaves_no_directory(tmp_path):
-    with pytest.raises(KeyError), options.no_empty_directory(tmp_path / "runs/x"):
+    with pytest.raises(KeyError), no_empty_directory(missing(tmp_path / "runs/x")):
         (tmp_path / "runs/x/data").mkdir(parents=True)
         (tmp_path / "runs/x/.lock").touch()
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "runs").mkdir()
-    with pytest.raises(KeyError), options.no_empty_directory(tmp_path / "runs/x"):
+    with pytest.raises(KeyError), no_empty_directory(missing(tmp_path / "runs/x")):
         (tmp_path / "runs/x").mkdir()
         raise KeyError
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
-    with pytest.raises(KeyError), options.no_empty_directory(tmp_path / "runs/x"):
+    with pytest.raises(KeyError), no_empty_directory(missing(tmp_path / "runs/x")):
         (tmp_path / "runs/x").mkdir()
         (tmp_path / "runs/x/config.json").touch()
         raise KeyError

@@ -98,7 +98,7 @@ def test_a_start_beside_another_leaves_its_directory(session, tmp_path, monkeypa
     path = tmp_path / "run"
     with session(path):
         # Both saw that it was not there.
-        monkeypatch.setattr(Workdir, "create", lambda w: setattr(w, "_new", [path]))
+        monkeypatch.setattr(Workdir, "create", lambda w: [path])
         with pytest.raises(PlmjaxError, match="is in use"), session(path):
             pass
         assert path.is_dir()

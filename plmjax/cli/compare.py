@@ -7,7 +7,6 @@ from plmjax.cli import recipes
 from plmjax.cli.options import (
     at_least_one,
     log,
-    no_empty_directory,
     start_jax,
     stopped,
 )
@@ -187,10 +186,11 @@ def _pretrain_and_compare(args) -> int:
 def _run(study) -> Exit:
     from plmjax import processes
     from plmjax.experiments import compare
+    from plmjax.files import missing, no_empty_directory
 
     def show(text: str) -> None:
         if processes.is_first():
             print(text, end="", flush=True)
 
-    with no_empty_directory(study.root):
+    with no_empty_directory(missing(study.root)):
         return stopped(compare.study(study, show))

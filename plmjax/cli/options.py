@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -221,20 +220,6 @@ def start_jax(workdir: Path | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))
-
-
-@contextlib.contextmanager
-def no_empty_directory(workdir: Path) -> Iterator[None]:
-    """Removes a run's new directories if the command fails before it wrote there."""
-    missing = [path for path in (workdir, *workdir.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        top = missing[-1] if missing else workdir
-        files = (path for path in top.rglob("*") if not path.is_dir())
-        if missing and all(file.name == ".lock" for file in files):
-            shutil.rmtree(top, ignore_errors=True)
-        raise
 
 
 def saved_config(workdir: Path | None, schema: type) -> dict:

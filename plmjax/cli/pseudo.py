@@ -6,7 +6,6 @@ from plmjax import PlmjaxError
 from plmjax.cli.options import (
     at_least_one,
     log,
-    no_empty_directory,
     start_jax,
     stopped,
 )
@@ -75,6 +74,7 @@ def _pseudo(args) -> int:
     start_jax(workdir)
     from plmjax.experiments.pseudo import Plan, pseudo
     from plmjax.experiments.pseudo_labels import PseudoConfig
+    from plmjax.files import missing, no_empty_directory
 
     plan = Plan(
         unlabelled=args.unlabelled,
@@ -84,7 +84,7 @@ def _pseudo(args) -> int:
         folds=args.folds,
         seeds=args.seeds,
     )
-    with no_empty_directory(workdir):
+    with no_empty_directory(missing(workdir)):
         return stopped(pseudo(config, plan, workdir, log))
 
 
