@@ -7,6 +7,7 @@ so that one table serves all sizes of a family. A published family is a row of F
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError, with_article
@@ -56,119 +57,107 @@ class Entry(NamedTuple):
     transposed: bool
 
 
+# Our modules of a layer, without "layer_{i}/"; the last is in gated ones alone.
+_LAYER = (
+    *("attention/query", "attention/key", "attention/value", "attention/output"),
+    *("attention_norm", "ffn_norm", "ffn/down", "ffn/up", "ffn/gate"),
+)
+
+
+def _layer_rows(where: str, theirs: str, dense=DENSE) -> Sequence[Row]:
+    """Returns the rows of a layer with modules `theirs`, in the order of _LAYER.
+
+    Those of ours for which the same one is named are concatenated in it.
+    """
+    ours: dict[str, list[str]] = {}
+    for our, their in zip(_LAYER, theirs.split(), strict=False):
+        ours.setdefault(their, []).append(f"layer_{{i}}/{our}")
+    return tuple(
+        (tuple(names), f"{where}.{their}", NORM if "norm" in names[0] else dense)
+        for their, names in ours.items()
+    )
+
+
 _EMBEDDINGS: Sequence[Row] = (
     ("embeddings/token", "embeddings.word_embeddings", TABLE),
     ("embeddings/position", "embeddings.position_embeddings", TABLE),
     ("embeddings/type", "embeddings.token_type_embeddings", TABLE),
     ("embeddings/norm", "embeddings.LayerNorm", NORM),
 )
-_AFTER_ATTENTION: Sequence[Row] = (
-    ("layer_{i}/attention/output", "encoder.layer.{i}.attention.output.dense", DENSE),
-    (
-        "layer_{i}/attention_norm",
-        "encoder.layer.{i}.attention.output.LayerNorm",
-        NORM,
-    ),
-    ("layer_{i}/ffn/up", "encoder.layer.{i}.intermediate.dense", DENSE),
-    ("layer_{i}/ffn/down", "encoder.layer.{i}.output.dense", DENSE),
-    ("layer_{i}/ffn_norm", "encoder.layer.{i}.output.LayerNorm", NORM),
+_AFTER_ATTENTION = (
+    "attention.output.dense attention.output.LayerNorm output.LayerNorm output.dense "
+    "intermediate.dense"
 )
 _BERT: Sequence[Row] = (
     *_EMBEDDINGS,
-    ("layer_{i}/attention/query", "encoder.layer.{i}.attention.self.query", DENSE),
-    ("layer_{i}/attention/key", "encoder.layer.{i}.attention.self.key", DENSE),
-    ("layer_{i}/attention/value", "encoder.layer.{i}.attention.self.value", DENSE),
-    *_AFTER_ATTENTION,
+    *_layer_rows(
+        "encoder.layer.{i}",
+        "attention.self.query attention.self.key attention.self.value "
+        + _AFTER_ATTENTION,
+    ),
 )
-_GROUP = "encoder.albert_layer_groups.{i}.albert_layers.0"
 _ALBERT: Sequence[Row] = (
     *_EMBEDDINGS,
     ("embeddings/projection", "encoder.embedding_hidden_mapping_in", DENSE),
-    ("layer_{i}/attention/query", f"{_GROUP}.attention.query", DENSE),
-    ("layer_{i}/attention/key", f"{_GROUP}.attention.key", DENSE),
-    ("layer_{i}/attention/value", f"{_GROUP}.attention.value", DENSE),
-    ("layer_{i}/attention/output", f"{_GROUP}.attention.dense", DENSE),
-    ("layer_{i}/attention_norm", f"{_GROUP}.attention.LayerNorm", NORM),
-    ("layer_{i}/ffn/up", f"{_GROUP}.ffn", DENSE),
-    ("layer_{i}/ffn/down", f"{_GROUP}.ffn_output", DENSE),
-    ("layer_{i}/ffn_norm", f"{_GROUP}.full_layer_layer_norm", NORM),
+    *_layer_rows(
+        "encoder.albert_layer_groups.{i}.albert_layers.0",
+        "attention.query attention.key attention.value attention.dense "
+        "attention.LayerNorm full_layer_layer_norm ffn_output ffn",
+    ),
 )
 _DISTILBERT: Sequence[Row] = (
     *_EMBEDDINGS,
-    ("layer_{i}/attention/query", "transformer.layer.{i}.attention.q_lin", DENSE),
-    ("layer_{i}/attention/key", "transformer.layer.{i}.attention.k_lin", DENSE),
-    ("layer_{i}/attention/value", "transformer.layer.{i}.attention.v_lin", DENSE),
-    ("layer_{i}/attention/output", "transformer.layer.{i}.attention.out_lin", DENSE),
-    ("layer_{i}/attention_norm", "transformer.layer.{i}.sa_layer_norm", NORM),
-    ("layer_{i}/ffn/up", "transformer.layer.{i}.ffn.lin1", DENSE),
-    ("layer_{i}/ffn/down", "transformer.layer.{i}.ffn.lin2", DENSE),
-    ("layer_{i}/ffn_norm", "transformer.layer.{i}.output_layer_norm", NORM),
+    *_layer_rows(
+        "transformer.layer.{i}",
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin "
+        "sa_layer_norm output_layer_norm ffn.lin2 ffn.lin1",
+    ),
 )
 _SELF = "encoder.layer.{i}.attention.self"
 _DEBERTA: Sequence[Row] = (
     *_EMBEDDINGS,
     ("relative/table", "encoder.rel_embeddings", TABLE),
     ("relative/norm", "encoder.LayerNorm", NORM),
-    ("layer_{i}/attention/query", f"{_SELF}.query_proj", DENSE),
-    ("layer_{i}/attention/key", f"{_SELF}.key_proj", DENSE),
-    ("layer_{i}/attention/value", f"{_SELF}.value_proj", DENSE),
+    *_layer_rows(
+        "encoder.layer.{i}",
+        "attention.self.query_proj attention.self.key_proj attention.self.value_proj "
+        + _AFTER_ATTENTION,
+    ),
     ("layer_{i}/attention/position_query", f"{_SELF}.pos_query_proj", DENSE),
     ("layer_{i}/attention/position_key", f"{_SELF}.pos_key_proj", DENSE),
-    *_AFTER_ATTENTION,
     ("convolution", "encoder.conv.conv", DENSE),
     ("convolution/norm", "encoder.conv.LayerNorm", NORM),
 )
 _GPT2: Sequence[Row] = (
     ("embeddings/token", "wte", TABLE),
     ("embeddings/position", "wpe", TABLE),
-    ("layer_{i}/attention_norm", "h.{i}.ln_1", NORM),
-    (
-        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
-        "h.{i}.attn.c_attn",
+    *_layer_rows(
+        "h.{i}",
+        "attn.c_attn attn.c_attn attn.c_attn attn.c_proj ln_1 ln_2 mlp.c_proj mlp.c_fc",
         CONV1D,
     ),
-    ("layer_{i}/attention/output", "h.{i}.attn.c_proj", CONV1D),
-    ("layer_{i}/ffn_norm", "h.{i}.ln_2", NORM),
-    ("layer_{i}/ffn/up", "h.{i}.mlp.c_fc", CONV1D),
-    ("layer_{i}/ffn/down", "h.{i}.mlp.c_proj", CONV1D),
     ("final_norm", "ln_f", NORM),
 )
 
-_MODERN_LAYER: Sequence[Row] = (
-    ("embeddings/token", "embeddings.tok_embeddings", TABLE),
-    ("embeddings/norm", "embeddings.norm", NORM),
-    ("layer_{i}/attention/output", "layers.{i}.attn.Wo", DENSE),
-    ("layer_{i}/attention_norm", "layers.{i}.attn_norm", NORM),
-    (("layer_{i}/ffn/up", "layer_{i}/ffn/gate"), "layers.{i}.mlp.Wi", DENSE),
-    ("layer_{i}/ffn/down", "layers.{i}.mlp.Wo", DENSE),
-    ("layer_{i}/ffn_norm", "layers.{i}.mlp_norm", NORM),
-    ("final_norm", "final_norm", NORM),
-)
-_MODERNBERT: Sequence[Row] = (
-    *_MODERN_LAYER,
-    (
-        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
-        "layers.{i}.attn.Wqkv",
-        DENSE,
-    ),
-)
-_MODERNBERT_DECODER: Sequence[Row] = (
-    *_MODERN_LAYER,
-    ("layer_{i}/attention/query", "layers.{i}.attn.q_proj", DENSE),
-    ("layer_{i}/attention/key", "layers.{i}.attn.k_proj", DENSE),
-    ("layer_{i}/attention/value", "layers.{i}.attn.v_proj", DENSE),
-)
+
+def _modern(attention: str) -> Sequence[Row]:
+    theirs = f"{attention} attn.Wo attn_norm mlp_norm mlp.Wo mlp.Wi mlp.Wi"
+    return (
+        ("embeddings/token", "embeddings.tok_embeddings", TABLE),
+        ("embeddings/norm", "embeddings.norm", NORM),
+        *_layer_rows("layers.{i}", theirs),
+        ("final_norm", "final_norm", NORM),
+    )
+
+
 _EUROBERT: Sequence[Row] = (
     ("embeddings/token", "embed_tokens", TABLE),
-    ("layer_{i}/attention/query", "layers.{i}.self_attn.q_proj", DENSE),
-    ("layer_{i}/attention/key", "layers.{i}.self_attn.k_proj", DENSE),
-    ("layer_{i}/attention/value", "layers.{i}.self_attn.v_proj", DENSE),
-    ("layer_{i}/attention/output", "layers.{i}.self_attn.o_proj", DENSE),
-    ("layer_{i}/attention_norm", "layers.{i}.input_layernorm", NORM),
-    ("layer_{i}/ffn/up", "layers.{i}.mlp.gate_proj", DENSE),
-    ("layer_{i}/ffn/gate", "layers.{i}.mlp.up_proj", DENSE),
-    ("layer_{i}/ffn/down", "layers.{i}.mlp.down_proj", DENSE),
-    ("layer_{i}/ffn_norm", "layers.{i}.post_attention_layernorm", NORM),
+    *_layer_rows(
+        "layers.{i}",
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj "
+        "input_layernorm post_attention_layernorm mlp.down_proj mlp.gate_proj "
+        "mlp.up_proj",
+    ),
     ("final_norm", "norm", NORM),
 )
 
@@ -186,12 +175,12 @@ _BERT_HEAD = _head(
     "cls.predictions.transform.LayerNorm",
     "cls.predictions.bias",
 )
-_ROBERTA_HEAD = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 # ELECTRA's. No other family has a class with a detector, see `architecture`.
 _DETECTOR: Sequence[Row] = (
     ("dense", "discriminator_predictions.dense", DENSE),
     ("prediction", "discriminator_predictions.dense_prediction", DENSE),
 )
+_UNTIED: Sequence[Row] = (("decoder", "lm_head", TABLE),)
 _TASKS = (
     r"(classifier|qa_outputs|pre_classifier|score|sequence_summary"
     r"|multiple_choice_head)\..*",
@@ -199,26 +188,45 @@ _TASKS = (
 )
 
 
-def _ignored(prefix: str) -> Sequence[tuple[str, str]]:
-    return (
-        (rf"{prefix}\.embeddings\.(position|token_type)_ids", "buffer"),
-        (rf"{prefix}\.pooler\..*", "pooler"),
-        _TASKS,
+def _family(
+    name: str,
+    prefix: str,
+    encoder: Sequence[Row],
+    head: Sequence[Row],
+    *,
+    decoder: str,
+    heads: Mapping[str, Sequence[Row]] = MappingProxyType({}),
+    classes: Mapping[tuple[str, ...], str] = MappingProxyType({}),
+    ignored: Sequence[tuple[str, str]] = (),
+    aliases: Sequence[tuple[str, str]] = (),
+) -> Family:
+    """Returns a family; `decoder` is the output layer with the weights of the tokens.
+
+    `classes` are those without or with other heads than the vocabulary head.
+    """
+    tied = {f"{decoder}.weight": f"{prefix}.{encoder[0][1]}.weight"}
+    if decoder.endswith(".decoder"):  # which has the head's bias, too
+        tied[f"{decoder}.bias"] = f"{decoder.removesuffix('.decoder')}.bias"
+    if encoder[0] in _EMBEDDINGS:
+        usual = (
+            (rf"{prefix}\.embeddings\.(position|token_type)_ids", "buffer"),
+            (rf"{prefix}\.pooler\..*", "pooler"),
+        )
+        ignored = (*usual, _TASKS, *ignored)
+    return Family(
+        prefix=f"{prefix}.",
+        encoder=encoder,
+        heads={"head": head, "detector": _DETECTOR, **heads},
+        classes={(): f"{name}Model", ("head",): f"{name}ForMaskedLM", **classes},
+        tied=tied if head != _UNTIED else {},
+        ignored=ignored,
+        aliases=aliases,
     )
 
 
 def _roberta(name: str) -> Family:
-    return Family(
-        prefix="roberta.",
-        encoder=_BERT,
-        heads={"head": _ROBERTA_HEAD, "detector": _DETECTOR},
-        classes={(): f"{name}Model", ("head",): f"{name}ForMaskedLM"},
-        tied={
-            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-            "lm_head.decoder.bias": "lm_head.bias",
-        },
-        ignored=_ignored("roberta"),
-    )
+    head = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+    return _family(name, "roberta", _BERT, head, decoder="lm_head.decoder")
 
 
 def _with_tasks(name: str, family: Family) -> Family:
@@ -238,102 +246,57 @@ def _with_tasks(name: str, family: Family) -> Family:
 
 
 _PRETRAINED: dict[str, Family] = {
-    "bert": Family(
-        prefix="bert.",
-        encoder=_BERT,
-        heads={
-            "head": _BERT_HEAD,
-            "pair": _pair("bert.pooler.dense", "cls.seq_relationship"),
-            "detector": _DETECTOR,
-        },
+    "bert": _family(
+        "Bert",
+        "bert",
+        _BERT,
+        _BERT_HEAD,
+        decoder="cls.predictions.decoder",
+        heads={"pair": _pair("bert.pooler.dense", "cls.seq_relationship")},
         classes={
-            (): "BertModel",
-            ("head",): "BertForMaskedLM",
             ("head", "pair"): "BertForPreTraining",
             ("pair",): "BertForNextSentencePrediction",
         },
-        tied={
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
-        ignored=(
-            *_ignored("bert"),
-            (r"cls\.seq_relationship\..*", "next-sentence head"),
-        ),
+        ignored=[(r"cls\.seq_relationship\..*", "next-sentence head")],
     ),
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
-    "albert": Family(
-        prefix="albert.",
-        encoder=_ALBERT,
-        heads={
-            "head": _head(
-                "predictions.dense", "predictions.LayerNorm", "predictions.bias"
-            ),
-            "pair": _pair("albert.pooler", "sop_classifier.classifier"),
-            "detector": _DETECTOR,
-        },
-        classes={
-            (): "AlbertModel",
-            ("head",): "AlbertForMaskedLM",
-            ("head", "pair"): "AlbertForPreTraining",
-        },
-        tied={
-            "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
-            "predictions.decoder.bias": "predictions.bias",
-        },
-        ignored=(
-            *_ignored("albert"),
-            (r"sop_classifier\..*", "sentence-order head"),
+    "albert": _family(
+        "Albert",
+        "albert",
+        _ALBERT,
+        _head("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
+        decoder="predictions.decoder",
+        heads={"pair": _pair("albert.pooler", "sop_classifier.classifier")},
+        classes={("head", "pair"): "AlbertForPreTraining"},
+        ignored=[(r"sop_classifier\..*", "sentence-order head")],
+    ),
+    "distilbert": _family(
+        "DistilBert",
+        "distilbert",
+        _DISTILBERT,
+        _head("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+        decoder="vocab_projector",
+    ),
+    "electra": _family(
+        "Electra",
+        "electra",
+        (*_BERT, ("embeddings/projection", "embeddings_project", DENSE)),
+        _head(
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head.bias",
         ),
+        decoder="generator_lm_head",
+        classes={("detector",): "ElectraForPreTraining"},
     ),
-    "distilbert": Family(
-        prefix="distilbert.",
-        encoder=_DISTILBERT,
-        heads={
-            "head": _head(
-                "vocab_transform", "vocab_layer_norm", "vocab_projector.bias"
-            ),
-            "detector": _DETECTOR,
-        },
-        classes={(): "DistilBertModel", ("head",): "DistilBertForMaskedLM"},
-        tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-        ignored=_ignored("distilbert"),
-    ),
-    "electra": Family(
-        prefix="electra.",
-        encoder=(
-            *_BERT,
-            ("embeddings/projection", "embeddings_project", DENSE),
-        ),
-        heads={
-            "head": _head(
-                "generator_predictions.dense",
-                "generator_predictions.LayerNorm",
-                "generator_lm_head.bias",
-            ),
-            "detector": _DETECTOR,
-        },
-        classes={
-            (): "ElectraModel",
-            ("head",): "ElectraForMaskedLM",
-            ("detector",): "ElectraForPreTraining",
-        },
-        tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-        ignored=_ignored("electra"),
-    ),
-    "deberta-v2": Family(
-        prefix="deberta.",
-        encoder=_DEBERTA,
-        heads={"head": _BERT_HEAD, "detector": _DETECTOR},
-        classes={(): "DebertaV2Model", ("head",): "DebertaV2ForMaskedLM"},
-        tied={
-            "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings"
-            ".weight",
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-        },
+    "deberta-v2": _family(
+        "DebertaV2",
+        "deberta",
+        _DEBERTA,
+        _BERT_HEAD,
+        decoder="cls.predictions.decoder",
         ignored=(
-            *_ignored("deberta"),
             (r"pooler\..*", "pooler"),
             (r"mask_predictions\..*", "Microsoft's detector, which has one more norm"),
             # Without positions as input, only Microsoft's decoder reads it.
@@ -345,46 +308,34 @@ _PRETRAINED: dict[str, Family] = {
             (r"lm_predictions\.lm_head\.(.*)", r"cls.predictions.transform.\1"),
         ),
     ),
-    "gpt2": Family(
-        prefix="transformer.",
-        encoder=_GPT2,
-        heads={"head": (), "detector": _DETECTOR},
-        classes={(): "GPT2Model", ("head",): "GPT2LMHeadModel"},
-        tied={"lm_head.weight": "transformer.wte.weight"},
+    "gpt2": _family(
+        "GPT2",
+        "transformer",
+        _GPT2,
+        (),
+        decoder="lm_head",
+        classes={("head",): "GPT2LMHeadModel"},
         ignored=((r"transformer\.h\.\d+\.attn\.(masked_)?bias", "buffer"), _TASKS),
     ),
-    "modernbert": Family(
-        prefix="model.",
-        encoder=_MODERNBERT,
-        heads={
-            "head": _head("head.dense", "head.norm", "decoder.bias"),
-            "detector": _DETECTOR,
-        },
-        classes={(): "ModernBertModel", ("head",): "ModernBertForMaskedLM"},
-        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-        ignored=(_TASKS,),
+    "modernbert": _family(
+        "ModernBert",
+        "model",
+        _modern("attn.Wqkv attn.Wqkv attn.Wqkv"),
+        _head("head.dense", "head.norm", "decoder.bias"),
+        decoder="decoder",
+        ignored=[_TASKS],
     ),
-    "modernbert-decoder": Family(
-        prefix="model.",
-        encoder=_MODERNBERT_DECODER,
-        heads={
-            "head": _head("lm_head.dense", "lm_head.norm", "decoder.bias"),
-            "detector": _DETECTOR,
-        },
-        classes={
-            (): "ModernBertDecoderModel",
-            ("head",): "ModernBertDecoderForCausalLM",
-        },
-        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-        ignored=((r"(head|classifier)\..*", "task head"),),
+    "modernbert-decoder": _family(
+        "ModernBertDecoder",
+        "model",
+        _modern("attn.q_proj attn.k_proj attn.v_proj"),
+        _head("lm_head.dense", "lm_head.norm", "decoder.bias"),
+        decoder="decoder",
+        classes={("head",): "ModernBertDecoderForCausalLM"},
+        ignored=[(r"(head|classifier)\..*", "task head")],
     ),
-    "eurobert": Family(
-        prefix="model.",
-        encoder=_EUROBERT,
-        heads={"head": (("decoder", "lm_head", TABLE),), "detector": _DETECTOR},
-        classes={(): "EuroBertModel", ("head",): "EuroBertForMaskedLM"},
-        tied={},
-        ignored=(_TASKS,),
+    "eurobert": _family(
+        "EuroBert", "model", _EUROBERT, _UNTIED, decoder="lm_head", ignored=[_TASKS]
     ),
 }
 
