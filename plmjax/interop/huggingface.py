@@ -159,9 +159,7 @@ def _read_folder(folder: Path) -> Imported:
         names = " or ".join(map(str, models[:3]))
         hint = f"Did you mean {names}?" if names else "Give a folder that holds one."
         if (folder / "adapter_config.json").is_file():
-            hint = (
-                "It is an adapter of a model: merge the two, with merge_and_unload()."
-            )
+            hint = "It is an adapter: merge it into its model (merge_and_unload)."
         raise refusal(f"{folder} has no {CONFIG}.", hint)
     body = load_json(path, path.read_bytes())
     config, pad_id, notes = config_json.from_json(body, str(path))

@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 # Our modules of a layer, without "layer_{i}/"; the last is in gated ones alone.
 _LAYER = (
     *("attention/query", "attention/key", "attention/value", "attention/output"),
-    *("attention_norm", "ffn_norm", "ffn/down", "ffn/up", "ffn/gate"),
+    *("attention_norm", "ffn/up", "ffn/down", "ffn_norm", "ffn/gate"),
 )
 
 
@@ -85,8 +85,8 @@ _EMBEDDINGS: Sequence[Row] = (
     ("embeddings/norm", "embeddings.LayerNorm", NORM),
 )
 _AFTER_ATTENTION = (
-    "attention.output.dense attention.output.LayerNorm output.LayerNorm output.dense "
-    "intermediate.dense"
+    "attention.output.dense attention.output.LayerNorm intermediate.dense "
+    "output.dense output.LayerNorm"
 )
 _BERT: Sequence[Row] = (
     *_EMBEDDINGS,
@@ -102,7 +102,7 @@ _ALBERT: Sequence[Row] = (
     *_layer_rows(
         "encoder.albert_layer_groups.{i}.albert_layers.0",
         "attention.query attention.key attention.value attention.dense "
-        "attention.LayerNorm full_layer_layer_norm ffn_output ffn",
+        "attention.LayerNorm ffn ffn_output full_layer_layer_norm",
     ),
 )
 _DISTILBERT: Sequence[Row] = (
@@ -110,7 +110,7 @@ _DISTILBERT: Sequence[Row] = (
     *_layer_rows(
         "transformer.layer.{i}",
         "attention.q_lin attention.k_lin attention.v_lin attention.out_lin "
-        "sa_layer_norm output_layer_norm ffn.lin2 ffn.lin1",
+        "sa_layer_norm ffn.lin1 ffn.lin2 output_layer_norm",
     ),
 )
 _SELF = "encoder.layer.{i}.attention.self"
@@ -133,7 +133,7 @@ _GPT2: Sequence[Row] = (
     ("embeddings/position", "wpe", TABLE),
     *_layer_rows(
         "h.{i}",
-        "attn.c_attn attn.c_attn attn.c_attn attn.c_proj ln_1 ln_2 mlp.c_proj mlp.c_fc",
+        "attn.c_attn attn.c_attn attn.c_attn attn.c_proj ln_1 mlp.c_fc mlp.c_proj ln_2",
         CONV1D,
     ),
     ("final_norm", "ln_f", NORM),
@@ -141,7 +141,7 @@ _GPT2: Sequence[Row] = (
 
 
 def _modern(attention: str) -> Sequence[Row]:
-    theirs = f"{attention} attn.Wo attn_norm mlp_norm mlp.Wo mlp.Wi mlp.Wi"
+    theirs = f"{attention} attn.Wo attn_norm mlp.Wi mlp.Wo mlp_norm mlp.Wi"
     return (
         ("embeddings/token", "embeddings.tok_embeddings", TABLE),
         ("embeddings/norm", "embeddings.norm", NORM),
@@ -155,7 +155,7 @@ _EUROBERT: Sequence[Row] = (
     *_layer_rows(
         "layers.{i}",
         "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj "
-        "input_layernorm post_attention_layernorm mlp.down_proj mlp.gate_proj "
+        "input_layernorm mlp.gate_proj mlp.down_proj post_attention_layernorm "
         "mlp.up_proj",
     ),
     ("final_norm", "norm", NORM),
