@@ -148,7 +148,7 @@ def test_compare_refuses_the_directory_of_another_verb(tmp_path):
 
 
 MODELS = [
-    (("fill", "[MASK]", "--model=nowhere"), Exit.USAGE, "is not a directory"),
+    (("fill", "[MASK]", "--model=nowhere"), Exit.USAGE, "is not a folder"),
     (("fill", "[MASK]", "--model=."), Exit.USAGE, "run's workdir or a Hugging Face"),
     (("evaluate", "--workdir=nowhere"), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=.", "--batch=0"), Exit.USAGE, "at least 1"),

@@ -9,7 +9,7 @@ import jax
 
 from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.checkpoint.checkpoints import Checkpoints
-from plmjax.interop.folder import missing_model_hint
+from plmjax.interop.folder import check_is_folder
 from plmjax.interop.huggingface import read_folder
 from plmjax.models import EncoderConfig, Platform
 from plmjax.objectives import Objective
@@ -108,10 +108,7 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
       PlmjaxError: `path` is neither of the two, or has no good checkpoint.
     """
     directory = Path(path)
-    if not directory.is_dir():
-        raise PlmjaxError(
-            f"the model {path} is not a directory.", hint=missing_model_hint(path)
-        )
+    check_is_folder(directory, path, f"the model {path}")
     if is_finetuned(directory):
         model = _from_folder(finished(directory), "model")
         return {"model": dataclasses.replace(model, name=directory.resolve().name)}
@@ -265,16 +262,21 @@ def _wanted_step(checkpoints: Checkpoints, checkpoint: str) -> int | None:
     )
 
 
+def some_shapes() -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch, to find those of parameters."""
+    ids = jax.ShapeDtypeStruct((1, 8), "int32")
+    return {name: ids for name in ("tokens", "segments", "positions", "types")}
+
+
 def load_params(
     config: RunConfig, objective: Objective, checkpoints: Checkpoints, step: int
 ) -> dict:
     """Returns a checkpoint's weights (their average if kept), without the optimizer."""
-    ids = jax.ShapeDtypeStruct((1, 8), "int32")
-    batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
     optimizer = make_optimizer(config.train.optimizer)
     averages = config.train.averages
     state = jax.eval_shape(
-        lambda batch: init_state(objective, optimizer, 0, batch, averages), batch
+        lambda batch: init_state(objective, optimizer, 0, batch, averages),
+        some_shapes(),
     )
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(

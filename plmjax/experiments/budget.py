@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import numpy as np
 from rich.table import Table
 
 from plmjax import PlmjaxError, tree
+from plmjax.evaluate.model import some_shapes
 from plmjax.experiments import tables
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import resolve
@@ -93,10 +92,9 @@ def budget_of(name: str, config: RunConfig, vocab_size: int | None = None) -> Bu
     if vocab_size is None:
         return Budget(name, cost)
     encoder = encoder_of(config, vocab_size)
-    ids = jax.ShapeDtypeStruct((1, 8), np.int32)
-    batch: Any = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
     shapes = jax.eval_shape(
-        lambda batch: heads.init_model(encoder, jax.random.key(0), batch, ()), batch
+        lambda batch: heads.init_model(encoder, jax.random.key(0), batch, ()),
+        some_shapes(),
     )
     return Budget(name, cost, tree.count(shapes))
 

@@ -14,7 +14,7 @@ from plmjax import config as config_lib
 from plmjax.evaluate import predictions
 from plmjax.finetune.build import check, read_data
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.interop.folder import missing_model_hint
+from plmjax.interop.folder import check_is_folder
 from plmjax.pretrain.build import check as check_run
 from plmjax.tasks.scores import cost
 from plmjax.train import sharding
@@ -74,11 +74,8 @@ def choose_objective(
 
 def _check_finetune(config: FinetuneConfig) -> None:
     check(config, _ONE)
-    if not Path(str(config.model)).is_dir():
-        raise PlmjaxError(
-            f"the model {config.model} is not a directory.",
-            hint=missing_model_hint(str(config.model)),
-        )
+    path = str(config.model)
+    check_is_folder(Path(path), path, f"the model {path}")
     _read(config)
 
 

@@ -28,12 +28,19 @@ _OCCUPIED = "Choose another folder, or remove this one yourself."
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def missing_model_hint(path: str | Path) -> str:
-    """Returns the hint for a model's folder that is not on this machine."""
-    name = path if _HUB_NAME.fullmatch(str(path)) else "NAME"
-    return (
-        "Give a run's workdir or a Hugging Face folder. plmjax downloads nothing: a "
-        f"model of the hub needs `hf download {name} --local-dir={path}` first."
+def check_is_folder(folder: Path, given: object, name: str = "") -> None:
+    """Raises PlmjaxError unless a model's folder, `given` so, is on this machine.
+
+    The message has `name`, such as a key and its value, or the folder itself.
+    """
+    if folder.is_dir():
+        return
+    repository = given if _HUB_NAME.fullmatch(str(given)) else "NAME"
+    raise PlmjaxError(
+        f"{name or given} is not a folder.",
+        hint="Give a run's workdir or a Hugging Face folder. plmjax downloads nothing: "
+        f"a model of the hub needs `hf download {repository} --local-dir={given}` "
+        "first.",
     )
 
 

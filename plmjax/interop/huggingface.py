@@ -19,8 +19,8 @@ from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import (
     CARD,
     CONFIG,
+    check_is_folder,
     check_replaceable,
-    missing_model_hint,
     replacing_export,
 )
 from plmjax.interop.names import class_of
@@ -143,8 +143,7 @@ def read_folder(path: str | Path) -> Imported:
       PlmjaxError: there is no such folder; a file is missing or invalid (code 4).
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise PlmjaxError(f"{folder} is not a folder.", hint=missing_model_hint(folder))
+    check_is_folder(folder, folder)
     try:
         return _read_folder(folder)
     except (OSError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches
@@ -263,10 +263,10 @@ def build(
     phases = []
     for steps, length, batch in shapes:
         plan = row_plan(config, split, length, store)
-        epoch_steps = math.ceil(plan.rows / batch)
         log(
             f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
-            f"is {epoch_steps:,} step{'s' * (epoch_steps > 1)} of {batch} rows."
+            f"is {counted(math.ceil(plan.rows / batch), 'step')} of "
+            f"{counted(batch, 'row')}."
         )
         if plan.rows < batch:
             log(
@@ -321,17 +321,14 @@ def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
     return None if exportable else next(iter(problems.values()))
 
 
-def held_out(
-    setup: PretrainSetup, alone: bool = False, micro: bool = True
-) -> Callable[[], Iterator[dict]]:
+def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:
     """Returns a function that iterates over the held-out rows, in micro-batches.
 
-    Each process gets its share of them; with `alone`, it gets all. Without `micro`,
-    batches are as large as those of training.
+    Each process gets its share of them; with `alone`, it gets all.
     """
     split, phase = setup.store.split("held_out"), setup.loader.phases[-1]
     plan = row_plan(setup.config, split, phase.plan.length, setup.store)
-    batch = phase.batch // (setup.config.train.accumulation if micro else 1)
+    batch = phase.batch // setup.config.train.accumulation
     mine = np.arange if alone else functools.partial(sharding.local_rows, setup.mesh)
     return functools.partial(
         held_out_batches, split, plan, setup.tokenizer, batch, mine=mine

@@ -252,54 +252,50 @@ def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> d
 
     def first() -> dict:
         with sharding.alone():
-            return _finish(setup, weights, result.step, result.scores, log)
+            return _finish(setup, result._replace(weights=weights), log)
 
     return processes.run_on_all(lambda: first() if processes.is_first() else {})
 
 
-def _finish(
-    setup: PretrainSetup,
-    weights: dict,
-    step: int,
-    values: dict,
-    log: Callable[[str], Any],
-) -> dict:
-    workdir, out = setup.workdir, console()
+def _finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
+    workdir, weights, values = setup.workdir, result.weights, result.scores
     baseline = unigram_loss(setup.store, setup.tokenizer)
     saved = workdir.read("examples.json", before=list)
     examples = _examples(setup, weights)
     # A run begun by an earlier version has saved other examples.
     if saved and examples and len(saved["before"]) == len(examples.slots):
-        out.print(examples.table(saved["before"], *examples.guess()))
+        console().print(examples.table(saved["before"], *examples.guess()))
     for line in score_lines(setup.objective, values, baseline):
         log(line)
     for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):
         log(f"Curves: {path}")
-    figures = values | {"unigram_loss": baseline}
-    figures = without_baseline(figures)
+    figures = without_baseline(values | {"unigram_loss": baseline})
     if setup.teacher is not None:
         comparison = compare_with_teacher(setup, weights, held_out(setup, alone=True)())
         for line in students.lines(comparison):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: comparison[name] for name in names}
-    scores = figures | {"step": step}
+    scores = figures | {"step": result.step}
     if problem := not_exportable(setup.objective, setup.tokenizer):
         log(f"Not exported: {problem}")
     else:
-        trained = _trained(setup, weights, step)
+        trained = _trained(setup, weights, result.step)
         manifest, to = setup.store.manifest, workdir / "export"
         export_trained(trained, workdir, manifest, to, log, scores=scores)
     # Written last, because it marks the run as complete.
     write_json(workdir / "scores.json", scores)
-    log("\nNext:\n" + "\n".join(suggested_commands(setup, not problem)))
+    best = result.step != result.saved
+    log("\nNext:\n" + "\n".join(suggested_commands(setup, not problem, best)))
     return figures
 
 
-def suggested_commands(setup: PretrainSetup, exports: bool = True) -> list[str]:
+def suggested_commands(
+    setup: PretrainSetup, exports: bool = True, best: bool = False
+) -> list[str]:
     """Returns the commands that use the trained model, ready to paste into a shell.
 
-    Their texts are of the held-out text.
+    Their texts are of the held-out text. `best`: the model is not the newest step.
     """
     tokenizer, split = setup.tokenizer, setup.store.split("held_out")
     views = setup.objective.models.values()
@@ -329,10 +325,11 @@ def suggested_commands(setup: PretrainSetup, exports: bool = True) -> list[str]:
     lines = [commands[head] for head in commands if head in trained]
     lines += [
         f"plmjax finetune --config.model={model} --config.task.train=TRAIN.csv "
-        f"--workdir={tuned}",
+        f"--workdir={tuned}" + " --config.checkpoint=best" * best,
         f"plmjax embed --model={model} --input=TEXTS.txt --output=VECTORS.npy",
         f"plmjax evaluate --workdir={model}",
     ]
     if exports:
         lines.append(f"plmjax export --workdir={model} --to=DIR")
-    return [f"  {line}" for line in lines]
+    ending = " --checkpoint=best" * best
+    return [f"  {line}{ending * ('checkpoint' not in line)}" for line in lines]

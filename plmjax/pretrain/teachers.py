@@ -13,7 +13,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, tree
 from plmjax.evaluate.model import Model, open_model
 from plmjax.files import write_json
-from plmjax.interop.folder import missing_model_hint
+from plmjax.interop.folder import check_is_folder
 from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import Distill, DistillConfig, Pieces
@@ -110,11 +110,7 @@ def open_teacher(config: DistillConfig, path: Path) -> Model:
     Raises:
       PlmjaxError: there is no model, or it has no vocabulary head.
     """
-    if not path.is_dir():
-        raise PlmjaxError(
-            f"objective.teacher={config.teacher} is not a directory.",
-            hint=missing_model_hint(str(config.teacher)),
-        )
+    check_is_folder(path, config.teacher, f"objective.teacher={config.teacher}")
     model = open_model(str(path))
     params = {name: model.params[name] for name in ("encoder", "head")}
     encoder = model.encoder

@@ -7,32 +7,19 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, tree
-from plmjax.evaluate.model import Model, open_models
+from plmjax.evaluate.model import Model, open_models, some_shapes
+from plmjax.interop.folder import check_is_folder
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.workdir import RunConfig, Workdir
 
 # Options of the encoder that set the shapes of its parameters.
-_SHAPES = (
-    "vocab_size",
-    "layers",
-    "width",
-    "ffn_width",
-    "embedding_width",
-    "max_positions",
-    "token_types",
-    "gated",
-    "bias",
-    "sharing",
-    "groups",
-    "attention",
-    "positions",
-    "position_buckets",
-    "share_position_projections",
-    "position_norm",
-    "convolution_width",
-)
+_SHAPES = """
+    vocab_size layers width ffn_width embedding_width max_positions token_types
+    gated bias sharing groups attention positions position_buckets
+    share_position_projections position_norm convolution_width
+    """.split()
 # Options that give the same parameters another meaning.
 _MEANINGS = ("heads", "activation", "norm_place")
 
@@ -51,9 +38,7 @@ def check_start_weights(
     """
     if config.train.init_from is None:
         return
-    ids = jax.ShapeDtypeStruct((1, 8), "int32")
-    batch = {name: ids for name in ("tokens", "segments", "positions", "types")}
-    shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), some_shapes())
     fresh = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     start_weights(config, workdir, objective, tokenizer, fresh=fresh, log=log)
 
@@ -76,7 +61,9 @@ def start_weights(
       PlmjaxError: another tokenizer, or no model has the size of its start weights.
     """
     where = f"train.init_from={config.train.init_from}"
-    models = open_models(str(workdir.resolve(str(config.train.init_from))))
+    folder = workdir.resolve(str(config.train.init_from))
+    check_is_folder(folder, config.train.init_from, where)
+    models, inner = open_models(str(folder)), [*folder.glob("tokenizer")]
     params, problems, inserted, hint = dict(fresh), [], {}, ""
     for name, view in objective.models.items():
         # Compared before insertion, because models may share arrays.
@@ -84,7 +71,7 @@ def start_weights(
         if model.tokenizer.vocabulary_digest != tokenizer.vocabulary_digest:
             raise PlmjaxError(
                 f"the weights of {where} have another tokenizer than this run.",
-                hint=f"Set --config.tokenizer.path={_tokenizer_of(config, workdir)}.",
+                hint=f"Set --config.tokenizer.path={inner[0] if inner else folder}.",
                 code=Exit.MODEL,
             )
         current = view.extract(params)
@@ -151,9 +138,3 @@ def _same_shapes(ours: EncoderConfig, theirs: EncoderConfig) -> str:
     wrong = [k for k in _SHAPES if getattr(ours, k) != getattr(theirs, k)]
     keys = " ".join(f"--config.model.{k}={getattr(theirs, k)}" for k in wrong)
     return f"Set {keys}." if wrong else "Give it the preset and sizes of that model."
-
-
-def _tokenizer_of(config: RunConfig, workdir: Workdir) -> str:
-    folder = workdir.resolve(str(config.train.init_from))
-    inside = folder / "tokenizer"
-    return str(inside if inside.is_dir() else folder)

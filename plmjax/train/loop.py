@@ -75,7 +75,7 @@ class Progress:
 class Result(NamedTuple):
     """How a training ended: `stopped` names the signal that cut it short, or is None.
 
-    `saved` is then the newest checkpoint. `weights` are those of `step` to use: the
+    `saved` is the newest checkpoint; `weights` are those of `step` to use: the
     average if one is kept. `failure` is the error of a disk that holds no end of it.
     """
 
@@ -305,7 +305,7 @@ class Fit:
             self.state, self.scores = self.checkpoints.load(best[0], self.shapes), None
         scores, step = self.scores or self._score(), int(self.state.step)
         weights = weights_of(self.state)
-        return Result(None, step, weights, step, scores, failure=failure)
+        return Result(None, self.now, weights, step, scores, failure=failure)
 
     def _disk_failure(self) -> PlmjaxError | None:
         """Returns on all processes the error of checkpoints or metrics, or None."""

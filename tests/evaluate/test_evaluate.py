@@ -716,6 +716,10 @@ def test_the_next_commands_can_be_pasted_and_speak_of_the_held_out_text(pretrain
     assert any(f"{a} {b}" in line for line in corpus)
     assert odd.startswith(before) and odd.endswith(after)
     view.encoder = dataclasses.replace(run.encoder, causal=True)
+    for line in pretrain.suggested_commands(run, best=True):
+        args = parser.read(shlex.split(line)[1:])
+        checkpoint = getattr(args, "checkpoint", "in overrides")
+        assert checkpoint == "best" or "checkpoint=best" in args.overrides
     first, *_, last = pretrain.suggested_commands(run, exports=False)
     assert shlex.split(first)[2] == before
     assert "export" not in last

@@ -97,7 +97,7 @@ def test_what_it_cannot_be_judged_by_is_refused(place, study, message):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ("model=nowhere", "trial 0 .*nowhere is not a directory"),
+        ("model=nowhere", "trial 0 .*nowhere is not a folder"),
         ("task.train=nowhere.jsonl", "trial 0 .*nowhere.jsonl' matches no file"),
         ("task.columns.label=lable", "trial 0 .*lable"),
         ("select.metric=pearson", "trial 0 .*pearson is no score"),

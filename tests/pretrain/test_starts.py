@@ -138,6 +138,12 @@ def test_start_weights_are_compared_before_text_is_read(shared, tmp_path):
     assert not (tmp_path / "a/data").exists()
 
 
+def test_missing_start_weights_are_named_by_their_key(shared, tmp_path):
+    error = refused(shared, tmp_path / "a", "train.init_from=/nowhere")
+    assert error.code == Exit.USAGE and "hf download" in error.hint
+    assert error.message == "train.init_from=/nowhere is not a folder."
+
+
 def test_start_weights_of_another_number_of_heads_are_named(shared, tmp_path, capsys):
     more = (f"train.init_from={shared / 'run'}", "model.heads=4")
     tokenizer = f"tokenizer.path={shared / 'run/tokenizer'}"

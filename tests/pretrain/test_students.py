@@ -256,7 +256,7 @@ def test_a_run_without_a_teacher_forgets_one(taught):
     [
         ("tokenizer.path=none", "trains a new tokenizer"),
         ("objective.teacher=none", "has no teacher"),
-        ("objective.teacher=/nowhere", "is not a directory"),
+        ("objective.teacher=/nowhere", "is not a folder"),
         ("objective.layers=(0, 1, 9)", "numbers from 0 to 4"),
         ("train.init_from=x", "both set the student"),
         ("model.width=48", r"model.width=48 \(teacher: 16\)"),

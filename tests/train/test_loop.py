@@ -125,6 +125,7 @@ def test_a_training_out_of_patience_gives_its_best_step(run, metric):
     values = [3.0, 1.0, 2.0, 2.5, 0.5] if metric == "loss" else [0.1, 0.9, 0.2, 0.3, 1]
     ended = run(values, metric, patience_evaluations=2)
     assert ended.step == 2 and float(ended.weights["w"]) == 2
+    assert ended.saved == 4  # which --checkpoint=newest reads
     assert ended.scores[metric] == values[1]
     assert "Step 2 was the best one; its weights are taken." in run.said
     hint = "Other commands read it by --checkpoint=best."
@@ -132,7 +133,8 @@ def test_a_training_out_of_patience_gives_its_best_step(run, metric):
 
 
 def test_a_training_that_keeps_its_patience_gives_its_last_step(run):
-    assert run([3.0, 1.0, 2.0], patience_evaluations=2).step == 3
+    ended = run([3.0, 1.0, 2.0], patience_evaluations=2)
+    assert ended.step == ended.saved == 3
 
 
 def test_weights_are_exported_though_no_checkpoint_can_be_written(run, monkeypatch):
