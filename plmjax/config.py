@@ -268,11 +268,7 @@ def build(schema: type[T], values: Mapping, prefix: str = "") -> T:
     return schema(**arguments)
 
 
-def _no_key(key: str, known: Sequence[str]) -> PlmjaxError:
-    return PlmjaxError(f"config has no key {key}.", hint=nearest(key, known))
-
-
-def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str):
+def _unknown(name: Any, known: Sequence[str], block: Mapping, prefix: str = ""):
     where = f" with {prefix}kind={block['kind']}" if "kind" in block else ""
     return PlmjaxError(
         f"config has no key {prefix}{name}{where}.", hint=nearest(str(name), known)
@@ -521,7 +517,7 @@ def _nested(overrides: Sequence[str], known: Mapping[str, Any]) -> dict:
                 f"--config.{override} has no value.", hint=f"Write --config.{key}=..."
             )
         if key not in known:
-            raise _no_key(key, [*known])
+            raise _unknown(key, [*known], {})
         *parents, last = key.split(".")
         node = layer
         for parent in parents:
@@ -547,7 +543,7 @@ def load(
         layer = load_file(path)
         for key in flatten(layer):
             if key not in known and not any(k.startswith(f"{key}.") for k in known):
-                raise _no_key(key, [*known])
+                raise _unknown(key, [*known], {})
         _merge(values, layer, schema)
     _merge(values, given or {}, schema)
     _merge(values, _nested(overrides, known), schema)

@@ -10,6 +10,7 @@ from plmjax.cli.options import (
     input_options,
     log,
     print_json_line,
+    print_run,
     saved_config,
     start_jax,
     stopped,
@@ -65,7 +66,6 @@ def _finetune(args) -> int:
     from plmjax.finetune.config import FinetuneConfig
 
     workdir = Path(args.workdir) if args.workdir else None
-
     keeps = args.config is None and not args.safe
 
     def load(directory: Path | None) -> FinetuneConfig:
@@ -93,9 +93,7 @@ def _finetune(args) -> int:
 
     processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
-        print(f"Run directory: {workdir}", flush=True)
-        if keeps and saved_config(workdir, FinetuneConfig):
-            print("Config: that of the run there, under this command's options.")
+        print_run(workdir, keeps and bool(saved_config(workdir, FinetuneConfig)))
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 

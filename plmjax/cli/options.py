@@ -244,6 +244,13 @@ def saved_config(workdir: Path | None, schema: type) -> dict:
     return saved
 
 
+def print_run(workdir: Path, keeps: bool) -> None:
+    """Prints the directory of a training, and whether it `keeps` the config there."""
+    print(f"Run directory: {workdir}", flush=True)
+    if keeps:
+        print("Config: that of the run there, under this command's options.")
+
+
 def load_config(args, workdir: Path | None):
     """Returns the config of a pretraining.
 

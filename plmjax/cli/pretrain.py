@@ -7,6 +7,7 @@ from pathlib import Path
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
     load_config,
+    print_run,
     saved_config,
     start_jax,
     stopped,
@@ -99,9 +100,7 @@ def _pretrain(args) -> int:
 
     group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     if processes.is_first():
-        print(f"Run directory: {workdir}", flush=True)
-        if args.config is None and saved_config(workdir, RunConfig):
-            print("Config: that of the run there, under this command's options.")
+        print_run(workdir, not args.config and bool(saved_config(workdir, RunConfig)))
     if args.dry_run and group:
         raise PlmjaxError(
             "--dry_run describes a run in one process.",

@@ -226,10 +226,10 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     if keys.offset:
         # The first pad + 1 rows of the position table are not used by any token.
         below = min(fields["vocab_size"], fields["max_positions"] - 1)
-        _check_padding(pad, below, where)
+        _check_integer("pad_token_id", pad, 0, below - 1, where)
         fields["position_offset"] = pad + 1
     elif pad is not None:
-        _check_padding(pad, fields["vocab_size"], where)
+        _check_integer("pad_token_id", pad, 0, fields["vocab_size"] - 1, where)
     try:
         return EncoderConfig(**fields), pad, notes
     except PlmjaxError as error:
@@ -276,11 +276,7 @@ def _one_of(body: dict, key: str, values: tuple, where: str) -> None:
     value = body.get(key)
     # 1 == True in Python, but not in JSON.
     if not any(value == known and type(value) is type(known) for known in values):
-        raise refusal(
-            f"{where}: {key} is {_short(value)}; plmjax supports only "
-            f"{' or '.join(repr(known) for known in values)}.",
-            "Use another model.",
-        )
+        raise _unsupported(where, key, value, " or ".join(map(repr, values)))
 
 
 def _sizes(body: dict, where: str) -> dict[str, Any]:
@@ -300,12 +296,30 @@ def _sizes(body: dict, where: str) -> dict[str, Any]:
     return {field: body[key] for key, field in sizes.items()}
 
 
+def _wrong(where: str, key: str, value: Any, wanted: str) -> PlmjaxError:
+    return refusal(
+        f"{where}: {key} is {_short(value)}; it must be {wanted}.", "Correct the file."
+    )
+
+
+def _unsupported(where: str, key: str, value: Any, supported: str) -> PlmjaxError:
+    return refusal(
+        f"{where}: {key} is {_short(value)}; plmjax supports only {supported}.",
+        "Use another model.",
+    )
+
+
 def _check_integer(key: str, value: Any, least: int, most: int, where: str) -> None:
     if type(value) is not int or not least <= value <= most:
+        raise _wrong(where, key, value, f"a whole number from {least} to {most:,}")
+
+
+def _check_same(where: str, key: str, rate: Any, other: str, dropout: float) -> None:
+    if rate != dropout:
         raise refusal(
-            f"{where}: {key} is {_short(value)}; it must be a whole number from "
-            f"{least} to {most:,}.",
-            "Correct the file.",
+            f"{where}: {key} is {_short(rate)} and {other} {dropout}; plmjax has one "
+            "rate for both.",
+            "Set both to the same value in the file.",
         )
 
 
@@ -315,11 +329,7 @@ def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
         low, below = _RANGES[field]
         number = type(value) in (int, float)
         if not number or not low <= value < below:
-            raise refusal(
-                f"{where}: {key} is {_short(value)}; it must be a number in "
-                f"[{low:g}, {below:g}).",
-                "Correct the file.",
-            )
+            raise _wrong(where, key, value, f"a number in [{low:g}, {below:g})")
         return float(value)
     if field in _COUNTS:
         least = 0 if kind == "deberta-v2" else _COUNTS[field]
@@ -327,11 +337,7 @@ def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
         return value
     if field == "activation":
         if not isinstance(value, str) or value not in ACTIVATIONS:
-            raise refusal(
-                f"{where}: {key} is {_short(value)}; plmjax supports only "
-                f"{', '.join(ACTIVATIONS)}.",
-                "Use another model.",
-            )
+            raise _unsupported(where, key, value, ", ".join(ACTIVATIONS))
         return ACTIVATIONS[value]
     _one_of({key: value}, key, (True, False), where)
     return value
@@ -360,11 +366,8 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     else:
         named = {theirs: kind for kind, theirs in _LAYER_TYPES.items()}
         if not isinstance(types, list) or len(types) != fields["layers"]:
-            raise refusal(
-                f"{where}: layer_types is {_short(types)}; it must be a list of "
-                f"num_hidden_layers = {fields['layers']:,} names.",
-                "Correct the file.",
-            )
+            wanted = f"a list of num_hidden_layers = {fields['layers']:,} names"
+            raise _wrong(where, "layer_types", types, wanted)
         for theirs in types:
             _one_of({"layer_types": theirs}, "layer_types", tuple(named), where)
         kinds = _shortest([named[theirs] for theirs in types])
@@ -372,12 +375,9 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     _check_integer("local_attention", window, 2, _MAX_SIZE, where)
     if "sliding_window" in body:  # derived, but written by the decoder's class
         _one_of(body, "sliding_window", (window // 2,), where)
-    if body.get("embedding_dropout", fields["dropout"]) != fields["dropout"]:
-        raise refusal(
-            f"{where}: embedding_dropout is {_short(body.get('embedding_dropout'))}, "
-            f"mlp_dropout {fields['dropout']}; plmjax has one rate for both.",
-            "Set both to the same value in the file.",
-        )
+    dropout = fields["dropout"]
+    rate = body.get("embedding_dropout", dropout)
+    _check_same(where, "embedding_dropout", rate, "mlp_dropout", dropout)
     old = {"global": "global_rope_theta", "local": "local_rope_theta"}
     default = {"global": 160_000.0, "local": 10_000.0}
     scaling = _object(body, "rope_scaling", where)
@@ -407,10 +407,7 @@ def _object(body: dict, key: str, where: str) -> dict[str, Any]:
     """Returns an object of config.json; {} if it is missing or null."""
     value = body.get(key)
     if value is not None and not isinstance(value, dict):
-        raise refusal(
-            f"{where}: {key} is {_short(value)}; it must be an object.",
-            "Correct the file.",
-        )
+        raise _wrong(where, key, value, "an object")
     return value or {}
 
 
@@ -433,10 +430,7 @@ def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     theta = rope.pop("rope_theta")
     if type(theta) not in (int, float) or not 0 < theta < 1e12:
-        raise refusal(
-            f"{where}: rope_theta is {_short(theta)}; it must be a positive number.",
-            "Correct the file.",
-        )
+        raise _wrong(where, "rope_theta", theta, "a positive number")
     _one_of({"rope_type": kind}, "rope_type", ("default", "yarn"), where)
     found: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": "none"}
     if kind == "yarn":
@@ -444,10 +438,7 @@ def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
         trained = rope.pop("original_max_position_embeddings", None)
         positions = fields["max_positions"]
         if type(factor) not in (int, float) or not 1 <= factor <= 1e6:
-            raise refusal(
-                f"{where}: factor is {_short(factor)}; it must be from 1 to a million.",
-                "Correct the file.",
-            )
+            raise _wrong(where, "factor", factor, "from 1 to a million")
         if trained is not None and trained != round(positions / factor):
             raise refusal(
                 f"{where}: original_max_position_embeddings is {_short(trained)}, not "
@@ -498,12 +489,7 @@ def _gpt2(body: dict, fields: dict, where: str) -> dict[str, Any]:
         inner = 4 * fields["width"]
     _check_integer("n_inner", inner, 1, _MAX_SIZE, where)
     rate = body.get("embd_pdrop", 0.1)
-    if rate != fields["dropout"]:
-        raise refusal(
-            f"{where}: embd_pdrop is {_short(rate)} and resid_pdrop "
-            f"{fields['dropout']}; plmjax has one rate for both.",
-            "Set both to the same value in the file.",
-        )
+    _check_same(where, "embd_pdrop", rate, "resid_pdrop", fields["dropout"])
     return {"ffn_width": inner}
 
 
@@ -517,11 +503,7 @@ def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
     kinds = body.get("pos_att_type")
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
     if kinds not in (["c2p", "p2c"], ["p2c", "c2p"]):
-        raise refusal(
-            f"{where}: pos_att_type is {_short(kinds)}; plmjax supports only c2p and "
-            "p2c together.",
-            "Use another model.",
-        )
+        raise _unsupported(where, "pos_att_type", kinds, "c2p and p2c together")
     norm = body.get("norm_rel_ebd", "none")
     _one_of({"norm_rel_ebd": norm}, "norm_rel_ebd", ("none", "layer_norm"), where)
     biased = body.get("position_biased_input", True)
@@ -531,11 +513,8 @@ def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
     if fields["convolution_width"]:
         activation = ACTIVATIONS.get(str(body.get("conv_act", "tanh")))
         if activation != fields["activation"]:
-            raise refusal(
-                f"{where}: conv_act is {_short(body.get('conv_act', 'tanh'))}; plmjax "
-                "supports only the activation of the layers.",
-                "Use another model.",
-            )
+            ours = "the activation of the layers"
+            raise _unsupported(where, "conv_act", body.get("conv_act", "tanh"), ours)
     for key, value in (
         ("embedding_size", fields["width"]),
         ("attention_head_size", fields["width"] // fields["heads"]),
@@ -547,15 +526,6 @@ def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
         "position_norm": norm == "layer_norm",
         "positions": "learned" if biased else "none",
     }
-
-
-def _check_padding(pad: Any, below: int, where: str) -> None:
-    if type(pad) is not int or not 0 <= pad < below:
-        raise refusal(
-            f"{where}: pad_token_id is {_short(pad)}; it must be a whole number from 0 "
-            f"to {below - 1:,}.",
-            "Correct the file.",
-        )
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.table import Table
 
-from plmjax import Exit, PlmjaxError, tree
+from plmjax import tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import console, print_line
 from plmjax.evaluate.examples import masked
@@ -22,7 +22,7 @@ from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import collectives, sharding
 from plmjax.train.job import Training, shapes_of, step_for
-from plmjax.train.memory import check_activations, check_state, device_memory
+from plmjax.train.memory import check_activations, check_state, device_memory, too_large
 from plmjax.train.step import State, lower
 
 
@@ -319,14 +319,8 @@ def show_training(
         step = step_for(*given, training.steps)
         compiled = lower(step, state, training.frozen, shapes).compile()
         print_compiled(compiled, mesh, time.monotonic() - begin)
-        needed, there = sum(_sizes(compiled).values()), device_memory()
-        if needed > there:
-            raise PlmjaxError(
-                f"the compiled step needs {needed / 1e9:,.1f} GB on a device, which "
-                f"has {there / 1e9:,.1f} GB.",
-                hint=training.less_memory,
-                code=Exit.MEMORY,
-            )
+        if (needed := sum(_sizes(compiled).values())) > device_memory():
+            raise too_large("the compiled step", needed, training.less_memory)
     print_line("\nDry run: nothing was trained.")
 
 

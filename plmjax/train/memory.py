@@ -31,14 +31,10 @@ def check_activations(training: Training) -> None:
     """
     if not _trains_all(training):
         return
-    needed, memory = training.activations(), device_memory()
-    if needed > _BEYOND_DOUBT * memory:
-        raise PlmjaxError(
-            f"a step of {training.config.batch:,} rows needs about "
-            f"{needed / 1e9:,.0f} GB of activations on a device; {_has(memory)}.",
-            hint=training.less_memory,
-            code=Exit.MEMORY,
-        )
+    needed = training.activations()
+    if needed > _BEYOND_DOUBT * device_memory():
+        what = f"a step of {training.config.batch:,} rows (activations alone)"
+        raise too_large(what, needed, training.less_memory)
 
 
 def check_state(training: Training, shapes: State, log: Callable[[str], Any]) -> None:
@@ -55,18 +51,11 @@ def check_state(training: Training, shapes: State, log: Callable[[str], Any]) ->
         certain += sharding.bytes_per_device(mesh, shapes.params)  # the gradients
         activations = training.activations()
     if certain > memory:
-        raise PlmjaxError(
-            "weights, gradients and the optimizer's state need "
-            f"{certain / 1e9:,.1f} GB on a device; {_has(memory)}.",
-            hint=_SMALLER,
-            code=Exit.MEMORY,
-        )
-    if certain + activations > memory:
-        log(
-            f"WARNING: a step of {training.config.batch:,} rows needs about "
-            f"{(certain + activations) / 1e9:,.1f} GB on a device; {_has(memory)}. "
-            f"{training.less_memory}"
-        )
+        what = "the training's state (weights, gradients, optimizer)"
+        raise too_large(what, certain, _SMALLER)
+    if (needed := certain + activations) > memory:
+        what = f"a step of {training.config.batch:,} rows"
+        log(f"WARNING: {too_large(what, needed, training.less_memory)}")
 
 
 def _trains_all(training: Training) -> bool:
@@ -75,8 +64,15 @@ def _trains_all(training: Training) -> bool:
     return optimizer.freeze is None and optimizer.unfreeze_every_steps is None
 
 
-def _has(memory: int) -> str:
-    return f"a {jax.devices()[0].device_kind} has {memory / 1e9:,.1f} GB"
+def too_large(what: str, needed: int, hint: str) -> PlmjaxError:
+    """Returns the error for what needs more bytes than a device has."""
+    kind, there = jax.devices()[0].device_kind, device_memory()
+    return PlmjaxError(
+        f"{what} needs about {needed / 1e9:,.1f} GB on a device; a {kind} has "
+        f"{there / 1e9:,.1f} GB.",
+        hint=hint,
+        code=Exit.MEMORY,
+    )
 
 
 def step_error(training: Training, shape: Any, error: Exception) -> PlmjaxError | None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError
-from plmjax.files import write_file
+from plmjax.files import without_nan, write_file
 
 # Dense bf16 peak of one device in FLOP/s, by jax's device kind (vendor data sheets).
 PEAK_FLOPS = {
@@ -126,9 +126,8 @@ class MetricWriter:
             self.evaluated.add(step)
         if not self._active:
             return
-        values = {k: None if v != v else v for k, v in values.items()}
-        record = json.dumps({"kind": kind, "step": step} | values) + "\n"
-        self._unwritten.append(record)
+        record = {"kind": kind, "step": step} | without_nan(values)
+        self._unwritten.append(json.dumps(record) + "\n")
         self._flush()
         if self._board_lives():
             for name, value in values.items():

@@ -94,7 +94,7 @@ def test_activations_against_the_device(run, monkeypatch, gigabytes, fails):
     monkeypatch.setattr(memory, "device_memory", lambda: 2_000_000_000)
     activations = {"activations": lambda: gigabytes * 1_000_000_000}
     if fails:
-        with pytest.raises(PlmjaxError, match="needs about 9 GB") as caught:
+        with pytest.raises(PlmjaxError, match="needs about 9.0 GB") as caught:
             run([1.0], changes=activations)
         assert caught.value.code == Exit.MEMORY and "train.batch" in caught.value.hint
         return
