@@ -62,34 +62,16 @@ class RunConfig:
 
 # Keys that may change between two starts of a run: they set the length and monitoring
 # of training, and do not affect steps already done.
-MAY_CHANGE = (
-    "train.steps",
-    "train.epochs",
-    "train.log_every_steps",
-    "train.evaluate_every_steps",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.max_bad_steps",
-    "train.on_bad_step",
-    "train.spike_sigmas",
-    "train.rollback_batches",
-    "train.max_rollbacks",
-    "train.hang_after_seconds",
-    "train.patience_evaluations",
-    "train.tensorboard",
-    "data.workers",
-    "data.accept_warnings",
-    "objective.teacher",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "mesh.zero1",
-    "card.license",
-    "card.language",
-    "card.datasets",
-    "card.base_model",
-    "train.accumulation",
-    "model.remat",
+MAY_CHANGE = frozenset(
+    """
+    train.steps train.epochs train.log_every_steps train.evaluate_every_steps
+    train.checkpoint_every_steps train.keep_checkpoints train.max_bad_steps
+    train.on_bad_step train.spike_sigmas train.rollback_batches train.max_rollbacks
+    train.hang_after_seconds train.patience_evaluations train.tensorboard data.workers
+    data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor mesh.zero1
+    card.license card.language card.datasets card.base_model train.accumulation
+    model.remat
+    """.split()
 )
 # Those of them that change the order of sums, and so the last digits of each step.
 _ROUNDING = ("train.accumulation", "model.remat", "mesh.zero1")
@@ -256,7 +238,9 @@ class Workdir:
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder config of the run's teacher, or None."""
         record = self.read("teacher.json", encoder=dict, digest=str)
-        return None if record is None else EncoderConfig(**record["encoder"])
+        if record is None:
+            return None
+        return config_lib.build(EncoderConfig, record["encoder"])
 
     def check_same_config(self, config: Any) -> dict[str, tuple]:
         """Returns {key: (old, new)} of permitted changes to the run in the directory.
@@ -342,16 +326,8 @@ class Workdir:
         import jax
 
         names = (
-            "jax",
-            "jaxlib",
-            "flax",
-            "optax",
-            "orbax-checkpoint",
-            "tensorstore",
-            "numpy",
-            "tokenizers",
-            "grain",
-        )
+            "jax jaxlib flax optax orbax-checkpoint tensorstore numpy tokenizers grain"
+        ).split()
         write_json(
             self.path / "environment.json",
             {

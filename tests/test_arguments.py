@@ -288,6 +288,9 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch, capsys):
         code = Exit.RESUMABLE if words == "--steps=3" else Exit.OK
         assert cli._explain(BrokenPipeError(), args) == code
         assert (capsys.readouterr().err == "") == (code == Exit.OK)
+    args = read("finetune", "--steps=3")
+    assert cli._explain(BrokenPipeError(), args) == Exit.RESUMABLE
+    assert "the run stopped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

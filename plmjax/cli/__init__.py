@@ -127,7 +127,7 @@ def _explain(error: BaseException, args) -> int:
         # The reader of stdout has closed it (| head), so nothing more is written to it.
         _close_output()
         shows = getattr(args, "show_config", False) or getattr(args, "dry_run", None)
-        if getattr(args, "verb", None) != "pretrain" or shows:
+        if getattr(args, "verb", None) not in _RESUMED or shows:
             return Exit.OK
         message = "the reader of the output has gone, so the run stopped."
         return _fail(message, RESUME, Exit.RESUMABLE)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -120,18 +121,14 @@ def make_plan(
       PlmjaxError: the text has no word to hide.
     """
     plan = Plan(Units(), Units(), [[] for _ in contenders], [[] for _ in contenders])
-    documents = iter(documents)
+    documents, most = iter(documents), sys.maxsize if most is None else most
     while some := list(itertools.islice(documents, _BLOCK)):
         encoded = [_encode(c.model.tokenizer, some) for c in contenders]
         for text, *pieces in zip(some, *encoded, strict=True):
-            if most is not None and len(plan.windows.bytes) >= most:
-                return _checked(plan)
-            left = None if most is None else most - len(plan.windows.bytes)
-            _add_document(plan, contenders, text, pieces, left)
-    return _checked(plan)
-
-
-def _checked(plan: Plan) -> Plan:
+            if left := most - len(plan.windows.bytes):
+                _add_document(plan, contenders, text, pieces, left)
+        if not left:
+            break
     if not plan.words.bytes:
         raise PlmjaxError(
             f"--text: none of the {plan.documents:,} documents has a word to hide.",
@@ -156,7 +153,7 @@ def _add_document(
     contenders: Sequence[Contender],
     text: str,
     pieces: Sequence[tuple[np.ndarray, np.ndarray]],
-    most: int | None,
+    most: int,
 ) -> None:
     """Adds the first `most` windows of a document; `pieces` are those of each model."""
     free = free_borders(len(text), [spans for _, spans in pieces])

@@ -13,23 +13,13 @@ from plmjax.workdir import Workdir
 
 State = Literal["finished", "failed", "waiting"]
 # Keys that may change between two starts of a study: no score depends on them.
-HARMLESS = (
-    "train.log_every_steps",
-    "train.keep_checkpoints",
-    "train.hang_after_seconds",
-    "train.tensorboard",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "mesh.zero1",
-    "baselines",
-    "baselines_seconds",
-    "vectors",
-    "name",
-    "card.license",
-    "card.language",
-    "card.datasets",
-    "card.base_model",
+HARMLESS = frozenset(
+    """
+    train.log_every_steps train.keep_checkpoints train.hang_after_seconds
+    train.tensorboard mesh.data mesh.fsdp mesh.tensor mesh.zero1 baselines
+    baselines_seconds vectors name card.license card.language card.datasets
+    card.base_model
+    """.split()
 )
 
 
