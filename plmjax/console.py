@@ -78,8 +78,7 @@ class Bar:
         if not self._active:
             return
         if self._progress:
-            self._progress.update(self._task, completed=done, description=description)
-            return
+            return self.announce(done, description)
         now = time.monotonic()
         early = now - self._shown < _EVERY_SECONDS or done == self._start
         if early and done < self.total:
@@ -87,10 +86,7 @@ class Bar:
         self._shown = now
         rate = (now - self._began) / max(done - self._start, 1)
         left = duration(rate * (self.total - done))
-        print(
-            f"{self.unit} {done:,}/{self.total:,}  {description}  {left} left",
-            flush=True,
-        )
+        self.announce(done, f"{description}  {left} left")
 
     def announce(self, done: int, description: str) -> None:
         """Shows a text beside the bar; without a terminal, as a line unless empty."""

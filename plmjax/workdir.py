@@ -77,8 +77,8 @@ MAY_CHANGE = frozenset(
 _ROUNDING = ("train.accumulation", "model.remat", "mesh.zero1")
 
 
-def ways_on(directory: Path, verb: str, keeps_weights: bool = False) -> str:
-    """Returns a hint for a run whose config would change: how to go on without that.
+def _ways_to_continue(directory: Path, verb: str, keeps_weights: bool = False) -> str:
+    """Returns a hint for a run whose config would change: how to continue.
 
     `keeps_weights`: its weights fit the changed config.
     """
@@ -296,7 +296,7 @@ class Workdir:
             fits = before == names[False] and not other
             raise PlmjaxError(
                 f"{self.path} holds a run with another config:\n" + "\n".join(lines),
-                hint=f"\n{ways_on(self.path, before, fits)}",
+                hint=f"\n{_ways_to_continue(self.path, before, fits)}",
             )
         return changed
 

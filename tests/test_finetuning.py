@@ -135,7 +135,7 @@ def test_the_best_step_is_exported(done, folder, data):
     assert result["step"] == best and {*held_out} == {2, 4, 6}
     for name, value in result["held_out"].items():
         assert value == pytest.approx(held_out[best][name], abs=1e-6)
-    told = f"Step {best} was the best one; its weights are taken."
+    told = f"Step {best} was the best one; its weights are used."
     assert (told in said) == (best != 6)
     for name in ("loss_by_step", "accuracy_by_step", "confusion"):
         assert (place / "plots" / f"{name}.png").stat().st_size > 1000

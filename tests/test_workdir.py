@@ -39,7 +39,7 @@ def test_pairs_of_sentences_depend_on_the_micro_batches(tmp_path):
         changes(tmp_path, FinetuneConfig, kind, **more)
 
 
-def test_a_changed_key_names_two_ways_on(tmp_path):
+def test_a_changed_key_names_two_ways_to_continue(tmp_path):
     with pytest.raises(PlmjaxError, match=r"train.batch: 16 -> 8") as caught:
         changes(tmp_path, RunConfig, **{"train.batch": 8})
     assert f"`plmjax pretrain --workdir={tmp_path}` resumes it" in caught.value.hint

@@ -75,8 +75,8 @@ class Progress:
 class Result(NamedTuple):
     """How a training ended: `stopped` names the signal that cut it short, or is None.
 
-    `saved` is the newest checkpoint; `weights` are those of `step` to use: the
-    average if one is kept. `failure` is the error of a disk that holds no end of it.
+    `saved` is the newest checkpoint; `weights` are those of `step` to use: the average
+    if one is kept. `failure` is the error of a disk on which the end is not saved.
     """
 
     stopped: str | None
@@ -299,7 +299,7 @@ class Fit:
         keeps = self.over if keep_best is None else keep_best
         best = self.checkpoints.best() if keeps else None
         if best is not None and best[0] != int(self.state.step):
-            self.log(f"Step {best[0]:,} was the best one; its weights are taken.")
+            self.log(f"Step {best[0]:,} was the best one; its weights are used.")
             if not keep_best:
                 self.log("Other commands read it by --checkpoint=best.")
             self.state, self.scores = self.checkpoints.load(best[0], self.shapes), None

@@ -127,7 +127,7 @@ def test_a_training_out_of_patience_gives_its_best_step(run, metric):
     assert ended.step == 2 and float(ended.weights["w"]) == 2
     assert ended.saved == 4  # which --checkpoint=newest reads
     assert ended.scores[metric] == values[1]
-    assert "Step 2 was the best one; its weights are taken." in run.said
+    assert "Step 2 was the best one; its weights are used." in run.said
     hint = "Other commands read it by --checkpoint=best."
     assert (hint in run.said) == (metric == "loss")
 
