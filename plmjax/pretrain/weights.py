@@ -18,10 +18,14 @@ from plmjax.workdir import RunConfig, Workdir
 _SHAPES = """
     vocab_size layers width ffn_width embedding_width max_positions token_types
     gated bias sharing groups attention positions position_buckets
-    share_position_projections position_norm convolution_width
+    share_position_projections position_norm convolution_width kv_heads norm
+    norm_embeddings
     """.split()
 # Options that give the same parameters another meaning.
-_MEANINGS = ("heads", "activation", "norm_place")
+_MEANINGS = """
+    heads activation norm_place causal layer_kinds window rope_theta rope_local_theta
+    rope_scaling rope_factor
+    """.split()
 
 
 def check_start_weights(

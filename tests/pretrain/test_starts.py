@@ -144,12 +144,14 @@ def test_missing_start_weights_are_named_by_their_key(shared, tmp_path):
     assert error.message == "train.init_from=/nowhere is not a folder."
 
 
-def test_start_weights_of_another_number_of_heads_are_named(shared, tmp_path, capsys):
-    more = (f"train.init_from={shared / 'run'}", "model.heads=4")
+def test_start_weights_of_another_meaning_are_named(shared, tmp_path, capsys):
+    local = ("model.layer_kinds=('local',)", "model.window=8")
+    more = (f"train.init_from={shared / 'run'}", "model.heads=4", *local)
     tokenizer = f"tokenizer.path={shared / 'run/tokenizer'}"
     dry_run(config(shared, *more, tokenizer), tmp_path / "a", compiles=False)
     said = capsys.readouterr().out
     assert "was trained with model.heads=2, and this run has 4." in said
+    assert "with model.layer_kinds=(), and this run has ('local',)." in said
     assert "Start weights of the model" in said
     assert "[MASK=x]: x is hidden; [y=x]: y stands in its place" in said
 
