@@ -266,7 +266,9 @@ class Workdir:
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder config of the run's teacher, or None."""
         record = self.read("teacher.json", encoder=dict, digest=str)
-        return None if record is None else EncoderConfig(**record["encoder"])
+        if record is None:
+            return None
+        return config_lib.build(EncoderConfig, record["encoder"])
 
     def check_same_config(self, config: Any) -> dict[str, tuple]:
         """Returns {key: (old, new)} of permitted changes to the run in the directory.

@@ -37,10 +37,10 @@ def unwrap(family: str, names: Collection[str]) -> tuple[dict[str, str], list[st
     """
     removed = {match[0]: None for name in names for match in _WRAPPER.finditer(name)}
     plain = {name: _WRAPPER.sub("", name) for name in names}
-    tables = {f.prefix: f"{f.prefix}{_table(f)}" for f in FAMILIES.values()}
+    tables = {(f.prefix, f"{f.prefix}{_table(f)}") for f in FAMILIES.values()}
     while len(firsts := {name.partition(".")[0] + "." for name in plain.values()}) == 1:
         (first,) = firsts
-        if tables.get(first) in plain.values():
+        if any((first, name) in tables for name in plain.values()):
             break
         plain = {name: short.removeprefix(first) for name, short in plain.items()}
         removed[first] = None

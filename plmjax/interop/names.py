@@ -118,15 +118,14 @@ _DEBERTA: Sequence[Row] = (
     ("convolution", "encoder.conv.conv", DENSE),
     ("convolution/norm", "encoder.conv.LayerNorm", NORM),
 )
+_QUERY_KEY_VALUE = tuple(
+    f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")
+)
 _GPT2: Sequence[Row] = (
     ("embeddings/token", "wte", TABLE),
     ("embeddings/position", "wpe", TABLE),
     ("layer_{i}/attention_norm", "h.{i}.ln_1", NORM),
-    (
-        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
-        "h.{i}.attn.c_attn",
-        CONV1D,
-    ),
+    (_QUERY_KEY_VALUE, "h.{i}.attn.c_attn", CONV1D),
     ("layer_{i}/attention/output", "h.{i}.attn.c_proj", CONV1D),
     ("layer_{i}/ffn_norm", "h.{i}.ln_2", NORM),
     ("layer_{i}/ffn/up", "h.{i}.mlp.c_fc", CONV1D),
@@ -146,11 +145,7 @@ _MODERN_LAYER: Sequence[Row] = (
 )
 _MODERNBERT: Sequence[Row] = (
     *_MODERN_LAYER,
-    (
-        tuple(f"layer_{{i}}/attention/{name}" for name in ("query", "key", "value")),
-        "layers.{i}.attn.Wqkv",
-        DENSE,
-    ),
+    (_QUERY_KEY_VALUE, "layers.{i}.attn.Wqkv", DENSE),
 )
 _MODERNBERT_DECODER: Sequence[Row] = (
     *_MODERN_LAYER,
@@ -197,6 +192,7 @@ _TASKS = (
     r"|multiple_choice_head)\..*",
     "task head",
 )
+_POSITION_IDS = (r"model\.embeddings\.position_ids", "buffer")
 
 
 def _ignored(prefix: str) -> Sequence[tuple[str, str]]:
@@ -362,7 +358,7 @@ _PRETRAINED: dict[str, Family] = {
         },
         classes={(): "ModernBertModel", ("head",): "ModernBertForMaskedLM"},
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-        ignored=(_TASKS,),
+        ignored=(_POSITION_IDS, _TASKS),
     ),
     "modernbert-decoder": Family(
         prefix="model.",
@@ -376,7 +372,7 @@ _PRETRAINED: dict[str, Family] = {
             ("head",): "ModernBertDecoderForCausalLM",
         },
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-        ignored=((r"(head|classifier)\..*", "task head"),),
+        ignored=(_POSITION_IDS, (r"(head|classifier)\..*", "task head")),
     ),
     "eurobert": Family(
         prefix="model.",
@@ -384,7 +380,7 @@ _PRETRAINED: dict[str, Family] = {
         heads={"head": (("decoder", "lm_head", TABLE),), "detector": _DETECTOR},
         classes={(): "EuroBertModel", ("head",): "EuroBertForMaskedLM"},
         tied={},
-        ignored=(_TASKS,),
+        ignored=(_POSITION_IDS, _TASKS),
     ),
 }
 

@@ -628,7 +628,7 @@ def test_no_figure_of_a_run_in_which_nothing_can_be_predicted(
     monkeypatch.setattr(pretrain, "unigram_loss", lambda *_: None)
     monkeypatch.setattr(pretrain, "_examples", lambda *_: None)
     monkeypatch.setattr(pretrain, "plot_curves", lambda *_: [])
-    monkeypatch.setattr(pretrain, "export_trained", lambda *_: None)
+    monkeypatch.setattr(pretrain, "export_trained", lambda *_, **more: None)
     log: list[str] = []
     scores = {"loss": 0.0, "accuracy": math.nan, "perplexity": 1.0}
     pretrain.finish(run, Result(None, 3, params, 3, scores), log.append)

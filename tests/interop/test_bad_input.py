@@ -145,7 +145,7 @@ def test_missing_files(folder, tmp_path):
     refused(folder, "has no config.json. Give a folder that holds one")
     refused(tmp_path / "models--bert", f"no config.json. Did you mean {snapshot}")
     (folder / "adapter_config.json").write_text("{}")
-    refused(folder, "has no config.json. It is an adapter: merge it into its model")
+    refused(folder, "has no config.json. It is an adapter of a model: merge the two")
 
 
 def test_the_folder_inside_an_older_one_of_sentence_transformers(folder, tmp_path):

@@ -228,7 +228,7 @@ def test_a_run_notes_its_teacher_and_holds_on_to_it(taught, monkeypatch):
     assert teacher is not None and teacher.params.keys() == {"encoder", "head"}
     noted = workdir.read("teacher.json")
     assert noted == {
-        "encoder": dataclasses.asdict(teacher.encoder),
+        "encoder": json.loads(json.dumps(dataclasses.asdict(teacher.encoder))),
         "digest": teachers.digest(teacher),
         "path": values["objective"]["teacher"],
     }
