@@ -81,7 +81,6 @@ def test_bytes_that_are_replaced_or_dropped(junk, tmp_path, monkeypatch):
 
 
 CONFIGS = [
-    (("--config.tokenizer.vocab_size=9999",), Exit.DATA, "vocab_size=164 or less"),
     (("--config.data.length=1024",), Exit.USAGE, "model.max_positions=1024"),
     (("--config.model.heads=3",), Exit.USAGE, "does not divide model.width=32"),
     (("--config.train.batch=12",), Exit.USAGE, "12"),

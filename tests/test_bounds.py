@@ -73,6 +73,7 @@ TRAIN = {
     "mesh.tensor": SIZE,
 }
 PRETRAINING = TRAIN | {
+    "data.source.column": COUNT,
     "data.length": ([8], [7]),
     "data.held_out_percent": INSIDE_PERCENT,
     "data.workers": COUNT,
@@ -123,6 +124,7 @@ PRETRAINING = TRAIN | {
     "objective.attention_weight": (NOT_NEGATIVE, [-TINY]),
 }
 FINETUNING = TRAIN | {
+    "baselines_seconds": (ABOVE, [0.0, -TINY]),
     "task.held_out_percent": INSIDE_PERCENT,
     "task.length": ([8], [7]),
     "task.stride": COUNT,

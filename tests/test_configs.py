@@ -51,9 +51,10 @@ ARGUMENTS = {
     "pretrain/docstrings": ("",),
     "pretrain/electra": ("tiny", "small", "base", "large"),
     "pretrain/gpt2": ("tiny", "small", "medium", "large", "xl"),
-    "pretrain/modern": (
-        *("tiny", "small", "base", "rtd-tiny", "rtd-base"),
-        *("causal-tiny", "causal-base"),
+    "pretrain/modern": tuple(
+        f"{kind}{size}"
+        for kind in ("", "rtd-", "causal-")
+        for size in ("tiny", "small", "base")
     ),
     "pretrain/nsp": ("",),
     "pretrain/roberta": ("tiny", "base", "large"),

@@ -55,14 +55,15 @@ def made(tmp_path_factory):
     config = config_lib.load(RunConfig, None, overrides, DEFAULT_CONFIG)
     workdir = Workdir(root / "a")
     workdir.create()
-    tokenizer, _ = prepare_data(config, workdir, lambda _: None, lambda _: None)
+    tokenizer, store = prepare_data(config, workdir, lambda _: None, lambda _: None)
     write_json(workdir / "config.json", config_lib.to_dict(config))
     objective = make_objective(config, encoder_config(config, tokenizer), tokenizer)
     ids = np.zeros((1, 8), np.int32)
     batch = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
     state = jax.jit(initialise(objective, config.train))(batch)
     with Checkpoints(workdir.checkpoints) as checkpoints:
-        checkpoints.save(1, state, {"loss": 1.0})
+        meta = {"loss": 1.0, "store": store.key, "tokenizer": tokenizer.digest}
+        checkpoints.save(1, state, meta)
         checkpoints.wait()
     return overrides, workdir.path
 

@@ -1,7 +1,6 @@
 """The modern encoder: rotations, windows, gated layers (ModernBERT, arXiv:2412.13663).
 
-  plmjax pretrain --config=configs/pretrain/modern.py:small \\
-      --config.data.source.paths='texts/*.jsonl.gz' --workdir=runs/modern-small
+  plmjax pretrain --config=modern:small texts/ --workdir=runs/modern-small
 
 Argument: tiny (two cores), small (default; Ettin's 32M, arXiv:2507.11412) or base
 (ModernBERT-base), each also as rtd-SIZE (replaced-token detection, with DeBERTa-v3's
@@ -36,6 +35,9 @@ RTD = {
     "probability": 0.3,
     "generator": {"width_fraction": 1.0, "layers_fraction": 0.5},
 }
+ARGUMENTS = tuple(
+    f"{kind}{shape}" for kind in ("", "rtd-", "causal-") for shape in SIZES
+)
 
 
 def get_config(size: str = "small") -> ConfigDict:

@@ -207,19 +207,16 @@ def _family(
     tied = {f"{decoder}.weight": f"{prefix}.{encoder[0][1]}.weight"}
     if decoder.endswith(".decoder"):  # which has the head's bias, too
         tied[f"{decoder}.bias"] = f"{decoder.removesuffix('.decoder')}.bias"
+    buffers = (rf"{prefix}\.embeddings\.(position|token_type)_ids", "buffer")
     if encoder[0] in _EMBEDDINGS:
-        usual = (
-            (rf"{prefix}\.embeddings\.(position|token_type)_ids", "buffer"),
-            (rf"{prefix}\.pooler\..*", "pooler"),
-        )
-        ignored = (*usual, _TASKS, *ignored)
+        ignored = ((rf"{prefix}\.pooler\..*", "pooler"), _TASKS, *ignored)
     return Family(
         prefix=f"{prefix}.",
         encoder=encoder,
         heads={"head": head, "detector": _DETECTOR, **heads},
         classes={(): f"{name}Model", ("head",): f"{name}ForMaskedLM", **classes},
         tied=tied if head != _UNTIED else {},
-        ignored=ignored,
+        ignored=(buffers, *ignored),
         aliases=aliases,
     )
 
