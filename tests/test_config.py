@@ -220,3 +220,13 @@ def test_a_run_resumes_with_the_kind_that_its_files_gave():
         compare("data.source.paths=a.txt", "data.source.kind=jsonl")
     with pytest.raises(PlmjaxError, match=r"data.source.paths: 'a.txt' -> 'b.txt'"):
         compare("data.source.paths=b.txt")
+
+
+def test_phases_keep_their_proportions_at_another_length():
+    from plmjax.data.config import DataConfig
+
+    data = DataConfig(phases=((900, 128, 256), (90, 256, 128), (10, 512, 64)))
+    shorter = data.shortened(100).phases
+    assert shorter == ((90, 128, 256), (9, 256, 128), (1, 512, 64))
+    assert data.shortened(3).phases == ((3, 128, 256),)
+    assert sum(steps for steps, *_ in data.shortened(777).phases) == 777

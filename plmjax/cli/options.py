@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -281,6 +282,11 @@ def load_config(args, workdir: Path | None):
     if paths and config.data.source.kind not in ("hf", "tfds", before):
         texts["kind"] = None  # under an override of the command
         config = load()
+    if getattr(args, "train_steps", None) and config.data.phases:
+        # --steps, unlike train.steps, shortens or stretches a recipe's phases.
+        train = dataclasses.replace(config.train, steps=None)
+        data = config.data.shortened(int(args.train_steps))
+        config = dataclasses.replace(config, data=data, train=train)
     return config
 
 

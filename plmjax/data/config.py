@@ -46,3 +46,18 @@ class DataConfig(Block, prefix="data."):
                     f"data.phases holds {phase!r}; each phase is (steps, length, "
                     "batch), three positive whole numbers."
                 )
+
+    def shortened(self, steps: int) -> "DataConfig":
+        """Returns the config with phases of `steps` steps in all, in their proportions.
+
+        Phases without a step are left out.
+        """
+        total = sum(count for count, _, _ in self.phases)
+        phases, done, before = [], 0, 0
+        for count, length, batch in self.phases:
+            done += count
+            end = round(steps * done / total)
+            if end > before:
+                phases.append((end - before, length, batch))
+            before = end
+        return dataclasses.replace(self, phases=tuple(phases))

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -174,6 +175,9 @@ def _write(
 def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) -> None:
     documents = sum(facts["documents"] for facts in splits.values())
     tokens = sum(facts["tokens"] for facts in splits.values())
+    # With this share 5 documents are held out on average: none is then unlikely.
+    percent = min(50, math.ceil(500 / max(documents, 1)))
+    larger = f"Set --config.data.held_out_percent={percent}, or give more"
     for name, facts in splits.items():
         if not facts["documents"]:
             raise PlmjaxError(
@@ -181,8 +185,9 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
                 + ("one document" if documents == 1 else f"{documents:,} documents")
                 + ", and all went to the other split "
                 f"(data.held_out_percent={held_out_percent}).",
-                hint="Give more documents (--config.data.source.document defines "
-                "one), or change --config.data.held_out_percent.",
+                hint=(larger if name == "held_out" and documents > 1 else "Give more")
+                + " documents (--config.data.source.document=line, blank or file says "
+                "where one of a text ends).",
                 code=Exit.DATA,
             )
 

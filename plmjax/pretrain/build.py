@@ -138,6 +138,13 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
         )
 
 
+_DOCUMENTS = {
+    "line": "a line",
+    "blank": "the text between blank lines",
+    "file": "a file",
+}
+
+
 def prepare_data(
     config: RunConfig,
     workdir: Workdir,
@@ -182,7 +189,8 @@ def prepare_data(
     check(tokenizer)
     text = source.description
     why = f" ({text['why']})" if text.get("why") else ""
-    log(f"Source: {text['kind']}; a document is {text.get('document')}{why}.")
+    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
+    log(f"Source: {text['kind']}; a document is {document}{why}.")
     for note in text.get("notes", ()):
         log(note)
     if rule := _sentences(config):

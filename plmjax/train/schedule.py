@@ -15,7 +15,8 @@ def warmup_steps(config: ScheduleConfig, steps: int) -> int:
             raise PlmjaxError(
                 f"train.schedule.warmup_steps={config.warmup_steps} does not fit into "
                 f"{steps} training steps.",
-                hint="Train longer or warm up for fewer steps.",
+                hint="Train longer, or set --config.train.schedule.warmup_steps="
+                f"{max(steps // 10, 0)}.",
             )
         return config.warmup_steps
     return min(round(config.warmup_percent / 100 * steps), steps - 1)

@@ -213,8 +213,11 @@ def test_keys_of_stores_without_sentences_stay_what_they_were(tokenizer):
 
 
 def test_splits_must_not_be_empty(tokenizer, tmp_path):
-    with fails(3, "held_out split is empty", "held_out_percent"):
+    with fails(3, "held_out split is empty", "Give more documents"):
         build(tokenizer, tmp_path, ["one document"], percent=0.001)
+    twenty = [f"the document {n}" for n in range(20)]
+    with fails(3, "20 documents, and all", "Set --config.data.held_out_percent=25"):
+        build(tokenizer, tmp_path, twenty, percent=0.001)
     with fails(3, "train split is empty"):
         build(tokenizer, tmp_path, ["one document"], percent=99.999)
     with fails(2, "held_out_percent=0"):
