@@ -12,6 +12,7 @@ from typing import NamedTuple
 from plmjax import Exit, PlmjaxError
 from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
+from plmjax.data.records import SEPARATORS
 
 # The kind of a file by its ending, before one of a compression.
 KINDS = {
@@ -23,7 +24,6 @@ KINDS = {
 }
 SAVED = ("state.json", "dataset_dict.json")  # in a folder that datasets saved
 SAMPLE_CHARACTERS = 1 << 16
-SEPARATORS = ",;\t|"
 # Files about a data set, left out of a folder that holds other files.
 _ABOUT = re.compile(
     "(readme|licen[cs]e|copying|notice|authors|changelog|manifest|_success)([._-]|$)",

@@ -5,6 +5,7 @@ records one by one. Readers of CoNLL, CoNLL-U and SQuAD are in data/annotated.py
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -24,6 +25,8 @@ from plmjax.data.corpus import Tally, unreadable
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
+SEPARATORS = ",;\t|"
+_SEPARATOR_LINE = re.compile("sep=(.)[\r\n]")  # Excel writes and reads it
 _HEAD, _FIRST_ROWS = 1 << 20, 20  # characters and rows that show the separator
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
 # Decodes bytes that should be text; the second argument is their file:line.
@@ -153,12 +156,8 @@ def read_lines(
 def read_csv(
     path: Path, header: bool = True, separator: str | None = None
 ) -> Iterator[Record]:
-    """Reads CSV; a field in double quotes may contain separators and newlines.
-
-    The separator is that of Excel's line sep=;, else ";", a tab or "|" where only it
-    divides the header and the first rows into columns, else a comma.
-    """
-    return _separated(path, header, separator, usual=",")
+    """Reads CSV; a field in double quotes may contain separators and newlines."""
+    return _read_labelled_table(path, header, separator, usual=",")
 
 
 def read_tsv(
@@ -168,32 +167,42 @@ def read_tsv(
 
     Where tabs divide nothing, the separator is chosen as in CSV.
     """
-    return _separated(path, header, separator, usual="\t")
+    return _read_labelled_table(path, header, separator, usual="\t")
 
 
-def _separated(
+def _read_labelled_table(
     path: Path, header: bool, separator: str | None, usual: str
 ) -> Iterator[Record]:
-    """Yields the records of a table; without a separator, by the likely one.
+    text = read_text(path)
+    if separator is None:
+        known = header or _SEPARATOR_LINE.match(text)
+        separator = find_separator(text[:_HEAD], usual) if known else usual
+    lines = io.StringIO(text, newline="")
+    return read_table(path, lines, separator, header, plain=separator == usual == "\t")
+
+
+def read_table(
+    path: Path,
+    lines: Iterable[str],
+    separator: str,
+    header: bool = True,
+    *,
+    plain: bool = False,
+) -> Iterator[Record]:
+    """Yields the records of a table; if it is `plain`, quotation marks are text.
 
     Raises:
       PlmjaxError: columns of one name, a row with more or fewer fields, an open
         quotation.
     """
     csv.field_size_limit(1 << 28)  # the default limit is less than a book
-    text, names, before = read_text(path), None, 0
-    if first := re.match("sep=(.)(\r\n?|\n)", text):  # Excel writes and reads this line
-        text, before = text[first.end() :], 1
-        separator = separator or first[1]
-    if separator is None:
-        separator = _likely_separator(text[:_HEAD], usual) if header else usual
-    skipped, plain = before, separator == usual == "\t"
     quotes: Any = {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **quotes)
+    reader = csv.reader(lines, delimiter=separator, **quotes)
+    names, before = None, 0
     try:
         for row in reader:
-            line, before = before + 1, skipped + reader.line_num
-            if not row:
+            line, before = before + 1, reader.line_num
+            if not row or (line == 1 and re.fullmatch("sep=.?", "".join(row))):
                 continue
             if names is None:
                 names = [*map(str.strip, row)] if header else _numbers(len(row))
@@ -216,17 +225,22 @@ def _separated(
         ) from None
 
 
-def _likely_separator(text: str, usual: str) -> str:
-    """Returns the separator that divides the first rows into equally many columns."""
-    columns = {}
-    for separator in (usual, ",", ";", "\t", "|"):
+def find_separator(text: str, usual: str) -> str:
+    """Returns the separator of a table that begins with `text`.
+
+    That of Excel's line sep=;, else what divides the first rows into equally many
+    columns, else the commonest in the header; `usual` goes before the others.
+    """
+    if first := _SEPARATOR_LINE.match(text):
+        return first[1]
+    candidates = dict.fromkeys(usual + SEPARATORS)
+    for separator in candidates:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        try:
+        with contextlib.suppress(csv.Error):
             sizes = {len(row) for row in itertools.islice(rows, _FIRST_ROWS) if row}
-        except csv.Error:
-            continue
-        columns[separator] = max(sizes) if len(sizes) == 1 else 1
-    return max(columns, key=lambda x: columns[x] > 1, default=usual)
+            if len(sizes) == 1 and sizes != {1}:
+                return separator
+    return max(candidates, key=text.lstrip().partition("\n")[0].count)
 
 
 def _numbers(count: int) -> list[str]:
