@@ -15,7 +15,6 @@ from plmjax.config import Block, nearest, number
 from plmjax.files import digest
 
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
-ERRORS = ("strict", "replace")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from plmjax import Exit, PlmjaxError
 from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
-from plmjax.data.records import SEPARATORS
+from plmjax.data.records import SEPARATORS, is_saved
 
 # The kind of a file by its ending, before one of a compression.
 KINDS = {
@@ -22,7 +22,6 @@ KINDS = {
     **dict.fromkeys(("tsv", "tab"), "tsv"),
     "parquet": "parquet",
 }
-SAVED = ("state.json", "dataset_dict.json")  # in a folder that datasets saved
 SAMPLE_CHARACTERS = 1 << 16
 # Files about a data set, left out of a folder that holds other files.
 _ABOUT = re.compile(
@@ -56,7 +55,7 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
     if kind is None and config.column is not None:
         kind = "text"
     folder = single_path(config)
-    if kind is None and folder and any((folder / name).is_file() for name in SAVED):
+    if kind is None and folder and is_saved(folder):
         kind = "hf"
     if kind == "docstrings" and config.paths:
         raise PlmjaxError(

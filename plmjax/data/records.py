@@ -331,6 +331,11 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
     return Path(folder).expanduser(), split
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether datasets' save_to_disk wrote the folder."""
+    return any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
+
+
 def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
     """Opens a folder that datasets' save_to_disk wrote, or a folder of data files.
 
@@ -338,9 +343,8 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
     """
     import datasets
 
-    saved = any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
     try:
-        if not saved:
+        if not is_saved(folder):
             return datasets.load_dataset(
                 str(folder), split=split, streaming=True, **options
             )

@@ -224,17 +224,10 @@ def _from_records(
 
     digests = file_digests(files)
     content = [field, config.split, config.dataset, errors, digests]
-    if not corpus.decoding.is_utf8:
-        content.append({"encoding": corpus.decoding.encoding})
-    return make_source(
-        config,
-        documents,
-        content=content,
-        description={
-            **describe_files(digests),
-            "document": f"the field {field}",
-        },
-    )
+    if changes := corpus.decoding.changes:
+        content.append(changes)
+    description = {**describe_files(digests), "document": f"the field {field}"}
+    return make_source(config, documents, content, description)
 
 
 def _folder(config: SourceConfig, what: str) -> Path:

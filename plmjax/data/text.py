@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.data.blocks import Decoding, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     Source,
@@ -30,15 +30,9 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens text files.
 
     Raises:
-      PlmjaxError: data.source.document is not known (code 2); or the files hold records
-        rather than text (3).
+      PlmjaxError: the files hold records rather than text (code 3).
     """
     files, decoding = corpus.files, corpus.decoding
-    if config.document not in (None, *ENDS):
-        raise PlmjaxError(
-            f"data.source.document={config.document!r} is not known.",
-            hint=f"Choose one of {', '.join(ENDS)}.",
-        )
     if config.column is None and not corpus.unchecked:
         for path in files:
             check_kind(path, "text", decoding)
@@ -57,9 +51,7 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
             blocks = _columns(text_blocks(path, decoding, tally), config, path)
             yield from split_documents(blocks, ENDS[document], config, tally)
 
-    changes: dict[str, Any] = (
-        {} if decoding.is_utf8 else {"encoding": decoding.encoding}
-    )
+    changes: dict[str, Any] = decoding.changes
     if config.column is not None:
         changes["column"] = config.column
     return make_source(
@@ -139,13 +131,10 @@ class Survey:
         return self.wrapped >= 0.5 * self.lines and 40 <= width <= 100
 
     def __str__(self) -> str:
-        files = f"{self.files:,} file{'s' * (self.files > 1)}"
-        blank = f"{self.blank_lines:,}" if self.blank_lines else "no"
-        lines = f"{self.lines:,} line{'s' * (self.lines != 1)}"
-        return (
-            f"{blank} blank line{'s' * (self.blank_lines != 1)} between {lines} in "
-            f"{files}"
-        )
+        count = self.blank_lines
+        blank = counted(count, "blank line") if count else "no blank lines"
+        lines, files = counted(self.lines, "line"), counted(self.files, "file")
+        return f"{blank} between {lines} in {files}"
 
 
 def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
