@@ -24,12 +24,10 @@ _LEGACY = ("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254")
 _LEGACY += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROLS_8_BIT = re.compile(rb"[\x80-\x9f]")
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_BYTE_ORDER_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # one begins as UTF-16's
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 _EXPORT = "Export its text to a .txt."
 _FORMATS = (  # the hint is a sentence, or the ending that the name lacks
     (b"\x1f\x8b", "gzip-compressed", ".gz"),
@@ -145,7 +143,7 @@ def _decoder(
     if begin[257:262] == b"ustar":
         hint = "Unpack it and name its files."
         raise PlmjaxError(f"{path} is a tar archive.", hint=hint, code=Exit.DATA)
-    marks = (name for mark, name in _BYTE_ORDER_MARKS if begin.startswith(mark))
+    marks = (n for n, mark in _BYTE_ORDER_MARKS.items() if begin.startswith(mark))
     name = next(marks, None) if decoding.is_utf8 else decoding.encoding
     if name is None:
         _check_controls(path, begin)
@@ -159,13 +157,10 @@ def _decoder(
             text = decoder.decode(raw, final=not raw)
         except UnicodeError as error:  # of UTF-16 without a mark it has no position
             start, reason = getattr(error, "start", 0), getattr(error, "reason", error)
-            raise PlmjaxError(
-                f"{path}: byte {offset + start:,} or just before it is not {name}: "
-                f"{reason}.",
-                hint="Check --config.data.encoding, or set "
-                "--config.data.errors=replace.",
-                code=Exit.DATA,
-            ) from None
+            at = f"{path}: byte {offset + start:,} or just before it"
+            hint = "Check --config.data.encoding, or set --config.data.errors=replace."
+            message = f"{at} is not {name}: {reason}."
+            raise PlmjaxError(message, hint=hint, code=Exit.DATA) from None
         if tally is not None and decoding.errors == "replace":
             tally.replaced_characters += text.count("\ufffd")
         return text.encode(errors="replace")

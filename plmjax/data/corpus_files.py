@@ -3,8 +3,8 @@
 import collections
 import csv
 import functools
+import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -90,12 +90,13 @@ def single_path(config: SourceConfig) -> Path | None:
 
 def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
     """Returns the files of one kind below a folder, without hidden ones."""
-    hidden, visible = 0, []
-    for root, folders, names in os.walk(folder):
-        hidden += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root, name) for name in names if not name.startswith("."))
-        visible += filter(Path.is_file, paths)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    visible = [
+        path
+        for path in files
+        if not any(name.startswith(".") for name in path.relative_to(folder).parts)
+    ]
+    hidden = len(files) - len(visible)
     kinds: dict[str, list[Path]] = {}
     for path in [p for p in visible if not _ABOUT.match(p.name)] or visible:
         by_name = KINDS.get(ending(path))
@@ -179,20 +180,17 @@ def separator_of(text: str) -> str | None:
     separators: a comma in prose is followed by one.
     """
     for separator in SEPARATORS:
-        count = text.count(separator)
-        if not count or 2 * text.count(f"{separator} ") > count:
+        if 2 * text.count(f"{separator} ") > text.count(separator):
             continue
-        lines = [line.strip("\t ") for line in text.split("\n")]
-        lines = list(filter(None, lines))[:200]
+        lines = filter(None, (line.strip("\t ") for line in text.split("\n")))
         quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        try:
-            rows = [*csv.reader(lines, delimiter=separator, quoting=quoting)]
-        except csv.Error:
-            continue
-        if len(rows) < 10:
-            continue
-        ((width, often),) = collections.Counter(map(len, rows)).most_common(1)
-        if width > 1 and often >= 0.95 * len(rows):
+        rows = csv.reader(
+            itertools.islice(lines, 200), delimiter=separator, quoting=quoting
+        )
+        sizes = collections.Counter(map(len, rows))
+        width, often = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
+        total = sizes.total()
+        if width > 1 and total >= 10 and often >= 0.95 * total:
             return separator
     return None
 
@@ -235,7 +233,7 @@ _NAMES = {
 
 def _text_column(begin: str) -> int:
     """Returns the number of the longest column of lines with tabs."""
-    rows = [line.split("\t") for line in begin.split("\n")]
-    widest = max(map(len, rows))
-    sizes = [sum(len(row[i]) for row in rows if i < len(row)) for i in range(widest)]
+    rows = (line.split("\t") for line in begin.split("\n"))
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    sizes = [sum(map(len, column)) for column in columns]
     return 1 + sizes.index(max(sizes))

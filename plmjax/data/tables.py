@@ -282,13 +282,12 @@ def _text(value: Any, where: str, errors: str, tally: Tally) -> str:
             hint="Choose another --config.data.source.field, or fix the data.",
             code=Exit.DATA,
         )
-    if value.isascii():
+    try:
+        value.encode()
         return value
-    replaced = value.encode(errors="replace").decode()
-    if replaced == value:
-        return value
-    if errors == "strict":
-        raise not_utf8(f"{where}: a surrogate character")
+    except UnicodeEncodeError:
+        if errors == "strict":
+            raise not_utf8(f"{where}: a surrogate character") from None
     clean = value.encode(errors="surrogatepass").decode(errors="replace")
     tally.replaced_characters += clean.count("\ufffd")
     return clean

@@ -232,7 +232,7 @@ def _check_vocabulary(
         texts = [t for example in getattr(data, split)[:1000] for t in example.texts]
         message = (
             f"{share:.1%} of the tokens of task.{split} are [UNK] to the tokenizer of "
-            f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))}"
+            f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))[0]}"
         )
         if share > MOST_UNKNOWN:
             raise PlmjaxError(

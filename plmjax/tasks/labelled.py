@@ -18,6 +18,7 @@ from plmjax.data.annotated import (
 )
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
+from plmjax.data.corpus_files import KINDS as KINDS_OF_FILES
 from plmjax.data.examples import Example, hold_out
 from plmjax.data.records import (
     Record,
@@ -46,7 +47,6 @@ FILES = {
 }
 FOLDERS = ("datasets", "tfds")
 _TABLE = re.compile(r"\.(csv|tsv|tab)(\.[a-z0-9]+)?$", re.IGNORECASE)
-_ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
         return config.format
     kind = KINDS[config.kind]
     suffix = ending(path)
-    format = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
+    format = kind.suffixes.get(suffix, KINDS_OF_FILES.get(suffix, suffix))
     if format not in kind.formats:
         raise PlmjaxError(
             f"{option}: {path.name} has an ending that names no format of "
