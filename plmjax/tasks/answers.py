@@ -78,22 +78,21 @@ class Answers(TaskKind):
         return tuple(_pairs(values[config.columns.answers], where))
 
     def check_examples(self, examples, config, notes):
-        checked, wrong = [], []
+        checked, misplaced = [], False
         for example in examples:
             context, answers = example.texts[1], []
             for text, offset in example.label:
                 start = index_of(context, offset, config.offsets)
                 if not _is_at(context, text, offset, config.offsets):
-                    wrong.append((example, text, offset))
-                    start = _MISPLACED
+                    misplaced, start = True, _MISPLACED
                     if config.misplaced_answers == "nearest":
                         start = _nearest(context, text, offset, _MISPLACED)
                         moved = start != _MISPLACED
                         notes[_MOVED if moved else _NOWHERE].append(example.where)
                 answers.append((text, start))
             checked.append(dataclasses.replace(example, label=tuple(answers)))
-        if wrong and config.misplaced_answers == "error":
-            raise _misplaced(wrong, examples, config.offsets)
+        if misplaced and config.misplaced_answers == "error":
+            raise _misplaced(examples, config.offsets)
         return checked
 
     def targets_of(self, train):
@@ -274,19 +273,19 @@ def _is_at(context: str, text: str, offset: int, unit: str) -> bool:
     return start >= 0 and context.startswith(text, start)
 
 
-def _misplaced(
-    wrong: Sequence[tuple[Example, str, int]], examples: Sequence[Example], unit: str
-) -> Exception:
+def _misplaced(examples: Sequence[Example], unit: str) -> Exception:
     """Returns the error for answers that are not at their offset; one is named."""
-    answers = [(e.texts[1], t, o) for e in examples for t, o in e.label]
-    total = len(answers)
-    fits = {one: sum(_is_at(c, t, o, one) for c, t, o in answers) for one in _UNITS}
-    best = max(_UNITS, key=lambda one: fits[one])
-    unit_is_wrong = fits[best] > fits[unit]
+    answers = [(e, text, offset) for e in examples for text, offset in e.label]
+    right = {
+        one: [_is_at(e.texts[1], text, offset, one) for e, text, offset in answers]
+        for one in _UNITS
+    }
+    fits, total = {one: sum(which) for one, which in right.items()}, len(answers)
+    best = max(_UNITS, key=lambda one: (fits[one], one == unit))
     example, text, offset = next(
-        (e, t, o)
-        for e, t, o in wrong
-        if not unit_is_wrong or _is_at(e.texts[1], t, o, best)
+        answer
+        for answer, ours, theirs in zip(answers, right[unit], right[best], strict=True)
+        if not ours and (theirs or best == unit)
     )
     context = example.texts[1]
     start = index_of(context, offset, unit)
@@ -297,7 +296,7 @@ def _misplaced(
         hint = "It is nowhere in the context."
         if _folded(text) in _folded(context):
             hint = "It is there with other Unicode forms, capitals or white space."
-    if unit_is_wrong:
+    if best != unit:
         hint += (
             f" answer_start counts {_UNITS[best]} in {fits[best]:,} of {total:,} "
             f"answers, and {_UNITS[unit]} in {fits[unit]:,}: set task.offsets={best}."
@@ -311,7 +310,7 @@ def _misplaced(
         example.where,
         f"the answer {text[:60]!r} (id {example.id}) is not in the context at "
         f"answer_start={offset}, where {actual[:60]!r} is; answers that are not at "
-        f"their answer_start: {len(wrong):,} of {total:,}.",
+        f"their answer_start: {total - fits[unit]:,} of {total:,}.",
         hint,
     )
 

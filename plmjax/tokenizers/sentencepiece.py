@@ -6,7 +6,6 @@ that protobuf would generate. Field numbers are those of sentencepiece_model.pro
 
 import dataclasses
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_CONTROL = 3  # the type of pieces that no text gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Model:
     """
 
     kind: str
-
     pieces: list[tuple[str, float]]
     control: tuple[str, ...]
     charsmap: "tokenizers.normalizers.Normalizer | None"
@@ -66,11 +63,8 @@ def read_model(path: Path) -> Model:
     ):
         if bool(_last(message_of, field, supported)) != supported:
             raise _refusal(f"{path} has {setting}={str(not supported).lower()}.")
-    control = (
-        text
-        for p, (text, _) in zip(pieces, table, strict=True)
-        if _last(p, 3, 1) == _CONTROL
-    )
+    # Those of type 3 (control) are given by no text.
+    types = (_last(piece, 3, 1) for piece in pieces)
     charsmap = _last(normalizer, 2, b"")
     try:
         compiled = Precompiled(charsmap) if charsmap else None
@@ -79,7 +73,7 @@ def read_model(path: Path) -> Model:
     return Model(
         kind=kind,
         pieces=table,
-        control=tuple(control),
+        control=tuple(t for (t, _), x in zip(table, types, strict=True) if x == 3),
         charsmap=compiled,
         byte_fallback=bool(_last(trainer, 35, 0)),
     )
@@ -180,31 +174,24 @@ def backend(
 
 
 def _message(raw: bytes) -> dict[int, list[Any]]:
-    """Returns {field number: its values} of a protobuf message."""
+    """Returns {field number: its values} of a protobuf message.
+
+    A value is an int, or bytes for texts, messages and floats.
+    """
     values: dict[int, list[Any]] = {}
-    for field, value in _fields(raw):
-        values.setdefault(field, []).append(value)
-    return values
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (field number, value): int, or bytes for texts, messages and floats."""
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at)
-        field, wire = key >> 3, key & 7
+        field, wire = divmod(key, 8)
         if wire == 0:
             value, at = _varint(raw, at)
-            yield field, value
-            continue
-        if wire == 2:
-            size, at = _varint(raw, at)
         else:
-            size = {1: 8, 5: 4}[wire]
-        if at + size > len(raw):
-            raise ValueError("the message is cut off")
-        yield field, raw[at : at + size]
-        at += size
+            size, at = _varint(raw, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+            value, at = raw[at : at + size], at + size
+            if at > len(raw):
+                raise ValueError("the message is cut off")
+        values.setdefault(field, []).append(value)
+    return values
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
