@@ -122,13 +122,7 @@ Fit = Callable[[], Predict]
 
 
 def _baselines(
-    labelled: Labelled,
-    examples: Sequence[Example],
-    model,
-    vectors,
-    log: Log,
-    *,
-    watch: Watch,
+    labelled: Labelled, examples, model, vectors, log: Log, *, watch: Watch
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the name of each simple model of the task, and what fits it."""
     kind = KINDS[labelled.config.kind]
@@ -166,13 +160,7 @@ def _baselines(
 
 
 def _vectors(
-    labelled: Labelled,
-    examples: Sequence[Example],
-    model,
-    vectors,
-    log: Log,
-    *,
-    watch: Watch,
+    labelled: Labelled, examples, model, vectors, log: Log, *, watch: Watch
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the models that rank a text's pair by the cosines of their vectors."""
 
@@ -239,13 +227,7 @@ def gain_lines(
     """
     best = best_of(baselines, metric)
     gained = gain(
-        kind,
-        metric,
-        truth,
-        ours=ours,
-        theirs=best.predictions,
-        labels=labels,
-        config=config,
+        kind, metric, truth, ours, best.predictions, labels=labels, config=config
     )
     score = KINDS[kind].scores(truth, ours, labels, config)[metric]
     return [*table(baselines, metric), _verdict(gained, metric, score, best)]

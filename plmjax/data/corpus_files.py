@@ -47,16 +47,14 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
     Raises:
       PlmjaxError: no file matches, or the files are of two kinds (code 2).
     """
-    kind, notes = config.kind, []
-    if kind is None and not config.paths:
-        return "docstrings", [], notes
-    if kind is None and config.dataset is not None:
-        kind = "tfds"
-    if kind is None and config.column is not None:
-        kind = "text"
-    folder = single_path(config)
-    if kind is None and folder and is_saved(folder):
-        kind = "hf"
+    notes, folder = [], single_path(config)
+    kind = config.kind or (
+        (not config.paths and "docstrings")
+        or (config.dataset is not None and "tfds")
+        or (config.column is not None and "text")
+        or (folder is not None and is_saved(folder) and "hf")
+        or None
+    )
     if kind == "docstrings" and config.paths:
         raise PlmjaxError(
             f"data.source.paths={config.paths} is set, but data.source.kind=docstrings "

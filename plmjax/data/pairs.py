@@ -79,11 +79,7 @@ class PairPlan(Plan):
         order = np.argsort(key, kind="stable")
         piece = piece[order]
         return Tails(
-            key[order],
-            self.cut[order],
-            size[order],
-            piece,
-            np.cumsum(1 / cuts[piece]),
+            key[order], self.cut[order], size[order], piece, np.cumsum(1 / cuts[piece])
         )
 
     def key(self, size: np.ndarray, amid: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.children import is_alive
 from plmjax.data import quality
 from plmjax.data.corpus import Source
@@ -178,9 +178,8 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
         if not facts["documents"]:
             raise PlmjaxError(
                 f"The {name} split is empty: the text of {tokens:,} tokens is "
-                + ("one document" if documents == 1 else f"{documents:,} documents")
-                + ", and all went to the other split "
-                f"(data.held_out_percent={held_out_percent}).",
+                f"{counted(documents, 'document')}, and all of it went to the other "
+                f"split (data.held_out_percent={held_out_percent}).",
                 hint="Give more documents (--config.data.source.document defines "
                 "one), or change --config.data.held_out_percent.",
                 code=Exit.DATA,

@@ -205,7 +205,8 @@ def read_table(
             if not row or (line == 1 and re.fullmatch("sep=.?", "".join(row))):
                 continue
             if names is None:
-                names = [*map(str.strip, row)] if header else _numbers(len(row))
+                numbers = map(str, range(1, len(row) + 1))
+                names = [*(map(str.strip, row) if header else numbers)]
                 _check_header(names, f"{path}:{line}")
                 if header:
                     continue
@@ -241,10 +242,6 @@ def find_separator(text: str, usual: str) -> str:
             if len(sizes) == 1 and sizes != {1}:
                 return separator
     return max(candidates, key=text.lstrip().partition("\n")[0].count)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(number) for number in range(1, count + 1)]
 
 
 def _check_header(names: list[str], where: str) -> None:

@@ -15,12 +15,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.data.packing import Plan, Spans, count_up, lay, pack, pieces_of
-from plmjax.data.pairs import (
-    PairPlan,
-    PairsConfig,
-    check_negatives,
-    make_pair_plan,
-)
+from plmjax.data.pairs import PairPlan, PairsConfig, check_negatives, make_pair_plan
 from plmjax.data.store import Split
 from plmjax.files import replacing
 

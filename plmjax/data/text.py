@@ -155,10 +155,7 @@ def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
 
 
 def split_documents(
-    blocks: Iterable[str],
-    end: re.Pattern | None,
-    config: SourceConfig,
-    tally: Tally,
+    blocks: Iterable[str], end: re.Pattern | None, config: SourceConfig, tally: Tally
 ) -> Iterator[str]:
     """Yields documents from the blocks of one file; a long one in several pieces."""
     remainder, size = "", 0  # bytes of its document that are yielded already

@@ -13,6 +13,7 @@ import jax
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
 from plmjax.data.examples import Example
 from plmjax.data.inputs import lines_of
@@ -241,7 +242,7 @@ def read_input(
     A .txt has one text a line. `option` is the command-line option that names files.
     """
     files = isinstance(source, str)
-    if files and (labelled or not source.endswith((".txt", ".txt.gz"))):
+    if files and (labelled or ending(Path(source)) != "txt"):
         config = dataclasses.replace(config, test=source)
         return read_examples(config, "test", labelled=labelled, option=option)
     kind = KINDS[config.kind]

@@ -17,14 +17,7 @@ from plmjax.data.packing import count_up
 from plmjax.data.records import bad_data, text_of
 from plmjax.metrics.answers import answer_scores, answer_values
 from plmjax.tasks import losses
-from plmjax.tasks.base import (
-    RUN,
-    TABLES,
-    TaskKind,
-    features_of,
-    rounded,
-    softmax,
-)
+from plmjax.tasks.base import RUN, TABLES, TaskKind, features_of, rounded, softmax
 from plmjax.tasks.classes import Classes
 from plmjax.tasks.fields import index_of, list_of
 from plmjax.tokenizers import Tokenizer
@@ -82,13 +75,12 @@ class Answers(TaskKind):
         for example in examples:
             context, answers = example.texts[1], []
             for text, offset in example.label:
-                start = index_of(context, offset, config.offsets)
-                if not _is_at(context, text, offset, config.offsets):
-                    misplaced, start = True, _MISPLACED
-                    if config.misplaced_answers == "nearest":
-                        start = _nearest(context, text, offset, _MISPLACED)
-                        moved = start != _MISPLACED
-                        notes[_MOVED if moved else _NOWHERE].append(example.where)
+                start = _start(context, text, offset, config.offsets)
+                misplaced |= start == _MISPLACED
+                if start == _MISPLACED and config.misplaced_answers == "nearest":
+                    start = _nearest(context, text, offset)
+                    moved = start != _MISPLACED
+                    notes[_MOVED if moved else _NOWHERE].append(example.where)
                 answers.append((text, start))
             checked.append(dataclasses.replace(example, label=tuple(answers)))
         if misplaced and config.misplaced_answers == "error":
@@ -261,23 +253,24 @@ def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
     return list(zip(texts, starts, strict=True))  # pyright: ignore
 
 
-def _nearest(context: str, text: str, start: int, default: int) -> int:
-    """Returns the start of the occurrence nearest to `start`; `default` if none."""
+def _nearest(context: str, text: str, start: int) -> int:
+    """Returns the start of the occurrence nearest to `start`, or _MISPLACED."""
     matches = re.finditer(f"(?={re.escape(text)})", context)
     starts = [match.start() for match in matches]
-    return min(starts, key=lambda one: abs(one - start), default=default)
+    return min(starts, key=lambda one: abs(one - start), default=_MISPLACED)
 
 
-def _is_at(context: str, text: str, offset: int, unit: str) -> bool:
+def _start(context: str, text: str, offset: int, unit: str) -> int:
+    """Returns the index of an answer's first character; _MISPLACED if not there."""
     start = index_of(context, offset, unit)
-    return start >= 0 and context.startswith(text, start)
+    return start if start >= 0 and context.startswith(text, start) else _MISPLACED
 
 
 def _misplaced(examples: Sequence[Example], unit: str) -> Exception:
     """Returns the error for answers that are not at their offset; one is named."""
     answers = [(e, text, offset) for e in examples for text, offset in e.label]
     right = {
-        one: [_is_at(e.texts[1], text, offset, one) for e, text, offset in answers]
+        one: [_start(e.texts[1], t, offset, one) >= 0 for e, t, offset in answers]
         for one in _UNITS
     }
     fits, total = {one: sum(which) for one, which in right.items()}, len(answers)
@@ -290,7 +283,7 @@ def _misplaced(examples: Sequence[Example], unit: str) -> Exception:
     context = example.texts[1]
     start = index_of(context, offset, unit)
     actual = context[start : start + len(text)] if start >= 0 else ""
-    closest = _nearest(context, text, offset, _MISPLACED)
+    closest = _nearest(context, text, offset)
     hint = f"It is at character {closest}."
     if closest == _MISPLACED:
         hint = "It is nowhere in the context."

@@ -1,7 +1,6 @@
 """Labelled data of a task: all examples are read and checked before they are used."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,7 @@ from typing import Any
 from plmjax import Exit, PlmjaxError
 from plmjax.config import nearest
 from plmjax.console import ignore_line
-from plmjax.data.annotated import (
-    Notes,
-    read_conll,
-    read_conllu,
-    read_json,
-    read_squad,
-)
+from plmjax.data.annotated import Notes, read_conll, read_conllu, read_json, read_squad
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
 from plmjax.data.corpus_files import KINDS as KINDS_OF_FILES
@@ -46,7 +39,6 @@ FILES = {
     "squad": lambda path, config, _: read_squad(path, config.columns),
 }
 FOLDERS = ("datasets", "tfds")
-_TABLE = re.compile(r"\.(csv|tsv|tab)(\.[a-z0-9]+)?$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +171,9 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
 def _check_columns(
     record: Record, where: str, config: TaskConfig, fields: Sequence[str]
 ) -> None:
-    optional = [
-        field
-        for field in ("pair", "negative", "entities", "id", "group")
-        if field not in fields and getattr(config.columns, field) is not None
-    ]
-    for field in (*fields, *optional):
+    optional = ("pair", "negative", "entities", "id", "group")
+    given = [field for field in optional if getattr(config.columns, field) is not None]
+    for field in (*fields, *given):
         for name in config.columns.names(field):
             if name not in record.values:
                 raise no_column(
@@ -200,11 +189,12 @@ def _reason(record: Record, name: str, config: TaskConfig) -> str:
     inside = [k for k, v in record.values.items() if isinstance(v, dict) and name in v]
     if inside:
         return f"; {name!r} is inside {inside[0]!r}, and only the top level is read"
-    if config.format not in ("csv", "tsv") and not _TABLE.search(record.file):
+    format = KINDS_OF_FILES.get(ending(Path(record.file)))
+    if not {format, config.format} & {"csv", "tsv"}:
         return ""
     names, values = [*record.values], [*record.values.values()]
     seen = names if config.header else values if len(values) == 1 else []
-    for mark in (";", "|", "\t", ","):
+    for mark in ";|\t,":
         if mark in "".join(seen):
             mark = "tab" if mark == "\t" else mark
             return f", or task.separator={mark!r} if that separates the columns"

@@ -97,11 +97,10 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]):
     model = sentencepiece.read_model(path)
     config = path.parent / "config.json"
     body = _json(config) if config.is_file() else {}
-    named = {
-        "tokenizer_config.json": settings.get("tokenizer_class"),
-        "config.json": body.get("model_type"),
+    names = {
+        "tokenizer_config.json": str(settings.get("tokenizer_class")),
+        "config.json": str(body.get("model_type")),
     }
-    names = {file: name for file, name in named.items() if isinstance(name, str)}
     kind, why = sentencepiece.family(model, names)
     vocab = {text: n for n, (text, _) in enumerate(sentencepiece.numbered(model, kind))}
     specials = _specials(vocab, settings, _UNIGRAM, path)

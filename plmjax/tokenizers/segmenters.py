@@ -79,9 +79,7 @@ class Segmenter:
                 starts.append(_mark(words, text, offsets, begins))
                 lengths.append(len(ids))
         return Encoded(
-            np.concatenate(tokens),
-            np.concatenate(starts),
-            np.array(lengths, np.int64),
+            np.concatenate(tokens), np.concatenate(starts), np.array(lengths, np.int64)
         )
 
 

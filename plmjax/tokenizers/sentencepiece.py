@@ -123,12 +123,7 @@ def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
 
 
 def backend(
-    model: Model,
-    kind: str,
-    specials: Specials,
-    *,
-    lowercase: bool,
-    strip_accents: bool,
+    model: Model, kind: str, specials: Specials, *, lowercase: bool, strip_accents: bool
 ) -> "tokenizers.Tokenizer":
     """Builds the tokenizer of a family's class from its SentencePiece model."""
     from tokenizers import AddedToken, Regex, decoders, processors

@@ -213,12 +213,10 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
 
 def _share_of_marks(sample: list[str]) -> float:
     """The share of combining marks among the letters and marks."""
-    counts = Counter(itertools.chain.from_iterable(sample))
-    total = {"L": 0, "M": 0}
-    for character, count in counts.items():
-        if (kind := unicodedata.category(character)[0]) in total:
-            total[kind] += count
-    return total["M"] / max(sum(total.values()), 1)
+    total = Counter[str]()
+    for character, count in Counter(itertools.chain.from_iterable(sample)).items():
+        total[unicodedata.category(character)[0]] += count
+    return total["M"] / max(total["L"] + total["M"], 1)
 
 
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
