@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.baselines.linear import Featurise, Log, fit_linear
 from plmjax.baselines.probe import probe_features
 from plmjax.baselines.static_vectors import (
@@ -76,10 +76,9 @@ def run_baselines(
         longer than the model's positions.
     """
     if not examples:
-        raise PlmjaxError(
+        raise DataError(
             "there are no examples to score baselines on.",
             hint="Give task.held_out or task.test.",
-            code=Exit.DATA,
         )
     kind, labels = KINDS[labelled.config.kind], labelled.labels
     truth = [example.label for example in examples]

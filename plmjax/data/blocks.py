@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from charset_normalizer import from_bytes
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.corpus import Tally, not_utf8, unreadable
 
 BLOCK_BYTES = 1 << 20
@@ -124,10 +124,9 @@ def ending(path: Path) -> str:
 def _check_ratio(path: Path, size: int) -> None:
     packed = path.suffix.lower() in _UNPACK and max(path.stat().st_size, 1 << 20)
     if packed and size > UNPACK_RATIO * packed:
-        raise PlmjaxError(
+        raise DataError(
             f"{path} unpacks to more than {UNPACK_RATIO} times its size.",
             hint="If that is right, unpack it by hand.",
-            code=Exit.DATA,
         )
 
 
@@ -139,10 +138,10 @@ def _decoder(
         if begin.startswith(magic):
             if hint.startswith("."):
                 hint = f"Unpack it, or rename it to {path.name}{hint}."
-            raise PlmjaxError(f"{path} is {what}.", hint=hint, code=Exit.DATA)
+            raise DataError(f"{path} is {what}.", hint=hint)
     if begin[257:262] == b"ustar":
         hint = "Unpack it and name its files."
-        raise PlmjaxError(f"{path} is a tar archive.", hint=hint, code=Exit.DATA)
+        raise DataError(f"{path} is a tar archive.", hint=hint)
     marks = (n for n, mark in _BYTE_ORDER_MARKS.items() if begin.startswith(mark))
     name = next(marks, None) if decoding.is_utf8 else decoding.encoding
     if name is None:
@@ -160,7 +159,7 @@ def _decoder(
             at = f"{path}: byte {offset + start:,} or just before it"
             hint = "Check --config.data.encoding, or set --config.data.errors=replace."
             message = f"{at} is not {name}: {reason}."
-            raise PlmjaxError(message, hint=hint, code=Exit.DATA) from None
+            raise DataError(message, hint=hint) from None
         if tally is not None and decoding.errors == "replace":
             tally.replaced_characters += text.count("\ufffd")
         return text.encode(errors="replace")
@@ -176,10 +175,9 @@ def _check_controls(path: Path, begin: bytes) -> None:
         return
     name = _guess(begin, _UTF16)
     what = f"is UTF-16 without a byte order mark ({name})" if name else "is binary"
-    raise PlmjaxError(
+    raise DataError(
         f"{path} {what}: {share:.0%} of its first {len(begin):,} bytes are controls.",
         hint=f"Set --config.data.encoding={name}." if name else "Leave it out.",
-        code=Exit.DATA,
     )
 
 
@@ -190,10 +188,9 @@ def _check_not_utf8(path: Path, begin: bytes, encoding: str) -> None:
     except UnicodeDecodeError:
         return
     if not text.isascii() and "\0" not in text:
-        raise PlmjaxError(
+        raise DataError(
             f"{path} is UTF-8, not {encoding}.",
             hint="Leave out --config.data.encoding, or name only files in it.",
-            code=Exit.DATA,
         )
 
 
@@ -206,11 +203,10 @@ def invalid_utf8(where: str, raw: bytes, start: int) -> PlmjaxError:
     if name is None:
         text = raw[:GUESS_BYTES].decode(errors="replace")
         if text.count("\ufffd") > 0.1 * len(text) > 10:
-            return PlmjaxError(
+            return DataError(
                 f"{where} is not UTF-8, nor are many others: the file is binary, or "
                 "text in another encoding.",
                 hint="Leave it out, or set --config.data.encoding.",
-                code=Exit.DATA,
             )
         return not_utf8(where)
     text = raw[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].decode(name, "ignore")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, nearest, number
 from plmjax.files import digest
 
@@ -99,12 +99,11 @@ def make_source(
             description["counts"] = dataclasses.asdict(tally)
         if not tally.documents:
             empty, header = tally.empty_records, kind in ("csv", "tsv")
-            raise PlmjaxError(
+            raise DataError(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
                 f"or only white space{f' (records: {empty:,})' if empty else ''}.",
                 hint="Give files that hold text"
                 f"{', below a line of column names' * header}.",
-                code=Exit.DATA,
             )
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
@@ -233,10 +232,9 @@ def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
 def unreadable(path: Path, error: Exception) -> PlmjaxError:
     """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return PlmjaxError(
+    return DataError(
         f"{path} cannot be read: {str(reason).rstrip('.')}.",
         hint="Fix the file or its permissions, or leave it out.",
-        code=Exit.DATA,
     )
 
 
@@ -245,11 +243,10 @@ def not_utf8(where: str, guess: str = "") -> PlmjaxError:
 
     `where` is a file and a position; `guess` is a sentence on the likely encoding.
     """
-    return PlmjaxError(
+    return DataError(
         f"{where} is not UTF-8.",
         hint=f"{guess}{'Or convert' if guess else 'Convert'} the file, or set "
         "--config.data.errors=replace.",
-        code=Exit.DATA,
     )
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
 from plmjax.data.records import SEPARATORS, is_saved
@@ -213,11 +213,10 @@ def check_kind(path: Path, kind: str, decoding: Decoding) -> None:
             f"{_text_column(begin)}; if the first line names the columns, set "
             "--config.data.source.kind=tsv."
         )
-    raise PlmjaxError(
+    raise DataError(
         f"{path} would be read as {kind}, but it is {_NAMES.get(shown, shown)}: "
         f"{begin.strip().partition(chr(10))[0][:60]!r}.",
         hint=hint,
-        code=Exit.DATA,
     )
 
 

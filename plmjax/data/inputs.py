@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.annotated import read_json
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import file_digests, find_inputs
@@ -48,10 +48,8 @@ def read_inputs(paths: str, column: str) -> Inputs:
     files = find_inputs(paths, "--input")
     texts = [text for path in files for text in _texts(path, column)]
     if not texts:
-        raise PlmjaxError(
-            f"--input={paths} holds no texts.",
-            hint="Give a file with at least one.",
-            code=Exit.DATA,
+        raise DataError(
+            f"--input={paths} holds no texts.", hint="Give a file with at least one."
         )
     contents = [digest for _, _, digest in file_digests(files)]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, counted
+from plmjax import DataError, Exit, PlmjaxError, counted
 from plmjax.children import is_alive
 from plmjax.data import quality
 from plmjax.data.corpus import Source
@@ -176,13 +176,12 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
     tokens = sum(facts["tokens"] for facts in splits.values())
     for name, facts in splits.items():
         if not facts["documents"]:
-            raise PlmjaxError(
+            raise DataError(
                 f"The {name} split is empty: the text of {tokens:,} tokens is "
                 f"{counted(documents, 'document')}, and all of it went to the other "
                 f"split (data.held_out_percent={held_out_percent}).",
                 hint="Give more documents (--config.data.source.document defines "
                 "one), or change --config.data.held_out_percent.",
-                code=Exit.DATA,
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import nearest
 from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
 from plmjax.data.corpus import Tally, unreadable
@@ -43,7 +43,7 @@ class Record(NamedTuple):
 
 def bad_data(where: str, what: str, hint: str) -> PlmjaxError:
     """The error (code 3) for wrong data; `where` is file:line."""
-    return PlmjaxError(f"{where}: {what}", hint=hint, code=Exit.DATA)
+    return DataError(f"{where}: {what}", hint=hint)
 
 
 def no_column(where: str, name: str, key: str, columns: Sequence[str]) -> PlmjaxError:
@@ -54,11 +54,10 @@ def no_column(where: str, name: str, key: str, columns: Sequence[str]) -> Plmjax
 
 def no_field(where: str, field: str, fields: Iterable[str]) -> PlmjaxError:
     """The error for a field that the records of a corpus lack."""
-    return PlmjaxError(
+    return DataError(
         f"{where} has no field {field!r}; there are: "
         f"{', '.join(map(str, fields)) or 'none'}.",
         hint="Set --config.data.source.field.",
-        code=Exit.DATA,
     )
 
 
@@ -118,10 +117,8 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
         what = f"column {getattr(error, 'colno', 1)}: {reason}"
     except RecursionError:
         number, what = line or 1, "it is nested too deeply"
-    raise PlmjaxError(
-        f"{path}:{number} is not valid JSON: {what}.",
-        hint="Fix or remove the line.",
-        code=Exit.DATA,
+    raise DataError(
+        f"{path}:{number} is not valid JSON: {what}.", hint="Fix or remove the line."
     )
 
 
@@ -142,10 +139,9 @@ def read_lines(
             yield from others[:-1]
             pending, size = [others[-1]], len(others[-1])
         if size > LINE_BYTES:
-            raise PlmjaxError(
+            raise DataError(
                 f"{path} has a line of more than {LINE_BYTES:,} bytes.",
                 hint="Is it one JSON array? Write one object a line instead.",
-                code=Exit.DATA,
             )
     yield b"".join(pending)
 
@@ -267,10 +263,9 @@ def read_jsonl(
             continue
         value = parse_json(text, path, line)
         if not isinstance(value, dict):
-            raise PlmjaxError(
+            raise DataError(
                 f"{path}:{line} holds a {type(value).__name__}, not an object.",
                 hint='Write {"text": ...}.',
-                code=Exit.DATA,
             )
         yield Record(value, str(path), line)
 
@@ -348,10 +343,9 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
         data: Any = datasets.load_from_disk(str(folder))
         return data[split] if isinstance(data, datasets.DatasetDict) else data
     except Exception as error:  # of many classes, from the reader of each format
-        raise PlmjaxError(
+        raise DataError(
             f"{folder} does not load, or has no split {split!r}: {_reason(error)}.",
             hint=hint,
-            code=Exit.DATA,
         ) from None
 
 

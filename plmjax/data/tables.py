@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.blocks import ending, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     LINE_ENDS,
@@ -163,11 +163,10 @@ def choose_field(rows: Sequence[Mapping[str, Any]], where: str) -> str:
         f"{name} ({_example(columns[name])})" for name in (texts or names)[:20]
     )
     count = f"{len(texts)} fields" if texts else "no field"
-    raise PlmjaxError(
+    raise DataError(
         f"{where} has no field 'text', and {count} that look{'s' * (not texts)} like "
         f"texts: {examples}.",
         hint="Set --config.data.source.field to the one to read.",
-        code=Exit.DATA,
     )
 
 
@@ -277,10 +276,9 @@ def _text(value: Any, where: str, errors: str, tally: Tally) -> str:
     if isinstance(value, bytes):
         return _decode(value, where, errors, tally)
     if not isinstance(value, str):
-        raise PlmjaxError(
+        raise DataError(
             f"{where} is {type(value).__name__}, not text.",
             hint="Choose another --config.data.source.field, or fix the data.",
-            code=Exit.DATA,
         )
     try:
         value.encode()

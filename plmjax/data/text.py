@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError, counted
+from plmjax import DataError, counted
 from plmjax.data.blocks import Decoding, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     Source,
@@ -117,11 +117,10 @@ class Survey:
             (self.records, "are JSON objects", "kind=jsonl"),
         ):
             if count >= 0.5 * self.lines and count > 1:
-                raise PlmjaxError(
+                raise DataError(
                     f"{count:,} of the {self.lines:,} lines of data.source.paths "
                     f"{what}, which would be learnt as text.",
                     hint=f"Set --config.data.source.{option}.",
-                    code=Exit.DATA,
                 )
 
     @property
@@ -227,10 +226,9 @@ def _columns(blocks: Iterable[str], config: SourceConfig, path: Path) -> Iterato
     for number, line in enumerate(text_lines(blocks), 1):
         columns = line.rstrip("\n").split("\t")
         if line.strip() and len(columns) < config.column:
-            raise PlmjaxError(
+            raise DataError(
                 f"{path}:{number} has {len(columns)} of the {config.column} columns, "
                 "separated by tabs.",
                 hint="Check --config.data.source.column, or fix the line.",
-                code=Exit.DATA,
             )
         yield (columns[config.column - 1] if line.strip() else "") + "\n"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, tree
+from plmjax import DataError, Exit, PlmjaxError, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
@@ -235,10 +235,9 @@ def _check_vocabulary(
             f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))[0]}"
         )
         if share > MOST_UNKNOWN:
-            raise PlmjaxError(
+            raise DataError(
                 message,
                 hint="Set --config.model to one with a vocabulary of these texts.",
-                code=Exit.DATA,
             )
         log(f"WARNING: {message}")
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
@@ -266,15 +266,14 @@ def read_input(
     examples = []
     for where, line in lines:
         if not line.strip():
-            raise PlmjaxError(
+            raise DataError(
                 f"{where} is empty.",
                 hint="Give a text a line, so that lines and predictions agree.",
-                code=Exit.DATA,
             )
         texts = tuple(line.split()) if kind.per_word else (line,)
         examples.append(Example(str(len(examples)), where, texts, None, line))
     if not examples:
-        raise PlmjaxError(f"{source} holds no text.", code=Exit.DATA)
+        raise DataError(f"{source} holds no text.")
     return tuple(examples)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.loader import Batch, Loader, Phase
 from plmjax.data.quality import Problem, problems
 from plmjax.data.store import SPLITS, Store
@@ -61,10 +61,10 @@ def check_text(
     lines = "".join(f"\n  - {problem.text}" for problem in some)
     text = f"The text may not be what it seems:{lines}\n  The first row: {row}"
     if any(problem.final for problem in some):
-        raise PlmjaxError(text, code=Exit.DATA)
+        raise DataError(text)
     if any(problem.refused for problem in some) and not config.data.accept_warnings:
         hint = "\nFix the text or the config; --yes trains on it all the same."
-        raise PlmjaxError(text, hint=hint, code=Exit.DATA)
+        raise DataError(text, hint=hint)
     log(f"WARNING: {text}")
 
 

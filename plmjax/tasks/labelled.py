@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import nearest
 from plmjax.console import ignore_line
 from plmjax.data.annotated import Notes, read_conll, read_conllu, read_json, read_squad
@@ -114,10 +114,9 @@ def read_examples(
         name = len(examples) if name is None else name
         examples.append(Example(str(name), where, texts, label, unit))
     if not examples:
-        raise PlmjaxError(
+        raise DataError(
             f"{option} ({getattr(config, role)}) holds no examples.",
             hint="Give files with at least one.",
-            code=Exit.DATA,
         )
     if config.columns.id is not None or kind.unique_ids:
         _check_ids(examples)
@@ -252,9 +251,8 @@ def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
         (only,) = targets
         field = kind.fields[-1]
         what = "column" if kind.head is None else "label column"
-        raise PlmjaxError(
+        raise DataError(
             f"task.train ({config.train}): the {what} {config.columns.name(field)!r} "
             f"is {only!r} in all {len(train):,} examples.",
             hint=f"Is task.columns.{field} right?",
-            code=Exit.DATA,
         )

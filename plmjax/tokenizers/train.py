@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, number
 from plmjax.tokenizers import unigram
 from plmjax.tokenizers.backends import (
@@ -101,10 +101,9 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
     limit = UNIGRAM_BYTES if config.kind == "unigram" else SAMPLE_BYTES
     sample = sample_documents(plain_documents(segmenter, documents), limit)
     if not any(text and not text.isspace() for text in sample):
-        raise PlmjaxError(
+        raise DataError(
             "There is no text to train a vocabulary on.",
             hint="Check --config.data.source.paths.",
-            code=Exit.DATA,
         )
     tokenizer = KINDS[config.kind](config, sample)
     if tokenizer.vocab_size < config.vocab_size:
@@ -244,22 +243,20 @@ def _numbered(pieces: list[str]) -> dict[str, int]:
 
 
 def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
-    return PlmjaxError(
+    return DataError(
         f"The text has {letters:,} letters (those inside words counted too), more than "
         f"tokenizer.vocab_size={config.vocab_size} can hold.",
         hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
         "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
-        code=Exit.DATA,
     )
 
 
 def _check_letters(letters: Collection[str]) -> None:
     if not letters:
-        raise PlmjaxError(
+        raise DataError(
             "The text gives only characters that the tokenizer drops (controls and "
             "blanks), so there is no word to make pieces of.",
             hint="Check --config.data.source.paths.",
-            code=Exit.DATA,
         )
 
 
