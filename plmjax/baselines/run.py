@@ -198,14 +198,11 @@ def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
     """Returns lines of a table: each model, its score, the milliseconds an example."""
     wide = max(len(one.name) for one in baselines)
     title = metric.replace("_", " ")
-    lines = [f"{'baseline':{wide}}  {title:>{max(len(metric), 8)}}  ms an example"]
-    for one in baselines:
-        score = f"{one.scores[metric]:.4f}"
-        lines.append(
-            f"{one.name:{wide}}  {score:>{max(len(metric), 8)}}"
-            f"  {one.milliseconds:13.3f}"
-        )
-    return lines
+    width = max(len(title), 8)
+    return [f"{'baseline':{wide}}  {title:>{width}}  ms an example"] + [
+        f"{one.name:{wide}}  {one.scores[metric]:{width}.4f}  {one.milliseconds:13.3f}"
+        for one in baselines
+    ]
 
 
 def gain_lines(
@@ -233,22 +230,17 @@ def gain_lines(
 
 
 def _verdict(gained: Comparison, metric: str, score: float, best: Baseline) -> str:
-    what = f"{gained.difference:+.4f}"
     interval = f"95 % interval {gained.low:.4f} to {gained.high:.4f}"
     theirs = f"{best.name}, {best.scores[metric]:.4f}"
     metric = metric.replace("_", " ")
+    ours = f"The model ({metric} {score:.4f}) is"
     if gained.verdict == SAME:
         why = "which holds 0" if gained.low <= 0 <= gained.high else "of too few texts"
-        return (
-            f"The model ({metric} {score:.4f}) is NOT distinguishable from the best of "
-            f"them ({theirs}): {what} ({interval}, {why})"
-        )
-    if gained.difference < 0:
-        return (
-            f"The model ({metric} {score:.4f}) is WORSE than the best of them "
-            f"({theirs}): {what} ({interval})"
-        )
-    return (
-        f"The model's gain over the best of them ({theirs}; its own {metric} is "
-        f"{score:.4f}): {what} ({interval})"
-    )
+        text = f"{ours} NOT distinguishable from the best of them ({theirs})"
+        interval = f"{interval}, {why}"
+    elif gained.difference < 0:
+        text = f"{ours} WORSE than the best of them ({theirs})"
+    else:
+        text = f"The model's gain over the best of them ({theirs}; its own {metric} is "
+        text += f"{score:.4f})"
+    return f"{text}: {gained.difference:+.4f} ({interval})"

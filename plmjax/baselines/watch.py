@@ -35,17 +35,11 @@ class Watch:
         """Sets the name of the model that is fitted next; None ends the limit."""
         self._name = name
 
-    @property
-    def left(self) -> float:
-        """The seconds that are left."""
-        if self.seconds is None or self._name is None:
-            return float("inf")
-        return self._began + self.seconds - time.monotonic()
-
     def need(self, seconds: float = 0.0) -> None:
         """Raises OutOfTime if less than `seconds` are left."""
-        if self.left <= seconds:
-            raise OutOfTime
+        if self.seconds is not None and self._name is not None:
+            if self._began + self.seconds - time.monotonic() <= seconds:
+                raise OutOfTime
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Takes the progress of one piece of work, at first done=0.

@@ -169,9 +169,8 @@ def _decoder(
 
 def _check_controls(path: Path, begin: bytes) -> None:
     """Raises PlmjaxError for bytes that are ASCII, but too many of them controls."""
-    controls = len(_CONTROLS.findall(begin))
-    share = controls / len(begin)
-    if controls < 10 or share < 0.2:  # fewer are removed by clean()
+    share = len(_CONTROLS.findall(begin)) / len(begin)
+    if share < max(0.2, 10 / len(begin)):  # fewer are removed by clean()
         return
     name = _guess(begin, _UTF16)
     what = f"is UTF-16 without a byte order mark ({name})" if name else "is binary"
@@ -202,13 +201,13 @@ def invalid_utf8(where: str, raw: bytes, start: int) -> PlmjaxError:
     name = guess_encoding(raw, start)
     if name is None:
         text = raw[:GUESS_BYTES].decode(errors="replace")
-        if text.count("\ufffd") > 0.1 * len(text) > 10:
-            return DataError(
-                f"{where} is not UTF-8, nor are many others: the file is binary, or "
-                "text in another encoding.",
-                hint="Leave it out, or set --config.data.encoding.",
-            )
-        return not_utf8(where)
+        if text.count("\ufffd") <= 0.1 * len(text) or len(text) <= 100:
+            return not_utf8(where)
+        return DataError(
+            f"{where} is not UTF-8, nor are many others: the file is binary, or text "
+            "in another encoding.",
+            hint="Leave it out, or set --config.data.encoding.",
+        )
     text = raw[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].decode(name, "ignore")
     word = re.search(r"\w*[^\W\x00-\x7f]\w*", text)
     example = f" ({word[0][:20]!r})" if word else ""

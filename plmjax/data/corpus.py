@@ -98,12 +98,12 @@ def make_source(
         finally:
             description["counts"] = dataclasses.asdict(tally)
         if not tally.documents:
-            empty, header = tally.empty_records, kind in ("csv", "tsv")
+            empty = f" (records: {tally.empty_records:,})" * (tally.empty_records > 0)
+            header = ", below a line of column names" * (kind in ("csv", "tsv"))
             raise DataError(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
-                f"or only white space{f' (records: {empty:,})' if empty else ''}.",
-                hint="Give files that hold text"
-                f"{', below a line of column names' * header}.",
+                f"or only white space{empty}.",
+                hint=f"Give files that hold text{header}.",
             )
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
@@ -185,16 +185,15 @@ def find_inputs(
         raise PlmjaxError(f"{key} is empty.", hint=hint)
     chosen: dict[Path, None] = {}
     for pattern in patterns:
-        if files_in is not None and os.path.isdir(pattern):
-            chosen |= dict.fromkeys(files_in(Path(pattern)))
-            continue
         what, hint = "matches no file", "Check the spelling, or give an absolute path."
-        matches = [pattern]
         if os.path.isdir(pattern):
+            if files_in is not None:
+                chosen |= dict.fromkeys(files_in(Path(pattern)))
+                continue
             what = "is a directory"
             hint = f"Name its files: {os.path.join(pattern, '*')!r}."
-        elif not os.path.exists(pattern):
-            matches = sorted(glob.glob(pattern, recursive=True))
+        exists = os.path.exists(pattern)  # even if its name looks like a glob
+        matches = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             message = f"{key}: {pattern!r} {what} (in {Path.cwd()})."

@@ -126,7 +126,7 @@ def _check_one_kind(kinds: dict[str, Path], where: str) -> None:
         return
     examples = " and ".join(f"{kind} ({path.name})" for kind, path in kinds.items())
     path = list(kinds.values())[-1]
-    packed = len(path.suffixes) > 1 and path.suffix[1:].lower() != ending(path)
+    packed = path.suffix[1:].lower() != ending(path)
     suffix = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
     raise PlmjaxError(
         f"{where} holds files of {len(kinds)} kinds: {examples}.",

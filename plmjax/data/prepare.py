@@ -53,7 +53,6 @@ class Batch(NamedTuple):
     lengths: np.ndarray  # [documents] int64
     sentences: np.ndarray  # [n] bool: a sentence begins here, or a document
     held_out: np.ndarray  # [documents] bool
-    digests: np.ndarray  # [documents] uint64, of their texts
     counted: quality.Counted
 
 
@@ -150,7 +149,7 @@ def _write(
     unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
     empty, counts = 0, quality.Counts()
     for batch in _tokenise(source, shape, workers):
-        counts.add(batch.counted, batch.digests)
+        counts.add(batch.counted)
         empty += int(np.count_nonzero(batch.lengths == 0))
         held_out_token = np.repeat(batch.held_out, batch.lengths)
         for name, writer in writers.items():
@@ -242,8 +241,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
         np.diff(ends_of_texts),
         sentences,
         np.array([_is_below(digest, held_out_percent) for digest in digests]),
-        digests=np.array(digests, np.uint64),
-        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id),
+        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id, digests),
     )
 
 

@@ -38,23 +38,22 @@ class Problem(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt."""
+    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt.
+
+    `digests` are numbers of 64 bits, one a text.
+    """
 
     counts: np.ndarray
     texts: tuple[str, ...]
     damaged: str | None
+    digests: np.ndarray
 
 
-def count(texts: list[str], encoded: Encoded, ends, unk_id: Any) -> Counted:
+def count(texts: list[str], encoded: Encoded, ends, unk_id: Any, digests) -> Counted:
     """Counts in texts; text i has the tokens from ends[i] to ends[i + 1]."""
     unknown = np.flatnonzero(encoded.tokens == (-1 if unk_id is None else unk_id))
     replaced = [text.count(REPLACEMENT) for text in texts]
-    counts = [
-        sum(map(len, texts)),
-        np.count_nonzero(encoded.word_start),
-        len(unknown),
-        sum(replaced),
-    ]
+    characters, words = sum(map(len, texts)), np.count_nonzero(encoded.word_start)
     examples: tuple[str, ...] = ()
     if len(unknown) > SOME_UNKNOWN * len(encoded.tokens):
         which = np.unique(np.searchsorted(ends, unknown, "right") - 1)[:_TEXTS_OF_GROUP]
@@ -63,7 +62,8 @@ def count(texts: list[str], encoded: Encoded, ends, unk_id: Any) -> Counted:
     if damaged is not None:
         at = damaged.index(REPLACEMENT)
         damaged = " ".join(damaged[max(at - _AROUND, 0) : at + _AROUND].split())
-    return Counted(np.array(counts, np.int64), examples, damaged)
+    counts = np.array([characters, words, len(unknown), sum(replaced)], np.int64)
+    return Counted(counts, examples, damaged, np.array(digests, np.uint64))
 
 
 class Counts:
@@ -75,12 +75,12 @@ class Counts:
         self._damaged: str | None = None
         self._digests = [np.zeros(0, np.uint64)]
 
-    def add(self, counted: Counted, digests: np.ndarray) -> None:
-        """Adds the counts of some documents, and a digest of each."""
+    def add(self, counted: Counted) -> None:
+        """Adds the counts of some documents."""
         self._counts += counted.counts
         self._texts += counted.texts[: _TEXTS - len(self._texts)]
         self._damaged = self._damaged or counted.damaged
-        self._digests.append(digests)
+        self._digests.append(counted.digests)
 
     def facts(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns the manifest's "quality", ready for JSON."""

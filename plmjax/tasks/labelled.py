@@ -65,24 +65,22 @@ def load_labelled(config: TaskConfig) -> Labelled:
     if config.train is None:
         raise PlmjaxError("task.train is empty.", hint="Name the training file.")
     notes: list[str] = []
-    train = read_examples(config, "train", log=notes.append)
-    others = {
+    splits: dict[str, tuple[Example, ...]] = {
         role: read_examples(config, role, log=notes.append)
         if getattr(config, role) is not None
         else ()
-        for role in ("held_out", "test")
+        for role in ("train", "held_out", "test")
     }
-    kind = KINDS[config.kind]
+    kind, train = KINDS[config.kind], splits["train"]
     labels = kind.find_labels(config, train)
     _check_varied(config, train)
-    for role, examples in {"train": train, **others}.items():
+    for role, examples in splits.items():
         check_labels(config.kind, examples, labels, f"task.{role}")
     if config.held_out is None:
-        train, others["held_out"] = hold_out(train, config.held_out_percent)
-    for role, examples in others.items():
-        kind.check_split(examples, role)
-    splits = (train, others["held_out"], others["test"])
-    return Labelled(config, labels, *splits, tuple(notes))
+        splits["train"], splits["held_out"] = hold_out(train, config.held_out_percent)
+    for role in ("held_out", "test"):
+        kind.check_split(splits[role], role)
+    return Labelled(config, labels, **splits, notes=tuple(notes))
 
 
 def read_examples(

@@ -194,13 +194,11 @@ class Tags(TaskKind):
     def notes(self, labels, splits):
         """Yields the scheme of the tags, its score, and tags that break the scheme."""
         tags = {
-            split: [example.label for example in examples]
-            for split, examples in splits.items()
-            if examples
+            split: [e.label for e in some] for split, some in splits.items() if some
         }
         if (scheme := find_scheme(labels)) is None:
-            odd = [tag for tag in labels if find_scheme((tag, "B-x", "I-x")) is None]
             why = "none has the form B-kind, I-kind or O"
+            odd = [tag for tag in labels if find_scheme((tag, "B-x", "I-x")) is None]
             if len(odd) < len(labels) / 2:
                 why = f"not all have the form of the others: {shortened(odd)}"
             elif all(map(str.isdecimal, labels)):

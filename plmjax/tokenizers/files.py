@@ -114,13 +114,8 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]):
     backend = sentencepiece.backend(
         model, kind, specials, lowercase=lower, strip_accents=strip
     )
-    ids = {
-        "albert": "ALBERT's, those of the file",
-        "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
-        "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
-    }
     notes = [
-        f"{path.name}: the ids are {ids[kind]} ({why}); text is "
+        f"{path.name}: the ids are {sentencepiece.IDS[kind]} ({why}); text is "
         f"{'' if lower else 'not '}lower-cased, accents are "
         f"{'dropped' if strip else 'kept'} before the model's own normalisation."
     ]

@@ -15,6 +15,11 @@ from plmjax.tokenizers.backends import Specials, unigram_backend
 if TYPE_CHECKING:
     import tokenizers
 
+IDS = {  # of a family
+    "albert": "ALBERT's, those of the file",
+    "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
+    "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
+}
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
@@ -89,9 +94,8 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
     """
     for file, name in names.items():
         plain = name.lower().replace("-", "").replace("_", "")
-        for known in ("albert", "debertav2", "xlmroberta"):
-            if plain.startswith(known):
-                return known, f"{file} has {name}"
+        if known := next(filter(plain.startswith, IDS), None):
+            return known, f"{file} has {name}"
     texts = [text for text, _ in model.pieces]
     if {"[CLS]", "[SEP]"} <= set(texts):
         mask = "[MASK]" in texts

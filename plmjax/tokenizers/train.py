@@ -151,9 +151,7 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, words)
     alphabet = sorted(letters.keys() - set(WORDPIECE_ORDER))
     pieces = WORDPIECE_ORDER + alphabet
-    if len(pieces) > config.vocab_size:
-        raise _too_many_letters(config, len(alphabet), len(pieces))
-    _check_letters(alphabet)
+    _check_letters(config, alphabet, len(pieces))
     vocab = _learn_wordpiece(pieces, config.vocab_size, config, options, sample)
     return Tokenizer(wordpiece_backend(vocab, **options), BERT)
 
@@ -224,9 +222,7 @@ def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
     words = count_words(unigram_backend(empty, **options), sample)
     letters = set(itertools.chain.from_iterable(words))
-    if len(letters) + len(empty) > config.vocab_size:
-        raise _too_many_letters(config, len(letters), len(letters) + len(empty))
-    _check_letters(letters)
+    _check_letters(config, letters, len(letters) + len(empty))
     room = config.vocab_size - len(empty)
     pieces = unigram.learn(words, room, config.min_frequency)
     return Tokenizer(unigram_backend(empty + pieces, **options), ALBERT)
@@ -242,21 +238,21 @@ def _numbered(pieces: list[str]) -> dict[str, int]:
     return {piece: number for number, piece in enumerate(pieces)}
 
 
-def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
-    return DataError(
-        f"The text has {letters:,} letters (those inside words counted too), more than "
-        f"tokenizer.vocab_size={config.vocab_size} can hold.",
-        hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
-        "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
-    )
-
-
-def _check_letters(letters: Collection[str]) -> None:
+def _check_letters(
+    config: TokenizerConfig, letters: Collection[str], floor: int
+) -> None:
     if not letters:
         raise DataError(
             "The text gives only characters that the tokenizer drops (controls and "
             "blanks), so there is no word to make pieces of.",
             hint="Check --config.data.source.paths.",
+        )
+    if floor > config.vocab_size:
+        raise DataError(
+            f"The text has {len(letters):,} letters (those inside words counted too), "
+            f"more than tokenizer.vocab_size={config.vocab_size} can hold.",
+            hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
+            "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
         )
 
 
