@@ -154,8 +154,7 @@ def _baselines(
         log("  no model is given, so its token table and a probe of it are left out")
         return
     yield f"token table + {model_of}", static(from_model(model))
-    probe = lambda: probe_features(labelled.config, model, watch)  # noqa: E731
-    yield "linear probe", linear(probe)
+    yield "linear probe", linear(lambda: probe_features(labelled.config, model, watch))
 
 
 def _vectors(

@@ -140,8 +140,7 @@ def _decoder(
                 hint = f"Unpack it, or rename it to {path.name}{hint}."
             raise DataError(f"{path} is {what}.", hint=hint)
     if begin[257:262] == b"ustar":
-        hint = "Unpack it and name its files."
-        raise DataError(f"{path} is a tar archive.", hint=hint)
+        raise DataError(f"{path} is a tar archive.", hint="Unpack it.")
     marks = (n for n, mark in _BYTE_ORDER_MARKS.items() if begin.startswith(mark))
     name = next(marks, None) if decoding.is_utf8 else decoding.encoding
     if name is None:
@@ -182,11 +181,8 @@ def _check_controls(path: Path, begin: bytes) -> None:
 
 def _check_not_utf8(path: Path, begin: bytes, encoding: str) -> None:
     """Raises PlmjaxError if UTF-8 would be read in another encoding: é as Ã©."""
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(begin)
-    except UnicodeDecodeError:
-        return
-    if not text.isascii() and "\0" not in text:
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(begin)
+    if not text.isascii() and "\0" not in text and "\ufffd" not in text:
         raise DataError(
             f"{path} is UTF-8, not {encoding}.",
             hint="Leave out --config.data.encoding, or name only files in it.",

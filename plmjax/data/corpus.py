@@ -252,12 +252,10 @@ def not_utf8(where: str, guess: str = "") -> PlmjaxError:
 def check_encoding(name: str) -> None:
     """Raises PlmjaxError if `name` is no encoding of text that Python knows."""
     try:
-        b"a".decode(name)
-    except LookupError:
+        "".encode(name)
+    except (LookupError, UnicodeError):  # of encodings that are not of text
         known = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "koi8-r")
         known += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
         raise PlmjaxError(
             f"data.encoding={name} is not known.", hint=nearest(name, known)
         ) from None
-    except ValueError:  # one byte is half a character of UTF-16
-        pass

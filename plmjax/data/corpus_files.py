@@ -216,7 +216,7 @@ def check_kind(path: Path, kind: str, decoding: Decoding) -> None:
     raise DataError(
         f"{path} would be read as {kind}, but it is {_NAMES.get(shown, shown)}: "
         f"{begin.strip().partition(chr(10))[0][:60]!r}.",
-        hint=hint,
+        hint=hint + " --yes reads all as text." * (kind == "text"),
     )
 
 

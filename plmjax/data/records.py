@@ -7,6 +7,7 @@ records one by one. Readers of CoNLL, CoNLL-U and SQuAD are in data/annotated.py
 import codecs
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
@@ -150,31 +151,22 @@ def read_lines(
 
 
 def read_csv(
-    path: Path, header: bool = True, separator: str | None = None
+    path: Path, header: bool = True, separator: str | None = None, usual: str = ","
 ) -> Iterator[Record]:
-    """Reads CSV; a field in double quotes may contain separators and newlines."""
-    return _read_labelled_table(path, header, separator, usual=",")
+    """Reads a table; a field in double quotes may contain separators and newlines.
 
-
-def read_tsv(
-    path: Path, header: bool = True, separator: str | None = None
-) -> Iterator[Record]:
-    """Reads tab-separated values; quotation marks have no special meaning.
-
-    Where tabs divide nothing, the separator is chosen as in CSV.
+    Without a separator it is `usual`, or the likely one where that divides nothing.
     """
-    return _read_labelled_table(path, header, separator, usual="\t")
-
-
-def _read_labelled_table(
-    path: Path, header: bool, separator: str | None, usual: str
-) -> Iterator[Record]:
     text = read_text(path)
     if separator is None:
         known = header or _SEPARATOR_LINE.match(text)
         separator = find_separator(text[:_HEAD], usual) if known else usual
     lines = io.StringIO(text, newline="")
     return read_table(path, lines, separator, header, plain=separator == usual == "\t")
+
+
+# Tab-separated values, in which quotation marks have no special meaning.
+read_tsv = functools.partial(read_csv, usual="\t")
 
 
 def read_table(

@@ -51,9 +51,8 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
             blocks = _columns(text_blocks(path, decoding, tally), config, path)
             yield from split_documents(blocks, ENDS[document], config, tally)
 
-    changes: dict[str, Any] = decoding.changes
-    if config.column is not None:
-        changes["column"] = config.column
+    column = {} if config.column is None else {"column": config.column}
+    changes: dict[str, Any] = decoding.changes | column
     return make_source(
         config,
         read,
@@ -120,7 +119,7 @@ class Survey:
                 raise DataError(
                     f"{count:,} of the {self.lines:,} lines of data.source.paths "
                     f"{what}, which would be learnt as text.",
-                    hint=f"Set --config.data.source.{option}.",
+                    hint=f"Set --config.data.source.{option}; --yes reads all as text.",
                 )
 
     @property
@@ -191,9 +190,8 @@ def text_blocks(path: Path, decoding: Decoding, tally: Tally) -> Iterator[str]:
         try:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            byte = offset - kept + error.start
-            wrong = f"byte {byte:,} (0x{error.object[error.start]:02x})"
-            where = f"{path}: {wrong}"
+            byte, value = offset - kept + error.start, error.object[error.start]
+            where = f"{path}: byte {byte:,} (0x{value:02x})"
             raise invalid_utf8(where, error.object, error.start) from None
         if decoding.errors == "replace":
             there = raw.count("\ufffd".encode())

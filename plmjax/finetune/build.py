@@ -230,15 +230,12 @@ def _check_vocabulary(
         if share <= SOME_UNKNOWN:
             continue
         texts = [t for example in getattr(data, split)[:1000] for t in example.texts]
-        message = (
-            f"{share:.1%} of the tokens of task.{split} are [UNK] to the tokenizer of "
-            f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))[0]}"
-        )
+        why, _ = why_unknown(unknown_words(tokenizer, texts))
+        message = f"{share:.1%} of the tokens of task.{split} are [UNK] to "
+        message += f"the tokenizer of {model.name}. {why}"
         if share > MOST_UNKNOWN:
-            raise DataError(
-                message,
-                hint="Set --config.model to one with a vocabulary of these texts.",
-            )
+            hint = "Set --config.model to one with a vocabulary of these texts."
+            raise DataError(message, hint=hint)
         log(f"WARNING: {message}")
 
 

@@ -40,11 +40,6 @@ class UnknownWords:
     characters: tuple[str, ...]
     character_examples: tuple[str, ...]
 
-    @property
-    def share(self) -> float:
-        """The share of the words that are unknown, in [0, 1]."""
-        return self.unknown / max(self.words, 1)
-
 
 def unknown_words(tokenizer: "Tokenizer", texts: Iterable[str]) -> UnknownWords:
     """Counts the words of texts that become or contain the unknown token, by cause."""
