@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+
+from plmjax.console import ignore_line
 
 _EVERY_SECONDS = 10.0  # between two lines of progress
 _SURE_SECONDS = 3.0  # work is not judged by its first seconds, which compile
@@ -20,11 +21,7 @@ class Watch:
     every ten seconds.
     """
 
-    def __init__(
-        self,
-        seconds: float | None = None,
-        log: Callable[[str], Any] = lambda line: None,
-    ):
+    def __init__(self, seconds: float | None = None, log: Callable = ignore_line):
         self.seconds, self.left_out = seconds, []
         self._log = log
         self._began = time.monotonic()

@@ -187,11 +187,10 @@ def _of_documents(
 
 def _ends(store: Store) -> str:
     """Returns a sentence on what ends a document, with the key if there is one."""
-    document = store.manifest["source"].get("document")
-    if document is None:
+    document, ends = store.manifest["source"].get("document"), {"blank", "file", "line"}
+    if document not in ends:
         return "A document is a record of the source."
-    others = " or ".join(sorted({"blank", "file", "line"} - {document}))
     return (
         f"A document ends by data.source.document={document}; try "
-        f"--config.data.source.document={others}."
+        f"--config.data.source.document={' or '.join(sorted(ends - {document}))}."
     )

@@ -103,9 +103,8 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
         return "albert" if mask else "debertav2", why
     if set(texts[:3]) == {"<unk>", "<s>", "</s>"}:
         return "xlmroberta", "it begins with <unk>, <s>, </s>"
-    raise _refusal(
-        "the SentencePiece model has neither [CLS] and [SEP] nor <unk>, <s>, </s>."
-    )
+    known = "[CLS] and [SEP] nor <unk>, <s>, </s>"
+    raise _refusal(f"the SentencePiece model has neither {known}.")
 
 
 def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
