@@ -23,10 +23,7 @@ from plmjax.metrics.entities import find_scheme
 # What a reader remarks on: {what: file and line of each time}.
 Notes = collections.defaultdict[str, list[str]]
 
-CONLLU: tuple[str, ...] = (
-    *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
-    *("FEATS", "HEAD", "DEPREL", "DEPS", "MISC"),
-)
+CONLLU = tuple("ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC".split())
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
 _GLOBAL_COLUMNS = "# global.columns ="
 # Other white space, such as U+00A0 in "10 000", is part of a token.
@@ -76,12 +73,9 @@ def read_conll(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Rec
             if not tokens[-1]:
                 notes["tokens without a character"].append(f"{path.name}:{line.number}")
             if not tags[-1]:
-                raise bad_data(
-                    where,
-                    "the tag is empty.",
-                    "Fill it or remove the line, or set task.columns.tags to the "
-                    "number of the tags' column.",
-                )
+                hint = "Fill it or remove the line, or set task.columns.tags to the "
+                hint += "number of the tags' column."
+                raise bad_data(where, "the tag is empty.", hint)
         values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
         yield Record(values, str(path), sentence[0].number)
 
@@ -214,12 +208,9 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
                 continue
             fields = text.split("\t")
             if len(fields) != len(names):
-                raise bad_data(
-                    f"{path}:{line}",
-                    f"{len(fields)} columns; CoNLL-U has {len(names)}, separated by "
-                    "tabs.",
-                    "Is it CoNLL? Then set task.format=conll.",
-                )
+                what = f"{len(fields)} columns; CoNLL-U has {len(names)}, by tabs."
+                hint = "Is it CoNLL? Then set task.format=conll."
+                raise bad_data(f"{path}:{line}", what, hint)
             if _RANGE_OR_EMPTY.fullmatch(fields[0]):
                 continue
             for role, index in indices.items():

@@ -157,8 +157,7 @@ def _decoder(
             start, reason = getattr(error, "start", 0), getattr(error, "reason", error)
             at = f"{path}: byte {offset + start:,} or just before it"
             hint = "Check --config.data.encoding, or set --config.data.errors=replace."
-            message = f"{at} is not {name}: {reason}."
-            raise DataError(message, hint=hint) from None
+            raise DataError(f"{at} is not {name}: {reason}.", hint=hint) from None
         if tally is not None and decoding.errors == "replace":
             tally.replaced_characters += text.count("\ufffd")
         return text.encode(errors="replace")

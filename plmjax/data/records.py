@@ -101,11 +101,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         name = guess_encoding(raw, error.start)
-        raise bad_data(
-            f"{path}:{line}",
-            f"byte {raw[error.start]:#04x} is not UTF-8.",
-            f"Convert the file to UTF-8{f'; it looks like {name}' if name else ''}.",
-        ) from None
+        hint = f"Convert the file to UTF-8{f'; it looks like {name}' if name else ''}."
+        what = f"byte {raw[error.start]:#04x} is not UTF-8."
+        raise bad_data(f"{path}:{line}", what, hint) from None
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
@@ -238,7 +236,7 @@ def _check_header(names: list[str], where: str) -> None:
         raise bad_data(
             where,
             f"two columns are called {twice[0]!r}.",
-            "Rename one; a file without a header needs task.header=False.",
+            "Rename one; labelled data without a header need task.header=False.",
         )
 
 

@@ -66,10 +66,8 @@ def open_source(
                 f"{key} is for {', '.join(kinds)}, not for data.source.kind={kind}.",
                 hint=f"Leave out --config.{key}.",
             )
-    source = SOURCES[kind](
-        dataclasses.replace(config, kind=kind),
-        Corpus(files, decoding, notes, unchecked),
-    )
+    corpus = Corpus(files, decoding, notes, unchecked)
+    source = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
     if notes:
         source.description["notes"] = notes
     return source

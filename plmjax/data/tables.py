@@ -159,13 +159,14 @@ def choose_field(rows: Sequence[Mapping[str, Any]], where: str) -> str:
     texts = [name for name in names if _is_text(columns[name])]
     if len(names) == 1 or len(texts) == 1:
         return (texts or names)[0]
-    examples = ", ".join(
-        f"{name} ({_example(columns[name])})" for name in (texts or names)[:20]
-    )
+    shown = []
+    for name in (texts or names)[:20]:
+        text = repr(next((v for v in columns[name] if v not in (None, "")), None))
+        shown.append(f"{name} ({text if len(text) <= 40 else f'{text[:37]}...'})")
     count = f"{len(texts)} fields" if texts else "no field"
     raise DataError(
         f"{where} has no field 'text', and {count} that look{'s' * (not texts)} like "
-        f"texts: {examples}.",
+        f"texts: {', '.join(shown)}.",
         hint="Set --config.data.source.field to the one to read.",
     )
 
@@ -187,12 +188,6 @@ def _is_prose(text: str) -> bool:
     words = text.split()
     prose = len(words) > 1 and 2 * letters > sum(map(len, words))
     return prose or _NO_BLANKS.search(text) is not None
-
-
-def _example(values: Sequence[Any]) -> str:
-    value = next((value for value in values if value not in (None, "")), None)
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # --- shared by all kinds

@@ -85,8 +85,8 @@ def unmasked(objective: Masked, train: Batch, held_out: Batch) -> list[Problem]:
         f"their words are longer than {objective.least_probability:.0%} of the row. "
         "Set --config.objective.unit=token, or longer rows."
     )
-    special = 2 * empty.sum() > count
-    why = "they hold only special pieces such as [UNK]." if special else long
+    special = "they hold only special pieces such as [UNK]."
+    why = special if 2 * empty.sum() > count else long
     if count == rows:
         return [Problem(f"None of {rows:,} rows has a mask: {why}", final=True)]
     texts = []
