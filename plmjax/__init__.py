@@ -74,5 +74,12 @@ class PlmjaxError(ValueError):
         return (_rebuild, (type(self), self.message, self.hint, self.code))
 
 
+class DataError(PlmjaxError):
+    """An error in the data that a user gives."""
+
+    def __init__(self, message: str, *, hint: str = "", code: Exit = Exit.DATA):
+        super().__init__(message, hint=hint, code=code)
+
+
 def _rebuild(kind, message, hint, code):
     return kind(message, hint=hint, code=code)

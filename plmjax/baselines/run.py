@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.baselines.linear import Featurise, Log, fit_linear
 from plmjax.baselines.probe import probe_features
 from plmjax.baselines.static_vectors import (
@@ -76,10 +76,9 @@ def run_baselines(
         longer than the model's positions.
     """
     if not examples:
-        raise PlmjaxError(
+        raise DataError(
             "there are no examples to score baselines on.",
             hint="Give task.held_out or task.test.",
-            code=Exit.DATA,
         )
     kind, labels = KINDS[labelled.config.kind], labelled.labels
     truth = [example.label for example in examples]
@@ -122,13 +121,7 @@ Fit = Callable[[], Predict]
 
 
 def _baselines(
-    labelled: Labelled,
-    examples: Sequence[Example],
-    model,
-    vectors,
-    log: Log,
-    *,
-    watch: Watch,
+    labelled: Labelled, examples, model, vectors, log: Log, *, watch: Watch
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the name of each simple model of the task, and what fits it."""
     kind = KINDS[labelled.config.kind]
@@ -161,18 +154,11 @@ def _baselines(
         log("  no model is given, so its token table and a probe of it are left out")
         return
     yield f"token table + {model_of}", static(from_model(model))
-    probe = lambda: probe_features(labelled.config, model, watch)  # noqa: E731
-    yield "linear probe", linear(probe)
+    yield "linear probe", linear(lambda: probe_features(labelled.config, model, watch))
 
 
 def _vectors(
-    labelled: Labelled,
-    examples: Sequence[Example],
-    model,
-    vectors,
-    log: Log,
-    *,
-    watch: Watch,
+    labelled: Labelled, examples, model, vectors, log: Log, *, watch: Watch
 ) -> Iterator[tuple[str, Fit]]:
     """Yields the models that rank a text's pair by the cosines of their vectors."""
 
@@ -211,14 +197,11 @@ def table(baselines: Sequence[Baseline], metric: str) -> list[str]:
     """Returns lines of a table: each model, its score, the milliseconds an example."""
     wide = max(len(one.name) for one in baselines)
     title = metric.replace("_", " ")
-    lines = [f"{'baseline':{wide}}  {title:>{max(len(metric), 8)}}  ms an example"]
-    for one in baselines:
-        score = f"{one.scores[metric]:.4f}"
-        lines.append(
-            f"{one.name:{wide}}  {score:>{max(len(metric), 8)}}"
-            f"  {one.milliseconds:13.3f}"
-        )
-    return lines
+    width = max(len(title), 8)
+    return [f"{'baseline':{wide}}  {title:>{width}}  ms an example"] + [
+        f"{one.name:{wide}}  {one.scores[metric]:{width}.4f}  {one.milliseconds:13.3f}"
+        for one in baselines
+    ]
 
 
 def gain_lines(
@@ -239,35 +222,24 @@ def gain_lines(
     """
     best = best_of(baselines, metric)
     gained = gain(
-        kind,
-        metric,
-        truth,
-        ours=ours,
-        theirs=best.predictions,
-        labels=labels,
-        config=config,
+        kind, metric, truth, ours, best.predictions, labels=labels, config=config
     )
     score = KINDS[kind].scores(truth, ours, labels, config)[metric]
     return [*table(baselines, metric), _verdict(gained, metric, score, best)]
 
 
 def _verdict(gained: Comparison, metric: str, score: float, best: Baseline) -> str:
-    what = f"{gained.difference:+.4f}"
     interval = f"95 % interval {gained.low:.4f} to {gained.high:.4f}"
     theirs = f"{best.name}, {best.scores[metric]:.4f}"
     metric = metric.replace("_", " ")
+    ours = f"The model ({metric} {score:.4f}) is"
     if gained.verdict == SAME:
         why = "which holds 0" if gained.low <= 0 <= gained.high else "of too few texts"
-        return (
-            f"The model ({metric} {score:.4f}) is NOT distinguishable from the best of "
-            f"them ({theirs}): {what} ({interval}, {why})"
-        )
-    if gained.difference < 0:
-        return (
-            f"The model ({metric} {score:.4f}) is WORSE than the best of them "
-            f"({theirs}): {what} ({interval})"
-        )
-    return (
-        f"The model's gain over the best of them ({theirs}; its own {metric} is "
-        f"{score:.4f}): {what} ({interval})"
-    )
+        text = f"{ours} NOT distinguishable from the best of them ({theirs})"
+        interval = f"{interval}, {why}"
+    elif gained.difference < 0:
+        text = f"{ours} WORSE than the best of them ({theirs})"
+    else:
+        text = f"The model's gain over the best of them ({theirs}; its own {metric} is "
+        text += f"{score:.4f})"
+    return f"{text}: {gained.difference:+.4f} ({interval})"

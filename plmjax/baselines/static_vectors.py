@@ -16,7 +16,7 @@ from typing import BinaryIO
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.baselines.linear import Featurise
 from plmjax.baselines.text_features import UNITS
 from plmjax.data.corpus import unreadable
@@ -168,10 +168,9 @@ def read_vectors(path: Path, wanted: set[str]) -> tuple[dict[str, int], np.ndarr
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from None
     if not rows:
-        raise PlmjaxError(
+        raise DataError(
             f"{path} has a vector for none of the {len(wanted):,} words of the task.",
             hint="Is it of the same language, and does it split words in the same way?",
-            code=Exit.DATA,
         )
     return number, np.stack(rows)
 

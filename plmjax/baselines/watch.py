@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+
+from plmjax.console import ignore_line
 
 _EVERY_SECONDS = 10.0  # between two lines of progress
 _SURE_SECONDS = 3.0  # work is not judged by its first seconds, which compile
@@ -20,11 +21,7 @@ class Watch:
     every ten seconds.
     """
 
-    def __init__(
-        self,
-        seconds: float | None = None,
-        log: Callable[[str], Any] = lambda line: None,
-    ):
+    def __init__(self, seconds: float | None = None, log: Callable = ignore_line):
         self.seconds, self.left_out = seconds, []
         self._log = log
         self._began = time.monotonic()
@@ -35,17 +32,11 @@ class Watch:
         """Sets the name of the model that is fitted next; None ends the limit."""
         self._name = name
 
-    @property
-    def left(self) -> float:
-        """The seconds that are left."""
-        if self.seconds is None or self._name is None:
-            return float("inf")
-        return self._began + self.seconds - time.monotonic()
-
     def need(self, seconds: float = 0.0) -> None:
         """Raises OutOfTime if less than `seconds` are left."""
-        if self.left <= seconds:
-            raise OutOfTime
+        if self.seconds is not None and self._name is not None:
+            if self._began + self.seconds - time.monotonic() <= seconds:
+                raise OutOfTime
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Takes the progress of one piece of work, at first done=0.

@@ -23,10 +23,7 @@ from plmjax.metrics.entities import find_scheme
 # What a reader remarks on: {what: file and line of each time}.
 Notes = collections.defaultdict[str, list[str]]
 
-CONLLU: tuple[str, ...] = (
-    *("ID", "FORM", "LEMMA", "UPOS", "XPOS"),
-    *("FEATS", "HEAD", "DEPREL", "DEPS", "MISC"),
-)
+CONLLU = tuple("ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC".split())
 _RANGE_OR_EMPTY = re.compile("[0-9]+[-.][0-9]+")
 _GLOBAL_COLUMNS = "# global.columns ="
 # Other white space, such as U+00A0 in "10 000", is part of a token.
@@ -76,12 +73,9 @@ def read_conll(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Rec
             if not tokens[-1]:
                 notes["tokens without a character"].append(f"{path.name}:{line.number}")
             if not tags[-1]:
-                raise bad_data(
-                    where,
-                    "the tag is empty.",
-                    "Fill it or remove the line, or set task.columns.tags to the "
-                    "number of the tags' column.",
-                )
+                hint = "Fill it or remove the line, or set task.columns.tags to the "
+                hint += "number of the tags' column."
+                raise bad_data(where, "the tag is empty.", hint)
         values = {columns.name("tokens"): tokens, columns.name("tags"): tags}
         yield Record(values, str(path), sentence[0].number)
 
@@ -90,33 +84,32 @@ def _without_comments(
     path: Path, columns: ColumnsConfig, notes: Notes
 ) -> list[list[_Line]]:
     """Returns the sentences of a file, without -DOCSTART- and comments."""
-    sentences = []
-    for group in _sentences(path):
-        lines = [_Line(number, text, _fields(text)) for number, text in group]
-        sentences.append([x for x in lines if not x.text.startswith("-DOCSTART-")])
+    sentences = [
+        [
+            _Line(number, text, _fields(text))
+            for number, text in group
+            if not text.startswith("-DOCSTART-")
+        ]
+        for group in _sentences(path)
+    ]
 
-    def tag(line: _Line) -> str:
+    def form(line: _Line) -> tuple:
+        """Returns the number of columns, and the tag if there is one."""
         number = columns.tags or str(len(line.fields))
         index = int(number) - 1 if number.isdecimal() else len(line.fields)
-        return "".join(line.fields[index : index + 1])
+        return len(line.fields), *line.fields[index : index + 1]
 
-    def hashed(line: _Line) -> bool:
-        return line.text.startswith("#")
-
-    plain = [line for line in itertools.chain(*sentences) if not hashed(line)]
-    counts, tags = {len(line.fields) for line in plain}, {*map(tag, plain)}
+    lines = itertools.chain(*sentences)
+    forms = {form(line) for line in lines if not line.text.startswith("#")}
     kept = []
     for sentence in sentences:
-        head = [*itertools.takewhile(hashed, sentence)]
-        words = [x for x in head if len(x.fields) in counts and tag(x) in tags]
+        head = itertools.takewhile(lambda line: line.text.startswith("#"), sentence)
+        comments = [line for line in head if form(line) not in forms]
         notes["comment lines skipped"] += [
-            f"{path.name}:{line.number} {line.text[:40]!r}"
-            for line in head
-            if line not in words
+            f"{path.name}:{line.number} {line.text[:40]!r}" for line in comments
         ]
-        if words := words + sentence[len(head) :]:
-            kept.append(words)
-    return kept
+        kept.append([line for line in sentence if line not in comments])
+    return [sentence for sentence in kept if sentence]
 
 
 def _fields(text: str) -> list[str]:
@@ -130,33 +123,39 @@ def _check_form(
 ) -> None:
     """Raises PlmjaxError if the default columns are not those of tokens and tags."""
     lines = [*itertools.chain(*sentences)]
-    usual = collections.Counter(len(line.fields) for line in lines).most_common(1)
+    sizes = collections.Counter(len(line.fields) for line in lines)
+    usual, often = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
     for line in lines:
+        where, shown = f"{path}:{line.number}", repr(line.text.strip()[:40])
         if len(line.fields) < 2:
             raise bad_data(
-                f"{path}:{line.number}",
-                f"{line.text.strip()[:40]!r} has a token and no tag.",
+                where,
+                f"{shown} has a token and no tag.",
                 "Write token, tab, tag; a blank line ends a sentence.",
             )
-        if len(line.fields) != usual[0][0] and columns.tags is None:
+        if len(line.fields) != usual and columns.tags is None:
             raise bad_data(
-                f"{path}:{line.number}",
-                f"{line.text.strip()[:40]!r} has {len(line.fields)} columns, and "
-                f"{usual[0][1]:,} of {len(lines):,} lines have {usual[0][0]}.",
+                where,
+                f"{shown} has {len(line.fields)} columns, and {often:,} of "
+                f"{len(lines):,} lines have {usual}.",
                 "Separate columns by tabs if tokens contain blanks; if lines may "
                 "differ, set task.columns.tags to the number of the tags' column.",
             )
-    if columns.tokens is not None:
+    if columns.tokens is not None or not lines:
         return
     first = [[line.fields[0] for line in sentence] for sentence in sentences]
-    several = [column for column in first if len(column) > 1]
+    several = sum(len(column) > 1 for column in first)
+    numbers = [*map(str, range(len(lines) + 1))]
     what, hint = "", "Set task.columns.tokens and task.columns.tags to their numbers."
-    if lines and not any(itertools.chain(*first)):
+    if not any(itertools.chain(*first)):
         what = "is empty"
-    elif several and all(_counts(column) for column in first):
+    elif several and all(
+        column in (numbers[: len(column)], numbers[1 : len(column) + 1])
+        for column in first
+    ):
         what = "counts the words of each sentence"
         hint += " The ten columns of CoNLL-U are task.format=conllu."
-    elif len(lines) > _FEW_LINES and len(several) * 2 > len(first):
+    elif len(lines) > _FEW_LINES and several * 2 > len(first):
         if all(len({*column}) == 1 for column in first):
             what = f"is the same in each sentence ({first[0][0][:40]!r})"
     if columns.tags is None and (scheme := find_scheme(itertools.chain(*first))):
@@ -165,13 +164,6 @@ def _check_form(
             hint = "Set task.columns.tags=1 and task.columns.tokens=2."
     if what:
         raise bad_data(str(path), f"column 1, the tokens, {what}.", hint)
-
-
-def _counts(column: Sequence[str]) -> bool:
-    """Whether a column holds 0, 1, 2, ... or 1, 2, 3, ..."""
-    return [*column] in [
-        [str(start + index) for index in range(len(column))] for start in (0, 1)
-    ]
 
 
 def _numbered(
@@ -200,7 +192,10 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
     """
     chosen = {"tokens": columns.tokens or "FORM", "tags": columns.tags or "UPOS"}
     sentences = [*_sentences(path)]
-    names = _column_names(sentences)
+    first = sentences[0][0][1] if sentences else ""
+    names: Sequence[str] = CONLLU
+    if first.startswith(_GLOBAL_COLUMNS):
+        names = first.removeprefix(_GLOBAL_COLUMNS).split()
     for role, name in chosen.items():
         if name not in names:
             raise no_column(str(path), name, f"task.columns.{role}", names)
@@ -213,12 +208,9 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
                 continue
             fields = text.split("\t")
             if len(fields) != len(names):
-                raise bad_data(
-                    f"{path}:{line}",
-                    f"{len(fields)} columns; CoNLL-U has {len(names)}, separated by "
-                    "tabs.",
-                    "Is it CoNLL? Then set task.format=conll.",
-                )
+                what = f"{len(fields)} columns; CoNLL-U has {len(names)}, by tabs."
+                hint = "Is it CoNLL? Then set task.format=conll."
+                raise bad_data(f"{path}:{line}", what, hint)
             if _RANGE_OR_EMPTY.fullmatch(fields[0]):
                 continue
             for role, index in indices.items():
@@ -237,14 +229,6 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
             "The text was removed from this corpus; its README says how to restore it.",
         )
     notes["words that are _, as in a corpus without its text"] += blank
-
-
-def _column_names(sentences: list[list[tuple[int, str]]]) -> Sequence[str]:
-    """Returns the names of CoNLL-U's columns, or those that the first line gives."""
-    first = sentences[0][0][1] if sentences else ""
-    if not first.startswith(_GLOBAL_COLUMNS):
-        return CONLLU
-    return first.removeprefix(_GLOBAL_COLUMNS).split()
 
 
 # --- JSON

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from charset_normalizer import from_bytes
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.corpus import Tally, not_utf8, unreadable
 
 BLOCK_BYTES = 1 << 20
@@ -24,34 +24,24 @@ _LEGACY = ("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254")
 _LEGACY += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
 _CONTROLS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _CONTROLS_8_BIT = re.compile(rb"[\x80-\x9f]")
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_RENAME = "Unpack it, or rename it to {name}{ending}."
+_BYTE_ORDER_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # one begins as UTF-16's
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 _EXPORT = "Export its text to a .txt."
-_FORMATS = (
-    (b"\x1f\x8b", "gzip-compressed", _RENAME.replace("{ending}", ".gz")),
-    (b"BZh", "bzip2-compressed", _RENAME.replace("{ending}", ".bz2")),
-    (b"\xfd7zXZ\0", "xz-compressed", _RENAME.replace("{ending}", ".xz")),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", _RENAME.replace("{ending}", ".zst")),
+_FORMATS = (  # the hint is a sentence, or the ending that the name lacks
+    (b"\x1f\x8b", "gzip-compressed", ".gz"),
+    (b"BZh", "bzip2-compressed", ".bz2"),
+    (b"\xfd7zXZ\0", "xz-compressed", ".xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", ".zst"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it."),
     (b"Rar!\x1a\x07", "a rar archive", "Unpack it."),
     (b"PK\x03\x04", "a zip archive (or docx, xlsx, odt, epub)", "Unpack it."),
     (b"PAR1", "parquet", "Set --config.data.source.kind=parquet."),
-    (b"ARROW1", "an Arrow file", "Convert it to parquet."),
-    (b"SQLite format 3\0", "an SQLite database", _EXPORT),
     (b"%PDF-", "a PDF", _EXPORT),
     (b"{\\rtf", "RTF", _EXPORT),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file", _EXPORT),
     (b"\x89PNG\r\n", "a PNG image", "Leave it out."),
     (b"\xff\xd8\xff", "a JPEG image", "Leave it out."),
-    (b"GIF89a", "a GIF image", "Leave it out."),
-    (b"\x7fELF", "a program", "Leave it out."),
-    (b"\x93NUMPY", "a numpy array", "Leave it out."),
-    (b"\x89HDF\r\n", "an HDF5 file", "Leave it out."),
 )
 
 
@@ -65,6 +55,11 @@ class Decoding(NamedTuple):
     def is_utf8(self) -> bool:
         """Whether no other encoding is set."""
         return self.encoding in ("utf-8", "utf-8-sig")
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What a fingerprint has of it; that of UTF-8 is as before there was a key."""
+        return {} if self.is_utf8 else {"encoding": self.encoding}
 
 
 UTF8 = Decoding()
@@ -129,10 +124,9 @@ def ending(path: Path) -> str:
 def _check_ratio(path: Path, size: int) -> None:
     packed = path.suffix.lower() in _UNPACK and max(path.stat().st_size, 1 << 20)
     if packed and size > UNPACK_RATIO * packed:
-        raise PlmjaxError(
+        raise DataError(
             f"{path} unpacks to more than {UNPACK_RATIO} times its size.",
             hint="If that is right, unpack it by hand.",
-            code=Exit.DATA,
         )
 
 
@@ -142,12 +136,12 @@ def _decoder(
     """Returns a function (block, its offset) -> UTF-8; None: the file is UTF-8."""
     for magic, what, hint in _FORMATS:
         if begin.startswith(magic):
-            hint = hint.replace("{name}", path.name)
-            raise PlmjaxError(f"{path} is {what}.", hint=hint, code=Exit.DATA)
+            if hint.startswith("."):
+                hint = f"Unpack it, or rename it to {path.name}{hint}."
+            raise DataError(f"{path} is {what}.", hint=hint)
     if begin[257:262] == b"ustar":
-        hint = "Unpack it and name its files."
-        raise PlmjaxError(f"{path} is a tar archive.", hint=hint, code=Exit.DATA)
-    marks = (name for mark, name in _BYTE_ORDER_MARKS if begin.startswith(mark))
+        raise DataError(f"{path} is a tar archive.", hint="Unpack it.")
+    marks = (n for n, mark in _BYTE_ORDER_MARKS.items() if begin.startswith(mark))
     name = next(marks, None) if decoding.is_utf8 else decoding.encoding
     if name is None:
         _check_controls(path, begin)
@@ -161,13 +155,9 @@ def _decoder(
             text = decoder.decode(raw, final=not raw)
         except UnicodeError as error:  # of UTF-16 without a mark it has no position
             start, reason = getattr(error, "start", 0), getattr(error, "reason", error)
-            raise PlmjaxError(
-                f"{path}: byte {offset + start:,} or just before it is not {name}: "
-                f"{reason}.",
-                hint="Check --config.data.encoding, or set "
-                "--config.data.errors=replace.",
-                code=Exit.DATA,
-            ) from None
+            at = f"{path}: byte {offset + start:,} or just before it"
+            hint = "Check --config.data.encoding, or set --config.data.errors=replace."
+            raise DataError(f"{at} is not {name}: {reason}.", hint=hint) from None
         if tally is not None and decoding.errors == "replace":
             tally.replaced_characters += text.count("\ufffd")
         return text.encode(errors="replace")
@@ -177,30 +167,24 @@ def _decoder(
 
 def _check_controls(path: Path, begin: bytes) -> None:
     """Raises PlmjaxError for bytes that are ASCII, but too many of them controls."""
-    controls = len(_CONTROLS.findall(begin))
-    share = controls / len(begin)
-    if controls < 10 or share < 0.2:  # fewer are removed by clean()
+    share = len(_CONTROLS.findall(begin)) / len(begin)
+    if share < max(0.2, 10 / len(begin)):  # fewer are removed by clean()
         return
     name = _guess(begin, _UTF16)
     what = f"is UTF-16 without a byte order mark ({name})" if name else "is binary"
-    raise PlmjaxError(
+    raise DataError(
         f"{path} {what}: {share:.0%} of its first {len(begin):,} bytes are controls.",
         hint=f"Set --config.data.encoding={name}." if name else "Leave it out.",
-        code=Exit.DATA,
     )
 
 
 def _check_not_utf8(path: Path, begin: bytes, encoding: str) -> None:
     """Raises PlmjaxError if UTF-8 would be read in another encoding: é as Ã©."""
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(begin)
-    except UnicodeDecodeError:
-        return
-    if not text.isascii() and "\0" not in text:
-        raise PlmjaxError(
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(begin)
+    if not text.isascii() and "\0" not in text and "\ufffd" not in text:
+        raise DataError(
             f"{path} is UTF-8, not {encoding}.",
             hint="Leave out --config.data.encoding, or name only files in it.",
-            code=Exit.DATA,
         )
 
 
@@ -212,14 +196,13 @@ def invalid_utf8(where: str, raw: bytes, start: int) -> PlmjaxError:
     name = guess_encoding(raw, start)
     if name is None:
         text = raw[:GUESS_BYTES].decode(errors="replace")
-        if text.count("\ufffd") > 0.1 * len(text) > 10:
-            return PlmjaxError(
-                f"{where} is not UTF-8, nor are many others: the file is binary, or "
-                "text in another encoding.",
-                hint="Leave it out, or set --config.data.encoding.",
-                code=Exit.DATA,
-            )
-        return not_utf8(where)
+        if text.count("\ufffd") <= 0.1 * len(text) or len(text) <= 100:
+            return not_utf8(where)
+        return DataError(
+            f"{where} is not UTF-8, nor are many others: the file is binary, or text "
+            "in another encoding.",
+            hint="Leave it out, or set --config.data.encoding.",
+        )
     text = raw[max(0, start - GUESS_BYTES) : start + GUESS_BYTES].decode(name, "ignore")
     word = re.search(r"\w*[^\W\x00-\x7f]\w*", text)
     example = f" ({word[0][:20]!r})" if word else ""

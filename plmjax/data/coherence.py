@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.packing import count_up
 from plmjax.data.pairs import no_sentences, no_two_sentences
 from plmjax.data.store import SPLITS, Split, Store
@@ -57,12 +57,11 @@ def check_pairs(store: Store, log: Callable[[str], Any]) -> None:
         f"{coherence.strangers:.4f} (z {coherence.z:.1f}, {coherence.pairs:,} pairs)"
     )
     if coherence.pairs >= ENOUGH and coherence.z < ALIKE:
-        raise PlmjaxError(
+        raise DataError(
             f"the corpus seems to have shuffled sentences: {figures}, so there "
             "is nothing to learn from sentence pairs.",
             hint="Give running text, check data.source.document, or set "
             "--config.objective.pairs=none.",
-            code=Exit.DATA,
         )
     few = " Too few to judge whether the sentences are in order."
     log(f"Of the train split, {figures}.{few if coherence.pairs < ENOUGH else ''}")

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, nearest, number
 from plmjax.files import digest
 
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
-ERRORS = ("strict", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +98,12 @@ def make_source(
         finally:
             description["counts"] = dataclasses.asdict(tally)
         if not tally.documents:
-            empty, header = tally.empty_records, kind in ("csv", "tsv")
-            raise PlmjaxError(
+            empty = f" (records: {tally.empty_records:,})" * (tally.empty_records > 0)
+            header = ", below a line of column names" * (kind in ("csv", "tsv"))
+            raise DataError(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
-                f"or only white space{f' (records: {empty:,})' if empty else ''}.",
-                hint="Give files that hold text"
-                f"{', below a line of column names' * header}.",
-                code=Exit.DATA,
+                f"or only white space{empty}.",
+                hint=f"Give files that hold text{header}.",
             )
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
@@ -187,16 +185,15 @@ def find_inputs(
         raise PlmjaxError(f"{key} is empty.", hint=hint)
     chosen: dict[Path, None] = {}
     for pattern in patterns:
-        if files_in is not None and os.path.isdir(pattern):
-            chosen |= dict.fromkeys(files_in(Path(pattern)))
-            continue
         what, hint = "matches no file", "Check the spelling, or give an absolute path."
-        matches = [pattern]
         if os.path.isdir(pattern):
+            if files_in is not None:
+                chosen |= dict.fromkeys(files_in(Path(pattern)))
+                continue
             what = "is a directory"
             hint = f"Name its files: {os.path.join(pattern, '*')!r}."
-        elif not os.path.exists(pattern):
-            matches = sorted(glob.glob(pattern, recursive=True))
+        exists = os.path.exists(pattern)  # even if its name looks like a glob
+        matches = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             message = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
@@ -234,10 +231,9 @@ def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
 def unreadable(path: Path, error: Exception) -> PlmjaxError:
     """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return PlmjaxError(
+    return DataError(
         f"{path} cannot be read: {str(reason).rstrip('.')}.",
         hint="Fix the file or its permissions, or leave it out.",
-        code=Exit.DATA,
     )
 
 
@@ -246,23 +242,20 @@ def not_utf8(where: str, guess: str = "") -> PlmjaxError:
 
     `where` is a file and a position; `guess` is a sentence on the likely encoding.
     """
-    return PlmjaxError(
+    return DataError(
         f"{where} is not UTF-8.",
         hint=f"{guess}{'Or convert' if guess else 'Convert'} the file, or set "
         "--config.data.errors=replace.",
-        code=Exit.DATA,
     )
 
 
 def check_encoding(name: str) -> None:
     """Raises PlmjaxError if `name` is no encoding of text that Python knows."""
     try:
-        b"a".decode(name)
-    except LookupError:
+        "".encode(name)
+    except (LookupError, UnicodeError):  # of encodings that are not of text
         known = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "koi8-r")
         known += ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
         raise PlmjaxError(
             f"data.encoding={name} is not known.", hint=nearest(name, known)
         ) from None
-    except ValueError:  # one byte is half a character of UTF-16
-        pass

@@ -3,15 +3,16 @@
 import collections
 import csv
 import functools
+import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
+from plmjax.data.records import SEPARATORS, is_saved
 
 # The kind of a file by its ending, before one of a compression.
 KINDS = {
@@ -21,9 +22,7 @@ KINDS = {
     **dict.fromkeys(("tsv", "tab"), "tsv"),
     "parquet": "parquet",
 }
-SAVED = ("state.json", "dataset_dict.json")  # in a folder that datasets saved
 SAMPLE_CHARACTERS = 1 << 16
-SEPARATORS = ",;\t|"
 # Files about a data set, left out of a folder that holds other files.
 _ABOUT = re.compile(
     "(readme|licen[cs]e|copying|notice|authors|changelog|manifest|_success)([._-]|$)",
@@ -48,16 +47,14 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
     Raises:
       PlmjaxError: no file matches, or the files are of two kinds (code 2).
     """
-    kind, notes = config.kind, []
-    if kind is None and not config.paths:
-        return "docstrings", [], notes
-    if kind is None and config.dataset is not None:
-        kind = "tfds"
-    if kind is None and config.column is not None:
-        kind = "text"
-    folder = single_path(config)
-    if kind is None and folder and any((folder / name).is_file() for name in SAVED):
-        kind = "hf"
+    notes, folder = [], single_path(config)
+    kind = config.kind or (
+        (not config.paths and "docstrings")
+        or (config.dataset is not None and "tfds")
+        or (config.column is not None and "text")
+        or (folder is not None and is_saved(folder) and "hf")
+        or None
+    )
     if kind == "docstrings" and config.paths:
         raise PlmjaxError(
             f"data.source.paths={config.paths} is set, but data.source.kind=docstrings "
@@ -91,12 +88,13 @@ def single_path(config: SourceConfig) -> Path | None:
 
 def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
     """Returns the files of one kind below a folder, without hidden ones."""
-    hidden, visible = 0, []
-    for root, folders, names in os.walk(folder):
-        hidden += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root, name) for name in names if not name.startswith("."))
-        visible += filter(Path.is_file, paths)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    visible = [
+        path
+        for path in files
+        if not any(name.startswith(".") for name in path.relative_to(folder).parts)
+    ]
+    hidden = len(files) - len(visible)
     kinds: dict[str, list[Path]] = {}
     for path in [p for p in visible if not _ABOUT.match(p.name)] or visible:
         by_name = KINDS.get(ending(path))
@@ -128,7 +126,7 @@ def _check_one_kind(kinds: dict[str, Path], where: str) -> None:
         return
     examples = " and ".join(f"{kind} ({path.name})" for kind, path in kinds.items())
     path = list(kinds.values())[-1]
-    packed = len(path.suffixes) > 1 and path.suffix[1:].lower() != ending(path)
+    packed = path.suffix[1:].lower() != ending(path)
     suffix = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
     raise PlmjaxError(
         f"{where} holds files of {len(kinds)} kinds: {examples}.",
@@ -180,20 +178,17 @@ def separator_of(text: str) -> str | None:
     separators: a comma in prose is followed by one.
     """
     for separator in SEPARATORS:
-        count = text.count(separator)
-        if not count or 2 * text.count(f"{separator} ") > count:
+        if 2 * text.count(f"{separator} ") > text.count(separator):
             continue
-        lines = [line.strip("\t ") for line in text.split("\n")]
-        lines = list(filter(None, lines))[:200]
+        lines = filter(None, (line.strip("\t ") for line in text.split("\n")))
         quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        try:
-            rows = [*csv.reader(lines, delimiter=separator, quoting=quoting)]
-        except csv.Error:
-            continue
-        if len(rows) < 10:
-            continue
-        ((width, often),) = collections.Counter(map(len, rows)).most_common(1)
-        if width > 1 and often >= 0.95 * len(rows):
+        rows = csv.reader(
+            itertools.islice(lines, 200), delimiter=separator, quoting=quoting
+        )
+        sizes = collections.Counter(map(len, rows))
+        width, often = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
+        total = sizes.total()
+        if width > 1 and total >= 10 and often >= 0.95 * total:
             return separator
     return None
 
@@ -218,11 +213,10 @@ def check_kind(path: Path, kind: str, decoding: Decoding) -> None:
             f"{_text_column(begin)}; if the first line names the columns, set "
             "--config.data.source.kind=tsv."
         )
-    raise PlmjaxError(
+    raise DataError(
         f"{path} would be read as {kind}, but it is {_NAMES.get(shown, shown)}: "
         f"{begin.strip().partition(chr(10))[0][:60]!r}.",
-        hint=hint,
-        code=Exit.DATA,
+        hint=hint + " --yes reads all as text." * (kind == "text"),
     )
 
 
@@ -236,7 +230,7 @@ _NAMES = {
 
 def _text_column(begin: str) -> int:
     """Returns the number of the longest column of lines with tabs."""
-    rows = [line.split("\t") for line in begin.split("\n")]
-    widest = max(map(len, rows))
-    sizes = [sum(len(row[i]) for row in rows if i < len(row)) for i in range(widest)]
+    rows = (line.split("\t") for line in begin.split("\n"))
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    sizes = [sum(map(len, column)) for column in columns]
     return 1 + sizes.index(max(sizes))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,9 @@ def hold_out(
     """
     sizes = collections.Counter(example.unit for example in examples)
     if len(sizes) < 2:
-        raise PlmjaxError(
+        raise DataError(
             "nothing can be held out: task.train is all of one text or group.",
             hint="Give more data, or a file as task.held_out.",
-            code=Exit.DATA,
         )
     wanted = len(examples) * percent / 100
     held: set[str] = set()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.examples import Example
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -28,11 +28,10 @@ def make_folds(
     _, unit = np.unique([example.unit for example in examples], return_inverse=True)
     units = int(unit.max()) + 1
     if not 2 <= count <= units:
-        raise PlmjaxError(
+        raise DataError(
             f"{len(examples):,} examples cannot be split into {count} folds: "
             f"they have {units:,} groups or texts that must stay together.",
             hint="Set at least 2 folds and at most as many as groups or texts.",
-            code=Exit.DATA,
         )
     distinct = units == len(examples)
     groups = None if distinct else unit
@@ -49,10 +48,9 @@ def make_folds(
         pairs = kind(n_splits=count, **chance).split(unit, labels, groups)
         folds = [(np.asarray(train), np.asarray(fold)) for train, fold in pairs]
     if any(not len(fold) for _, fold in folds):
-        raise PlmjaxError(
+        raise DataError(
             f"one of {count} folds would be empty: a few groups hold nearly all.",
             hint="Set fewer folds.",
-            code=Exit.DATA,
         )
     return folds
 
@@ -68,10 +66,9 @@ def _strata(examples: Sequence[Example], count: int) -> np.ndarray:
         list(map(str, labels)), return_inverse=True, return_counts=True
     )
     if sizes.max() < count:
-        raise PlmjaxError(
+        raise DataError(
             f"no label has {count} examples, one a fold; the most "
             f"frequent, {str(names[sizes.argmax()])!r}, has {sizes.max()}.",
             hint="Set fewer folds, or stratified=False.",
-            code=Exit.DATA,
         )
     return number

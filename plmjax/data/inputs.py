@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.annotated import read_json
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import file_digests, find_inputs
+from plmjax.data.corpus_files import KINDS
 from plmjax.data.records import (
     no_column,
     read_csv,
@@ -19,14 +20,11 @@ from plmjax.data.records import (
     text_of,
 )
 
-# Readers by file ending, before one of a compression. A .txt is read by lines.
+# Readers by kind of file. A .txt is read by lines.
 READERS = {
     "csv": read_csv,
     "tsv": read_tsv,
-    "tab": read_tsv,
     "jsonl": read_json,
-    "ndjson": read_json,
-    "json": read_json,
     "parquet": read_parquet,
 }
 
@@ -50,10 +48,8 @@ def read_inputs(paths: str, column: str) -> Inputs:
     files = find_inputs(paths, "--input")
     texts = [text for path in files for text in _texts(path, column)]
     if not texts:
-        raise PlmjaxError(
-            f"--input={paths} holds no texts.",
-            hint="Give a file with at least one.",
-            code=Exit.DATA,
+        raise DataError(
+            f"--input={paths} holds no texts.", hint="Give a file with at least one."
         )
     contents = [digest for _, _, digest in file_digests(files)]
     digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
@@ -74,14 +70,15 @@ def lines_of(path: Path) -> list[str]:
 
 
 def _texts(path: Path, column: str) -> Iterator[str]:
-    kind = ending(path)
-    if kind == "txt":
+    kind = KINDS.get(ending(path))
+    if ending(path) == "txt":
         yield from lines_of(path)
         return
     if kind not in READERS:
+        known = [name for name, kind in KINDS.items() if kind in READERS]
         raise PlmjaxError(
             f"--input: {path.name} has an unknown ending.",
-            hint=f"Rename it: .txt has a text a line; {', '.join(READERS)} have "
+            hint=f"Rename it: .txt has a text a line; {', '.join(known)} have "
             "records. Only .gz, .bz2, .xz or .zst may follow.",
         )
     for record in READERS[kind](path):

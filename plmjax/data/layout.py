@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.packing import count_up
 from plmjax.tokenizers import Tokenizer
 
@@ -82,10 +82,9 @@ def encode_words(
     if not filled.all():
         if tokenizer.unk_id is None:
             word = words[int(np.flatnonzero(encoded.lengths == 0)[0])]
-            raise PlmjaxError(
+            raise DataError(
                 f"the vocabulary has no token for the word {word!r}, and no [UNK].",
                 hint="Remove it from the data, or use another vocabulary.",
-                code=Exit.DATA,
             )
         tokens[~filled] = tokenizer.unk_id
     begin = np.cumsum(sizes) - sizes

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.packing import Spans, count_up, lay, pieces_of
 from plmjax.data.pairs import PairPlan
 from plmjax.data.philox import below, make_key, philox, unit
@@ -204,9 +204,8 @@ def _search(split: Split, plan: PairPlan, drawn: Drawn, one: int, key, block: in
             if _differs(split, plan, drawn, which, tail)[0]:
                 _replace_by(plan, drawn, which, tail)
                 return
-    raise PlmjaxError(
+    raise DataError(
         f"the {split.name} split has no text that can be a false next "
         "sentence: its documents are the same.",
         hint="Give a more varied corpus.",
-        code=Exit.DATA,
     )

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.packing import Plan, count_up, pack
 from plmjax.data.philox import below, make_key, philox
 from plmjax.data.store import Split
@@ -79,11 +79,7 @@ class PairPlan(Plan):
         order = np.argsort(key, kind="stable")
         piece = piece[order]
         return Tails(
-            key[order],
-            self.cut[order],
-            size[order],
-            piece,
-            np.cumsum(1 / cuts[piece]),
+            key[order], self.cut[order], size[order], piece, np.cumsum(1 / cuts[piece])
         )
 
     def key(self, size: np.ndarray, amid: np.ndarray) -> np.ndarray:
@@ -193,23 +189,21 @@ def check_negatives(split: Split, plan: PairPlan) -> None:
         where = split.document(where)
     if where.min() == where.max():
         what = {"document": "document", "corpus": "stretch"}[plan.pairs.negatives]
-        raise PlmjaxError(
+        raise DataError(
             f"the {split.name} split has one {what} of two sentences or more, so there "
             "is no other to sample a false next sentence from.",
             hint="Give more documents (--config.data.source.document=blank or line, "
             "--config.data.held_out_percent), or set objective.negatives=corpus.",
-            code=Exit.DATA,
         )
 
 
 def no_two_sentences(split: str) -> PlmjaxError:
     """The error (code 3) for a split without a document of two sentences."""
-    return PlmjaxError(
+    return DataError(
         f"no document of the {split} split holds two sentences, which sentence pairs "
         "need.",
         hint="Make documents longer (--config.data.source.document=blank or file), or "
         "change --config.data.sentences or --config.data.held_out_percent.",
-        code=Exit.DATA,
     )
 
 

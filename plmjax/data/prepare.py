@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, Exit, PlmjaxError, counted
 from plmjax.children import is_alive
 from plmjax.data import quality
 from plmjax.data.corpus import Source
@@ -54,7 +54,6 @@ class Batch(NamedTuple):
     lengths: np.ndarray  # [documents] int64
     sentences: np.ndarray  # [n] bool: a sentence begins here, or a document
     held_out: np.ndarray  # [documents] bool
-    digests: np.ndarray  # [documents] uint64, of their texts
     counted: quality.Counted
 
 
@@ -151,7 +150,7 @@ def _write(
     unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
     empty, counts = 0, quality.Counts()
     for batch in _tokenise(source, shape, workers):
-        counts.add(batch.counted, batch.digests)
+        counts.add(batch.counted)
         empty += int(np.count_nonzero(batch.lengths == 0))
         held_out_token = np.repeat(batch.held_out, batch.lengths)
         for name, writer in writers.items():
@@ -180,15 +179,13 @@ def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) ->
     larger = f"Set --config.data.held_out_percent={percent}, or give more"
     for name, facts in splits.items():
         if not facts["documents"]:
-            raise PlmjaxError(
+            raise DataError(
                 f"The {name} split is empty: the text of {tokens:,} tokens is "
-                + ("one document" if documents == 1 else f"{documents:,} documents")
-                + ", and all went to the other split "
-                f"(data.held_out_percent={held_out_percent}).",
+                f"{counted(documents, 'document')}, and all of it went to the other "
+                f"split (data.held_out_percent={held_out_percent}).",
                 hint=(larger if name == "held_out" and documents > 1 else "Give more")
                 + " documents (--config.data.source.document=line, blank or file says "
                 "where one of a text ends).",
-                code=Exit.DATA,
             )
 
 
@@ -249,8 +246,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
         np.diff(ends_of_texts),
         sentences,
         np.array([_is_below(digest, held_out_percent) for digest in digests]),
-        digests=np.array(digests, np.uint64),
-        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id),
+        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id, digests),
     )
 
 

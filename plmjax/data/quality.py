@@ -3,7 +3,7 @@
 The counts are in the store's manifest, so that a later start needs no second pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,23 +38,22 @@ class Problem(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt."""
+    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt.
+
+    `digests` are numbers of 64 bits, one a text.
+    """
 
     counts: np.ndarray
     texts: tuple[str, ...]
     damaged: str | None
+    digests: np.ndarray
 
 
-def count(texts: list[str], encoded: Encoded, ends, unk_id: Any) -> Counted:
+def count(texts: list[str], encoded: Encoded, ends, unk_id: Any, digests) -> Counted:
     """Counts in texts; text i has the tokens from ends[i] to ends[i + 1]."""
     unknown = np.flatnonzero(encoded.tokens == (-1 if unk_id is None else unk_id))
     replaced = [text.count(REPLACEMENT) for text in texts]
-    counts = [
-        sum(map(len, texts)),
-        np.count_nonzero(encoded.word_start),
-        len(unknown),
-        sum(replaced),
-    ]
+    characters, words = sum(map(len, texts)), np.count_nonzero(encoded.word_start)
     examples: tuple[str, ...] = ()
     if len(unknown) > SOME_UNKNOWN * len(encoded.tokens):
         which = np.unique(np.searchsorted(ends, unknown, "right") - 1)[:_TEXTS_OF_GROUP]
@@ -63,7 +62,8 @@ def count(texts: list[str], encoded: Encoded, ends, unk_id: Any) -> Counted:
     if damaged is not None:
         at = damaged.index(REPLACEMENT)
         damaged = " ".join(damaged[max(at - _AROUND, 0) : at + _AROUND].split())
-    return Counted(np.array(counts, np.int64), examples, damaged)
+    counts = np.array([characters, words, len(unknown), sum(replaced)], np.int64)
+    return Counted(counts, examples, damaged, np.array(digests, np.uint64))
 
 
 class Counts:
@@ -75,12 +75,12 @@ class Counts:
         self._damaged: str | None = None
         self._digests = [np.zeros(0, np.uint64)]
 
-    def add(self, counted: Counted, digests: np.ndarray) -> None:
-        """Adds the counts of some documents, and a digest of each."""
+    def add(self, counted: Counted) -> None:
+        """Adds the counts of some documents."""
         self._counts += counted.counts
         self._texts += counted.texts[: _TEXTS - len(self._texts)]
         self._damaged = self._damaged or counted.damaged
-        self._digests.append(digests)
+        self._digests.append(counted.digests)
 
     def facts(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Returns the manifest's "quality", ready for JSON."""
@@ -92,7 +92,7 @@ class Counts:
             facts["damaged"] = self._damaged
         if self._texts:
             words = unknown_words(tokenizer, self._texts)
-            facts["unknown_words"] = f"{why_unknown(words)} {_remedy(words)}"
+            facts["unknown_words"] = " ".join(why_unknown(words))
         return facts
 
 
@@ -102,129 +102,95 @@ def problems(store: Store, held_out_percent: float) -> list[Problem]:
     A store of an older version has no counts; its documents are judged all the same.
     """
     tokens = sum(store.split(name).tokens for name in SPLITS)
-    some: list[Problem | None] = []
-    if facts := store.manifest.get("quality"):
-        some += [
-            _unknown(facts, tokens),
-            _replaced(facts),
-            _spelt_out(facts, tokens, store.unigram),
-            _copies(facts),
-        ]
-    some += _documents(store, tokens, held_out_percent)
-    return [problem for problem in some if problem is not None]
+    facts = store.manifest.get("quality")
+    some = _of_counts(facts, tokens, store.unigram) if facts else ()
+    return [*some, *_of_documents(store, tokens, held_out_percent)]
 
 
-def _unknown(facts: dict[str, Any], tokens: int) -> Problem | None:
+def _of_counts(
+    facts: dict[str, Any], tokens: int, unigram: np.ndarray
+) -> Iterator[Problem]:
     unknown = facts["unknown_tokens"]
     share = unknown / max(tokens, 1)
-    if share <= SOME_UNKNOWN:
-        return None
-    text = f"{share:.1%} of the tokens are [UNK] ({unknown:,} of {tokens:,}). "
-    return Problem(text + facts.get("unknown_words", ""), share > MOST_UNKNOWN)
-
-
-def why_unknown(words: UnknownWords) -> str:
-    """Returns the cause of most unknown words, with examples."""
-    if _are_long(words):
-        return (
-            f"Words of over {words.limit} characters become one [UNK] (DNA, proteins, "
-            f"hashes): {_listed(words.long_examples)}."
+    if share > SOME_UNKNOWN:
+        text = f"{share:.1%} of the tokens are [UNK] ({unknown:,} of {tokens:,}). "
+        yield Problem(text + facts.get("unknown_words", ""), share > MOST_UNKNOWN)
+    replaced, characters = facts["replacement_characters"], facts["characters"]
+    if replaced > MOST_REPLACED * characters:
+        yield Problem(
+            f"{replaced / characters:.1%} of the characters are {REPLACEMENT} "
+            f"({replaced:,} of {characters:,}), which stands for bytes that are not "
+            f"UTF-8: {facts.get('damaged', '')!r}. Name the encoding, for example "
+            "--config.data.encoding=latin-1, or leave out files that are no text.",
+            refused=True,
         )
-    missing, examples = _listed(words.characters), _listed(words.character_examples)
-    return f"The vocabulary lacks {missing}, as in {examples}."
-
-
-def _remedy(words: UnknownWords) -> str:
-    if _are_long(words):
-        return "A byte-level vocabulary reads them: --config.tokenizer.kind=bpe."
-    return (
-        "Train a vocabulary on this text (--config.tokenizer.path=none), a larger one "
-        "(--config.tokenizer.vocab_size), or one of bytes, which lacks nothing "
-        "(--config.tokenizer.kind=bpe)."
-    )
-
-
-def _are_long(words: UnknownWords) -> bool:
-    return 2 * words.too_long > words.unknown
-
-
-def _listed(examples: Sequence[str]) -> str:
-    return ", ".join(map(repr, examples))
-
-
-def _replaced(facts: dict[str, Any]) -> Problem | None:
-    count, characters = facts["replacement_characters"], facts["characters"]
-    if count <= MOST_REPLACED * characters:
-        return None
-    text = (
-        f"{count / max(characters, 1):.1%} of the characters are {REPLACEMENT} "
-        f"({count:,} of {characters:,}), which stands for bytes that are not UTF-8: "
-        f"{facts.get('damaged', '')!r}. Name the encoding, for example "
-        "--config.data.encoding=latin-1, or leave out files that are no text."
-    )
-    return Problem(text, refused=True)
-
-
-def _spelt_out(
-    facts: dict[str, Any], tokens: int, unigram: np.ndarray
-) -> Problem | None:
-    used = np.count_nonzero(unigram)
-    pieces = tokens / max(facts["words"], 1)
-    spelt_out = tokens > SPELT_OUT * facts["characters"]
-    if used > FEW_USED * len(unigram) or pieces <= MANY_PIECES or not spelt_out:
-        return None
-    return Problem(
-        f"The vocabulary spells the text out: {pieces:.1f} pieces a word, and only "
-        f"{used:,} of its {len(unigram):,} pieces occur. It may be of another "
-        "language; --config.tokenizer.path=none trains one on this text."
-    )
-
-
-def _copies(facts: dict[str, Any]) -> Problem | None:
+    used, pieces = np.count_nonzero(unigram), tokens / max(facts["words"], 1)
+    few = used <= FEW_USED * len(unigram)
+    if few and pieces > MANY_PIECES and tokens > SPELT_OUT * characters:
+        yield Problem(
+            f"The vocabulary spells the text out: {pieces:.1f} pieces a word, and only "
+            f"{used:,} of its {len(unigram):,} pieces occur. It may be of another "
+            "language; --config.tokenizer.path=none trains one on this text."
+        )
     documents = facts["all_documents"]
     copies = documents - facts["distinct_documents"]
-    if copies <= MOST * documents:
-        return None
-    return Problem(
-        f"{copies / documents:.1%} of the documents repeat another one word for word "
-        f"({copies:,} of {documents:,}). Remove the copies, or check "
-        "--config.data.source.document."
+    if copies > MOST * documents:
+        yield Problem(
+            f"{copies / documents:.1%} of the documents repeat another one word for "
+            f"word ({copies:,} of {documents:,}). Remove the copies, or check "
+            "--config.data.source.document."
+        )
+
+
+def why_unknown(words: UnknownWords) -> tuple[str, str]:
+    """Returns the cause of most unknown words, with examples, and what helps."""
+
+    def listed(examples: Sequence[str]) -> str:
+        return ", ".join(map(repr, examples))
+
+    if 2 * words.too_long > words.unknown:
+        return (
+            f"Words of over {words.limit} characters become one [UNK] (DNA, proteins, "
+            f"hashes): {listed(words.long_examples)}.",
+            "A byte-level vocabulary reads them: --config.tokenizer.kind=bpe.",
+        )
+    return (
+        f"The vocabulary lacks {listed(words.characters)}, as in "
+        f"{listed(words.character_examples)}.",
+        "Train a vocabulary on this text (--config.tokenizer.path=none), a larger one "
+        "(--config.tokenizer.vocab_size), or one of bytes, which lacks nothing "
+        "(--config.tokenizer.kind=bpe).",
     )
 
 
-def _documents(store: Store, tokens: int, held_out_percent: float) -> list[Problem]:
-    """Returns problems of a text of hardly more than one document."""
+def _of_documents(
+    store: Store, tokens: int, held_out_percent: float
+) -> Iterator[Problem]:
+    """Yields problems of a text of hardly more than one document."""
     train, held_out = (store.split(name) for name in SPLITS)
     ends = _ends(store)
     longest = max(int(np.diff(split.offsets).max()) for split in (train, held_out))
-    some = []
     if longest > MOST * tokens:
-        some.append(
-            Problem(
-                f"One document has {longest / tokens:.1%} of the text ({longest:,} of "
-                f"{tokens:,} tokens). {ends}",
-                # Such a document is not held out by intent.
-                refused=held_out.tokens > train.tokens and held_out_percent < 50,
-            )
+        yield Problem(
+            f"One document has {longest / tokens:.1%} of the text ({longest:,} of "
+            f"{tokens:,} tokens). {ends}",
+            # Such a document is not held out by intent.
+            refused=held_out.tokens > train.tokens and held_out_percent < 50,
         )
     if held_out.documents == 1:
-        some.append(
-            Problem(
-                f"The held-out text is one document of {held_out.tokens:,} tokens "
-                f"({held_out.tokens / tokens:.1%} of all). {ends} "
-                "--config.data.held_out_percent=10 holds out more."
-            )
+        yield Problem(
+            f"The held-out text is one document of {held_out.tokens:,} tokens "
+            f"({held_out.tokens / tokens:.1%} of all). {ends} "
+            "--config.data.held_out_percent=10 holds out more."
         )
-    return some
 
 
 def _ends(store: Store) -> str:
     """Returns a sentence on what ends a document, with the key if there is one."""
-    document = store.manifest["source"].get("document")
-    if document is None:
+    document, ends = store.manifest["source"].get("document"), {"blank", "file", "line"}
+    if document not in ends:
         return "A document is a record of the source."
-    others = " or ".join(sorted({"blank", "file", "line"} - {document}))
     return (
         f"A document ends by data.source.document={document}; try "
-        f"--config.data.source.document={others}."
+        f"--config.data.source.document={' or '.join(sorted(ends - {document}))}."
     )

@@ -5,7 +5,9 @@ records one by one. Readers of CoNLL, CoNLL-U and SQuAD are in data/annotated.py
 """
 
 import codecs
+import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
@@ -17,13 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import nearest
 from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
 from plmjax.data.corpus import Tally, unreadable
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
+SEPARATORS = ",;\t|"
+_SEPARATOR_LINE = re.compile("sep=(.)[\r\n]")  # Excel writes and reads it
 _HEAD, _FIRST_ROWS = 1 << 20, 20  # characters and rows that show the separator
 _SPLITS = {"train": "train", "held_out": "validation", "test": "test"}
 # Decodes bytes that should be text; the second argument is their file:line.
@@ -40,7 +44,7 @@ class Record(NamedTuple):
 
 def bad_data(where: str, what: str, hint: str) -> PlmjaxError:
     """The error (code 3) for wrong data; `where` is file:line."""
-    return PlmjaxError(f"{where}: {what}", hint=hint, code=Exit.DATA)
+    return DataError(f"{where}: {what}", hint=hint)
 
 
 def no_column(where: str, name: str, key: str, columns: Sequence[str]) -> PlmjaxError:
@@ -51,11 +55,10 @@ def no_column(where: str, name: str, key: str, columns: Sequence[str]) -> Plmjax
 
 def no_field(where: str, field: str, fields: Iterable[str]) -> PlmjaxError:
     """The error for a field that the records of a corpus lack."""
-    return PlmjaxError(
+    return DataError(
         f"{where} has no field {field!r}; there are: "
         f"{', '.join(map(str, fields)) or 'none'}.",
         hint="Set --config.data.source.field.",
-        code=Exit.DATA,
     )
 
 
@@ -98,11 +101,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         name = guess_encoding(raw, error.start)
-        raise bad_data(
-            f"{path}:{line}",
-            f"byte {raw[error.start]:#04x} is not UTF-8.",
-            f"Convert the file to UTF-8{f'; it looks like {name}' if name else ''}.",
-        ) from None
+        hint = f"Convert the file to UTF-8{f'; it looks like {name}' if name else ''}."
+        what = f"byte {raw[error.start]:#04x} is not UTF-8."
+        raise bad_data(f"{path}:{line}", what, hint) from None
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
@@ -115,10 +116,8 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
         what = f"column {getattr(error, 'colno', 1)}: {reason}"
     except RecursionError:
         number, what = line or 1, "it is nested too deeply"
-    raise PlmjaxError(
-        f"{path}:{number} is not valid JSON: {what}.",
-        hint="Fix or remove the line.",
-        code=Exit.DATA,
+    raise DataError(
+        f"{path}:{number} is not valid JSON: {what}.", hint="Fix or remove the line."
     )
 
 
@@ -139,10 +138,9 @@ def read_lines(
             yield from others[:-1]
             pending, size = [others[-1]], len(others[-1])
         if size > LINE_BYTES:
-            raise PlmjaxError(
+            raise DataError(
                 f"{path} has a line of more than {LINE_BYTES:,} bytes.",
                 hint="Is it one JSON array? Write one object a line instead.",
-                code=Exit.DATA,
             )
     yield b"".join(pending)
 
@@ -151,52 +149,50 @@ def read_lines(
 
 
 def read_csv(
-    path: Path, header: bool = True, separator: str | None = None
+    path: Path, header: bool = True, separator: str | None = None, usual: str = ","
 ) -> Iterator[Record]:
-    """Reads CSV; a field in double quotes may contain separators and newlines.
+    """Reads a table; a field in double quotes may contain separators and newlines.
 
-    The separator is that of Excel's line sep=;, else ";", a tab or "|" where only it
-    divides the header and the first rows into columns, else a comma.
+    Without a separator it is `usual`, or the likely one where that divides nothing.
     """
-    return _separated(path, header, separator, usual=",")
+    text = read_text(path)
+    if separator is None:
+        known = header or _SEPARATOR_LINE.match(text)
+        separator = find_separator(text[:_HEAD], usual) if known else usual
+    lines = io.StringIO(text, newline="")
+    return read_table(path, lines, separator, header, plain=separator == usual == "\t")
 
 
-def read_tsv(
-    path: Path, header: bool = True, separator: str | None = None
+# Tab-separated values, in which quotation marks have no special meaning.
+read_tsv = functools.partial(read_csv, usual="\t")
+
+
+def read_table(
+    path: Path,
+    lines: Iterable[str],
+    separator: str,
+    header: bool = True,
+    *,
+    plain: bool = False,
 ) -> Iterator[Record]:
-    """Reads tab-separated values; quotation marks have no special meaning.
-
-    Where tabs divide nothing, the separator is chosen as in CSV.
-    """
-    return _separated(path, header, separator, usual="\t")
-
-
-def _separated(
-    path: Path, header: bool, separator: str | None, usual: str
-) -> Iterator[Record]:
-    """Yields the records of a table; without a separator, by the likely one.
+    """Yields the records of a table; if it is `plain`, quotation marks are text.
 
     Raises:
       PlmjaxError: columns of one name, a row with more or fewer fields, an open
         quotation.
     """
     csv.field_size_limit(1 << 28)  # the default limit is less than a book
-    text, names, before = read_text(path), None, 0
-    if first := re.match("sep=(.)(\r\n?|\n)", text):  # Excel writes and reads this line
-        text, before = text[first.end() :], 1
-        separator = separator or first[1]
-    if separator is None:
-        separator = _likely_separator(text[:_HEAD], usual) if header else usual
-    skipped, plain = before, separator == usual == "\t"
     quotes: Any = {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, **quotes)
+    reader = csv.reader(lines, delimiter=separator, **quotes)
+    names, before = None, 0
     try:
         for row in reader:
-            line, before = before + 1, skipped + reader.line_num
-            if not row:
+            line, before = before + 1, reader.line_num
+            if not row or (line == 1 and re.fullmatch("sep=.?", "".join(row))):
                 continue
             if names is None:
-                names = [*map(str.strip, row)] if header else _numbers(len(row))
+                numbers = map(str, range(1, len(row) + 1))
+                names = [*(map(str.strip, row) if header else numbers)]
                 _check_header(names, f"{path}:{line}")
                 if header:
                     continue
@@ -216,21 +212,22 @@ def _separated(
         ) from None
 
 
-def _likely_separator(text: str, usual: str) -> str:
-    """Returns the separator that divides the first rows into equally many columns."""
-    columns = {}
-    for separator in (usual, ",", ";", "\t", "|"):
+def find_separator(text: str, usual: str) -> str:
+    """Returns the separator of a table that begins with `text`.
+
+    That of Excel's line sep=;, else what divides the first rows into equally many
+    columns, else the commonest in the header; `usual` goes before the others.
+    """
+    if first := _SEPARATOR_LINE.match(text):
+        return first[1]
+    candidates = dict.fromkeys(usual + SEPARATORS)
+    for separator in candidates:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        try:
+        with contextlib.suppress(csv.Error):
             sizes = {len(row) for row in itertools.islice(rows, _FIRST_ROWS) if row}
-        except csv.Error:
-            continue
-        columns[separator] = max(sizes) if len(sizes) == 1 else 1
-    return max(columns, key=lambda x: columns[x] > 1, default=usual)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(number) for number in range(1, count + 1)]
+            if len(sizes) == 1 and sizes != {1}:
+                return separator
+    return max(candidates, key=text.lstrip().partition("\n")[0].count)
 
 
 def _check_header(names: list[str], where: str) -> None:
@@ -239,7 +236,7 @@ def _check_header(names: list[str], where: str) -> None:
         raise bad_data(
             where,
             f"two columns are called {twice[0]!r}.",
-            "Rename one; a file without a header needs task.header=False.",
+            "Rename one; labelled data without a header need task.header=False.",
         )
 
 
@@ -256,10 +253,9 @@ def read_jsonl(
             continue
         value = parse_json(text, path, line)
         if not isinstance(value, dict):
-            raise PlmjaxError(
+            raise DataError(
                 f"{path}:{line} holds a {type(value).__name__}, not an object.",
                 hint='Write {"text": ...}.',
-                code=Exit.DATA,
             )
         yield Record(value, str(path), line)
 
@@ -317,6 +313,11 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
     return Path(folder).expanduser(), split
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether datasets' save_to_disk wrote the folder."""
+    return any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
+
+
 def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
     """Opens a folder that datasets' save_to_disk wrote, or a folder of data files.
 
@@ -324,19 +325,17 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
     """
     import datasets
 
-    saved = any((folder / n).is_file() for n in ("state.json", "dataset_dict.json"))
     try:
-        if not saved:
+        if not is_saved(folder):
             return datasets.load_dataset(
                 str(folder), split=split, streaming=True, **options
             )
         data: Any = datasets.load_from_disk(str(folder))
         return data[split] if isinstance(data, datasets.DatasetDict) else data
     except Exception as error:  # of many classes, from the reader of each format
-        raise PlmjaxError(
+        raise DataError(
             f"{folder} does not load, or has no split {split!r}: {_reason(error)}.",
             hint=hint,
-            code=Exit.DATA,
         ) from None
 
 

@@ -13,14 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.packing import Plan, Spans, count_up, lay, pack, pieces_of
-from plmjax.data.pairs import (
-    PairPlan,
-    PairsConfig,
-    check_negatives,
-    make_pair_plan,
-)
+from plmjax.data.pairs import PairPlan, PairsConfig, check_negatives, make_pair_plan
 from plmjax.data.store import Split
 from plmjax.files import replacing
 
@@ -105,10 +100,9 @@ def _read(path: Path, names: list[str]) -> dict[str, Any]:
         with open(path, "rb") as file, np.load(file) as saved:
             return {name: saved[name] for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise PlmjaxError(
+        raise DataError(
             f"{path.name} in the token store cannot be read ({error}).",
             hint="Delete it; it is computed again from the store.",
-            code=Exit.DATA,
         ) from error
 
 

@@ -5,7 +5,7 @@ import dataclasses
 
 from plmjax import PlmjaxError
 from plmjax.data.blocks import Decoding
-from plmjax.data.corpus import ERRORS, Source, SourceConfig, check_encoding
+from plmjax.data.corpus import Source, SourceConfig, check_encoding
 from plmjax.data.corpus_files import Corpus, find_corpus
 from plmjax.data.docstrings import open_docstrings
 from plmjax.data.tables import (
@@ -15,7 +15,7 @@ from plmjax.data.tables import (
     open_prepared,
     open_separated,
 )
-from plmjax.data.text import open_text
+from plmjax.data.text import ENDS, open_text
 
 __all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
 
@@ -44,16 +44,16 @@ def open_source(
 
     Raises PlmjaxError: code 2 for an error in the config, 3 for one in the data.
     """
-    if config.kind not in (None, *SOURCES):
-        raise PlmjaxError(
-            f"data.source.kind={config.kind!r} is not known.",
-            hint=f"Known kinds: {', '.join(SOURCES)}.",
-        )
-    if errors not in ERRORS:
-        raise PlmjaxError(
-            f"data.errors={errors!r} is not known.",
-            hint=f"Choose one of {', '.join(ERRORS)}.",
-        )
+    for key, value, known in (
+        ("data.source.kind", config.kind, SOURCES),
+        ("data.source.document", config.document, ENDS),
+        ("data.errors", errors, ("strict", "replace")),
+    ):
+        if value is not None and value not in known:
+            raise PlmjaxError(
+                f"{key}={value!r} is not known.",
+                hint=f"Choose one of {', '.join(known)}.",
+            )
     check_encoding(encoding)
     kind, files, notes = find_corpus(config)
     decoding = Decoding(codecs.lookup(encoding).name, errors)
@@ -66,10 +66,8 @@ def open_source(
                 f"{key} is for {', '.join(kinds)}, not for data.source.kind={kind}.",
                 hint=f"Leave out --config.{key}.",
             )
-    source = SOURCES[kind](
-        dataclasses.replace(config, kind=kind),
-        Corpus(files, decoding, notes, unchecked),
-    )
+    corpus = Corpus(files, decoding, notes, unchecked)
+    source = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
     if notes:
         source.description["notes"] = notes
     return source

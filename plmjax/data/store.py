@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.files import digest
 
 FORMAT = 1
@@ -205,8 +205,7 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _damaged(directory: Path, name: str, reason: str) -> PlmjaxError:
-    return PlmjaxError(
+    return DataError(
         f"The prepared data are damaged: {directory / name} is {reason}.",
         hint=f"Delete {directory}; the next run prepares it again.",
-        code=Exit.DATA,
     )

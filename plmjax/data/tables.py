@@ -5,7 +5,6 @@ that data.sentences=lines gives these sentences.
 """
 
 import codecs
-import csv
 import functools
 import itertools
 import re
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.blocks import ending, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     LINE_ENDS,
@@ -25,22 +24,18 @@ from plmjax.data.corpus import (
     make_source,
     not_utf8,
 )
-from plmjax.data.corpus_files import (
-    SEPARATORS,
-    Corpus,
-    check_kind,
-    sample,
-    single_path,
-)
+from plmjax.data.corpus_files import Corpus, check_kind, sample, single_path
 from plmjax.data.records import (
     Record,
     bad_data,
+    find_separator,
     no_field,
     open_datasets,
     open_tfds,
     read_datasets,
     read_jsonl,
     read_parquet,
+    read_table,
     read_tfds,
 )
 from plmjax.data.text import text_blocks, text_lines
@@ -68,73 +63,39 @@ def open_jsonl(config: SourceConfig, corpus: Corpus) -> Source:
 
 def open_separated(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens tables of csv or tsv with the columns' names in their first line."""
-    default = "," if config.kind == "csv" else "\t"
+    usual = "," if config.kind == "csv" else "\t"
     separators: dict[Path, str] = {}
     for path in corpus.files:
         check_kind(path, str(config.kind), corpus.decoding)
         head = sample(path, corpus.decoding._replace(errors="replace"))
-        header = head.lstrip("\n").partition("\n")[0]
-        separators[path] = max(default + SEPARATORS, key=header.count)
-        if separators[path] != default:
+        separators[path] = find_separator(head, usual)
+        if separators[path] != usual:
             corpus.notes.append(
-                f"{path.name}: the separator is {separators[path]!r}, not {default!r}."
+                f"{path.name}: the separator is {separators[path]!r}, not {usual!r}."
             )
 
     def read(tally: Tally, _: str | None) -> Iterator[Record]:
-        for path in corpus.files:
+        for path, separator in separators.items():
             lines = text_lines(text_blocks(path, corpus.decoding, tally))
-            yield from _read_separated(path, lines, separators[path])
+            rows = read_table(path, lines, separator, plain=separator == "\t")
+            for number, record in enumerate(rows):
+                if number == 0:
+                    _check_names(record)
+                yield record
 
     return _from_records(config, corpus, corpus.files, read)
 
 
-def _read_separated(
-    path: Path, lines: Iterable[str], separator: str
-) -> Iterator[Record]:
-    """Yields the rows of a table; quotation marks mean nothing between tabs."""
-    csv.field_size_limit(1 << 28)  # the default limit is less than a book
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(
-        lines, delimiter=separator, quoting=quoting, strict=separator != "\t"
-    )
-    names, before = None, 0
-    try:
-        for row in reader:
-            line, before = before + 1, reader.line_num
-            if not row or (names is None and row == ["sep=", ""]):  # as Excel begins
-                continue
-            if names is None:
-                names = [*map(str.strip, row)]
-                _check_header(names, f"{path}:{line}")
-                continue
-            if len(row) != len(names):
-                raise bad_data(
-                    f"{path}:{line}",
-                    f"{len(row)} fields where {len(names)} columns were expected "
-                    f"(separator {separator!r}).",
-                    "Is each quotation closed? data.source.kind=tsv reads quotation "
-                    "marks as text."
-                    if separator != "\t"
-                    else "Fix the line.",
-                )
-            yield Record(dict(zip(names, row, strict=True)), str(path), line)
-    except csv.Error as error:
-        hint = "Fix the quotation marks."
-        raise bad_data(f"{path}:{before + 1}", f"{error}.", hint) from None
-
-
-def _check_header(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise bad_data(where, f"two columns are called {twice[0]!r}.", "Rename one.")
-    data = [name for name in names if len(name.split()) > 4 or name.strip().isdecimal()]
-    if data:
-        raise bad_data(
-            where,
-            f"{data[0][:60]!r} is data, where a column's name was expected.",
-            "Add a first line with the columns' names; data.source.kind=text with "
-            "data.source.column=2 reads a column of lines with tabs.",
-        )
+def _check_names(first: Record) -> None:
+    """Raises PlmjaxError if the names above the first row look like another row."""
+    for name in first.values:
+        if len(name.split()) > 4 or name.isdecimal():
+            raise bad_data(
+                f"{first.file}:{first.line - 1}",
+                f"{name[:60]!r} is data, where a column's name was expected.",
+                "Add a first line with the columns' names; data.source.kind=text with "
+                "data.source.column=2 reads a column of lines with tabs.",
+            )
 
 
 def open_parquet(config: SourceConfig, corpus: Corpus) -> Source:
@@ -198,15 +159,15 @@ def choose_field(rows: Sequence[Mapping[str, Any]], where: str) -> str:
     texts = [name for name in names if _is_text(columns[name])]
     if len(names) == 1 or len(texts) == 1:
         return (texts or names)[0]
-    examples = ", ".join(
-        f"{name} ({_example(columns[name])})" for name in (texts or names)[:20]
-    )
+    shown = []
+    for name in (texts or names)[:20]:
+        text = repr(next((v for v in columns[name] if v not in (None, "")), None))
+        shown.append(f"{name} ({text if len(text) <= 40 else f'{text[:37]}...'})")
     count = f"{len(texts)} fields" if texts else "no field"
-    raise PlmjaxError(
+    raise DataError(
         f"{where} has no field 'text', and {count} that look{'s' * (not texts)} like "
-        f"texts: {examples}.",
+        f"texts: {', '.join(shown)}.",
         hint="Set --config.data.source.field to the one to read.",
-        code=Exit.DATA,
     )
 
 
@@ -227,12 +188,6 @@ def _is_prose(text: str) -> bool:
     words = text.split()
     prose = len(words) > 1 and 2 * letters > sum(map(len, words))
     return prose or _NO_BLANKS.search(text) is not None
-
-
-def _example(values: Sequence[Any]) -> str:
-    value = next((value for value in values if value not in (None, "")), None)
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # --- shared by all kinds
@@ -263,17 +218,10 @@ def _from_records(
 
     digests = file_digests(files)
     content = [field, config.split, config.dataset, errors, digests]
-    if not corpus.decoding.is_utf8:
-        content.append({"encoding": corpus.decoding.encoding})
-    return make_source(
-        config,
-        documents,
-        content=content,
-        description={
-            **describe_files(digests),
-            "document": f"the field {field}",
-        },
-    )
+    if changes := corpus.decoding.changes:
+        content.append(changes)
+    description = {**describe_files(digests), "document": f"the field {field}"}
+    return make_source(config, documents, content, description)
 
 
 def _folder(config: SourceConfig, what: str) -> Path:
@@ -323,18 +271,16 @@ def _text(value: Any, where: str, errors: str, tally: Tally) -> str:
     if isinstance(value, bytes):
         return _decode(value, where, errors, tally)
     if not isinstance(value, str):
-        raise PlmjaxError(
+        raise DataError(
             f"{where} is {type(value).__name__}, not text.",
             hint="Choose another --config.data.source.field, or fix the data.",
-            code=Exit.DATA,
         )
-    if value.isascii():
+    try:
+        value.encode()
         return value
-    replaced = value.encode(errors="replace").decode()
-    if replaced == value:
-        return value
-    if errors == "strict":
-        raise not_utf8(f"{where}: a surrogate character")
+    except UnicodeEncodeError:
+        if errors == "strict":
+            raise not_utf8(f"{where}: a surrogate character") from None
     clean = value.encode(errors="surrogatepass").decode(errors="replace")
     tally.replaced_characters += clean.count("\ufffd")
     return clean

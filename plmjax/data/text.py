@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, counted
 from plmjax.data.blocks import Decoding, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     Source,
@@ -30,15 +30,9 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
     """Opens text files.
 
     Raises:
-      PlmjaxError: data.source.document is not known (code 2); or the files hold records
-        rather than text (3).
+      PlmjaxError: the files hold records rather than text (code 3).
     """
     files, decoding = corpus.files, corpus.decoding
-    if config.document not in (None, *ENDS):
-        raise PlmjaxError(
-            f"data.source.document={config.document!r} is not known.",
-            hint=f"Choose one of {', '.join(ENDS)}.",
-        )
     if config.column is None and not corpus.unchecked:
         for path in files:
             check_kind(path, "text", decoding)
@@ -57,11 +51,8 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
             blocks = _columns(text_blocks(path, decoding, tally), config, path)
             yield from split_documents(blocks, ENDS[document], config, tally)
 
-    changes: dict[str, Any] = (
-        {} if decoding.is_utf8 else {"encoding": decoding.encoding}
-    )
-    if config.column is not None:
-        changes["column"] = config.column
+    column = {} if config.column is None else {"column": config.column}
+    changes: dict[str, Any] = decoding.changes | column
     return make_source(
         config,
         read,
@@ -125,11 +116,10 @@ class Survey:
             (self.records, "are JSON objects", "kind=jsonl"),
         ):
             if count >= 0.5 * self.lines and count > 1:
-                raise PlmjaxError(
+                raise DataError(
                     f"{count:,} of the {self.lines:,} lines of data.source.paths "
                     f"{what}, which would be learnt as text.",
-                    hint=f"Set --config.data.source.{option}.",
-                    code=Exit.DATA,
+                    hint=f"Set --config.data.source.{option}; --yes reads all as text.",
                 )
 
     @property
@@ -139,13 +129,10 @@ class Survey:
         return self.wrapped >= 0.5 * self.lines and 40 <= width <= 100
 
     def __str__(self) -> str:
-        files = f"{self.files:,} file{'s' * (self.files > 1)}"
-        blank = f"{self.blank_lines:,}" if self.blank_lines else "no"
-        lines = f"{self.lines:,} line{'s' * (self.lines != 1)}"
-        return (
-            f"{blank} blank line{'s' * (self.blank_lines != 1)} between {lines} in "
-            f"{files}"
-        )
+        count = self.blank_lines
+        blank = counted(count, "blank line") if count else "no blank lines"
+        lines, files = counted(self.lines, "line"), counted(self.files, "file")
+        return f"{blank} between {lines} in {files}"
 
 
 def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
@@ -166,10 +153,7 @@ def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
 
 
 def split_documents(
-    blocks: Iterable[str],
-    end: re.Pattern | None,
-    config: SourceConfig,
-    tally: Tally,
+    blocks: Iterable[str], end: re.Pattern | None, config: SourceConfig, tally: Tally
 ) -> Iterator[str]:
     """Yields documents from the blocks of one file; a long one in several pieces."""
     remainder, size = "", 0  # bytes of its document that are yielded already
@@ -206,9 +190,8 @@ def text_blocks(path: Path, decoding: Decoding, tally: Tally) -> Iterator[str]:
         try:
             text = utf8.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
-            byte = offset - kept + error.start
-            wrong = f"byte {byte:,} (0x{error.object[error.start]:02x})"
-            where = f"{path}: {wrong}"
+            byte, value = offset - kept + error.start, error.object[error.start]
+            where = f"{path}: byte {byte:,} (0x{value:02x})"
             raise invalid_utf8(where, error.object, error.start) from None
         if decoding.errors == "replace":
             there = raw.count("\ufffd".encode())
@@ -241,10 +224,9 @@ def _columns(blocks: Iterable[str], config: SourceConfig, path: Path) -> Iterato
     for number, line in enumerate(text_lines(blocks), 1):
         columns = line.rstrip("\n").split("\t")
         if line.strip() and len(columns) < config.column:
-            raise PlmjaxError(
+            raise DataError(
                 f"{path}:{number} has {len(columns)} of the {config.column} columns, "
                 "separated by tabs.",
                 hint="Check --config.data.source.column, or fix the line.",
-                code=Exit.DATA,
             )
         yield (columns[config.column - 1] if line.strip() else "") + "\n"

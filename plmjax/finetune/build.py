@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, tree
+from plmjax import DataError, Exit, PlmjaxError, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
@@ -230,16 +230,12 @@ def _check_vocabulary(
         if share <= SOME_UNKNOWN:
             continue
         texts = [t for example in getattr(data, split)[:1000] for t in example.texts]
-        message = (
-            f"{share:.1%} of the tokens of task.{split} are [UNK] to the tokenizer of "
-            f"{model.name}. {why_unknown(unknown_words(tokenizer, texts))}"
-        )
+        why, _ = why_unknown(unknown_words(tokenizer, texts))
+        message = f"{share:.1%} of the tokens of task.{split} are [UNK] to "
+        message += f"the tokenizer of {model.name}. {why}"
         if share > MOST_UNKNOWN:
-            raise PlmjaxError(
-                message,
-                hint="Set --config.model to one with a vocabulary of these texts.",
-                code=Exit.DATA,
-            )
+            hint = "Set --config.model to one with a vocabulary of these texts."
+            raise DataError(message, hint=hint)
         log(f"WARNING: {message}")
 
 

@@ -11,8 +11,9 @@ from typing import IO, Any
 
 import jax
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
 from plmjax.data.examples import Example
 from plmjax.data.inputs import lines_of
@@ -241,7 +242,7 @@ def read_input(
     A .txt has one text a line. `option` is the command-line option that names files.
     """
     files = isinstance(source, str)
-    if files and (labelled or not source.endswith((".txt", ".txt.gz"))):
+    if files and (labelled or ending(Path(source)) != "txt"):
         config = dataclasses.replace(config, test=source)
         return read_examples(config, "test", labelled=labelled, option=option)
     kind = KINDS[config.kind]
@@ -265,15 +266,14 @@ def read_input(
     examples = []
     for where, line in lines:
         if not line.strip():
-            raise PlmjaxError(
+            raise DataError(
                 f"{where} is empty.",
                 hint="Give a text a line, so that lines and predictions agree.",
-                code=Exit.DATA,
             )
         texts = tuple(line.split()) if kind.per_word else (line,)
         examples.append(Example(str(len(examples)), where, texts, None, line))
     if not examples:
-        raise PlmjaxError(f"{source} holds no text.", code=Exit.DATA)
+        raise DataError(f"{source} holds no text.")
     return tuple(examples)
 
 

@@ -18,12 +18,7 @@ from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
 from plmjax.files import replacing, with_nan, write_json
 from plmjax.finetune.added import NOTHING, Added
-from plmjax.finetune.build import (
-    FinetuneSetup,
-    build,
-    check_origin,
-    score_split,
-)
+from plmjax.finetune.build import FinetuneSetup, build, check_origin, score_split
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
@@ -34,11 +29,7 @@ from plmjax.report.scores import task_lines
 from plmjax.tasks import KINDS
 from plmjax.tasks.scores import beats_constant, constant_score, cost, defined
 from plmjax.train import sharding
-from plmjax.train.job import (
-    Training,
-    Watched,
-    initialise,
-)
+from plmjax.train.job import Training, Watched, initialise
 from plmjax.train.loop import Result, fit
 from plmjax.train.step import State
 from plmjax.workdir import Workdir, training_session

@@ -29,13 +29,7 @@ _FORMS = (
 )
 
 # Marks that no later scheme has.
-_NAMES = (
-    ("BILOU", "LU"),
-    ("BMEWO", "W"),
-    ("BMES", "M"),
-    ("IOBES", "ES"),
-    ("IOB", "B"),
-)
+_NAMES = {"BILOU": "LU", "BMEWO": "W", "BMES": "M", "IOBES": "ES", "IOB": "B"}
 
 
 class Scheme(NamedTuple):
@@ -73,9 +67,8 @@ def find_scheme(tags: Iterable[str]) -> Scheme | None:
         ambiguous = len({_MARKS[mark] for mark in marks}) < len(marks)
         if ambiguous or not (usual or ("B" in marks and marks & {*"IMEL"})):
             continue
-        name = "IOE" if "E" in marks else "IO"
-        if marks - {*"IE"}:
-            name = next(name for name, letters in _NAMES if marks & {*letters})
+        names = (n for n, letters in _NAMES.items() if marks & {*letters})
+        name = next(names) if marks - {*"IE"} else "IOE" if "E" in marks else "IO"
         conll = dict.fromkeys(tags, "O")
         for tag, (mark, kind) in split.items():
             conll[tag] = f"{_MARKS[mark]}-{kind or '_'}"

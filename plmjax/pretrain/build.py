@@ -162,7 +162,9 @@ def prepare_data(
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
     data = config.data
-    source = open_source(data.source, data.errors, data.encoding)
+    source = open_source(
+        data.source, data.errors, data.encoding, unchecked=data.accept_warnings
+    )
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
     recipe = json.dumps(

@@ -1,11 +1,11 @@
 """Refuses, before the first step, text that would be trained on by mistake."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.loader import Batch, Loader, Phase
 from plmjax.data.quality import Problem, problems
 from plmjax.data.store import SPLITS, Store
@@ -40,8 +40,14 @@ def check_text(
     """
     phase = min(loader.phases, key=lambda phase: phase.plan.length)
     some = problems(store, config.data.held_out_percent)
+    emptiest = min((phase.plan for phase in loader.phases), key=lambda plan: plan.fill)
+    if emptiest.fill < MOSTLY_PADDING and config.data.rows != "packed":
+        text = (
+            f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the rest "
+            "is padding. --config.data.rows=packed fills them with several documents."
+        )
+        some.append(Problem(text))
     with sharding.alone():
-        some += _padding(config, loader.phases)
         if isinstance(objective, Masked) and objective.masks_matter:
             rows = {
                 name: sample(config, tokenizer, store, name, phase) for name in SPLITS
@@ -55,23 +61,11 @@ def check_text(
     lines = "".join(f"\n  - {problem.text}" for problem in some)
     text = f"The text may not be what it seems:{lines}\n  The first row: {row}"
     if any(problem.final for problem in some):
-        raise PlmjaxError(text, code=Exit.DATA)
+        raise DataError(text)
     if any(problem.refused for problem in some) and not config.data.accept_warnings:
         hint = "\nFix the text or the config; --yes trains on it all the same."
-        raise PlmjaxError(text, hint=hint, code=Exit.DATA)
+        raise DataError(text, hint=hint)
     log(f"WARNING: {text}")
-
-
-def _padding(config: RunConfig, phases: Sequence[Phase]) -> list[Problem]:
-    """Returns the problem of rows that are nearly all padding; [] if there is none."""
-    plan = min((phase.plan for phase in phases), key=lambda plan: plan.fill)
-    if plan.fill >= MOSTLY_PADDING or config.data.rows == "packed":
-        return []
-    text = (
-        f"Rows of {plan.length} tokens are {plan.fill:.1%} full, the others are "
-        "padding. --config.data.rows=packed fills them with several documents."
-    )
-    return [Problem(text)]
 
 
 def sample(
@@ -91,19 +85,17 @@ def unmasked(objective: Masked, train: Batch, held_out: Batch) -> list[Problem]:
         f"their words are longer than {objective.least_probability:.0%} of the row. "
         "Set --config.objective.unit=token, or longer rows."
     )
-    if 2 * empty.sum() > count:
-        why = "they hold only special pieces such as [UNK]."
-    else:
-        why = long
+    special = "they hold only special pieces such as [UNK]."
+    why = special if 2 * empty.sum() > count else long
     if count == rows:
         return [Problem(f"None of {rows:,} rows has a mask: {why}", final=True)]
-    some = []
+    texts = []
     if count > SOME_UNMASKED * rows:
         share = f"{count / rows:.1%} of the rows ({count:,} of {rows:,})"
-        some.append(Problem(f"{share} have no mask: {why}"))
+        texts.append(f"{share} have no mask: {why}")
     if (share := never_masked(objective, train)) > MOSTLY_TOO_LONG:
-        text = f"{share:.1%} of the tokens are never masked: {long}"
-        some.append(Problem(text))
+        texts.append(f"{share:.1%} of the tokens are never masked: {long}")
+    some = [Problem(text) for text in texts]
     if rows_without_masks(objective, held_out)[0].all():
         text = "No held-out row has a mask, so no evaluation would have a figure."
         some.append(Problem(text, refused=True))

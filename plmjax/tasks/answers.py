@@ -17,14 +17,7 @@ from plmjax.data.packing import count_up
 from plmjax.data.records import bad_data, text_of
 from plmjax.metrics.answers import answer_scores, answer_values
 from plmjax.tasks import losses
-from plmjax.tasks.base import (
-    RUN,
-    TABLES,
-    TaskKind,
-    features_of,
-    rounded,
-    softmax,
-)
+from plmjax.tasks.base import RUN, TABLES, TaskKind, features_of, rounded, softmax
 from plmjax.tasks.classes import Classes
 from plmjax.tasks.fields import index_of, list_of
 from plmjax.tokenizers import Tokenizer
@@ -78,22 +71,20 @@ class Answers(TaskKind):
         return tuple(_pairs(values[config.columns.answers], where))
 
     def check_examples(self, examples, config, notes):
-        checked, wrong = [], []
+        checked, misplaced = [], False
         for example in examples:
             context, answers = example.texts[1], []
             for text, offset in example.label:
-                start = index_of(context, offset, config.offsets)
-                if not _is_at(context, text, offset, config.offsets):
-                    wrong.append((example, text, offset))
-                    start = _MISPLACED
-                    if config.misplaced_answers == "nearest":
-                        start = _nearest(context, text, offset, _MISPLACED)
-                        moved = start != _MISPLACED
-                        notes[_MOVED if moved else _NOWHERE].append(example.where)
+                start = _start(context, text, offset, config.offsets)
+                misplaced |= start == _MISPLACED
+                if start == _MISPLACED and config.misplaced_answers == "nearest":
+                    start = _nearest(context, text, offset)
+                    moved = start != _MISPLACED
+                    notes[_MOVED if moved else _NOWHERE].append(example.where)
                 answers.append((text, start))
             checked.append(dataclasses.replace(example, label=tuple(answers)))
-        if wrong and config.misplaced_answers == "error":
-            raise _misplaced(wrong, examples, config.offsets)
+        if misplaced and config.misplaced_answers == "error":
+            raise _misplaced(examples, config.offsets)
         return checked
 
     def targets_of(self, train):
@@ -262,42 +253,43 @@ def _pairs(value: Any, where: str) -> list[tuple[str, int]]:
     return list(zip(texts, starts, strict=True))  # pyright: ignore
 
 
-def _nearest(context: str, text: str, start: int, default: int) -> int:
-    """Returns the start of the occurrence nearest to `start`; `default` if none."""
+def _nearest(context: str, text: str, start: int) -> int:
+    """Returns the start of the occurrence nearest to `start`, or _MISPLACED."""
     matches = re.finditer(f"(?={re.escape(text)})", context)
     starts = [match.start() for match in matches]
-    return min(starts, key=lambda one: abs(one - start), default=default)
+    return min(starts, key=lambda one: abs(one - start), default=_MISPLACED)
 
 
-def _is_at(context: str, text: str, offset: int, unit: str) -> bool:
+def _start(context: str, text: str, offset: int, unit: str) -> int:
+    """Returns the index of an answer's first character; _MISPLACED if not there."""
     start = index_of(context, offset, unit)
-    return start >= 0 and context.startswith(text, start)
+    return start if start >= 0 and context.startswith(text, start) else _MISPLACED
 
 
-def _misplaced(
-    wrong: Sequence[tuple[Example, str, int]], examples: Sequence[Example], unit: str
-) -> Exception:
+def _misplaced(examples: Sequence[Example], unit: str) -> Exception:
     """Returns the error for answers that are not at their offset; one is named."""
-    answers = [(e.texts[1], t, o) for e in examples for t, o in e.label]
-    total = len(answers)
-    fits = {one: sum(_is_at(c, t, o, one) for c, t, o in answers) for one in _UNITS}
-    best = max(_UNITS, key=lambda one: fits[one])
-    unit_is_wrong = fits[best] > fits[unit]
+    answers = [(e, text, offset) for e in examples for text, offset in e.label]
+    right = {
+        one: [_start(e.texts[1], t, offset, one) >= 0 for e, t, offset in answers]
+        for one in _UNITS
+    }
+    fits, total = {one: sum(which) for one, which in right.items()}, len(answers)
+    best = max(_UNITS, key=lambda one: (fits[one], one == unit))
     example, text, offset = next(
-        (e, t, o)
-        for e, t, o in wrong
-        if not unit_is_wrong or _is_at(e.texts[1], t, o, best)
+        answer
+        for answer, ours, theirs in zip(answers, right[unit], right[best], strict=True)
+        if not ours and (theirs or best == unit)
     )
     context = example.texts[1]
     start = index_of(context, offset, unit)
     actual = context[start : start + len(text)] if start >= 0 else ""
-    closest = _nearest(context, text, offset, _MISPLACED)
+    closest = _nearest(context, text, offset)
     hint = f"It is at character {closest}."
     if closest == _MISPLACED:
         hint = "It is nowhere in the context."
         if _folded(text) in _folded(context):
             hint = "It is there with other Unicode forms, capitals or white space."
-    if unit_is_wrong:
+    if best != unit:
         hint += (
             f" answer_start counts {_UNITS[best]} in {fits[best]:,} of {total:,} "
             f"answers, and {_UNITS[unit]} in {fits[unit]:,}: set task.offsets={best}."
@@ -311,7 +303,7 @@ def _misplaced(
         example.where,
         f"the answer {text[:60]!r} (id {example.id}) is not in the context at "
         f"answer_start={offset}, where {actual[:60]!r} is; answers that are not at "
-        f"their answer_start: {len(wrong):,} of {total:,}.",
+        f"their answer_start: {total - fits[unit]:,} of {total:,}.",
         hint,
     )
 

@@ -41,7 +41,7 @@ TABLES = ("jsonl", "parquet", "datasets", "tfds")
 RUN = """\
 run = pipeline("$pipeline", model=model, tokenizer=tokenizer)
 print(run("""
-_LABELS_SHOWN = 8
+_SHOWN = 8  # labels, kinds of entities or the like
 _CONSTANTS = 20  # frequent labels that are tried as one answer for all
 _DIGITS = 6  # of a probability: float32 has no more
 
@@ -374,9 +374,7 @@ class TaskKind(abc.ABC):
         """Returns a phrase on the labels of train: the share of each name."""
         names = [name for label in labels for name in self.names(label)]
         counts = collections.Counter(map(str, names)).most_common()
-        shares = [f"{name} {n / len(names):.1%}" for name, n in counts[:_LABELS_SHOWN]]
-        more = len(counts) - _LABELS_SHOWN
-        return ", ".join([*shares, f"and {more} more"] if more > 0 else shares)
+        return shortened([f"{name} {n / len(names):.1%}" for name, n in counts])
 
     def score_context(self, examples: Examples) -> dict[str, int]:
         """Returns numbers, by name, without which the scores cannot be compared."""
@@ -417,6 +415,12 @@ def rounded(value: float) -> float:
 def named(labels: Labels, values: np.ndarray) -> dict[str, float]:
     """Returns {label: its probability}, for a file."""
     return {label: rounded(value) for label, value in zip(labels, values, strict=True)}
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Returns the first of a list of names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join([*names[:_SHOWN], *[f"and {more:,} more"] * (more > 0)])
 
 
 def most_frequent(values: Sequence[Any]) -> list[Any]:

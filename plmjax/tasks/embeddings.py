@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError
 from plmjax.data.features import Features
 from plmjax.data.layout import encode_texts, lay_out, plan_rows
 from plmjax.data.records import bad_data, text_of
@@ -67,11 +67,10 @@ print(vectors @ vectors.T)  # cosines""",
     def check_split(self, examples, role):
         """Raises PlmjaxError for a single pair: retrieval needs other candidates."""
         if examples and len({example.texts[1] for example in examples}) < 2:
-            raise PlmjaxError(
+            raise DataError(
                 f"the {role.replace('_', '-')} part has a single pair, and so nothing "
                 "to find it among.",
                 hint=f"Give more pairs as task.{role}, or more training data.",
-                code=Exit.DATA,
             )
 
     def rows(self, config, examples, tokenizer):

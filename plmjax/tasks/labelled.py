@@ -1,23 +1,17 @@
 """Labelled data of a task: all examples are read and checked before they are used."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import nearest
 from plmjax.console import ignore_line
-from plmjax.data.annotated import (
-    Notes,
-    read_conll,
-    read_conllu,
-    read_json,
-    read_squad,
-)
+from plmjax.data.annotated import Notes, read_conll, read_conllu, read_json, read_squad
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
+from plmjax.data.corpus_files import KINDS as KINDS_OF_FILES
 from plmjax.data.examples import Example, hold_out
 from plmjax.data.records import (
     Record,
@@ -45,8 +39,6 @@ FILES = {
     "squad": lambda path, config, _: read_squad(path, config.columns),
 }
 FOLDERS = ("datasets", "tfds")
-_TABLE = re.compile(r"\.(csv|tsv|tab)(\.[a-z0-9]+)?$", re.IGNORECASE)
-_ALIASES = {"json": "jsonl", "ndjson": "jsonl", "tab": "tsv"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +65,22 @@ def load_labelled(config: TaskConfig) -> Labelled:
     if config.train is None:
         raise PlmjaxError("task.train is empty.", hint="Name the training file.")
     notes: list[str] = []
-    train = read_examples(config, "train", log=notes.append)
-    others = {
+    splits: dict[str, tuple[Example, ...]] = {
         role: read_examples(config, role, log=notes.append)
         if getattr(config, role) is not None
         else ()
-        for role in ("held_out", "test")
+        for role in ("train", "held_out", "test")
     }
-    kind = KINDS[config.kind]
+    kind, train = KINDS[config.kind], splits["train"]
     labels = kind.find_labels(config, train)
     _check_varied(config, train)
-    for role, examples in {"train": train, **others}.items():
+    for role, examples in splits.items():
         check_labels(config.kind, examples, labels, f"task.{role}")
     if config.held_out is None:
-        train, others["held_out"] = hold_out(train, config.held_out_percent)
-    for role, examples in others.items():
-        kind.check_split(examples, role)
-    splits = (train, others["held_out"], others["test"])
-    return Labelled(config, labels, *splits, tuple(notes))
+        splits["train"], splits["held_out"] = hold_out(train, config.held_out_percent)
+    for role in ("held_out", "test"):
+        kind.check_split(splits[role], role)
+    return Labelled(config, labels, **splits, notes=tuple(notes))
 
 
 def read_examples(
@@ -122,10 +112,9 @@ def read_examples(
         name = len(examples) if name is None else name
         examples.append(Example(str(name), where, texts, label, unit))
     if not examples:
-        raise PlmjaxError(
+        raise DataError(
             f"{option} ({getattr(config, role)}) holds no examples.",
             hint="Give files with at least one.",
-            code=Exit.DATA,
         )
     if config.columns.id is not None or kind.unique_ids:
         _check_ids(examples)
@@ -166,7 +155,7 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
         return config.format
     kind = KINDS[config.kind]
     suffix = ending(path)
-    format = kind.suffixes.get(suffix, _ALIASES.get(suffix, suffix))
+    format = kind.suffixes.get(suffix, KINDS_OF_FILES.get(suffix, suffix))
     if format not in kind.formats:
         raise PlmjaxError(
             f"{option}: {path.name} has an ending that names no format of "
@@ -179,12 +168,9 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
 def _check_columns(
     record: Record, where: str, config: TaskConfig, fields: Sequence[str]
 ) -> None:
-    optional = [
-        field
-        for field in ("pair", "negative", "entities", "id", "group")
-        if field not in fields and getattr(config.columns, field) is not None
-    ]
-    for field in (*fields, *optional):
+    optional = ("pair", "negative", "entities", "id", "group")
+    given = [field for field in optional if getattr(config.columns, field) is not None]
+    for field in (*fields, *given):
         for name in config.columns.names(field):
             if name not in record.values:
                 raise no_column(
@@ -200,11 +186,12 @@ def _reason(record: Record, name: str, config: TaskConfig) -> str:
     inside = [k for k, v in record.values.items() if isinstance(v, dict) and name in v]
     if inside:
         return f"; {name!r} is inside {inside[0]!r}, and only the top level is read"
-    if config.format not in ("csv", "tsv") and not _TABLE.search(record.file):
+    format = KINDS_OF_FILES.get(ending(Path(record.file)))
+    if not {format, config.format} & {"csv", "tsv"}:
         return ""
     names, values = [*record.values], [*record.values.values()]
     seen = names if config.header else values if len(values) == 1 else []
-    for mark in (";", "|", "\t", ","):
+    for mark in ";|\t,":
         if mark in "".join(seen):
             mark = "tab" if mark == "\t" else mark
             return f", or task.separator={mark!r} if that separates the columns"
@@ -262,9 +249,8 @@ def _check_varied(config: TaskConfig, train: Sequence[Example]) -> None:
         (only,) = targets
         field = kind.fields[-1]
         what = "column" if kind.head is None else "label column"
-        raise PlmjaxError(
+        raise DataError(
             f"task.train ({config.train}): the {what} {config.columns.name(field)!r} "
             f"is {only!r} in all {len(train):,} examples.",
             hint=f"Is task.columns.{field} right?",
-            code=Exit.DATA,
         )

@@ -117,10 +117,9 @@ class Multilabel(TaskKind):
         """Yields a line on labels that look like several, by another separator."""
         for mark in ",;|":
             if joined := [label for label in labels if mark in label]:
-                count = f"{len(joined):,} of {len(labels):,}"
                 yield (
-                    f"Labels that contain {mark!r}: {count}, as {joined[0]!r}; "
-                    "task.label_separator sets what separates them."
+                    f"Labels that contain {mark!r}: {len(joined):,} of {len(labels):,},"
+                    f" as {joined[0]!r}; task.label_separator sets what separates them."
                 )
 
     def confidence(self, prediction):

@@ -5,9 +5,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from plmjax.tasks import KINDS
+from plmjax.tasks.base import shortened
 from plmjax.tasks.labelled import Labelled
-
-_SHOWN = 5  # labels named in a line
 
 
 def remarks(data: Labelled) -> Iterator[str]:
@@ -23,7 +22,7 @@ def remarks(data: Labelled) -> Iterator[str]:
     for count, what in ((0, "not in"), (1, "only once in")):
         rare = [label for label in data.labels if counts[label] == count]
         if rare:
-            yield f"Labels that are {what} train: {len(rare):,} ({_names(rare)})."
+            yield f"Labels that are {what} train: {len(rare):,} ({shortened(rare)})."
     texts = {example.texts for example in data.train}
     for split in ("held_out", "test"):
         same = sum(example.texts in texts for example in splits[split])
@@ -43,12 +42,6 @@ def _alike(labels: Iterable[str]) -> Iterator[str]:
     alike = [" and ".join(map(repr, group)) for group in groups.values() if group[1:]]
     if alike:
         yield (
-            f"Labels that differ only in spelling: {len(alike):,} ({_names(alike)}); "
-            "each spelling is learned as its own label."
+            f"Labels that differ only in spelling: {len(alike):,} "
+            f"({shortened(alike)}); each spelling is learned as its own label."
         )
-
-
-def _names(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {more:,} more" if more > 0 else shown

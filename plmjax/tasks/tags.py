@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from plmjax import counted
 from plmjax.data.features import NONE
 from plmjax.data.layout import encode_words, lay_out, plan_rows
 from plmjax.data.records import bad_data, text_of
@@ -23,6 +24,7 @@ from plmjax.tasks.base import (
     features_of,
     most_frequent,
     rounded,
+    shortened,
     softmax,
 )
 from plmjax.tasks.classes import Classes
@@ -192,15 +194,13 @@ class Tags(TaskKind):
     def notes(self, labels, splits):
         """Yields the scheme of the tags, its score, and tags that break the scheme."""
         tags = {
-            split: [example.label for example in examples]
-            for split, examples in splits.items()
-            if examples
+            split: [e.label for e in some] for split, some in splits.items() if some
         }
         if (scheme := find_scheme(labels)) is None:
-            odd = [tag for tag in labels if find_scheme((tag, "B-x", "I-x")) is None]
             why = "none has the form B-kind, I-kind or O"
+            odd = [tag for tag in labels if find_scheme((tag, "B-x", "I-x")) is None]
             if len(odd) < len(labels) / 2:
-                why = f"not all have the form of the others: {', '.join(odd[:5])}"
+                why = f"not all have the form of the others: {shortened(odd)}"
             elif all(map(str.isdecimal, labels)):
                 why = "they are numbers; write their names if they mark entities"
             yield f"The tags mark no entities ({why}): the score is their accuracy."
@@ -215,11 +215,11 @@ class Tags(TaskKind):
         name = scheme.name
         if name == "IOB":  # the first version has B only between entities
             name = "IOB1" if broken["train"] and old else "IOB2"
-        kinds = ", ".join(scheme.kinds[:8]) + ", ..." * (len(scheme.kinds) > 8)
-        count = len(scheme.kinds)
+        kinds = f" ({shortened(scheme.kinds)})" if any(scheme.kinds) else ""
+        count = counted(len(scheme.kinds), "kind")
         yield (
-            f"The tags are {name}, of {count} kind{'s' * (count > 1)} of entities"
-            f"{f' ({kinds})' * bool(kinds)}: the score is the F1 of entities."
+            f"The tags are {name}, of {count} of entities{kinds}: the score is the F1 "
+            "of entities."
         )
         for split, some in tags.items():
             if broken[split] and name not in ("IO", "IOE", "IOB1"):

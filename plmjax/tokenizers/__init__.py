@@ -1,10 +1,6 @@
 """Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
 
-from plmjax.tokenizers.coverage import (
-    UnknownWords,
-    describe,
-    unknown_words,
-)
+from plmjax.tokenizers.coverage import UnknownWords, describe, unknown_words
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer
 from plmjax.tokenizers.train import (
     TokenizerConfig,

@@ -40,11 +40,6 @@ class UnknownWords:
     characters: tuple[str, ...]
     character_examples: tuple[str, ...]
 
-    @property
-    def share(self) -> float:
-        """The share of the words that are unknown, in [0, 1]."""
-        return self.unknown / max(self.words, 1)
-
 
 def unknown_words(tokenizer: "Tokenizer", texts: Iterable[str]) -> UnknownWords:
     """Counts the words of texts that become or contain the unknown token, by cause."""
@@ -171,14 +166,13 @@ def describe_text(tokenizer: "Tokenizer", documents: Iterable[str]) -> tuple[str
         lines.append(
             f"Accents are dropped from the text: {dropped.marks:,} of {total:,} "
             f"characters ({dropped.marks / total:.2%}), e.g. {', '.join(examples)} "
-            "(tokenizer.strip_accents=false keeps them, but for a tokenizer whose "
-            "files say otherwise)."
+            "(tokenizer.strip_accents=false keeps them, except for a tokenizer whose "
+            "files decide it)."
         )
     if dropped.formats:
         lines.append(
             f"Format characters are dropped from the text: {dropped.formats:,} "
-            f"({dropped.formats / total:.2%}), "
-            f"{', '.join(dropped.names)}."
+            f"({dropped.formats / total:.2%}), {', '.join(dropped.names)}."
         )
     return tuple(lines)
 
@@ -207,7 +201,5 @@ def normaliser(backend: "tokenizers.Tokenizer") -> Callable[[str], str]:
 def _examples(counts: Counter[str]) -> tuple[str, ...]:
     """The commonest keys; in alphabetical order where equally common."""
     order = sorted(counts, key=lambda key: (-counts[key], key))[:SHOWN]
-    return tuple(
-        key if len(key) <= SHOWN_CHARACTERS else key[: SHOWN_CHARACTERS - 1] + "…"
-        for key in order
-    )
+    most = SHOWN_CHARACTERS
+    return tuple(k if len(k) <= most else k[: most - 1] + "…" for k in order)

@@ -97,11 +97,10 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]):
     model = sentencepiece.read_model(path)
     config = path.parent / "config.json"
     body = _json(config) if config.is_file() else {}
-    named = {
-        "tokenizer_config.json": settings.get("tokenizer_class"),
-        "config.json": body.get("model_type"),
+    names = {
+        "tokenizer_config.json": str(settings.get("tokenizer_class")),
+        "config.json": str(body.get("model_type")),
     }
-    names = {file: name for file, name in named.items() if isinstance(name, str)}
     kind, why = sentencepiece.family(model, names)
     vocab = {text: n for n, (text, _) in enumerate(sentencepiece.numbered(model, kind))}
     specials = _specials(vocab, settings, _UNIGRAM, path)
@@ -115,13 +114,8 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]):
     backend = sentencepiece.backend(
         model, kind, specials, lowercase=lower, strip_accents=strip
     )
-    ids = {
-        "albert": "ALBERT's, those of the file",
-        "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
-        "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
-    }
     notes = [
-        f"{path.name}: the ids are {ids[kind]} ({why}); text is "
+        f"{path.name}: the ids are {sentencepiece.IDS[kind]} ({why}); text is "
         f"{'' if lower else 'not '}lower-cased, accents are "
         f"{'dropped' if strip else 'kept'} before the model's own normalisation."
     ]

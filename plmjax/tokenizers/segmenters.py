@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, Exit, PlmjaxError
 from plmjax.tokenizers.words import Encoded, word_starts
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ class Segmenter:
                 starts.append(_mark(words, text, offsets, begins))
                 lengths.append(len(ids))
         return Encoded(
-            np.concatenate(tokens),
-            np.concatenate(starts),
-            np.array(lengths, np.int64),
+            np.concatenate(tokens), np.concatenate(starts), np.array(lengths, np.int64)
         )
 
 
@@ -218,8 +216,8 @@ def _read(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PlmjaxError(
-            f"{path}: byte {error.start} is not UTF-8.", hint=hint, code=Exit.DATA
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8.", hint=hint
         ) from None
     except OSError as error:
         raise PlmjaxError(
@@ -230,11 +228,10 @@ def _read(path: Path) -> str:
     lines = [line.strip() for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
         if line and not _ENTRY.fullmatch(line):
-            raise PlmjaxError(
+            raise DataError(
                 f"{path}:{number}: {line!r} is not a word with an optional count and "
                 "an optional tag of small letters.",
                 hint=hint,
-                code=Exit.DATA,
             )
     return "".join(f"{line}\n" for line in lines if line)
 

@@ -6,7 +6,6 @@ that protobuf would generate. Field numbers are those of sentencepiece_model.pro
 
 import dataclasses
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,12 @@ from plmjax.tokenizers.backends import Specials, unigram_backend
 if TYPE_CHECKING:
     import tokenizers
 
+IDS = {  # of a family
+    "albert": "ALBERT's, those of the file",
+    "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
+    "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
+}
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_CONTROL = 3  # the type of pieces that no text gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Model:
     """
 
     kind: str
-
     pieces: list[tuple[str, float]]
     control: tuple[str, ...]
     charsmap: "tokenizers.normalizers.Normalizer | None"
@@ -66,11 +68,8 @@ def read_model(path: Path) -> Model:
     ):
         if bool(_last(message_of, field, supported)) != supported:
             raise _refusal(f"{path} has {setting}={str(not supported).lower()}.")
-    control = (
-        text
-        for p, (text, _) in zip(pieces, table, strict=True)
-        if _last(p, 3, 1) == _CONTROL
-    )
+    # Those of type 3 (control) are given by no text.
+    types = (_last(piece, 3, 1) for piece in pieces)
     charsmap = _last(normalizer, 2, b"")
     try:
         compiled = Precompiled(charsmap) if charsmap else None
@@ -79,7 +78,7 @@ def read_model(path: Path) -> Model:
     return Model(
         kind=kind,
         pieces=table,
-        control=tuple(control),
+        control=tuple(t for (t, _), x in zip(table, types, strict=True) if x == 3),
         charsmap=compiled,
         byte_fallback=bool(_last(trainer, 35, 0)),
     )
@@ -95,9 +94,8 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
     """
     for file, name in names.items():
         plain = name.lower().replace("-", "").replace("_", "")
-        for known in ("albert", "debertav2", "xlmroberta"):
-            if plain.startswith(known):
-                return known, f"{file} has {name}"
+        if known := next(filter(plain.startswith, IDS), None):
+            return known, f"{file} has {name}"
     texts = [text for text, _ in model.pieces]
     if {"[CLS]", "[SEP]"} <= set(texts):
         mask = "[MASK]" in texts
@@ -105,9 +103,8 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
         return "albert" if mask else "debertav2", why
     if set(texts[:3]) == {"<unk>", "<s>", "</s>"}:
         return "xlmroberta", "it begins with <unk>, <s>, </s>"
-    raise _refusal(
-        "the SentencePiece model has neither [CLS] and [SEP] nor <unk>, <s>, </s>."
-    )
+    known = "[CLS] and [SEP] nor <unk>, <s>, </s>"
+    raise _refusal(f"the SentencePiece model has neither {known}.")
 
 
 def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
@@ -129,12 +126,7 @@ def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
 
 
 def backend(
-    model: Model,
-    kind: str,
-    specials: Specials,
-    *,
-    lowercase: bool,
-    strip_accents: bool,
+    model: Model, kind: str, specials: Specials, *, lowercase: bool, strip_accents: bool
 ) -> "tokenizers.Tokenizer":
     """Builds the tokenizer of a family's class from its SentencePiece model."""
     from tokenizers import AddedToken, Regex, decoders, processors
@@ -180,31 +172,24 @@ def backend(
 
 
 def _message(raw: bytes) -> dict[int, list[Any]]:
-    """Returns {field number: its values} of a protobuf message."""
+    """Returns {field number: its values} of a protobuf message.
+
+    A value is an int, or bytes for texts, messages and floats.
+    """
     values: dict[int, list[Any]] = {}
-    for field, value in _fields(raw):
-        values.setdefault(field, []).append(value)
-    return values
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields (field number, value): int, or bytes for texts, messages and floats."""
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at)
-        field, wire = key >> 3, key & 7
+        field, wire = divmod(key, 8)
         if wire == 0:
             value, at = _varint(raw, at)
-            yield field, value
-            continue
-        if wire == 2:
-            size, at = _varint(raw, at)
         else:
-            size = {1: 8, 5: 4}[wire]
-        if at + size > len(raw):
-            raise ValueError("the message is cut off")
-        yield field, raw[at : at + size]
-        at += size
+            size, at = _varint(raw, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+            value, at = raw[at : at + size], at + size
+            if at > len(raw):
+                raise ValueError("the message is cut off")
+        values.setdefault(field, []).append(value)
+    return values
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

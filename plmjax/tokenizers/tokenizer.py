@@ -13,11 +13,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.tokenizers import files, segmenters
-from plmjax.tokenizers.backends import (
-    Specials,
-    byte_of_character,
-    plain_text_backend,
-)
+from plmjax.tokenizers.backends import Specials, byte_of_character, plain_text_backend
 from plmjax.tokenizers.segmenters import BLANK, SIGN, Segmenter, split_signs
 from plmjax.tokenizers.unigram import METASPACE
 from plmjax.tokenizers.words import Encoded, WordCache, cutter
@@ -207,10 +203,7 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls,
-        path: str | Path,
-        lowercase: bool = True,
-        strip_accents: bool | None = None,
+        cls, path: str | Path, lowercase: bool = True, strip_accents: bool | None = None
     ) -> "Tokenizer":
         """Loads a folder, or a file that files.py reads, with its segmenter if any.
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
-from plmjax import Exit, PlmjaxError
+from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, number
 from plmjax.tokenizers import unigram
 from plmjax.tokenizers.backends import (
@@ -101,10 +101,9 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
     limit = UNIGRAM_BYTES if config.kind == "unigram" else SAMPLE_BYTES
     sample = sample_documents(plain_documents(segmenter, documents), limit)
     if not any(text and not text.isspace() for text in sample):
-        raise PlmjaxError(
+        raise DataError(
             "There is no text to train a vocabulary on.",
             hint="Check --config.data.source.paths.",
-            code=Exit.DATA,
         )
     tokenizer = KINDS[config.kind](config, sample)
     if tokenizer.vocab_size < config.vocab_size:
@@ -152,9 +151,7 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, words)
     alphabet = sorted(letters.keys() - set(WORDPIECE_ORDER))
     pieces = WORDPIECE_ORDER + alphabet
-    if len(pieces) > config.vocab_size:
-        raise _too_many_letters(config, len(alphabet), len(pieces))
-    _check_letters(alphabet)
+    _check_letters(config, alphabet, len(pieces))
     vocab = _learn_wordpiece(pieces, config.vocab_size, config, options, sample)
     return Tokenizer(wordpiece_backend(vocab, **options), BERT)
 
@@ -213,12 +210,10 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
 
 def _share_of_marks(sample: list[str]) -> float:
     """The share of combining marks among the letters and marks."""
-    counts = Counter(itertools.chain.from_iterable(sample))
-    total = {"L": 0, "M": 0}
-    for character, count in counts.items():
-        if (kind := unicodedata.category(character)[0]) in total:
-            total[kind] += count
-    return total["M"] / max(sum(total.values()), 1)
+    total = Counter[str]()
+    for character, count in Counter(itertools.chain.from_iterable(sample)).items():
+        total[unicodedata.category(character)[0]] += count
+    return total["M"] / max(total["L"] + total["M"], 1)
 
 
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
@@ -227,9 +222,7 @@ def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
     words = count_words(unigram_backend(empty, **options), sample)
     letters = set(itertools.chain.from_iterable(words))
-    if len(letters) + len(empty) > config.vocab_size:
-        raise _too_many_letters(config, len(letters), len(letters) + len(empty))
-    _check_letters(letters)
+    _check_letters(config, letters, len(letters) + len(empty))
     room = config.vocab_size - len(empty)
     pieces = unigram.learn(words, room, config.min_frequency)
     return Tokenizer(unigram_backend(empty + pieces, **options), ALBERT)
@@ -245,23 +238,21 @@ def _numbered(pieces: list[str]) -> dict[str, int]:
     return {piece: number for number, piece in enumerate(pieces)}
 
 
-def _too_many_letters(config: TokenizerConfig, letters: int, floor: int):
-    return PlmjaxError(
-        f"The text has {letters:,} letters (those inside words counted too), more than "
-        f"tokenizer.vocab_size={config.vocab_size} can hold.",
-        hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
-        "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
-        code=Exit.DATA,
-    )
-
-
-def _check_letters(letters: Collection[str]) -> None:
+def _check_letters(
+    config: TokenizerConfig, letters: Collection[str], floor: int
+) -> None:
     if not letters:
-        raise PlmjaxError(
+        raise DataError(
             "The text gives only characters that the tokenizer drops (controls and "
             "blanks), so there is no word to make pieces of.",
             hint="Check --config.data.source.paths.",
-            code=Exit.DATA,
+        )
+    if floor > config.vocab_size:
+        raise DataError(
+            f"The text has {len(letters):,} letters (those inside words counted too), "
+            f"more than tokenizer.vocab_size={config.vocab_size} can hold.",
+            hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
+            "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
         )
 
 

@@ -111,6 +111,13 @@ def test_what_is_wrong_is_named(case, tokenizer, tmp_path):
     assert all(word in problem.text for word in words), problem.text
 
 
+@pytest.mark.parametrize("document", ["the field text", None])
+def test_a_document_of_records_has_no_end_to_set(document, tokenizer, tmp_path):
+    store = build(tokenizer, tmp_path, [*LINES, LONG], document=document)
+    (problem,) = problems(store, 10)
+    assert problem.text.endswith("tokens). A document is a record of the source.")
+
+
 def test_few_unknown_words_are_no_problem(tokenizer, tmp_path):
     # 60 unknown words of about 4,000 are under 2 %.
     documents = [*LINES, *(f"{n} воды" for n in range(60))]

@@ -4,6 +4,7 @@ Fine-tuned models of every kind are stood in for by random scores, a function of
 tokens: rows, windows, batches, losses, files and the command line are as they are.
 """
 
+import bz2
 import copy
 import dataclasses
 import functools
@@ -799,6 +800,9 @@ def test_a_line_of_a_file_is_a_text_whatever_its_characters(tmp_path):
     config = TaskConfig()
     examples = predict_lib.read_input(config, str(tmp_path / "a.txt"))
     assert [example.texts for example in examples] == [("a\u2028b\x0bc",), ("d\x85e",)]
+    (tmp_path / "b.TXT.bz2").write_bytes(bz2.compress(b"a\nb\n"))
+    examples = predict_lib.read_input(config, str(tmp_path / "b.TXT.bz2"))
+    assert [example.texts for example in examples] == [("a",), ("b",)]
 
 
 def test_fill_reads_lines_and_says_which_mask(pretrained, monkeypatch, capsys):

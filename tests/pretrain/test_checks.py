@@ -1,5 +1,6 @@
 """Text that would be trained on by mistake is refused before the first step."""
 
+import json
 from typing import Any
 
 import jax
@@ -181,3 +182,14 @@ def test_rows_of_padding_are_named_and_ordinary_text_is_not(tmp_path):
     single = start(tmp_path, sentences(90), "data.length=256", "data.rows=single")
     (block,) = [line for line in single if line.startswith("WARNING: The text")]
     assert "Rows of 256 tokens are " in block and "data.rows=packed" in block
+
+
+def test_records_are_read_as_text_only_with_consent(tmp_path):
+    lines = [f'{{"text": "{line}"}}' for line in sentences(90)]
+    with pytest.raises(PlmjaxError, match="JSON lines.* --yes reads all as text") as e:
+        start(tmp_path, lines)
+    assert e.value.code == Exit.DATA
+    start(tmp_path, lines, "data.accept_warnings=True")
+    (manifest,) = tmp_path.rglob("manifest.json")
+    source = json.loads(manifest.read_text())["source"]
+    assert (source["kind"], source["lines"]) == ("text", 90)
