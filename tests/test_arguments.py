@@ -363,7 +363,7 @@ def test_texts_have_their_own_kind(tmp_path, monkeypatch):
     assert source("a.jsonl", "b/").paths == "a.jsonl,b/"
     for words in (["a.jsonl"], ["--config.data.source.paths=a.jsonl"]):
         by_recipe = source("--config=electra:tiny", *words)
-        assert (by_recipe.kind, by_recipe.document) == (None, "blank")
+        assert (by_recipe.kind, by_recipe.document) == (None, None)
         typed = source("--config.data.source.kind=jsonl", *words)
         assert (typed.kind, typed.paths) == ("jsonl", "a.jsonl")
     # A recipe without a text does not train on another.

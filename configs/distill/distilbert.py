@@ -25,7 +25,7 @@ def get_config(teacher: str = "bert-base-uncased") -> ConfigDict:
         {
             "name": "distilbert",
             "data": {
-                "source": {"kind": "text", "document": "blank"},
+                "source": {"kind": "text"},
                 "length": 512,
                 "held_out_percent": 0.5,
             },

@@ -23,7 +23,7 @@ def get_config(size: str = "base-v2") -> ConfigDict:
         {
             "name": f"albert-{size}",
             "data": {
-                "source": {"kind": "text", "document": "blank"},
+                "source": {"kind": "text"},
                 "sentences": "punctuation",
                 "length": 512,
                 "held_out_percent": 0.5,

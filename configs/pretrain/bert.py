@@ -7,7 +7,7 @@ Argument: tiny, mini, small, medium, base (default) or large; all of them train 
 of 128 tokens, then 100,000 of 512; Adam 1e-4, warm-up 10,000, linear to 0, decay .01.
 The numbers are recalled from the paper; its runs took days on TPUs, and nobody has
 trained this recipe to its end with plmjax yet: no time or score is claimed.
-Documents are blocks between blank lines, as in the paper's Wikipedia dumps.
+Blank lines of the text end documents, as in the paper's Wikipedia dumps.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(size: str = "base") -> ConfigDict:
         {
             "name": f"bert-{size}",
             "data": {
-                "source": {"kind": "text", "document": "blank"},
+                "source": {"kind": "text"},
                 "phases": ((900_000, 128, 256), (100_000, 512, 256)),
                 "held_out_percent": 0.5,
             },

@@ -30,7 +30,7 @@ def get_config(size: str = "small") -> ConfigDict:
         {
             "name": f"electra-{size}",
             "data": {
-                "source": {"kind": "text", "document": "blank"},
+                "source": {"kind": "text"},
                 "length": length,
                 "held_out_percent": 2.0 if tiny else 0.5,
             },

@@ -21,7 +21,7 @@ def get_config(size: str = "base") -> ConfigDict:
         {
             "name": f"spanbert-{size}",
             "data": {
-                "source": {"kind": "text", "document": "blank"},
+                "source": {"kind": "text"},
                 "length": 128 if tiny else 512,
                 "held_out_percent": 2.0 if tiny else 0.5,
             },

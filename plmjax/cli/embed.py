@@ -4,7 +4,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from plmjax import RESUME, Exit, PlmjaxError
+from plmjax import RESUME, Exit, PlmjaxError, counted
 from plmjax.cli.options import (
     at_least_one,
     checkpoint_option,
@@ -170,7 +170,7 @@ def _print_summary(result, output: Path, what: str) -> None:
         print(f"{output} is already finished: {result.vectors:,} vectors.")
     else:
         print(
-            f"Embedded {result.texts:,} texts, {result.tokens:,} tokens, in "
+            f"Embedded {counted(result.texts, 'text')}, {result.tokens:,} tokens, in "
             f"{result.seconds:.1f} s, of which compiling took "
             f"{result.compile_seconds:.1f} s; without it "
             f"{result.texts_per_second:,.1f} docs/s, "

@@ -28,6 +28,8 @@ def option(word: str, value: str, options: Sequence[str], keys: Sequence[str]) -
     `value` is the word after it, which may be its value; `options` and `keys` are those
     of the verb. The hint is "" if nothing is near.
     """
+    if word == "-" and "--input" in options:
+        return "Did you mean --input=-, for standard input?"
     name, equals, given = word.partition("=")
     value = f"={given}" if equals else f"={value}" if value else ""
     name = name.lstrip("-").replace("-", "_")
@@ -53,7 +55,7 @@ def option(word: str, value: str, options: Sequence[str], keys: Sequence[str]) -
 
 def verb(word: str, verbs: Sequence[str]) -> str:
     """Returns a hint for a word that is no verb."""
-    if close := difflib.get_close_matches(word, verbs, 1):
+    if close := difflib.get_close_matches(word, verbs, 1, cutoff=0.7):
         return f"Did you mean {close[0]}?"
     if "pretrain" in verbs and Path(word).exists():
         return f"Did you mean plmjax pretrain {word}?"

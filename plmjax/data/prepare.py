@@ -166,24 +166,30 @@ def _write(
         unigram += np.bincount(batch.tokens[~held_out_token], minlength=len(unigram))
     np.save(partial / UNIGRAM, unigram)
     splits = {name: writer.finish() for name, writer in writers.items()}
-    _check_splits(splits, shape.held_out_percent)
     facts = counts.facts(shape.tokenizer)
+    _check_splits(splits, shape.held_out_percent, facts["distinct_documents"])
     return {"splits": splits, "empty_documents": empty, "quality": facts}
 
 
-def _check_splits(splits: dict[str, dict[str, Any]], held_out_percent: float) -> None:
+def _check_splits(
+    splits: dict[str, dict[str, Any]], held_out_percent: float, distinct: int
+) -> None:
+    """Raises PlmjaxError for an empty split; `distinct` documents are no copies."""
     documents = sum(facts["documents"] for facts in splits.values())
     tokens = sum(facts["tokens"] for facts in splits.values())
     # With this share 5 documents are held out on average: none is then unlikely.
-    percent = min(50, math.ceil(500 / max(documents, 1)))
+    percent = min(50, math.ceil(500 / max(distinct, 1)))
     larger = f"Set --config.data.held_out_percent={percent}, or give more"
     for name, facts in splits.items():
         if not facts["documents"]:
             raise DataError(
                 f"The {name} split is empty: the text of {tokens:,} tokens is "
-                f"{counted(documents, 'document')}, and all of it went to the other "
-                f"split (data.held_out_percent={held_out_percent}).",
-                hint=(larger if name == "held_out" and documents > 1 else "Give more")
+                f"{counted(documents, 'document')}"
+                + f" ({distinct:,} distinct)"
+                * (distinct < documents)
+                + ", and all of it went to the other split "
+                f"(data.held_out_percent={held_out_percent}).",
+                hint=(larger if name == "held_out" and distinct > 1 else "Give more")
                 + " documents (--config.data.source.document=line, blank or file says "
                 "where one of a text ends).",
             )

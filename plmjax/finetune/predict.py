@@ -244,7 +244,12 @@ def read_input(
     files = isinstance(source, str)
     if files and (labelled or ending(Path(source)) != "txt"):
         config = dataclasses.replace(config, test=source)
-        return read_examples(config, "test", labelled=labelled, option=option)
+        try:
+            return read_examples(config, "test", labelled=labelled, option=option)
+        except DataError as error:
+            # In `plmjax predict`, the keys of the task are those of --config.
+            hint = error.hint.replace("Set task.", "Set --config.")
+            raise DataError(error.message, hint=hint) from None
     kind = KINDS[config.kind]
     lacks = kind.line_lacks
     if config.columns.entities is not None:

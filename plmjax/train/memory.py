@@ -13,7 +13,7 @@ from plmjax.train.step import State
 
 # An estimate of activations this many times too large is an error beyond doubt: most
 # of the arrays that it counts are kept by every compiler.
-_BEYOND_DOUBT = 4
+_BEYOND_DOUBT = 3
 _SMALLER = "Use a smaller model, or more devices with --config.mesh.fsdp."
 
 
