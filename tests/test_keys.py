@@ -293,6 +293,7 @@ def _(name):
 def _(name):
     changes = ((25, 0.1), (75, 0.2))
     objective = make(kind_of(name), probability=0.4, probabilities=changes)
+    assert objective.least_probability == 0.1
     for progress, count in ((0.0, 4), (0.24, 4), (0.25, 1), (0.7, 1), (1.0, 2)):
         counts = chosen(corrupted(objective, jnp.float32(progress))).sum(1)
         np.testing.assert_allclose(counts.mean(), count, atol=0.3)

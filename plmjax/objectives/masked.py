@@ -159,7 +159,8 @@ class Masked(Objective):
     def least_probability(self) -> float:
         """The smallest share of tokens that is chosen."""
         config = self.mask_config
-        return min(config.probability, config.final_probability or config.probability)
+        later = [share for _, share in config.probabilities]
+        return min(config.probability, config.final_probability or 1.0, *later)
 
     def noise(self, batch: Batch, key: Key) -> Noise:
         """Returns the noise for the draws; it has no step if masks are static."""
