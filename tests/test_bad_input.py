@@ -191,7 +191,7 @@ def test_no_verb_prints_the_help(capsys):
 @pytest.mark.slow
 def test_a_run_without_a_checkpoint_may_change_its_config(fail):
     Path("text.txt").write_bytes(TEXT)
-    more = ("--workdir=run", "--config.tokenizer.vocab_size=9999")
+    more = ("--workdir=run", "--config.tokenizer.vocab_size=9")
     fail(Exit.DATA, *pretrain("text.txt", *more))
     found = run_cli(*pretrain("text.txt", "--workdir=run", "--config.train.batch=16"))
     assert found.returncode == Exit.OK, found.stderr

@@ -46,7 +46,18 @@ def read_lines(outcome: Outcome) -> Lines:
         ) from error
     config = config_lib.build(TaskConfig, outcome.run.config["task"], "task.")
     labels = tuple(probabilities) if isinstance(probabilities, dict) else ()
+    if config.kind == "tags":
+        labels = _tags(outcome, records)
     return Lines(config, labels, truth, records)
+
+
+def _tags(outcome: Outcome, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Returns the tags that a run learned: they decide how entities are marked."""
+    path = outcome.run.directory / "export" / "config.json"
+    if path.is_file():
+        return tuple(json.loads(path.read_text())["id2label"].values())
+    tags = (tag for one in records for tag in (*one["truth"], *one["tags"]))
+    return tuple(dict.fromkeys(tags))
 
 
 def _tuples(value: Any) -> Any:
