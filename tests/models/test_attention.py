@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests_common import campaign
 
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
 from plmjax.models.attention import Dropout, attend, reach, slopes
@@ -111,8 +112,9 @@ def test_every_way_is_the_masked_softmax(way, window, causal, kv_heads, alibi):
     np.testing.assert_allclose(result, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("window", [0, 4])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "window, rate", campaign([(0, 0.0), (0, 0.3), (4, 0.0), (4, 0.3)], (4, 0.3))
+)
 def test_every_way_has_the_gradients_and_the_dropout_of_one(
     way, window, rate, monkeypatch
 ):
@@ -165,7 +167,9 @@ SMALL = EncoderConfig(
 )
 
 
-@pytest.mark.parametrize("positions", ["rope", "alibi"])
+@pytest.mark.parametrize(
+    "positions", ["rope", pytest.param("alibi", marks=pytest.mark.slow)]
+)
 def test_a_packed_row_is_its_documents_alone(way, positions):
     config = dataclasses.replace(SMALL, positions=positions)
     random = np.random.default_rng(0)

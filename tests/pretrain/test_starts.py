@@ -75,10 +75,10 @@ FOUR, AGAIN = "train.accumulation=4", "model.remat=True"
 @pytest.mark.parametrize(
     "starts",
     [
-        [("train.steps=4", FOUR, AGAIN)],
+        pytest.param([("train.steps=4", FOUR, AGAIN)], marks=pytest.mark.slow),
         pytest.param(
             [("train.steps=3", FOUR), ("train.steps=4", FOUR, AGAIN)],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.campaign,
         ),
     ],
     ids=len,
