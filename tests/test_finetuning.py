@@ -251,6 +251,7 @@ def test_eight_devices_train_as_one(done, tmp_path, folder, data, all_devices):
         assert value == pytest.approx(done[1]["held_out"][name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_ends_where_nothing_gets_better(tmp_path, folder, data):
     place, said = tmp_path / "run", []
     more = ("train.steps=40", "train.patience_evaluations=2", "select.metric=loss")

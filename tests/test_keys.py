@@ -524,6 +524,7 @@ def _():
     np.testing.assert_allclose(shares[1e6], SLOTS / LENGTH * 39 / 40, atol=0.03)
 
 
+@pytest.mark.slow
 def test_generator_and_discriminator_drop_different_units():
     """Each reads with a stream of its own in training, and with none otherwise."""
     objective = make("electra")

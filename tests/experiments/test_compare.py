@@ -331,6 +331,7 @@ def test_an_ensemble_is_the_mean_of_probabilities(driven, tmp_path):
     assert f"ensemble of 3: {expected:.4f}" in text and cell["best"] == 0.7
 
 
+@pytest.mark.slow
 def test_settings_are_compared_by_seed(driven, tmp_path):
     worse = {f"slow/seed-{n}": right for n, right in enumerate((7, 6, 7, 6))}
     better = {f"plain/seed-{n}": right for n, right in enumerate((9, 9, 9, 9))}

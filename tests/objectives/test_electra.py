@@ -549,6 +549,7 @@ def gradients(tie: str, generator_weight: float) -> dict:
     return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
 
 
+@pytest.mark.slow
 def test_disentangled_embeddings_get_the_generators_gradient_alone():
     joint = gradients("disentangled", 1.0)
     alone = gradients("disentangled", 0.0)
@@ -563,6 +564,7 @@ def test_disentangled_embeddings_get_the_generators_gradient_alone():
     assert np.abs(joint["discriminator/encoder/embeddings/token_delta"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_tied_embeddings_get_both_gradients():
     once, twice = gradients("tokens", 1.0), gradients("tokens", 2.0)
     for name in once:

@@ -96,7 +96,11 @@ def as_users(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "run", ["unbroken", pytest.param("as_users", marks=pytest.mark.slow)]
+    "run",
+    [
+        pytest.param("unbroken", marks=pytest.mark.campaign),
+        pytest.param("as_users", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(run, request, tmp_path):
     arguments, reference, more = request.getfixturevalue(run)
