@@ -262,7 +262,7 @@ def test_a_recipe_dry_runs_on_a_small_text(recipe, tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_tiny_distillation_dry_runs_beside_its_teacher(tmp_path, capsys):
     corpus, teacher = tmp_path / "corpus", tmp_path / "teacher"
     write_corpus(corpus, {"kind": "text", "document": None}, False)

@@ -78,7 +78,7 @@ def test_electra_is_trained_exported_by_part_and_detects(corpus, tmp_path, capsy
     assert "objective.pairs" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_an_electra_export_is_imported_and_trained_on(corpus, tmp_path, capsys):
     run, again = tmp_path / "run", tmp_path / "again"
     assert pretrain(corpus, run, *ELECTRA) == 0
