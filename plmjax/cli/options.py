@@ -249,7 +249,7 @@ def print_run(workdir: Path, keeps: bool) -> None:
     """Prints the directory of a training, and whether it `keeps` the config there."""
     print(f"Run directory: {workdir}", flush=True)
     if keeps:
-        print("Config: that of the run there, under this command's options.")
+        print("Config: the run's, changed by the options of this command.")
 
 
 def load_config(args, workdir: Path | None):
