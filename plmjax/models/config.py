@@ -396,8 +396,9 @@ def _eurobert(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int
     )
 
 
-# From the config.json files on huggingface.co. The tiny ones except BERT's are ours,
-# for training on two cores.
+# From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
+# the bases of both families' rotations are recalled, and were not checked there.
+# The tiny ones except BERT's are ours, for training on two cores.
 PRESETS: dict[str, EncoderConfig] = {
     "bert-tiny": _bert(2, 128),
     "bert-mini": _bert(4, 256),
