@@ -95,9 +95,9 @@ def test_a_fine_tuned_model_comes_back(exported, family, head):
     imported = read_folder(folder)
     assert_same(imported.params, params)
     assert imported.config == config
-    # Two families have no key for the dropout of some heads.
+    # Some families have no key for the dropout of some heads.
     unwritten = head == "answers" and family not in ("distilbert", "modernbert")
-    unwritten |= family == "eurobert"
+    unwritten |= family in ("eurobert", "longformer")
     unwritten |= (family, head) == ("distilbert", "tags")
     assert imported.task == (
         dataclasses.replace(task, dropout=None) if unwritten else task
@@ -303,11 +303,13 @@ def test_transformers_computes_the_same(exported, tmp_path, family, task):
 
     (value, logits), grads = ours(params)
     named = dict(theirs.named_parameters())
-    wanted = from_tensors(
-        model_entries(config, (task.head,)),
-        (task.head,),
-        lambda name: named[name].grad.numpy(),
-    )
+
+    def gradient(name):
+        parameter = named[name]  # without global tokens, Longformer has unused ones
+        used = parameter.grad is not None
+        return (parameter.grad if used else 0 * parameter.detach()).numpy()
+
+    wanted = from_tensors(model_entries(config, (task.head,)), (task.head,), gradient)
     differences = np.abs(logits - logits_of(result, task))
     if task.kind in ("tags", "answers"):
         # Padding attends to padding in plmjax, which nothing depends on.
