@@ -20,8 +20,11 @@ PATTERNS = {
     "modernbert": "modernbert-base",
     "modernbert-decoder": "ettin-decoder-17m",
     "eurobert": "eurobert-210m",
+    "bigbird": "bigbird-base",
 }
 
+# Rows of 8 tokens are sparse already.
+_SPARSE = {"block": 1, "random_blocks": 1}
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
 CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "bert": ("bert", ("head",), {}, "BertForMaskedLM"),
@@ -93,6 +96,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     ),
     "eurobert": ("eurobert", ("head",), {}, "EuroBertForMaskedLM"),
     "eurobert-bare": ("eurobert", (), {}, "EuroBertModel"),
+    "bigbird": ("bigbird", ("head",), _SPARSE, "BigBirdForMaskedLM"),
+    "bigbird-bare": ("bigbird", (), _SPARSE, "BigBirdModel"),
+    "bigbird-nsp": ("bigbird", ("head", "pair"), _SPARSE, "BigBirdForPreTraining"),
+    "bigbird-full": (
+        "bigbird",
+        ("head",),
+        {"attention": "full"},
+        "BigBirdForMaskedLM",
+    ),
 }
 
 
