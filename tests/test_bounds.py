@@ -85,6 +85,8 @@ PRETRAINING = TRAIN | {
     "model.heads": SIZE,
     "model.kv_heads": SIZE,
     "model.window": ([2], [0, 1]),
+    "model.block": SIZE,
+    "model.random_blocks": ([0], [-1]),
     "model.rope_theta": (ABOVE, [0.0, -TINY]),
     "model.rope_local_theta": (ABOVE, [0.0, -TINY]),
     "model.rope_factor": ([1.0, HUGE], [1 - TINY, 0.0]),

@@ -38,7 +38,7 @@ _ATTENTION_TYPES = {"blocks": "block_sparse", "full": "original_full"}
 # Integer fields, with their least value.
 _COUNTS = {"token_types": 1, "convolution_width": 0, "block": 1, "random_blocks": 0}
 # Our names of families, where transformers' type of model is another.
-_TYPES = {"bigbird": "big_bird"}
+TYPES = {"bigbird": "big_bird"}
 
 
 def to_json(
@@ -75,7 +75,7 @@ def to_json(
         )
     body: dict[str, Any] = {
         "architectures": [name],
-        "model_type": _TYPES.get(config.family, config.family),
+        "model_type": TYPES.get(config.family, config.family),
         "dtype": "float32",
         "pad_token_id": pad_id,
         "tie_word_embeddings": config.head != "untied",
@@ -198,7 +198,7 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
       PlmjaxError: the kind of model or a key is unknown, or a value is invalid; `where`
         names the file.
     """
-    for ours, theirs in _TYPES.items():
+    for ours, theirs in TYPES.items():
         if body.get("model_type") == theirs:
             body = body | {"model_type": ours}
     kind = body.get("model_type")

@@ -114,7 +114,8 @@ def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
     """Returns the pieces in the order of their ids in transformers' class.
 
     ALBERT and BigBird have them as in the file, but ALBERT never uses a piece that ends
-    in a digit and a comma. DeBERTa-v2 adds [MASK]. XLM-R has fairseq's four special tokens first.
+    in a digit and a comma. DeBERTa-v2 adds [MASK]. XLM-R has fairseq's four special
+    tokens first.
     """
     if kind == "albert":
         return [

@@ -74,8 +74,11 @@ COUNTS = {
     "eurobert-tiny": 36_768_000,
     "eurobert-210m": 211_766_016,
     "eurobert-610m": 607_874_688,
+    "bigbird-tiny": 16_379_648,
+    "bigbird-base": 127_468_800,
+    "bigbird-large": 359_123_968,
 }
-POOLED = ("bert", "roberta", "xlm-roberta", "albert")
+POOLED = ("bert", "roberta", "xlm-roberta", "albert", "bigbird")
 
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
@@ -123,6 +126,7 @@ def peer(config: EncoderConfig):
         "modernbert": ("ModernBert", {}),
         "modernbert-decoder": ("ModernBertDecoder", {}),
         "eurobert": ("EuroBert", {"num_key_value_heads": config.kv_heads}),
+        "bigbird": ("BigBird", {}),
         "deberta-v2": (
             "DebertaV2",
             {
@@ -174,7 +178,7 @@ SWITCHES = {
     "norm_embeddings": (False, True),
     "sharing": ("none", "attention", "ffn", "all"),
     "groups": (1, 2),
-    "attention": ("full", "disentangled"),
+    "attention": ("full", "disentangled", "blocks"),
     "layer_kinds": ((), ("local", "global")),
     "positions": ("learned", "rope", "alibi", "none"),
     "rope_scaling": ("none", "ntk", "yarn"),
@@ -421,7 +425,7 @@ def test_causal_alone_gives_order_without_positions():
         ({"dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"attention": "disentangled", "causal": True},
-            "model.attention='disentangled' cannot be causal",
+            "model.attention='disentangled' cannot have model.causal=True",
         ),
         ({"positions": "none"}, "model.positions='none' .* hides the order"),
         (
