@@ -25,6 +25,7 @@ from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
+from plmjax.models.blocks import short_rows
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
@@ -156,6 +157,8 @@ def build(
         lengths=settings.buckets,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    if short := short_rows(encoder, batches.lengths):
+        log(short)
     platform = Platform.of(mesh.devices.flat)
     if task.head is None:
         objective = Contrastive(

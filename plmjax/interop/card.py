@@ -8,6 +8,7 @@ from typing import Any
 
 from plmjax import PlmjaxError, __version__, with_article
 from plmjax.interop.task_names import CLASSES
+from plmjax.models import EncoderConfig
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import CardText
 
@@ -151,6 +152,19 @@ class CardFacts:
     limitations: Sequence[str] = ()
     task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
     objective: str | None = None
+
+
+def limits(config: EncoderConfig) -> tuple[str, ...]:
+    """Returns limitations of an encoder in transformers, for `CardFacts`."""
+    if config.attention != "blocks":
+        return ()
+    return (
+        "In training each block of tokens also sees some at random; in evaluation, in "
+        "plmjax and in transformers, the first block stands for them.",
+        f"A batch whose rows have less than {config.shortest_sparse:,} tokens is read "
+        "with full attention; transformers reads all later ones so, too, until the "
+        "model is loaded again.",
+    )
 
 
 def model_card(facts: CardFacts) -> str:

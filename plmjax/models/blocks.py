@@ -13,6 +13,8 @@ blocks (G - 2), P blocks that an inner block sees, Q queries and K keys of a blo
 """
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,19 @@ UNSEEN = np.float32(-1e30)
 # Rows that have another plan of random blocks, the paper's: among the first 1,024
 # tokens.
 _PAPERS_LENGTHS, _PAPERS_LAST = (1024, 3072, 4096), 1024
+
+
+def short_rows(config: EncoderConfig, lengths: Iterable[int]) -> str | None:
+    """Returns a sentence about row lengths that are too short for blocks, or None."""
+    least = config.shortest_sparse
+    short = [f"{length:,}" for length in lengths if length < least]
+    if config.attention != "blocks" or not short:
+        return None
+    return (
+        f"Rows of {' and '.join(short)} tokens are read with full attention: block "
+        f"sparse attention begins at {least:,} tokens, (5 + 2 x model.random_blocks) x "
+        "model.block + 1."
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -165,4 +180,5 @@ def _mix(queries, keys, score_GK, *, rate, noise, site, platform: Platform):
     seen = (index_1NG1K >= start_B1GQ[..., None]) & (index_1NG1K < end_B1GQ[..., None])
     weights = jax.nn.softmax(jnp.where(seen, scores, UNSEEN), axis=-1).astype(dtype)
     weights = dropout(weights, rate, noise, site)
-    return einsum("bngqk,bngkd->bngqd", weights, value_BNGKD, platform).astype(dtype)
+    mixed: Any = einsum("bngqk,bngkd->bngqd", weights, value_BNGKD, platform)
+    return mixed.astype(dtype)

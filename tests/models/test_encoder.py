@@ -83,6 +83,8 @@ POOLED = ("bert", "roberta", "xlm-roberta", "albert", "bigbird")
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
 )
+# Block sparse attention has several blocks in 8 tokens.
+SWITCHED = dataclasses.replace(SMALL, block=1, random_blocks=1)
 
 
 def noise(rows: int = 2) -> Noise:
@@ -195,6 +197,7 @@ SWITCHES = {
 # The refused: what another switch makes impossible, or leaves without effect.
 REFUSED = [
     {"kv_heads": 1, "attention": "disentangled"},
+    {"kv_heads": 1, "attention": "blocks"},
     {"norm_place": "post", "norm_embeddings": True},
     {"norm_place": "pre", "convolution_width": 3},
     {"norm_embeddings": True, "sharing": "attention"},
@@ -208,11 +211,18 @@ REFUSED = [
     {"sharing": "all", "layer_kinds": ("local", "global")},
     {"groups": 2, "layer_kinds": ("local", "global")},
     {"attention": "disentangled", "layer_kinds": ("local", "global")},
+    {"attention": "blocks", "layer_kinds": ("local", "global")},
     {"attention": "disentangled", "positions": "rope"},
     {"attention": "disentangled", "positions": "alibi"},
+    {"attention": "blocks", "positions": "rope"},
+    {"attention": "blocks", "positions": "alibi"},
+    {"attention": "blocks", "positions": "none"},
     {"attention": "disentangled", "rope_scaling": "ntk"},
     {"attention": "disentangled", "rope_scaling": "yarn"},
+    {"attention": "blocks", "rope_scaling": "ntk"},
+    {"attention": "blocks", "rope_scaling": "yarn"},
     {"attention": "disentangled", "causal": True},
+    {"attention": "blocks", "causal": True},
     *(
         {"positions": positions, "rope_scaling": scaling}
         for positions in ("learned", "alibi", "none")
@@ -275,7 +285,7 @@ def test_all_pairs_of_switches_build():
     ids, key = jax.ShapeDtypeStruct((2, 8), np.int32), jax.random.key(0)
     rows, refused = covering()
     for row in rows:
-        encoder = Encoder(dataclasses.replace(SMALL, **row))
+        encoder = Encoder(dataclasses.replace(SWITCHED, **row))
         found, _ = jax.eval_shape(
             encoder.init_with_output, key, ids, ids, ids, ids, noise()
         )
