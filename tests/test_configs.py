@@ -44,6 +44,7 @@ ALBERT = [f"{n}-{v}" for v in ("v1", "v2") for n in ("base", "large", "xlarge")]
 # "" is a recipe without an argument, or with its default.
 ARGUMENTS = {
     "pretrain/albert": ("tiny", *ALBERT, "xxlarge-v1", "xxlarge-v2"),
+    "pretrain/bigbird": ("tiny", "base", "large"),
     "pretrain/bert": ("tiny", "mini", "small", "medium", "base", "large"),
     "pretrain/bert_chinese": ("tiny", "base"),
     "pretrain/bert_mini": ("",),

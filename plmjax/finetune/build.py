@@ -25,6 +25,7 @@ from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
+from plmjax.models.blocks import short_rows
 from plmjax.models.flops import activation_bytes
 from plmjax.models.global_tokens import with_room
 from plmjax.objectives import Contrastive, Objective
@@ -159,6 +160,8 @@ def build(
         lengths=settings.buckets,
         mine=functools.partial(sharding.local_rows, mesh),
     )
+    if short := short_rows(encoder, batches.lengths):
+        log(short)
     platform = Platform.of(mesh.devices.flat)
     if task.head is None:
         objective = Contrastive(

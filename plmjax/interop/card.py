@@ -166,19 +166,27 @@ _GLOBAL = {
 }
 
 
-def global_tokens(encoder: EncoderConfig, head: str | None = None) -> list[str]:
-    """Returns a limitation if transformers makes other tokens global by itself."""
-    rule = encoder.global_tokens
-    if encoder.family != "longformer" or rule == USUAL.get(head or "", "none"):
-        return []
-    ids = ""
-    if rule in ("sentences", "listed"):
-        ids = " " + ", ".join(map(str, encoder.global_ids))
-    return [
-        f"It was trained with global attention for {_GLOBAL[rule]}{ids}. transformers "
-        "must be given that as global_attention_mask; by default it takes "
-        f"{_GLOBAL[USUAL.get(head or '', 'none')]}."
-    ]
+def limits(encoder: EncoderConfig, head: str | None = None) -> list[str]:
+    """Returns limitations of an encoder in transformers, for `CardFacts`."""
+    rule, usual = encoder.global_tokens, USUAL.get(head or "", "none")
+    if encoder.family == "longformer" and rule != usual:
+        ids = ""
+        if rule in ("sentences", "listed"):
+            ids = " " + ", ".join(map(str, encoder.global_ids))
+        return [
+            f"It was trained with global attention for {_GLOBAL[rule]}{ids}. "
+            "transformers must be given that as global_attention_mask; by default it "
+            f"takes {_GLOBAL[usual]}."
+        ]
+    if encoder.attention == "blocks":
+        return [
+            "In training each block of tokens also sees some at random; in evaluation, "
+            "in plmjax and in transformers, the first block stands for them.",
+            f"A batch whose rows have less than {encoder.shortest_sparse:,} tokens is "
+            "read with full attention; transformers reads all later ones so, too, "
+            "until the model is loaded again.",
+        ]
+    return []
 
 
 def model_card(facts: CardFacts) -> str:

@@ -36,8 +36,11 @@ _RANGES = {
     "init_std": (0.0, 1e6),
 }
 _LAYER_TYPES = {"global": "full_attention", "local": "sliding_attention"}
+_ATTENTION_TYPES = {"blocks": "block_sparse", "full": "original_full"}
 # Integer fields, with their least value.
-_COUNTS = {"token_types": 1, "convolution_width": 0}
+_COUNTS = {"token_types": 1, "convolution_width": 0, "block": 1, "random_blocks": 0}
+# Our names of families, where transformers' type of model is another.
+TYPES = {"bigbird": "big_bird"}
 
 
 def to_json(
@@ -74,7 +77,7 @@ def to_json(
         )
     body: dict[str, Any] = {
         "architectures": [name],
-        "model_type": config.family,
+        "model_type": TYPES.get(config.family, config.family),
         "dtype": "float32",
         "pad_token_id": pad_id,
         "tie_word_embeddings": config.head != "untied",
@@ -82,7 +85,7 @@ def to_json(
     }
     if keys.names_ends:
         body |= {"bos_token_id": cls_id, "eos_token_id": sep_id}
-    if config.family == "longformer":  # by which it finds the question
+    if config.family in ("longformer", "bigbird"):  # by which they find the question
         body["sep_token_id"] = sep_id
     for key, field in keys.sizes.items():
         body[key] = getattr(config, field)
@@ -143,6 +146,8 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
         if config.convolution_width:
             body["conv_act"] = WRITTEN[config.activation]
         return body
+    if config.family == "bigbird":
+        return {"attention_type": _ATTENTION_TYPES[config.attention]}
     if config.family == "eurobert":
         return {
             "num_key_value_heads": config.kv_heads or config.heads,
@@ -202,6 +207,9 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
       PlmjaxError: the kind of model or a key is unknown, or a value is invalid; `where`
         names the file.
     """
+    for ours, theirs in TYPES.items():
+        if body.get("model_type") == theirs:
+            body = body | {"model_type": ours}
     kind = body.get("model_type")
     native = isinstance(kind, str) and kind in KEYS and "auto_map" in KEYS[kind].idle
     if body.get("auto_map") and not native:
@@ -364,6 +372,7 @@ def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
         "modernbert-decoder": _modernbert,
         "eurobert": _eurobert,
         "longformer": _longformer,
+        "bigbird": _bigbird,
     }
     read = special.get(fields["family"])
     return {} if read is None else read(body, fields, where)
@@ -465,6 +474,13 @@ def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     rope |= _object(body, "rope_scaling", where)
     # The class has no dropout but that of the attention weights.
     return {"kv_heads": kv_heads, "dropout": 0.0, **_rope(rope, fields, where)}
+
+
+def _bigbird(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    ours = {theirs: kind for kind, theirs in _ATTENTION_TYPES.items()}
+    kind = body.get("attention_type", "block_sparse")
+    _one_of({"attention_type": kind}, "attention_type", tuple(ours), where)
+    return {"attention": ours[kind]}
 
 
 def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:

@@ -357,4 +357,18 @@ KEYS: dict[str, Keys] = {
         pad=128001,
         names_ends=True,
     ),
+    "bigbird": Keys(
+        _SIZES,
+        _OPTIONS
+        | {
+            "hidden_act": ("activation", "gelu_new"),
+            "block_size": ("block", 64),
+            "num_random_blocks": ("random_blocks", 3),
+        },
+        _without(_FIXED, "position_embedding_type")
+        | {"use_bias": (True,), "rescale_embeddings": (False,)},
+        _without(_PLAIN, "attention"),
+        special=frozenset({"attention_type"}),
+        names_ends=True,
+    ),
 }

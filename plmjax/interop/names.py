@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from plmjax import Exit, PlmjaxError, with_article
-from plmjax.interop.task_names import CLASSES, MODULES, POOLER_NORMS
+from plmjax.interop.task_names import BLOCKS, CLASSES, MODULES, POOLER_NORMS
 from plmjax.models import EncoderConfig
 
 # Kinds: {our leaf: (their leaf, transposed)}. torch.nn.Linear keeps [out, in] and
@@ -189,7 +189,7 @@ _DETECTOR: Sequence[Row] = (
 )
 _UNTIED: Sequence[Row] = (("decoder", "lm_head", TABLE),)
 _TASKS = (
-    r"(classifier|qa_outputs|pre_classifier|score|sequence_summary"
+    r"(classifier|qa_outputs|qa_classifier|pre_classifier|score|sequence_summary"
     r"|multiple_choice_head)\..*",
     "task head",
 )
@@ -244,6 +244,10 @@ def _with_tasks(name: str, family: Family) -> Family:
             rows.append(("pooler/dense", pooler, DENSE))
         if name in POOLER_NORMS:
             rows.append(("pooler/norm", POOLER_NORMS[name], NORM))
+        if block := BLOCKS.get((name, head)):
+            rows.append(("ffn/up", f"{block}.intermediate.dense", DENSE))
+            rows.append(("ffn/down", f"{block}.output.dense", DENSE))
+            rows.append(("norm", f"{block}.output.LayerNorm", NORM))
         heads[head] = rows
         classes[head,] = family.classes[()].removesuffix("Model") + CLASSES[head]
     return family._replace(
@@ -343,6 +347,16 @@ _PRETRAINED: dict[str, Family] = {
     ),
     "eurobert": _family(
         "EuroBert", "model", _EUROBERT, _UNTIED, decoder="lm_head", ignored=[_TASKS]
+    ),
+    "bigbird": _family(
+        "BigBird",
+        "bert",
+        _BERT,
+        _BERT_HEAD,
+        decoder="cls.predictions.decoder",
+        heads={"pair": _pair("bert.pooler", "cls.seq_relationship")},
+        classes={("head", "pair"): "BigBirdForPreTraining"},
+        ignored=[(r"cls\.seq_relationship\..*", "next-sentence head")],
     ),
 }
 

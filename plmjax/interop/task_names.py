@@ -44,9 +44,17 @@ MODULES: dict[str, _Modules] = {
     "deberta-v2": _pooled("pooler.dense"),
     "modernbert": dict.fromkeys(CLASSES, ("head.dense", "classifier")),
     "eurobert": {"sequence": ("dense", "classifier"), "tags": (None, "classifier")},
+    "bigbird": {
+        "sequence": ("classifier.dense", "classifier.out_proj"),
+        "choices": ("bert.pooler", "classifier"),
+        "tags": (None, "classifier"),
+        "answers": (None, "qa_classifier.qa_outputs"),
+    },
 }
 # The norm after the pooler, in the families that have one.
 POOLER_NORMS = {"modernbert": "head.norm"}
+# The feed-forward block before the classifier, in the heads that have one.
+BLOCKS = {("bigbird", "answers"): "qa_classifier"}
 # The key of the classifier's dropout. Most heads for answers, and DistilBERT's for
 # tags, have no such key.
 _DROPOUT_KEY = {
@@ -57,6 +65,7 @@ _DROPOUT_KEY = {
     "electra": "classifier_dropout",
     "deberta-v2": "cls_dropout",
     "modernbert": "classifier_dropout",
+    "bigbird": "classifier_dropout",
     ("modernbert", "answers"): "classifier_dropout",
     ("distilbert", "sequence"): "seq_classif_dropout",
     ("distilbert", "choices"): "seq_classif_dropout",

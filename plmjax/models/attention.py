@@ -1,6 +1,6 @@
 """Attention kinds: functions of one signature, chosen by EncoderConfig.attention.
 
-`module` is the attention layer, with its `config`, `platform` and `window`.
+`module` is the attention layer, with its `config`, `platform`, `window` and `number`.
 `heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
 `heads(name, x_SH, shape)` any other array; the projections of global tokens have names
 that begin with "global_". `view` is a View, `noise` and `site` are for
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plmjax.models import blocks as blocks_lib
 from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.global_tokens import GlobalTokens, documents
 from plmjax.models.layers import dropout, einsum
@@ -134,7 +135,25 @@ def disentangled(module, heads, view: View, noise: Noise | None, site: str):
     )
 
 
-ATTENTION = {"full": full, "disentangled": disentangled}
+def blocks(module, heads, view: View, noise: Noise | None, site: str):
+    """Block sparse attention (BigBird); full attention in rows too short for it."""
+    config, length = module.config, view.start.shape[1]
+    if length < config.shortest_sparse:
+        return full(module, heads, view, noise, site)
+    return blocks_lib.sparse(
+        (heads("query"), heads("key"), heads("value")),
+        view.start,
+        view.end,
+        blocks_lib.plan(config, module.number, length, train=noise is not None),
+        size=config.block,
+        rate=config.attention_dropout,
+        noise=noise,
+        site=site,
+        platform=module.platform,
+    )
+
+
+ATTENTION = {"full": full, "disentangled": disentangled, "blocks": blocks}
 
 
 def attend(

@@ -35,6 +35,7 @@ class EncoderConfig(Block, prefix="model."):
         "modernbert-decoder",
         "eurobert",
         "longformer",
+        "bigbird",
     ] = "bert"
     vocab_size: int = number(30522, at_least=1)
     layers: int = number(12, at_least=1)
@@ -65,7 +66,7 @@ class EncoderConfig(Block, prefix="model."):
     # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
     groups: int = number(1, at_least=1)
-    attention: Literal["full", "disentangled"] = "full"
+    attention: Literal["full", "disentangled", "blocks"] = "full"
     # The kind of each layer, global or local, repeated over the layers; (): all global.
     # The queries of a local layer see half of a window of tokens to each side.
     layer_kinds: tuple = ()
@@ -77,6 +78,10 @@ class EncoderConfig(Block, prefix="model."):
     global_tokens: GlobalRule = "none"
     global_ids: tuple = ()
     global_limit: int = number(16, at_least=1, hint="A row has one for each document.")
+    # Block sparse attention (BigBird): tokens a block, and how many blocks at random
+    # each block sees.
+    block: int = number(64, at_least=1, hint="BigBird has 64.")
+    random_blocks: int = number(3, at_least=0, hint="BigBird has 3.")
     # rope: rotated queries and keys; alibi: a penalty on the distance; none: the
     # attention knows distances by other means (DeBERTa), or is causal.
     positions: Literal["learned", "rope", "alibi", "none"] = "learned"
@@ -162,16 +167,15 @@ class EncoderConfig(Block, prefix="model."):
                 "are on each side.",
                 hint=f"Set model.window={self.window + 1}.",
             )
-        self._check_global_tokens()
-        disentangled = self.attention == "disentangled"
         for name, on in (
             ("layer_kinds", "local" in self.layer_kinds),
             ("kv_heads", kv_heads != self.heads),
             ("positions", self.positions in ("rope", "alibi")),
+            ("causal", self.causal),
         ):
-            if disentangled and on:
+            if self.attention != "full" and on:
                 raise PlmjaxError(
-                    "model.attention='disentangled' cannot have "
+                    f"model.attention={self.attention!r} cannot have "
                     f"model.{name}={getattr(self, name)!r}.",
                     hint="Set model.attention='full'.",
                 )
@@ -203,16 +207,10 @@ class EncoderConfig(Block, prefix="model."):
 
     def _check_positions(self) -> None:
         disentangled = self.attention == "disentangled"
-        if disentangled and self.causal:
-            raise PlmjaxError(
-                "model.attention='disentangled' cannot be causal, but model.causal is "
-                "True.",
-                hint="Set model.attention='full', or model.causal=False.",
-            )
         if self.positions == "none" and not (disentangled or self.causal):
             raise PlmjaxError(
-                "model.positions='none' with model.attention='full' hides the order "
-                "of the tokens from the model.",
+                f"model.positions='none' with model.attention={self.attention!r} hides "
+                "the order of the tokens from the model.",
                 hint="Set model.positions='learned' or 'rope', or "
                 "model.attention='disentangled'.",
             )
@@ -261,6 +259,11 @@ class EncoderConfig(Block, prefix="model."):
     def global_projections(self) -> bool:
         """Whether local layers have projections for global tokens."""
         return self.family == "longformer" or self.global_tokens != "none"
+
+    @property
+    def shortest_sparse(self) -> int:
+        """The shortest row that block sparse attention can read, in tokens."""
+        return (5 + 2 * self.random_blocks) * self.block + 1
 
     @property
     def input_width(self) -> int:
@@ -448,6 +451,20 @@ def _longformer(layers: int, width: int) -> EncoderConfig:
     )
 
 
+def _bigbird(layers: int, width: int, **more) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        **{
+            "family": "bigbird",
+            "vocab_size": 50358,
+            "max_positions": 4096,
+            "activation": "gelu_tanh",
+            "attention": "blocks",
+            **more,
+        },
+    )
+
+
 # From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
 # the bases of both families' rotations are recalled, and were not checked there.
 # The tiny ones except BERT's are ours, for training on two cores.
@@ -506,6 +523,9 @@ PRESETS: dict[str, EncoderConfig] = {
     "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
     "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
     "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),
+    "bigbird-tiny": _bigbird(4, 256, max_positions=1024, block=16),
+    "bigbird-base": _bigbird(12, 768),
+    "bigbird-large": _bigbird(24, 1024),
 }
 
 

@@ -47,12 +47,13 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention to what the view shows; [T, H] -> [T, H].
 
-    `window` is that of a local layer; 0: a global one.
+    `window` is that of a local layer; 0: a global one. `number` is the layer's.
     """
 
     config: EncoderConfig
     platform: Platform = ANY
     window: int = 0
+    number: int = 0
 
     @nn.compact
     def __call__(self, x_TH, view: View, noise: Noise | None, site: str):
@@ -111,7 +112,7 @@ class Layer(nn.Module):
     def setup(self):
         local = self.config.layer_kind(self.number) == "local"
         window = self.config.window if local else 0
-        self.attention = Attention(self.config, self.platform, window)
+        self.attention = Attention(self.config, self.platform, window, self.number)
         if self.number or not self.config.norm_embeddings:
             self.attention_norm = norm(self.config)
         else:

@@ -31,6 +31,10 @@ def encoder_flops(config: EncoderConfig, length: int) -> float:
 
 def _keys(config: EncoderConfig, layer: int, length: int) -> int:
     """Returns the number of keys that a query of a layer is multiplied with."""
+    if config.attention == "blocks" and length >= config.shortest_sparse:
+        # All for the queries of the first and the last block.
+        inner = (5 + config.random_blocks) * config.block
+        return inner + 2 * config.block * (length - inner) // length
     if config.layer_kind(layer) == "global":
         return length
     # Each token sees the global ones, and they see it.

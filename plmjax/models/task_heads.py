@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from plmjax import PlmjaxError, with_article
 from plmjax.models import heads
 from plmjax.models.config import EncoderConfig
+from plmjax.models.encoder import FeedForward
 from plmjax.models.heads import Batch, Pooler, tanh
-from plmjax.models.layers import dense, dropout, gelu
+from plmjax.models.layers import ACTIVATIONS, dense, dropout, gelu, norm
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 
@@ -56,7 +57,8 @@ class HeadConfig(Protocol):
 class Pooling(NamedTuple):
     """The activation of a pooler; whether dropout is before it, and a norm after."""
 
-    activation: Callable
+    # None: that of the layers.
+    activation: Callable | None
     drops_before: bool = False
     normed: bool = False
     # None: as in the layers.
@@ -79,6 +81,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "deberta-v2": _GELU,
         "modernbert": _NORMED,
         "eurobert": Pooling(gelu, bias=True),
+        "bigbird": Pooling(None, drops_before=True),
     },
     "choices": {
         "bert": _TANH,
@@ -90,6 +93,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "electra": _GELU,
         "deberta-v2": _GELU,
         "modernbert": _NORMED,
+        "bigbird": _TANH,
     },
 }
 # The same for each token, in the families that have it before every classifier.
@@ -108,14 +112,16 @@ _DROPOUT = {
 
 def default_dropout(config: EncoderConfig, head: str) -> float:
     """Returns transformers' default dropout before the classifier."""
-    usual = 0.0 if head == "answers" else config.dropout
+    plain = head == "answers" and config.family != "bigbird"
+    usual = 0.0 if plain else config.dropout
     return _DROPOUT.get((config.family, head), usual)
 
 
 class TaskHead(nn.Module):
     """Dropout and a dense layer with a bias, after a pooler if a row gets one label.
 
-    [T, H] -> float32 [T, outputs]. Dropout draws from separate sites.
+    BigBird's head for answers has a feed-forward block in place of the pooler. [T, H]
+    -> float32 [T, outputs]. Dropout draws from separate sites.
     """
 
     config: EncoderConfig
@@ -133,13 +139,19 @@ class TaskHead(nn.Module):
                 x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")
             x_TH = Pooler(
                 config,
-                pooling.activation,
+                pooling.activation or ACTIVATIONS[config.activation],
                 platform=self.platform,
                 bias=pooling.bias,
                 normed=pooling.normed,
                 name="pooler",
             )(x_TH)
-        x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/classifier")
+        if (config.family, self.head) == ("bigbird", "answers"):
+            y_TH = dropout(x_TH, self.dropout, noise, "answers/before")
+            y_TH = FeedForward(config, self.platform, name="ffn")(y_TH)
+            y_TH = dropout(y_TH, self.dropout, noise, "answers/after")
+            x_TH = norm(config, "norm")(x_TH + y_TH)
+        else:
+            x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/classifier")
         return dense(self, self.outputs, "classifier", True)(x_TH).astype(jnp.float32)
 
 
@@ -235,6 +247,9 @@ def task_logits(
     if task.head == "answers":
         # Without this mask, as in transformers, more padding would change the loss.
         real_BL = batch["segments"] > 0
+        if config.family == "bigbird":  # no answer is in the question
+            first_L = jnp.arange(real_BL.shape[1]) == 0
+            real_BL &= (batch["types"] > 0) | first_L[None]
         scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(OUT_OF_REACH))
     return scores
 

@@ -21,6 +21,7 @@ from plmjax.evaluate.model import Model
 from plmjax.files import write_json
 from plmjax.interop import config_json
 from plmjax.models import EncoderConfig, Platform
+from plmjax.models.blocks import short_rows
 from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
@@ -278,6 +279,8 @@ def build(
             f"is {counted(math.ceil(plan.rows / batch), 'step')} of "
             f"{counted(batch, 'row')}."
         )
+        if short := short_rows(encoder, [length]):
+            log(short)
         if plan.rows < batch:
             log(
                 f"WARNING: a step of {batch:,} rows reads each of the {plan.rows:,} "

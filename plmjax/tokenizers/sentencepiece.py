@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IDS = {  # of a family
     "albert": "ALBERT's, those of the file",
     "debertav2": "DeBERTa-v2's, those of the file with [MASK] last",
+    "bigbird": "BigBird's, those of the file",
     "xlmroberta": "XLM-R's, with <s>, <pad>, </s>, <unk> first and <mask> last",
 }
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -97,6 +98,8 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
         if known := next(filter(plain.startswith, IDS), None):
             return known, f"{file} has {name}"
     texts = [text for text, _ in model.pieces]
+    if texts[:3] == ["<pad>", "</s>", "<s>"]:
+        return "bigbird", "it begins with <pad>, </s>, <s>"
     if {"[CLS]", "[SEP]"} <= set(texts):
         mask = "[MASK]" in texts
         why = f"it has [CLS], [SEP] and {'' if mask else 'no '}[MASK]"
@@ -110,14 +113,17 @@ def family(model: Model, names: dict[str, str]) -> tuple[str, str]:
 def numbered(model: Model, kind: str) -> list[tuple[str, float]]:
     """Returns the pieces in the order of their ids in transformers' class.
 
-    ALBERT has them as in the file, but never uses a piece that ends in a digit and a
-    comma. DeBERTa-v2 adds [MASK]. XLM-R has fairseq's four special tokens first.
+    ALBERT and BigBird have them as in the file, but ALBERT never uses a piece that ends
+    in a digit and a comma. DeBERTa-v2 adds [MASK]. XLM-R has fairseq's four special
+    tokens first.
     """
     if kind == "albert":
         return [
             (text, score - 100 if text[-2:-1].isdigit() and text[-1] == "," else score)
             for text, score in model.pieces
         ]
+    if kind == "bigbird":
+        return model.pieces
     if kind == "debertav2":
         missing = "[MASK]" not in {text for text, _ in model.pieces}
         return [*model.pieces, *([("[MASK]", 0.0)] if missing else [])]

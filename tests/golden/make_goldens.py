@@ -54,6 +54,9 @@ _DEBERTA = {
 }
 # The usual ones are beyond so small a vocabulary.
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+# Of 33 tokens and 31, the last block is not full; 20 are not sparse.
+_SPARSE = _IDS | {"sep_token_id": 3, "max_position_embeddings": 40}
+_SPARSE |= {"block_size": 4, "num_random_blocks": 1}
 # {name: (family in transformers, class, its config beyond SIZES)}.
 CASES: dict[str, tuple[str, str, dict]] = {
     "bert": ("Bert", "ForMaskedLM", {}),
@@ -103,13 +106,20 @@ CASES: dict[str, tuple[str, str, dict]] = {
         {"attention_window": 4, "global_tokens": "listed", "global_token_limit": 9}
         | {"global_token_ids": [*range(5, 23, 2)]},
     ),
+    "bigbird": ("BigBird", "ForMaskedLM", _SPARSE),
+    "bigbird_nsp": (
+        "BigBird",
+        "ForPreTraining",
+        _SPARSE | {"attention_type": "original_full"},
+    ),
 }
 CAUSAL = ("gpt2", "modernbert_decoder")
 # Heads whose dimensions are rotated in pairs have an even width.
 ROTATED = ("modernbert", "modernbert_decoder", "eurobert")
 # The class of XLM-R is RoBERTa's: one file serves both.
-GOLDEN = [case for case in CASES if case != "xlm_roberta"]
+GOLDEN = [case for case in CASES if case not in ("xlm_roberta", "bigbird_nsp")]
 ROW_LENGTHS = (9, 6, 3)
+LONGER = {"bigbird": (31, 20, 3)}
 # PyTorch's own settings but for eps: with 1e-8 it is 1.5e-6 from its float64 self.
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
@@ -168,7 +178,7 @@ def make_batch(case: str, model, lengths, seed: int) -> dict[str, np.ndarray]:
         return batch | {"detector": (labels % 2) * mask}
     if case in CAUSAL:
         return batch | {"head": np.where(mask, tokens, -100)}
-    if case in ("bert_nsp", "albert_sop"):
+    if case in ("bert_nsp", "albert_sop", "bigbird_nsp"):
         batch["pair"] = np.arange(shape[0]) % 2
     return batch | {"head": np.where(chosen, labels, -100)}
 
@@ -185,6 +195,8 @@ def reference(model, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     rows = {name: torch.from_numpy(array) for name, array in batch.items()}
     result = model(**_arguments(model, rows))
     result.loss.backward()
+    # BigBird's class for masks has a pooler, which it does not use.
+    named = {n: p for n, p in named.items() if p.grad is not None}
     plain = [p for n, p in named.items() if _is_plain(n)]
     decayed = [p for n, p in named.items() if not _is_plain(n)]
     groups = [
@@ -274,7 +286,8 @@ def unpack(file) -> dict[str, np.ndarray]:
 def main() -> None:
     for case in GOLDEN:
         model = make_model(case, SIZES, seed=0)
-        batch = make_batch(case, model, ROW_LENGTHS, seed=0)
+        lengths = LONGER[case] if case in LONGER else ROW_LENGTHS
+        batch = make_batch(case, model, lengths, seed=0)
         # Longformer's softmax is always float32, where float64's least number is -inf:
         # a row with fewer global tokens than another would be nan.
         model = model if case == "longformer" else model.double()

@@ -21,8 +21,11 @@ PATTERNS = {
     "modernbert-decoder": "ettin-decoder-17m",
     "eurobert": "eurobert-210m",
     "longformer": "longformer-base-4096",
+    "bigbird": "bigbird-base",
 }
 
+# Rows of 8 tokens are sparse already.
+_SPARSE = {"block": 1, "random_blocks": 1}
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
 CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "bert": ("bert", ("head",), {}, "BertForMaskedLM"),
@@ -101,6 +104,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
         "LongformerForMaskedLM",
     ),
     "longformer-bare": ("longformer", (), {"window": 6}, "LongformerModel"),
+    "bigbird": ("bigbird", ("head",), _SPARSE, "BigBirdForMaskedLM"),
+    "bigbird-bare": ("bigbird", (), _SPARSE, "BigBirdModel"),
+    "bigbird-nsp": ("bigbird", ("head", "pair"), _SPARSE, "BigBirdForPreTraining"),
+    "bigbird-full": (
+        "bigbird",
+        ("head",),
+        {"attention": "full"},
+        "BigBirdForMaskedLM",
+    ),
 }
 
 

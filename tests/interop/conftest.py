@@ -41,6 +41,7 @@ def tokenizers():
         "gpt2": _gpt2(train("bpe", 280)),
         "albert": unigram,
         "deberta-v2": unigram,
+        "bigbird": unigram,
         # Its padding has the id 0 here, and its positions are counted from 1.
         "xlm-roberta": unigram,
         "longformer": bpe,

@@ -6,7 +6,7 @@ import pytest
 from interop.cases import CASES
 
 from plmjax import Exit, PlmjaxError
-from plmjax.interop.config_json import from_json, to_json
+from plmjax.interop.config_json import TYPES, from_json, to_json
 from plmjax.interop.config_keys import KEYS
 from plmjax.models import PRESETS
 
@@ -148,13 +148,14 @@ def test_every_key_of_transformers_own_classes_is_known(written):
     import transformers
 
     for family in FAMILIES:
-        theirs = transformers.AutoConfig.for_model(family)
+        kind = TYPES.get(family, family)
+        theirs = transformers.AutoConfig.for_model(kind)
         common = transformers.PretrainedConfig().to_dict()
         common |= transformers.GenerationConfig().to_dict()
         keys = (vars(theirs) | theirs.to_dict() | common).keys()
         body = {key: None for key in keys} | {"new_key": 1}
         with pytest.raises(PlmjaxError, match=r"know in \S+: 'new_key'\."):
-            from_json({k: 1 for k in body} | {"model_type": family}, "config.json")
+            from_json({k: 1 for k in body} | {"model_type": kind}, "config.json")
 
 
 FAMILIES = {family: case for case, (family, *_) in reversed(CASES.items())}
@@ -213,6 +214,12 @@ def written(tiny):
         ("gpt2", {"n_head": 3}, "n_head 3 does not divide n_embd 10"),
         ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
         ("gpt2", {"hidden_size": 10}, "does not know in gpt2: 'hidden_size'"),
+        ("bigbird", {"attention_type": "sparse"}, "attention_type is 'sparse'"),
+        ("bigbird", {"block_size": 0}, "block_size is 0"),
+        ("bigbird", {"num_random_blocks": -1}, "num_random_blocks is -1"),
+        ("bigbird", {"use_bias": False}, "use_bias is False"),
+        ("bigbird", {"rescale_embeddings": True}, "rescale_embeddings is True"),
+        ("bigbird", {"is_decoder": True}, "is_decoder is True"),
     ],
     ids=str,
 )

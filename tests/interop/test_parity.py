@@ -15,7 +15,8 @@ from tests_common import campaign
 
 from plmjax.interop.config_json import from_json
 from plmjax.interop.weights import from_tensors, model_entries
-from plmjax.models.heads import HEADS, outputs
+from plmjax.models import Noise
+from plmjax.models.heads import HEADS, encode, outputs
 from plmjax.models.layers import cross_entropy
 from plmjax.train.config import OptimizerConfig
 from plmjax.train.optimizer import make_optimizer
@@ -192,3 +193,48 @@ def test_live_parity(case, width, heads, ffn):
     theirs = GOLDENS.reference(model, batch)
     # Theirs is as far from the truth as ours.
     check(case, config, theirs, batch, gradient=1e-6)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("length, block", [(33, 4), (1024, 64)])
+def test_bigbird_in_training_sees_the_same_random_blocks(length, block, monkeypatch):
+    """Their evaluation has none; rows of 1,024 have the paper's plan."""
+    import torch
+
+    family, kind, more = GOLDENS.CASES["bigbird"]
+    more = more | {"block_size": block, "max_position_embeddings": length + 7}
+    monkeypatch.setitem(GOLDENS.CASES, "bigbird", (family, kind, more))
+    model = GOLDENS.make_model("bigbird", GOLDENS.SIZES, seed=0)
+    batch = GOLDENS.make_batch("bigbird", model, (length, length - 7), seed=0)
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(2, length, 10)).astype(np.float32)
+    weights *= batch["mask"][:, :, None]
+    rows = [torch.from_numpy(batch[key]) for key in ("tokens", "mask", "types")]
+    states = model.train().bert(*rows).last_hidden_state
+    (states * torch.from_numpy(weights)).sum().backward()
+    config, _, _ = from_json(json.loads(model.config.to_json_string()), "training")
+    named, wanted = dict(model.named_parameters()), model_entries(config, ())
+    params = from_tensors(wanted, (), lambda name: named[name].detach().numpy())
+    theirs = from_tensors(wanted, (), lambda name: named[name].grad.numpy())
+    places = np.broadcast_to(np.arange(length), (2, length))
+    ids = {"tokens": batch["tokens"], "segments": batch["mask"]}
+    ids |= {"positions": places, "types": batch["types"]}
+    ids = {name: jnp.asarray(array, jnp.int32) for name, array in ids.items()}
+
+    @quick
+    def ours(params, noise):
+        def loss(params):
+            found = encode(config, params, ids, noise)
+            return (found * weights).sum(), found
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    noise = Noise(jnp.uint32(1), jnp.uint32(2), jnp.arange(2, dtype=jnp.int32))
+    (_, found), grads = ours(params, noise)
+    apart = np.abs(found - states.detach().numpy())[batch["mask"] > 0].max()
+    print(apart, largest(grads, theirs))
+    assert apart < 1e-5
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+    assert largest(grads, theirs)[0] < 1e-6 * scale
+    (_, evaluated), _ = ours(params, None)
+    assert np.abs(evaluated - found)[0].max() > 1e-3

@@ -77,12 +77,17 @@ COUNTS = {
     "longformer-tiny": 17_932_032,
     "longformer-base-4096": 148_659_456,
     "longformer-large-4096": 434_600_960,
+    "bigbird-tiny": 16_379_648,
+    "bigbird-base": 127_468_800,
+    "bigbird-large": 359_123_968,
 }
-POOLED = ("bert", "roberta", "xlm-roberta", "albert", "longformer")
+POOLED = ("bert", "roberta", "xlm-roberta", "albert", "longformer", "bigbird")
 
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
 )
+# Block sparse attention has several blocks in 8 tokens.
+SWITCHED = dataclasses.replace(SMALL, block=1, random_blocks=1)
 
 
 def noise(rows: int = 2) -> Noise:
@@ -127,6 +132,7 @@ def peer(config: EncoderConfig):
         "modernbert": ("ModernBert", {}),
         "modernbert-decoder": ("ModernBertDecoder", {}),
         "eurobert": ("EuroBert", {"num_key_value_heads": config.kv_heads}),
+        "bigbird": ("BigBird", {}),
         "deberta-v2": (
             "DebertaV2",
             {
@@ -178,7 +184,7 @@ SWITCHES = {
     "norm_embeddings": (False, True),
     "sharing": ("none", "attention", "ffn", "all"),
     "groups": (1, 2),
-    "attention": ("full", "disentangled"),
+    "attention": ("full", "disentangled", "blocks"),
     "layer_kinds": ((), ("local", "global")),
     "global_tokens": ("none", "first"),
     "positions": ("learned", "rope", "alibi", "none"),
@@ -196,6 +202,7 @@ SWITCHES = {
 # The refused: what another switch makes impossible, or leaves without effect.
 REFUSED = [
     {"kv_heads": 1, "attention": "disentangled"},
+    {"kv_heads": 1, "attention": "blocks"},
     {"norm_place": "post", "norm_embeddings": True},
     {"norm_place": "pre", "convolution_width": 3},
     {"norm_embeddings": True, "sharing": "attention"},
@@ -209,11 +216,18 @@ REFUSED = [
     {"sharing": "all", "layer_kinds": ("local", "global")},
     {"groups": 2, "layer_kinds": ("local", "global")},
     {"attention": "disentangled", "layer_kinds": ("local", "global")},
+    {"attention": "blocks", "layer_kinds": ("local", "global")},
     {"attention": "disentangled", "positions": "rope"},
     {"attention": "disentangled", "positions": "alibi"},
+    {"attention": "blocks", "positions": "rope"},
+    {"attention": "blocks", "positions": "alibi"},
+    {"attention": "blocks", "positions": "none"},
     {"attention": "disentangled", "rope_scaling": "ntk"},
     {"attention": "disentangled", "rope_scaling": "yarn"},
+    {"attention": "blocks", "rope_scaling": "ntk"},
+    {"attention": "blocks", "rope_scaling": "yarn"},
     {"attention": "disentangled", "causal": True},
+    {"attention": "blocks", "causal": True},
     *(
         {"global_tokens": "first"} | other
         for other in (
@@ -287,7 +301,7 @@ def test_all_pairs_of_switches_build():
     ids, key = jax.ShapeDtypeStruct((2, 8), np.int32), jax.random.key(0)
     rows, refused = covering()
     for row in rows:
-        encoder = Encoder(dataclasses.replace(SMALL, **row))
+        encoder = Encoder(dataclasses.replace(SWITCHED, **row))
         found, _ = jax.eval_shape(
             encoder.init_with_output, key, ids, ids, ids, ids, noise()
         )
@@ -437,7 +451,7 @@ def test_causal_alone_gives_order_without_positions():
         ({"dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and below 1"),
         (
             {"attention": "disentangled", "causal": True},
-            "model.attention='disentangled' cannot be causal",
+            "model.attention='disentangled' cannot have model.causal=True",
         ),
         ({"positions": "none"}, "model.positions='none' .* hides the order"),
         (

@@ -85,7 +85,10 @@ def _mlm(config, **encoder):
     return MLM(config, dataclasses.replace(ENCODER, **encoder), PIECES)
 
 
+# Seven blocks of two tokens of a row, at most.
+SPARSE = {"attention": "blocks", "block": 2, "random_blocks": 1}
 CASES = {
+    "blocks": Case(lambda **e: _mlm(MLMConfig(masks="static"), **SPARSE, **e)),
     "mlm": Case(lambda **e: _mlm(MLMConfig(masks="static"), **e)),
     "span": Case(lambda **e: _mlm(MLMConfig(unit="span", masks="static"), **e)),
     "pairs": Case(

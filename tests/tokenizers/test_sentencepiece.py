@@ -15,6 +15,7 @@ SPECIAL = {
     "albert": ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
     "deberta-v2": ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
     "xlm-roberta": ["<unk>", "<s>", "</s>"],
+    "bigbird": ["<pad>", "</s>", "<s>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
 }
 
 
@@ -59,9 +60,11 @@ def test_ids_are_those_of_the_family(kind, tmp_path):
         "albert": [*SPECIAL["albert"], *letters],
         "deberta-v2": [*SPECIAL["deberta-v2"], *letters, "[MASK]"],
         "xlm-roberta": ["<s>", "<pad>", "</s>", "<unk>", *letters, "<mask>"],
+        "bigbird": [*SPECIAL["bigbird"], *letters],
     }[kind]
     assert sorted(ours.vocab, key=ours.vocab.__getitem__) == expected
     named = {"albert": "ALBERT", "deberta-v2": "DeBERTa-v2", "xlm-roberta": "XLM-R"}
+    named["bigbird"] = "BigBird"
     assert f"spm.model: the ids are {named[kind]}'s" in ours.notes[0]
     unk = ours.specials.unk
     assert pieces_of(ours, "the  sea\nsx9") == ["▁the", "▁sea", "▁", "s", unk, "9"]

@@ -1,0 +1,184 @@
+"""Block sparse attention: a window, two global blocks and random ones (BigBird).
+
+The tokens of a block see those of the blocks beside it, of the first and the last
+block, and of `random_blocks` others; the tokens of the first and the last block see all
+(Zaheer et al. 2020, arXiv:2007.14062). Time and memory grow with the length.
+
+As in transformers, the blocks at random are those of the layer's number: the same at
+every step, in training. In evaluation the first block stands for each of them, so that
+its tokens count 1 + random_blocks times.
+
+Legend: B rows, N heads, L tokens a row, D head width, G blocks of S tokens, I inner
+blocks (G - 2), P blocks that an inner block sees, Q queries and K keys of a block.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plmjax.models.config import EncoderConfig
+from plmjax.models.layers import dropout, einsum
+from plmjax.models.platform import Platform
+
+UNSEEN = np.float32(-1e30)
+# Rows that have another plan of random blocks, the paper's: among the first 1,024
+# tokens.
+_PAPERS_LENGTHS, _PAPERS_LAST = (1024, 3072, 4096), 1024
+
+
+def short_rows(config: EncoderConfig, lengths: Iterable[int]) -> str | None:
+    """Returns a sentence about row lengths that are too short for blocks, or None."""
+    least = config.shortest_sparse
+    short = [f"{length:,}" for length in lengths if length < least]
+    if config.attention != "blocks" or not short:
+        return None
+    return (
+        f"Rows of {' and '.join(short)} tokens are read with full attention: block "
+        f"sparse attention begins at {least:,} tokens, (5 + 2 x model.random_blocks) x "
+        "model.block + 1."
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def plan(config: EncoderConfig, layer: int, length: int, train: bool):
+    """Returns the blocks that each inner block sees in a row of `length` tokens.
+
+    (block_NIP, score_IP): their numbers, int32, and what is added to their scores,
+    float32: 0, the logarithm of how often they count, or -1e30 if they do not.
+    """
+    count = -(-length // config.block)
+    g = np.arange(1, count - 1)
+    block_IP = np.stack([0 * g, g - 1, g, g + 1, 0 * g + count - 1], axis=1)
+    score_IP = np.zeros(block_IP.shape, np.float32)
+    # The first and the last block count once, if they are in the window, too.
+    score_IP[0, 1] = score_IP[-1, 3] = UNSEEN
+    block_NIP = np.broadcast_to(block_IP, (config.heads, *block_IP.shape))
+    if train:
+        random_NIP = _random_blocks(config, layer, count)
+        block_NIP = np.concatenate([block_NIP, random_NIP], axis=2)
+        score_IP = np.pad(score_IP, ((0, 0), (0, config.random_blocks)))
+    else:
+        score_IP[:, 0] = np.log1p(config.random_blocks)
+    return block_NIP.astype(np.int32), score_IP
+
+
+def _random_blocks(config: EncoderConfig, layer: int, count: int) -> np.ndarray:
+    """Returns the random blocks of each head's inner blocks, [N, I, random_blocks].
+
+    They are drawn in the order in which transformers draws them.
+    """
+    random, size, wanted = (
+        np.random.RandomState(layer),
+        config.block,
+        config.random_blocks,
+    )
+    drawn = np.zeros((config.heads, count - 2, wanted), np.int32)
+    last = _PAPERS_LAST // size - 1
+    # With fewer blocks to choose from, transformers fails.
+    if count * size in _PAPERS_LENGTHS and last >= wanted + 3:
+        total = max(config.max_positions // size, count)
+        last = min(last, total - 2)
+        for head in range(config.heads):
+            for g in range(1, total - 1):
+                # The last two inner blocks may have those in their window, too.
+                before, after = (min(g - 2, last), g + 2)
+                if g >= total - 3:
+                    before, after = last, last + 1
+                pool = [*range(1, before + 1), *range(after, last + 1)]
+                chosen = random.permutation(pool)[:wanted]
+                if g <= count - 2:
+                    drawn[head, g - 1] = chosen
+        return drawn
+    last = 2 * wanted + 4
+    for g in range(1, count - 1):
+        known = {0, g - 1, g, g + 1, last}
+        known |= {1: {last - 1}, last - 1: {1}}.get(g, set())
+        for head in range(config.heads if wanted else 0):
+            order = random.permutation(last + 1)
+            drawn[head, g - 1] = [b for b in order if b not in known][:wanted]
+    return drawn
+
+
+def sparse(
+    projected, start_BL, end_BL, seen_blocks, *, size, rate, noise, site, platform
+):
+    """Returns the mean values of the keys that each query sees, [B, N, L, D].
+
+    `projected` are the queries, keys and values, [B, N, L, D]; start .. end - 1 the
+    keys that a query may see; `seen_blocks` is the plan of blocks of `size` tokens.
+    """
+    block_NIP, score_IP = seen_blocks
+    rows, heads, length, width = projected[0].shape
+    count = -(-length // size)
+
+    def blocks(x, axis: int):
+        """Pads the tokens to whole blocks, and splits them."""
+        pads = [(0, 0)] * x.ndim
+        pads[axis] = (0, count * size - length)
+        shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+        return jnp.pad(x, pads).reshape(shape)
+
+    def chosen(x_BNGSD):
+        """Returns the keys or values of the plan's blocks, [B, N, I, K, D]."""
+        take = jax.vmap(lambda x_BGSD, block_IP: x_BGSD[:, block_IP], (1, 0), 1)
+        return take(x_BNGSD, jnp.asarray(block_NIP)).reshape(
+            rows, heads, count - 2, -1, width
+        )
+
+    def ends(x_BNGSD):
+        """Returns the first and the last block as one, [B, N, 1, Q, D]."""
+        return jnp.concatenate([x_BNGSD[:, :, :1], x_BNGSD[:, :, -1:]], axis=3)
+
+    @jax.checkpoint
+    def both(query, key, value):
+        query, key, value = (blocks(x, 2) for x in (query, key, value))
+        start, end = (blocks(x, 1)[:, None] for x in (start_BL, end_BL))
+        options = {"rate": rate, "noise": noise, "platform": platform}
+        index_NIK = (block_NIP[..., None] * size + np.arange(size)).reshape(
+            heads, count - 2, -1
+        )
+        inner = _mix(
+            (query[:, :, 1:-1], start[:, :, 1:-1], end[:, :, 1:-1]),
+            (chosen(key), chosen(value), index_NIK),
+            np.repeat(score_IP, size, axis=1),
+            site=f"{site}/weights",
+            **options,
+        )
+        around = _mix(
+            (ends(query), *(ends(x[..., None])[..., 0] for x in (start, end))),
+            (
+                *(x.reshape(rows, heads, 1, -1, width) for x in (key, value)),
+                np.arange(count * size).reshape(1, 1, -1),
+            ),
+            np.zeros((1, count * size), np.float32),
+            site=f"{site}/global_weights",
+            **options,
+        )
+        first, last = around[:, :, :, :size], around[:, :, :, size:]
+        return jnp.concatenate([first, inner, last], axis=2)
+
+    mixed = both(*projected)
+    return mixed.reshape(rows, heads, -1, width)[:, :, :length]
+
+
+def _mix(queries, keys, score_GK, *, rate, noise, site, platform: Platform):
+    """Returns the values weighted by the softmax of the scores, [B, N, G, Q, D].
+
+    `queries` are with the bounds of what they see, [B, 1, G, Q]; `keys` with their
+    values and their places in the row, [N or 1, G, K].
+    """
+    query_BNGQD, start_B1GQ, end_B1GQ = queries
+    key_BNGKD, value_BNGKD, index_NGK = keys
+    dtype = value_BNGKD.dtype
+    scores = einsum("bngqd,bngkd->bngqk", query_BNGQD, key_BNGKD, platform)
+    scores = scores * query_BNGQD.shape[-1] ** -0.5 + score_GK[None, None, :, None]
+    index_1NG1K = index_NGK[None, :, :, None]
+    seen = (index_1NG1K >= start_B1GQ[..., None]) & (index_1NG1K < end_B1GQ[..., None])
+    weights = jax.nn.softmax(jnp.where(seen, scores, UNSEEN), axis=-1).astype(dtype)
+    weights = dropout(weights, rate, noise, site)
+    mixed: Any = einsum("bngqk,bngkd->bngqd", weights, value_BNGKD, platform)
+    return mixed.astype(dtype)
