@@ -43,6 +43,11 @@ MODULES: dict[str, _Modules] = {
     "deberta-v2": _pooled("pooler.dense"),
     "modernbert": dict.fromkeys(CLASSES, ("head.dense", "classifier")),
     "eurobert": {"sequence": ("dense", "classifier"), "tags": (None, "classifier")},
+    "nystromformer": _TAGS
+    | {
+        "sequence": ("classifier.dense", "classifier.out_proj"),
+        "choices": ("pre_classifier", "classifier"),
+    },
 }
 # The norm after the pooler, in the families that have one.
 POOLER_NORMS = {"modernbert": "head.norm"}

@@ -31,6 +31,7 @@ class EncoderConfig(Block, prefix="model."):
         "modernbert",
         "modernbert-decoder",
         "eurobert",
+        "nystromformer",
     ] = "bert"
     vocab_size: int = number(30522, at_least=1)
     layers: int = number(12, at_least=1)
@@ -61,7 +62,11 @@ class EncoderConfig(Block, prefix="model."):
     # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
     groups: int = number(1, at_least=1)
-    attention: Literal["full", "disentangled"] = "full"
+    attention: Literal["full", "disentangled", "nystrom"] = "full"
+    # Nyström attention: the stretches of a document whose means stand for its tokens,
+    # and the width in tokens of a convolution of the values beside it; 0: none.
+    landmarks: int = number(64, at_least=1, hint="64 is usual.")
+    value_convolution: int = number(65, at_least=0, hint="65 is usual.")
     # The kind of each layer, global or local, repeated over the layers; (): all global.
     # The queries of a local layer see half of a window of tokens to each side.
     layer_kinds: tuple = ()
@@ -151,31 +156,44 @@ class EncoderConfig(Block, prefix="model."):
                 "are on each side.",
                 hint=f"Set model.window={self.window + 1}.",
             )
-        disentangled = self.attention == "disentangled"
         for name, on in (
             ("layer_kinds", "local" in self.layer_kinds),
             ("kv_heads", kv_heads != self.heads),
             ("positions", self.positions in ("rope", "alibi")),
+            ("causal", self.causal),
         ):
-            if disentangled and on:
+            if self.attention in ("disentangled", "nystrom") and on:
                 raise PlmjaxError(
-                    "model.attention='disentangled' cannot have "
+                    f"model.attention={self.attention!r} cannot have "
                     f"model.{name}={getattr(self, name)!r}.",
                     hint="Set model.attention='full'.",
                 )
+        if self.attention == "nystrom":
+            self._check_landmarks()
+
+    def _check_landmarks(self) -> None:
+        if self.landmarks > self.max_length:
+            raise PlmjaxError(
+                f"model.landmarks={self.landmarks} is more than the {self.max_length} "
+                "tokens of the longest row.",
+                hint=f"Set model.landmarks={self.max_length} for the exact softmax, or "
+                "less.",
+            )
+        if self.value_convolution and (
+            self.value_convolution % 2 == 0 or self.value_convolution < 3
+        ):
+            raise PlmjaxError(
+                f"model.value_convolution is {self.value_convolution}; it must be odd "
+                "and at least 3, as many tokens on each side, or 0 for none.",
+                hint="Nyströmformer has 65.",
+            )
 
     def _check_positions(self) -> None:
         disentangled = self.attention == "disentangled"
-        if disentangled and self.causal:
-            raise PlmjaxError(
-                "model.attention='disentangled' cannot be causal, but model.causal is "
-                "True.",
-                hint="Set model.attention='full', or model.causal=False.",
-            )
         if self.positions == "none" and not (disentangled or self.causal):
             raise PlmjaxError(
-                "model.positions='none' with model.attention='full' hides the order "
-                "of the tokens from the model.",
+                f"model.positions='none' with model.attention={self.attention!r} hides "
+                "the order of the tokens from the model.",
                 hint="Set model.positions='learned' or 'rope', or "
                 "model.attention='disentangled'.",
             )
@@ -219,6 +237,11 @@ class EncoderConfig(Block, prefix="model."):
         """The kind of a layer, counted from 0: "global" or "local"."""
         kinds = self.layer_kinds or ("global",)
         return kinds[layer % len(kinds)]
+
+    @property
+    def one_document(self) -> bool:
+        """Whether the attention mixes a row's tokens: it must hold one document."""
+        return self.attention == "nystrom"
 
     @property
     def input_width(self) -> int:
@@ -396,6 +419,19 @@ def _eurobert(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int
     )
 
 
+def _nystromformer(layers: int, width: int, length: int) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="nystromformer",
+        vocab_size=30000,
+        max_positions=length + 2,
+        position_offset=2,
+        activation="gelu_tanh",
+        norm_eps=1e-5,
+        attention="nystrom",
+    )
+
+
 # From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
 # the bases of both families' rotations are recalled, and were not checked there.
 # The tiny ones except BERT's are ours, for training on two cores.
@@ -451,6 +487,12 @@ PRESETS: dict[str, EncoderConfig] = {
     "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
     "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
     "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),
+    "nystromformer-tiny": _nystromformer(4, 256, 1024),
+    "nystromformer-512": _nystromformer(12, 768, 510),
+    **{
+        f"nystromformer-{length}": _nystromformer(12, 768, length)
+        for length in (1024, 2048, 4096)
+    },
 }
 
 
@@ -495,7 +537,7 @@ def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
             hint="Leave it out, and it follows the tokenizer.",
         )
     derived: dict = {"vocab_size": vocab_size}
-    if PRESETS[preset].position_offset:
+    if PRESETS[preset].position_offset and PRESETS[preset].family != "nystromformer":
         # In RoBERTa, padding has position padding_idx, and text begins after it.
         derived["position_offset"] = pad_id + 1
     return dataclasses.replace(PRESETS[preset], **(derived | given))

@@ -20,7 +20,7 @@ from plmjax import PlmjaxError, with_article
 from plmjax.models import heads
 from plmjax.models.config import EncoderConfig
 from plmjax.models.heads import Batch, Pooler, tanh
-from plmjax.models.layers import dense, dropout, gelu
+from plmjax.models.layers import ACTIVATIONS, dense, dropout, gelu
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 
@@ -56,7 +56,7 @@ class HeadConfig(Protocol):
 class Pooling(NamedTuple):
     """The activation of a pooler; whether dropout is before it, and a norm after."""
 
-    activation: Callable
+    activation: Callable | None  # None: as in the layers
     drops_before: bool = False
     normed: bool = False
     # None: as in the layers.
@@ -78,6 +78,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "deberta-v2": _GELU,
         "modernbert": _NORMED,
         "eurobert": Pooling(gelu, bias=True),
+        "nystromformer": Pooling(None, drops_before=True),
     },
     "choices": {
         "bert": _TANH,
@@ -88,6 +89,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "electra": _GELU,
         "deberta-v2": _GELU,
         "modernbert": _NORMED,
+        "nystromformer": _RELU,
     },
 }
 # The same for each token, in the families that have it before every classifier.
@@ -101,6 +103,7 @@ _DROPOUT = {
     ("albert", "tags"): 0.1,
     ("albert", "choices"): 0.1,
     ("electra", "choices"): 0.1,
+    ("nystromformer", "choices"): 0.0,
 }
 
 
@@ -131,7 +134,7 @@ class TaskHead(nn.Module):
                 x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")
             x_TH = Pooler(
                 config,
-                pooling.activation,
+                pooling.activation or ACTIVATIONS[config.activation],
                 platform=self.platform,
                 bias=pooling.bias,
                 normed=pooling.normed,

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import DataError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.loader import Batch, Loader, Phase
 from plmjax.data.quality import Problem, problems
 from plmjax.data.store import SPLITS, Store
 from plmjax.evaluate.examples import masked
+from plmjax.models import EncoderConfig
 from plmjax.objectives import Objective
 from plmjax.objectives.masked import Masked
 from plmjax.report.dry_run import row_as_seen
@@ -42,10 +43,12 @@ def check_text(
     some = problems(store, config.data.held_out_percent)
     emptiest = min((phase.plan for phase in loader.phases), key=lambda plan: plan.fill)
     if emptiest.fill < MOSTLY_PADDING and config.data.rows != "packed":
-        text = (
-            f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the rest "
-            "is padding. --config.data.rows=packed fills them with several documents."
-        )
+        text = f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the "
+        text += "rest is padding. "
+        if any(view.encoder.one_document for view in objective.models.values()):
+            text += "A smaller --config.data.length has less."
+        else:
+            text += "--config.data.rows=packed fills them with several documents."
         some.append(Problem(text))
     with sharding.alone():
         if isinstance(objective, Masked) and objective.masks_matter:
@@ -66,6 +69,17 @@ def check_text(
         hint = "\nFix the text or the config; --yes trains on it all the same."
         raise DataError(text, hint=hint)
     log(f"WARNING: {text}")
+
+
+def check_one_document(config: RunConfig, encoder: EncoderConfig, name: str) -> None:
+    """Raises PlmjaxError for packed rows of a model that cannot separate documents."""
+    if encoder.one_document and config.data.rows == "packed":
+        raise PlmjaxError(
+            f"{name} mixes all tokens of a row, so that it cannot keep the documents "
+            "of a packed row apart.",
+            hint="Set --config.data.rows=single: one document a row; long ones are cut "
+            "into rows.",
+        )
 
 
 def sample(

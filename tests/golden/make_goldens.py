@@ -54,6 +54,7 @@ _DEBERTA = {
 }
 # The usual ones are beyond so small a vocabulary.
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_NYSTROM = {"segment_means_seq_len": 12, "num_landmarks": 4, "conv_kernel_size": 5}
 # {name: (family in transformers, class, its config beyond SIZES)}.
 CASES: dict[str, tuple[str, str, dict]] = {
     "bert": ("Bert", "ForMaskedLM", {}),
@@ -96,13 +97,22 @@ CASES: dict[str, tuple[str, str, dict]] = {
         _IDS | {"num_hidden_layers": 3, "local_attention": 6},
     ),
     "eurobert": ("EuroBert", "ForMaskedLM", _IDS | {"num_key_value_heads": 1}),
+    "nystromformer": ("Nystromformer", "ForMaskedLM", _IDS | _NYSTROM),
+    "nystromformer_exact": (
+        "Nystromformer",
+        "ForMaskedLM",
+        _IDS | _NYSTROM | {"segment_means_seq_len": 4},
+    ),
 }
 CAUSAL = ("gpt2", "modernbert_decoder")
 # Heads whose dimensions are rotated in pairs have an even width.
 ROTATED = ("modernbert", "modernbert_decoder", "eurobert")
 # The class of XLM-R is RoBERTa's: one file serves both.
-GOLDEN = [case for case in CASES if case != "xlm_roberta"]
+GOLDEN = [case for case in CASES if case not in ("xlm_roberta", "nystromformer_exact")]
 ROW_LENGTHS = (9, 6, 3)
+# Rows must be full, as the class averages padding too, and convolves it; and alone with
+# fewer landmarks than tokens, as its inverse depends on all rows of the batch.
+FULL_ROWS = {"nystromformer": (12,), "nystromformer_exact": (12, 12)}
 # PyTorch's own settings but for eps: with 1e-8 it is 1.5e-6 from its float64 self.
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6}
 WEIGHT_DECAY = 0.01
@@ -262,7 +272,8 @@ def unpack(file) -> dict[str, np.ndarray]:
 def main() -> None:
     for case in GOLDEN:
         model = make_model(case, SIZES, seed=0)
-        batch = make_batch(case, model, ROW_LENGTHS, seed=0)
+        lengths = FULL_ROWS.get(case, ROW_LENGTHS)
+        batch = make_batch(case, model, lengths, seed=0)
         arrays = pack(reference(model.double(), batch))
         arrays |= {f"batch/{key}": rows.astype(np.int32) for key, rows in batch.items()}
         arrays["config"] = np.array(json.dumps(model.config.to_diff_dict()))

@@ -20,8 +20,10 @@ PATTERNS = {
     "modernbert": "modernbert-base",
     "modernbert-decoder": "ettin-decoder-17m",
     "eurobert": "eurobert-210m",
+    "nystromformer": "nystromformer-512",
 }
 
+_EXACT = {"landmarks": 22, "value_convolution": 5}
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
 CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "bert": ("bert", ("head",), {}, "BertForMaskedLM"),
@@ -93,6 +95,9 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     ),
     "eurobert": ("eurobert", ("head",), {}, "EuroBertForMaskedLM"),
     "eurobert-bare": ("eurobert", (), {}, "EuroBertModel"),
+    # As many landmarks as positions: the exact softmax, for rows of any length.
+    "nystromformer": ("nystromformer", ("head",), _EXACT, "NystromformerForMaskedLM"),
+    "nystromformer-bare": ("nystromformer", (), _EXACT, "NystromformerModel"),
 }
 
 

@@ -108,6 +108,9 @@ def numpy_head(family, head, params, x):
         "deberta-v2": lambda x: np.asarray(jax.nn.gelu(x, approximate=False)),
     }
     activation["eurobert"] = activation["modernbert"] = activation["electra"]
+    activation["nystromformer"] = activation[
+        "distilbert" if head == "choices" else "electra"
+    ]
     if head in POOLERS or family == "modernbert":
         x = activation.get(family, np.tanh)(affine(x, params["pooler"]["dense"]))
     if family == "modernbert":
