@@ -10,6 +10,7 @@ from plmjax import config as config_lib
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.config_json import limitations
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.tasks import KINDS
@@ -74,6 +75,7 @@ def export_task(
             config.card,
             base_model=config.card.base_model or hub_name(str(config.model)),
         ),
+        limitations=limitations(model.encoder),
     )
     export_folder(
         folder,

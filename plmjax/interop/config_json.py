@@ -184,6 +184,19 @@ def _nystromformer_to_json(config: EncoderConfig, name: str, length: int) -> dic
     }
 
 
+def limitations(config: EncoderConfig) -> tuple[str, ...]:
+    """Returns sentences on what transformers computes otherwise than plmjax."""
+    if config.attention != "nystrom":
+        return ()
+    if config.landmarks == config.max_length:
+        return ("transformers convolves padding, too: its states near it differ.",)
+    return (
+        "transformers reads only rows of exactly segment_means_seq_len tokens "
+        "(config.json), averages padding into the landmarks and lets rows of a batch "
+        "depend on each other: give it single rows without padding.",
+    )
+
+
 def _rope_to_json(config: EncoderConfig, kind: str) -> dict[str, Any]:
     """Returns the rotations of a kind of layer in the form of transformers 5."""
     body: dict[str, Any] = {"rope_type": "default"}

@@ -23,6 +23,7 @@ from plmjax.evaluate.model import (
 )
 from plmjax.files import write_json
 from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.config_json import limitations
 from plmjax.interop.folder import (
     check_only,
     check_replaceable,
@@ -129,6 +130,8 @@ def export_trained(
             length=length,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
+        for line in facts.limitations:
+            log(f"Note: {line}")
     for name, folder in model_folders(to).items():
         if folder != to and name not in folders:
             shutil.rmtree(folder)  # of an earlier export, and now of another training
@@ -240,6 +243,7 @@ def _card_facts(
         },
         figures=figures,
         card=dataclasses.replace(config.card, base_model=base_model),
+        limitations=limitations(model.encoder),
     )
 
 

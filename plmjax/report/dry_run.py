@@ -242,26 +242,28 @@ def attention_table(objective: Objective, kind: str) -> Table:
             layers.setdefault(name, []).append((encoder, some))
     longest = min(encoder.max_length for encoder in encoders)
     table = Table(
-        title="Attention, without its projections, as a share of the encoder's FLOPs "
-        f"and activations\n(this model takes rows of up to {longest:,} tokens)",
+        title="What attention between tokens takes of the encoder, by the length of a "
+        f"row (at most {longest:,} here)",
         title_style="",
     )
-    for name in ("tokens", *layers, "all layers", "MB a row", "of activations"):
+    several = ("all layers",) if len(layers) > 1 else ()
+    columns = (f"FLOPs, {name}" for name in (*layers, *several))
+    for name in ("tokens", *columns, "MB a row", "of activations"):
         table.add_column(name, justify="right")
     for length in _LENGTHS:
-        shares, whole = [], sum(encoder_flops(one, length) for one in encoders)
-        kept = 0.0
-        for some in layers.values():
-            flops = sum(attention_flops(one, length, which) for one, which in some)
-            kept += sum(
-                attention_bytes(one, length, which, kind) for one, which in some
-            )
-            shares.append(flops / whole)
         row = 1, length, 0
+        whole = sum(encoder_flops(one, length) for one in encoders)
         activations = sum(activation_bytes(one, *row, kind=kind) for one in encoders)
+        shares, kept = [], 0.0
+        for parts in layers.values():
+            flops = sum(attention_flops(one, length, some) for one, some in parts)
+            kept += sum(attention_bytes(one, length, some, kind) for one, some in parts)
+            shares.append(flops / whole)
+        if several:
+            shares.append(sum(shares))
         table.add_row(
             f"{length:,}",
-            *(f"{share:.1%}" for share in (*shares, sum(shares))),
+            *(f"{share:.1%}" for share in shares),
             _mb(kept),
             f"{kept / activations:.1%}",
         )
