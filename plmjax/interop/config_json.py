@@ -192,8 +192,8 @@ def limitations(config: EncoderConfig) -> tuple[str, ...]:
         return ("transformers convolves padding, too: its states near it differ.",)
     return (
         "transformers reads only rows of exactly segment_means_seq_len tokens "
-        "(config.json), averages padding into the landmarks and lets rows of a batch "
-        "depend on each other: give it single rows without padding.",
+        "(config.json) without padding, and lets the rows of a batch depend on each "
+        "other; plmjax reads rows of any length, and leaves padding out.",
     )
 
 

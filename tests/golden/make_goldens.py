@@ -110,7 +110,7 @@ ROTATED = ("modernbert", "modernbert_decoder", "eurobert")
 # The class of XLM-R is RoBERTa's: one file serves both.
 GOLDEN = [case for case in CASES if case not in ("xlm_roberta", "nystromformer_exact")]
 ROW_LENGTHS = (9, 6, 3)
-# Rows must be full, as the class averages padding too, and convolves it; and alone with
+# Rows must be full, as the class fails on a mask, or convolves padding; and alone with
 # fewer landmarks than tokens, as its inverse depends on all rows of the batch.
 FULL_ROWS = {"nystromformer": (12,), "nystromformer_exact": (12, 12)}
 # PyTorch's own settings but for eps: with 1e-8 it is 1.5e-6 from its float64 self.

@@ -14,7 +14,7 @@ from plmjax.models.platform import ANY
 
 CONFIG = EncoderConfig(
     vocab_size=50,
-    layers=2,
+    layers=1,
     width=16,
     heads=2,
     ffn_width=24,
