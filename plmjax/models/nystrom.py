@@ -8,6 +8,8 @@ Legend: B rows, N heads, L tokens a row, D head width, M landmarks, W width of t
 convolution, S = W - 1 tokens of a block, G blocks.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -44,17 +46,17 @@ def by_landmarks(
 
     def means(x_BNLD):
         member = member_BML.astype(dtype)
-        sums_BNMD = einsum("bml,bnld->bnmd", member, x_BNLD, platform)
+        sums_BNMD: Any = einsum("bml,bnld->bnmd", member, x_BNLD, platform)
         return (sums_BNMD / tokens_BM[:, None, :, None]).astype(dtype)
 
     def softmax(a_BNQD, b_BNKD, seen=True):
-        scores_BNQK = einsum("bnqd,bnkd->bnqk", a_BNQD, b_BNKD, platform)
+        scores_BNQK: Any = einsum("bnqd,bnkd->bnqk", a_BNQD, b_BNKD, platform)
         scores_BNQK *= a_BNQD.shape[-1] ** -0.5
         return jax.nn.softmax(jnp.where(seen, scores_BNQK, jnp.float32(-1e30)), axis=-1)
 
     query_BNMD, key_BNMD = means(query_BNLD), means(key_BNLD)
     far_BNML = softmax(query_BNMD, key_BNLD, real_BL[:, None, None]).astype(dtype)
-    mixed_BNMD = einsum("bnml,bnld->bnmd", far_BNML, value_BNLD, platform)
+    mixed_BNMD: Any = einsum("bnml,bnld->bnmd", far_BNML, value_BNLD, platform)
     # If the document is short, each token is a landmark, and takes what that sees.
     short_B111 = size_B[:, None, None, None] <= count
     seen_BNLM = ~short_B111 | member_BML.swapaxes(1, 2)[:, None]
@@ -107,5 +109,5 @@ def convolve(kernel_1W1N, value_BNLD, size_B, platform: Platform):
     kernel_NSK = jnp.take(kernel_NW, offset_SK, axis=1, mode="clip")
     inside_SK = (offset_SK >= 0) & (offset_SK <= size)
     kernel_NSK = jnp.where(inside_SK[None], kernel_NSK, 0)
-    y = einsum("nsk,bngkd->bngsd", kernel_NSK, around_BNGKD, platform)
+    y: Any = einsum("nsk,bngkd->bngsd", kernel_NSK, around_BNGKD, platform)
     return y.reshape(rows, heads, -1, width)[:, :, :length]
