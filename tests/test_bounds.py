@@ -100,6 +100,8 @@ PRETRAINING = TRAIN | {
     "model.groups": SIZE,
     "model.position_buckets": ([2], [1]),
     "model.convolution_width": ([0, 1, 3], [-1, 2]),
+    "model.landmarks": SIZE,
+    "model.value_convolution": ([0, 3], [-1]),
     "model.dropout": RATE,
     "model.attention_dropout": RATE,
     "model.init_std": (NOT_NEGATIVE, [-TINY]),

@@ -63,12 +63,20 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         load("train.steps=5", "train.epochs=2")
 
 
+NYSTROM = "model.preset=nystromformer-tiny"
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
         ((), "does not set how long to train"),
         (("train.steps=9", "data.phases=((9, 16, 8),)"), "train.steps both set"),
         (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
+        (("train.epochs=1", NYSTROM), "documents of a packed row"),
+        (
+            ("train.epochs=1", NYSTROM, "data.rows=single", "data.length=32"),
+            "landmarks=64 is more than the 32 tokens",
+        ),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
         (("train.steps=9", "model.causal=True"), "hides the tokens on the right"),

@@ -59,6 +59,7 @@ ARGUMENTS = {
         for size in ("tiny", "small", "base")
     ),
     "pretrain/nsp": ("",),
+    "pretrain/nystromformer": ("tiny", "512", "1024", "2048", "4096"),
     "pretrain/roberta": ("tiny", "base", "large"),
     "pretrain/spanbert": ("tiny", "base", "large"),
     "pretrain/xlm_roberta": ("tiny", "base", "large"),
@@ -243,6 +244,7 @@ SLOW = (
     "bert_mini.py",
     "deberta_v3.py:tiny",
     "nsp.py",
+    "nystromformer.py:tiny",
     "roberta.py:tiny",
     "spanbert.py:tiny",
     "xlm_roberta.py:tiny",

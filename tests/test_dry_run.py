@@ -133,6 +133,37 @@ def test_what_is_sent_is_a_row_for_each_axis_and_operation():
     assert re.search(r"all +│ +│ +9 │ 31.0 ", shown)
 
 
+@pytest.mark.parametrize(
+    "changes, kind, length, expected",
+    [
+        ({}, "gpu", 512, ("80.0%", "33.6")),
+        ({}, "cpu", 16384, ("99.2%", "268.4")),  # a block of 512 queries
+        (
+            {"layer_kinds": ("global", "local"), "window": 8},
+            "gpu",
+            1024,
+            ("79.4%", "0.7%", "80.1%", "67.7"),
+        ),
+        (
+            {"attention": "nystrom", "landmarks": 16, "value_convolution": 3},
+            "cpu",
+            512,
+            ("26.4%", "2.1"),
+        ),
+    ],
+)
+def test_what_attention_takes_by_length(changes, kind, length, expected):
+    """The products between tokens of 4 layers beside 8 products of 32 x 32 a token.
+
+    Full: 2 of L x 32. Local: 2 of 9 x 32 in half of the layers. Landmarks: 4 of 16 x 32
+    and 3 x 32, and once a row 24 of 16 x 16 x 16 a head, 2 of 16 x 16 x 32.
+    """
+    objective = MLM(MLMConfig(), encoder(layers=4, **changes), pieces(96))
+    shown = text(lib.attention_table(objective, kind))
+    cells = re.search(rf"│ +{length:,} │(.*)", shown)[1].replace(" ", "").split("│")
+    assert tuple(cells[: len(expected)]) == expected
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "mesh",

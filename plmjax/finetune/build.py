@@ -83,7 +83,9 @@ class FinetuneSetup:
         rows = self.config.train.batch // self.config.train.accumulation // shards
         texts = math.prod(self.features["train"].arrays["segments"].shape[1:-1])
         length = self.batches.lengths[-1]
-        return activation_bytes(self.encoder, rows * texts, length, slots=0)
+        given = rows * texts, length, 0
+        kind = self.mesh.devices.flat[0].platform
+        return activation_bytes(self.encoder, *given, kind=kind)
 
     @property
     def origin(self) -> dict[str, str]:

@@ -186,6 +186,14 @@ def limits(encoder: EncoderConfig, head: str | None = None) -> list[str]:
             "read with full attention; transformers reads all later ones so, too, "
             "until the model is loaded again.",
         ]
+    if encoder.attention == "nystrom" and encoder.landmarks == encoder.max_length:
+        return ["transformers convolves padding, too: its states near it differ."]
+    if encoder.attention == "nystrom":
+        return [
+            "transformers reads only rows of exactly segment_means_seq_len tokens "
+            "(config.json) without padding, and lets the rows of a batch depend on "
+            "each other; plmjax reads rows of any length, and leaves padding out."
+        ]
     return []
 
 

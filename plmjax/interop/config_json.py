@@ -50,10 +50,12 @@ def to_json(
     cls_id: int,
     sep_id: int,
     task: Task | None = None,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """Returns the config.json of transformers 5 for a model with these heads.
 
-    `task` is that of a fine-tuned model.
+    `task` is that of a fine-tuned model; `length` is the longest row in tokens, None:
+    the model's positions.
 
     Raises:
       PlmjaxError: transformers' class of the family cannot express the config.
@@ -68,7 +70,7 @@ def to_json(
             raise _inexpressible("token_types", 0, name, 1)
     if not _head_fits(config, heads):
         raise _inexpressible("activation", config.activation, name, "gelu")
-    offset = pad_id + 1 if keys.offset else 0
+    offset = pad_id + 1 if keys.offset else keys.ours.get("position_offset", 0)
     if config.position_offset != offset:
         raise PlmjaxError(
             f"model.position_offset is {config.position_offset}, but {name} counts "
@@ -94,7 +96,7 @@ def to_json(
     for key, (field, _) in keys.options.items():
         value = getattr(config, field)
         body[key] = WRITTEN[value] if field == "activation" else value
-    body |= _special_to_json(config)
+    body |= _special_to_json(config, name, length or config.max_length)
     return body if task is None else body | task_to_json(config, task)
 
 
@@ -127,7 +129,7 @@ def check_head(config: EncoderConfig, heads: Collection[str], where: str) -> Non
         )
 
 
-def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
+def _special_to_json(config: EncoderConfig, name: str, length: int) -> dict[str, Any]:
     """Returns the keys that do not correspond to one field of EncoderConfig."""
     if config.family == "albert":
         return {"num_hidden_groups": blocks(config), "inner_group_num": 1}
@@ -148,6 +150,8 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
         return body
     if config.family == "bigbird":
         return {"attention_type": _ATTENTION_TYPES[config.attention]}
+    if config.family == "nystromformer":
+        return _nystromformer_to_json(config, name, length)
     if config.family == "eurobert":
         return {
             "num_key_value_heads": config.kv_heads or config.heads,
@@ -170,6 +174,29 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
         "rope_parameters": {
             theirs: _rope_to_json(config, kind) for kind, theirs in _LAYER_TYPES.items()
         },
+    }
+
+
+def _nystromformer_to_json(config: EncoderConfig, name: str, length: int) -> dict:
+    """Returns the keys of a Nyströmformer for rows of at most `length` tokens.
+
+    transformers' class takes rows of exactly segment_means_seq_len tokens, a multiple
+    of num_landmarks; if the two are equal it computes the exact softmax, of any row.
+    """
+    landmarks, width = config.landmarks, config.value_convolution
+    rows = length // landmarks * landmarks
+    if landmarks == config.max_length:
+        landmarks = rows = 64
+    elif rows <= landmarks:
+        raise _inexpressible("landmarks", landmarks, name, f"at most {length // 2}")
+    if not width:
+        raise _inexpressible("value_convolution", width, name, "an odd width")
+    return {
+        "max_position_embeddings": config.max_positions - config.position_offset,
+        "segment_means_seq_len": rows,
+        "num_landmarks": landmarks,
+        "conv_kernel_size": width,
+        "inv_coeff_init_option": False,
     }
 
 
@@ -373,6 +400,7 @@ def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
         "eurobert": _eurobert,
         "longformer": _longformer,
         "bigbird": _bigbird,
+        "nystromformer": _nystromformer,
     }
     read = special.get(fields["family"])
     return {} if read is None else read(body, fields, where)
@@ -481,6 +509,23 @@ def _bigbird(body: dict, fields: dict, where: str) -> dict[str, Any]:
     kind = body.get("attention_type", "block_sparse")
     _one_of({"attention_type": kind}, "attention_type", tuple(ours), where)
     return {"attention": ours[kind]}
+
+
+def _nystromformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    positions = fields["max_positions"]
+    rows, landmarks = (
+        body.get(key, 64) for key in ("segment_means_seq_len", "num_landmarks")
+    )
+    _check_integer("segment_means_seq_len", rows, 1, _MAX_SIZE, where)
+    _check_integer("num_landmarks", landmarks, 1, rows, where)
+    width = body.get("conv_kernel_size", 65)
+    _check_integer("conv_kernel_size", width, 3, _MAX_SIZE, where)
+    return {
+        "max_positions": positions + 2,
+        # With as many landmarks as tokens, their class computes the exact softmax.
+        "landmarks": positions if landmarks == rows else landmarks,
+        "value_convolution": width,
+    }
 
 
 def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:

@@ -371,4 +371,20 @@ KEYS: dict[str, Keys] = {
         special=frozenset({"attention_type"}),
         names_ends=True,
     ),
+    "nystromformer": Keys(
+        _SIZES,
+        _OPTIONS
+        | {
+            "hidden_act": ("activation", "gelu_new"),
+            "layer_norm_eps": ("norm_eps", 1e-5),
+        },
+        # transformers cannot build a model with another first guess of the inverse.
+        _FIXED | {"inv_coeff_init_option": (False,)},
+        _PLAIN | {"attention": "nystrom", "position_offset": 2},
+        special=frozenset(
+            {"segment_means_seq_len", "num_landmarks", "conv_kernel_size"}
+        ),
+        pad=1,
+        names_ends=True,
+    ),
 }

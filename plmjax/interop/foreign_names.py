@@ -25,6 +25,7 @@ _FOOTPRINTS = (
     (r"(encoder|decoder)\.block\.\d+\.", "T5"),
     (r"Wqkv|mlp\.Wi", "ModernBERT"),
     (r"^model\.layers\.\d+\.self_attn", "Llama or a relative"),
+    (r"^nystromformer\.", "Nyströmformer"),
     (r"^bert\.|^cls\.predictions", "BERT"),
 )
 

@@ -21,6 +21,7 @@ CONV1D = {"/kernel": (".weight", False), "/bias": (".bias", False)}
 NORM = {"/scale": (".weight", False), "/bias": (".bias", False)}
 TABLE = {"": (".weight", False)}
 ARRAY = {"": ("", False)}
+KERNEL = {"": (".weight", True)}
 
 # Several of our modules may be concatenated in one of theirs.
 Row = tuple[str | tuple[str, ...], str, Mapping[str, tuple[str, bool]]]
@@ -357,6 +358,13 @@ _PRETRAINED: dict[str, Family] = {
         heads={"pair": _pair("bert.pooler", "cls.seq_relationship")},
         classes={("head", "pair"): "BigBirdForPreTraining"},
         ignored=[(r"cls\.seq_relationship\..*", "next-sentence head")],
+    ),
+    "nystromformer": _family(
+        "Nystromformer",
+        "nystromformer",
+        (*_BERT, ("layer_{i}/attention/value_convolution", f"{_SELF}.conv", KERNEL)),
+        _BERT_HEAD,
+        decoder="cls.predictions.decoder",
     ),
 }
 

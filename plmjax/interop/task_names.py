@@ -50,6 +50,11 @@ MODULES: dict[str, _Modules] = {
         "tags": (None, "classifier"),
         "answers": (None, "qa_classifier.qa_outputs"),
     },
+    "nystromformer": _TAGS
+    | {
+        "sequence": ("classifier.dense", "classifier.out_proj"),
+        "choices": ("pre_classifier", "classifier"),
+    },
 }
 # The norm after the pooler, in the families that have one.
 POOLER_NORMS = {"modernbert": "head.norm"}

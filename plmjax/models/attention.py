@@ -12,6 +12,7 @@ D head width, H width, R rows of the table of distances, G blocks of queries.
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.global_tokens import GlobalTokens, documents
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
+from plmjax.models.nystrom import by_landmarks, convolve
 from plmjax.models.platform import Platform
 from plmjax.models.positions import rotate
 
@@ -153,7 +155,51 @@ def blocks(module, heads, view: View, noise: Noise | None, site: str):
     )
 
 
-ATTENTION = {"full": full, "disentangled": disentangled, "blocks": blocks}
+def nystrom(module, heads, view: View, noise: Noise | None, site: str):
+    """Attention by landmarks, and a convolution of the values (Nyströmformer).
+
+    In rows with no more tokens than landmarks it is the exact softmax. As published,
+    its weights have no dropout.
+    """
+    config, platform = module.config, module.platform
+    query_BNLD, key_BNLD, value_BNLD = heads("query"), heads("key"), heads("value")
+    size_B = view.end[:, 0]  # of the row's only document
+    if view.end.shape[1] > config.landmarks:
+        mixed_BNLD = by_landmarks(
+            config,
+            query_BNLD,
+            key_BNLD,
+            value_BNLD,
+            size_B=size_B,
+            platform=platform,
+        )
+    else:
+        mixed_BNLD = attend(
+            query_BNLD,
+            key_BNLD,
+            value_BNLD,
+            view.start,
+            view.end,
+            window=0,
+            slopes=None,
+            drop=Dropout(0.0, None, site),
+            platform=platform,
+        ).astype(jnp.float32)
+    if config.value_convolution:
+        init = nn.initializers.normal(config.init_std)
+        # PyTorch's Conv2d has it transposed.
+        shape = (1, config.value_convolution, 1, config.heads)
+        kernel_1W1N = module.param("value_convolution", init, shape)
+        mixed_BNLD += convolve(kernel_1W1N, value_BNLD, size_B, platform)
+    return mixed_BNLD.astype(value_BNLD.dtype)
+
+
+ATTENTION = {
+    "full": full,
+    "disentangled": disentangled,
+    "blocks": blocks,
+    "nystrom": nystrom,
+}
 
 
 def attend(

@@ -36,6 +36,7 @@ class EncoderConfig(Block, prefix="model."):
         "eurobert",
         "longformer",
         "bigbird",
+        "nystromformer",
     ] = "bert"
     vocab_size: int = number(30522, at_least=1)
     layers: int = number(12, at_least=1)
@@ -66,7 +67,11 @@ class EncoderConfig(Block, prefix="model."):
     # Which parameters layers share (ALBERT), and how many sets of them there are.
     sharing: Literal["none", "attention", "ffn", "all"] = "none"
     groups: int = number(1, at_least=1)
-    attention: Literal["full", "disentangled", "blocks"] = "full"
+    attention: Literal["full", "disentangled", "blocks", "nystrom"] = "full"
+    # Nyström attention: the stretches of a document whose means stand for its tokens,
+    # and the width in tokens of a convolution of the values beside it; 0: none.
+    landmarks: int = number(64, at_least=1, hint="64 is usual.")
+    value_convolution: int = number(65, at_least=0, hint="65 is usual.")
     # The kind of each layer, global or local, repeated over the layers; (): all global.
     # The queries of a local layer see half of a window of tokens to each side.
     layer_kinds: tuple = ()
@@ -167,6 +172,7 @@ class EncoderConfig(Block, prefix="model."):
                 "are on each side.",
                 hint=f"Set model.window={self.window + 1}.",
             )
+        self._check_global_tokens()
         for name, on in (
             ("layer_kinds", "local" in self.layer_kinds),
             ("kv_heads", kv_heads != self.heads),
@@ -179,6 +185,25 @@ class EncoderConfig(Block, prefix="model."):
                     f"model.{name}={getattr(self, name)!r}.",
                     hint="Set model.attention='full'.",
                 )
+        if self.attention == "nystrom":
+            self._check_landmarks()
+
+    def _check_landmarks(self) -> None:
+        if self.landmarks > self.max_length:
+            raise PlmjaxError(
+                f"model.landmarks={self.landmarks} is more than the {self.max_length} "
+                "tokens of the longest row.",
+                hint=f"Set model.landmarks={self.max_length} for the exact softmax, or "
+                "less.",
+            )
+        if self.value_convolution and (
+            self.value_convolution % 2 == 0 or self.value_convolution < 3
+        ):
+            raise PlmjaxError(
+                f"model.value_convolution is {self.value_convolution}; it must be odd "
+                "and at least 3, as many tokens on each side, or 0 for none.",
+                hint="Nyströmformer has 65.",
+            )
 
     def _check_global_tokens(self) -> None:
         rule = self.global_tokens
@@ -264,6 +289,11 @@ class EncoderConfig(Block, prefix="model."):
     def shortest_sparse(self) -> int:
         """The shortest row that block sparse attention can read, in tokens."""
         return (5 + 2 * self.random_blocks) * self.block + 1
+
+    @property
+    def one_document(self) -> bool:
+        """Whether the attention depends on the row: it must hold one document."""
+        return self.attention in ("blocks", "nystrom")
 
     @property
     def input_width(self) -> int:
@@ -465,6 +495,19 @@ def _bigbird(layers: int, width: int, **more) -> EncoderConfig:
     )
 
 
+def _nystromformer(layers: int, width: int, length: int) -> EncoderConfig:
+    return dataclasses.replace(
+        _bert(layers, width),
+        family="nystromformer",
+        vocab_size=30000,
+        max_positions=length + 2,
+        position_offset=2,
+        activation="gelu_tanh",
+        norm_eps=1e-5,
+        attention="nystrom",
+    )
+
+
 # From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
 # the bases of both families' rotations are recalled, and were not checked there.
 # The tiny ones except BERT's are ours, for training on two cores.
@@ -526,6 +569,12 @@ PRESETS: dict[str, EncoderConfig] = {
     "bigbird-tiny": _bigbird(4, 256, max_positions=1024, block=16),
     "bigbird-base": _bigbird(12, 768),
     "bigbird-large": _bigbird(24, 1024),
+    "nystromformer-tiny": _nystromformer(4, 256, 1024),
+    "nystromformer-512": _nystromformer(12, 768, 510),
+    **{
+        f"nystromformer-{length}": _nystromformer(12, 768, length)
+        for length in (1024, 2048, 4096)
+    },
 }
 
 
@@ -577,7 +626,7 @@ def resolve(
             hint="Leave it out, and it follows the tokenizer.",
         )
     derived: dict = {"vocab_size": vocab_size}
-    if PRESETS[preset].position_offset:
+    if PRESETS[preset].position_offset and PRESETS[preset].family != "nystromformer":
         # In RoBERTa, padding has position padding_idx, and text begins after it.
         derived["position_offset"] = pad_id + 1
     config = dataclasses.replace(PRESETS[preset], **(derived | given))

@@ -1,32 +1,50 @@
 """Matrix FLOPs and memory of training, counted from a config."""
 
+from collections.abc import Iterable
+
 import jax.numpy as jnp
 import numpy as np
 
+from plmjax.models.attention import BLOCK
 from plmjax.models.config import EncoderConfig
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> float:
-    """Returns the matrix FLOPs of training the encoder on a row: forward times three.
-
-    Attention counts the full row, packed or not, since all of it is computed; a local
-    layer the window of each token.
-    """
+    """Returns the matrix FLOPs of training the encoder on a row (forward x 3)."""
     width, inner, narrow = config.width, config.ffn_width, config.input_width
     shared = (config.kv_heads or config.heads) / config.heads
     layer = 2 * (2 + 2 * shared) * width**2
     layer += 2 * (3 if config.gated else 2) * width * inner
-    seen = sum(_keys(config, layer, length) for layer in range(config.layers))
-    layer += 4 * width * seen / config.layers
     if config.global_tokens != "none":  # keys and values as the global tokens see them
         kinds = [config.layer_kind(i) for i in range(config.layers)]
         layer += 2 * 2 * width**2 * kinds.count("local") / config.layers
-    if config.attention == "disentangled":
-        # Products of tokens and distances, in both directions, 2 x length distances.
-        layer += 2 * 2 * width * 2 * length
     once = 2 * narrow * width if narrow != width else 0
     once += 2 * config.convolution_width * width**2
-    return 3.0 * length * (config.layers * layer + once)
+    others = 3.0 * length * (config.layers * layer + once)
+    return others + attention_flops(config, length, range(config.layers))
+
+
+def attention_flops(config: EncoderConfig, length: int, layers: Iterable[int]) -> float:
+    """Returns the part of some layers' products between tokens in `encoder_flops`.
+
+    They count the full row, packed or not, since all of it is computed; in a local
+    layer the window of each token; by landmarks the products with them, the inverse and
+    the convolution of the values, without the zeros of its blocks.
+    """
+    width, total = config.width, 0
+    for layer in layers:
+        token = 4 * width * _keys(config, layer, length)
+        if config.attention == "disentangled":
+            # Products of tokens and distances, in both directions, 2 x length of them.
+            token += 2 * 2 * width * 2 * length
+        if config.attention == "nystrom":
+            token += 2 * width * config.value_convolution
+            if length > config.landmarks:
+                # 4 products in each of 6 steps; the landmarks' scores, and values.
+                total += 48 * config.heads * config.landmarks**3
+                total += 4 * width * config.landmarks**2
+        total += length * token
+    return 3.0 * total
 
 
 def _keys(config: EncoderConfig, layer: int, length: int) -> int:
@@ -35,6 +53,8 @@ def _keys(config: EncoderConfig, layer: int, length: int) -> int:
         # All for the queries of the first and the last block.
         inner = (5 + config.random_blocks) * config.block
         return inner + 2 * config.block * (length - inner) // length
+    if config.attention == "nystrom" and length > config.landmarks:
+        return 2 * config.landmarks  # two scores and two sums for each token
     if config.layer_kind(layer) == "global":
         return length
     # Each token sees the global ones, and they see it.
@@ -60,16 +80,17 @@ def task_flops(config: EncoderConfig, positions: int, pooled: bool, outputs: int
     return 3.0 * positions * 2 * config.width * (inner + outputs)
 
 
-def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) -> int:
+def activation_bytes(
+    config: EncoderConfig, rows: int, length: int, slots: int, kind: str
+) -> int:
     """Estimates the bytes that the forward pass of `rows` rows keeps for the backward.
 
     Counts the arrays that our layers save: per token and layer about 10 of the model's
     width and 3 of the inner width, attention weights twice, float32 logits twice.
+    `kind` is that of the device: cpu, gpu or tpu.
     """
-    size = np.dtype(jnp.dtype(config.dtype)).itemsize
+    size = _itemsize(config)
     per_token = 10 * config.width + (3 + config.gated) * config.ffn_width
-    seen = sum(_keys(config, layer, length) for layer in range(config.layers))
-    per_token += 2 * config.heads * seen / config.layers
     layers = 1 if config.remat else config.layers
     # The inputs of rematerialised layers.
     kept = config.layers * config.width if config.remat else 0
@@ -77,4 +98,28 @@ def activation_bytes(config: EncoderConfig, rows: int, length: int, slots: int) 
         kept = config.layers * (6 * config.width + config.ffn_width)
     tokens = rows * length
     logits = 2 * 4 * rows * slots * config.vocab_size
-    return int(tokens * size * (layers * per_token + kept) + logits)
+    weights = rows * attention_bytes(config, length, range(config.layers), kind)
+    weights *= layers / config.layers
+    return int(tokens * size * (layers * per_token + kept) + weights + logits)
+
+
+def attention_bytes(
+    config: EncoderConfig, length: int, layers: Iterable[int], kind: str
+) -> float:
+    """Returns the part of the attention weights of a row in `activation_bytes`.
+
+    On CPUs longer rows are computed in blocks of queries, of which one is kept.
+    """
+    weights, block = 0, 0
+    for layer in layers:
+        keys = _keys(config, layer, length)
+        whole = keys == length and config.attention != "disentangled"
+        if kind == "cpu" and whole and length > BLOCK:
+            block = BLOCK * length
+        else:
+            weights += length * keys
+    return 2 * config.heads * (weights + block) * _itemsize(config)
+
+
+def _itemsize(config: EncoderConfig) -> int:
+    return np.dtype(jnp.dtype(config.dtype)).itemsize

@@ -57,8 +57,7 @@ class HeadConfig(Protocol):
 class Pooling(NamedTuple):
     """The activation of a pooler; whether dropout is before it, and a norm after."""
 
-    # None: that of the layers.
-    activation: Callable | None
+    activation: Callable | None  # None: as in the layers
     drops_before: bool = False
     normed: bool = False
     # None: as in the layers.
@@ -82,6 +81,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "modernbert": _NORMED,
         "eurobert": Pooling(gelu, bias=True),
         "bigbird": Pooling(None, drops_before=True),
+        "nystromformer": Pooling(None, drops_before=True),
     },
     "choices": {
         "bert": _TANH,
@@ -94,6 +94,7 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "deberta-v2": _GELU,
         "modernbert": _NORMED,
         "bigbird": _TANH,
+        "nystromformer": _RELU,
     },
 }
 # The same for each token, in the families that have it before every classifier.
@@ -107,6 +108,7 @@ _DROPOUT = {
     ("albert", "tags"): 0.1,
     ("albert", "choices"): 0.1,
     ("electra", "choices"): 0.1,
+    ("nystromformer", "choices"): 0.0,
 }
 
 

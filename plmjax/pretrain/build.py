@@ -26,7 +26,7 @@ from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
-from plmjax.pretrain.checks import check_global_tokens, check_text
+from plmjax.pretrain.checks import check_global_tokens, check_one_document, check_text
 from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
     Tokenizer,
@@ -74,8 +74,10 @@ class PretrainSetup:
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = phase.batch // self.config.train.accumulation // shards
         length = phase.plan.length
+        given = rows, length, self.objective.slots(length)
+        kind = self.mesh.devices.flat[0].platform
         return sum(
-            activation_bytes(view.encoder, rows, length, self.objective.slots(length))
+            activation_bytes(view.encoder, *given, kind=kind)
             for view in self.objective.models.values()
         )
 
@@ -127,8 +129,19 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
             f"data.length={longest} is longer than the model's "
             f"{encoder.max_length} positions.",
             hint=f"Set --config.model.max_positions="
-            f"{longest + encoder.position_offset}, or shorten the rows.",
+            f"{longest + encoder.position_offset}, or shorten the rows to "
+            f"{encoder.max_length}.",
         )
+    shortest = min([length for _, length, _ in config.data.phases] or [longest])
+    exact = encoder.landmarks == encoder.max_length
+    if encoder.attention == "nystrom" and shortest < encoder.landmarks and not exact:
+        raise PlmjaxError(
+            f"model.landmarks={encoder.landmarks} is more than the {shortest} tokens "
+            "of a row (data.length), which would have full attention.",
+            hint=f"Set --config.model.landmarks to {shortest // 2} or less, or "
+            "lengthen the rows.",
+        )
+    check_one_document(config, encoder, f"model.attention={encoder.attention!r}")
     local = "local" in map(encoder.layer_kind, range(encoder.layers))
     if local and encoder.window > longest:
         raise PlmjaxError(

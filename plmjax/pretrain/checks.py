@@ -45,10 +45,12 @@ def check_text(
     some = problems(store, config.data.held_out_percent)
     emptiest = min((phase.plan for phase in loader.phases), key=lambda plan: plan.fill)
     if emptiest.fill < MOSTLY_PADDING and config.data.rows != "packed":
-        text = (
-            f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the rest "
-            "is padding. --config.data.rows=packed fills them with several documents."
-        )
+        text = f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the "
+        text += "rest is padding. "
+        if any(view.encoder.one_document for view in objective.models.values()):
+            text += "A smaller --config.data.length has less."
+        else:
+            text += "--config.data.rows=packed fills them with several documents."
         some.append(Problem(text))
     with sharding.alone():
         if isinstance(objective, Masked) and objective.masks_matter:
@@ -102,6 +104,25 @@ def check_global_tokens(
                 "the others would see a window alone.",
                 hint=f"Set --config.model.global_limit={count + count // 4}.",
             )
+
+
+# Why an attention cannot read packed rows.
+_ONE_DOCUMENT = {
+    "nystrom": "mixes all tokens of a row, so that it cannot keep the documents of a "
+    "packed row apart",
+    "blocks": "lets all tokens see the first and the last block of a row, which hold "
+    "none of the documents between",
+}
+
+
+def check_one_document(config: RunConfig, encoder: EncoderConfig, name: str) -> None:
+    """Raises PlmjaxError for packed rows of a model that cannot separate documents."""
+    if encoder.one_document and config.data.rows == "packed":
+        raise PlmjaxError(
+            f"{name} {_ONE_DOCUMENT[encoder.attention]}.",
+            hint="Set --config.data.rows=single: one document a row; long ones are cut "
+            "into rows.",
+        )
 
 
 def sample(

@@ -129,6 +129,8 @@ def export_trained(
             length=length,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
+        for line in facts.limitations:
+            log(f"Note: {line}")
     for name, folder in model_folders(to).items():
         if folder != to and name not in folders:
             shutil.rmtree(folder)  # of an earlier export, and now of another training

@@ -18,6 +18,7 @@ from plmjax.models import EncoderConfig
 from plmjax.models.config import resolve
 from plmjax.objectives import Distill, DistillConfig, Pieces
 from plmjax.objectives.distill import no_teacher
+from plmjax.pretrain.checks import check_one_document
 from plmjax.tokenizers import Tokenizer
 from plmjax.workdir import RunConfig, Workdir
 
@@ -99,6 +100,9 @@ def _check_early(
             f"positions of the teacher {objective.teacher}.",
             hint="Shorten the rows (data.length, data.phases).",
         )
+    attention = teacher.encoder.attention
+    name = f"the teacher's model.attention={attention!r}"
+    check_one_document(config, teacher.encoder, name)
     pieces = teacher.tokenizer
     student = resolve(config.model, pieces.vocab_size, pieces.pad_id)
     Distill(objective, student, Pieces(0, (0,), (1,)), teacher.encoder)

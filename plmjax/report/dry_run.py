@@ -17,6 +17,13 @@ from plmjax import tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import console, print_line
 from plmjax.evaluate.examples import masked
+from plmjax.models import EncoderConfig
+from plmjax.models.flops import (
+    activation_bytes,
+    attention_bytes,
+    attention_flops,
+    encoder_flops,
+)
 from plmjax.models.task_heads import TASK_HEADS
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
@@ -213,6 +220,56 @@ def total(blocks: list[Block], name: str) -> int:
     return sum(getattr(block, name) for block in blocks)
 
 
+# Tokens of a row.
+_LENGTHS = tuple(2**n for n in range(9, 15))
+
+
+def attention_table(objective: Objective, kind: str) -> Table:
+    """Returns a table of what attention costs by length, for each kind of layer.
+
+    `kind` is that of the device: cpu, gpu or tpu.
+    """
+    encoders = [view.encoder for view in objective.models.values()]
+    layers: dict[str, list[tuple[EncoderConfig, list[int]]]] = {}
+    for encoder in encoders:
+        by_kind: dict[str, list[int]] = {}
+        for layer in range(encoder.layers):
+            local = encoder.layer_kind(layer) == "local"
+            by_kind.setdefault("local" if local else encoder.attention, []).append(
+                layer
+            )
+        for name, some in by_kind.items():
+            layers.setdefault(name, []).append((encoder, some))
+    longest = min(encoder.max_length for encoder in encoders)
+    table = Table(
+        title="What attention between tokens takes of the encoder, by the length of a "
+        f"row (at most {longest:,} here)",
+        title_style="",
+    )
+    several = ("all layers",) if len(layers) > 1 else ()
+    columns = (f"FLOPs, {name}" for name in (*layers, *several))
+    for name in ("tokens", *columns, "MB a row", "of activations"):
+        table.add_column(name, justify="right")
+    for length in _LENGTHS:
+        row = 1, length, 0
+        whole = sum(encoder_flops(one, length) for one in encoders)
+        activations = sum(activation_bytes(one, *row, kind=kind) for one in encoders)
+        shares, kept = [], 0.0
+        for parts in layers.values():
+            flops = sum(attention_flops(one, length, some) for one, some in parts)
+            kept += sum(attention_bytes(one, length, some, kind) for one, some in parts)
+            shares.append(flops / whole)
+        if several:
+            shares.append(sum(shares))
+        table.add_row(
+            f"{length:,}",
+            *(f"{share:.1%}" for share in shares),
+            _mb(kept),
+            f"{kept / activations:.1%}",
+        )
+    return table
+
+
 _LEGEND = (
     "\n[MASK=x]: x is hidden; [y=x]: y stands in its place; [=x]: x is shown. All are "
     "predicted."
@@ -299,6 +356,7 @@ def show_training(
     out.print(block_table(blocks))
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
+    out.print(attention_table(training.objective, mesh.devices.flat[0].platform))
     check_state(training, state, print_line)
     checkpoints = Checkpoints(training.checkpoints)
     if saved := checkpoints.steps():

@@ -22,10 +22,12 @@ PATTERNS = {
     "eurobert": "eurobert-210m",
     "longformer": "longformer-base-4096",
     "bigbird": "bigbird-base",
+    "nystromformer": "nystromformer-512",
 }
 
 # Rows of 8 tokens are sparse already.
 _SPARSE = {"block": 1, "random_blocks": 1}
+_EXACT = {"landmarks": 22, "value_convolution": 5}
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
 CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "bert": ("bert", ("head",), {}, "BertForMaskedLM"),
@@ -113,6 +115,9 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
         {"attention": "full"},
         "BigBirdForMaskedLM",
     ),
+    # As many landmarks as positions: the exact softmax, for rows of any length.
+    "nystromformer": ("nystromformer", ("head",), _EXACT, "NystromformerForMaskedLM"),
+    "nystromformer-bare": ("nystromformer", (), _EXACT, "NystromformerModel"),
 }
 
 

@@ -73,13 +73,14 @@ def tiny(tokenizers):
             heads=5,
             ffn_width=14,
             max_positions=24,
+            landmarks=22,
             kv_heads=PRESETS[PATTERNS[family]].kv_heads and 1,
         )
         if family in ("albert", "electra"):
             config = dataclasses.replace(config, embedding_width=6)
         if family == "deberta-v2":
             config = dataclasses.replace(config, position_buckets=6)
-        if config.position_offset:
+        if config.position_offset and family != "nystromformer":
             offset = tokenizer.pad_id + 1
             config = dataclasses.replace(config, position_offset=offset)
         config = dataclasses.replace(config, **(more | changes))

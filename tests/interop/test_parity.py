@@ -157,7 +157,15 @@ def check(case, config, theirs, batch, gradient):
         # Shared layers; attention that is disentangled; one side; all that BERT has;
         # windows and rotations.
         case
-        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert")
+        if case
+        in (
+            "albert_sop",
+            "deberta_v3",
+            "gpt2",
+            "bert_nsp",
+            "modernbert",
+            "nystromformer",
+        )
         else pytest.param(case, marks=pytest.mark.slow)
         for case in GOLDENS.GOLDEN
     ],
@@ -187,7 +195,8 @@ def test_live_parity(case, width, heads, ffn):
         "max_position_embeddings": 40,
     }
     model = GOLDENS.make_model(case, sizes, seed=width)
-    batch = GOLDENS.make_batch(case, model, (33, 20, 1, 7), seed=width)
+    lengths = GOLDENS.FULL_ROWS.get(case, (33, 20, 1, 7))
+    batch = GOLDENS.make_batch(case, model, lengths, seed=width)
     body = json.loads(json.dumps(model.config.to_diff_dict()))
     config, _, _ = from_json(body, "live")
     theirs = GOLDENS.reference(model, batch)

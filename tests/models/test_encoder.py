@@ -80,11 +80,22 @@ COUNTS = {
     "bigbird-tiny": 16_379_648,
     "bigbird-base": 127_468_800,
     "bigbird-large": 359_123_968,
+    "nystromformer-tiny": 11_103_760,
+    "nystromformer-512": 108_500_112,
+    "nystromformer-1024": 108_894_864,
+    "nystromformer-2048": 109_681_296,
+    "nystromformer-4096": 111_254_160,
 }
 POOLED = ("bert", "roberta", "xlm-roberta", "albert", "longformer", "bigbird")
 
 SMALL = EncoderConfig(
-    vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
+    vocab_size=50,
+    layers=2,
+    width=16,
+    heads=2,
+    ffn_width=24,
+    max_positions=24,
+    landmarks=4,
 )
 # Block sparse attention has several blocks in 8 tokens.
 SWITCHED = dataclasses.replace(SMALL, block=1, random_blocks=1)
@@ -133,6 +144,10 @@ def peer(config: EncoderConfig):
         "modernbert-decoder": ("ModernBertDecoder", {}),
         "eurobert": ("EuroBert", {"num_key_value_heads": config.kv_heads}),
         "bigbird": ("BigBird", {}),
+        "nystromformer": (
+            "Nystromformer",
+            {"max_position_embeddings": config.max_positions - 2},
+        ),
         "deberta-v2": (
             "DebertaV2",
             {
@@ -184,7 +199,7 @@ SWITCHES = {
     "norm_embeddings": (False, True),
     "sharing": ("none", "attention", "ffn", "all"),
     "groups": (1, 2),
-    "attention": ("full", "disentangled", "blocks"),
+    "attention": ("full", "disentangled", "blocks", "nystrom"),
     "layer_kinds": ((), ("local", "global")),
     "global_tokens": ("none", "first"),
     "positions": ("learned", "rope", "alibi", "none"),
@@ -234,7 +249,7 @@ REFUSED = [
             *({"sharing": sharing} for sharing in ("attention", "ffn", "all")),
             *({"positions": positions} for positions in ("alibi", "none")),
             {"groups": 2},
-            {"attention": "disentangled"},
+            *({"attention": kind} for kind in ("disentangled", "blocks", "nystrom")),
             {"layer_kinds": ()},
             {"causal": True},
         )
@@ -244,6 +259,11 @@ REFUSED = [
         for positions in ("learned", "alibi", "none")
         for scaling in ("ntk", "yarn")
     ),
+    {"kv_heads": 1, "attention": "nystrom"},
+    {"attention": "nystrom", "layer_kinds": ("local", "global")},
+    *({"attention": "nystrom", "positions": p} for p in ("rope", "alibi", "none")),
+    *({"attention": "nystrom", "rope_scaling": kind} for kind in ("ntk", "yarn")),
+    {"attention": "nystrom", "causal": True},
 ]
 
 

@@ -123,6 +123,9 @@ def numpy_head(family, head, params, x):
     if (family, head) == ("bigbird", "answers"):
         inner = affine(exact(affine(x, params["ffn"]["up"])), params["ffn"]["down"])
         return affine(normed(x + inner, params["norm"]), params["classifier"])
+    activation["nystromformer"] = activation[
+        "distilbert" if head == "choices" else "electra"
+    ]
     if head in POOLERS or family == "modernbert":
         x = activation.get(family, np.tanh)(affine(x, params["pooler"]["dense"]))
     if family == "modernbert":

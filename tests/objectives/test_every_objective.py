@@ -69,6 +69,15 @@ def make_documents(rows: int = 32, length: int = 32, step: int = 0) -> dict:
     return batch
 
 
+def make_single(rows: int = 32, length: int = 32, step: int = 0) -> dict:
+    """Returns rows of one document, most of them padded."""
+    batch = make_batch(rows, length, step)
+    size = np.random.default_rng(step).integers(3, length + 1, (rows, 1))
+    batch["segments"] = (np.arange(length) < size).astype(np.int32)
+    batch["positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An objective by its encoder's settings, its batches and frozen arrays."""
@@ -101,9 +110,16 @@ CASES = {
 }
 
 
-def _electra(deberta: bool = False, size: float = 0.5, **settings):
+def _electra(deberta: bool = False, size: float = 0.5, attention="full", **settings):
     def make(**e):
-        encoder = dataclasses.replace(ENCODER, family="electra", embedding_width=16)
+        encoder = dataclasses.replace(
+            ENCODER,
+            family="electra",
+            embedding_width=16,
+            attention=attention,
+            landmarks=4,
+            value_convolution=5,
+        )
         if deberta:
             encoder = dataclasses.replace(
                 ENCODER, attention="disentangled", positions="none", token_types=0
@@ -140,6 +156,7 @@ CASES |= {
     "uniform": Case(_electra(generator=GeneratorConfig(kind="uniform"))),
     "whole": Case(_electra(tie="all", size=1.0)),
     "deberta": Case(_electra(deberta=True, tie="disentangled")),
+    "nystrom": Case(_electra(attention="nystrom"), make_single),
     "distill": Case(_distill, frozen=_teacher),
     "global": Case(
         lambda **e: _mlm(MLMConfig(masks="static"), **(GLOBAL | e)),

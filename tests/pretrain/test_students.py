@@ -268,6 +268,18 @@ def test_bad_settings_end_before_any_text_is_read(taught, override, message):
         loaded(*taught, override)
 
 
+def test_a_teacher_that_mixes_documents_refuses_packed_rows(taught, monkeypatch):
+    values, workdir = taught
+    teacher = teachers.open_model(None)
+    mixing = dataclasses.replace(teacher.encoder, attention="nystrom", landmarks=4)
+    teacher = dataclasses.replace(teacher, encoder=mixing)
+    monkeypatch.setattr(teachers, "open_model", lambda path: teacher)
+    workdir.create()
+    with pytest.raises(PlmjaxError, match="teacher's model.attention='nystrom' mixes"):
+        loaded(values, workdir)
+    loaded(values, workdir, "data.rows=single", "objective.start=fresh")
+
+
 def test_a_teacher_without_a_vocabulary_head_is_refused(taught, monkeypatch):
     values, workdir = taught
     bare = Model(TEACHER, {"encoder": {}}, OURS, "bare")  # type: ignore
