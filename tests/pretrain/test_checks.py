@@ -184,6 +184,15 @@ def test_rows_of_padding_are_named_and_ordinary_text_is_not(tmp_path):
     assert "Rows of 256 tokens are " in block and "data.rows=packed" in block
 
 
+@pytest.mark.parametrize("rule", ["first", "sentences"])
+def test_rows_with_more_global_tokens_than_places_are_refused(tmp_path, rule):
+    keys = ("model.layer_kinds=('local',)", "model.window=8")
+    keys += (f"model.global_tokens={rule}",)
+    with pytest.raises(PlmjaxError, match=r"(?s)of 32 tokens has [234] .*limit=[2345]"):
+        start(tmp_path, sentences(90), *keys, "model.global_limit=1")
+    start(tmp_path, sentences(90), *keys)
+
+
 def test_records_are_read_as_text_only_with_consent(tmp_path):
     lines = [f'{{"text": "{line}"}}' for line in sentences(90)]
     with pytest.raises(PlmjaxError, match="JSON lines.* --yes reads all as text") as e:
