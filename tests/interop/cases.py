@@ -98,12 +98,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "eurobert-bare": ("eurobert", (), {}, "EuroBertModel"),
     "bigbird": ("bigbird", ("head",), _SPARSE, "BigBirdForMaskedLM"),
     "bigbird-bare": ("bigbird", (), _SPARSE, "BigBirdModel"),
-    "bigbird-nsp": ("bigbird", ("head", "pair"), _SPARSE, "BigBirdForPreTraining"),
-    "bigbird-full": (
+    "bigbird-nsp": (
         "bigbird",
-        ("head",),
+        ("head", "pair"),
         {"attention": "full"},
-        "BigBirdForMaskedLM",
+        "BigBirdForPreTraining",
     ),
 }
 
