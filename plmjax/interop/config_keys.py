@@ -365,8 +365,7 @@ KEYS: dict[str, Keys] = {
             "block_size": ("block", 64),
             "num_random_blocks": ("random_blocks", 3),
         },
-        _without(_FIXED, "position_embedding_type")
-        | {"use_bias": (True,), "rescale_embeddings": (False,)},
+        _FIXED | {"use_bias": (True,), "rescale_embeddings": (False,)},
         _without(_PLAIN, "attention"),
         special=frozenset({"attention_type"}),
         names_ends=True,

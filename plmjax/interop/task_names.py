@@ -46,9 +46,9 @@ MODULES: dict[str, _Modules] = {
     "eurobert": {"sequence": ("dense", "classifier"), "tags": (None, "classifier")},
     "bigbird": {
         "sequence": ("classifier.dense", "classifier.out_proj"),
+        "answers": (None, "qa_classifier.qa_outputs"),
         "choices": ("bert.pooler", "classifier"),
         "tags": (None, "classifier"),
-        "answers": (None, "qa_classifier.qa_outputs"),
     },
     "nystromformer": _TAGS
     | {

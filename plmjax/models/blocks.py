@@ -71,11 +71,8 @@ def _random_blocks(config: EncoderConfig, layer: int, count: int) -> np.ndarray:
 
     They are drawn in the order in which transformers draws them.
     """
-    random, size, wanted = (
-        np.random.RandomState(layer),
-        config.block,
-        config.random_blocks,
-    )
+    size, wanted = config.block, config.random_blocks
+    random = np.random.RandomState(layer)
     drawn = np.zeros((config.heads, count - 2, wanted), np.int32)
     last = _PAPERS_LAST // size - 1
     # With fewer blocks to choose from, transformers fails.
@@ -85,9 +82,8 @@ def _random_blocks(config: EncoderConfig, layer: int, count: int) -> np.ndarray:
         for head in range(config.heads):
             for g in range(1, total - 1):
                 # The last two inner blocks may have those in their window, too.
-                before, after = (min(g - 2, last), g + 2)
-                if g >= total - 3:
-                    before, after = last, last + 1
+                near = g < total - 3
+                before, after = (min(g - 2, last), g + 2) if near else (last, total)
                 pool = [*range(1, before + 1), *range(after, last + 1)]
                 chosen = random.permutation(pool)[:wanted]
                 if g <= count - 2:
@@ -129,32 +125,32 @@ def sparse(
             rows, heads, count - 2, -1, width
         )
 
-    def ends(x_BNGSD):
-        """Returns the first and the last block as one, [B, N, 1, Q, D]."""
-        return jnp.concatenate([x_BNGSD[:, :, :1], x_BNGSD[:, :, -1:]], axis=3)
+    def ends(x):
+        """Returns the first and the last block as one, [B, N, 1, Q, ...]."""
+        return jnp.concatenate([x[:, :, :1], x[:, :, -1:]], axis=3)
 
     @jax.checkpoint
     def both(query, key, value):
         query, key, value = (blocks(x, 2) for x in (query, key, value))
         start, end = (blocks(x, 1)[:, None] for x in (start_BL, end_BL))
         options = {"rate": rate, "noise": noise, "platform": platform}
-        index_NIK = (block_NIP[..., None] * size + np.arange(size)).reshape(
-            heads, count - 2, -1
-        )
+        # In the program, for it would be a large constant.
+        inside_111S = jnp.arange(size)[None, None, None]
+        index_NIPS = jnp.asarray(block_NIP)[..., None] * size + inside_111S
         inner = _mix(
             (query[:, :, 1:-1], start[:, :, 1:-1], end[:, :, 1:-1]),
-            (chosen(key), chosen(value), index_NIK),
-            np.repeat(score_IP, size, axis=1),
+            (chosen(key), chosen(value), index_NIPS.reshape(heads, count - 2, -1)),
+            jnp.repeat(jnp.asarray(score_IP), size, axis=1),
             site=f"{site}/weights",
             **options,
         )
         around = _mix(
-            (ends(query), *(ends(x[..., None])[..., 0] for x in (start, end))),
+            (ends(query), ends(start), ends(end)),
             (
                 *(x.reshape(rows, heads, 1, -1, width) for x in (key, value)),
-                np.arange(count * size).reshape(1, 1, -1),
+                jnp.arange(count * size)[None, None],
             ),
-            np.zeros((1, count * size), np.float32),
+            jnp.zeros((1, 1)),
             site=f"{site}/global_weights",
             **options,
         )

@@ -108,12 +108,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     "longformer-bare": ("longformer", (), {"window": 6}, "LongformerModel"),
     "bigbird": ("bigbird", ("head",), _SPARSE, "BigBirdForMaskedLM"),
     "bigbird-bare": ("bigbird", (), _SPARSE, "BigBirdModel"),
-    "bigbird-nsp": ("bigbird", ("head", "pair"), _SPARSE, "BigBirdForPreTraining"),
-    "bigbird-full": (
+    "bigbird-nsp": (
         "bigbird",
-        ("head",),
+        ("head", "pair"),
         {"attention": "full"},
-        "BigBirdForMaskedLM",
+        "BigBirdForPreTraining",
     ),
     # As many landmarks as positions: the exact softmax, for rows of any length.
     "nystromformer": ("nystromformer", ("head",), _EXACT, "NystromformerForMaskedLM"),

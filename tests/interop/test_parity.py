@@ -155,7 +155,7 @@ def check(case, config, theirs, batch, gradient):
     "case",
     [
         # Shared layers; attention that is disentangled; one side; all that BERT has;
-        # windows and rotations.
+        # windows and rotations; blocks.
         case
         if case
         in (
@@ -164,6 +164,7 @@ def check(case, config, theirs, batch, gradient):
             "gpt2",
             "bert_nsp",
             "modernbert",
+            "bigbird",
             "nystromformer",
         )
         else pytest.param(case, marks=pytest.mark.slow)

@@ -205,18 +205,23 @@ def test_choices_are_rows_of_their_own():
     np.testing.assert_allclose(first, second[::-1, ::-1], atol=1e-6)
 
 
-def test_an_answer_is_never_padding():
+@pytest.mark.parametrize("family", ["bert", "bigbird"])
+def test_an_answer_is_never_padding(family):
+    config = dataclasses.replace(CONFIG, family=family)
     batch = make_batch((2, 5))
     batch["segments"] = batch["segments"].at[:, 3:].set(0)
     task = TASKS["answers"]
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def score(batch):
-        params = init_model(CONFIG, task, jax.random.key(0), batch)
-        return task_logits(CONFIG, task, params, batch, None)
+        params = init_model(config, task, jax.random.key(0), batch)
+        return task_logits(config, task, params, batch, None)
 
     assert (np.argmax(score(batch), axis=1) < 3).all()
     assert (score(batch)[:, 3:] < -1e29).all()
+    # Of the question, type 0, BigBird can choose [CLS] alone.
+    hidden = np.asarray(score(batch)[:, :3] < -1e29)
+    assert hidden[:, 1:].all() == (family == "bigbird") and not hidden[:, 0].any()
 
 
 def test_the_usual_dropout_is_transformers():

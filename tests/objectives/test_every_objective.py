@@ -169,7 +169,7 @@ KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 
 # ELECTRA's variants and ties learn theirs in test_electra.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", campaign(["span", *KINDS], "pairs", "clm"))
+@pytest.mark.parametrize("name", campaign(["span", "blocks", *KINDS], "pairs", "clm"))
 def test_it_learns_one_batch_by_heart(name):
     case = CASES[name]
     objective = case.without_dropout()

@@ -132,7 +132,7 @@ def test_gpt2_as_published(form, tmp_path):
     assert Tokenizer.load(tmp_path / "ours").specials == ours.specials
 
 
-@pytest.mark.parametrize("family", ["Albert", "XLMRoberta", "DebertaV2"])
+@pytest.mark.parametrize("family", ["Albert", "XLMRoberta", "DebertaV2", "BigBird"])
 def test_unigram_as_published(family, tmp_path):
     import transformers
 
@@ -143,6 +143,7 @@ def test_unigram_as_published(family, tmp_path):
         "Albert": ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
         "XLMRoberta": ["<s>", "<pad>", "</s>", "<unk>"],
         "DebertaV2": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        "BigBird": ["<pad>", "</s>", "<s>", "<unk>", "[CLS]", "[SEP]", "[MASK]"],
     }[family]
     vocab = [(piece, 0.0) for piece in heads]
     vocab += [(piece, score) for piece, score in pieces[5:]]
