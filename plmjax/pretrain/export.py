@@ -317,6 +317,7 @@ def imported_layer(workdir: Workdir) -> dict:
         | dataclasses.asdict(main.config),
         "objective": _objective(models),
         "tokenizer": {"path": str(tokenizer.relative_to(workdir.path))},
+        "data": {"rows": "single"} if main.config.one_document else {},
         # A high rate would destroy trained weights: a tenth of that of a new model.
         "train": {
             "init_from": IMPORTED,

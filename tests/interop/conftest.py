@@ -73,7 +73,7 @@ def tiny(tokenizers):
             heads=5,
             ffn_width=14,
             max_positions=24,
-            landmarks=22,
+            landmarks=22 if family == "nystromformer" else 64,
             kv_heads=PRESETS[PATTERNS[family]].kv_heads and 1,
         )
         if family in ("albert", "electra"):
