@@ -371,9 +371,13 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
         for theirs in types:
             _one_of({"layer_types": theirs}, "layer_types", tuple(named), where)
         kinds = _shortest([named[theirs] for theirs in types])
-    window = body.get("local_attention", 128)
+    # Half of the window, which Ettin's decoders have alone.
+    half = body.get("sliding_window")
+    if half is not None:
+        _check_integer("sliding_window", half, 1, _MAX_SIZE, where)
+    window = body.get("local_attention", 2 * half if half else 128)
     _check_integer("local_attention", window, 2, _MAX_SIZE, where)
-    if "sliding_window" in body:  # derived, but written by the decoder's class
+    if half is not None:
         _one_of(body, "sliding_window", (window // 2,), where)
     dropout = fields["dropout"]
     rate = body.get("embedding_dropout", dropout)

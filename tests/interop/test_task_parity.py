@@ -258,6 +258,13 @@ def load(folder, head):
 
 LIVE = [(family, TASKS[head]) for family, head in HEADS_OF]
 LIVE += [("bert", Task("multilabel", LABELS)), ("bert", Task("regression"))]
+POOLED = [
+    ("modernbert", dataclasses.replace(TASKS["sequence"], head_pooling="mean")),
+    ("modernbert", dataclasses.replace(TASKS["choices"], head_pooling="mean")),
+    ("eurobert", dataclasses.replace(TASKS["sequence"], head_pooling="mean")),
+    ("eurobert", dataclasses.replace(TASKS["sequence"], head_pooling="late")),
+]
+LIVE += POOLED
 # Every family by one task in turn; the last two go the way of classes.
 FEW = [
     (family, TASKS[[*MODULES[family]][n % len(MODULES[family])]])
@@ -268,8 +275,8 @@ FEW = [
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "family, task",
-    campaign(LIVE, *FEW),
-    ids=[f"{family}-{task.kind}" for family, task in LIVE],
+    campaign(LIVE, *FEW, POOLED[0], POOLED[-1]),
+    ids=[f"{family}-{task.kind}-{task.head_pooling}" for family, task in LIVE],
 )
 def test_transformers_computes_the_same(exported, tmp_path, family, task):
     pytest.importorskip("torch")
