@@ -138,7 +138,7 @@ def build(
             hint=f"Set --config.task.length={model.encoder.max_length}, and "
             "task.long=window reads all of a long text.",
         )
-    task = _task(config, data, model.task)
+    task = make_task(config, data, model.task)
     log(describe(model, task, config.start))
     silent = config.cache_features or config.start.dropout is not None
     if not model.encoder.dropout and not silent:
@@ -285,7 +285,7 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _task(config: FinetuneConfig, data: Labelled, before: Task | None) -> Task:
+def make_task(config: FinetuneConfig, data: Labelled, before: Task | None) -> Task:
     """Returns the task; `before` is that of the model to start from."""
     kind, head = data.config.kind, KINDS[data.config.kind].head
     dropout, pooling = config.start.classifier_dropout, config.start.classifier_pooling

@@ -45,10 +45,13 @@ def to_json(
     cls_id: int,
     sep_id: int,
     task: Task | None = None,
+    *,
+    mask_id: int | None = None,
 ) -> dict[str, Any]:
     """Returns the config.json of transformers 5 for a model with these heads.
 
-    `task` is that of a fine-tuned model.
+    `task` is that of a fine-tuned model. Ids for which the class has a default that a
+    smaller vocabulary lacks are written, too.
 
     Raises:
       PlmjaxError: transformers' class of the family cannot express the config.
@@ -80,6 +83,10 @@ def to_json(
     }
     if keys.names_ends:
         body |= {"bos_token_id": cls_id, "eos_token_id": sep_id}
+    if config.family in ("modernbert", "modernbert-decoder"):
+        body |= {"cls_token_id": cls_id, "sep_token_id": sep_id}
+    if config.family == "eurobert" and mask_id is not None:
+        body["mask_token_id"] = mask_id
     for key, field in keys.sizes.items():
         body[key] = getattr(config, field)
     if "embedding_size" in keys.sizes:
@@ -431,7 +438,9 @@ def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
 def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
     """Returns our fields of the rotations that an object of config.json names."""
     rope = dict(rope)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    # The older name stands in rope_scaling, which counts beside rope_parameters.
+    newer = rope.pop("rope_type", "default")
+    kind = rope.pop("type", newer)
     theta = rope.pop("rope_theta")
     if type(theta) not in (int, float) or not 0 < theta < 1e12:
         raise _wrong(where, "rope_theta", theta, "a positive number")

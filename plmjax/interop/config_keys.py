@@ -177,13 +177,13 @@ _MODERN = Keys(
         rope_scaling global_attn_every_n_layers global_rope_theta local_rope_theta
         """.split()
     ),
-    # The first three stand in the published files of ModernBERT and Ettin, whose classes
-    # never read them; auto_map in files from before transformers had the class.
+    # The first three stand in the published files of ModernBERT and Ettin, whose
+    # classes never read them; auto_map is older than the class in transformers.
     idle=frozenset(
         """
         layer_norm_eps position_embedding_type masked_prediction auto_map
-        classifier_pooling reference_compile repad_logits_with_grad sparse_prediction sparse_pred_ignore_index
-        deterministic_flash_attn initializer_cutoff_factor
+        classifier_pooling reference_compile repad_logits_with_grad
+        sparse_prediction sparse_pred_ignore_index deterministic_flash_attn initializer_cutoff_factor
         """.split()
     ),
     pad=50283,

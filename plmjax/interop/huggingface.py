@@ -110,7 +110,8 @@ def export_folder(
             "Export a fine-tuned model together with its own task.",
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    body = config_json.to_json(config, heads, *ids, task)
+    mask = tokenizer.mask_id
+    body = config_json.to_json(config, heads, *ids, task, mask_id=mask)
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)

@@ -152,9 +152,7 @@ class TaskHead(nn.Module):
         return dense(self, self.outputs, "classifier", True)(x_TH).astype(jnp.float32)
 
 
-def check(
-    config: EncoderConfig, head: str | None = None, pooling: str = "cls"
-) -> None:
+def check(config: EncoderConfig, head: str | None = None, pooling: str = "cls") -> None:
     """Raises PlmjaxError if the family has no such head of fine-tuning, or pooling."""
     families = [*POOLERS["sequence"]]
     if head in ("answers", "choices"):
