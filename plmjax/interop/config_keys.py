@@ -182,8 +182,8 @@ _MODERN = Keys(
     idle=frozenset(
         """
         layer_norm_eps position_embedding_type masked_prediction auto_map
-        classifier_pooling reference_compile repad_logits_with_grad
-        sparse_prediction sparse_pred_ignore_index deterministic_flash_attn initializer_cutoff_factor
+        classifier_pooling reference_compile repad_logits_with_grad sparse_prediction
+        sparse_pred_ignore_index deterministic_flash_attn initializer_cutoff_factor
         """.split()
     ),
     pad=50283,
