@@ -291,8 +291,7 @@ def make_task(config: FinetuneConfig, data: Labelled, before: Task | None) -> Ta
     dropout, pooling = config.start.classifier_dropout, config.start.classifier_pooling
     if head is not None:
         if pooling is None:
-            same = before is not None and before.head == head
-            pooling = before.head_pooling if same else "cls"
+            pooling = before.head_pooling if before and before.head == head else "cls"
         return Task(kind, data.labels, dropout, head_pooling=pooling)
     for name, value in (("dropout", dropout), ("pooling", pooling)):
         if value is not None:
