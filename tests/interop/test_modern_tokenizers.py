@@ -11,7 +11,7 @@ from interop.cases import PATTERNS, draw
 
 from plmjax.interop import export_folder, read_folder
 from plmjax.models import PRESETS
-from plmjax.tokenizers import Tokenizer
+from plmjax.tokenizers import Tokenizer, describe
 
 TEXTS = ["the rows of a matrix are vectors", "naïve 12 % in Zürich", "a\n  x"] * 3
 # Llama's words; the rest are GPT-2's.
@@ -152,6 +152,17 @@ def test_a_tokenizer_comes_in_and_goes_out(published):
     again = read_folder(model).tokenizer
     assert again.specials == tokenizer.specials
     assert again.vocabulary_digest == tokenizer.vocabulary_digest
+
+
+def test_another_template_is_named(tmp_path):
+    body = json.loads(trained("eurobert"))
+    body["post_processor"]["single"].pop()
+    names = {f"{role}_token": name for role, name in SPECIALS["eurobert"].items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    (line,) = describe(Tokenizer.load(tmp_path))
+    assert "<|begin_of_text|> text <|end_of_text|>; for a text alone" in line
+    assert "adds <|begin_of_text|>, and so" in line
 
 
 @pytest.mark.peer

@@ -166,6 +166,23 @@ def test_another_pooler_is_refused(exported):
         read_folder(folder)
 
 
+def test_the_pooling_of_a_classifier(exported):
+    for family, task in POOLED:
+        _, _, folder = exported(family, task)
+        assert read_folder(folder).task == task
+    # The last one is late, which is also EuroBERT's default.
+    for values, pooling in (
+        ({"classifier_pooling": None}, "late"),
+        ({"clf_pooling": "mean"}, "mean"),  # the key of its first weights
+        ({"classifier_pooling": "bos"}, "cls"),
+    ):
+        change(folder, **values)
+        assert read_folder(folder).task.head_pooling == pooling
+    change(folder, classifier_pooling="cls")
+    with pytest.raises(PlmjaxError, match="is 'cls'; plmjax has bos, mean, late"):
+        read_folder(folder)
+
+
 def test_a_head_is_exported_with_its_own_task(tiny, tmp_path):
     model = tiny("bert", heads=())
     params = drawn(model.config, TASKS["sequence"])
