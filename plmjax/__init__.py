@@ -51,7 +51,8 @@ def counted(number: int, noun: str, ending: str = "s") -> str:
 
 def with_article(noun: str) -> str:
     """Returns a noun after "a" or "an", as the name of a family is spoken."""
-    return f"a{'n' * noun.startswith(('a', 'e', 'i', 'o', 'x'))} {noun}"
+    vowel = noun.lower().startswith(("a", "e", "i", "o", "x"))
+    return f"a{'n' * (vowel and noun[:2].lower() != 'eu')} {noun}"
 
 
 class PlmjaxError(ValueError):

@@ -112,6 +112,7 @@ def test_the_list_has_every_recipe_with_its_arguments_and_needs_no_jax(tmp_path)
         "ELECTRA as Clark et al. (2020, arXiv:2003.10555) trained it."
     )
     assert lines[at + 1].strip() == ":tiny, :small (default), :base, :large"
+    assert "                      :TEACHER (default: runs/docstrings)" in lines
     assert {line.split()[0] for line in lines if line[:3].strip()} >= {
         *("albert", "bert_mini", "distilbert", "distill/docstrings", "docstrings")
     }

@@ -83,6 +83,13 @@ def test_bytes_that_are_replaced_or_dropped(junk, tmp_path, monkeypatch):
 CONFIGS = [
     (("--config.data.length=1024",), Exit.USAGE, "model.max_positions=1024"),
     (("--config.model.heads=3",), Exit.USAGE, "does not divide model.width=32"),
+    (("--config.model.window=7",), Exit.USAGE, "window is 7; it must be even"),
+    (
+        ("--config.model.layer_kinds=('local',)", "--config.model.window=4096"),
+        Exit.USAGE,
+        "model.window=4096 is larger than a row of",
+    ),
+    (("--config.model.rope_theta=0",), Exit.USAGE, "model.rope_theta is 0"),
     (("--config.train.batch=12",), Exit.USAGE, "12"),
     (("--config.mesh.data=3",), Exit.USAGE, "8 devices"),
     (("--config.train.stepz=3",), Exit.USAGE, "Did you mean train.steps"),

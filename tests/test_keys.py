@@ -25,7 +25,7 @@ from plmjax.evaluate.model import open_model
 from plmjax.finetune import mixout
 from plmjax.finetune import run as finetuning
 from plmjax.finetune import start as starting
-from plmjax.finetune.build import build, read_data
+from plmjax.finetune.build import build, make_task, read_data
 from plmjax.finetune.config import (
     FinetuneConfig,
     FoldsConfig,
@@ -1196,6 +1196,21 @@ def _(name, made):
     loud = made.parts(*keys)
     assert loss_of(loud, train=False)[0] == loss_of(parts)[0]
     assert len({loss_of(loud)[0], loss_of(loud, step=1)[0], loss_of(parts)[0]}) == 3
+
+
+@row("start.classifier_pooling")
+def _(made):
+    """None: that of the start model's own classifier, if it has one for such a task."""
+    before, data = Task("classes", ("a", "b"), head_pooling="mean"), made.parts().data
+    for keys, start, pooling in (
+        ((), None, "cls"),
+        ((), before, "mean"),
+        (("start.classifier_pooling=late",), before, "late"),
+    ):
+        task = make_task(made.config(*keys), data, start)
+        assert task.head_pooling == pooling
+    with pytest.raises(PlmjaxError, match="pooling is late; a bert for sequence"):
+        made.parts("start.classifier_pooling=late")
 
 
 @row("seeds.data", "seeds.init", "seeds.dropout")

@@ -71,11 +71,13 @@ def table(verb: str) -> str:
         purpose = (module.__doc__ or "").partition("\n")[0]
         lines.append(f"  {name:{width}}{purpose}")
         for parameter in inspect.signature(module.get_config).parameters.values():
-            arguments = getattr(module, "ARGUMENTS", (f"{parameter.name.upper()}",))
             shown = [
                 f":{argument}{' (default)' if argument == parameter.default else ''}"
-                for argument in arguments
+                for argument in getattr(module, "ARGUMENTS", ())
             ]
+            # Free to choose, such as the path of a teacher.
+            free = f":{parameter.name.upper()} (default: {parameter.default})"
+            shown = shown or [free]
             lines.append(f"  {'':{width}}{', '.join(shown)}")
     return "\n".join(lines)
 

@@ -333,8 +333,11 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
         data: Any = datasets.load_from_disk(str(folder))
         return data[split] if isinstance(data, datasets.DatasetDict) else data
     except Exception as error:  # of many classes, from the reader of each format
+        reason, packed = _reason(error), next(folder.rglob("*.zst"), None)
+        if packed is not None and "zstd" in reason:
+            reason += f" ({packed.relative_to(folder)})"
         raise DataError(
-            f"{folder} does not load, or has no split {split!r}: {_reason(error)}.",
+            f"{folder} does not load, or has no split {split!r}: {reason}.",
             hint=hint,
         ) from None
 

@@ -142,7 +142,7 @@ def build(
             hint=f"Set --config.task.length={model.encoder.max_length}, and "
             "task.long=window reads all of a long text.",
         )
-    task = _task(config, data)
+    task = make_task(config, data, model.task)
     log(describe(model, task, config.start))
     silent = config.cache_features or config.start.dropout is not None
     if not model.encoder.dropout and not silent:
@@ -293,17 +293,22 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _task(config: FinetuneConfig, data: Labelled) -> Task:
-    """Returns the task; a model without a head has no dropout before a classifier."""
-    kind, dropout = data.config.kind, config.start.classifier_dropout
-    if KINDS[kind].head is not None:
-        return Task(kind, data.labels, dropout)
-    if dropout is not None:
-        raise PlmjaxError(
-            f"start.classifier_dropout={dropout}, but a model of {kind} has no "
-            "classifier.",
-            hint="Leave it out; start.dropout is that of the encoder.",
-        )
+def make_task(config: FinetuneConfig, data: Labelled, before: Task | None) -> Task:
+    """Returns the task; `before` is that of the model to start from."""
+    kind, head = data.config.kind, KINDS[data.config.kind].head
+    dropout, pooling = config.start.classifier_dropout, config.start.classifier_pooling
+    if head is not None:
+        if pooling is None:
+            pooling = before.head_pooling if before and before.head == head else "cls"
+        return Task(kind, data.labels, dropout, head_pooling=pooling)
+    for name, value in (("dropout", dropout), ("pooling", pooling)):
+        if value is not None:
+            raise PlmjaxError(
+                f"start.classifier_{name}={value}, but a model of {kind} has no "
+                "classifier.",
+                hint=f"Leave it out; {'start' if name == 'dropout' else 'task'}.{name} "
+                "is that of the encoder.",
+            )
     return Task(kind, pooling="cls" if data.config.pooling == "cls" else "mean")
 
 

@@ -6,6 +6,7 @@ New layers and poolers are initialised as in pretraining, with a separate seed.
 import dataclasses
 import re
 from collections.abc import Collection
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,10 @@ class StartConfig(Block, prefix="start."):
     global_tokens: GlobalRule | None = None
     # Dropout before the classifier; none: the default of transformers' class.
     classifier_dropout: float | None = number(None, at_least=0, below=1)
+    # What a classifier of texts reads: the first token, the mean of all tokens, or each
+    # token, with the mean of their scores (late). None: as the model's own classifier,
+    # and cls if it has none.
+    classifier_pooling: Literal["cls", "mean", "late"] | None = None
 
 
 def start(
@@ -56,7 +61,7 @@ def start(
     Raises:
       PlmjaxError: the family has no such head, or the model has too few layers.
     """
-    task_heads.check(model.encoder, task.head)
+    task_heads.check(model.encoder, task.head, task.head_pooling)
     encoder = _with_global_tokens(_cut(model, config), model, task, config)
     reinitialised = _new_layers(encoder, config)
     theirs = {} if config.from_scratch else tree.flatten(model.params)

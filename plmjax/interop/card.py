@@ -7,12 +7,15 @@ from string import Template
 from typing import Any
 
 from plmjax import PlmjaxError, __version__, with_article
+from plmjax.interop.config_keys import KEYS
 from plmjax.interop.task_names import CLASSES
 from plmjax.models import EncoderConfig
 from plmjax.models.global_tokens import USUAL
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import CardText
 
+# Rows of the table of the data whose names in a manifest say little.
+_PROPERTIES = {"kind": "format", "why": "how documents were found"}
 _SECRET = re.compile(
     r"(.*[_.-])?(key|secret|password|passwd|credentials?)"
     r"|(.*[_.-])?(access|api|auth|bearer|hf|private)[_.-]?token|token",
@@ -100,11 +103,26 @@ from transformers.activations import ACT2FN""",
 found = load_file(f"{{folder}}/detector_head.safetensors")
 head = {{name.split('.', 1)[1]: array for name, array in found.items()}}
 {_ROWS}states = model(**rows).last_hidden_state
-states = states @ head["dense.weight"].T + head["dense.bias"]
-states = ACT2FN[model.config.hidden_act](states)
+states = states @ head["dense.weight"].T + head.get("dense.bias", 0)
+states = ACT2FN[model.config.$activation](states)
 scores = states @ head["dense_prediction.weight"][0]
 scores = scores + head["dense_prediction.bias"]{_SHOW}""",
 )
+
+# The families by their authors' names.
+_FAMILIES = {
+    "bert": "BERT",
+    "roberta": "RoBERTa",
+    "xlm-roberta": "XLM-RoBERTa",
+    "albert": "ALBERT",
+    "distilbert": "DistilBERT",
+    "electra": "ELECTRA",
+    "deberta-v2": "DeBERTa",
+    "gpt2": "GPT-2",
+    "modernbert": "ModernBERT",
+    "modernbert-decoder": "ModernBERT decoder",
+    "eurobert": "EuroBERT",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +221,13 @@ def model_card(facts: CardFacts) -> str:
     Of a path only the last part appears; values with a secret's name do not appear.
     """
     task = _text(facts.task)
+    article, noun = with_article(
+        _FAMILIES.get(facts.family, _clean(facts.family))
+    ).split(" ", 1)
     sections = [
         _front_matter(facts),
         f"# {_clean(facts.name)}",
-        f"{with_article(_clean(facts.family)).capitalize()} model of "
-        f"{facts.parameters:,} parameters, "
+        f"{article.capitalize()} {noun} model of {facts.parameters:,} parameters, "
         f"{'fine-tuned' if facts.task in KINDS else 'pretrained'} by "
         f"{_clean(facts.objective or task.objective)} with plmjax "
         f"{__version__}. {_base_model(facts)}{task.use}",
@@ -281,9 +301,16 @@ def _loading(facts: CardFacts) -> str:
     code = Template(task.code).substitute(
         mask=_clean(facts.mask_token or ""),
         pipeline=task.pipeline,
+        activation=_activation(facts.family),
         pool=_POOL["cls" if facts.data.get("pooling") == "cls" else "mean"],
     )
     return _LOADING.substitute(imports=imports, loader=loader, code=code)
+
+
+def _activation(family: str) -> str:
+    """Returns the key of a family's config.json that names the activation."""
+    options = KEYS[family].options if family in KEYS else {}
+    return next((k for k, (ours, _) in options.items() if ours == "activation"), "")
 
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:
@@ -299,7 +326,16 @@ def _data(data: Mapping[str, Any]) -> Iterable[str]:
             ["package", "version", "licence"],
             [(p["name"], p["version"], p["licence"] or "unknown") for p in packages],
         )
-    yield _table(["property", "value"], _flat(properties))
+    yield _table(
+        ["property", "value"],
+        [
+            (
+                _PROPERTIES.get(name, name.removeprefix("counts.").replace("_", " ")),
+                cell,
+            )
+            for name, cell in _flat(properties)
+        ],
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -50,12 +50,15 @@ def to_json(
     cls_id: int,
     sep_id: int,
     task: Task | None = None,
+    *,
+    mask_id: int | None = None,
     length: int | None = None,
 ) -> dict[str, Any]:
     """Returns the config.json of transformers 5 for a model with these heads.
 
     `task` is that of a fine-tuned model; `length` is the longest row in tokens, None:
-    the model's positions.
+    the model's positions. Ids for which the class has a default that a smaller
+    vocabulary lacks are written, too.
 
     Raises:
       PlmjaxError: transformers' class of the family cannot express the config.
@@ -89,6 +92,10 @@ def to_json(
         body |= {"bos_token_id": cls_id, "eos_token_id": sep_id}
     if config.family in ("longformer", "bigbird"):  # by which they find the question
         body["sep_token_id"] = sep_id
+    if config.family in ("modernbert", "modernbert-decoder"):
+        body |= {"cls_token_id": cls_id, "sep_token_id": sep_id}
+    if config.family == "eurobert" and mask_id is not None:
+        body["mask_token_id"] = mask_id
     for key, field in keys.sizes.items():
         body[key] = getattr(config, field)
     if "embedding_size" in keys.sizes:
@@ -420,9 +427,13 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
         for theirs in types:
             _one_of({"layer_types": theirs}, "layer_types", tuple(named), where)
         kinds = _shortest([named[theirs] for theirs in types])
-    window = body.get("local_attention", 128)
+    # Half of the window, which Ettin's decoders have alone.
+    half = body.get("sliding_window")
+    if half is not None:
+        _check_integer("sliding_window", half, 1, _MAX_SIZE, where)
+    window = body.get("local_attention", 2 * half if half else 128)
     _check_integer("local_attention", window, 2, _MAX_SIZE, where)
-    if "sliding_window" in body:  # derived, but written by the decoder's class
+    if half is not None:
         _one_of(body, "sliding_window", (window // 2,), where)
     dropout = fields["dropout"]
     rate = body.get("embedding_dropout", dropout)
@@ -531,7 +542,9 @@ def _nystromformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
 def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
     """Returns our fields of the rotations that an object of config.json names."""
     rope = dict(rope)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    # The older name stands in rope_scaling, which counts beside rope_parameters.
+    newer = rope.pop("rope_type", "default")
+    kind = rope.pop("type", newer)
     theta = rope.pop("rope_theta")
     if type(theta) not in (int, float) or not 0 < theta < 1e12:
         raise _wrong(where, "rope_theta", theta, "a positive number")

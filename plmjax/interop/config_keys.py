@@ -55,6 +55,7 @@ IDLE = frozenset(
     output_hidden_states output_past bos_token_id eos_token_id sep_token_id
     cls_token_id mask_token_id unk_token_id classifier_dropout id2label label2id
     num_labels problem_type finetuning_task task_specific_params pad_token_id
+    bos_token eos_token pad_token mask_token unk_token cls_token sep_token
     tokenizer_class bos_token_ids eos_token_ids name_or_path _name_or_path _num_labels
     """.split()
 )
@@ -159,6 +160,8 @@ _MODERN = Keys(
         "decoder_bias": (True,),
         "classifier_bias": (False,),
         "classifier_activation": ("gelu",),
+        "is_causal": (False,),
+        "causal_mask": (False,),
     },
     _without(_PLAIN, "layer_kinds")
     | {
@@ -175,13 +178,13 @@ _MODERN = Keys(
         rope_scaling global_attn_every_n_layers global_rope_theta local_rope_theta
         """.split()
     ),
-    # The first two stand in the published files of ModernBERT, whose classes never read
-    # them.
+    # The first three stand in the published files of ModernBERT and Ettin, whose
+    # classes never read them; auto_map is older than the class in transformers.
     idle=frozenset(
         """
-        layer_norm_eps position_embedding_type classifier_pooling reference_compile
-        repad_logits_with_grad sparse_prediction sparse_pred_ignore_index
-        deterministic_flash_attn initializer_cutoff_factor
+        layer_norm_eps position_embedding_type masked_prediction auto_map
+        classifier_pooling reference_compile repad_logits_with_grad sparse_prediction
+        sparse_pred_ignore_index deterministic_flash_attn initializer_cutoff_factor
         """.split()
     ),
     pad=50283,
@@ -322,7 +325,10 @@ KEYS: dict[str, Keys] = {
         names_ends=True,
     ),
     "modernbert": _MODERN,
-    "modernbert-decoder": _MODERN._replace(ours={**_MODERN.ours, "causal": True}),
+    "modernbert-decoder": _MODERN._replace(
+        ours={**_MODERN.ours, "causal": True},
+        fixed={**_MODERN.fixed, "is_causal": (True,), "causal_mask": (True,)},
+    ),
     "eurobert": Keys(
         _SIZES,
         {
@@ -337,6 +343,7 @@ KEYS: dict[str, Keys] = {
             "attention_bias": (False,),
             "mlp_bias": (False,),
             "pretraining_tp": (1,),
+            "is_causal": (False,),
         },
         _without(_PLAIN, "kv_heads")
         | {
@@ -353,7 +360,10 @@ KEYS: dict[str, Keys] = {
             num_key_value_heads head_dim rope_parameters rope_theta rope_scaling
             """.split()
         ),
-        idle=frozenset({"classifier_pooling", "clf_pooling", "auto_map"}),
+        # The classes have no hidden dropout; the published files name it.
+        idle=frozenset(
+            {"classifier_pooling", "clf_pooling", "auto_map", "hidden_dropout"}
+        ),
         pad=128001,
         names_ends=True,
     ),

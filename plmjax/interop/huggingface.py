@@ -110,7 +110,9 @@ def export_folder(
             "Export a fine-tuned model together with its own task.",
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    body = config_json.to_json(config, heads, *ids, task=task, length=length)
+    body = config_json.to_json(
+        config, heads, *ids, task, mask_id=tokenizer.mask_id, length=length
+    )
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)

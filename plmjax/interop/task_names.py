@@ -5,6 +5,7 @@ from typing import Any
 from plmjax import PlmjaxError
 from plmjax.interop.safetensors_file import refusal
 from plmjax.models import EncoderConfig
+from plmjax.models.task_heads import POOLINGS
 from plmjax.tasks import KINDS
 from plmjax.tasks.task import Task
 
@@ -82,19 +83,20 @@ _KIND = "finetuning_task"
 # Options of poolers in transformers: {(family, head): {key: (the only value that plmjax
 # supports, transformers' default)}}.
 _GELU = {"pooler_hidden_act": ("gelu", "gelu")}
-_CLS = {"classifier_pooling": ("cls", "cls")}
 _FIXED: dict[tuple[str, str], dict[str, tuple[Any, Any]]] = {
     ("deberta-v2", "sequence"): _GELU,
     ("deberta-v2", "choices"): _GELU,
-    ("modernbert", "sequence"): _CLS,
-    ("modernbert", "choices"): _CLS,
-    ("eurobert", "sequence"): {"classifier_pooling": ("bos", "late")},
     ("electra", "choices"): {
         "summary_type": ("first", "first"),
         "summary_use_proj": (True, True),
         "summary_activation": ("gelu", "gelu"),
     },
 }
+
+
+# In families with several poolings: transformers' name of the first token's, and its
+# default.
+_POOLING = {"modernbert": ("cls", "cls"), "eurobert": ("bos", "late")}
 
 
 def _dropout_key(family: str, head: str) -> str | None:
@@ -123,6 +125,10 @@ def to_json(config: EncoderConfig, task: Task) -> dict[str, Any]:
     for key, (only, default) in _FIXED.get((config.family, task.head), {}).items():
         if only != default:
             body[key] = only
+    if (config.family, task.head) in POOLINGS:
+        first, _ = _POOLING[config.family]
+        pooling = task.head_pooling
+        body["classifier_pooling"] = first if pooling == "cls" else pooling
     key = _dropout_key(config.family, task.head)
     if task.dropout is not None and key is not None:
         body[key] = task.dropout
@@ -141,6 +147,7 @@ def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> T
                 f"{where}: {key} is {value!r}; plmjax has only {only!r}.",
                 "Use another model.",
             )
+    pooling = _head_pooling(family, body, head, where)
     kind = _kind(body, head, outputs, where)
     labels: tuple[str, ...] = ()
     if KINDS[kind].label_names:
@@ -155,9 +162,26 @@ def from_json(family: str, body: dict, head: str, outputs: int, where: str) -> T
             "Correct the file.",
         )
     try:
-        return Task(kind, labels, None if dropout is None else float(dropout))
+        rate = None if dropout is None else float(dropout)
+        return Task(kind, labels, rate, head_pooling=pooling)
     except PlmjaxError as error:
         raise refusal(f"{where}: {error.message}", "Correct id2label.") from error
+
+
+def _head_pooling(family: str, body: dict, head: str, where: str) -> Any:
+    if (poolings := POOLINGS.get((family, head))) is None:
+        return "cls"
+    first, default = _POOLING[family]
+    # The code beside EuroBERT's first weights has another name for it.
+    value = body.get("classifier_pooling", body.get("clf_pooling", default))
+    for pooling in poolings:
+        if value == (first if pooling == "cls" else pooling):
+            return pooling
+    raise refusal(
+        f"{where}: classifier_pooling is {value!r}; plmjax has "
+        f"{', '.join((first, *poolings[1:]))}.",
+        "Use another model.",
+    )
 
 
 def kinds_of(head: str | None, problem: str | None = None) -> list[str]:

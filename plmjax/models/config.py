@@ -508,8 +508,8 @@ def _nystromformer(layers: int, width: int, length: int) -> EncoderConfig:
     )
 
 
-# From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
-# the bases of both families' rotations are recalled, and were not checked there.
+# From the config.json files on huggingface.co; of some modern sizes from their authors'
+# training files (docs/model.md).
 # The tiny ones except BERT's are ours, for training on two cores.
 PRESETS: dict[str, EncoderConfig] = {
     "bert-tiny": _bert(2, 128),

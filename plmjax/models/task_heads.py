@@ -53,6 +53,11 @@ class HeadConfig(Protocol):
         """How a model without a head combines the vectors of a text's tokens."""
         ...
 
+    @property
+    def head_pooling(self) -> Literal["cls", "mean", "late"]:
+        """What a head with one label per row reads of the row's tokens."""
+        ...
+
 
 class Pooling(NamedTuple):
     """The activation of a pooler; whether dropout is before it, and a norm after."""
@@ -66,7 +71,7 @@ class Pooling(NamedTuple):
 
 _TANH, _GELU, _RELU = Pooling(tanh), Pooling(gelu), Pooling(jax.nn.relu)
 _NORMED = Pooling(gelu, normed=True)
-# The pooler of the first token in each family, for heads with one label per row. The
+# The pooler of a row in each family, for heads with one label per row. The
 # GELU of ELECTRA and DeBERTa and DistilBERT's ReLU are independent of the layers'.
 POOLERS: dict[str, dict[str, Pooling]] = {
     "sequence": {
@@ -96,6 +101,12 @@ POOLERS: dict[str, dict[str, Pooling]] = {
         "bigbird": _TANH,
         "nystromformer": _RELU,
     },
+}
+# The values of HeadConfig.head_pooling in families whose classes have more than cls.
+POOLINGS = {
+    ("modernbert", "sequence"): ("cls", "mean"),
+    ("modernbert", "choices"): ("cls", "mean"),
+    ("eurobert", "sequence"): ("cls", "mean", "late"),
 }
 # The same for each token, in the families that have it before every classifier.
 _FOR_TOKENS = {"modernbert": _NORMED}
@@ -157,8 +168,8 @@ class TaskHead(nn.Module):
         return dense(self, self.outputs, "classifier", True)(x_TH).astype(jnp.float32)
 
 
-def check(config: EncoderConfig, head: str | None = None) -> None:
-    """Raises PlmjaxError if the family has no heads of fine-tuning, or not this one."""
+def check(config: EncoderConfig, head: str | None = None, pooling: str = "cls") -> None:
+    """Raises PlmjaxError if the family has no such head of fine-tuning, or pooling."""
     families = [*POOLERS["sequence"]]
     if head in ("answers", "choices"):
         families.remove("eurobert")  # transformers has no class to export it to
@@ -167,6 +178,13 @@ def check(config: EncoderConfig, head: str | None = None) -> None:
         raise PlmjaxError(
             f"{with_article(config.family)} has no head to fine-tune{kind} in plmjax.",
             hint=f"Use one of {', '.join(families)}.",
+        )
+    poolings = POOLINGS.get((config.family, str(head)), ("cls",))
+    if pooling not in poolings:
+        raise PlmjaxError(
+            f"the classifier's pooling is {pooling}; {with_article(config.family)} for "
+            f"{head} has {' or '.join(poolings)}.",
+            hint="Set start.classifier_pooling to one of these, or leave it out.",
         )
 
 
@@ -198,13 +216,14 @@ def encode(
 ) -> jax.Array:
     """Returns the encoder's states that the task's head reads.
 
-    [B, L, H]; only the first token's, [B, 1, H], if a row gets one label; for choices
-    [B, C, 1, H].
+    [B, L, H]; one pooled vector, [B, 1, H], if a row gets one label (but for late); for
+    choices [B, C, 1, H].
     """
     rows = _rows(config, batch)
     x_BLH = heads.encode(config, params, rows, noise, platform)
-    if task.head in POOLERS:
-        x_BLH = x_BLH[:, :1]
+    if _pools(task):
+        pooled_BH = heads.pooled(x_BLH, rows["segments"], task.head_pooling)
+        x_BLH = pooled_BH[:, None].astype(x_BLH.dtype)
     return x_BLH.reshape(*batch["tokens"].shape[:-1], *x_BLH.shape[1:])
 
 
@@ -235,7 +254,7 @@ def task_logits(
     else:
         states = encode(config, task, params, batch, noise, platform=platform)
     x_TH = states.reshape(-1, config.width)
-    if task.head in POOLERS:
+    if _pools(task):
         shape = shape[:-1]
     rate = task.dropout
     if rate is None:
@@ -246,6 +265,8 @@ def task_logits(
         real_BC = jnp.any(batch["segments"] > 0, axis=-1)
         return jnp.where(real_BC, scores.reshape(shape), jnp.float32(OUT_OF_REACH))
     scores = scores.reshape(*shape, task.outputs)
+    if task.head in POOLERS and not _pools(task):
+        return heads.pooled(scores, batch["segments"], "mean")
     if task.head == "answers":
         # Without this mask, as in transformers, more padding would change the loss.
         real_BL = batch["segments"] > 0
@@ -254,6 +275,11 @@ def task_logits(
             real_BL &= (batch["types"] > 0) | first_L[None]
         scores = jnp.where(real_BL[:, :, None], scores, jnp.float32(OUT_OF_REACH))
     return scores
+
+
+def _pools(task: HeadConfig) -> bool:
+    """Returns True if the head reads one vector of each row."""
+    return task.head in POOLERS and task.head_pooling != "late"
 
 
 def _rows(config: EncoderConfig, batch: Batch) -> Batch:

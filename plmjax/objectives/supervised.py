@@ -63,7 +63,7 @@ class Supervised(Objective):
     platform: Platform = dataclasses.field(default=ANY, kw_only=True)
 
     def __post_init__(self):
-        task_heads.check(self.encoder, self.task.head)
+        task_heads.check(self.encoder, self.task.head, self.task.head_pooling)
         assert self.task.head is not None, "Contrastive trains models without a head"
         if (smoothing := self.config.label_smoothing) and not self.kind.smoothing:
             smoothable = [name for name, kind in KINDS.items() if kind.smoothing]
@@ -135,7 +135,7 @@ class Supervised(Objective):
         task, pooled = self.task, self.task.head in POOLERS
         # Texts side by side in a row; how many is known only if the task names them.
         several = 1 if self.kind.label_names else max(len(task.labels), 1)
-        positions = 1 if pooled else length
+        positions = 1 if pooled and task.head_pooling != "late" else length
         head = flops.task_flops(self.encoder, positions, pooled, task.outputs)
         passes = 2 if self.config.rdrop_weight else 1
         reads = 0 if self.cached else flops.encoder_flops(self.encoder, length)

@@ -14,7 +14,9 @@ class Task:
     `labels` names the classes, labels or tags, or the choices of a row if they are the
     same everywhere; other kinds have none. `dropout` is that before the classifier;
     None: the default of the family's class. `pooling` combines the tokens' vectors into
-    one of the text, in models without a head.
+    one of the text, in models without a head. `head_pooling` is what a head with one
+    label per row reads: the first token, the mean of the tokens' states, or each token,
+    with the mean of their scores (late).
 
     Raises:
       PlmjaxError: labels that do not suit the kind or are not distinct, a dropout
@@ -25,6 +27,7 @@ class Task:
     labels: tuple[str, ...] = ()
     dropout: float | None = None
     pooling: Literal["mean", "cls", "max"] = "mean"
+    head_pooling: Literal["cls", "mean", "late"] = "cls"
 
     def __post_init__(self):
         count, kind = len(self.labels), KINDS[self.kind]

@@ -33,6 +33,7 @@ class Specials:
 BERT = Specials(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
 ROBERTA = Specials(pad="<pad>", unk="<unk>", cls="<s>", sep="</s>", mask="<mask>")
 ALBERT = Specials(pad="<pad>", unk="<unk>", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+GEMMA = Specials(pad="<pad>", unk="<unk>", cls="<bos>", sep="<eos>", mask="<mask>")
 _END = "<|endoftext|>"
 GPT2 = Specials(pad=_END, unk=_END, cls=_END, sep=_END, mask=None)
 
@@ -155,6 +156,17 @@ def unigram_pre_tokenizer():
             pre_tokenizers.WhitespaceSplit(),
             pre_tokenizers.Metaspace(replacement=METASPACE, prepend_scheme="always"),
         ]
+    )
+
+
+def writes_blanks(backend: "tokenizers.Tokenizer") -> bool:
+    """Whether a BPE writes "▁" for blanks and cuts no words (Gemma's, mmBERT's)."""
+    model, normalizer = backend.model, backend.normalizer
+    return (
+        getattr(model, "byte_fallback", False)
+        and type(model).__name__ == "BPE"
+        and normalizer is not None
+        and normalizer.normalize_str("a b").endswith(f"a{METASPACE}b")
     )
 
 

@@ -135,6 +135,13 @@ def unused_pieces(tokenizer: "Tokenizer") -> tuple[list[str], list[str]]:
 def describe(tokenizer: "Tokenizer") -> list[str]:
     """Returns one line for each thing to know about a tokenizer that was read."""
     lines = list(tokenizer.notes)
+    around = tokenizer.backend.encode("").tokens
+    ours = [tokenizer.specials.cls, tokenizer.specials.sep]
+    if around not in ([], ours):  # GPT-2 has none
+        lines.append(
+            f"Rows of plmjax are {ours[0]} text {ours[1]}; for a text alone, "
+            f"tokenizer.json adds {' '.join(around)}, and so does AutoTokenizer."
+        )
     capitals, others = unused_pieces(tokenizer)
     for pieces, why, fix in (
         (capitals, "have capitals, but text is lower-cased", '"do_lower_case": false'),

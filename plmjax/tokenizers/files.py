@@ -11,12 +11,14 @@ from plmjax.tokenizers import sentencepiece
 from plmjax.tokenizers.backends import (
     ALBERT,
     BERT,
+    GEMMA,
     GPT2,
     ROBERTA,
     Specials,
     bpe_backend,
     finish,
     wordpiece_backend,
+    writes_blanks,
 )
 
 if TYPE_CHECKING:
@@ -145,10 +147,12 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]):
         backend.decoder, decoders.ByteLevel
     ):
         standards = _BPE
+    elif writes_blanks(backend):
+        standards = (GEMMA,)
     else:
         raise PlmjaxError(
             f"{path} holds a {type(model).__name__} model, neither WordPiece, "
-            "byte-level BPE nor unigram.",
+            "byte-level BPE, Gemma's BPE nor unigram.",
             hint="Other kinds are not supported; train one of these instead.",
             code=Exit.MODEL,
         )
@@ -289,8 +293,10 @@ def _specials(
     Takes the first of `standards` whose tokens are all in the vocabulary.
     """
     given: dict[str, str] = {}
+    # Llama's layout, EuroBERT's too, has no cls and sep.
+    others = {"cls": "bos_token", "sep": "eos_token"}
     for role in ROLES:
-        token = settings[key] if (key := f"{role}_token") in settings else None
+        token = settings.get(f"{role}_token") or settings.get(others.get(role, ""))
         if isinstance(token, dict) and "content" in token:
             token = token["content"]
         if isinstance(token, str):

@@ -13,7 +13,12 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError
 from plmjax.tokenizers import files, segmenters
-from plmjax.tokenizers.backends import Specials, byte_of_character, plain_text_backend
+from plmjax.tokenizers.backends import (
+    Specials,
+    byte_of_character,
+    plain_text_backend,
+    writes_blanks,
+)
 from plmjax.tokenizers.segmenters import BLANK, SIGN, Segmenter, split_signs
 from plmjax.tokenizers.unigram import METASPACE
 from plmjax.tokenizers.words import Encoded, WordCache, cutter
@@ -99,7 +104,7 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """[V] int32: UTF-8 bytes of each piece without blanks, ## and ▁; specials 0."""
         surface = {
-            "bpe": _byte_surface,
+            "bpe": (lambda: _unigram_surface) if self._blanks else _byte_surface,
             "unigram": lambda: _unigram_surface,
             "wordpiece": lambda: _wordpiece_surface,
         }[self.kind]()
@@ -132,9 +137,21 @@ class Tokenizer:
         return self.kind == "unigram"
 
     @functools.cached_property
+    def _blanks(self) -> bool:
+        return writes_blanks(self.backend)
+
+    @functools.cached_property
+    def _opens_V(self) -> np.ndarray:
+        """[V] bool: pieces with a blank before them, for a BPE that cuts no words."""
+        opens_V = np.zeros(self.vocab_size, bool)
+        for piece, number in self.vocab.items():
+            opens_V[number] = piece[:1] == METASPACE or piece[:1].isspace()
+        return opens_V
+
+    @functools.cached_property
     def _sign_V(self) -> np.ndarray | None:
         """[V] kinds of unigram pieces, as "▁" words would include signs (ALBERT)."""
-        if not self._unigram:
+        if not (self._unigram or self._blanks):
             return None
         sign_V = np.zeros(self.vocab_size, np.int8)
         for piece, number in self.vocab.items():
@@ -153,7 +170,10 @@ class Tokenizer:
         if self.segmenter is not None:
             return self.segmenter.encode(self._plain, texts, self._sign_V)
         encoded = self._cache.encode(texts)
-        starts = split_signs(encoded.tokens, encoded.word_start, self._sign_V)
+        starts = encoded.word_start
+        if self._blanks:
+            starts = starts | self._opens_V[encoded.tokens]
+        starts = split_signs(encoded.tokens, starts, self._sign_V)
         return encoded._replace(word_start=starts)
 
     def encode_spans(self, texts: Sequence[str]) -> tuple[Encoded, np.ndarray]:

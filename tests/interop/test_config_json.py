@@ -87,6 +87,89 @@ PUBLISHED = {
         "transformers_version": "4.17.0.dev0", "type_vocab_size": 1,
         "use_cache": true, "vocab_size": 250002}""",
 }
+# ModernBERT's files of transformers 4, and what those of Ettin and of version 5 change.
+_OLD = json.loads("""{"_name_or_path": "ModernBERT-base", "architectures":
+    ["ModernBertForMaskedLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": false,
+    "classifier_dropout": 0.0, "classifier_pooling": "mean", "cls_token_id": 50281,
+    "decoder_bias": true, "deterministic_flash_attn": false, "embedding_dropout": 0.0,
+    "eos_token_id": 50282, "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0, "gradient_checkpointing": false,
+    "hidden_activation": "gelu", "hidden_size": 768, "initializer_cutoff_factor": 2.0,
+    "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05,
+    "local_attention": 128, "local_rope_theta": 10000.0, "mlp_bias": false,
+    "max_position_embeddings": 8192, "mlp_dropout": 0.0, "model_type": "modernbert",
+    "norm_bias": false, "norm_eps": 1e-05, "num_attention_heads": 12,
+    "num_hidden_layers": 22, "pad_token_id": 50283, "sep_token_id": 50282,
+    "position_embedding_type": "absolute", "tie_word_embeddings": true,
+    "torch_dtype": "float32", "transformers_version": "4.47.0.dev0",
+    "vocab_size": 50368}""")
+_ETTIN = {"causal_mask": False, "is_causal": False, "local_rope_theta": 160000.0}
+_ETTIN |= {"max_position_embeddings": 7999, "position_embedding_type": "sans_pos"}
+_ETTIN |= {"reference_compile": False, "repad_logits_with_grad": False}
+_THIRD = ["full_attention", "sliding_attention", "sliding_attention"]
+_EURO = json.loads("""{"architectures": ["EuroBertForMaskedLM"],
+    "attention_bias": false, "attention_dropout": 0.0, "auto_map": {"AutoConfig":
+    "configuration_eurobert.EuroBertConfig"}, "bos_token": "<|begin_of_text|>",
+    "bos_token_id": 128000, "eos_token": "<|end_of_text|>", "eos_token_id": 128001,
+    "hidden_act": "silu", "hidden_dropout": 0.0, "hidden_size": 768,
+    "initializer_range": 0.02, "intermediate_size": 3072, "is_decoder": false,
+    "mask_token": "<|mask|>", "mask_token_id": 128002, "model_type": "eurobert",
+    "max_position_embeddings": 8192, "num_attention_heads": 12,
+    "num_hidden_layers": 12, "num_key_value_heads": 12, "pad_token":
+    "<|end_of_text|>", "pad_token_id": 128001, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 250000,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 128256}""")
+
+
+def _sized(body, width, layers, heads, ffn, **more):
+    """The file of another size; None in `more` leaves a key out."""
+    sizes = {"hidden_size": width, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": heads, "intermediate_size": ffn}
+    changed = body | sizes | more
+    return json.dumps({k: v for k, v in changed.items() if v is not None})
+
+
+def _default(theta):
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+_NEW = {  # version 5 writes these in place of three older keys
+    "global_rope_theta": None,
+    "local_rope_theta": None,
+    "layer_types": (_THIRD * 10)[:28],
+    "rope_parameters": {
+        "full_attention": _default(160000.0),
+        "sliding_attention": _default(10000.0),
+    },
+}
+PUBLISHED |= {
+    "modernbert-base": json.dumps(_OLD),
+    "modernbert-large": _sized(_OLD, 1024, 28, 16, 2624, **_NEW),
+    "ettin-encoder-17m": _sized(_OLD | _ETTIN, 256, 7, 4, 384),
+    # Its windows: sliding_window alone, half of the encoder's local_attention.
+    "ettin-decoder-400m": _sized(
+        _OLD | _ETTIN | {"model_type": "modernbert-decoder", "bos_token": "[CLS]"},
+        *(1024, 28, 16, 2624),
+        causal_mask=True,
+        is_causal=True,
+        masked_prediction=False,
+        sliding_window=64,
+        local_attention=None,
+        layer_types=(_THIRD * 10)[:28],
+    ),
+    "eurobert-210m": json.dumps(_EURO),
+    "eurobert-610m": _sized(
+        _EURO,
+        *(1152, 26, 18, 4096),
+        num_key_value_heads=6,
+        rope_theta=None,
+        rope_parameters=_default(250000),
+        classifier_pooling="late",
+        head_dim=64,
+        is_causal=False,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -272,6 +355,24 @@ def written(tiny):
         ("bigbird", {"use_bias": False}, "use_bias is False"),
         ("bigbird", {"rescale_embeddings": True}, "rescale_embeddings is True"),
         ("bigbird", {"is_decoder": True}, "is_decoder is True"),
+        ("modernbert", {"local_attention": 7}, "window is 7; it must be even"),
+        ("modernbert", {"sliding_window": 32}, "32; plmjax supports only 64"),
+        ("modernbert", {"layer_types": ["linear_attention"] * 3}, "'linear_attention'"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "num_hidden_layers = 3"),
+        ("modernbert", {"is_causal": True}, "is_causal is True"),
+        (
+            "modernbert",
+            {"rope_parameters": None, "local_rope_theta": -1.0},
+            "rope_theta is -1.0; it must be a positive number",
+        ),
+        ("modernbert-decoder", {"causal_mask": False}, "causal_mask is False"),
+        (
+            "eurobert",
+            {"rope_parameters": None, "rope_theta": 0},
+            "rope_theta is 0; it must be a positive number",
+        ),
+        ("eurobert", {"rope_scaling": {"type": "linear"}}, "rope_type is 'linear'"),
+        ("eurobert", {"rope_scaling": {"rope_type": "llama3"}}, "type is 'llama3'"),
     ],
     ids=str,
 )

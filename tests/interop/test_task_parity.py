@@ -171,6 +171,23 @@ def test_another_pooler_is_refused(exported):
         read_folder(folder)
 
 
+def test_the_pooling_of_a_classifier(exported):
+    for family, task in POOLED:
+        _, _, folder = exported(family, task)
+        assert read_folder(folder).task == task
+    # The last one is late, which is also EuroBERT's default.
+    for values, pooling in (
+        ({"classifier_pooling": None}, "late"),
+        ({"clf_pooling": "mean"}, "mean"),  # the key of its first weights
+        ({"classifier_pooling": "bos"}, "cls"),
+    ):
+        change(folder, **values)
+        assert read_folder(folder).task.head_pooling == pooling
+    change(folder, classifier_pooling="cls")
+    with pytest.raises(PlmjaxError, match="is 'cls'; plmjax has bos, mean, late"):
+        read_folder(folder)
+
+
 def test_a_head_is_exported_with_its_own_task(tiny, tmp_path):
     model = tiny("bert", heads=())
     params = drawn(model.config, TASKS["sequence"])
@@ -276,18 +293,27 @@ def load(folder, head):
 
 LIVE = [(family, TASKS[head]) for family, head in HEADS_OF]
 LIVE += [("bert", Task("multilabel", LABELS)), ("bert", Task("regression"))]
-# Every family by one task in turn; the last two go the way of classes.
+POOLED = [
+    ("modernbert", dataclasses.replace(TASKS["sequence"], head_pooling="mean")),
+    ("modernbert", dataclasses.replace(TASKS["choices"], head_pooling="mean")),
+    ("eurobert", dataclasses.replace(TASKS["sequence"], head_pooling="mean")),
+    ("eurobert", dataclasses.replace(TASKS["sequence"], head_pooling="late")),
+]
+LIVE += POOLED
+# Every family by one task in turn; the two after POOLED go the way of classes.
 FEW = [
     (family, TASKS[[*MODULES[family]][n % len(MODULES[family])]])
     for n, family in enumerate(MODULES)
+    if family not in ("modernbert", "eurobert")
 ]
+FEW += [POOLED[0], POOLED[-1]]
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "family, task",
     campaign(LIVE, *FEW),
-    ids=[f"{family}-{task.kind}" for family, task in LIVE],
+    ids=[f"{family}-{task.kind}-{task.head_pooling}" for family, task in LIVE],
 )
 def test_transformers_computes_the_same(exported, tmp_path, family, task):
     pytest.importorskip("torch")

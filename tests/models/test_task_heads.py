@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plmjax import PlmjaxError
-from plmjax.models import EncoderConfig, Noise
+from plmjax.models import EncoderConfig, Noise, heads
 from plmjax.models.task_heads import (
     POOLERS,
     TaskHead,
@@ -144,6 +144,27 @@ def test_a_head_is_what_the_family_has(family, head, strict):
     found = TaskHead(config, head, 3, 0.5).apply({"params": params}, jnp.asarray(x))
     wanted = numpy_head(family, head, params, x)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family, pooling", [("modernbert", "mean"), ("eurobert", "late")]
+)
+def test_a_classifier_reads_the_tokens_but_no_padding(family, pooling):
+    config = dataclasses.replace(CONFIG, family=family)
+    task = Task("classes", LABELS, head_pooling=pooling)
+    batch = make_batch((2, 5))
+    batch["segments"] = batch["segments"].at[1, 3:].set(0)
+    params = init_model(config, task, jax.random.key(0), batch)
+    params["sequence"] = drawn("sequence", 3, family)
+    found = task_logits(config, task, params, batch, None)
+    states = np.asarray(heads.encode(config, params, batch, None))
+    for row, count in ((0, 5), (1, 3)):
+        x = states[row, :count]
+        x = x.mean(0, keepdims=True) if pooling == "mean" else x
+        wanted = numpy_head(family, "sequence", params["sequence"], x).mean(0)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(PlmjaxError, match=f"pooling is {pooling}; a bert for sequence"):
+        check(CONFIG, "sequence", pooling)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,9 @@ def test_start_weights_are_compared_before_text_is_read(shared, tmp_path):
     assert error.hint == (
         "Set --config.model.ffn_width=16 --config.model.max_positions=16."
     )
+    error = refused(shared, tmp_path / "a", weights, tokenizer, "model.positions=rope")
+    assert "unexpected embeddings/position" in error.message
+    assert error.hint == "Set --config.model.positions=learned."
     assert not (tmp_path / "a/data").exists()
 
 
