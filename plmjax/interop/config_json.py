@@ -189,7 +189,7 @@ def limitations(config: EncoderConfig) -> tuple[str, ...]:
     if config.attention != "nystrom":
         return ()
     if config.landmarks == config.max_length:
-        return ("transformers convolves padding, too: its states near it differ.",)
+        return ("transformers convolves padding, too: states of padded rows differ.",)
     return (
         "transformers reads only rows of exactly segment_means_seq_len tokens "
         "(config.json) without padding, and lets the rows of a batch depend on each "
