@@ -241,7 +241,7 @@ class EncoderConfig(Block, prefix="model."):
     @property
     def one_document(self) -> bool:
         """Whether the attention mixes a row's tokens: it must hold one document."""
-        return self.attention == "nystrom"
+        return self.attention in ("blocks", "nystrom")
 
     @property
     def input_width(self) -> int:
