@@ -122,6 +122,9 @@ _FAMILIES = {
     "modernbert": "ModernBERT",
     "modernbert-decoder": "ModernBERT decoder",
     "eurobert": "EuroBERT",
+    "longformer": "Longformer",
+    "bigbird": "BigBird",
+    "nystromformer": "Nyströmformer",
 }
 
 
@@ -205,7 +208,7 @@ def limits(encoder: EncoderConfig, head: str | None = None) -> list[str]:
             "until the model is loaded again.",
         ]
     if encoder.attention == "nystrom" and encoder.landmarks == encoder.max_length:
-        return ["transformers convolves padding, too: its states near it differ."]
+        return ["transformers convolves padding, too: states of padded rows differ."]
     if encoder.attention == "nystrom":
         return [
             "transformers reads only rows of exactly segment_means_seq_len tokens "

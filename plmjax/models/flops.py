@@ -99,7 +99,6 @@ def activation_bytes(
     tokens = rows * length
     logits = 2 * 4 * rows * slots * config.vocab_size
     weights = rows * attention_bytes(config, length, range(config.layers), kind)
-    weights *= layers / config.layers
     return int(tokens * size * (layers * per_token + kept) + weights + logits)
 
 
@@ -108,7 +107,8 @@ def attention_bytes(
 ) -> float:
     """Returns the part of the attention weights of a row in `activation_bytes`.
 
-    On CPUs longer rows are computed in blocks of queries, of which one is kept.
+    On CPUs longer rows are computed in blocks of queries, of which one is kept; of
+    rematerialised layers, too.
     """
     weights, block = 0, 0
     for layer in layers:
@@ -118,7 +118,8 @@ def attention_bytes(
             block = BLOCK * length
         else:
             weights += length * keys
-    return 2 * config.heads * (weights + block) * _itemsize(config)
+    share = 1 / config.layers if config.remat else 1
+    return 2 * config.heads * (weights * share + block) * _itemsize(config)
 
 
 def _itemsize(config: EncoderConfig) -> int:

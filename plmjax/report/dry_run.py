@@ -242,8 +242,7 @@ def attention_table(objective: Objective, kind: str) -> Table:
             layers.setdefault(name, []).append((encoder, some))
     longest = min(encoder.max_length for encoder in encoders)
     table = Table(
-        title="What attention between tokens takes of the encoder, by the length of a "
-        f"row (at most {longest:,} here)",
+        title=f"Attention as a share of the encoder (rows of at most {longest:,})",
         title_style="",
     )
     several = ("all layers",) if len(layers) > 1 else ()
