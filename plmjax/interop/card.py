@@ -224,13 +224,11 @@ def model_card(facts: CardFacts) -> str:
     Of a path only the last part appears; values with a secret's name do not appear.
     """
     task = _text(facts.task)
-    article, noun = with_article(
-        _FAMILIES.get(facts.family, _clean(facts.family))
-    ).split(" ", 1)
+    family = with_article(_FAMILIES.get(facts.family, _clean(facts.family)))
     sections = [
         _front_matter(facts),
         f"# {_clean(facts.name)}",
-        f"{article.capitalize()} {noun} model of {facts.parameters:,} parameters, "
+        f"{family[0].upper()}{family[1:]} model of {facts.parameters:,} parameters, "
         f"{'fine-tuned' if facts.task in KINDS else 'pretrained'} by "
         f"{_clean(facts.objective or task.objective)} with plmjax "
         f"{__version__}. {_base_model(facts)}{task.use}",
@@ -329,16 +327,12 @@ def _data(data: Mapping[str, Any]) -> Iterable[str]:
             ["package", "version", "licence"],
             [(p["name"], p["version"], p["licence"] or "unknown") for p in packages],
         )
-    yield _table(
-        ["property", "value"],
-        [
-            (
-                _PROPERTIES.get(name, name.removeprefix("counts.").replace("_", " ")),
-                cell,
-            )
-            for name, cell in _flat(properties)
-        ],
-    )
+    rows = [
+        (name.removeprefix("counts.").replace("_", " "), value)
+        for name, value in _flat(properties)
+    ]
+    names = [(_PROPERTIES.get(name, name), value) for name, value in rows]
+    yield _table(["property", "value"], names)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
