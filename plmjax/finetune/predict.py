@@ -96,7 +96,7 @@ class Predictor:
             for tokenizer, call in self._models:
                 features = make_features(self.config, examples, tokenizer, self.labels)
                 scored = predictions.score_rows(
-                    call, self.mesh, features, self._batch, self.config.buckets
+                    call, self.mesh, features, self._batch, self.config
                 )
                 several.append(kind.decode(self.config, features, examples, scored))
         if len(several) == 1:

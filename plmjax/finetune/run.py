@@ -186,7 +186,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         return indices[indices >= 0]
 
     def flops(step: int) -> float:
-        return setup.objective.flops(batches.rows(step)[0]) * setup.config.train.batch
+        return setup.objective.flops(batches.rows(step)[0]) * batches.size
 
     origin = setup.origin
     return Training(
