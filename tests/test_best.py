@@ -212,7 +212,7 @@ def trained(taken_job, monkeypatch, values, metric, path, said=None, **more):
         moved = state._replace(step=state.step + 1, params=new)
         return moved, counted | {"tokens": (4.0, 1.0)}
 
-    def score(weights, watched):
+    def score(weights, watched, done):
         value = values[int(weights["w"]) - 1]
         opposite = -value if HIGHER[metric] else value
         return {"loss": 5.0 - opposite * 0.1, metric: value}

@@ -171,7 +171,8 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
 
         return jax.jit(init, out_shardings=shardings)(params)
 
-    def score(weights: dict, watched: Watched) -> dict[str, float]:
+    def score(weights: dict, watched: Watched, done: int) -> dict[str, float]:
+        del done
         read = functools.partial(predict, weights, setup.frozen)
         return score_split(setup, read, "held_out", watched)[1]
 
