@@ -99,4 +99,4 @@ def pack_features(features: Features, seed: int = 0) -> Packed:
         example=features.example[row[first[:-1]]],
         word=None if word is None else spread(word, NONE),
     )
-    return Packed(packed, row, number, slot, at, size)
+    return Packed(packed, row=row, pack=number, slot=slot, at=at, size=size)
