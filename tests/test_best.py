@@ -153,6 +153,7 @@ def taken(monkeypatch, tmp_path):
                 config=RunConfig(),
                 loader=SimpleNamespace(batch=None, rows=None),
                 flops=None,
+                objective_at=None,
                 **own,
             )
             return pretrain.training_of(made, {}, print)

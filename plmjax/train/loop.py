@@ -176,12 +176,11 @@ class Fit:
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
         self.display = TrainingDisplay(training.steps, self.now)
-        self.train_steps: dict[Any, Callable] = {}  # by their objectives
+        self.objective: Any = None  # that of `train_step`
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
         self.over = False  # no evaluation was better for too long
         self.compiled_for: Any = None  # the shapes of a batch
-        self.objective: Any = None
 
     def _log_sizes(self) -> None:
         training = self.training
@@ -240,16 +239,15 @@ class Fit:
         shapes, objective = jax.tree.map(np.shape, rows), training.objective
         if training.objective_at is not None:
             objective = training.objective_at(self.now)
-        compiles = (shapes, objective) != (self.compiled_for, self.objective)
+        compiles = shapes != self.compiled_for or objective is not self.objective
+        if objective is not self.objective:
+            more = self.config, training.mesh, training.zero1, training.steps
+            self.objective, self.train_step = objective, step_for(objective, *more)
         if compiles:
             self.watchdog.compiles()
             self.display.announce(self.now, "compiling")
-            self.compiled_for, self.objective = shapes, objective
-            if objective not in self.train_steps:
-                more = self.config, training.mesh, training.zero1, training.steps
-                self.train_steps[objective] = step_for(objective, *more)
-        train_step = self.train_steps[objective]
-        self.state, metrics = train_step(self.state, training.frozen, rows)
+            self.compiled_for = shapes
+        self.state, metrics = self.train_step(self.state, training.frozen, rows)
         if compiles:
             self.display.announce(self.now, "")
         self.now, self.turn = self.now + 1, self.turn + 1
