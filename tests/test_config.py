@@ -70,7 +70,7 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
         (("train.steps=9", "data.phases=((9, 16, 8),)"), "train.steps both set"),
         (("train.epochs=1", "data.length=600"), "longer than the model's 512"),
         (("data.phases=((9, 16, 8, 50.0),)",), "no effect with model.positions='lear"),
-        (("train.steps=9", "data.batch_ramp=(90, 3)"), "batch of 16 is no multiple"),
+        (("train.steps=9", "data.batch_ramp=(90, 16)"), "batch of 16 is no multiple"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
         (("train.steps=9", "model.causal=True"), "hides the tokens on the right"),

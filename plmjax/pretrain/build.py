@@ -111,14 +111,16 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     if config.tokenizer.user_dictionary is None:  # may be in the workdir
         check_segmenter(config.tokenizer)
     batches = [shape.batch or config.train.batch for shape in config.data.shapes]
-    for batch in (*batches, *config.data.batch_ramp[1:]):
+    for batch in batches:
         sharding.check_batch(mesh, batch, config.train.accumulation)
-    _check_phases(config, encoder, batches[0])
+    _check_phases(config, encoder, batches[0], mesh)
     if config.train.steps is not None and not config.data.phases:
         make_schedule(config.train.schedule, 1.0, config.train.steps)
 
 
-def _check_phases(config: RunConfig, encoder: EncoderConfig, batch: int) -> None:
+def _check_phases(
+    config: RunConfig, encoder: EncoderConfig, batch: int, mesh: jax.sharding.Mesh
+) -> None:
     thetas = [shape.rope_theta for shape in config.data.shapes if shape.rope_theta]
     if thetas and encoder.positions != "rope":
         raise PlmjaxError(
@@ -127,6 +129,8 @@ def _check_phases(config: RunConfig, encoder: EncoderConfig, batch: int) -> None
             hint="Leave it out: (steps, length, batch).",
         )
     for first in config.data.batch_ramp[1:]:
+        accumulation = config.train.accumulation
+        sharding.check_batch(mesh, first, accumulation, "data.batch_ramp's rows")
         if batch % first or batch == first:
             raise PlmjaxError(
                 f"data.batch_ramp begins with {first} rows, but the batch of {batch} "
