@@ -401,10 +401,17 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:
-    """Returns the encoder config of a run."""
+def encoder_config(
+    config: RunConfig, tokenizer: Tokenizer, done: int | None = None
+) -> EncoderConfig:
+    """Returns the encoder config of a run after `done` steps; None: at its end."""
     ids = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.global_ids
-    return resolve(config.model, *ids)
+    encoder = resolve(config.model, *ids)
+    data = config.data
+    phase = data.shapes[-1] if done is None else data.phase_at(max(done - 1, 0))
+    if phase.rope_theta is None:
+        return encoder
+    return dataclasses.replace(encoder, rope_theta=phase.rope_theta)
 
 
 def row_plan(config: RunConfig, split: Split, length: int, store: Store):

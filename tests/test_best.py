@@ -153,6 +153,7 @@ def taken(monkeypatch, tmp_path):
                 config=RunConfig(),
                 loader=SimpleNamespace(batch=None, rows=None),
                 flops=None,
+                objective_at=None,
                 **own,
             )
             return pretrain.training_of(made, {}, print)
@@ -212,7 +213,7 @@ def trained(taken_job, monkeypatch, values, metric, path, said=None, **more):
         moved = state._replace(step=state.step + 1, params=new)
         return moved, counted | {"tokens": (4.0, 1.0)}
 
-    def score(weights, watched):
+    def score(weights, watched, done):
         value = values[int(weights["w"]) - 1]
         opposite = -value if HIGHER[metric] else value
         return {"loss": 5.0 - opposite * 0.1, metric: value}

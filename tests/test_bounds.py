@@ -235,11 +235,20 @@ def test_factors_of_rates_are_finite(factor):
     load("pretraining", "train.optimizer.rates", ((".*", 0.0),))
 
 
-@pytest.mark.parametrize("phase", [(0, 16, 4), (1, 0, 4), (1, 16, -1), (1, 16), 3])
-def test_phases_are_three_numbers_from_one_on(phase):
-    load("pretraining", "data.phases", ((1, 16, 1),))
+@pytest.mark.parametrize(
+    "phase", [(0, 16, 4), (1, 0, 4), (1, 16, -1), (1, 16), 3, (1, 16, 4, 0.0)]
+)
+def test_phases_are_three_numbers_from_one_on_or_four(phase):
+    load("pretraining", "data.phases", ((1, 16, 1), (1, 16, 1, 0.5)))
     with pytest.raises(PlmjaxError, match=r"data\.phases"):
         load("pretraining", "data.phases", (phase,))
+
+
+@pytest.mark.parametrize("ramp", [(5,), (0, 2), (5, 1.5), (5, 2, 1)])
+def test_a_ramp_is_tokens_and_rows(ramp):
+    load("pretraining", "data.batch_ramp", (1, 1))
+    with pytest.raises(PlmjaxError, match=r"data\.batch_ramp"):
+        load("pretraining", "data.batch_ramp", ramp)
 
 
 # --- a table of more rows than pieces

@@ -77,6 +77,8 @@ NYSTROM = "model.preset=nystromformer-tiny"
             ("train.epochs=1", NYSTROM, "data.rows=single", "data.length=32"),
             "landmarks=64 is more than the 32 tokens",
         ),
+        (("data.phases=((9, 16, 8, 50.0),)",), "no effect with model.positions='lear"),
+        (("train.steps=9", "data.batch_ramp=(90, 16)"), "batch of 16 is no multiple"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),
         (("train.steps=9", "model.causal=True"), "hides the tokens on the right"),

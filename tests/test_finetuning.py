@@ -83,6 +83,7 @@ def assert_equal(a, b):
 # Numbers, sets and choices go the way of the others, and come later. Embeddings, which
 # predict nothing, are in test_embeddings.
 SLOW = ("classes", "multilabel", "regression", "answers", "choices")
+PACKED = ("multilabel", "regression", "tags")
 PREDICTING = [kind for kind in KINDS if kind != "embeddings"]
 
 
@@ -93,7 +94,8 @@ PREDICTING = [kind for kind in KINDS if kind != "embeddings"]
 def test_every_kind_is_trained_scored_exported_and_predicts(kind, tmp_path, folder):
     write(tmp_path / "train.jsonl", records(kind, 40))
     test = write(tmp_path / "held_out.jsonl", records(kind, 10, seed=1))
-    place, steps = tmp_path / "run", ("train.steps=2", "task.buckets=(12,)")
+    rows = "task.rows=packed" if kind in PACKED else "task.buckets=(12,)"
+    place, steps = tmp_path / "run", ("train.steps=2", rows)
     result = run(place, folder, tmp_path, f"task.kind={kind}", *steps)
     scores = result["held_out"]
     assert np.isfinite(scores["loss"]) and result["metric"] in scores
@@ -269,11 +271,12 @@ def test_training_ends_where_nothing_gets_better(tmp_path, folder, data):
     assert Checkpoints(place / "checkpoints").steps()[-1] == last
 
 
-def test_predictions_depend_on_neither_batch_nor_bucket(done, data):
+def test_predictions_depend_on_neither_batch_nor_bucket_nor_packing(done, data):
     place, _, _ = done
     found = []
-    for batch, buckets in ((8, "()"), (24, "(8,10)"), (16, "(12,)")):
-        asked = Predictor([str(place)], [f"buckets={buckets}"], batch=batch)
+    ways = ((8, "buckets=()"), (24, "buckets=(8,10)"), (16, "rows=packed"))
+    for batch, way in ways:
+        asked = Predictor([str(place)], [way], batch=batch)
         examples = read_input(asked.config, str(data / "held_out.jsonl"))
         found.append(np.stack(asked.predict(examples)))
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)

@@ -5,21 +5,29 @@
 Argument: tiny (two cores), small (default; Ettin's 32M, arXiv:2507.11412) or base
 (ModernBERT-base), each also as rtd-SIZE (replaced-token detection, with DeBERTa-v3's
 sharing) and causal-SIZE (a decoder; `train.init_from` its run to go on with masks).
-Base: 1.7T tokens in rows of 1,024, rate 8e-4 held after the warm-up, 30 % masked,
-StableAdamW; then, as another run from its weights, rows of 8,192 with
---config.model.rope_theta=160000 and a rate that falls by the square root. Its batch
-grows in steps here, and its weight decay of 1e-5 a step is 0.0125 times the rate.
+Base: 1.7T tokens in rows of 1,024 with rotations of base 10,000, then .3T in rows of
+7,936 (Ettin has no more than 7,999 positions) with 160,000; 30 % masked, StableAdamW;
+the batch grows over the first 50B tokens. The rate of 8e-4 is held after the warm-up,
+and falls by the square root over the last tenth of the steps (ModernBERT's own is lower
+for the long rows). Its weight decay of 1e-5 a step is 0.0125 times the rate.
 Nobody has trained this recipe to its end with plmjax yet: no time or score is claimed.
 """
 
 from ml_collections import ConfigDict
 
-# Phases (steps, length, batch), rate, and the vocabulary.
+# Phases (steps, length, batch, base of the rotations), growth of the batch, rate, and
+# the vocabulary.
 SIZES = {
-    "tiny": (((2000, 128, 16),), 1e-3, 8192),
-    "small": (((5_000, 1024, 128), (95_000, 1024, 256)), 1e-3, 50_368),
+    "tiny": (((2000, 128, 16),), (), 1e-3, 8192),
+    "small": (
+        ((95_000, 1024, 256, 10_000.0), (5_000, 7936, 32, 160_000.0)),
+        (655_000_000, 128),
+        1e-3,
+        50_368,
+    ),
     "base": (
-        ((16_000, 1024, 768), (8_000, 1024, 2304), (353_000, 1024, 4608)),
+        ((379_000, 1024, 4608, 10_000.0), (63_000, 7936, 576, 160_000.0)),
+        (50_000_000_000, 768),
         8e-4,
         50_368,
     ),
@@ -47,7 +55,7 @@ def get_config(size: str = "small") -> ConfigDict:
         "rtd": RTD,
         "causal": {"kind": "clm"},
     }[kind]
-    phases, rate, vocabulary = SIZES[shape]
+    phases, ramp, rate, vocabulary = SIZES[shape]
     encoder, decoder = SHAPES[shape]
     tiny, causal = shape == "tiny", kind == "causal"
     config = ConfigDict(
@@ -56,6 +64,7 @@ def get_config(size: str = "small") -> ConfigDict:
             "data": {
                 "source": {"kind": "text" if tiny else "jsonl"},
                 "phases": phases,
+                "batch_ramp": ramp,
                 "held_out_percent": 2.0 if tiny else 0.5,
             },
             "tokenizer": {
@@ -88,11 +97,7 @@ def get_config(size: str = "small") -> ConfigDict:
         }
     )
     if not tiny:
-        # Before the rows grow, all layers have the base of the local ones.
-        config.model.rope_theta = 10_000.0
-        config.train.update(
-            {"batch": phases[-1][2], "accumulation": phases[0][2] // 64}
-        )
+        config.train.update({"batch": phases[0][2], "accumulation": ramp[1] // 64})
     elif causal:
         config.model.update({"family": "modernbert-decoder", "causal": True})
     else:

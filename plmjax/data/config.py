@@ -1,11 +1,22 @@
 """The data block of a config."""
 
 import dataclasses
-from typing import Literal
+import itertools
+from typing import Literal, NamedTuple
 
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.data.corpus import SourceConfig, check_encoding
+
+
+class PhaseShape(NamedTuple):
+    """A phase of the config; None: as the keys outside of data.phases say."""
+
+    steps: int | None
+    length: int
+    batch: int | None
+    # The base of the rotations, in place of model.rope_theta.
+    rope_theta: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +42,12 @@ class DataConfig(Block, prefix="data."):
     # Processes that tokenise; None: one per core if the text is large.
     workers: int | None = number(None, at_least=1)
     # Phases of training, each (steps, length, batch), instead of train.steps,
-    # data.length and train.batch: BERT's 128, then 512.
+    # data.length and train.batch: BERT's 128, then 512. A fourth number is the phase's
+    # model.rope_theta: ModernBERT's rows of 1,024 have 10,000, those of 8,192 160,000.
     phases: tuple = ()
+    # (tokens, rows): the batch grows from so many rows to that of the (first) phase,
+    # in equal steps over the first so many tokens.
+    batch_ramp: tuple = ()
     # Train although the text looks wrong; the warnings are printed all the same.
     accept_warnings: bool = False
 
@@ -40,24 +55,57 @@ class DataConfig(Block, prefix="data."):
         super().__post_init__()
         check_encoding(self.encoding)
         for phase in self.phases:
-            triple = isinstance(phase, tuple) and len(phase) == 3
-            if not triple or not all(type(n) is int and n > 0 for n in phase):
+            right = isinstance(phase, tuple) and len(phase) in (3, 4)
+            if not right or not (
+                all(type(n) is int and n > 0 for n in phase[:3])
+                and all(type(n) in (int, float) and n > 0 for n in phase[3:])
+            ):
                 raise PlmjaxError(
                     f"data.phases holds {phase!r}; each phase is (steps, length, "
-                    "batch), three positive whole numbers."
+                    "batch), three positive whole numbers, or these and a positive "
+                    "model.rope_theta."
                 )
+        if self.batch_ramp and not (
+            len(self.batch_ramp) == 2
+            and all(type(n) is int and n > 0 for n in self.batch_ramp)
+        ):
+            raise PlmjaxError(
+                f"data.batch_ramp is {self.batch_ramp!r}; it must be (tokens, rows), "
+                "two positive whole numbers.",
+                hint="ModernBERT has (50_000_000_000, 768) for a batch of 4608.",
+            )
+
+    @property
+    def shapes(self) -> list[PhaseShape]:
+        """The phases; without any in the config, the one of the whole training."""
+        shapes = [PhaseShape(*phase) for phase in self.phases]
+        return shapes or [PhaseShape(None, self.length, None)]
+
+    @property
+    def longest(self) -> int:
+        """The largest length of a row, in tokens."""
+        return max(shape.length for shape in self.shapes)
+
+    def phase_at(self, step: int) -> PhaseShape:
+        """Returns the phase of a step, counted from 0."""
+        ends = itertools.accumulate(steps for steps, *_ in self.phases)
+        later = (n for n, end in enumerate(ends) if step < end)
+        return self.shapes[next(later, -1)]
 
     def shortened(self, steps: int) -> "DataConfig":
         """Returns the config with phases of `steps` steps in all, in their proportions.
 
         Phases without a step are left out.
         """
-        total = sum(count for count, _, _ in self.phases)
+        total = sum(count for count, *_ in self.phases)
         phases, done, before = [], 0, 0
-        for count, length, batch in self.phases:
+        for count, *shape in self.phases:
             done += count
             end = round(steps * done / total)
             if end > before:
-                phases.append((end - before, length, batch))
+                phases.append((end - before, *shape))
             before = end
-        return dataclasses.replace(self, phases=tuple(phases))
+        ramp = self.batch_ramp
+        if ramp:
+            ramp = (max(round(ramp[0] * steps / total), 1), ramp[1])
+        return dataclasses.replace(self, phases=tuple(phases), batch_ramp=ramp)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from plmjax import PlmjaxError
 from plmjax.data.pair_rows import HELD_OUT, gather_pairs
 from plmjax.data.pairs import PairPlan
 from plmjax.data.philox import make_key
@@ -20,11 +21,50 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A stretch of training: `steps` batches of `batch` rows of the plan's length."""
+    """A stretch of training: `steps` batches of `batch` rows of the plan's length.
+
+    `before`: the rows that earlier stretches of the same plan have read, whose epochs
+    go on; 0: new epochs.
+    """
 
     steps: int
     batch: int
     plan: Plan
+    before: int = 0
+
+
+# The batch grows in at most so many steps; a program is compiled for each.
+_RAMP = 8
+
+
+def ramped(
+    phases: list[Phase], tokens: int, first: int, whole: bool = False
+) -> list[Phase]:
+    """Returns phases whose batch grows from `first` rows over the first `tokens`.
+
+    The steps are as many as before, or with `whole` the rows that are read.
+
+    Raises:
+      PlmjaxError: the first phase is shorter.
+    """
+    last, *others = phases
+    shares = np.linspace(1, last.batch // first, _RAMP + 1)[:-1]
+    sizes = sorted({first * int(share) for share in shares} - {last.batch})
+    a_row, before, stages = last.plan.tokens / last.plan.rows, 0, []
+    for size in sizes:
+        steps = max(round(tokens / len(sizes) / (a_row * size)), 1)
+        stages.append(Phase(steps, size, last.plan, before))
+        before += steps * size
+    left = last.steps - sum(stage.steps for stage in stages)
+    if whole:
+        left = -(-(last.steps * last.batch - before) // last.batch)
+    if left < 1:
+        raise PlmjaxError(
+            f"data.batch_ramp: {tokens:,} tokens take {last.steps - left:,} steps, but "
+            f"the phase in which the batch grows has {last.steps:,}.",
+            hint="Train longer, or name fewer tokens.",
+        )
+    return [*stages, dataclasses.replace(last, steps=left, before=before), *others]
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
@@ -76,6 +116,9 @@ class Loader:
         self.seed, self.copies = seed, copies
         self.mine = mine
         self._ends = np.cumsum([phase.steps for phase in phases])
+        # The first phase of each one's epochs.
+        begins = [n * (not phase.before) for n, phase in enumerate(phases)]
+        self._group = np.maximum.accumulate(begins).tolist()
 
     @property
     def steps(self) -> int:
@@ -100,13 +143,13 @@ class Loader:
         number = self._number(step)
         phase = self.phases[number]
         before = step + skipped - (self._ends[number] - phase.steps)
-        index = before * phase.batch + np.arange(phase.batch)
+        index = phase.before + before * phase.batch + np.arange(phase.batch)
         epoch, index_in_epoch = np.divmod(index, phase.plan.rows)
         row = np.empty_like(index_in_epoch)
         for e in np.unique(epoch):
             # A batch that spans two epochs uses the permutations of both.
             here = epoch == e
-            key = (self.seed << 64) | (number << 32) | int(e)
+            key = (self.seed << 64) | (self._group[number] << 32) | int(e)
             row[here] = permute(index_in_epoch[here], phase.plan.rows, key)
         return phase, row, epoch
 
@@ -114,7 +157,7 @@ class Loader:
         """Returns this process's rows of the global batch of a step, as numpy."""
         phase, row, epoch = self.rows(step, skipped)
         # Sentence pairs are sampled again in each epoch and each phase.
-        key = make_key(self.seed, self._number(step))
+        key = make_key(self.seed, self._group[self._number(step)])
         mine = self.mine(phase.batch)
         seeds = (epoch[mine], key)
         arrays = _gather(self.split, phase.plan, row[mine], self.tokenizer, seeds)

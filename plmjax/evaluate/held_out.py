@@ -56,8 +56,7 @@ def score_run(
     """
     config, store = model.config, workdir.store()
     split = store.split("held_out")
-    length = config.data.phases[-1][1] if config.data.phases else config.data.length
-    plan = row_plan(config, split, length, store)
+    plan = row_plan(config, split, config.data.shapes[-1].length, store)
     mesh = sharding.make_mesh(MeshConfig())
     sharding.check_batch(mesh, batch, 1, "--batch")
     batches = held_out_batches(

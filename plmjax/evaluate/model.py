@@ -137,8 +137,7 @@ def longest_row(path: str, model: Model) -> int:
     if is_finetuned(directory):
         directory = finished(directory)
     if is_run(directory):
-        data = Workdir(directory).config().data
-        limit = max([length for _, length, _ in data.phases] or [data.length])
+        limit = Workdir(directory).config().data.longest
     else:
         folder = model_folders(directory)[model.part]
         try:
@@ -224,10 +223,6 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
     """
     config = workdir.config()
     tokenizer = workdir.tokenizer()
-    encoder = encoder_config(config, tokenizer)
-    platform = Platform.of(jax.devices())
-    teacher = workdir.teacher()
-    objective = make_objective(config, encoder, tokenizer, teacher, platform)
     checkpoints = Checkpoints(workdir.checkpoints)
     step = checkpoints.good_step(_wanted_step(checkpoints, checkpoint))
     if step is None:
@@ -236,6 +231,10 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
             hint="Let `plmjax pretrain` reach train.checkpoint_every_steps.",
             code=Exit.MODEL,
         )
+    encoder = encoder_config(config, tokenizer, step)
+    platform = Platform.of(jax.devices())
+    teacher = workdir.teacher()
+    objective = make_objective(config, encoder, tokenizer, teacher, platform)
     # On the host: the callers decide on which devices they are needed.
     params = jax.device_get(load_params(config, objective, checkpoints, step))
     name = config.name or workdir.path.resolve().name

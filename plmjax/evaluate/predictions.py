@@ -13,6 +13,7 @@ from plmjax import PlmjaxError
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.task_batches import batches_in_order
+from plmjax.data.task_packs import pack_features
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.task_heads import task_logits
 from plmjax.tasks import KINDS
@@ -47,30 +48,33 @@ def score_rows(
     mesh: jax.sharding.Mesh,
     features: Features,
     batch: int,
-    buckets: Sequence[int] = (),
+    config: TaskConfig,
     watched: Callable[[Iterator], Iterator] = iter,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (rows, their scores), each row once, in any order.
 
     predict(batch) is a jitted function; `watched` may stop before the last batch.
+    `config` says whether rows are packed, or cut to fewer tokens.
     """
 
     def local(size: int) -> np.ndarray:
         return sharding.local_rows(mesh, size)
 
+    def read(rows: np.ndarray, scores) -> tuple[np.ndarray, np.ndarray]:
+        real, values = rows[rows >= 0], np.asarray(jax.device_get(scores))[rows >= 0]
+        return packed.unpack(real, values) if packed else (real, values)
+
+    packed = pack_features(features) if config.rows == "packed" else None
+    shown = packed.features if packed else features
     waiting = None
-    ordered = batches_in_order(features, batch, lengths=buckets, mine=local)
+    ordered = batches_in_order(shown, batch, lengths=config.buckets, mine=local)
     for rows, values in watched(ordered):
         scores = predict(sharding.put_rows(mesh, values))
         if waiting is not None:  # read while the device computes the next batch
-            yield _real(*waiting)
+            yield read(*waiting)
         waiting = rows, scores
     if waiting is not None:
-        yield _real(*waiting)
-
-
-def _real(rows: np.ndarray, scores) -> tuple[np.ndarray, np.ndarray]:
-    return rows[rows >= 0], np.asarray(jax.device_get(scores))[rows >= 0]
+        yield read(*waiting)
 
 
 def mean_of(kind: str, several: Sequence[Sequence[Prediction]]) -> list[Prediction]:

@@ -11,26 +11,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import DataError, Exit, PlmjaxError, tree
+from plmjax import DataError, Exit, PlmjaxError, counted, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
 from plmjax.data.folds import make_folds
 from plmjax.data.quality import MOST_UNKNOWN, SOME_UNKNOWN, why_unknown
 from plmjax.data.task_batches import TaskBatches
+from plmjax.data.task_packs import pack_features
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, open_models
 from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
-from plmjax.models import EncoderConfig, Platform
+from plmjax.models import EncoderConfig, Platform, task_heads
 from plmjax.models.blocks import short_rows
 from plmjax.models.flops import activation_bytes
 from plmjax.models.global_tokens import with_room
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
+from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.labelled import Labelled, load_labelled
 from plmjax.tasks.remarks import remarks
 from plmjax.tasks.task import Task
@@ -80,7 +82,7 @@ class FinetuneSetup:
     def activation_bytes(self) -> int:
         """Estimates the bytes of the encoder's activations of a step on a device."""
         shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        rows = self.config.train.batch // self.config.train.accumulation // shards
+        rows = self.batches.size // self.config.train.accumulation // shards
         texts = math.prod(self.features["train"].arrays["segments"].shape[1:-1])
         length = self.batches.lengths[-1]
         given = rows * texts, length, 0
@@ -155,13 +157,9 @@ def build(
     for rows in features.values():
         encoder = with_room(encoder, rows.arrays["tokens"], rows.arrays["segments"])
     _check_vocabulary(data, features, model, log)
-    batches = TaskBatches(
-        features["train"],
-        config.train.batch,
-        config.seed("data"),
-        lengths=settings.buckets,
-        mine=functools.partial(sharding.local_rows, mesh),
-    )
+    if settings.rows == "packed":
+        task_heads.check_packing(encoder, task)
+    batches = _batches(config, settings, features["train"], mesh, log)
     if short := short_rows(encoder, batches.lengths):
         log(short)
     platform = Platform.of(mesh.devices.flat)
@@ -194,6 +192,37 @@ def build(
         batches=batches,
         metric=metric,
         added=added,
+    )
+
+
+def _batches(
+    config: FinetuneConfig,
+    settings: TaskConfig,
+    features: Features,
+    mesh: jax.sharding.Mesh,
+    log: Callable[[str], Any],
+) -> TaskBatches:
+    """Returns the training batches; a step has train.batch rows before packing."""
+    rows, seed = config.train.batch, config.seed("data")
+    if settings.rows == "packed":
+        before, tokens = features.rows, features.sizes().sum()
+        features = pack_features(features, seed).features
+        # Of each micro-batch, every device has as many.
+        least = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulation
+        rows = least * max(round(rows * features.rows / before / least), 1)
+        log(
+            f"Packed: {before:,} rows into {counted(features.rows, 'row')} of "
+            f"{features.length} tokens, {tokens / features.rows / features.length:.1%} "
+            f"full instead of {tokens / before / features.length:.1%}. A step has "
+            f"{rows:,} of them, with {rows * before / features.rows:,.1f} of the rows "
+            f"before on average (train.batch={config.train.batch})."
+        )
+    return TaskBatches(
+        features,
+        rows,
+        seed,
+        lengths=settings.buckets,
+        mine=functools.partial(sharding.local_rows, mesh),
     )
 
 
@@ -400,8 +429,8 @@ def score_split(
             read,
             setup.mesh,
             features,
-            train.batch // train.accumulation,
-            config.buckets,
+            setup.batches.size // train.accumulation,
+            config,
             watched=watched,
         )
         for index, scores in scored:

@@ -55,9 +55,8 @@ def with_states(
     kept = np.zeros((features.rows, *one.shape[1:]), one.dtype)
     train = setup.config.train
     batch = train.batch // train.accumulation
-    buckets = setup.data.config.buckets
     for rows, read_states in score_rows(
-        functools.partial(read, params), mesh, features, batch, buckets
+        functools.partial(read, params), mesh, features, batch, setup.data.config
     ):
         kept[rows, ..., : read_states.shape[-2], :] = read_states
     log(

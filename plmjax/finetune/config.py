@@ -132,6 +132,12 @@ class FinetuneConfig(Block):
                 "nothing to keep for cache_features.",
                 hint="Leave one of them out.",
             )
+        if self.task.rows == "packed":
+            raise PlmjaxError(
+                "task.rows=packed saves time of the encoder in each step, and with "
+                "cache_features no step has one.",
+                hint="Leave one of them out.",
+            )
         if KINDS[self.task.kind].head is None:
             raise PlmjaxError(
                 "cache_features is for a head above a frozen encoder, and a model of "

@@ -50,14 +50,14 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
 
 def _first_row(setup: FinetuneSetup, batch: dict) -> str:
     row = setup.batches.rows(0)[1][0]
-    example = setup.features["train"].example[row]
+    example = setup.batches.features.example[row]
     # Without a head the label is the best rank, the same for all.
     label = None if setup.task.head is None else setup.data.train[example].label
     return example_as_seen(setup.model.tokenizer, batch, label)
 
 
 def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
-    train, features = setup.config.train, setup.features["train"]
+    train, features = setup.config.train, setup.batches.features
     lengths = " or ".join(map(str, setup.batches.lengths))
     real = int((features.arrays["segments"] > 0).sum())
     slots = features.arrays["segments"].size
@@ -65,11 +65,11 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
     table = Table(title="Fine-tuning", title_style="", show_header=False)
     for name, value in {
         "steps": f"{setup.steps:,}",
-        "rows a step": f"{train.batch:,} x {lengths} tokens"
+        "rows a step": f"{setup.batches.size:,} x {lengths} tokens"
         + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
         "steps an epoch": f"{setup.batches.steps:,}",
         "tokens of train": f"{real:,} without padding ({real / slots:.1%} of "
-        f"{setup.features['train'].length})",
+        f"{features.length})",
         "labels of train": KINDS[setup.task.kind].describe_labels(labels),
         "kept is the best by": f"{setup.metric.replace('_', ' ')} on the held-out part",
         "devices": devices_text(mesh) + (", zero1" if setup.config.mesh.zero1 else ""),

@@ -24,7 +24,7 @@ from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
-from plmjax.models import EncoderConfig
+from plmjax.models import EncoderConfig, task_heads
 from plmjax.models.global_tokens import with_room
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import Prediction
@@ -88,6 +88,8 @@ class Predictor:
                 f"{model.encoder.max_length} tokens.",
                 hint=f"Set --config.length={model.encoder.max_length}.",
             )
+        if self.config.rows == "packed":
+            task_heads.check_packing(model.encoder, task)
         params = jax.device_put(model.params, sharding.replicated(self.mesh))
 
         @functools.cache
@@ -114,7 +116,7 @@ class Predictor:
                     self.mesh,
                     features,
                     self._batch,
-                    self.config.buckets,
+                    self.config,
                 )
                 several.append(kind.decode(self.config, features, examples, scored))
         if len(several) == 1:

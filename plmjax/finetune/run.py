@@ -171,7 +171,8 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
 
         return jax.jit(init, out_shardings=shardings)(params)
 
-    def score(weights: dict, watched: Watched) -> dict[str, float]:
+    def score(weights: dict, watched: Watched, done: int) -> dict[str, float]:
+        del done
         read = functools.partial(predict, weights, setup.frozen)
         return score_split(setup, read, "held_out", watched)[1]
 
@@ -186,7 +187,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         return indices[indices >= 0]
 
     def flops(step: int) -> float:
-        return setup.objective.flops(batches.rows(step)[0]) * setup.config.train.batch
+        return setup.objective.flops(batches.rows(step)[0]) * batches.size
 
     origin = setup.origin
     return Training(

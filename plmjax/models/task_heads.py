@@ -5,8 +5,8 @@ row), "tags" (one per token), "answers" (begin and end of an answer) or "choices
 of several rows). Their leaves are pooler/dense and classifier in every family. A model
 of vectors of texts is an encoder without a head.
 
-Legend: B rows, L tokens a row, T rows or tokens, H width, C labels or choices, O
-outputs of the head for each of T.
+Legend: B rows, L tokens a row, K examples a packed row, T rows or tokens, H width, C
+labels or choices, O outputs of the head for each of T.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,8 @@ OUT_OF_REACH = -1e30
 # The key of a batch for states that `encode` has computed before.
 STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
+# Those that can read several examples a row.
+PACKED_HEADS = ("sequence", "tags")
 
 
 class HeadConfig(Protocol):
@@ -206,6 +208,21 @@ def init_model(
     return params | {task.head: init_head(config, task.head, task.outputs, keys[1])}
 
 
+def check_packing(config: EncoderConfig, task: HeadConfig) -> None:
+    """Raises PlmjaxError if the model cannot read several examples a row."""
+    for name, value, packs in (
+        ("model.attention", config.attention, not config.one_document),
+        ("model.global_tokens", config.global_tokens, config.global_tokens == "none"),
+        ("start.classifier_pooling", task.head_pooling, task.head_pooling == "cls"),
+    ):
+        if not packs:
+            raise PlmjaxError(
+                f"task.rows='packed' cannot be with {name}={value!r}, which reads a "
+                "row as one text.",
+                hint="Set task.rows to 'single' or 'buckets'.",
+            )
+
+
 def encode(
     config: EncoderConfig,
     task: HeadConfig,
@@ -216,12 +233,15 @@ def encode(
 ) -> jax.Array:
     """Returns the encoder's states that the task's head reads.
 
-    [B, L, H]; one pooled vector, [B, 1, H], if a row gets one label (but for late); for
-    choices [B, C, 1, H].
+    [B, L, H]; one pooled vector, [B, 1, H], if a row gets one label (but for late), or
+    the states at batch["cls"] [B, K] of K packed examples, [B, K, H]; for choices [B,
+    C, 1, H].
     """
     rows = _rows(config, batch)
     x_BLH = heads.encode(config, params, rows, noise, platform)
-    if _pools(task):
+    if "cls" in batch:
+        x_BLH = jnp.take_along_axis(x_BLH, batch["cls"][:, :, None], axis=1)
+    elif _pools(task):
         pooled_BH = heads.pooled(x_BLH, rows["segments"], task.head_pooling)
         x_BLH = pooled_BH[:, None].astype(x_BLH.dtype)
     return x_BLH.reshape(*batch["tokens"].shape[:-1], *x_BLH.shape[1:])
@@ -239,9 +259,10 @@ def task_logits(
 
     batch["states"], if present, is the result of `encode`, computed before.
 
-    "sequence": [B, C]; "tags": [B, L, C]; "answers": [B, L, 2], begin and end, -1e30
-    for padding; "choices": [B, C], from tokens [B, C, L], -1e30 for an empty choice.
-    Without a head: float32 vectors [B, C, H] from tokens [B, C, L].
+    "sequence": [B, C], or [B, K, C] for packed rows; "tags": [B, L, C]; "answers": [B,
+    L, 2], begin and end, -1e30 for padding; "choices": [B, C], from tokens [B, C, L],
+    -1e30 for an empty choice. Without a head: float32 vectors [B, C, H] from tokens [B,
+    C, L].
     """
     shape = batch["tokens"].shape
     if task.head is None:
@@ -255,7 +276,7 @@ def task_logits(
         states = encode(config, task, params, batch, noise, platform=platform)
     x_TH = states.reshape(-1, config.width)
     if _pools(task):
-        shape = shape[:-1]
+        shape = batch["cls"].shape if "cls" in batch else shape[:-1]
     rate = task.dropout
     if rate is None:
         rate = default_dropout(config, task.head)

@@ -1,7 +1,7 @@
 """Fine-tuning on labels, by the loss of the kind of task.
 
-Legend: B rows, L tokens a row, U labelled units: rows [B], or tokens [B, L] if each
-word has a label.
+Legend: B rows, L tokens a row, U labelled units: rows [B], examples [B, K] of packed
+rows, or tokens [B, L] if each word has a label.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from plmjax.models.platform import ANY, Platform
 from plmjax.models.task_heads import POOLERS, task_logits
 from plmjax.objectives.base import Batch, Key, Objective, ObjectiveConfig, single_model
 from plmjax.tasks import KINDS, TaskKind
+from plmjax.tasks.losses import per_unit
 from plmjax.tasks.task import Task
 
 
@@ -89,8 +90,7 @@ class Supervised(Objective):
     def corrupt(self, frozen: dict, batch: Batch, key: Key, progress) -> Batch:
         del frozen, key, progress
         has = self.kind.has(batch)
-        weight_U = batch["weight"].reshape(-1, *[1] * (has.ndim - 1))
-        weight_U = jnp.where(has, weight_U, 0.0)
+        weight_U = jnp.where(has, per_unit(batch["weight"], has), 0.0)
         total = jnp.sum(weight_U)
         return batch | {"weights": weight_U / jnp.where(total > 0, total, 1.0)}
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +13,10 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
-from plmjax.data.loader import Loader, Phase, held_out_batches
+from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.prepare import prepare
 from plmjax.data.sources import open_source
-from plmjax.data.store import Store
+from plmjax.data.store import Split, Store
 from plmjax.evaluate.model import Model
 from plmjax.files import write_json
 from plmjax.interop import config_json
@@ -59,6 +59,13 @@ class PretrainSetup:
     objective: Objective
     loader: Loader
     teacher: Model | None = None
+    # The objectives by the phases' rope_theta, if it is not the same in all.
+    by_theta: Mapping[float | None, Objective] = dataclasses.field(default_factory=dict)
+
+    def objective_at(self, step: int) -> Objective:
+        """Returns the objective of a step, counted from 0."""
+        theta = self.config.data.phase_at(step).rope_theta
+        return self.by_theta.get(theta, self.objective)
 
     @property
     def steps(self) -> int:
@@ -106,11 +113,33 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     check_objective(config, encoder)
     if config.tokenizer.user_dictionary is None:  # may be in the workdir
         check_segmenter(config.tokenizer)
-    phases = config.data.phases or ((1, config.data.length, config.train.batch),)
-    for _, _, batch in phases:
+    batches = [shape.batch or config.train.batch for shape in config.data.shapes]
+    for batch in batches:
         sharding.check_batch(mesh, batch, config.train.accumulation)
+    _check_phases(config, encoder, batches[0], mesh)
     if config.train.steps is not None and not config.data.phases:
         make_schedule(config.train.schedule, 1.0, config.train.steps)
+
+
+def _check_phases(
+    config: RunConfig, encoder: EncoderConfig, batch: int, mesh: jax.sharding.Mesh
+) -> None:
+    thetas = [shape.rope_theta for shape in config.data.shapes if shape.rope_theta]
+    if thetas and encoder.positions != "rope":
+        raise PlmjaxError(
+            f"data.phases sets model.rope_theta={thetas[0]}, which has no effect with "
+            f"model.positions={encoder.positions!r}.",
+            hint="Leave it out: (steps, length, batch).",
+        )
+    for first in config.data.batch_ramp[1:]:
+        accumulation = config.train.accumulation
+        sharding.check_batch(mesh, first, accumulation, "data.batch_ramp's rows")
+        if batch % first or batch == first:
+            raise PlmjaxError(
+                f"data.batch_ramp begins with {first} rows, but the batch of {batch} "
+                "is no multiple of it, or the same.",
+                hint=f"Give a divisor of {batch} that is smaller.",
+            )
 
 
 def check_objective(config: RunConfig, encoder: EncoderConfig) -> None:
@@ -122,8 +151,7 @@ def check_objective(config: RunConfig, encoder: EncoderConfig) -> None:
 
 def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
     """Raises PlmjaxError for rows that are longer than the model's positions."""
-    longest = max([length for _, length, _ in config.data.phases] or [0])
-    longest = longest or config.data.length
+    longest = config.data.longest
     if longest > encoder.max_length:
         raise PlmjaxError(
             f"data.length={longest} is longer than the model's "
@@ -262,8 +290,10 @@ def build(
     """Builds everything but the parameters; reads or creates the data."""
     teacher = teachers.load(config, workdir)
 
-    def model(tokenizer: Tokenizer) -> tuple[EncoderConfig, Objective]:
-        encoder = encoder_config(config, tokenizer)
+    def model(
+        tokenizer: Tokenizer, done: int | None = None
+    ) -> tuple[EncoderConfig, Objective]:
+        encoder = encoder_config(config, tokenizer, done)
         # Checked again, because RoBERTa's first position depends on the tokenizer.
         check_lengths(config, encoder)
         platform = Platform.of(mesh.devices.flat)
@@ -283,27 +313,12 @@ def build(
     tokenizer, store = prepare_data(config, workdir, log, check_tokenizer)
     encoder, objective = model(tokenizer)
     split = store.split("train")
-    shapes = config.data.phases or ((None, config.data.length, config.train.batch),)
-    phases = []
-    for steps, length, batch in shapes:
-        plan = row_plan(config, split, length, store)
-        log(
-            f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
-            f"is {counted(math.ceil(plan.rows / batch), 'step')} of "
-            f"{counted(batch, 'row')}."
-        )
-        if short := short_rows(encoder, [length]):
-            log(short)
-        if plan.rows < batch:
-            log(
-                f"WARNING: a step of {batch:,} rows reads each of the {plan.rows:,} "
-                f"rows {batch / plan.rows:,.1f} times; lower train.batch, or give more "
-                "text."
-            )
-        if steps is None:
-            epoch = plan.rows / batch
-            steps = config.train.steps or math.ceil((config.train.epochs or 0) * epoch)
-        phases.append(Phase(steps, batch, plan))
+    by_theta, done = {}, 0
+    for shape in config.data.shapes[:-1]:
+        done += shape.steps or 0
+        if shape.rope_theta != config.data.shapes[-1].rope_theta:
+            by_theta.setdefault(shape.rope_theta, model(tokenizer, done)[1])
+    phases = _phases(config, encoder, split, store, log=log)
     loader = Loader(
         split,
         phases,
@@ -328,7 +343,47 @@ def build(
         objective=objective,
         loader=loader,
         teacher=teacher,
+        by_theta=by_theta,
     )
+
+
+def _phases(
+    config: RunConfig,
+    encoder: EncoderConfig,
+    split: Split,
+    store: Store,
+    *,
+    log: Callable[[str], Any],
+) -> list[Phase]:
+    """Returns the phases of training, the growth of the batch among them."""
+    phases = []
+    for steps, length, batch, _ in config.data.shapes:
+        batch = batch or config.train.batch
+        plan = row_plan(config, split, length, store)
+        log(
+            f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
+            f"is {counted(math.ceil(plan.rows / batch), 'step')} of "
+            f"{counted(batch, 'row')}."
+        )
+        if short := short_rows(encoder, [length]):
+            log(short)
+        if plan.rows < batch:
+            log(
+                f"WARNING: a step of {batch:,} rows reads each of the {plan.rows:,} "
+                f"rows {batch / plan.rows:,.1f} times; lower train.batch, or give more "
+                "text."
+            )
+        if steps is None:
+            epoch = plan.rows / batch
+            steps = config.train.steps or math.ceil((config.train.epochs or 0) * epoch)
+        phases.append(Phase(steps, batch, plan))
+    if config.data.batch_ramp:
+        by_rows = config.train.epochs is not None
+        phases = ramped(phases, *config.data.batch_ramp, whole=by_rows)
+        first, *others = (p for n, p in enumerate(phases) if p.before or not n)
+        text = "".join(f", {p.steps:,} of {p.batch:,}" for p in others)
+        log(f"The batch grows: {first.steps:,} steps of {first.batch:,} rows{text}.")
+    return phases
 
 
 def inexpressible(objective: Objective, tokenizer: Tokenizer) -> dict[str, str]:

@@ -53,13 +53,16 @@ def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
     sizes = {name: total(blocks, name) for name in SIZES}
     if setup.mesh.shape["fsdp"] > 1 and sharding.is_row_parallel(setup.mesh):
         sizes["gathered weights"] = 4 * total(blocks, "parameters")
-    sizes["activations"] = setup.activation_bytes(phase)
-    flops = sum(setup.phase_flops(phase) * phase.steps for phase in setup.loader.phases)
+    phases = setup.loader.phases
+    sizes["activations"] = max(map(setup.activation_bytes, phases))
+    flops = sum(setup.phase_flops(phase) * phase.steps for phase in phases)
+    later = [f"{p.steps:,} of {p.batch:,} x {p.plan.length}" for p in phases[1:]]
     table = Table(title="Training", title_style="", show_header=False)
     for name, value in {
         "steps": f"{setup.steps:,}",
         "rows a step": f"{phase.batch:,} x {length} tokens"
         + (f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""),
+        **({"steps after these": ", ".join(later)} if later else {}),
         "tokens a step": f"{phase.batch * length * phase.plan.fill:,.0f} without "
         f"padding ({phase.plan.fill:.1%} full)",
         "steps an epoch": f"{math.ceil(phase.plan.rows / phase.batch):,}",

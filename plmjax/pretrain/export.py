@@ -115,8 +115,6 @@ def export_trained(
     check_target(to, folders.values())
     saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
-    lengths = [length for _, length, _ in trained.config.data.phases]
-    length = max(lengths or [trained.config.data.length])
     for name, folder in folders.items():
         model = models[name]
         facts = _card_facts(model, trained.config, manifest, scores)
@@ -126,7 +124,7 @@ def export_trained(
             jax.device_get(model.params),
             tokenizer=model.tokenizer,
             card=model_card(facts),
-            length=length,
+            length=trained.config.data.longest,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
         for line in facts.limitations:

@@ -153,7 +153,7 @@ def training_of(
     setup: PretrainSetup, frozen: dict, log: Callable[[str], Any]
 ) -> Training:
     """Returns the training of a run; `frozen` is the result of frozen_arrays."""
-    batches, evaluation = held_out(setup), make_evaluation(setup.objective)
+    batches, evaluations = held_out(setup), {}
 
     def first_state(shapes: State) -> State:
         del shapes
@@ -161,8 +161,13 @@ def training_of(
         save_examples(setup, state.params)
         return state
 
-    def score(weights: dict, watched: Watched) -> dict[str, float]:
-        means = evaluate(evaluation, weights, frozen, setup.mesh, watched(batches()))
+    def score(weights: dict, watched: Watched, done: int) -> dict[str, float]:
+        objective = setup.objective_at(max(done - 1, 0))
+        if objective not in evaluations:
+            evaluations[objective] = make_evaluation(objective)
+        means = evaluate(
+            evaluations[objective], weights, frozen, setup.mesh, watched(batches())
+        )
         # No means if a signal came before the first batch.
         return setup.objective.scores(means) if means else {}
 
@@ -174,6 +179,7 @@ def training_of(
         zero1=setup.config.mesh.zero1,
         encoder=setup.encoder,
         objective=setup.objective,
+        objective_at=setup.objective_at,
         frozen=frozen,
         steps=setup.steps,
         batch=setup.loader.batch,
@@ -202,7 +208,7 @@ def _trained(setup: PretrainSetup, params: dict, step: int = 0) -> Trained:
     name = setup.config.name or setup.workdir.path.resolve().name
     return Trained(
         config=setup.config,
-        objective=setup.objective,
+        objective=setup.objective_at(max(step - 1, 0)),
         params=params,
         tokenizer=setup.tokenizer,
         name=name,

@@ -92,8 +92,7 @@ def _check_early(
             hint=f"Set --config.tokenizer.path={inside if inside.is_dir() else path}, "
             "or --config.objective.align=strings.",
         )
-    longest = max([length for _, length, _ in config.data.phases] or [0])
-    longest = longest or config.data.length
+    longest = config.data.longest
     if longest > teacher.encoder.max_length:
         raise PlmjaxError(
             f"data.length={longest} is longer than the {teacher.encoder.max_length} "

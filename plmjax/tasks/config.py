@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.data.columns import ColumnsConfig
+from plmjax.models.task_heads import PACKED_HEADS
 from plmjax.tasks import KINDS
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class TaskConfig(Block, prefix="task."):
     pooling: Literal["mean", "max", "first", "cls"] = "mean"
     # embeddings: divides the cosines before the softmax over candidates.
     temperature: float = number(0.05, above=0, hint="0.05 is usual.")
+    # single: one example a row; packed: several, without attention between them.
+    rows: Literal["single", "packed"] = "single"
     # Shorter batch lengths, for rows that fit: less padding, but one more program to
     # compile for each.
     buckets: tuple = ()
@@ -93,6 +96,7 @@ class TaskConfig(Block, prefix="task."):
                     f"task.length={self.length}.",
                     hint="For example (32, 64).",
                 )
+        self._check_packing()
         self._check_pooling()
         self._check_entities()
         if self.separator in ("", '"', "\n") or len(self.delimiter or ",") > 1:
@@ -104,6 +108,23 @@ class TaskConfig(Block, prefix="task."):
             raise PlmjaxError(
                 "task.label_separator is empty; it must be at least one character.",
                 hint="For example a comma.",
+            )
+
+    def _check_packing(self) -> None:
+        if self.rows == "single":
+            return
+        if KINDS[self.kind].head not in PACKED_HEADS:
+            raise PlmjaxError(
+                f"task.rows=packed is not for task.kind={self.kind}: its examples are "
+                "compared within a row or with other rows.",
+                hint="Leave it out; task.buckets=(32, 64) makes rows of short examples "
+                "short.",
+            )
+        if self.buckets:
+            raise PlmjaxError(
+                f"task.buckets={self.buckets} has no effect with task.rows=packed: all "
+                f"rows have {self.length} tokens.",
+                hint="Leave one of them out.",
             )
 
     def _check_pooling(self) -> None:

@@ -1,6 +1,7 @@
 """Losses over a set of classes, which several kinds of task share.
 
-Legend: U labelled units: rows [B], or tokens [B, L] with a label each; C classes.
+Legend: U labelled units: rows [B], examples [B, K] of packed rows, or tokens [B, L]
+with a label each; C classes.
 """
 
 import jax
@@ -10,8 +11,13 @@ from plmjax.models.task_heads import OUT_OF_REACH
 
 
 def is_real(batch: dict) -> jax.Array:
-    """Returns [B] bool: True for rows, False for the filler rows of a batch."""
+    """Returns bool of the shape of the weights: False for what only fills a batch."""
     return batch["weight"] > 0
+
+
+def per_unit(weight: jax.Array, units: jax.Array) -> jax.Array:
+    """Returns the weights, or bool, with as many axes as there are of `units`."""
+    return weight.reshape(*weight.shape, *[1] * (units.ndim - weight.ndim))
 
 
 def is_labelled(batch: dict) -> jax.Array:
@@ -21,7 +27,7 @@ def is_labelled(batch: dict) -> jax.Array:
         has = jnp.sum(labels, axis=-1) > 0
     else:
         has = labels >= 0
-    return has & real.reshape(-1, *[1] * (has.ndim - 1))
+    return has & per_unit(real, has)
 
 
 def _targets(scores, labels, smoothing: float):

@@ -64,13 +64,13 @@ class Regression(TaskKind):
 
     def loss(self, scores, labels, smoothing):
         del smoothing
-        return jnp.square(scores[:, 0] - labels)
+        return jnp.square(scores[..., 0] - labels)
 
     def score(self, scores, labels):
-        return jnp.abs(scores[:, 0] - labels)
+        return jnp.abs(scores[..., 0] - labels)
 
     def divergence(self, p, q):
-        return jnp.square(p - q)[:, 0]
+        return jnp.square(p - q)[..., 0]
 
     def probabilities(self, scores):
         return scores

@@ -33,9 +33,9 @@ class Training:
     device; `less_memory` is a hint on how to lower them.
 
     `first_state` makes the state before the first step from its shapes and shardings.
-    `score` takes (weights, watched) and returns the scores of an evaluation, {} if a
-    signal interrupted it; `rank` turns scores into the number that is lowest for the
-    best checkpoint, and `describe` into text for people.
+    `score` takes (weights, watched, steps done) and returns the scores of an
+    evaluation, {} if a signal interrupted it; `rank` turns scores into the number that
+    is lowest for the best checkpoint, and `describe` into text for people.
 
     `origin` is written into each checkpoint, and `check_meta` raises for a checkpoint
     of another run. With `keep_best` the result is the best checkpoint, not the last; if
@@ -55,7 +55,7 @@ class Training:
     rows: Callable[[int, int], np.ndarray]
     flops: Callable[[int], float]
     first_state: Callable[[State], State]
-    score: Callable[[dict, Watched], dict[str, float]]
+    score: Callable[[dict, Watched, int], dict[str, float]]
     origin: dict
     check_meta: Callable[[dict], None]
     rank: Callable[[dict[str, float]], float] = lambda scores: scores["loss"]
@@ -65,6 +65,8 @@ class Training:
         else f"held-out loss {scores['loss']:.3f}"
     )
     keep_best: bool | None = None
+    # The objective of a step, if it is not always `objective`; of equal parameters.
+    objective_at: Callable[[int], Objective] | None = None
     activations: Callable[[], int] = lambda: 0
     less_memory: str = LESS_MEMORY
 

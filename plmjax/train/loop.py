@@ -176,7 +176,7 @@ class Fit:
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
         self.display = TrainingDisplay(training.steps, self.now)
-        self.train_step = step_for(*arguments, training.steps)
+        self.objective: Any = None  # that of `train_step`
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
         self.over = False  # no evaluation was better for too long
@@ -234,13 +234,20 @@ class Fit:
 
     def step(self) -> BadStep | None:
         """Runs a step; returns the first bad step among those read, or None."""
-        rows = sharding.put_rows(self.training.mesh, next(self.batches))
-        compiles = (shapes := jax.tree.map(np.shape, rows)) != self.compiled_for
+        training = self.training
+        rows = sharding.put_rows(training.mesh, next(self.batches))
+        shapes, objective = jax.tree.map(np.shape, rows), training.objective
+        if training.objective_at is not None:
+            objective = training.objective_at(self.now)
+        compiles = shapes != self.compiled_for or objective is not self.objective
+        if objective is not self.objective:
+            more = self.config, training.mesh, training.zero1, training.steps
+            self.objective, self.train_step = objective, step_for(objective, *more)
         if compiles:
             self.watchdog.compiles()
             self.display.announce(self.now, "compiling")
             self.compiled_for = shapes
-        self.state, metrics = self.train_step(self.state, self.training.frozen, rows)
+        self.state, metrics = self.train_step(self.state, training.frozen, rows)
         if compiles:
             self.display.announce(self.now, "")
         self.now, self.turn = self.now + 1, self.turn + 1
@@ -350,7 +357,8 @@ class Fit:
         if not self.evaluations:
             self.watchdog.compiles()
         self.evaluations += 1
-        return self.training.score(weights_of(self.state), watched)
+        done = int(self.state.step)
+        return self.training.score(weights_of(self.state), watched, done)
 
     def is_best(self) -> bool:
         """Returns True if the last scores rank better than all saved steps."""

@@ -9,8 +9,9 @@ import pytest
 from test_resume import assert_same_run
 from tests_common import sentences
 
+from plmjax import PlmjaxError
 from plmjax import config as config_lib
-from plmjax.data.loader import Loader, Phase
+from plmjax.data.loader import Loader, Phase, ramped
 from plmjax.data.rows import make_plan
 
 EPOCHS = 6
@@ -134,13 +135,17 @@ OPTIONS = (
     "data.source.kind=text",
     "data.source.document=line",
     "data.held_out_percent=10",
-    "data.phases=((3, 16, 4), (4, 24, 2))",
+    # The batch grows from 2 to 4 rows after two steps.
+    "data.phases=((4, 16, 4, 50), (3, 24, 2, 900.0))",
+    "data.batch_ramp=(60, 2)",
     "tokenizer.vocab_size=80",
-    "model.layers=1",
+    "model.preset=modernbert-tiny",
+    "model.layers=2",
     "model.width=8",
     "model.heads=1",
     "model.ffn_width=8",
     "model.max_positions=24",
+    "model.window=4",
     "train.log_every_steps=1",
     "train.evaluate_every_steps=100",
     "train.checkpoint_every_steps=1",
@@ -149,14 +154,37 @@ OPTIONS = (
 )
 
 
+def test_a_batch_grows_by_tokens_and_its_epochs_go_on():
+    plan = make_plan(Stream(96), 16, packed=False)
+    whole = [Phase(40, 16, plan), Phase(5, 4, plan)]
+    # A row has 12 tokens; 4, 8 and 12 rows share 576 tokens equally.
+    phases = ramped(whole, 576, 4)
+    sizes = [(p.steps, p.batch, p.before) for p in phases]
+    assert sizes == [(4, 4, 0), (2, 8, 16), (1, 12, 32), (33, 16, 44), (5, 4, 0)]
+    loader = Loader(Stream(96), phases, Ids(), 3)
+    steps = [loader.rows(step) for step in range(40)]
+    rows, epochs = (np.concatenate([s[what] for s in steps]) for what in (1, 2))
+    np.testing.assert_array_equal(epochs, np.arange(len(rows)) // 96)
+    for epoch in range(5):
+        assert sorted(rows[epochs == epoch]) == [*range(96)]
+    assert loader.rows(40)[2][0] == 0
+    # As many rows as before, in more steps.
+    assert sum(p.steps * p.batch for p in ramped(whole, 576, 4, whole=True)[:-1]) == 652
+    assert len(ramped([Phase(900, 512, plan)], 4800, 2)) == 9
+    with pytest.raises(PlmjaxError, match="take 51 steps, but the phase"):
+        ramped(whole, 4000, 4)
+
+
 @pytest.mark.slow
-def test_a_run_that_stops_in_its_second_phase_goes_on_bit_for_bit(
+def test_a_run_that_stops_before_its_second_phase_goes_on_bit_for_bit(
     tmp_path, monkeypatch
 ):
-    """It is taken back to what a kill at step 5 of 7 would have left."""
+    """It is taken back to what a kill at step 3 of 7 would have left."""
+    from plmjax.evaluate.model import open_run
+    from plmjax.interop.huggingface import read_folder
     from plmjax.pretrain.run import pretrain
     from plmjax.train import sharding
-    from plmjax.workdir import RunConfig
+    from plmjax.workdir import RunConfig, Workdir
 
     mesh, first = sharding.make_mesh, jax.devices()[:1]
     monkeypatch.setattr(
@@ -175,11 +203,17 @@ def test_a_run_that_stops_in_its_second_phase_goes_on_bit_for_bit(
     monkeypatch.setattr(Loader, "batch", noted)
     name = "whole"
     pretrain(config, tmp_path / "a")
+    assert [len(rows) for rows in read["whole"].values()] == [2, 2, 4, 4, 2, 2, 2]
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    for step in (6, 7):
+    for step in range(4, 8):
         shutil.rmtree(tmp_path / f"b/checkpoints/step_{step:08d}")
     name = "resumed"
     pretrain(config, tmp_path / "b")
-    assert read["resumed"].keys() >= {5, 6}
+    assert read["resumed"].keys() >= {*range(3, 7)}
     assert all(read["whole"][step] == rows for step, rows in read["resumed"].items())
     assert_same_run(tmp_path / "a", tmp_path / "b")
+    # What is opened or exported has the rotations of its steps.
+    for step, theta in (("4", 50), ("5", 900), ("newest", 900)):
+        opened = open_run(Workdir(tmp_path / "a"), step).models()["model"]
+        assert opened.encoder.rope_theta == theta
+    assert read_folder(tmp_path / "a" / "export").config.rope_theta == 900

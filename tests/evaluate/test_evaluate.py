@@ -573,7 +573,7 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "export_trained", export)
     log: list[str] = []
     training = pretrain.training_of(run, pretrain.frozen_arrays(run), log.append)
-    scores = training.score(params, iter)
+    scores = training.score(params, iter, 1)
     log.append(training.describe(scores))
     ended = Result(None, 3, params, 3, scores)
     found = pretrain.finish(run, ended, log.append)

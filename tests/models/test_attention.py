@@ -102,6 +102,7 @@ def test_a_range_of_keys_is_the_mask_written_out(causal, window):
         (2, False, 2, False),
         (4, True, 4, False),
         (4, False, 1, True),
+        (2, True, 4, False),  # each query sees itself alone
     ],
 )
 def test_every_way_is_the_masked_softmax(way, window, causal, kv_heads, alibi):
@@ -170,26 +171,38 @@ SMALL = EncoderConfig(
 @pytest.mark.parametrize(
     "positions", ["rope", pytest.param("alibi", marks=pytest.mark.slow)]
 )
-def test_a_packed_row_is_its_documents_alone(way, positions):
+def test_documents_are_the_same_in_any_packing(way, positions):
     config = dataclasses.replace(SMALL, positions=positions)
     random = np.random.default_rng(0)
-    tokens = random.integers(1, 50, SEGMENTS.shape).astype(np.int32)
-    places = np.zeros_like(SEGMENTS)
-    for row, segment in enumerate(SEGMENTS):
-        for number in np.unique(segment):
-            at = np.flatnonzero(segment == number)
-            places[row, at] = np.arange(len(at))
-    inputs = [tokens, SEGMENTS, places, 0 * tokens]
+    texts = [random.integers(1, 50, size) for size in (9, 1, 11, 1, 8, 1, 5, 1)]
+
+    def rows(*members):
+        """The inputs of rows, each with these documents, and where each of them is."""
+        inputs, place = np.zeros((4, 3, 21), np.int32), {}
+        for row, documents in enumerate(members):
+            at = 0
+            for number, text in enumerate(documents):
+                place[text] = row, slice(at, at + len(texts[text]))
+                inputs[:3, row, place[text][1]] = [
+                    texts[text],
+                    np.full(len(texts[text]), number + 1),
+                    np.arange(len(texts[text])),
+                ]
+                at += len(texts[text])
+        return inputs, place
+
+    inputs, places = rows([0, 1, 2], [3, 4, 5, 6], [7])
+    assert (inputs[1] == SEGMENTS).all()
     params = jax.jit(Encoder(config).init)(jax.random.key(0), *inputs)
     apply = jax.jit(Encoder(config).apply)
     packed = np.asarray(apply(params, *inputs))
-    for row, number in ((0, 1), (0, 3), (1, 1), (1, 2), (1, 4), (2, 1)):
-        at = np.flatnonzero(SEGMENTS[row] == number)
-        alone = [np.zeros_like(x) for x in inputs]
-        for array, whole in zip(alone, inputs, strict=True):
-            array[0, : len(at)] = whole[row, at]
-        wanted = np.asarray(apply(params, *alone))[0, : len(at)]
-        np.testing.assert_allclose(packed[row, at], wanted, atol=2e-6)
+    # Another packing of all, and each of some alone.
+    for members in ([6, 7, 0, 3], [2, 4], [5, 1]), ([0],), ([1],), ([2],), ([6],):
+        other, there = rows(*members)
+        found = np.asarray(apply(params, *other))
+        for text, (row, span) in there.items():
+            wanted = packed[places[text]]
+            np.testing.assert_allclose(found[row, span], wanted, atol=2e-6)
 
 
 def test_a_rotation_keeps_lengths_and_knows_only_distances():

@@ -16,7 +16,7 @@ from test_step import ENCODER, make_batch, pieces, run
 from tests_common import campaign
 
 from plmjax.checkpoint.checkpoints import Checkpoints
-from plmjax.models import heads
+from plmjax.models import attention, heads
 from plmjax.objectives import (
     CLM,
     MLM,
@@ -44,8 +44,21 @@ GLOBAL = {
     "global_tokens": "listed",
     "global_ids": (2, 10),
 }
-CAUSAL = dataclasses.replace(
-    ENCODER, causal=True, norm_place="pre", token_types=0, head="plain"
+# Rotations, a local layer, GeGLU, pre-norm and no bias.
+MODERN = dataclasses.replace(
+    ENCODER,
+    family="modernbert",
+    layers=2,
+    ffn_width=32,
+    token_types=0,
+    gated=True,
+    bias=False,
+    norm_place="pre",
+    norm_embeddings=True,
+    layer_kinds=("global", "local"),
+    window=8,
+    positions="rope",
+    rope_local_theta=100.0,
 )
 
 
@@ -91,8 +104,8 @@ class Case:
         return self.make(dropout=0.0, attention_dropout=0.0)
 
 
-def _mlm(config, **encoder):
-    return MLM(config, dataclasses.replace(ENCODER, **encoder), PIECES)
+def _mlm(config, base=ENCODER, **encoder):
+    return MLM(config, dataclasses.replace(base, **encoder), PIECES)
 
 
 # Seven blocks of two tokens of a row, at most.
@@ -100,12 +113,14 @@ SPARSE = {"attention": "blocks", "block": 2, "random_blocks": 1}
 CASES = {
     "blocks": Case(lambda **e: _mlm(MLMConfig(masks="static"), **SPARSE, **e)),
     "mlm": Case(lambda **e: _mlm(MLMConfig(masks="static"), **e)),
-    "span": Case(lambda **e: _mlm(MLMConfig(unit="span", masks="static"), **e)),
+    "span": Case(lambda **e: _mlm(MLMConfig(unit="span", masks="static"), MODERN, **e)),
     "pairs": Case(
         lambda **e: _mlm(MLMConfig(pairs="nsp", masks="static"), **e), make_pairs
     ),
     "clm": Case(
-        lambda **e: CLM(CLMConfig(), dataclasses.replace(CAUSAL, **e), PIECES),
+        lambda **e: CLM(
+            CLMConfig(), dataclasses.replace(MODERN, causal=True, **e), PIECES
+        ),
         make_documents,
     ),
 }
@@ -113,18 +128,17 @@ CASES = {
 
 def _electra(deberta: bool = False, size: float = 0.5, attention="full", **settings):
     def make(**e):
-        encoder = dataclasses.replace(
-            ENCODER,
-            family="electra",
-            embedding_width=16,
-            attention=attention,
-            landmarks=4,
-            value_convolution=5,
-        )
+        encoder = MODERN
+        if attention == "nystrom":
+            encoder = dataclasses.replace(
+                ENCODER, attention=attention, landmarks=4, value_convolution=5
+            )
         if deberta:
             encoder = dataclasses.replace(
                 ENCODER, attention="disentangled", positions="none", token_types=0
             )
+        elif settings.get("variant"):
+            encoder = dataclasses.replace(ENCODER, family="electra", embedding_width=16)
         settings.setdefault("generator", GeneratorConfig(width_fraction=size))
         config = ElectraConfig(masks="static", **settings)
         return Electra(config, dataclasses.replace(encoder, **e), PIECES)
@@ -139,7 +153,7 @@ def _distill(**encoder):
     config = DistillConfig(
         masks="static", teacher="a", start="fresh", hidden_weight=1, attention_weight=1
     )
-    student = dataclasses.replace(ENCODER, **encoder)
+    student = dataclasses.replace(MODERN, layers=1, layer_kinds=("local",), **encoder)
     return Distill(config, student, PIECES, TEACHER)
 
 
@@ -159,10 +173,18 @@ CASES |= {
     "deberta": Case(_electra(deberta=True, tie="disentangled")),
     "nystrom": Case(_electra(attention="nystrom"), make_single),
     "distill": Case(_distill, frozen=_teacher),
-    "global": Case(
-        lambda **e: _mlm(MLMConfig(masks="static"), **(GLOBAL | e)),
-    ),
+    "global": Case(lambda **e: _mlm(MLMConfig(masks="static"), **(GLOBAL | e))),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def windows():
+    """Blocks so small that the local layers' rows of 32 tokens have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LEAST_BLOCK", 8)
+        yield
+
+
 # One of each kind: variants differ from these in the loss alone.
 KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 
