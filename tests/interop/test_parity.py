@@ -206,7 +206,7 @@ def test_live_parity(case, width, heads, ffn):
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("length, block", [(33, 4), (1024, 64)])
+@pytest.mark.parametrize("length, block", campaign([(33, 4), (1024, 64)], (33, 4)))
 def test_bigbird_in_training_sees_the_same_random_blocks(length, block, monkeypatch):
     """Their evaluation has none; rows of 1,024 have the paper's plan."""
     import torch

@@ -174,7 +174,9 @@ def test_a_place_where_no_checkpoint_can_go(shared, tmp_path):
 
 
 def test_a_batch_of_more_rows_than_there_are(shared, tmp_path, capsys):
-    dry_run(config(shared, "train.batch=256"), tmp_path / "a", compiles=False)
+    more = ("train.batch=256", "model.attention=blocks", "data.rows=single")
+    dry_run(config(shared, *more), tmp_path / "a", compiles=False)
     said = capsys.readouterr().out
     assert "an epoch is 1 step of 256 rows" in said
     assert "WARNING: a step of 256 rows reads each of the" in said
+    assert "full attention: block sparse attention begins at 705 tokens" in said
