@@ -33,6 +33,7 @@ CONFIG = EncoderConfig(
 )
 SHAPE = SEGMENTS.shape
 TOKENS = np.random.default_rng(2).integers(0, 9, SHAPE).astype(np.int32)
+TOKENS[0, :5] = 1, 1, 3, 4, 1  # two separators in a row
 PROJECTIONS = ("query", "key", "value")
 
 
