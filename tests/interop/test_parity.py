@@ -164,6 +164,7 @@ def check(case, config, theirs, batch, gradient):
             "gpt2",
             "bert_nsp",
             "modernbert",
+            "longformer",
             "bigbird",
             "nystromformer",
         )

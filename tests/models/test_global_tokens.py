@@ -12,6 +12,7 @@ from plmjax import PlmjaxError
 from plmjax.interop.card import global_tokens
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
 from plmjax.models.attention import View, reach
+from plmjax.models.config import with_global_ids
 from plmjax.models.encoder import Attention
 from plmjax.models.global_tokens import find, most, with_room
 
@@ -33,6 +34,7 @@ CONFIG = EncoderConfig(
 )
 SHAPE = SEGMENTS.shape
 TOKENS = np.random.default_rng(2).integers(0, 9, SHAPE).astype(np.int32)
+TOKENS[0, :5] = 1, 1, 3, 4, 1  # two separators in a row
 PROJECTIONS = ("query", "key", "value")
 
 
@@ -149,15 +151,15 @@ def test_every_way_is_the_mask_with_its_gradients(way):  # noqa: F811
     )
 
 
-def test_every_way_draws_the_same_dropout(way, monkeypatch):  # noqa: F811
+def test_every_way_draws_the_same_dropout(monkeypatch):
     apply, *given = layer()
     rows = jnp.array([5, 9, 2], jnp.int32)
     noise = Noise(jnp.uint32(1), jnp.uint32(2), rows)
-    ours = apply(*given, noise)
-    monkeypatch.setattr(attention, "BLOCK", 1000)
-    monkeypatch.setattr(attention, "LEAST_BLOCK", 1000)
-    np.testing.assert_allclose(ours, apply(*given, noise), atol=3e-6)
-    assert not np.allclose(ours, apply(*given), atol=1e-2)
+    wanted = apply(*given, noise)
+    assert not np.allclose(wanted, apply(*given), atol=1e-2)
+    for name, size in (("BLOCK", 8), ("LEAST_BLOCK", 4)):
+        monkeypatch.setattr(attention, name, size)
+        np.testing.assert_allclose(apply(*given, noise), wanted, atol=3e-6)
 
 
 def test_a_packed_row_is_its_documents_alone(monkeypatch):
@@ -178,6 +180,15 @@ def test_a_packed_row_is_its_documents_alone(monkeypatch):
             array[0, : len(at)] = whole[row, at]
         wanted = np.asarray(apply(params, *alone))[0, : len(at)]
         np.testing.assert_allclose(packed[row, at], wanted, atol=3e-6)
+
+
+def test_ids_that_the_tokenizer_has_not_are_refused():
+    sentences = dataclasses.replace(CONFIG, global_tokens="sentences", global_ids=())
+    with pytest.raises(PlmjaxError, match="has no piece that is a full stop"):
+        with_global_ids(sentences, {"sentences": ()})
+    assert with_global_ids(sentences, {"sentences": (5,)}).global_ids == (5,)
+    with pytest.raises(PlmjaxError, match="has 9, but the ids end at 8"):
+        with_global_ids(dataclasses.replace(CONFIG, global_ids=(3, 9)), {})
 
 
 def test_the_card_says_what_transformers_must_be_given():
