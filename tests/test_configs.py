@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests_common import sentences
+from tests_common import campaign, sentences
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -233,9 +233,9 @@ def dry_run(recipe: str, tmp_path: Path, *more: str) -> int:
     )
 
 
-# The default suite takes one of each tokenizer and of each objective that trains anew.
+# At every change one of each tokenizer and of each objective that trains anew.
 QUICK = ("albert.py:tiny", "electra.py:tiny", "gpt2.py:tiny")
-SLOW = (
+OTHERS = (
     "bert.py:mini",
     "bert_chinese.py:tiny",
     "bert_mini.py",
@@ -247,9 +247,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize(
-    "recipe", [*QUICK, *(pytest.param(r, marks=pytest.mark.slow) for r in SLOW)]
-)
+@pytest.mark.parametrize("recipe", campaign(QUICK + OTHERS, *QUICK, *OTHERS[1:2]))
 def test_a_recipe_dry_runs_on_a_small_text(recipe, tmp_path, capsys):
     if "chinese" in recipe:
         pytest.importorskip("jieba")

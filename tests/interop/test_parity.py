@@ -150,17 +150,12 @@ def check(case, config, theirs, batch, gradient):
         assert (np.abs(after[name] - wanted_after[name]) < bound).all(), name
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        # Shared layers; attention that is disentangled; one side; all that BERT has;
-        # windows and rotations.
-        case
-        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert")
-        else pytest.param(case, marks=pytest.mark.slow)
-        for case in GOLDENS.GOLDEN
-    ],
-)
+# Shared layers; attention that is disentangled; one side; all that BERT has; windows
+# and rotations. The others are compared live, by `-m peer`, at every change.
+KEPT = ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert")
+
+
+@pytest.mark.parametrize("case", campaign(GOLDENS.GOLDEN, *KEPT))
 def test_golden_parity(case):
     with np.load(GOLDEN / f"{case}.npz") as file:
         theirs = GOLDENS.unpack(file)

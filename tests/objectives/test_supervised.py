@@ -84,17 +84,7 @@ def made(kind, **values):
     return objective, corrupt, loss
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "tags",
-        pytest.param("classes", marks=pytest.mark.slow),
-        pytest.param("choices", marks=pytest.mark.slow),
-        pytest.param("multilabel", marks=pytest.mark.slow),
-        pytest.param("regression", marks=pytest.mark.slow),
-        pytest.param("answers", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("kind", campaign([*TASKS], "tags"))
 def test_micro_batches_add_up_to_the_whole(kind, strict):
     """With dropout: each row has its own, wherever it stands."""
     _, corrupt, loss = made(kind)
