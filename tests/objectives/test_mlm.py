@@ -111,32 +111,6 @@ def test_every_position_is_chosen_equally_often():
     assert ((counts - expected) ** 2 / expected).sum() < 215
 
 
-def test_figures_count_the_slots_that_are_used():
-    """By hand, of slots of which some are unused and pieces of 1 to 7 bytes."""
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(3, 4, 7)).astype(np.float32)
-    labels = random.integers(0, 7, (3, 4)).astype(np.int32)
-    labels[:2] = logits[:2].argmax(-1)  # Right, in the unused slots, too.
-    used = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
-    batch = {"labels": labels, "weights": (used / used.sum()).astype(np.float32)}
-    size = np.arange(1, 8, dtype=np.float32)
-    loss, metrics = token_loss(jnp.asarray(logits.reshape(-1, 7)), batch, size)
-    nll, hits, length = [], 0, 0
-    for row, slot in zip(*np.nonzero(used), strict=True):
-        scores, label = np.float64(logits[row, slot]), labels[row, slot]
-        nll.append(np.log(np.exp(scores).sum()) - scores[label])
-        hits += scores.argmax() == label
-        length += size[label]
-    assert float(loss) == pytest.approx(np.mean(nll), rel=1e-5)
-    for name, total, count in (
-        ("loss", sum(nll), 6),
-        ("accuracy", hits, 6),
-        ("nats_per_byte", sum(nll), length),
-    ):
-        found = [float(value) for value in metrics[name]]
-        assert found == pytest.approx([total, count], rel=1e-5), name
-
-
 def test_a_batch_without_predictions_moves_nothing_and_counts_nothing():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 7)), jnp.float32)
     nothing = {"labels": np.zeros(4, np.int32), "weights": np.zeros(4, np.float32)}
