@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from plmjax import PlmjaxError, machine
+from plmjax.console import ignore_line
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
@@ -114,7 +115,7 @@ def _time_phase(
         # A phase that is shorter than the benchmark is repeated.
         return setup.loader.batch(start + index % phase.steps)
 
-    state, frozen = fresh_state(setup, _quiet), frozen_arrays(setup)
+    state, frozen = fresh_state(setup, ignore_line), frozen_arrays(setup)
     first = sharding.put_rows(setup.mesh, batch(0))
     begin = time.perf_counter()
     compiled = lower(step, state, frozen, first).compile()
@@ -128,10 +129,6 @@ def _time_phase(
         "compile_s": compile_s,
         "peak_memory_mb": _peak_memory_bytes() / 1e6,
     }
-
-
-def _quiet(_: str) -> None:
-    """Drops messages: a benchmark's output is its figures."""
 
 
 def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]:
