@@ -127,17 +127,6 @@ def test_a_page_of_nothing_yet_is_a_page(tmp_path):
     assert len(text) < 10_000
 
 
-def test_results_are_sorted_and_what_diverged_is_last(tmp_path):
-    _, end = grid(tmp_path)
-    assert [r.trial.number for r in end.results] == [2, 3, 4, 0, 1, 5, 7, 6]
-    assert end.best is not None and end.best.trial.number == 2
-    assert [s.trials for s in results.settings(end)] == [2, 1, 2]
-    turned = results.outcome(end.results, "loss", True)
-    assert [r.trial.number for r in turned.results] == [1, 0, 4, 3, 2, 5, 7, 6]
-    results.write(tmp_path, end)
-    assert "NaN" not in (tmp_path / "results.json").read_text()
-
-
 def test_main_effects_find_what_matters(tmp_path):
     rates, seeds = [1e-4, 1e-3, 1e-2], range(8)
     values = [{RATE: rate, SEED: seed} for rate in rates for seed in seeds]

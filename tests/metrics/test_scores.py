@@ -1,4 +1,4 @@
-"""Scores in every scheme of tags and of random answers; test_figures.py has the rest."""
+"""Scores of tags in every scheme and of random answers; the rest: test_figures.py."""
 
 import itertools
 import random
