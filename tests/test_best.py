@@ -359,7 +359,9 @@ def test_a_sweep_has_its_best_first(higher, monkeypatch, tmp_path):
         ordered(not higher, np.mean(values[:2]), np.mean(values[2:4]))
     )
     results.write(tmp_path, found)
-    written = json.loads((tmp_path / "results.json").read_text())
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    written = json.loads(text)
     assert written["best"] == 3 and written["maximise"] is higher
     assert [t["trial"] for t in written["trials"]] == [3, 2, 1, 0, 4, 6, 5]
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]

@@ -16,12 +16,7 @@ from plmjax.embed.run import EmbedConfig, embed_texts, open_encoder
 from plmjax.finetune.predict import evaluate
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.interop.sentence_files import read_pooling, to_files
-from plmjax.metrics.retrieval import (
-    candidates_of,
-    find_pairs,
-    number_texts,
-    rank_pairs,
-)
+from plmjax.metrics.retrieval import candidates_of, find_pairs, number_texts, rank_pairs
 from plmjax.metrics.scores import rank_scores
 from plmjax.tasks.config import TaskConfig
 from plmjax.tasks.labelled import Labelled, load_labelled, read_examples

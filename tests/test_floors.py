@@ -13,16 +13,7 @@ BENCHMARKS = {path.stem for path in (ROOT.parent / "benchmarks").glob("*.py")}
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = (
     ("__init__",),
-    (
-        "children",
-        "config",
-        "console",
-        "files",
-        "machine",
-        "processes",
-        "stop",
-        "tree",
-    ),
+    ("children", "config", "console", "files", "machine", "processes", "stop", "tree"),
     ("launch", "metrics", "models", "tokenizers"),
     ("checkpoint", "data"),
     ("tasks",),

@@ -57,8 +57,7 @@ def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
             _BY_KEY,
         ),
         page.section(
-            "Parallel coordinates",
-            page.plot(parallel, plots.parallel(outcome), width),
+            "Parallel coordinates", page.plot(parallel, plots.parallel(outcome), width)
         ),
         _importance(outcome, study, missing),
         page.section("Failures", _failures(outcome)),

@@ -34,10 +34,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
 
 
 def plan(
-    options: Options,
-    arguments: Sequence[str],
-    directory: Path,
-    checkout: Path | None,
+    options: Options, arguments: Sequence[str], directory: Path, checkout: Path | None
 ) -> command.Plan:
     """Returns the task file and the call of sky; SkyPilot copies `directory`.
 

@@ -10,14 +10,8 @@ import pytest
 from plmjax import PlmjaxError
 from plmjax.metrics.answers import answer_scores, answer_values, characters_of
 from plmjax.metrics.comparison import SAME, compare
-from plmjax.metrics.entities import (
-    broken_tags,
-    entities,
-    find_scheme,
-)
-from plmjax.metrics.scores import (
-    tag_scores,
-)
+from plmjax.metrics.entities import broken_tags, entities, find_scheme
+from plmjax.metrics.scores import tag_scores
 from plmjax.tasks import KINDS
 from plmjax.tasks.config import TaskConfig
 

@@ -17,13 +17,7 @@ from plmjax.train.config import MeshConfig
 from plmjax.train.step import gradients
 
 ENCODER = EncoderConfig(
-    vocab_size=16,
-    layers=1,
-    width=8,
-    heads=2,
-    ffn_width=8,
-    max_positions=8,
-    dropout=0.1,
+    vocab_size=16, layers=1, width=8, heads=2, ffn_width=8, max_positions=8, dropout=0.1
 )
 TASK = Task("embeddings")
 TEMPERATURE = 0.1

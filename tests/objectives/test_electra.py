@@ -17,28 +17,13 @@ from plmjax.interop import weights
 from plmjax.models import PRESETS, EncoderConfig, Noise, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import Electra, ElectraConfig, Key, Pieces
-from plmjax.objectives.electra import (
-    VARIANTS,
-    _copy_loss,
-    _stream,
-    substituted,
-)
-from plmjax.objectives.generator import (
-    TIES,
-    GeneratorConfig,
-    generator_encoder,
-    sample,
-)
+from plmjax.objectives.electra import VARIANTS, _copy_loss, _stream, substituted
+from plmjax.objectives.generator import TIES, GeneratorConfig, generator_encoder, sample
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import (
-    init_state,
-    lower,
-    make_evaluation,
-    make_step,
-)
+from plmjax.train.step import init_state, lower, make_evaluation, make_step
 
 VOCABULARY, SPECIAL, MASK = 60, (0, 1, 2, 3, 4), 4
 PIECES = Pieces(MASK, SPECIAL, (2,) * VOCABULARY)
@@ -325,8 +310,7 @@ def test_samples_follow_the_softmax():
     draws = 200_000
     u = (np.arange(draws, dtype=np.float32) + 0.5) / np.float32(draws)
     drawing = jax.jit(
-        lambda x, u, t: sample(jnp.broadcast_to(x, (1000, 300)), u, t),
-        static_argnums=2,
+        lambda x, u, t: sample(jnp.broadcast_to(x, (1000, 300)), u, t), static_argnums=2
     )
     for temperature in (1.0, 0.5):
         found = np.concatenate(
