@@ -33,11 +33,6 @@ class Timed:
     steps_s: list[float]
     loader_s: float
 
-    @property
-    def total_s(self) -> float:
-        """Seconds of all steps together."""
-        return sum(self.steps_s)
-
 
 def run_steps(
     step: Callable,
@@ -148,7 +143,7 @@ def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]
         "best_tokens_per_s": tokens / best,
         "mfu": None if peak is None else speed / (peak * setup.mesh.size),
         "tflops_per_s": speed / 1e12,
-        "loader_share": timed.loader_s / timed.total_s,
+        "loader_share": timed.loader_s / sum(timed.steps_s),
     }
 
 

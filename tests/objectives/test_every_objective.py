@@ -211,7 +211,7 @@ def test_two_processes_of_four_devices_train_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", campaign(KINDS, "electra", "distill"))
+@pytest.mark.parametrize("name", campaign(KINDS, "electra"))
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
     def restart(state):
         with Checkpoints(tmp_path) as checkpoints:
