@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plmjax import PlmjaxError
 from plmjax.doctor.check import Check, ok, problem, warning
-from plmjax.machine import cores, memory_bytes, memory_limit
+from plmjax.machine import cores, memory_bytes, memory_limit, read
 
 _FEW_FILES = 1024
 _LITTLE_SHARED = 64 * 2**20
@@ -93,7 +93,7 @@ def _shared() -> list[Check]:
 def _pages() -> list[Check]:
     if sys.platform != "linux":
         return []
-    kernel = _read("/sys/kernel/mm/transparent_hugepage/enabled")
+    kernel = read("/sys/kernel/mm/transparent_hugepage/enabled")
     ours = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
     if "[never]" in kernel:
         fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
@@ -119,10 +119,3 @@ def _tpu_lock() -> list[Check]:
             fix = f"lsof {path} names the process that uses the TPU; end it."
             return [problem("TPU lock", f"another process holds {path}", fix)]
     return [ok("TPU lock", "free")]
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
