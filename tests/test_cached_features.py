@@ -71,7 +71,8 @@ def losses(workdir):
     "buckets, kind",
     [
         *(("(8,)", kind) for kind in KINDS),
-        *campaign([("()", kind) for kind in KINDS], ("()", "answers")),
+        pytest.param("()", "answers", marks=pytest.mark.slow),
+        *campaign([("()", kind) for kind in KINDS if kind != "answers"]),
     ],
 )
 def test_states_of_a_batch_give_the_scores_that_its_tokens_give(
