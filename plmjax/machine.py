@@ -29,7 +29,7 @@ def memory_bytes() -> int:
 def memory_limit() -> int | None:
     """Returns the memory limit of our control groups (v2 or v1) in bytes, or None."""
     limits = []
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in read("/proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
         if not kinds:
             root, name = Path("/sys/fs/cgroup"), "memory.max"
@@ -40,7 +40,7 @@ def memory_limit() -> int | None:
         # A group's parents limit it, too. In a container the root is its group.
         here = root / path.lstrip("/")
         for group in (here, *here.parents):
-            text = _read(group / name).strip()
+            text = read(group / name).strip()
             if text.isdecimal():
                 limits.append(int(text))
             if group == root:
@@ -50,7 +50,7 @@ def memory_limit() -> int | None:
 
 def usable_memory() -> int:
     """Returns the bytes of memory that this process may use, swap included."""
-    swap = re.search(r"SwapTotal: +(\d+) kB", _read("/proc/meminfo"))
+    swap = re.search(r"SwapTotal: +(\d+) kB", read("/proc/meminfo"))
     memory = min(memory_bytes(), memory_limit() or memory_bytes())
     return memory + (1024 * int(swap[1]) if swap else 0)
 
@@ -88,10 +88,10 @@ def facts() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": cores(),
         "memory_gb": round(memory_bytes() / 1e9, 1),
-        "amx": "amx_bf16" in _read("/proc/cpuinfo"),
+        "amx": "amx_bf16" in read("/proc/cpuinfo"),
         "huge_pages": "glibc.malloc.hugetlb=1" in tunables,
         "python": platform.python_version(),
-        "versions": {name: v for name in PACKAGES if (v := _version(name))},
+        "versions": {name: v for name in PACKAGES if (v := version(name))},
     }
 
 
@@ -103,7 +103,7 @@ def load_average() -> float | None:
 def peak_rss_bytes() -> int:
     """Returns the peak memory of this process in bytes."""
     # ru_maxrss is only the fallback: a child inherits its parent's value across exec.
-    for line in _read("/proc/self/status").splitlines():
+    for line in read("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -122,20 +122,22 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def _cpu() -> str:
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
-def _read(path: str | Path) -> str:
+def read(path: str | Path) -> str:
+    """Returns the text of a file of the kernel; "" if this one has none."""
     try:
         return Path(path).read_text()
     except OSError:
         return ""
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Returns the version of an installed package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

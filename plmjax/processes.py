@@ -100,7 +100,8 @@ def _given(
     )
 
 
-_SLURM = (
+# A shell in an allocation has some of these variables; a task of srun has all.
+SLURM = (
     "SLURM_JOB_ID",
     "SLURM_STEP_NODELIST",
     "SLURM_NTASKS",
@@ -110,8 +111,7 @@ _SLURM = (
 
 
 def _slurm(environment: Mapping[str, str]) -> Group | None:
-    # A shell in an allocation has some of these variables; a task of srun has all.
-    if any(name not in environment for name in _SLURM):
+    if any(name not in environment for name in SLURM):
         return None
     # An interactive step has one task, even if its allocation has more.
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"])

@@ -39,7 +39,9 @@ from tests_common import sentences
 
 known = jaxlib.version.__version_info__ < (0, 13)  # A flag that is not known aborts.
 if known and "PLMJAX_TEST_PLATFORM" not in os.environ:
-    quick = "--xla_cpu_use_fusion_emitters=false"
+    # Programs are tiny: to divide one for 32 threads of LLVM costs more than it saves.
+    quick = "--xla_cpu_use_fusion_emitters=false "
+    quick += "--xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 # Looking for cycles among what JAX keeps costs a twentieth of the time.
 gc.set_threshold(100_000, 50, 50)

@@ -34,7 +34,7 @@ from plmjax.experiments import sweep_results as results
 from plmjax.experiments.compare_plan import Repetition
 from plmjax.experiments.outcomes import Outcome
 from plmjax.experiments.pseudo_results import Round, gains
-from plmjax.experiments.space import integers, uniform
+from plmjax.experiments.space import uniform
 from plmjax.experiments.trials import Result, Trial
 from plmjax.finetune import run as finetuning
 from plmjax.finetune.config import SelectConfig
@@ -360,7 +360,9 @@ def test_a_sweep_has_its_best_first(higher, monkeypatch, tmp_path):
         ordered(not higher, np.mean(values[:2]), np.mean(values[2:4]))
     )
     results.write(tmp_path, found)
-    written = json.loads((tmp_path / "results.json").read_text())
+    text = (tmp_path / "results.json").read_text()
+    assert "NaN" not in text
+    written = json.loads(text)
     assert written["best"] == 3 and written["maximise"] is higher
     assert [t["trial"] for t in written["trials"]] == [3, 2, 1, 0, 4, 6, 5]
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
@@ -382,28 +384,24 @@ def test_the_line_of_the_best_so_far_never_gets_worse(higher):
         for n, value in enumerate(values)
     ]
     outcome = results.outcome(keyed, "x", higher)
-    study = search.study_of(keyed, {key: integers(-9, 9) for key in "ab"}, higher)
     best = [0.5, 0.5, 0.7, 0.7, 0.7] if higher else [0.5, 0.3, 0.3, 0.3, 0.2]
-    # By us, and by Optuna.
-    for figure in (plots.history(outcome), plots.history(outcome, study)):
-        assert figure is not None
-        lines = {line.name: line for line in figure.data}
-        assert list(lines["finished"].y) == values
-        assert list(lines["best so far"].y) == best
-        low, high = figure.layout.yaxis.range
-        assert low < min(best) and max(best) < high
+    figure = plots.history(outcome)
+    assert figure is not None
+    lines = {line.name: line for line in figure.data}
+    assert list(lines["finished"].y) == values
+    assert list(lines["best so far"].y) == best
+    low, high = figure.layout.yaxis.range
+    assert low < min(best) and max(best) < high
     # Of lines through the values of trials the best is the thickest, and drawn last.
     best = 2 if higher else 4
-    for figure in (plots.parallel(outcome), plots.parallel(outcome, study)):
-        assert figure is not None
-        drawn = figure.data
-        widths = [line.line.width for line in drawn]
-        assert widths.index(max(widths)) == len(values) - 1
-        # The axes are the objective and the two keys.
-        assert drawn[-1].y == pytest.approx(
-            (1.0 if higher else 0.0, best / 4, 1 - best / 4)
-        )
-        assert drawn[-1].line.color == figures.blend(1.0)
+    figure = plots.parallel(outcome)
+    assert figure is not None
+    widths = [line.line.width for line in figure.data]
+    assert widths.index(max(widths)) == len(values) - 1
+    # The axes are the objective and the two keys.
+    places = 1.0 if higher else 0.0, best / 4, 1 - best / 4
+    assert figure.data[-1].y == pytest.approx(places)
+    assert figure.data[-1].line.color == figures.blend(1.0)
 
 
 @WAYS
@@ -485,7 +483,9 @@ def test_importance_is_that_of_the_best_trials(higher):
         made.append(Result(trial, "finished", value))
     space = {"up": uniform(0.1, 1), "down": uniform(0.1, 1)}
     study = search.study_of(made, space, higher)
-    figure = plots.importance(study, results.outcome(made, "x", higher))
+    shares = plots.importance(study, results.outcome(made, "x", higher))
+    assert max(shares, key=shares.__getitem__) == ("up" if higher else "down")
+    figure = plots.bars(shares)
     assert figure is not None
     (bars,) = figure.data
     # The largest is on top, which is the last.

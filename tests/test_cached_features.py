@@ -14,6 +14,7 @@ from finetune_common import (
     run,
     write,
 )
+from tests_common import campaign
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -66,9 +67,13 @@ def losses(workdir):
     return [record["loss"] for record in found if record["kind"] == "train"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "buckets", [pytest.param("()", marks=pytest.mark.slow), "(8,)"]
+    "buckets, kind",
+    [
+        *(("(8,)", kind) for kind in KINDS),
+        pytest.param("()", "answers", marks=pytest.mark.slow),
+        *campaign([("()", kind) for kind in KINDS if kind != "answers"]),
+    ],
 )
 def test_states_of_a_batch_give_the_scores_that_its_tokens_give(
     folder, tmp_path, kind, buckets
@@ -88,7 +93,7 @@ def test_states_of_a_batch_give_the_scores_that_its_tokens_give(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classes", "tags"])
+@pytest.mark.parametrize("kind", campaign(["classes", "tags"], "tags"))
 def test_the_head_learns_what_it_learns_without(folder, tmp_path, kind):
     data(tmp_path, kind)
     for name, more in (("plain", FROZEN), ("cached", CACHED)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests_common import sentences
+from tests_common import campaign, sentences
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -129,16 +129,38 @@ def test_every_recipe_is_here():
     assert {name_of(file) for file in FILES} == ARGUMENTS.keys()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_builds_its_state_and_shards_it(recipe):
-    """Everything but text and compilation: schedule, mesh, optimizer, shapes."""
+@functools.cache
+def a_mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(MeshConfig("auto", 2, 2))
+
+
+def checked(recipe: str) -> RunConfig:
     values = load(recipe)
     assert json.loads(json.dumps(values))
     if importlib.util.find_spec("jieba") is None:
         values["tokenizer"]["segmenter"] = "none"
     config = config_lib.build(RunConfig, values)
-    mesh = sharding.make_mesh(MeshConfig("auto", 2, 2))
-    check(config, mesh)
+    check(config, a_mesh())
+    return config
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_valid(recipe):
+    checked(recipe)
+
+
+# The smallest and the largest of each file at every change.
+ENDS = {
+    f"{name}.py:{argument}".rstrip(":")
+    for name, arguments in ARGUMENTS.items()
+    for argument in (arguments[0], arguments[-1])
+}
+
+
+@pytest.mark.parametrize("recipe", campaign(RECIPES, *ENDS))
+def test_a_recipe_builds_its_state_and_shards_it(recipe):
+    """Everything but text and compilation: schedule, mesh, optimizer, shapes."""
+    config = checked(recipe)
     teacher = teacher_of(recipe)
     size = config.tokenizer.vocab_size if teacher is None else teacher.vocab_size
     encoder = resolve(config.model, size, 1)
@@ -158,7 +180,7 @@ def test_a_recipe_builds_its_state_and_shards_it(recipe):
             lambda batch: init_state(objective, optimizer, 0, batch, True), BATCH
         )
         return np.array(
-            [sharding.bytes_per_device(mesh, state), tree.size_in_bytes(state)]
+            [sharding.bytes_per_device(a_mesh(), state), tree.size_in_bytes(state)]
         )
 
     few = min(encoder.layers, 2)
@@ -236,9 +258,9 @@ def dry_run(recipe: str, tmp_path: Path, *more: str) -> int:
     )
 
 
-# The default suite takes one of each tokenizer and of each objective that trains anew.
+# At every change one of each tokenizer and of each objective that trains anew.
 QUICK = ("albert.py:tiny", "electra.py:tiny", "gpt2.py:tiny")
-SLOW = (
+OTHERS = (
     "bert.py:mini",
     "bert_chinese.py:tiny",
     "bert_mini.py",
@@ -251,9 +273,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize(
-    "recipe", [*QUICK, *(pytest.param(r, marks=pytest.mark.slow) for r in SLOW)]
-)
+@pytest.mark.parametrize("recipe", campaign(QUICK + OTHERS, *QUICK, *OTHERS[1:2]))
 def test_a_recipe_dry_runs_on_a_small_text(recipe, tmp_path, capsys):
     if "chinese" in recipe:
         pytest.importorskip("jieba")

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tests_common import TINY, sentences
+from tests_common import TINY, campaign, sentences
 
 from plmjax.cli import main
 from plmjax.interop import read_folder
@@ -176,16 +176,16 @@ def test_a_student_follows_its_teacher(corpus, tmp_path, capsys):
     assert main(["fill", "the [MASK] of", f"--model={student}"]) == 0
 
 
+FAMILIES = [
+    ("albert-tiny", ["--config.model.embedding_width=16"]),
+    ("deberta-v3-tiny", []),
+    ("distilbert-tiny", []),
+    ("xlm-roberta-tiny", ["--config.tokenizer.kind=unigram"]),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "preset, more",
-    [
-        ("albert-tiny", ["--config.model.embedding_width=16"]),
-        ("deberta-v3-tiny", []),
-        ("distilbert-tiny", []),
-        ("xlm-roberta-tiny", ["--config.tokenizer.kind=unigram"]),
-    ],
-)
+@pytest.mark.parametrize("preset, more", campaign(FAMILIES, FAMILIES[0], FAMILIES[3]))
 def test_every_family_trains_and_comes_back(preset, more, corpus, tmp_path, capsys):
     run = tmp_path / "run"
     preset = [f"--config.model.preset={preset}", "--config.model.layers=2"]
@@ -218,6 +218,11 @@ def test_a_run_that_is_older_than_a_key_goes_on(corpus, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     assert pretrain(corpus, run, "--config.objective.mlm_weight=2") == 2
     assert "objective.mlm_weight: 1.0 -> 2.0" in capsys.readouterr().err
+    # A benchmark leaves the run as it is.
+    teacher = run / "teacher.json"
+    teacher.write_text(json.dumps({"encoder": {}, "digest": "", "path": ""}))
+    assert main(["bench", "train", f"--workdir={run}", "--steps=1"]) == 0
+    assert teacher.exists()
 
 
 @pytest.mark.campaign
@@ -246,14 +251,3 @@ def test_tables_apart_do_not_start_a_run_that_ties_them(corpus, tmp_path, capsys
     assert "generator and discriminator share" in capsys.readouterr().err
     more = [*ELECTRA, *start, "--config.objective.tie=disentangled"]
     assert pretrain(corpus, tied, *more) == 0
-
-
-@pytest.mark.slow
-def test_a_benchmark_leaves_a_run_as_it_is(corpus, tmp_path):
-    run = tmp_path / "run"
-    assert pretrain(corpus, run) == 0
-    teacher = run / "teacher.json"
-    teacher.write_text(json.dumps({"encoder": {}, "digest": "", "path": ""}))
-    words = ["bench", "train", f"--workdir={run}", "--steps=1"]
-    assert main(words) == 0
-    assert teacher.exists()

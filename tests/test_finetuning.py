@@ -80,16 +80,20 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(leaf, b[name], err_msg=name)
 
 
-# Numbers, sets and choices go the way of the others, and come later. Embeddings, which
-# predict nothing, are in test_embeddings.
-SLOW = ("classes", "multilabel", "regression", "answers", "choices")
-PACKED = ("multilabel", "regression", "tags")
+PACKED = ("classes", "regression", "tags")
+# Numbers and sets go the way of classes. Embeddings, which predict nothing, are in
+# test_embeddings.
+MARKS = {
+    "tags": (),
+    "multilabel": pytest.mark.campaign,
+    "regression": pytest.mark.campaign,
+}
 PREDICTING = [kind for kind in KINDS if kind != "embeddings"]
 
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in PREDICTING],
+    [pytest.param(k, marks=MARKS.get(k, pytest.mark.slow)) for k in PREDICTING],
 )
 def test_every_kind_is_trained_scored_exported_and_predicts(kind, tmp_path, folder):
     write(tmp_path / "train.jsonl", records(kind, 40))

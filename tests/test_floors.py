@@ -1,6 +1,7 @@
 """The house's floors: a file imports from floors below its own, and from its room."""
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -12,16 +13,7 @@ BENCHMARKS = {path.stem for path in (ROOT.parent / "benchmarks").glob("*.py")}
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = (
     ("__init__",),
-    (
-        "children",
-        "config",
-        "console",
-        "files",
-        "machine",
-        "processes",
-        "stop",
-        "tree",
-    ),
+    ("children", "config", "console", "files", "machine", "processes", "stop", "tree"),
     ("launch", "metrics", "models", "tokenizers"),
     ("checkpoint", "data"),
     ("tasks",),
@@ -48,13 +40,19 @@ ONLY = {
 WITHOUT_JAX = {"tokenizers", "data"}
 
 
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Returns all nodes of a file."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(path: Path):
     """Yields (line, dotted module) of each import, whether at the top or inside."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -104,7 +102,7 @@ def test_no_files_import_each_other_in_a_circle():
 def test_functions_fit_on_a_screen_and_calls_name_what_they_pass():
     wrong = []
     for path in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
@@ -127,7 +125,7 @@ def names_of(module: str) -> set[str]:
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     assert file.is_file(), f"there is no {module}"
     found = {p.stem for p in path.glob("*")}
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes_of(file):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -141,8 +139,7 @@ def test_programs_in_texts_import_what_is_there():
     """Children that tests write, and what docs/ shows: no linter reads them."""
     texts = {path: path.read_text() for path in (ROOT.parent / "docs").glob("*.md")}
     for path in (ROOT.parent / "tests").rglob("*.py"):
-        strings = ast.walk(ast.parse(path.read_text()))
-        found = (n.value for n in strings if isinstance(n, ast.Constant))
+        found = (n.value for n in nodes_of(path) if isinstance(n, ast.Constant))
         texts[path] = "\n".join(text for text in found if isinstance(text, str))
     seen = 0
     for path, text in texts.items():

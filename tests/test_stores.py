@@ -20,12 +20,7 @@ from plmjax.files import write_json
 from plmjax.pretrain.build import prepare_data
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.train.job import initialise
-from plmjax.workdir import (
-    RunConfig,
-    Workdir,
-    encoder_config,
-    make_objective,
-)
+from plmjax.workdir import RunConfig, Workdir, encoder_config, make_objective
 from sides import Spec
 
 OPTIONS = (

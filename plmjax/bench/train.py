@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from plmjax import PlmjaxError, machine
+from plmjax.console import ignore_line
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
@@ -31,11 +32,6 @@ class Timed:
 
     steps_s: list[float]
     loader_s: float
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of all steps together."""
-        return sum(self.steps_s)
 
 
 def run_steps(
@@ -114,7 +110,7 @@ def _time_phase(
         # A phase that is shorter than the benchmark is repeated.
         return setup.loader.batch(start + index % phase.steps)
 
-    state, frozen = fresh_state(setup, _quiet), frozen_arrays(setup)
+    state, frozen = fresh_state(setup, ignore_line), frozen_arrays(setup)
     first = sharding.put_rows(setup.mesh, batch(0))
     begin = time.perf_counter()
     compiled = lower(step, state, frozen, first).compile()
@@ -128,10 +124,6 @@ def _time_phase(
         "compile_s": compile_s,
         "peak_memory_mb": _peak_memory_bytes() / 1e6,
     }
-
-
-def _quiet(_: str) -> None:
-    """Drops messages: a benchmark's output is its figures."""
 
 
 def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]:
@@ -151,7 +143,7 @@ def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]
         "best_tokens_per_s": tokens / best,
         "mfu": None if peak is None else speed / (peak * setup.mesh.size),
         "tflops_per_s": speed / 1e12,
-        "loader_share": timed.loader_s / timed.total_s,
+        "loader_share": timed.loader_s / sum(timed.steps_s),
     }
 
 

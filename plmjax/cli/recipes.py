@@ -51,14 +51,13 @@ def resolve(text: str, verb: str) -> str:
     close = difflib.get_close_matches(recipe, known, 1)
     near = f"Did you mean {close[0]}? " if close else ""
     listed = f"{near}It has {', '.join(known)}; `plmjax {verb} --list` describes them."
-    others = [v for v in ("pretrain", "finetune", "sweep") if _has(v, recipe)]
+    others = [
+        verb
+        for verb in ("pretrain", "finetune", "sweep")
+        if recipe in {*names(verb), *names(verb).values()}
+    ]
     hint = f"It is one of `plmjax {others[0]}`. {listed}" if others else listed
     raise PlmjaxError(f"`plmjax {verb}` has no recipe {name!r}.", hint=hint)
-
-
-def _has(verb: str, recipe: str) -> bool:
-    known = names(verb)
-    return recipe in known or recipe in known.values()
 
 
 def table(verb: str) -> str:

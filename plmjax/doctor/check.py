@@ -71,9 +71,7 @@ def isolated(
 
 
 def output(
-    command: Sequence[str],
-    seconds: float,
-    environment: Mapping[str, str] | None = None,
+    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str, str] | None:
     """Returns a command's (exit code, stdout, stderr); None if it took too long."""
     process = subprocess.Popen(

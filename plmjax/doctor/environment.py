@@ -7,16 +7,8 @@ from pathlib import Path
 
 from plmjax import PlmjaxError
 from plmjax.doctor.check import Check, ok, problem, warning
-from plmjax.machine import cores, memory_bytes, memory_limit
+from plmjax.machine import cores, memory_bytes, memory_limit, read
 
-# Variables of a Slurm task; a process that lacks some of them runs in a shell.
-_SLURM = (
-    "SLURM_JOB_ID",
-    "SLURM_STEP_NODELIST",
-    "SLURM_NTASKS",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-)
 _FEW_FILES = 1024
 _LITTLE_SHARED = 64 * 2**20
 
@@ -39,11 +31,12 @@ def _cluster() -> Check:
         return problem("cluster", error.message, error.hint)
     if group is not None:
         return ok("cluster", f"one of several processes ({group.source})")
-    variables = [name for name in _SLURM if name in os.environ]
-    if variables and len(variables) < len(_SLURM):
-        missing = ", ".join(name for name in _SLURM if name not in os.environ)
+    missing = [name for name in processes.SLURM if name not in os.environ]
+    if 0 < len(missing) < len(processes.SLURM):
         fix = "One process runs here; for several start it with `srun`."
-        return warning("cluster", f"a Slurm shell, not a task: no {missing}", fix)
+        return warning(
+            "cluster", f"a Slurm shell, not a task: no {', '.join(missing)}", fix
+        )
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         if "JOB_COMPLETION_INDEX" not in os.environ:
             return ok("cluster", "none: a Kubernetes pod outside an indexed job")
@@ -100,7 +93,7 @@ def _shared() -> list[Check]:
 def _pages() -> list[Check]:
     if sys.platform != "linux":
         return []
-    kernel = _read("/sys/kernel/mm/transparent_hugepage/enabled")
+    kernel = read("/sys/kernel/mm/transparent_hugepage/enabled")
     ours = "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "")
     if "[never]" in kernel:
         fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
@@ -126,10 +119,3 @@ def _tpu_lock() -> list[Check]:
             fix = f"lsof {path} names the process that uses the TPU; end it."
             return [problem("TPU lock", f"another process holds {path}", fix)]
     return [ok("TPU lock", "free")]
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

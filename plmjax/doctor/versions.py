@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 
 import plmjax
 from plmjax.doctor.check import Check, ok, problem, warning
+from plmjax.machine import version
 
 # Packages that the report shows; others are named only if something is wrong.
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tokenizers", "numpy")
@@ -42,14 +43,6 @@ def checks() -> list[Check]:
     wrong += _plugins()
     shown = ", ".join(f"{name} {v}" for name in _SHOWN if (v := version(name)))
     return [*results, *wrong] if wrong else [*results, ok("packages", shown)]
-
-
-def version(name: str) -> str | None:
-    """Returns the version of an installed package, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _wrong(text: str) -> Check | None:

@@ -117,20 +117,9 @@ def _settings(plan: Plan) -> str:
 
 
 def _runs(root: Path, cells: Sequence[Cell]) -> str:
-    head = [
-        "task",
-        "model",
-        "setting",
-        "seed",
-        "fold",
-        "score",
-        "state",
-        "step",
-        "time",
-    ]
-    return page.table(
-        head, [_run(root, outcome) for cell in cells for outcome in cell.outcomes]
-    )
+    head = "task model setting seed fold score state step time".split()
+    runs = [_run(root, outcome) for cell in cells for outcome in cell.outcomes]
+    return page.table(head, runs)
 
 
 def _run(root: Path, o: Outcome) -> list[str]:

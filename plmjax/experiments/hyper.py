@@ -73,14 +73,8 @@ def chainit(sweeps: Iterable[Trials]) -> Trials:
     return [dict(trial) for trials in sweeps for trial in trials]
 
 
-def discrete(values: Iterable[Any]) -> list[Any]:
-    """Returns the values as a list; get_hyper files wrap numbers in it."""
-    return list(values)
-
-
-def categorical(values: Iterable[Any]) -> list[Any]:
-    """Returns the values as a list; get_hyper files wrap names in it."""
-    return list(values)
+# get_hyper files wrap numbers in the first, and names in the second.
+discrete = categorical = list
 
 
 def _joined(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError
 from plmjax.experiments import trials
 from plmjax.experiments.space import Choices, Range
-from plmjax.experiments.sweep_plan import Plan, short_names
+from plmjax.experiments.sweep_plan import Plan
 from plmjax.experiments.trials import Result, Trial
 
 
@@ -192,27 +192,17 @@ def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
 
 
 def study_of(results: Sequence[Result], space: Mapping[str, Range], maximise: bool):
-    """Returns the results as a study in memory, with short names of the keys.
-
-    Trials keep their numbers; only finished ones count.
+    """Returns the finished results as a study in memory.
 
     Raises:
       PlmjaxError: Optuna is not installed.
     """
-    optuna = require_optuna()
-    names, kinds = short_names([*space]), distributions(space)
+    optuna, kinds = require_optuna(), distributions(space)
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
-    known = {result.trial.number: result for result in results}
-    for number in range(max(known, default=-1) + 1):
-        trial = optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL)
-        r = known.get(number)
-        if r is not None and r.state == "finished" and _finite(r.value):
-            trial = optuna.trial.create_trial(
-                params={names[key]: value for key, value in r.trial.values.items()},
-                distributions={names[key]: kind for key, kind in kinds.items()},
-                value=r.value,
-            )
-        study.add_trial(trial)
+    for r in results:
+        if r.state == "finished" and _finite(r.value):
+            given = {"params": r.trial.values, "distributions": kinds}
+            study.add_trial(optuna.trial.create_trial(value=r.value, **given))
     return study
 
 

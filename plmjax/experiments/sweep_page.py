@@ -23,7 +23,7 @@ _FIGURES = 4
 _CURVES = "The best trial is thick, pruned ones are dashed; one evaluation is a dot."
 _BY_KEY = (
     "Dots are finished trials, crosses pruned ones at their last evaluation; the large "
-    "dot is the best."
+    "dot is the best. Later trials are darker."
 )
 
 
@@ -41,24 +41,23 @@ def write(root: Path, name: str, plan: Plan, outcome: Outcome) -> Path:
     curves = f"{score} by training step, a curve a trial"
     curves += f"; they differ in {', '.join(names)}" if names else ""
     parallel = f"{score} and values of each finished trial: the better, the more orange"
-    by_key = plots.by_key(outcome, study).items()
+    by_key = plots.by_key(outcome).items()
     width = 120 * (len(names) + 1)
     sections = [
         _headline(outcome),
         page.section("Means over seeds", _settings(outcome)),
         page.section("Trials", _trials(root, outcome)),
-        page.section("History", page.plot(history, plots.history(outcome, study))),
+        page.section("History", page.plot(history, plots.history(outcome))),
         page.section(
             "Learning curves", page.plot(curves, plots.curves(outcome)), _CURVES
         ),
         page.section(
             f"{outcome.objective.capitalize()} by key",
             page.grid({f"{score} by {name}": figure for name, figure in by_key}),
-            _BY_KEY + (" Later trials are darker." if study is not None else ""),
+            _BY_KEY,
         ),
         page.section(
-            "Parallel coordinates",
-            page.plot(parallel, plots.parallel(outcome, study), width),
+            "Parallel coordinates", page.plot(parallel, plots.parallel(outcome), width)
         ),
         _importance(outcome, study, missing),
         page.section("Failures", _failures(outcome)),
@@ -139,16 +138,16 @@ def _importance(outcome: Outcome, study: "Study | None", missing: str) -> str | 
     if missing:
         return page.section("Importance", missing)
     if study is not None:
-        figure = plots.importance(study, outcome)
+        shares = plots.importance(study, outcome)
         title = "What makes trials good: the share of each key"
         how = "PED-ANOVA by Optuna, over the finished trials; they sum to 100%."
     else:
-        figure = plots.bars(plots.main_effects(outcome))
+        shares = plots.main_effects(outcome)
         title = "Variance of the results that each key explains alone"
         how = "Epsilon squared, over the finished trials; what keys do together is in "
         how += "none of the bars."
     few = " Few trials: a lead, not a result." if len(outcome.finished) < 20 else ""
-    return page.section("Importance", page.plot(title, figure), how + few)
+    return page.section("Importance", page.plot(title, plots.bars(shares)), how + few)
 
 
 def _failures(outcome: Outcome) -> str:

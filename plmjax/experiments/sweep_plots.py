@@ -1,7 +1,4 @@
-"""The figures of a sweep's page.
-
-Those of a search are Optuna's where it is installed.
-"""
+"""The figures of a sweep's page."""
 
 import dataclasses
 import math
@@ -99,42 +96,24 @@ def _valued(outcome: Outcome, *states: str) -> list[Result]:
     ]
 
 
-def _by_optuna(name: str, study: "Study", outcome: Outcome, **options) -> Figure:
-    """Returns Optuna's figure, without its title, size and colours for white pages."""
-    from optuna import visualization
-
-    title = axis_title(outcome.objective)
-    figure = getattr(visualization, name)(study, target_name=title, **options)
-    figure.update_layout(title=None, width=None, height=340, plot_bgcolor=None)
-    figure.update_annotations(font_color=None)
-    return figure
-
-
-def history(outcome: Outcome, study: "Study | None" = None) -> Figure | None:
+def history(outcome: Outcome) -> Figure | None:
     """Draws the objective by trial, and the best so far; None without values."""
     done, pruned = _valued(outcome, "finished"), _valued(outcome, "pruned")
     if not done:
         return None
     x, y = _points(done)
-    if study is not None:
-        figure = _by_optuna("plot_optimization_history", study, outcome)
-        figure.data[0].update(name="finished", marker_color=OTHER)
-        figure.data[1].update(name="best so far")
-    else:
-        figure = figures.new("trial", axis_title(outcome.objective))
-        best = (
-            np.maximum.accumulate(y) if outcome.maximise else np.minimum.accumulate(y)
-        )
-        figures.add_points(figure, x, y, {"color": OTHER}, name="finished")
-        figure.add_scatter(x=x, y=best, mode="lines", name="best so far")
-    figure.data[1].line.update(color=GOOD, shape="hv")
+    figure = figures.new("trial", axis_title(outcome.objective))
+    figures.add_points(figure, x, y, {"color": OTHER}, name="finished")
+    best = (np.maximum if outcome.maximise else np.minimum).accumulate(y)
+    line = {"color": GOOD, "shape": "hv"}
+    figure.add_scatter(x=x, y=best, mode="lines", line=line, name="best so far")
     if pruned:
         early, last = _points(pruned)
         name = "pruned, at its last"
         figures.add_points(figure, early, last, _CROSS, name=name)
         x, y = x + early, y + last
     limits = min(x) - 0.5, max(x) + 0.5
-    figure.update_xaxes(title="trial", tickformat="d", range=limits)
+    figure.update_xaxes(tickformat="d", range=limits)
     figure.update_yaxes(range=_limits(y, outcome.maximise))
     return figure
 
@@ -178,36 +157,31 @@ def curves(outcome: Outcome) -> Figure | None:
     return figure.update_yaxes(range=limits)
 
 
-def by_key(outcome: Outcome, study: "Study | None" = None) -> dict[str, Figure]:
-    """Returns {short name of a key: the objective over it}, with pruned trials."""
+def by_key(outcome: Outcome) -> dict[str, Figure]:
+    """Returns {short name of a key: the objective over it}, with pruned trials.
+
+    The later a trial, the darker it is.
+    """
     done = _valued(outcome, "finished", "pruned")
     finished, pruned = (
         [n for n, r in enumerate(done) if r.state == state]
         for state in ("finished", "pruned")
     )
     best = [n for n, r in enumerate(done) if r is outcome.best]
+    later = {"color": [done[n].trial.number for n in finished], "colorscale": SCALE}
+    groups = [(finished, later), (pruned, _CROSS), (best, {"color": GOOD, "size": 12})]
     drawn = {}
     for key, name in varying(outcome, done).items():
         values = [value_of(r, key) for r in done]
         texts = [as_text(value) for value in values]
-        groups = [(pruned, _CROSS), (best, {"color": GOOD, "size": 12})]
-        if study is not None and finished:
-            figure = _by_optuna("plot_slice", study, outcome, params=[name])
-            figure.update_traces(marker={"showscale": False, "colorscale": SCALE})
-            if figure.layout.xaxis.type == "category":
-                values = [repr(value) for value in values]
-                names = dict(zip(values, texts, strict=True))
-                figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()])
-        else:
-            axis = make_axis(name, values)
-            values = [axis.position(value) for value in values]
-            figure = figures.new(name, axis_title(outcome.objective))
-            positions, labels = zip(*axis.ticks, strict=True)
-            ticks = {"tickvals": positions, "ticktext": labels, "range": (-0.08, 1.08)}
-            figure.update_xaxes(**ticks)
-            groups.insert(0, (finished, {"color": OTHER}))
+        axis = make_axis(name, values)
+        positions, labels = zip(*axis.ticks, strict=True)
+        figure = figures.new(name, axis_title(outcome.objective))
+        ticks = {"tickvals": positions, "ticktext": labels, "range": (-0.08, 1.08)}
+        figure.update_xaxes(**ticks)
         for numbers, marker in groups:
-            x, y = [values[n] for n in numbers], [done[n].value for n in numbers]
+            x = [axis.position(values[n]) for n in numbers]
+            y = [done[n].value for n in numbers]
             named = [f"trial {done[n].trial.number}, {texts[n]}" for n in numbers]
             hover = [f"{text}: {v:.4f}" for text, v in zip(named, y, strict=True)]
             figures.add_points(figure, x, y, marker, text=hover)
@@ -226,7 +200,7 @@ def varying(outcome: Outcome, results: Sequence[Result]) -> dict[str, str]:
     }
 
 
-def parallel(outcome: Outcome, study: "Study | None" = None) -> Figure | None:
+def parallel(outcome: Outcome) -> Figure | None:
     """Draws each finished trial as a line through its values; None if too few.
 
     The better a trial, the more its line has the colour of the best one.
@@ -238,21 +212,10 @@ def parallel(outcome: Outcome, study: "Study | None" = None) -> Figure | None:
     _, y = _points(done)
     low, high = _limits(y, outcome.maximise)
     y = [min(max(value, low), high) for value in y]
-    if study is not None:
-        figure = _by_optuna(
-            "plot_parallel_coordinate",
-            study,
-            outcome,
-            params=[*names.values()],
-            target=lambda trial: min(max(trial.value, low), high),
-        )
-        figure.data = [trace for trace in figure.data if trace.mode == "lines"]
-    else:
-        objective = axis_title(outcome.objective)
-        columns = {objective: y} | {
-            name: [value_of(r, key) for r in done] for key, name in names.items()
-        }
-        figure = _parallel([make_axis(*column) for column in columns.items()], columns)
+    columns = {axis_title(outcome.objective): y} | {
+        name: [value_of(r, key) for r in done] for key, name in names.items()
+    }
+    figure = _parallel([make_axis(*column) for column in columns.items()], columns)
     y = [line.y[0] for line in figure.data]
     better = np.argsort(np.argsort(y if outcome.maximise else np.negative(y)))
     for line, rank in zip(figure.data, better.tolist(), strict=True):
@@ -290,36 +253,31 @@ def _parallel(axes: Sequence[Axis], columns: dict[str, list[Any]]) -> Figure:
     return figure
 
 
-def importance(study: "Study", outcome: Outcome) -> Figure | None:
-    """Draws Optuna's importance of each key; None if too few trials have finished.
-
-    By PED-ANOVA (arXiv:2304.10255).
-    """
-    if len(_valued(outcome, "finished")) < 2 * len(outcome.keys) + 2:
-        return None
-    figure = _by_optuna("plot_param_importances", study, outcome)
-    return _as_bars(figure)
-
-
 def bars(shares: dict[str, float]) -> Figure | None:
     """Draws the share of each key as a bar, the largest on top; None without any."""
     if not shares:
         return None
     names = short_names([*shares])
     keys = sorted(shares, key=lambda key: shares[key])
-    figure = figures.new("", "")
-    x = [shares[key] for key in keys]
-    figure.add_bar(x=x, y=[names[key] for key in keys], orientation="h")
-    return _as_bars(figure)
+    figure = figures.new("share", "", 80 + 34 * len(keys))
+    x, y = [shares[key] for key in keys], [names[key] for key in keys]
+    shown = {"texttemplate": "%{x:.0%}", "textposition": "outside"}
+    figure.add_bar(
+        x=x, y=y, orientation="h", marker_color=OTHER, cliponaxis=False, **shown
+    )
+    return figure.update_xaxes(range=(0, 1.15), tickformat=".0%")
 
 
-def _as_bars(figure: Figure) -> Figure:
-    count = len(figure.data[0].y)
-    figure.update_traces(marker_color=OTHER, texttemplate="%{x:.0%}")
-    figure.update_traces(textposition="outside", cliponaxis=False)
-    figure.update_xaxes(title="share", range=(0, 1.15), tickformat=".0%")
-    figure.update_yaxes(title="")
-    return figure.update_layout(height=80 + 34 * count, showlegend=False)
+def importance(study: "Study", outcome: Outcome) -> dict[str, float]:
+    """Returns Optuna's importance of each key; {} if too few trials have finished.
+
+    By PED-ANOVA (arXiv:2304.10255).
+    """
+    if len(_valued(outcome, "finished")) < 2 * len(outcome.keys) + 2:
+        return {}
+    from optuna.importance import get_param_importances
+
+    return get_param_importances(study)
 
 
 def main_effects(outcome: Outcome) -> dict[str, float]:

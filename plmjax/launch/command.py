@@ -64,12 +64,15 @@ def need(tool: str, plan: Plan) -> None:
         )
 
 
-def perform(plan: Plan) -> None:
-    """Writes the files and calls the commands; stops at the first failure.
+def perform(plan: Plan, dry_run: bool) -> int:
+    """Writes the files and calls the commands, or prints both; returns exit code 0.
 
     Raises:
       PlmjaxError: a tool is missing or failed.
     """
+    if dry_run:
+        print(as_text(plan))
+        return Exit.OK
     write(plan)
     for call in plan.calls:
         need(call[0], plan)
@@ -78,6 +81,7 @@ def perform(plan: Plan) -> None:
         if code:
             message = f"`{shlex.join(call[:2])} ...` failed with exit code {code}."
             raise PlmjaxError(message, hint="Its message is above.")
+    return Exit.OK
 
 
 def module(python: str, arguments: Sequence[str]) -> tuple[str, ...]:

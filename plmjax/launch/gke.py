@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import PlmjaxError
 from plmjax.launch import command, templates
 
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -35,12 +35,7 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
     Raises:
       PlmjaxError: an option is wrong, or kubectl is missing.
     """
-    planned = plan(options, arguments)
-    if dry_run:
-        print(command.as_text(planned))
-    else:
-        command.perform(planned)
-    return Exit.OK
+    return command.perform(plan(options, arguments), dry_run)
 
 
 def _check_topology(options: Options) -> None:

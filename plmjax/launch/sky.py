@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import PlmjaxError
 from plmjax.launch import command, templates
 
 
@@ -30,18 +30,11 @@ def launch(options: Options, arguments: Sequence[str], dry_run: bool) -> int:
       PlmjaxError: an option is wrong, or sky is missing.
     """
     planned = plan(options, arguments, Path.cwd(), command.checkout())
-    if dry_run:
-        print(command.as_text(planned))
-    else:
-        command.perform(planned)
-    return Exit.OK
+    return command.perform(planned, dry_run)
 
 
 def plan(
-    options: Options,
-    arguments: Sequence[str],
-    directory: Path,
-    checkout: Path | None,
+    options: Options, arguments: Sequence[str], directory: Path, checkout: Path | None
 ) -> command.Plan:
     """Returns the task file and the call of sky; SkyPilot copies `directory`.
 

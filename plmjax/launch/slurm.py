@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import PlmjaxError
 from plmjax.launch import command, templates
 
 
@@ -42,12 +42,7 @@ def launch(
     Raises:
       PlmjaxError: an option or a command is wrong, or sbatch is missing.
     """
-    planned = plan(options, arguments, Path.cwd(), check)
-    if dry_run:
-        print(command.as_text(planned))
-    else:
-        command.perform(planned)
-    return Exit.OK
+    return command.perform(plan(options, arguments, Path.cwd(), check), dry_run)
 
 
 def plan(

@@ -14,25 +14,14 @@ from plmjax import Exit, PlmjaxError
 from plmjax.baselines import linear, probe, watch
 from plmjax.baselines import run as baselines
 from plmjax.baselines.probe import probe_features
-from plmjax.baselines.run import (
-    Baseline,
-    best_of,
-    gain_lines,
-    run_baselines,
-    table,
-)
+from plmjax.baselines.run import Baseline, best_of, gain_lines, run_baselines, table
 from plmjax.baselines.static_vectors import (
     from_file,
     from_model,
     read_vectors,
     static_features,
 )
-from plmjax.baselines.text_features import (
-    shape,
-    tfidf,
-    usual_tags,
-    word_features,
-)
+from plmjax.baselines.text_features import shape, tfidf, usual_tags, word_features
 from plmjax.data.examples import Example
 from plmjax.evaluate.model import Model
 from plmjax.metrics import label_counts

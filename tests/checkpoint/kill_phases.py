@@ -11,12 +11,7 @@ from pathlib import Path
 import tensorstore as ts
 from checkpoint_common import state
 
-from plmjax.checkpoint import (
-    digests,
-    saving,
-    states,
-    storage,
-)
+from plmjax.checkpoint import digests, saving, states, storage
 from plmjax.checkpoint.checkpoints import Checkpoints
 
 

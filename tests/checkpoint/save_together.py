@@ -12,14 +12,8 @@ from checkpoint_common import assert_holds, mesh, shapes, state
 from orbax.checkpoint.experimental.v1._src.synchronization import compatibility
 
 from plmjax import PlmjaxError, processes
-from plmjax.checkpoint import (
-    checkpoints as checkpoint,
-)
-from plmjax.checkpoint import (
-    saving,
-    states,
-    storage,
-)
+from plmjax.checkpoint import checkpoints as checkpoint
+from plmjax.checkpoint import saving, states, storage
 from plmjax.checkpoint.checkpoints import Checkpoints
 
 COMMIT = compatibility.async_futures

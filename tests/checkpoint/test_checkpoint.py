@@ -7,25 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_common import (
-    Small,
-    assert_holds,
-    mesh,
-    numbers,
-    save,
-    shapes,
-    state,
-)
+from checkpoint_common import Small, assert_holds, mesh, numbers, save, shapes, state
 from jax.sharding import SingleDeviceSharding
 
 from plmjax import Exit, PlmjaxError, files
-from plmjax.checkpoint import (
-    digests,
-    states,
-)
-from plmjax.checkpoint import (
-    meta as loading,
-)
+from plmjax.checkpoint import digests, states
+from plmjax.checkpoint import meta as loading
 from plmjax.checkpoint.checkpoints import Checkpoints
 
 

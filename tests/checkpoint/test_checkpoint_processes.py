@@ -21,8 +21,7 @@ def saved_alone(tmp_path) -> Checkpoints:
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices"),
-    ((2, 2), pytest.param(4, 1, marks=pytest.mark.campaign)),
+    ("processes", "devices"), ((2, 2), pytest.param(4, 1, marks=pytest.mark.campaign))
 )
 def test_processes_save_and_load_together(tmp_path, processes, devices):
     """One process x 8 devices saves, n x m go on, this one reads on any mesh."""

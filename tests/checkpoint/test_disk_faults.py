@@ -12,14 +12,8 @@ from checkpoint_common import assert_holds, save, shapes, state
 from processes_common import environment
 
 from plmjax import Exit, PlmjaxError, files
-from plmjax.checkpoint import (
-    checkpoints as checkpoint,
-)
-from plmjax.checkpoint import (
-    saving,
-    states,
-    storage,
-)
+from plmjax.checkpoint import checkpoints as checkpoint
+from plmjax.checkpoint import saving, states, storage
 from plmjax.checkpoint.checkpoints import Checkpoints
 
 

@@ -226,7 +226,7 @@ def test_the_memory_of_a_control_group_and_its_parents(monkeypatch):
         "/sys/fs/cgroup/job/step/memory.max": "max\n",
         "/sys/fs/cgroup/job/memory.max": "3000000000\n",
     }
-    monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(machine, "read", lambda path: files.get(str(path), ""))
     assert machine.memory_limit() == 3_000_000_000
     files["/sys/fs/cgroup/job/memory.max"] = "max\n"
     assert machine.memory_limit() is None

@@ -101,11 +101,7 @@ def token_states(model: Model, tokens: np.ndarray, layers: int = 2) -> np.ndarra
 # --- what the vectors are
 
 
-POOL = {
-    "mean": lambda x: x.mean(0),
-    "cls": lambda x: x[0],
-    "max": lambda x: x.max(0),
-}
+POOL = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.max(0)}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])

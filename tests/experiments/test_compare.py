@@ -209,13 +209,7 @@ def test_settings_that_compare_nothing(settings, says, task, tmp_path):
     with pytest.raises(PlmjaxError) as told:
         found = [parse_setting(text) for text in settings]
         compare_plan(
-            tmp_path / "s",
-            MODELS,
-            [str(task)],
-            found,
-            Repeats(2),
-            (),
-            encoders,
+            tmp_path / "s", MODELS, [str(task)], found, Repeats(2), (), encoders
         )
     assert says in str(told.value)
 
@@ -250,13 +244,7 @@ def driven(task, tmp_path, monkeypatch):
         found = [parse_setting(text) for text in settings]
         repeats = Repeats(seeds, more.get("folds"))
         plan = compare_plan(
-            tmp_path / "s",
-            MODELS,
-            [str(task)],
-            found,
-            repeats,
-            (),
-            encoders,
+            tmp_path / "s", MODELS, [str(task)], found, repeats, (), encoders
         )
         pretended, said = Pretended(right), []
         monkeypatch.setattr(drive, "finetune", pretended)
@@ -373,23 +361,11 @@ def test_one_wrong_task_stops_all_before_any_training(task, tmp_path, monkeypatc
     files = [str(task), str(wrong)]
     with pytest.raises(PlmjaxError, match=r"wrong\.py.*no key tsak"):
         compare_plan(
-            tmp_path / "s",
-            MODELS,
-            files,
-            [Setting()],
-            Repeats(2),
-            (),
-            encoders,
+            tmp_path / "s", MODELS, files, [Setting()], Repeats(2), (), encoders
         )
     # Data that is not there is found by the check, which nothing replaces here.
     plan = compare_plan(
-        tmp_path / "s",
-        MODELS,
-        [str(task)],
-        [Setting()],
-        Repeats(2),
-        (),
-        encoders,
+        tmp_path / "s", MODELS, [str(task)], [Setting()], Repeats(2), (), encoders
     )
     with pytest.raises(PlmjaxError, match=r"^task, m, plain: .*nowhere\.jsonl"):
         drive.study(plan, lambda text: None)

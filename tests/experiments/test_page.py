@@ -14,11 +14,11 @@ import pytest
 from fakes import BASE, GRID, RATE, SEARCH, SEED, sweep_file
 
 from plmjax import report
-from plmjax.experiments import search, trials
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_plan as plan
 from plmjax.experiments import sweep_plots as plots
 from plmjax.experiments import sweep_results as results
+from plmjax.experiments import trials
 
 
 def made(tmp_path: Path, text: str, values: list[dict], losses: list[float]):
@@ -127,17 +127,6 @@ def test_a_page_of_nothing_yet_is_a_page(tmp_path):
     assert len(text) < 10_000
 
 
-def test_results_are_sorted_and_what_diverged_is_last(tmp_path):
-    _, end = grid(tmp_path)
-    assert [r.trial.number for r in end.results] == [2, 3, 4, 0, 1, 5, 7, 6]
-    assert end.best is not None and end.best.trial.number == 2
-    assert [s.trials for s in results.settings(end)] == [2, 1, 2]
-    turned = results.outcome(end.results, "loss", True)
-    assert [r.trial.number for r in turned.results] == [1, 0, 4, 3, 2, 5, 7, 6]
-    results.write(tmp_path, end)
-    assert "NaN" not in (tmp_path / "results.json").read_text()
-
-
 def test_main_effects_find_what_matters(tmp_path):
     rates, seeds = [1e-4, 1e-3, 1e-2], range(8)
     values = [{RATE: rate, SEED: seed} for rate in rates for seed in seeds]
@@ -177,25 +166,18 @@ def test_importance_of_a_search_is_optunas(tmp_path):
     assert sum(bars["x"]) == pytest.approx(1)
 
 
-def test_figures_by_optuna_show_what_ours_do(tmp_path):
-    pytest.importorskip("optuna")
+def test_a_figure_a_key_shows_finished_trials_pruned_ones_and_the_best(tmp_path):
     text = SEARCH.replace("STUDY", "{'trials': 40}")
-    found, end = made(tmp_path, text, *search_values(40))
-    assert found.space is not None
-    study = search.study_of(end.results, found.space, False)
-    by_optuna, ours = plots.by_key(end, study), plots.by_key(end)
-    assert by_optuna.keys() == ours.keys() == {"learning_rate", "batch", "seed"}
-    for name, figure in by_optuna.items():
-        # Finished trials, the pruned one, and the best.
-        counts = [len(trace.y) for trace in figure.data]
-        assert counts == [len(trace.y) for trace in ours[name].data] == [38, 1, 1]
-        assert figure.layout.yaxis.range == ours[name].layout.yaxis.range
-        assert figure.layout.plot_bgcolor is None
-    assert by_optuna["batch"].layout.xaxis.ticktext == ("8", "16")
-    numbers = plots.history(end, study).data[0].x
-    assert list(numbers) == [
-        r.trial.number for r in end.in_order() if r.state == "finished"
-    ]
+    _, end = made(tmp_path, text, *search_values(40))
+    drawn = plots.by_key(end)
+    assert drawn.keys() == {"learning_rate", "batch", "seed"}
+    for figure in drawn.values():
+        assert [len(trace.y) for trace in figure.data] == [38, 1, 1]
+    assert drawn["batch"].layout.xaxis.ticktext == ("8", "16")
+    history = plots.history(end)
+    assert history is not None
+    numbers = [r.trial.number for r in end.in_order() if r.state == "finished"]
+    assert list(history.data[0].x) == numbers
 
 
 def test_without_optuna_the_page_says_what_it_lacks(tmp_path, monkeypatch):

@@ -245,10 +245,7 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         (safetensors({"a": entry(shape=(3,))}, b"12345678"), "wrong about a"),
         (safetensors({"a": entry(shape=(2**62, 2**62))}, b"1" * 8), "wrong about a"),
         (safetensors({"a": entry(1, 9)}, b"123456789"), "wrong about a"),
-        (
-            safetensors({"a": entry(), "b": entry(4, 12)}, b"1" * 12),
-            "wrong about b",
-        ),
+        (safetensors({"a": entry(), "b": entry(4, 12)}, b"1" * 12), "wrong about b"),
         (safetensors({"a": entry(), "b": entry(9, 17)}, b"1" * 17), "wrong about b"),
         (safetensors({"a": entry(8, 0)}, b"12345678"), "wrong about a"),
         (safetensors({"a": entry(shape=(-2,))}, b"12345678"), "entry of a is broken"),

@@ -268,9 +268,7 @@ def test_a_bare_encoder_in_an_attribute_of_a_module(
 ):
     """Also where the attribute has the name of another family, or of this one."""
     notes = read_renamed(
-        tiny(case),
-        tmp_path / "model",
-        lambda name: prefix + name.removeprefix(inner),
+        tiny(case), tmp_path / "model", lambda name: prefix + name.removeprefix(inner)
     )
     assert f": {prefix.split('.')[0]}. (" in notes[0]
 

@@ -211,10 +211,7 @@ RECIPE = f"--config={Path(__file__).parents[2]}/configs/pretrain/bert_mini.py"
         (["--", "pretrain"], "required: --target"),
         (["--target=local"], "no command follows --"),
         (["--target=local", "--"], "no command follows --"),
-        (
-            ["--target=local", "--", "pretran"],
-            "has no verb 'pretran'. Did you",
-        ),
+        (["--target=local", "--", "pretran"], "has no verb 'pretran'. Did you"),
         (["--target=local", "--", "pretrain", "--workdri=x"], "--workdri=x"),
         (["--target=local", "--", "pretrain", "--help"], "it only prints its help"),
         (["--target=local", "--", "launch", "--target=local"], "cannot be launched"),

@@ -1,3 +1,5 @@
+"""Scores of tags in every scheme and of random answers; the rest: test_figures.py."""
+
 import itertools
 import random
 import unicodedata
@@ -7,90 +9,11 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.metrics.answers import answer_scores, answer_values, characters_of
-from plmjax.metrics.comparison import SAME, compare, compare_by
-from plmjax.metrics.entities import (
-    broken_tags,
-    entities,
-    entity_scores,
-    find_scheme,
-)
-from plmjax.metrics.scores import (
-    class_scores,
-    confusion,
-    multilabel_scores,
-    regression_scores,
-    tag_scores,
-)
+from plmjax.metrics.comparison import SAME, compare
+from plmjax.metrics.entities import broken_tags, entities, find_scheme
+from plmjax.metrics.scores import tag_scores
 from plmjax.tasks import KINDS
 from plmjax.tasks.config import TaskConfig
-
-
-def near(**expected):
-    return {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
-
-
-# --- classes, numbers
-
-
-@pytest.mark.parametrize("labels", ["ab", "abcd"])
-def test_class_scores_are_scikit_learns(labels):
-    from sklearn import metrics
-
-    chance = random.Random(0)
-    truth, predicted = (chance.choices(labels, k=200) for _ in range(2))
-    found = class_scores(truth, predicted, [*labels])
-    expected = {
-        "accuracy": metrics.accuracy_score(truth, predicted),
-        "f1_micro": metrics.f1_score(truth, predicted, average="micro"),
-        "f1_macro": metrics.f1_score(truth, predicted, average="macro"),
-        "mcc": metrics.matthews_corrcoef(truth, predicted),
-    }
-    if len(labels) == 2:
-        expected["f1"] = metrics.f1_score(truth, predicted, pos_label="b")
-    assert found == near(**expected)
-    matrix = confusion(truth, predicted, [*labels])
-    assert (matrix == metrics.confusion_matrix(truth, predicted)).all()
-
-
-def test_class_scores_by_hand():
-    truth, predicted = [*"aaab"], [*"aabb"]
-    assert class_scores(truth, predicted, ["a", "b"]) == near(
-        accuracy=3 / 4,
-        f1_micro=3 / 4,
-        f1_macro=(4 / 5 + 2 / 3) / 2,
-        mcc=(2 * 1 - 1 * 0) / np.sqrt(2 * 2 * 3 * 1),
-        f1=2 / 3,
-    )
-    never = class_scores([*"aaa"], [*"aaa"], ["a", "b"])
-    assert (never["f1"], never["mcc"], never["f1_macro"]) == (0, 0, 1)
-    assert confusion(truth, predicted, ["b", "a"]).tolist() == [[1, 0], [1, 2]]
-
-
-@pytest.mark.parametrize("labels", [1, 5])
-def test_multilabel_scores_are_scikit_learns(labels):
-    from sklearn import metrics
-
-    truth, predicted = np.random.default_rng(0).integers(2, size=(2, 100, labels))
-    found = multilabel_scores(truth, predicted)
-    assert found["accuracy"] == pytest.approx((truth == predicted).all(1).mean())
-    if labels == 1:
-        expected = metrics.f1_score(truth[:, 0], predicted[:, 0])
-        assert found["f1_micro"] == found["f1_macro"] == pytest.approx(expected)
-        return
-    for average in ("micro", "macro"):
-        expected = metrics.f1_score(truth, predicted, average=average)
-        assert found[f"f1_{average}"] == pytest.approx(expected)
-
-
-def test_regression_scores():
-    truth, predicted = np.arange(5.0), np.array([0, 1, 4, 9, 16.0])
-    found = regression_scores(truth, predicted)
-    assert found["pearson"] == pytest.approx(np.corrcoef(truth, predicted)[0, 1])
-    assert found["spearman"] == pytest.approx(1)
-    assert found["mse"] == pytest.approx((0 + 0 + 4 + 36 + 144) / 5)
-    constant = regression_scores(truth, np.ones(5))
-    assert np.isnan(constant["pearson"]) and np.isnan(constant["spearman"])
-
 
 # --- tags
 
@@ -111,37 +34,6 @@ def test_regression_scores():
 def test_entities_by_both_rules(tags, usual, strict):
     assert entities(tags.split()) == usual
     assert entities(tags.split(), strict=True) == strict
-
-
-def random_tags(chance, names):
-    return [chance.choices(names, k=chance.randrange(1, 12)) for _ in range(300)]
-
-
-def guesses(chance, truth, names):
-    return [
-        [tag if chance.random() < 0.7 else chance.choice(names) for tag in tags]
-        for tags in truth
-    ]
-
-
-@pytest.mark.parametrize("marks", ["BI", "BIES"])
-def test_entity_scores_are_seqevals(marks):
-    seqeval = pytest.importorskip("seqeval.metrics")
-    from seqeval.scheme import IOB2
-
-    chance = random.Random(0)
-    names = ["O", "O", *(f"{mark}-{kind}" for mark in marks for kind in ("X", "Y"))]
-    truth = random_tags(chance, names)
-    predicted = guesses(chance, truth, names)
-    found = entity_scores(truth, predicted)
-    assert found["entity_f1"] == pytest.approx(seqeval.f1_score(truth, predicted))
-    precision = seqeval.precision_score(truth, predicted)
-    recall = seqeval.recall_score(truth, predicted)
-    assert found["entity_precision"] == pytest.approx(precision)
-    assert found["entity_recall"] == pytest.approx(recall)
-    if marks == "BI":
-        strict = seqeval.f1_score(truth, predicted, mode="strict", scheme=IOB2)
-        assert found["entity_f1_strict"] == pytest.approx(strict)
 
 
 def test_tag_scores_name_apart_what_is_of_tags_and_of_entities():
@@ -301,41 +193,7 @@ def test_answers_in_words(predicted, true, exact, f1):
     assert [float(value[0]) for value in found] == pytest.approx([exact, f1])
 
 
-def test_answers_in_characters():
-    assert characters_of("《泡泡堂》，2010 年 NBA") == [*"泡泡堂", "2010", *"年", "nba"]
-    predicted, true = ["泡泡堂。", "司马家", ""], [["泡泡堂"], ["灭司马家族"], []]
-    exact, f1 = answer_values(predicted, true, by_characters=True)
-    assert exact.tolist() == [1, 0, 1]
-    assert f1.tolist() == pytest.approx([1, 2 * 3 / 8, 1])
-
-
-def test_answer_scores_tell_apart_questions_without_an_answer():
-    found = answer_scores(["cat", "dog", ""], [["cat"], [], []])
-    assert found == near(
-        exact_match=2 / 3,
-        f1=2 / 3,
-        has_answer_exact_match=1,
-        has_answer_f1=1,
-        no_answer_exact_match=1 / 2,
-        no_answer_f1=1 / 2,
-    )
-    assert answer_scores(["cat"], [["cat"]]).keys() == {"exact_match", "f1"}
-
-
 # --- comparisons
-
-
-def test_the_interval_is_students():
-    from scipy import stats
-
-    a, b = np.array([0.81, 0.83, 0.80, 0.84]), np.array([0.80, 0.80, 0.79, 0.80])
-    found = compare(a, b)
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-    assert found.difference == pytest.approx(0.0225)
-    wider = compare(a, b, test_share=1 / 3)
-    width = (found.high - found.low) * np.sqrt((1 / 4 + 1 / 3) * 4)
-    assert wider.high - wider.low == pytest.approx(width)
 
 
 def test_verdicts():
@@ -351,34 +209,6 @@ def test_verdicts():
         assert better.low < better.difference < better.high
     assert compare([0.8, 0.8, 0.8], [0.7, 0.7, 0.7]).verdict == SAME
     assert compare([0.8, 0.9, 0.7], [0.7, 0.8, 0.8]).verdict == SAME
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    chance = np.random.default_rng(1)
-    for method, n in (("t", 5), ("bootstrap", 150)):
-        held = 0
-        for _ in range(150):
-            a, b = chance.normal(0.1, 1, n), chance.normal(0, 1, n)
-            found = compare(a, b, method=method, draws=200)
-            held += found.low <= 0.1 <= found.high
-        assert 0.90 <= held / 150 <= 0.99
-
-
-def test_scores_that_are_no_means_are_compared_by_drawing_texts():
-    chance = random.Random(0)
-    names = ["O", "B-X", "I-X"]
-    truth = random_tags(chance, names)[:100]
-    good = guesses(chance, truth, names)
-    bad = [chance.choices(names, k=len(tags)) for tags in truth]
-
-    def score(true, predicted):
-        return entity_scores(true, predicted)["entity_f1"]
-
-    found = compare_by(score, truth, good, bad, draws=100)
-    assert found.difference == score(truth, good) - score(truth, bad)
-    assert found.low < found.difference < found.high
-    assert found.verdict == "a is higher"
-    assert compare_by(score, truth, good, good, draws=20).verdict == SAME
 
 
 @pytest.mark.parametrize("a, b", [([1], [2]), ([1, 2], [1]), ([1, np.nan], [1, 2])])

@@ -92,8 +92,7 @@ def test_skew_reads_each_distance_at_its_place():
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize(
-    "variant, dtype",
-    [("v2-xlarge", "bfloat16"), ("all at once", "float32")],
+    "variant, dtype", [("v2-xlarge", "bfloat16"), ("all at once", "float32")]
 )
 def test_a_packed_row_is_its_documents_apart(variant, dtype):
     config = dataclasses.replace(TINY, **VARIANTS[variant], dtype=dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import pytest
+from tests_common import campaign
 
 from plmjax.models import PRESETS, Platform, heads, task_heads
 from plmjax.models.platform import ANY
@@ -63,7 +64,7 @@ def products(found: list) -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", campaign([*FAMILIES], "bert", "deberta-v2"))
 def test_the_platform_says_what_is_multiplied(family):
     narrow, wide = ("bfloat16", "bfloat16"), ("float32", "float32")
     assert products(step_of(family, GPU)) == {narrow}

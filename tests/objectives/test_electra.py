@@ -17,30 +17,13 @@ from plmjax.interop import weights
 from plmjax.models import PRESETS, EncoderConfig, Noise, heads
 from plmjax.models import noise as noise_lib
 from plmjax.objectives import Electra, ElectraConfig, Key, Pieces
-from plmjax.objectives.electra import (
-    VARIANTS,
-    _copy_loss,
-    _stream,
-    detector_loss,
-    substituted,
-)
-from plmjax.objectives.generator import (
-    TIES,
-    GeneratorConfig,
-    generator_encoder,
-    sample,
-)
+from plmjax.objectives.electra import VARIANTS, _copy_loss, _stream, substituted
+from plmjax.objectives.generator import TIES, GeneratorConfig, generator_encoder, sample
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
-from plmjax.train.step import (
-    init_state,
-    lower,
-    make_evaluation,
-    make_step,
-    micro_batch,
-)
+from plmjax.train.step import init_state, lower, make_evaluation, make_step
 
 VOCABULARY, SPECIAL, MASK = 60, (0, 1, 2, 3, 4), 4
 PIECES = Pieces(MASK, SPECIAL, (2,) * VOCABULARY)
@@ -239,7 +222,8 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("variant, tie, kind", ALL)
+# At every change a third: each variant with either kind, and each tie.
+@pytest.mark.parametrize("variant, tie, kind", campaign(ALL, *ALL[::3]))
 def test_shapes_of_every_variant_and_tie(variant, tie, kind):
     config = config_of(variant, tie)
     config = dataclasses.replace(
@@ -326,8 +310,7 @@ def test_samples_follow_the_softmax():
     draws = 200_000
     u = (np.arange(draws, dtype=np.float32) + 0.5) / np.float32(draws)
     drawing = jax.jit(
-        lambda x, u, t: sample(jnp.broadcast_to(x, (1000, 300)), u, t),
-        static_argnums=2,
+        lambda x, u, t: sample(jnp.broadcast_to(x, (1000, 300)), u, t), static_argnums=2
     )
     for temperature in (1.0, 0.5):
         found = np.concatenate(
@@ -417,40 +400,6 @@ def test_generator_and_discriminator_drop_different_units():
 # --- the loss
 
 
-def test_weights_sum_to_one_over_what_is_judged():
-    out, real = corrupted(), make_batch()["segments"] > 0
-    np.testing.assert_allclose(out["weights"].sum(), 1, rtol=1e-6)
-    # [CLS] and [SEP] count, padding does not.
-    np.testing.assert_allclose(out["token_weights"], real / real.sum(), rtol=1e-6)
-
-
-def test_detector_metrics():
-    logits = jnp.float32([2.0, -1.0, 0.5, -3.0, 9.0])
-    replaced = jnp.array([True, True, False, False, True])
-    weights = jnp.float32([0.25, 0.25, 0.25, 0.25, 0.0])
-    value, metrics = jax.jit(detector_loss)(logits, replaced, weights)
-    p = 1 / (1 + np.exp(-np.float64(logits[:4])))
-    nll = -np.log(np.where(replaced[:4], p, 1 - p))
-    np.testing.assert_allclose(value, nll.mean(), rtol=1e-6)
-    means = {name: float(s / n) for name, (s, n) in metrics.items()}
-    assert means["detector_precision"] == means["detector_recall"] == 0.5
-    assert means["detector_accuracy"] == 0.5
-    means |= {"generator_loss": 1.0, "generator_accuracy": 0.5}
-    means |= {"generator_nats_per_byte": math.log(2), "replaced_share": 0.1}
-    scores = Electra(config_of(), ENCODER, PIECES).scores(means)
-    apart = p[:2].mean() - p[2:].mean()
-    np.testing.assert_allclose(scores["detector_separation"], apart, rtol=1e-6)
-    np.testing.assert_allclose(scores["loss"], 1 + 50 * nll.mean(), rtol=1e-6)
-    assert scores["generator_bits_per_byte"] == 1
-    assert set(scores) == {
-        *("loss", "replaced_share"),
-        *(f"generator_{n}" for n in ("loss", "accuracy", "perplexity")),
-        "generator_bits_per_byte",
-        *(f"detector_{n}" for n in ("loss", "accuracy", "precision", "recall")),
-        "detector_separation",
-    }
-
-
 def test_scores_of_nothing_are_no_figures():
     names = ("loss", "accuracy", "precision", "recall", "on_replaced", "on_originals")
     nothing = {f"detector_{name}": math.nan for name in names}
@@ -492,27 +441,6 @@ def test_the_copy_mechanism():
     assert all(np.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", campaign(VARIANTS, "all_tokens_mlm"))
-def test_micro_batches_add_up(variant):
-    """Loss and gradients with dropout, and the loss from the metrics alone."""
-    objective = Electra(config_of(variant), ENCODER, PIECES)
-    params, out = initialised(objective), corrupted()
-
-    @jax.jit
-    def run(batch):
-        f = jax.value_and_grad(objective.loss, has_aux=True)
-        return f(params, objective.tables(), batch, key(), True)
-
-    whole = run(out)
-    parts = [run(micro_batch(out, jnp.int32(i), 2)) for i in range(2)]
-    for a, b, c in zip(*map(jax.tree.leaves, (whole, *parts)), strict=True):
-        np.testing.assert_allclose(a, b + c, rtol=1e-4, atol=2e-6)
-    (loss, metrics), _ = whole
-    means = {name: float(s / jnp.maximum(n, 1)) for name, (s, n) in metrics.items()}
-    np.testing.assert_allclose(objective.scores(means)["loss"], loss, rtol=1e-5)
-
-
 @pytest.mark.campaign
 def test_evaluation_depends_on_the_rows_alone():
     objective = Electra(config_of(), ENCODER, PIECES)
@@ -536,49 +464,6 @@ def test_evaluation_depends_on_the_rows_alone():
     empty["segments"] = np.zeros_like(empty["segments"])
     metrics = evaluation(params, tables, empty)
     assert all(total == count == 0 for total, count in metrics.values())
-
-
-@functools.cache
-def gradients(tie: str, generator_weight: float) -> dict:
-    """The gradient by name."""
-    config = config_of(tie=tie, generator_weight=generator_weight)
-    objective = Electra(config, ENCODER, PIECES)
-    out = corrupted()
-    tables = objective.tables()
-    grad = jax.grad(lambda p: objective.loss(p, tables, out, key(), True)[0])
-    return tree.flatten(jax.device_get(jax.jit(grad)(initialised(objective))))
-
-
-@pytest.mark.slow
-def test_disentangled_embeddings_get_the_generators_gradient_alone():
-    joint = gradients("disentangled", 1.0)
-    alone = gradients("disentangled", 0.0)
-    for name in joint:
-        if name.startswith("generator/"):
-            # The detector alone gives it nothing.
-            assert not alone[name].any()
-        else:
-            # The delta included.
-            np.testing.assert_allclose(joint[name], alone[name], rtol=1e-5, atol=1e-6)
-    assert np.abs(joint["generator/encoder/embeddings/token"]).max() > 1e-3
-    assert np.abs(joint["discriminator/encoder/embeddings/token_delta"]).max() > 1e-3
-
-
-@pytest.mark.slow
-def test_tied_embeddings_get_both_gradients():
-    once, twice = gradients("tokens", 1.0), gradients("tokens", 2.0)
-    for name in once:
-        if name.startswith("generator/"):
-            np.testing.assert_allclose(
-                twice[name], 2 * once[name], rtol=1e-5, atol=1e-6
-            )
-            assert once[name].any()
-        elif name == "discriminator/encoder/embeddings/token":
-            theirs = twice[name] - once[name]  # the generator's part of it
-            assert np.abs(theirs).max() > 1e-3
-            assert np.abs(once[name] - theirs).max() > 1e-3
-        else:
-            np.testing.assert_allclose(twice[name], once[name], rtol=1e-5, atol=1e-6)
 
 
 def learn(config, steps: int = 150):
@@ -629,7 +514,7 @@ def test_overfits_one_batch(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tie", campaign(TIES, "tokens", "disentangled"))
+@pytest.mark.parametrize("tie", campaign(TIES, "tokens"))
 def test_generator_and_discriminator_overfit_one_batch(tie):
     first, last = learn(config_of(tie=tie), 250)
     assert first["generator_loss"] > 3 and last["generator_loss"] < 0.3

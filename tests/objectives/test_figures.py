@@ -426,10 +426,7 @@ def distill_reference(config):
         soft = soft[real] if config.soft_positions == "all" else soft[rows, at]
         projected = x @ params["projection"]["kernel"]
         norms = np.linalg.norm(projected, axis=-1) * np.linalg.norm(y, axis=-1)
-        values = {
-            "soft": soft,
-            "cosine": (1 - (projected * y).sum(-1) / norms)[real],
-        }
+        values = {"soft": soft, "cosine": (1 - (projected * y).sum(-1) / norms)[real]}
         if config.hidden_weight:
             ours = kept.states[0] @ params["projection"]["kernel"]
             error = np.square(ours - held.states[layer]).mean(-1)
@@ -449,10 +446,7 @@ def distill_reference(config):
     return reference
 
 
-FROZEN: dict[str, Any] = {
-    "teacher": draw(("head",), 26, 12, seed=8),
-    "pieces": ALIGNED,
-}
+FROZEN: dict[str, Any] = {"teacher": draw(("head",), 26, 12, seed=8), "pieces": ALIGNED}
 
 
 class Case(NamedTuple):

@@ -1,4 +1,4 @@
-"""Masking statistics, whole words, static masks, and learning one batch by heart."""
+"""Masking statistics, what they were, and learning one batch by heart."""
 
 import dataclasses
 import functools
@@ -98,45 +98,6 @@ def test_masking_statistics(unit, probability):
         assert abs(found / chosen - expected) < 4 * deviation + 2e-4
 
 
-def test_every_position_is_chosen_equally_often():
-    batch = make_batch(256)
-    batch["segments"] = np.ones_like(batch["segments"])
-    batch["tokens"] = np.where(batch["tokens"] < 5, 7, batch["tokens"])
-    counts = np.zeros(128)
-    for step in range(40):
-        out = corrupted(MLMConfig(), batch, key(step))
-        counts += np.bincount(out["mask_positions"][out["weights"] > 0], minlength=128)
-    expected = counts.sum() / 128
-    # Chi-squared with 127 degrees of freedom: 215 has a probability below 1e-6.
-    assert ((counts - expected) ** 2 / expected).sum() < 215
-
-
-def test_figures_count_the_slots_that_are_used():
-    """By hand, of slots of which some are unused and pieces of 1 to 7 bytes."""
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(3, 4, 7)).astype(np.float32)
-    labels = random.integers(0, 7, (3, 4)).astype(np.int32)
-    labels[:2] = logits[:2].argmax(-1)  # Right, in the unused slots, too.
-    used = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
-    batch = {"labels": labels, "weights": (used / used.sum()).astype(np.float32)}
-    size = np.arange(1, 8, dtype=np.float32)
-    loss, metrics = token_loss(jnp.asarray(logits.reshape(-1, 7)), batch, size)
-    nll, hits, length = [], 0, 0
-    for row, slot in zip(*np.nonzero(used), strict=True):
-        scores, label = np.float64(logits[row, slot]), labels[row, slot]
-        nll.append(np.log(np.exp(scores).sum()) - scores[label])
-        hits += scores.argmax() == label
-        length += size[label]
-    assert float(loss) == pytest.approx(np.mean(nll), rel=1e-5)
-    for name, total, count in (
-        ("loss", sum(nll), 6),
-        ("accuracy", hits, 6),
-        ("nats_per_byte", sum(nll), length),
-    ):
-        found = [float(value) for value in metrics[name]]
-        assert found == pytest.approx([total, count], rel=1e-5), name
-
-
 def test_a_batch_without_predictions_moves_nothing_and_counts_nothing():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 7)), jnp.float32)
     nothing = {"labels": np.zeros(4, np.int32), "weights": np.zeros(4, np.float32)}
@@ -145,64 +106,6 @@ def test_a_batch_without_predictions_moves_nothing_and_counts_nothing():
     )
     assert float(loss) == 0 and not np.any(gradient)
     assert {float(count) for _, count in metrics.values()} == {0.0}
-
-
-def test_whole_words_are_masked_whole():
-    batch = make_batch(seed=3)
-    maskable = (batch["segments"] > 0) & ~np.isin(batch["tokens"], SPECIAL)
-    before = np.pad(maskable[:, :-1], ((0, 0), (1, 0)))
-    start = maskable & (batch["word_start"] | ~before)
-    word = np.where(maskable, np.cumsum(start, axis=1), -1)
-    out = corrupted(MLMConfig(unit="word"), batch, key(5))
-    chosen = np.zeros_like(maskable)
-    rows = np.broadcast_to(np.arange(512)[:, None], out["mask_positions"].shape)
-    used = out["weights"] > 0
-    chosen[rows[used], out["mask_positions"][used]] = True
-    words = 0
-    for row in range(512):
-        for number in np.unique(word[row][chosen[row]]):
-            assert chosen[row][word[row] == number].all()
-            words += 1
-    assert words > 2000
-    # Long words are chosen as often as short ones, but for the last that do not fit.
-    sizes = np.array([1, 2, 3])
-    rates = []
-    for size in sizes:
-        numbers = [
-            (row, n)
-            for row in range(512)
-            for n, c in enumerate(np.bincount(word[row][word[row] > 0]))
-            if c == size
-        ]
-        hit = [chosen[row][word[row] == n].all() for row, n in numbers]
-        rates.append(np.mean(hit))
-    assert max(rates) - min(rates) < 0.05
-
-
-def test_static_masks_repeat_by_copy_and_dynamic_ones_do_not():
-    batch = make_batch(64)
-    static = MLMConfig(masks="static", copies=3)
-    first = corrupted(static, batch, key(1))["tokens"]
-    np.testing.assert_array_equal(first, corrupted(static, batch, key(9))["tokens"])
-    other = batch | {"copy": batch["copy"] + 1}
-    assert (first != corrupted(static, other, key(1))["tokens"]).any()
-    dynamic = [corrupted(MLMConfig(), batch, key(step))["tokens"] for step in (1, 9)]
-    assert (dynamic[0] != dynamic[1]).any()
-
-
-def test_masks_do_not_depend_on_the_batch():
-    batch = make_batch(64)
-    whole = corrupted(MLMConfig(), batch, key(2))
-    half = corrupted(MLMConfig(), {k: v[32:] for k, v in batch.items()}, key(2))
-    np.testing.assert_array_equal(whole["tokens"][32:], half["tokens"])
-
-
-def test_rows_without_words_weigh_nothing():
-    batch = make_batch(8)
-    batch["segments"] = np.zeros_like(batch["segments"])
-    out = corrupted(MLMConfig(), batch, key())
-    assert out["weights"].sum() == 0
-    np.testing.assert_array_equal(out["tokens"], batch["tokens"])
 
 
 def test_the_slots_suffice_for_every_row():

@@ -84,42 +84,6 @@ def made(kind, **values):
     return objective, corrupt, loss
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "tags",
-        pytest.param("classes", marks=pytest.mark.slow),
-        pytest.param("choices", marks=pytest.mark.slow),
-        pytest.param("multilabel", marks=pytest.mark.slow),
-        pytest.param("regression", marks=pytest.mark.slow),
-        pytest.param("answers", marks=pytest.mark.slow),
-    ],
-)
-def test_micro_batches_add_up_to_the_whole(kind, strict):
-    """With dropout: each row has its own, wherever it stands."""
-    _, corrupt, loss = made(kind)
-    batch = corrupt(make_batch(kind))
-    assert batch["weights"].sum() == pytest.approx(1)
-    # Padded to one shape, which is compiled once; rows of weight 0 count nothing.
-    parts = []
-    for i in range(2):
-        here = np.arange(8) % 2 == i
-        weights = batch["weights"] * here.reshape(
-            -1, *[1] * (batch["weights"].ndim - 1)
-        )
-        parts.append(loss(batch | {"weights": weights}, True))
-    value, metrics = loss(batch, True)
-    assert float(value) == pytest.approx(sum(float(p[0]) for p in parts), rel=1e-6)
-    for name, (total, count) in metrics.items():
-        assert float(total) == pytest.approx(
-            sum(float(p[1][name][0]) for p in parts), rel=1e-5
-        )
-        assert float(count) == sum(float(p[1][name][1]) for p in parts)
-    assert float(value) == pytest.approx(
-        float(metrics["loss"][0] / metrics["loss"][1]), rel=1e-6
-    )
-
-
 def test_filler_rows_and_missing_labels_weigh_nothing():
     batch = {"weight": jnp.array([1.0, 1, 0]), "label": jnp.array([2, -1, 1])}
     np.testing.assert_array_equal(KINDS["classes"].has(batch), [True, False, False])
@@ -139,139 +103,11 @@ def test_filler_rows_and_missing_labels_weigh_nothing():
     np.testing.assert_array_equal(KINDS["regression"].has(numbers), [True, True, False])
 
 
-@pytest.mark.parametrize("kind", ["classes", "tags"])
-def test_the_loss_is_the_mean_weighted_by_rows(kind, strict):
-    _, corrupt, loss = made(kind)
-    plain = make_batch(kind)
-    weight = np.float32([1, 0.25, 0.5, 1, 0.25, 1, 0.125, 0])
-    batch = corrupt(plain | {"weight": weight})
-    assert batch["weights"].sum() == pytest.approx(1)
-    # Each row alone: what it costs, and how many of it have a label.
-    sums, counts = [], []
-    for row in range(8):
-        alone = np.zeros(8, np.float32)
-        alone[row] = 1
-        own = corrupt(plain | {"weight": alone})
-        total, count = loss(own, False)[1]["loss"]
-        sums.append(float(total))
-        counts.append(float(count))
-    wanted = (weight * sums).sum() / (weight * counts).sum()
-    value, metrics = loss(batch, False)
-    assert float(value) == pytest.approx(wanted, rel=1e-5)
-    # What a person reads counts all alike.
-    assert float(metrics["loss"][0]) == pytest.approx(sum(sums[:7]), rel=1e-5)
-    # Weights are shares: all of them small is all of them 1.
-    small = corrupt(plain | {"weight": weight / 100})
-    np.testing.assert_allclose(small["weights"], batch["weights"], rtol=1e-6)
-
-
-def test_soft_labels_of_0_and_1_are_labels(strict):
-    for kind in ("classes", "tags"):
-        _, corrupt, loss = made(kind)
-        batch = make_batch(kind)
-        label = batch["label"]
-        soft = np.eye(3, dtype=np.float32)[np.maximum(label, 0)]
-        soft[label < 0] = 0
-        hard, softened = corrupt(batch), corrupt(batch | {"label": soft})
-        np.testing.assert_array_equal(hard["weights"], softened["weights"])
-        (a, ours), (b, theirs) = loss(hard, False), loss(softened, False)
-        assert float(a) == pytest.approx(float(b), rel=1e-6)
-        for name, (total, count) in ours.items():
-            assert float(total) == pytest.approx(float(theirs[name][0]), rel=1e-6)
-            assert float(count) == float(theirs[name][1])
-
-
 def test_a_batch_of_fillers_alone_has_no_loss():
     _, corrupt, loss = made("classes")
     empty = make_batch("classes") | {"weight": np.zeros(8, np.float32)}
     value, metrics = loss(corrupt(empty), True)
     assert float(value) == 0 and float(metrics["accuracy"][1]) == 0
-
-
-def test_losses_are_those_of_the_textbook():
-    random = np.random.default_rng(0)
-    scores = random.normal(size=(5, 3)).astype(np.float32)
-    logp = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-    labels = np.array([0, 2, 1, 1, 0])
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    kind, rows = KINDS["classes"], np.arange(5)
-    close(kind.loss(scores, labels, 0.0), -logp[rows, labels])
-    smooth = 0.9 * -logp[rows, labels] + 0.1 * -logp.mean(-1)
-    close(kind.loss(scores, labels, 0.1), smooth)
-    soft = np.exp(random.normal(size=(5, 3)).astype(np.float32))
-    soft /= soft.sum(-1, keepdims=True)
-    close(kind.loss(scores, soft, 0.0), -(soft * logp).sum(-1))
-    close(kind.score(scores, labels), scores.argmax(-1) == labels)
-    close(kind.score(scores, soft), scores.argmax(-1) == soft.argmax(-1))
-
-    several = random.integers(0, 2, (5, 3)).astype(np.float32)
-    p = 1 / (1 + np.exp(-scores))
-    bce = -(several * np.log(p) + (1 - several) * np.log(1 - p))
-    close(KINDS["multilabel"].loss(scores, several, 0.0), bce.mean(-1))
-    hits = (p > 0.5) == (several > 0)
-    close(KINDS["multilabel"].score(scores, several), hits.mean(-1))
-
-    numbers = random.normal(size=5).astype(np.float32)
-    close(
-        KINDS["regression"].loss(scores[:, :1], numbers, 0.0),
-        (scores[:, 0] - numbers) ** 2,
-    )
-    close(
-        KINDS["regression"].score(scores[:, :1], numbers), abs(scores[:, 0] - numbers)
-    )
-
-    ends = random.normal(size=(4, 6, 2)).astype(np.float32)
-    where = np.array([[0, 0], [1, 3], [5, 5], [2, 4]])
-    logp = ends - np.log(np.exp(ends).sum(1, keepdims=True))
-    rows = np.arange(4)
-    wanted = -(logp[rows, where[:, 0], 0] + logp[rows, where[:, 1], 1]) / 2
-    close(KINDS["answers"].loss(ends, where, 0.0), wanted)
-    close(KINDS["answers"].score(ends, where), (ends.argmax(1) == where).all(-1))
-
-
-def test_divergences_are_those_of_the_textbook():
-    random = np.random.default_rng(0)
-    a, b = random.normal(size=(2, 5, 3)).astype(np.float32)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-
-    def softmax(x):
-        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
-
-    def both(p, q):
-        return ((p - q) * np.log(p / q)).sum(-1) / 2
-
-    close(KINDS["classes"].divergence(a, b), both(softmax(a), softmax(b)))
-    yes = [1 / (1 + np.exp(-x)) for x in (a, b)]
-    pairs = [np.stack([p, 1 - p], -1) for p in yes]
-    close(KINDS["multilabel"].divergence(a, b), both(*pairs).mean(-1))
-    close(KINDS["regression"].divergence(a[:, :1], b[:, :1]), (a - b)[:, 0] ** 2)
-    for kind in KINDS.values():
-        x = a[:, :, None] * np.ones(2, np.float32) if kind is KINDS["answers"] else a
-        assert np.abs(kind.divergence(x, x)).max() == 0
-
-
-def test_r_drop_adds_what_two_passes_disagree():
-    _, corrupt, plain = made("classes")
-    _, _, twice = made("classes", rdrop_weight=3.0)
-    batch = corrupt(make_batch("classes"))
-    value, metrics = twice(batch, True)
-    means = {name: float(t / c) for name, (t, c) in metrics.items()}
-    assert means["rdrop"] > 0
-    wanted = means["loss"] + 3 * means["rdrop"]
-    assert float(value) == pytest.approx(wanted, rel=1e-5)
-    # The second pass has another dropout than the first, so the mean is not the first.
-    assert means["loss"] != pytest.approx(float(plain(batch, True)[0]), rel=1e-4)
-    # Without dropout there is one pass.
-    same, more = twice(batch, False)
-    assert float(same) == float(plain(batch, False)[0]) and "rdrop" not in more
-
-
-def test_smoothing_shapes_training_alone():
-    _, corrupt, plain = made("classes")
-    _, _, smooth = made("classes", label_smoothing=0.3)
-    batch = corrupt(make_batch("classes"))
-    assert float(smooth(batch, False)[0]) == float(plain(batch, False)[0])
-    assert float(smooth(batch, True)[0]) != float(plain(batch, True)[0])
 
 
 def test_scores_slots_and_flops():
@@ -299,6 +135,7 @@ def test_what_is_refused():
         Supervised(SupervisedConfig(label_smoothing=0.1), ENCODER, TASKS["answers"])
 
 
+MESHED = ("classes", "choices", "answers", "tags")
 LAYOUTS = (((1, 1, 1), 2), ((8, 1, 1), 1), ((2, 2, 2), 2), ((1, 1, 1), 4))
 
 
@@ -323,8 +160,8 @@ def trained(kind, mesh=(1, 1, 1), accumulation=1):
     "kind, mesh, accumulation",
     campaign(
         [(kind, *layout) for kind in TASKS for layout in LAYOUTS],
-        # Each kind once, and each layout.
-        *((kind, *LAYOUTS[n % len(LAYOUTS)]) for n, kind in enumerate(TASKS)),
+        # Each layout once; test_task_figures.py has the micro-batches of each kind.
+        *((kind, *layout) for kind, layout in zip(MESHED, LAYOUTS, strict=True)),
     ),
 )
 def test_meshes_and_accumulation_give_the_same_training(kind, mesh, accumulation):

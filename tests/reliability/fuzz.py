@@ -28,13 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import runs
-from mutations import (
-    bytes_changed,
-    either,
-    header_changed,
-    json_changed,
-    lines_changed,
-)
+from mutations import bytes_changed, either, header_changed, json_changed, lines_changed
 
 _LIMIT_SECONDS = 5.0
 _HANGS_SECONDS = 120.0

@@ -273,8 +273,7 @@ def test_answers_that_are_not_there(wordpiece):
 
 @pytest.mark.parametrize("long", ["window", "truncate"])
 @pytest.mark.parametrize(
-    "question, context, kept",
-    [(3, 40, 3), (40, 40, 8), (40, 4, 13), (4, 13, 4)],
+    "question, context, kept", [(3, 40, 3), (40, 40, 8), (40, 4, 13), (4, 13, 4)]
 )
 def test_a_question_stays_whole_where_there_is_room(
     wordpiece, question, context, kept, long

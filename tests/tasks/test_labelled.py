@@ -88,11 +88,7 @@ ROWS = [(("fine",), "pos"), (("bad",), "neg")]
         (
             "a.data",
             "pos,fine\nneg,bad\n",
-            {
-                "format": "csv",
-                "header": False,
-                "columns": {"text": "2", "label": "1"},
-            },
+            {"format": "csv", "header": False, "columns": {"text": "2", "label": "1"}},
         ),
     ],
 )
@@ -182,10 +178,7 @@ def test_where_an_example_is_from(write):
 def test_conll_by_tabs_blanks_and_columns(write):
     content = "-DOCSTART- -X- O\n\nNew NNP B-LOC\nYork NNP I-LOC\n \t\nsleeps VBZ O\n"
     path = write("a.conll", content)
-    expected = [
-        (("New", "York"), ("B-LOC", "I-LOC")),
-        (("sleeps",), ("O",)),
-    ]
+    expected = [(("New", "York"), ("B-LOC", "I-LOC")), (("sleeps",), ("O",))]
     assert seen(read(path, kind="tags")) == expected
     assert [e.where[-2:] for e in read(path, kind="tags")] == [":3", ":6"]
     assert seen(read(path, {"tags": "2"}, kind="tags"))[0][1] == ("NNP", "NNP")
@@ -484,12 +477,7 @@ def test_a_label_that_train_does_not_have(write):
         ("a.csv", "text,label\nx,1\ny\n", {}, ["a.csv:3", "1 fields", "2 columns"]),
         ("a.csv", "sep=;\ntext;label\nx;1\ny\n", {}, ["a.csv:4", "';'"]),
         ("a.csv", "x,1\ny,2\n", {}, ["a.csv:2", "'text'", "task.header=False"]),
-        (
-            "a.csv",
-            "text, long;label\nx, y;2\n",
-            {},
-            ["'label'", "task.separator=';'"],
-        ),
+        ("a.csv", "text, long;label\nx, y;2\n", {}, ["'label'", "task.separator=';'"]),
         (
             "a.csv",
             "x;1\ny;2\n",

@@ -41,10 +41,7 @@ def test_unknown_words_by_cause(tokenizer):
     )
     if tokenizer.kind == "wordpiece":
         assert (seen.unknown, seen.too_long, seen.limit) == (6, 3, 100)
-        assert seen.long_examples == (
-            sequence[:23] + "…",
-            "st" * 11 + "s…",
-        )
+        assert seen.long_examples == (sequence[:23] + "…", "st" * 11 + "s…")
     else:
         assert (seen.unknown, seen.too_long, seen.limit) == (3, 0, None)
         assert seen.long_examples == ()

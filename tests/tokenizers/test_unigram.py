@@ -145,12 +145,7 @@ LAYOUTS = {
         {"type": "Sequence", "normalizers": [{"type": "NFKD"}, PRECOMPILED]},
         SPLIT,
     ),
-    "xlm-roberta": (
-        ["<s>", "<pad>", "</s>", "<unk>"],
-        PRECOMPILED,
-        SPLIT,
-        ["<mask>"],
-    ),
+    "xlm-roberta": (["<s>", "<pad>", "</s>", "<unk>"], PRECOMPILED, SPLIT, ["<mask>"]),
     "deberta-v3": (
         ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
         {"type": "Sequence", "normalizers": [PRECOMPILED, BLANKS]},

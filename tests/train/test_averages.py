@@ -58,10 +58,7 @@ class Regression(Objective):
 
     def corrupt(self, frozen, batch, key, progress):
         used = (batch["segments"] > 0).astype(jnp.float32)
-        return batch | {
-            "weights": used / jnp.sum(used),
-            "y": batch["y"] + progress,
-        }
+        return batch | {"weights": used / jnp.sum(used), "y": batch["y"] + progress}
 
     def loss(self, params, frozen, batch, key, train):
         table, bias, kernel = flatten(params).values()

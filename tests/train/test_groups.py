@@ -105,20 +105,6 @@ def test_a_leaf_without_a_rule_is_an_error():
         groups.factors(config, params())
 
 
-@pytest.mark.parametrize("kind", ["adamw", "lamb"])
-def test_updates_are_the_usual_ones_times_the_factor(kind):
-    usual = OptimizerConfig(kind=kind, clip_norm=0.5)
-    config = OptimizerConfig(kind=kind, clip_norm=0.5, layer_decay=0.5)
-    before = tree.flatten(params())
-    plain, scaled = (steps(c, 1)[0][0] for c in (usual, config))
-    wanted = tree.flatten(groups.factors(config, params()))
-    for name, factor in wanted.items():
-        full = plain[name] - before[name]
-        np.testing.assert_allclose(
-            scaled[name] - before[name], full * factor, rtol=1e-4, atol=1e-6
-        )
-
-
 @pytest.mark.parametrize(
     "freeze, learns",
     [
@@ -136,30 +122,6 @@ def test_what_is_frozen_stays_bit_equal_without_moments(freeze, learns):
     held = [leaf for leaf in jax.tree.leaves(moments) if leaf.ndim]
     # Two moments of what learns, and nothing else.
     assert sum(leaf.size for leaf in held) == 2 * sum(before[n].size for n in wanted)
-
-
-def test_frozen_gradients_do_not_shorten_the_others():
-    """What learns moves as if the rest were not there."""
-    config = OptimizerConfig(freeze="encoder", clip_norm=0.1, eps=1.0)
-    huge = jax.tree.map(lambda p: p * 0.1, params())
-    huge["encoder"] = jax.tree.map(lambda p: p * 1e6, huge["encoder"])
-    calm = huge | {"encoder": jax.tree.map(jnp.zeros_like, huge["encoder"])}
-    with_huge, with_calm = (steps(config, 2, gradients=g)[0][-1] for g in (huge, calm))
-    assert not moved(with_huge, with_calm)
-
-
-def test_layers_learn_one_after_the_other_as_from_a_first_step():
-    config = OptimizerConfig(unfreeze_every_steps=2, weight_decay=0.1, clip_norm=None)
-    start = tree.flatten(jax.device_get(params()))
-    found, _ = steps(config, 10)
-    deep = tree.flatten(groups.depths(params()))
-    for i, after in enumerate(found):
-        before = found[i - 1] if i else start
-        # Depth 4 are the heads, at once; then a depth each two steps.
-        assert moved(before, after) == {n for n, d in deep.items() if 4 - d <= i // 2}
-    usual = steps(OptimizerConfig(weight_decay=0.1, clip_norm=None), 1)[0][0]
-    name = "encoder/layer_2/ffn/up/kernel"
-    np.testing.assert_allclose(found[2][name], usual[name], rtol=1e-6)
 
 
 def test_more_frozen_layers_than_there_are():

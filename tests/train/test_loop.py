@@ -59,7 +59,7 @@ def test_other_errors_are_not_about_memory(error):
 def test_usable_memory_counts_control_groups_and_swap(monkeypatch, limit, usable):
     monkeypatch.setattr(machine, "memory_bytes", lambda: 16e9)
     monkeypatch.setattr(machine, "memory_limit", lambda: limit)
-    monkeypatch.setattr(machine, "_read", lambda path: "SwapTotal:   976562 kB\n")
+    monkeypatch.setattr(machine, "read", lambda path: "SwapTotal:   976562 kB\n")
     assert machine.usable_memory() == pytest.approx(usable, rel=1e-3)
 
 

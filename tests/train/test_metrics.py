@@ -110,8 +110,7 @@ def meter(log_every_steps: int) -> Any:
         progress=Progress(),
         waiting=deque(),
         writer=SimpleNamespace(
-            records=records,
-            write=lambda kind, step, values: records.append(values),
+            records=records, write=lambda kind, step, values: records.append(values)
         ),
         display=TrainingDisplay(9, 0),
     )

@@ -156,21 +156,6 @@ def test_killed_once(as_users, tmp_path):
     assert_same_run(reference, tmp_path / "run")
 
 
-def test_a_finished_run_says_so_and_a_changed_one_is_refused(unbroken):
-    arguments, reference, _ = unbroken
-    workdir = f"--workdir={reference}"
-    evaluated = [r for r in records(reference) if r["kind"] == "evaluation"]
-    lowest = min(evaluated, key=lambda record: record["loss"])
-    best, loss = Checkpoints(reference / "checkpoints").best()
-    assert (best, loss) == (lowest["step"], lowest["loss"])
-    found = run_cli("pretrain", *arguments, workdir)
-    assert found.returncode == 0 and "is finished: 200 of 200" in found.stdout
-    found = run_cli("pretrain", *arguments, workdir, "--config.train.batch=16")
-    assert found.returncode == 2
-    assert "train.batch: 8 -> 16" in found.stderr
-    assert "Traceback" not in found.stderr
-
-
 @pytest.mark.campaign
 def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
     arguments, reference, _ = unbroken
@@ -182,21 +167,3 @@ def test_a_stretched_run_goes_on_with_a_warning(unbroken, tmp_path):
     assert "schedule is stretched" in found.stdout
     assert "Going on from step 200" in found.stdout
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 203
-
-
-def test_a_damaged_newest_checkpoint_is_set_aside(unbroken, tmp_path):
-    arguments, reference, _ = unbroken
-    shutil.copytree(reference, tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    newest = checkpoints.path(checkpoints.steps()[-1])
-    data = max(newest.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(content)
-    arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
-    found = run_cli("pretrain", *arguments)
-    assert found.returncode == 0, found.stderr
-    assert "does not match its SHA-256" in found.stdout
-    assert "Going on from step 180" in found.stdout
-    assert (tmp_path / "run/checkpoints/damaged/step_00000200").is_dir()
-    assert_same_run(reference, tmp_path / "run")

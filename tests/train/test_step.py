@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests_common import campaign
 
 from plmjax import PlmjaxError, processes
 from plmjax.models import EncoderConfig
@@ -107,20 +108,23 @@ def reference(dtype: str):
     return run((1, 1, 1), dtype=dtype)
 
 
+MESHES = [
+    ("float32", (1, 1, 1), 2),
+    ("float32", (8, 1, 1), 1),
+    ("float32", (8, 1, 1), 4),
+    ("float32", (2, 2, 1), 4),  # rows over two axes
+    ("float32", (2, 2, 2), 2),
+    ("float32", (1, 8, 1), 1),
+    ("bfloat16", (1, 1, 1), 4),
+    ("bfloat16", (8, 1, 1), 1),
+    ("bfloat16", (2, 2, 2), 1),
+]
+
+
+# Each axis at every change; objectives/test_every_objective.py has further meshes.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "dtype, mesh, accumulation",
-    [
-        pytest.param("float32", (1, 1, 1), 2, marks=pytest.mark.slow),
-        pytest.param("float32", (8, 1, 1), 1, marks=pytest.mark.slow),
-        pytest.param("float32", (8, 1, 1), 4, marks=pytest.mark.slow),
-        # Rows over two axes.
-        ("float32", (2, 2, 1), 4),
-        pytest.param("float32", (2, 2, 2), 2, marks=pytest.mark.slow),
-        pytest.param("float32", (1, 8, 1), 1, marks=pytest.mark.slow),
-        pytest.param("bfloat16", (1, 1, 1), 4, marks=pytest.mark.slow),
-        pytest.param("bfloat16", (8, 1, 1), 1, marks=pytest.mark.slow),
-        pytest.param("bfloat16", (2, 2, 2), 1, marks=pytest.mark.slow),
-    ],
+    "dtype, mesh, accumulation", campaign(MESHES, MESHES[3], MESHES[4], MESHES[7])
 )
 @pytest.mark.timeout(120)
 def test_meshes_and_accumulation_give_the_same_training(dtype, mesh, accumulation):
