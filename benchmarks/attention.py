@@ -1,0 +1,204 @@
+"""Time and memory of a layer, by the kind of its attention and the length of its rows.
+
+    python benchmarks/attention.py --plot=attention.png
+
+Measured is the forward and backward pass of one layer on the CPU, with one document a
+row. Seconds are the least of the rounds, in which the kinds take turns: those of the
+clock, and the processor's, which depend less on what else runs. Memory is XLA's count
+of the program's temporary arrays. The exponent is the slope of the logarithms over all
+lengths: 1 is linear, 2 quadratic.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plmjax import machine
+from plmjax.cli import run_program
+from plmjax.cli.options import (
+    at_least_one,
+    json_option,
+    log,
+    numbers,
+    print_result,
+    start_jax,
+)
+from plmjax.cli.parser import program_parser
+
+# The options of EncoderConfig of each kind.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "window": {"layer_kinds": ("local",)},
+    "window+global": {"layer_kinds": ("local",), "global_tokens": "first"},
+    "blocks": {"attention": "blocks"},
+    "nystrom": {"attention": "nystrom"},
+}
+LENGTHS = "512,1024,2048,4096,8192,16384"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = program_parser(
+        _run,
+        "time and memory of a layer by kind of attention and length",
+        "python benchmarks/attention.py --plot=attention.png",
+    )
+    add = parser.add_argument
+    add("--kinds", default=",".join(KINDS), help="kinds, separated by commas")
+    add("--lengths", default=LENGTHS, help="tokens a row, separated by commas")
+    add("--window", type=int, default=128, help="tokens of a window (default: 128)")
+    add("--width", type=int, default=256, help="width of the layer (default: 256)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--rounds", type=int, default=3, help="how often the kinds take turns")
+    add("--plot", type=Path, metavar="FILE", help="draws the figures into a PNG file")
+    json_option(parser)
+    return parser
+
+
+def _run(args) -> int:
+    at_least_one(args, "rounds", "width")
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    start_jax()
+    lengths, before = numbers(args.lengths, "lengths"), machine.load_average()
+    rows = [row for length in lengths for row in _measure(args, length)]
+    result = {
+        "machine": machine.facts(),
+        "load": [before, machine.load_average()],
+        "threads": machine.cores(),
+        "layer": {name: getattr(args, name) for name in ("width", "window", "dtype")},
+        "rows": rows,
+        "exponents": _exponents(rows),
+    }
+    if args.plot:
+        plot(result, args.plot)
+    return print_result(args, result, as_text)
+
+
+def _measure(args, length: int) -> list[dict[str, Any]]:
+    """Returns seconds and bytes of each kind at a length."""
+    import jax
+
+    programs = {name: _program(args, name, length) for name in args.kinds.split(",")}
+    seconds: dict[str, list] = {name: [] for name in programs}
+    for _ in range(args.rounds + 1):
+        for name, (program, arrays) in programs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(program(*arrays))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            seconds[name].append((wall, cpu))
+    rows = []
+    for name, (program, _) in programs.items():
+        # The first run also fills caches.
+        wall, cpu = np.min(seconds[name][1:], axis=0)
+        size = program.memory_analysis().temp_size_in_bytes
+        row = {"kind": name, "length": length, "seconds": wall, "cpu_seconds": cpu}
+        rows.append(row | {"bytes": size})
+        log(f"{name}, {length:,} tokens: {wall:,.3f} s, {size / 1e6:,.0f} MB")
+    return rows
+
+
+def _program(args, name: str, length: int):
+    """Returns the compiled forward and backward pass of a layer, and its arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from plmjax.models import Encoder, EncoderConfig, Platform
+
+    config = EncoderConfig(
+        vocab_size=64,
+        layers=1,
+        width=args.width,
+        heads=max(1, args.width // 64),
+        ffn_width=4 * args.width,
+        max_positions=length,
+        window=args.window,
+        dtype=args.dtype,
+        **KINDS[name],
+    )
+    encoder = Encoder(config, Platform.of(jax.devices()))
+    tokens = np.random.default_rng(0).integers(64, size=(1, length), dtype=np.int32)
+    index = np.arange(length, dtype=np.int32)[None]
+    inputs = (tokens, np.ones_like(tokens), index, np.zeros_like(tokens))
+    params = jax.jit(encoder.init)(jax.random.key(0), *inputs)
+
+    def loss(params, *inputs):
+        return jnp.square(encoder.apply(params, *inputs).astype(jnp.float32)).mean()
+
+    program = jax.jit(jax.grad(loss)).lower(params, *inputs).compile()
+    return program, (params, *inputs)
+
+
+def _exponents(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Returns the slope of log seconds and log bytes over log length, by kind."""
+    fitted = {}
+    for name, group in _by_kind(rows):
+        lengths = np.log([row["length"] for row in group])
+        if len(group) > 1:
+            fitted[name] = {
+                what: float(
+                    np.polyfit(lengths, np.log([row[key] for row in group]), 1)[0]
+                )
+                for what, key in (("time", "cpu_seconds"), ("memory", "bytes"))
+            }
+    return fitted
+
+
+def _by_kind(rows: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Returns the rows of each kind, in the order of KINDS."""
+    order = sorted(rows, key=lambda row: list(KINDS).index(row["kind"]))
+    return [(k, list(g)) for k, g in itertools.groupby(order, lambda row: row["kind"])]
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Returns the result as readable lines."""
+    layer, (before, after) = result["layer"], result["load"]
+    lines = [
+        machine.as_text(result["machine"]),
+        f"{result['threads']} threads; load average {before} before, {after} after",
+        f"one layer x {layer['width']}, window {layer['window']}, {layer['dtype']}, "
+        "1 row; forward and backward",
+    ]
+    units = (("seconds", 1, "s"), ("cpu_seconds", 1, "s"), ("bytes", 1e6, "MB"))
+    for key, unit, name in units:
+        lines.append(f"\n{key.replace('_', ' ')} ({name})")
+        for kind, group in _by_kind(result["rows"]):
+            cells = [f"{row['length']:,}: {row[key] / unit:,.4g}" for row in group]
+            lines.append(f"  {kind:14s} {'  '.join(cells)}")
+    lines.append("\nexponents")
+    for kind, fitted in result["exponents"].items():
+        lines.append(
+            f"  {kind:14s} time {fitted['time']:.2f}, memory {fitted['memory']:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draws seconds and memory over the length, with logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, key, unit, label in (
+        (axes[0], "cpu_seconds", 1, "processor seconds"),
+        (axes[1], "bytes", 1e6, "temporary arrays, MB"),
+    ):
+        for kind, group in _by_kind(result["rows"]):
+            lengths, values = zip(*((r["length"], r[key] / unit) for r in group))
+            axis.plot(lengths, values, marker="o", label=kind)
+        axis.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
+        axis.set_xticks(lengths, [f"{x:,}" for x in lengths], minor=False)
+        axis.minorticks_off()
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(make_parser(), __file__))
