@@ -10,7 +10,6 @@ lengths: 1 is linear, 2 quadratic.
 """
 
 import argparse
-import dataclasses
 import itertools
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from plmjax import machine
+from plmjax import PlmjaxError, machine
 from plmjax.cli import run_program
 from plmjax.cli.options import (
     at_least_one,
@@ -65,9 +64,31 @@ def _run(args) -> int:
     at_least_one(args, "rounds", "width")
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     start_jax()
-    lengths, before = numbers(args.lengths, "lengths"), machine.load_average()
-    rows = [row for length in lengths for row in _measure(args, length)]
-    result = {
+    result = bench_attention(args)
+    if args.plot:
+        plot(result, args.plot)
+    return print_result(args, result, as_text)
+
+
+def bench_attention(args) -> dict[str, Any]:
+    """Returns the figures of all kinds and lengths, ready for JSON.
+
+    Raises:
+      PlmjaxError: a kind is unknown, or there is one length only.
+    """
+    lengths, kinds = numbers(args.lengths, "lengths"), args.kinds.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise PlmjaxError(
+            f"--kinds={args.kinds} has {unknown[0]!r}.",
+            hint=f"Known: {', '.join(KINDS)}.",
+        )
+    if len(set(lengths)) < 2:
+        raise PlmjaxError(
+            f"--lengths={args.lengths}: an exponent needs two lengths or more."
+        )
+    before = machine.load_average()
+    rows = [row for length in lengths for row in _measure(args, kinds, length)]
+    return {
         "machine": machine.facts(),
         "load": [before, machine.load_average()],
         "threads": machine.cores(),
@@ -75,16 +96,13 @@ def _run(args) -> int:
         "rows": rows,
         "exponents": _exponents(rows),
     }
-    if args.plot:
-        plot(result, args.plot)
-    return print_result(args, result, as_text)
 
 
-def _measure(args, length: int) -> list[dict[str, Any]]:
+def _measure(args, kinds: list[str], length: int) -> list[dict[str, Any]]:
     """Returns seconds and bytes of each kind at a length."""
     import jax
 
-    programs = {name: _program(args, name, length) for name in args.kinds.split(",")}
+    programs = {name: _program(args, name, length) for name in kinds}
     seconds: dict[str, list] = {name: [] for name in programs}
     for _ in range(args.rounds + 1):
         for name, (program, arrays) in programs.items():
@@ -122,10 +140,14 @@ def _program(args, name: str, length: int):
         **KINDS[name],
     )
     encoder = Encoder(config, Platform.of(jax.devices()))
-    tokens = np.random.default_rng(0).integers(64, size=(1, length), dtype=np.int32)
+    random = np.random.default_rng(0)
+    tokens = random.integers(64, size=(1, length), dtype=np.int32)
     index = np.arange(length, dtype=np.int32)[None]
     inputs = (tokens, np.ones_like(tokens), index, np.zeros_like(tokens))
-    params = jax.jit(encoder.init)(jax.random.key(0), *inputs)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), *inputs)
+    params = jax.tree.map(
+        lambda x: random.normal(0, 0.02, x.shape).astype(x.dtype), shapes
+    )
 
     def loss(params, *inputs):
         return jnp.square(encoder.apply(params, *inputs).astype(jnp.float32)).mean()
@@ -136,16 +158,13 @@ def _program(args, name: str, length: int):
 
 def _exponents(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Returns the slope of log seconds and log bytes over log length, by kind."""
-    fitted = {}
-    for name, group in _by_kind(rows):
+    fitted: dict[str, dict[str, float]] = {}
+    for kind, group in _by_kind(rows):
         lengths = np.log([row["length"] for row in group])
-        if len(group) > 1:
-            fitted[name] = {
-                what: float(
-                    np.polyfit(lengths, np.log([row[key] for row in group]), 1)[0]
-                )
-                for what, key in (("time", "cpu_seconds"), ("memory", "bytes"))
-            }
+        for what, key in (("time", "cpu_seconds"), ("memory", "bytes")):
+            values = np.log([row[key] for row in group])
+            slope = float(np.polyfit(lengths, values, 1)[0])
+            fitted.setdefault(kind, {})[what] = slope
     return fitted
 
 
@@ -180,24 +199,23 @@ def as_text(result: dict[str, Any]) -> str:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws seconds and memory over the length, with logarithmic axes."""
-    import matplotlib
+    from plmjax.report.figures import png
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, key, unit, label in (
-        (axes[0], "cpu_seconds", 1, "processor seconds"),
-        (axes[1], "bytes", 1e6, "temporary arrays, MB"),
-    ):
-        for kind, group in _by_kind(result["rows"]):
-            lengths, values = zip(*((r["length"], r[key] / unit) for r in group))
-            axis.plot(lengths, values, marker="o", label=kind)
-        axis.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
-        axis.set_xticks(lengths, [f"{x:,}" for x in lengths], minor=False)
-        axis.minorticks_off()
-    axes[0].legend()
-    figure.savefig(path, dpi=100)
+    panels = (
+        ("cpu_seconds", 1, "processor seconds"),
+        ("bytes", 1e6, "temporary arrays, MB"),
+    )
+    with png(path, (6, 7), rows=2) as axes:
+        for axis, (key, unit, label) in zip(axes, panels, strict=True):
+            for kind, group in _by_kind(result["rows"]):
+                lengths = [row["length"] for row in group]
+                values = [row[key] / unit for row in group]
+                axis.plot(lengths, values, marker="o", label=kind)
+                axis.set(xscale="log", yscale="log", ylabel=label)
+                axis.set_xticks(lengths, [f"{n:,}" for n in lengths])
+                axis.minorticks_off()
+        axes[0].legend()
+        axes[1].set_xlabel("tokens a row")
 
 
 if __name__ == "__main__":
