@@ -121,7 +121,7 @@ def _measure(args, kinds: list[str], length: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _program(args, name: str, length: int):
+def _program(args, name: str, length: int) -> tuple[Any, tuple]:
     """Returns the compiled forward and backward pass of a layer, and its arguments."""
     import jax
     import jax.numpy as jnp
@@ -150,7 +150,8 @@ def _program(args, name: str, length: int):
     )
 
     def loss(params, *inputs):
-        return jnp.square(encoder.apply(params, *inputs).astype(jnp.float32)).mean()
+        x_BLH: Any = encoder.apply(params, *inputs)
+        return jnp.square(x_BLH.astype(jnp.float32)).mean()
 
     program = jax.jit(jax.grad(loss)).lower(params, *inputs).compile()
     return program, (params, *inputs)

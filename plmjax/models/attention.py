@@ -165,7 +165,7 @@ def attend(
     length = query_BNQD.shape[2]
     if platform.kind == "cpu" and length > BLOCK:
         slope = None if slopes is None else tuple(slopes.tolist())
-        way = Way(length, BLOCK, slope, drop.rate, drop.site, platform)
+        way = Way(length, BLOCK, platform, slope, rate=drop.rate, site=drop.site)
         *further, seen_BLE = more_keys or (None,)
         keys = (key_BMKD, value_BMKD, *further)
         bounds = (start_BL, end_BL, seen_BLE)

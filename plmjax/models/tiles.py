@@ -29,10 +29,11 @@ class Way:
 
     length: int
     keys: int
+    platform: Platform
     slopes: tuple[float, ...] | None
+    # Of dropout.
     rate: float
     site: str
-    platform: Platform
 
     @property
     def queries(self) -> int:
@@ -49,6 +50,9 @@ class Block(NamedTuple):
     # Where the queries are in the row, and their heads.
     index_Q: jax.Array
     head_MQ: jax.Array
+    # The first key that any of them sees, and the number of tiles.
+    begin: jax.Array
+    tiles: jax.Array
     # Whether they see the further keys, or None.
     seen_BQE: jax.Array | None
 
@@ -88,24 +92,23 @@ def in_tiles(way: Way, query_BNLD, keys, bounds, noise):
     query = jnp.moveaxis(query, 3, 0).reshape(count, rows, kv_heads, -1, width)
     head = jnp.arange(heads, dtype=jnp.uint32).repeat(way.queries)
     index = jnp.arange(count * way.queries, dtype=jnp.int32).reshape(count, -1)
+    start_GBQ, end_GBQ = blocks(start_BL), blocks(end_BL)
+    # Of all rows, so that devices with some rows each take the same steps.
+    begin_G = start_GBQ.min((1, 2))
     bounds = (
-        blocks(start_BL),
-        blocks(end_BL),
+        start_GBQ,
+        end_GBQ,
         jnp.tile(index, groups),
         jnp.broadcast_to(head, (count, *head.shape)).reshape(count, kv_heads, -1),
+        begin_G,
+        -((begin_G - end_GBQ.max((1, 2))) // way.keys),
         None if seen_BLE is None else blocks(seen_BLE),
     )
     # A tile may begin at any key, and end beyond the row.
     filled = (jnp.pad(x, ((0, 0), (0, 0), (0, way.keys), (0, 0))) for x in keys[:2])
-    mixed = _attend(way, query, (*filled, *keys[2:]), bounds, noise)
+    mixed: Any = _attend(way, query, (*filled, *keys[2:]), bounds, noise)
     mixed = jnp.moveaxis(mixed.reshape(count, *split[:3], way.queries, width), 0, 3)
     return mixed.reshape(rows, heads, -1, width)[:, :, : way.length]
-
-
-def _first_and_count(way: Way, block: Block):
-    """Returns the first key that the block sees, and the number of tiles."""
-    first = jnp.min(block.start_BQ)
-    return first, -((first - jnp.max(block.end_BQ)) // way.keys)
 
 
 def _tile(way: Way, block: Block, keys, begin) -> Tile:
@@ -182,12 +185,12 @@ def _forward(way: Way, query, keys, bounds, noise):
         sums = (zero[:, :, 0] - 1e30, zero[:, :, 0], zero)
         if block.seen_BQE is not None:
             sums = add(block, _further(way, block, keys), sums)
-        first, count = _first_and_count(way, block)
 
         def step(i, sums):
-            return add(block, _tile(way, block, keys, first + i * way.keys), sums)
+            begin = block.begin + i * way.keys
+            return add(block, _tile(way, block, keys, begin), sums)
 
-        top, total, mixed = jax.lax.fori_loop(0, count, step, sums)
+        top, total, mixed = jax.lax.fori_loop(0, block.tiles, step, sums)
         mixed = (mixed / total[:, :, None]).swapaxes(2, 3).astype(dtype)
         return mixed, top + jnp.log(total)
 
@@ -221,10 +224,9 @@ def _backward(way: Way, saved, gradient):
             tile = _further(way, block, keys)
             dquery, *more = gradients(block, tile, g_BMQD, log_sum, along)
             totals[2:] = [a + b for a, b in zip(totals[2:], more, strict=True)]
-        first, count = _first_and_count(way, block)
 
         def step(i, sums):
-            begin = first + i * way.keys
+            begin = block.begin + i * way.keys
             tile = _tile(way, block, keys, begin)
             d, *more = gradients(block, tile, g_BMQD, log_sum, along)
             return [
@@ -232,7 +234,9 @@ def _backward(way: Way, saved, gradient):
                 *map(functools.partial(_add_at, begin), sums[1:], more),
             ]
 
-        dquery, *totals[:2] = jax.lax.fori_loop(0, count, step, [dquery, *totals[:2]])
+        dquery, *totals[:2] = jax.lax.fori_loop(
+            0, block.tiles, step, [dquery, *totals[:2]]
+        )
         return totals, dquery.swapaxes(2, 3).astype(dtype)
 
     totals = [jnp.zeros(x.shape) for x in keys]
