@@ -2,11 +2,11 @@
 
     python benchmarks/attention.py --plot=attention.png
 
-Measured is the forward and backward pass of one layer on the CPU, with one document a
-row. Seconds are the least of the rounds, in which the kinds take turns: those of the
-clock, and the processor's, which depend less on what else runs. Memory is XLA's count
-of the program's temporary arrays. The exponent is the slope of the logarithms over all
-lengths: 1 is linear, 2 quadratic.
+Measured is the forward and backward pass of one layer on the CPU. Seconds are the least
+of the rounds, in which the kinds take turns: those of the clock, and the processor's,
+which depend less on what else runs. Memory is XLA's count of the program's temporary
+arrays. The exponent is the slope of the logarithms over all lengths: 1 is linear, 2
+quadratic.
 """
 
 import argparse
@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "blocks": {"attention": "blocks"},
     "nystrom": {"attention": "nystrom"},
 }
+_LAYER = ("width", "window", "dtype", "documents")
 LENGTHS = "512,1024,2048,4096,8192,16384"
 
 
@@ -51,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--kinds", default=",".join(KINDS), help="kinds, separated by commas")
     add("--lengths", default=LENGTHS, help="tokens a row, separated by commas")
+    add("--documents", type=int, default=1, help="documents a row (default: 1)")
     add("--window", type=int, default=128, help="tokens of a window (default: 128)")
     add("--width", type=int, default=256, help="width of the layer (default: 256)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -61,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _run(args) -> int:
-    at_least_one(args, "rounds", "width")
+    at_least_one(args, "rounds", "width", "documents")
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     start_jax()
     result = bench_attention(args)
@@ -92,7 +94,7 @@ def bench_attention(args) -> dict[str, Any]:
         "machine": machine.facts(),
         "load": [before, machine.load_average()],
         "threads": machine.cores(),
-        "layer": {name: getattr(args, name) for name in ("width", "window", "dtype")},
+        "layer": {name: getattr(args, name) for name in _LAYER},
         "rows": rows,
         "exponents": _exponents(rows),
     }
@@ -143,7 +145,8 @@ def _program(args, name: str, length: int) -> tuple[Any, tuple]:
     random = np.random.default_rng(0)
     tokens = random.integers(64, size=(1, length), dtype=np.int32)
     index = np.arange(length, dtype=np.int32)[None]
-    inputs = (tokens, np.ones_like(tokens), index, np.zeros_like(tokens))
+    segments = 1 + index * args.documents // length
+    inputs = (tokens, segments, index, np.zeros_like(tokens))
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), *inputs)
     params = jax.tree.map(
         lambda x: random.normal(0, 0.02, x.shape).astype(x.dtype), shapes
@@ -182,7 +185,7 @@ def as_text(result: dict[str, Any]) -> str:
         machine.as_text(result["machine"]),
         f"{result['threads']} threads; load average {before} before, {after} after",
         f"one layer x {layer['width']}, window {layer['window']}, {layer['dtype']}, "
-        "1 row; forward and backward",
+        f"1 row, documents {layer['documents']}; forward and backward",
     ]
     units = (("seconds", 1, "s"), ("cpu_seconds", 1, "s"), ("bytes", 1e6, "MB"))
     for key, unit, name in units:
