@@ -27,7 +27,6 @@ from sides import DEFAULTS, DTYPES, PADDINGS, PeerConfig, Spec, Worker
 # Largest relative difference of the sides at the start, in each loss of one batch in
 # float32 and in the number of trained parameters.
 SAME = 1e-4
-_WARM_UP_STEPS = 5
 # Length of the schedule without a race, when it does not matter.
 _SCHEDULE_STEPS = 10_000
 
@@ -58,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="measure torch.compile, too")
     add("--rounds", type=int, default=5, help="how often the sides take turns")
     add("--steps", type=int, default=10, help="steps a turn")
+    add("--warm_up", type=int, default=5, help="steps before the first turn")
     add("--to_loss", type=int, default=0, metavar="STEPS", help="race so many steps")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both train")
     add("--paths", help="text files (default: docstrings of installed packages)")
@@ -138,7 +138,7 @@ def _compare(
             _check_same(losses, peer.call("loss"))
             _check_same(parameters, peer.call("parameters"))
         first = [
-            side.call("train", _WARM_UP_STEPS)["seconds"] for side in (ours, *peers)
+            side.call("train", config.warm_up)["seconds"] for side in (ours, *peers)
         ]
         initial = ", ".join(f"{n.replace('_', ' ')} {x:.5f}" for n, x in losses.items())
         log(f"{dtype}: both sides start at {initial}. Measuring.")

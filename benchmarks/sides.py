@@ -45,13 +45,15 @@ class PeerConfig:
     rounds: int = 5
     # Steps in one window of one side.
     steps: int = 10
+    # Steps of each side before it is measured.
+    warm_up: int = 5
     # Steps of the race to a held-out loss; 0: no race.
     to_loss: int = 0
     # Where both sides train: cpu or gpu.
     device: str = "cpu"
 
     def __post_init__(self):
-        for name in ("rounds", "steps", "batch"):
+        for name in ("rounds", "steps", "warm_up", "batch"):
             if getattr(self, name) < 1:
                 raise PlmjaxError(f"--{name}={getattr(self, name)} must be at least 1.")
         if self.to_loss < 0:

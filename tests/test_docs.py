@@ -32,7 +32,9 @@ VERBS = (
     "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
     "import|sweep|launch|doctor|bench"
 )
-PROGRAMS = {f"benchmarks/{name}.py" for name in ("peer", "prepare", "scaling")}
+PROGRAMS = {
+    f"benchmarks/{name}.py" for name in ("attention", "peer", "prepare", "scaling")
+}
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh|card"

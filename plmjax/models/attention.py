@@ -25,9 +25,10 @@ from plmjax.models.noise import Noise
 from plmjax.models.nystrom import by_landmarks, convolve
 from plmjax.models.platform import Platform
 from plmjax.models.positions import rotate
+from plmjax.models.tiles import Way, in_tiles
 
-# Queries of a CPU in longer rows are computed in blocks, again in the backward pass.
-BLOCK = 512
+# On CPUs, longer rows are computed in tiles of so many keys.
+BLOCK = 256
 # Blocks of local attention have at least as many queries.
 LEAST_BLOCK = 64
 
@@ -223,17 +224,24 @@ def attend(
 
     The weights are the softmax of the scaled products, less slope times distance with
     `slopes` [N] (ALiBi, arXiv:2108.12409). The result does not depend, but for
-    rounding, on the way it is computed: in blocks that see their neighbours only if no
-    query sees farther than half of `window` (0: no window), in blocks of queries on
-    CPUs, else at once. Dropout draws the same weights in all three.
+    rounding, on the way it is computed: in longer rows on CPUs in tiles; in blocks that
+    see their neighbours only if no query sees farther than half of `window` (0: no
+    window); else at once. Dropout draws the same weights in all three.
     """
+    length = query_BNQD.shape[2]
+    if platform.kind == "cpu" and length > BLOCK:
+        slope = None if slopes is None else tuple(slopes.tolist())
+        way = Way(length, BLOCK, platform, slope, rate=drop.rate, site=drop.site)
+        *further, seen_BLE = more_keys or (None,)
+        keys = (key_BMKD, value_BMKD, *further)
+        bounds = (start_BL, end_BL, seen_BLE)
+        return in_tiles(way, query_BNQD, keys, bounds, drop.noise)
     groups = query_BNQD.shape[1] // key_BMKD.shape[1]
 
     def for_heads(x_BMKD):
         return jnp.repeat(x_BMKD, groups, axis=1) if groups > 1 else x_BMKD
 
     key_BNKD, value_BNKD = for_heads(key_BMKD), for_heads(value_BMKD)
-    length = query_BNQD.shape[2]
     size = window * -(-LEAST_BLOCK // window) if window else 0
     more: dict = {"slopes": slopes, "drop": drop, "platform": platform}
     if more_keys is not None:
@@ -243,8 +251,6 @@ def attend(
         return _in_windows(
             query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, size=size, **more
         )
-    if platform.kind == "cpu" and length > BLOCK:
-        return _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more)
     index_1L = jnp.arange(length)[None]
     keys = key_BNKD, value_BNKD, index_1L
     if more_keys is not None:
@@ -328,38 +334,6 @@ def _mix(scores_BNQK, value_BNKD, seen, drop: Dropout, *, platform, number=None)
     weights_BNQK = dropout(weights_BNQK, drop.rate, drop.noise, drop.site, number)
     mixed_BNQD: Any = einsum("bnqk,bnkd->bnqd", weights_BNQK, value_BNKD, platform)
     return mixed_BNQD.astype(dtype)
-
-
-def _in_blocks(
-    query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, *, more_keys=None, **more
-):
-    """Attention of BLOCK queries at a time: memory grows with L, not with L squared."""
-    length = query_BNQD.shape[2]
-    count = -(-length // BLOCK)
-    query, start, end = _padded(count * BLOCK, query_BNQD, start_BL, end_BL)
-    index_1K = jnp.arange(length)[None]
-    *further, seen = more_keys or (jnp.zeros((len(query), length, 0), bool),)
-    seen = jnp.pad(seen, ((0, 0), (0, query.shape[2] - length), (0, 0)))
-
-    @jax.checkpoint
-    def block(queries):
-        query, start, end, first, seen = queries
-        index_1Q = first + jnp.arange(BLOCK)[None]
-        keys = key_BNKD, value_BNKD, index_1K
-        if further:
-            more["more_keys"] = (*further, seen)
-        return _dense(query, start, end, index_1Q, keys, length=length, **more)
-
-    rows, heads, _, width = query.shape
-    blocks = (
-        jnp.moveaxis(query.reshape(rows, heads, count, BLOCK, width), 2, 0),
-        jnp.moveaxis(start.reshape(rows, count, BLOCK), 1, 0),
-        jnp.moveaxis(end.reshape(rows, count, BLOCK), 1, 0),
-        jnp.arange(count) * BLOCK,
-        jnp.moveaxis(seen.reshape(rows, count, BLOCK, -1), 1, 0),
-    )
-    mixed = jnp.moveaxis(jax.lax.map(block, blocks), 0, 2)
-    return mixed.reshape(rows, heads, -1, width)[:, :, :length]
 
 
 def _in_windows(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tests_common import TINY, run_cli, run_python
 
+import attention
 import peer
 import prepare
 from plmjax import PlmjaxError, machine
@@ -64,7 +65,7 @@ def test_a_verb_that_has_moved_names_its_program(what, capsys):
         assert shlex.split(error)[-len(command) :] == command
 
 
-@pytest.mark.parametrize("what", ["peer", "scaling", "prepare"])
+@pytest.mark.parametrize("what", ["peer", "scaling", "prepare", "attention"])
 def test_a_program_helps_from_anywhere(what, tmp_path):
     file = PEER.replace("peer.py", f"{what}.py")
     # An import of jax or torch would fail.
@@ -73,6 +74,29 @@ def test_a_program_helps_from_anywhere(what, tmp_path):
     done = run_python(file, "--help", PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{what}.py" in done.stdout
+
+
+def test_attention_is_measured_by_length(tmp_path):
+    sizes = ["--lengths=16,8", "--width=8", "--window=4", "--rounds=1"]
+    parse = attention.make_parser().parse_args
+    result = attention.bench_attention(parse(["--kinds=window", *sizes]))
+    found = [(row["kind"], row["length"]) for row in result["rows"]]
+    assert found == [("window", 8), ("window", 16)]
+    assert all(row["cpu_seconds"] > 0 < row["bytes"] for row in result["rows"])
+    assert "window         8: " in attention.as_text(result)
+    attention.plot(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(PlmjaxError, match="has 'sparse'"):
+        attention.bench_attention(parse(["--kinds=full,sparse"]))
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms():
+    rows = [
+        {"kind": "full", "length": n, "cpu_seconds": 3 * n**2, "bytes": 5 * n}
+        for n in (512, 1024, 4096)
+    ]
+    slopes = attention._exponents(rows)["full"]
+    assert slopes == pytest.approx({"time": 2, "memory": 1})
 
 
 def test_preparing_is_timed(corpus):
