@@ -2,7 +2,8 @@
 
 `module` is the attention layer, with its `config`, `platform` and `window`.
 `heads(name)` projects the tokens to "query", "key" or "value", [B, N, L, D], and
-`heads(name, x_SH, shape)` any other array. `view` is a View, `noise` and `site` are for
+`heads(name, x_SH, shape)` any other array; the projections of global tokens have names
+that begin with "global_". `view` is a View, `noise` and `site` are for
 dropout.
 
 Legend: B rows, N heads, M heads of keys and values, L tokens a row (Q queries, K keys),
@@ -17,6 +18,7 @@ import numpy as np
 
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import position_heads, position_scores
+from plmjax.models.global_tokens import GlobalTokens, documents
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
@@ -38,6 +40,8 @@ class View(NamedTuple):
     rotation: tuple[jax.Array, jax.Array] | None = None
     # DeBERTa's table of distances, [R, H].
     relative: jax.Array | None = None
+    # Of local layers, the tokens that see all of their document, and are seen by it.
+    global_tokens: GlobalTokens | None = None
 
 
 class Dropout(NamedTuple):
@@ -55,14 +59,8 @@ def reach(segments_BL, causal: bool, window: int = 0) -> tuple[jax.Array, jax.Ar
     them on each side, and itself; a causal one sees itself and half of the window
     before it, itself included, as ModernBERT's encoder and decoder. 0: no window.
     """
-    length = segments_BL.shape[1]
-    index = jnp.arange(length, dtype=jnp.int32)
-    other_BL = segments_BL[:, 1:] != segments_BL[:, :-1]
-    first_BL = jnp.pad(other_BL, ((0, 0), (1, 0)), constant_values=True)
-    last_BL = jnp.pad(other_BL, ((0, 0), (0, 1)), constant_values=True)
-    start_BL = jax.lax.cummax(jnp.where(first_BL, index, 0), axis=1)
-    end_BL = jnp.where(last_BL, index + 1, length)
-    end_BL = jax.lax.cummin(end_BL, axis=1, reverse=True)
+    start_BL, end_BL = documents(segments_BL)
+    index = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
     half = window // 2
     if causal:
         end_BL = jnp.minimum(end_BL, index + 1)
@@ -79,16 +77,39 @@ def full(module, heads, view: View, noise: Noise | None, site: str):
     if view.rotation is not None:
         query_BNQD = rotate(query_BNQD, *view.rotation)
         key_BMKD = rotate(key_BMKD, *view.rotation)
-    config: EncoderConfig = module.config
-    return attend(
+    config, found = module.config, view.global_tokens
+    limits = view.start, view.end
+    mixed_BNQD = attend(
         query_BNQD,
         key_BMKD,
         value_BMKD,
-        view.start,
-        view.end,
+        *limits,
         window=module.window,
         slopes=slopes(config.heads) if config.positions == "alibi" else None,
         drop=Dropout(config.attention_dropout, noise, f"{site}/weights"),
+        platform=module.platform,
+        more_keys=found and found.more_keys(key_BMKD, value_BMKD, *limits),
+    )
+    if found is None:
+        return mixed_BNQD
+    return found.insert(mixed_BNQD, _global(module, heads, view, noise, site))
+
+
+def _global(module, heads, view: View, noise: Noise | None, site: str):
+    """Attention of the global tokens to all of their document; [B, N, G, D]."""
+    config, found = module.config, view.global_tokens
+    query, key, value = (heads(f"global_{x}") for x in ("query", "key", "value"))
+    if view.rotation is not None:
+        query = rotate(query, *map(found.gather, view.rotation))
+        key = rotate(key, *view.rotation)
+    index_1G, index_1K = (jnp.arange(x.shape[2])[None] for x in (query, key))
+    return _dense(
+        query,
+        *found.limits(),
+        index_1G,
+        (key, value, index_1K),
+        slopes=None,
+        drop=Dropout(config.attention_dropout, noise, f"{site}/global_weights"),
         platform=module.platform,
     )
 
@@ -128,8 +149,12 @@ def attend(
     slopes: np.ndarray | None,
     drop: Dropout,
     platform: Platform,
+    more_keys: tuple | None = None,
 ):
     """Returns the mean value of the keys start .. end - 1 of each query, [B, N, Q, D].
+
+    `more_keys` are further keys and their values, [B, M, E, D], and whether each query
+    sees them, [B, Q, E]; they have no distance (`slopes`).
 
     The weights are the softmax of the scaled products, less slope times distance with
     `slopes` [N] (ALiBi, arXiv:2108.12409). The result does not depend, but for
@@ -138,13 +163,17 @@ def attend(
     CPUs, else at once. Dropout draws the same weights in all three.
     """
     groups = query_BNQD.shape[1] // key_BMKD.shape[1]
-    key_BNKD, value_BNKD = (
-        jnp.repeat(x, groups, axis=1) if groups > 1 else x
-        for x in (key_BMKD, value_BMKD)
-    )
+
+    def for_heads(x_BMKD):
+        return jnp.repeat(x_BMKD, groups, axis=1) if groups > 1 else x_BMKD
+
+    key_BNKD, value_BNKD = for_heads(key_BMKD), for_heads(value_BMKD)
     length = query_BNQD.shape[2]
     size = window * -(-LEAST_BLOCK // window) if window else 0
-    more = {"slopes": slopes, "drop": drop, "platform": platform}
+    more: dict = {"slopes": slopes, "drop": drop, "platform": platform}
+    if more_keys is not None:
+        *arrays, seen_BQE = more_keys
+        more["more_keys"] = (*map(for_heads, arrays), seen_BQE)
     if window and length > 2 * size:
         return _in_windows(
             query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, size=size, **more
@@ -153,6 +182,8 @@ def attend(
         return _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more)
     index_1L = jnp.arange(length)[None]
     keys = key_BNKD, value_BNKD, index_1L
+    if more_keys is not None:
+        more["length"] = length
     return _dense(query_BNQD, start_BL, end_BL, index_1L, keys, **more)
 
 
@@ -173,7 +204,17 @@ def _seen(start_BQ, end_BQ, index_BK):
 
 
 def _dense(
-    query_BNQD, start_BQ, end_BQ, index_GQ, keys, *, slopes, drop, platform, length=0
+    query_BNQD,
+    start_BQ,
+    end_BQ,
+    index_GQ,
+    keys,
+    *,
+    slopes,
+    drop,
+    platform,
+    length=0,
+    more_keys=None,
 ):
     """Attention of some queries to some keys, with B = rows * G for G blocks a row.
 
@@ -181,6 +222,10 @@ def _dense(
     that of the row, if queries or keys are not all of it.
     """
     key_BNKD, value_BNKD, index_GK = keys
+    if more_keys is not None:
+        more_key_BNED, more_value_BNED, seen_BQE = more_keys
+        key_BNKD = jnp.concatenate([key_BNKD, more_key_BNED], axis=2)
+        value_BNKD = jnp.concatenate([value_BNKD, more_value_BNED], axis=2)
     scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNQD, key_BNKD, platform)
     scores_BNQK *= query_BNQD.shape[-1] ** -0.5
     rows = query_BNQD.shape[0] // index_GQ.shape[0]
@@ -189,12 +234,20 @@ def _dense(
         penalty_GNQK = slopes[:, None, None] * distance_GQK[:, None]
         scores_BNQK -= jnp.tile(penalty_GNQK, (rows, 1, 1, 1))
     seen = _seen(start_BQ, end_BQ, jnp.tile(index_GK, (rows, 1)))
+    if more_keys is not None:
+        seen = jnp.concatenate([seen, seen_BQE[:, None]], axis=-1)
     number = None
     if length:
         heads = jnp.arange(query_BNQD.shape[1], dtype=jnp.uint32)[:, None, None]
         query_G1Q1, key_G11K = index_GQ[:, None, :, None], index_GK[:, None, None, :]
-        number = (heads * length + query_G1Q1.astype(jnp.uint32)) * length
-        number = (number + key_G11K.astype(jnp.uint32)).reshape(-1)
+        query_GNQ1 = heads * length + query_G1Q1.astype(jnp.uint32)
+        number = query_GNQ1 * length + key_G11K.astype(jnp.uint32)
+        if more_keys is not None:
+            extra_E = jnp.arange(seen_BQE.shape[-1], dtype=jnp.uint32)
+            extra = query_GNQ1 * len(extra_E) + extra_E
+            extra += jnp.uint32(query_BNQD.shape[1] * length**2 % 2**32)
+            number = jnp.concatenate([number, extra], axis=-1)
+        number = number.reshape(-1)
     return _mix(scores_BNQK, value_BNKD, seen, drop, platform=platform, number=number)
 
 
@@ -212,18 +265,24 @@ def _mix(scores_BNQK, value_BNKD, seen, drop: Dropout, *, platform, number=None)
     return mixed_BNQD.astype(dtype)
 
 
-def _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more):
+def _in_blocks(
+    query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, *, more_keys=None, **more
+):
     """Attention of BLOCK queries at a time: memory grows with L, not with L squared."""
     length = query_BNQD.shape[2]
     count = -(-length // BLOCK)
     query, start, end = _padded(count * BLOCK, query_BNQD, start_BL, end_BL)
     index_1K = jnp.arange(length)[None]
+    *further, seen = more_keys or (jnp.zeros((len(query), length, 0), bool),)
+    seen = jnp.pad(seen, ((0, 0), (0, query.shape[2] - length), (0, 0)))
 
     @jax.checkpoint
     def block(queries):
-        query, start, end, first = queries
+        query, start, end, first, seen = queries
         index_1Q = first + jnp.arange(BLOCK)[None]
         keys = key_BNKD, value_BNKD, index_1K
+        if further:
+            more["more_keys"] = (*further, seen)
         return _dense(query, start, end, index_1Q, keys, length=length, **more)
 
     rows, heads, _, width = query.shape
@@ -232,12 +291,23 @@ def _in_blocks(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, **more):
         jnp.moveaxis(start.reshape(rows, count, BLOCK), 1, 0),
         jnp.moveaxis(end.reshape(rows, count, BLOCK), 1, 0),
         jnp.arange(count) * BLOCK,
+        jnp.moveaxis(seen.reshape(rows, count, BLOCK, -1), 1, 0),
     )
     mixed = jnp.moveaxis(jax.lax.map(block, blocks), 0, 2)
     return mixed.reshape(rows, heads, -1, width)[:, :, :length]
 
 
-def _in_windows(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, *, size, **more):
+def _in_windows(
+    query_BNQD,
+    key_BNKD,
+    value_BNKD,
+    start_BL,
+    end_BL,
+    *,
+    size,
+    more_keys=None,
+    **more,
+):
     """Attention of blocks of `size` queries to twice as many keys around them.
 
     Block g has the queries g * size .. and the keys from half a block before them.
@@ -257,6 +327,11 @@ def _in_windows(query_BNQD, key_BNKD, value_BNKD, start_BL, end_BL, *, size, **m
         x = x.reshape(rows, heads, count + 1, size, width)
         return folded(jnp.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=3))
 
+    if more_keys is not None:
+        *further, seen = more_keys
+        seen = jnp.pad(seen, ((0, 0), (0, count * size - length), (0, 0)))
+        seen = seen.reshape(rows * count, size, seen.shape[2])
+        more["more_keys"] = *(jnp.repeat(x, count, axis=0) for x in further), seen
     begin_G1 = (jnp.arange(count) * size)[:, None]
     index_GQ = begin_G1 + jnp.arange(size)
     index_GK = begin_G1 - size // 2 + jnp.arange(2 * size)

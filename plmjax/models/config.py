@@ -31,6 +31,7 @@ class EncoderConfig(Block, prefix="model."):
         "modernbert",
         "modernbert-decoder",
         "eurobert",
+        "longformer",
     ] = "bert"
     vocab_size: int = number(30522, at_least=1)
     layers: int = number(12, at_least=1)
@@ -66,6 +67,15 @@ class EncoderConfig(Block, prefix="model."):
     # The queries of a local layer see half of a window of tokens to each side.
     layer_kinds: tuple = ()
     window: int = number(128, at_least=2, hint="ModernBERT has 128.")
+    # Tokens that see all of their document in local layers, and are seen by it: the
+    # first; those before the first of `global_ids` (the question), or after it (the
+    # second text); the first of each sentence, by its end; those of `global_ids`. A row
+    # holds `global_limit` of them.
+    global_tokens: Literal[
+        "none", "first", "question", "second", "sentences", "listed"
+    ] = "none"
+    global_ids: tuple = ()
+    global_limit: int = number(16, at_least=1, hint="A row has one for each document.")
     # rope: rotated queries and keys; alibi: a penalty on the distance; none: the
     # attention knows distances by other means (DeBERTa), or is causal.
     positions: Literal["learned", "rope", "alibi", "none"] = "learned"
@@ -151,6 +161,7 @@ class EncoderConfig(Block, prefix="model."):
                 "are on each side.",
                 hint=f"Set model.window={self.window + 1}.",
             )
+        self._check_global_tokens()
         disentangled = self.attention == "disentangled"
         for name, on in (
             ("layer_kinds", "local" in self.layer_kinds),
@@ -163,6 +174,31 @@ class EncoderConfig(Block, prefix="model."):
                     f"model.{name}={getattr(self, name)!r}.",
                     hint="Set model.attention='full'.",
                 )
+
+    def _check_global_tokens(self) -> None:
+        rule = self.global_tokens
+        if rule == "none":
+            return
+        kinds = {self.layer_kind(layer) for layer in range(self.layers)}
+        for name, value, on, wanted in (
+            ("layer_kinds", self.layer_kinds, "local" in kinds, "('local',)"),
+            ("causal", self.causal, not self.causal, "False"),
+            ("positions", self.positions, self.positions != "alibi", "'learned'"),
+        ):
+            if not on:
+                raise PlmjaxError(
+                    f"model.global_tokens={rule!r} cannot be with "
+                    f"model.{name}={value!r}: global tokens see all of their "
+                    "document, where others see a window to both sides.",
+                    hint=f"Set model.{name}={wanted}, or model.global_tokens='none'.",
+                )
+        ids = [x for x in self.global_ids if type(x) is int and x >= 0]
+        if len(ids) < len(self.global_ids) or rule == "listed" and not ids:
+            raise PlmjaxError(
+                f"model.global_tokens={rule!r} needs the numbers of tokens in "
+                f"model.global_ids, which is {self.global_ids!r}.",
+                hint="Set model.global_ids to ids of the vocabulary: (4, 17).",
+            )
 
     def _check_positions(self) -> None:
         disentangled = self.attention == "disentangled"
@@ -219,6 +255,11 @@ class EncoderConfig(Block, prefix="model."):
         """The kind of a layer, counted from 0: "global" or "local"."""
         kinds = self.layer_kinds or ("global",)
         return kinds[layer % len(kinds)]
+
+    @property
+    def global_projections(self) -> bool:
+        """Whether local layers have projections for global tokens."""
+        return self.family == "longformer" or self.global_tokens != "none"
 
     @property
     def input_width(self) -> int:
@@ -396,6 +437,16 @@ def _eurobert(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int
     )
 
 
+def _longformer(layers: int, width: int) -> EncoderConfig:
+    return dataclasses.replace(
+        _roberta(layers, width),
+        family="longformer",
+        max_positions=4098,
+        layer_kinds=("local",),
+        window=512,
+    )
+
+
 # From the config.json files on huggingface.co; Ettin's positions, EuroBERT's sizes and
 # the bases of both families' rotations are recalled, and were not checked there.
 # The tiny ones except BERT's are ours, for training on two cores.
@@ -448,6 +499,9 @@ PRESETS: dict[str, EncoderConfig] = {
         for kind in ("encoder", "decoder")
         for size, shape in _ETTIN.items()
     },
+    "longformer-tiny": _longformer(4, 256),
+    "longformer-base-4096": _longformer(12, 768),
+    "longformer-large-4096": _longformer(24, 1024),
     "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
     "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
     "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),

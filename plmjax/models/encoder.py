@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from plmjax.models.attention import ATTENTION, View, reach
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions
+from plmjax.models.global_tokens import find
 from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
@@ -63,6 +64,9 @@ class Attention(nn.Module):
             count = config.heads
             if name in ("key", "value"):
                 count = config.kv_heads or count
+            if name == "global_query":  # of the global tokens alone
+                y_BGH = view.global_tokens.gather(x_TH.reshape(*shape, -1))
+                y_SH, shape = y_BGH.reshape(-1, config.width), y_BGH.shape[:2]
             if name not in projections:
                 projections[name] = dense(self, count * config.head_width, name)
             split = (*shape, count, config.head_width)
@@ -71,6 +75,10 @@ class Attention(nn.Module):
             self.sow("intermediates", f"{name}_heads", y_BNLD)
             return y_BNLD
 
+        if self.window and config.global_projections and self.is_initializing():
+            for name in ("global_query", "global_key", "global_value"):
+                projections[name] = dense(self, config.width, name)
+                projections[name](x_TH)
         attend = ATTENTION[config.attention]
         y_BNLD = attend(self, heads, view, noise=noise, site=site)
         y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
@@ -163,6 +171,9 @@ class Encoder(nn.Module):
                 if config.positions == "rope"
                 else None,
                 relative=relative_RH,
+                global_tokens=find(config, tokens_BL, segments_BL)
+                if kind == "local" and config.global_tokens != "none"
+                else None,
             )
         layer_type = Layer
         if config.remat:
