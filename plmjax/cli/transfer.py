@@ -76,6 +76,12 @@ def add(verb) -> None:
         help="how a table of positions grows (default: repeat)",
     )
     added.add_argument(
+        "--global_tokens",
+        choices=("none", "first"),
+        help="which tokens see all of their document and are seen by it, with "
+        "--attention=window (default for RoBERTa, which becomes a Longformer: first)",
+    )
+    added.add_argument(
         "--rope",
         metavar="HOW",
         help="how rotations are rescaled: ntk (default), yarn, or their new base",
@@ -103,7 +109,7 @@ def _import(args) -> int:
 
 
 def _extend(args) -> int:
-    names = ("length", "attention", "window", "positions", "rope")
+    names = "length attention window positions rope global_tokens".split()
     start_jax()
     from plmjax.pretrain.extend import Extension, extend
     from plmjax.workdir import Workdir

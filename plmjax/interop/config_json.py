@@ -108,7 +108,7 @@ def to_any_json(
     Then `only_plmjax` has the reason.
     """
     try:
-        return to_json(config, heads, pad_id, cls_id, sep_id, task)
+        return to_json(config, heads, pad_id, cls_id, sep_id, task=task)
     except PlmjaxError as error:
         body = {
             "architectures": [architecture(config.family, heads)[0]],

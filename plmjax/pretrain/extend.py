@@ -4,6 +4,7 @@ Legend: P positions, E embedding width.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ from plmjax.models import EncoderConfig
 from plmjax.pretrain.export import IMPORTED, save_start
 from plmjax.workdir import Workdir
 
+# {family: the family that it becomes with windows and global tokens}.
+_WITH_GLOBALS = {"roberta": "longformer"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
@@ -23,7 +27,7 @@ class Extension:
 
     `attention` is "window", which makes every layer local, or "full", which leaves the
     layers as they are. `positions` (repeat, interpolate) is for a learned table, `rope`
-    (ntk, yarn, or a base) for rotations.
+    (ntk, yarn, or a base) for rotations, `global_tokens` (none, first) for windows.
     """
 
     length: int
@@ -31,14 +35,16 @@ class Extension:
     window: int | None = None
     positions: str | None = None
     rope: str | None = None
+    global_tokens: str | None = None
 
     def __post_init__(self):
         window = self.window
-        if window is not None and self.attention == "full":
-            raise PlmjaxError(
-                f"--window={window} has no effect with --attention=full.",
-                hint="Set --attention=window.",
-            )
+        for name, value in (("window", window), ("global_tokens", self.global_tokens)):
+            if value is not None and self.attention == "full":
+                raise PlmjaxError(
+                    f"--{name}={value} has no effect with --attention=full.",
+                    hint="Set --attention=window.",
+                )
         if window is not None and (window < 2 or window % 2):
             raise PlmjaxError(
                 f"--window={window} must be even: half of the tokens are on each side.",
@@ -166,6 +172,17 @@ def _layers(
     if window > trained:
         line += f" WARNING: the model was trained on {trained:,} only."
     changed = {"layer_kinds": ("local",), "window": window, "rope_local_theta": None}
+    wanted = asked.global_tokens
+    if encoder.family in _WITH_GLOBALS:
+        wanted = wanted or "first"
+        changed |= {"family": _WITH_GLOBALS[encoder.family], "global_tokens": wanted}
+        line += f" Global tokens: {wanted}, with copies of the projections."
+    elif wanted not in (None, "none"):
+        raise PlmjaxError(
+            f"--global_tokens={wanted}: transformers has no {encoder.family} with "
+            f"global tokens, only {', '.join(_WITH_GLOBALS)} (as Longformer).",
+            hint="Leave --global_tokens out.",
+        )
     return changed, line
 
 
@@ -211,6 +228,10 @@ def grow(
         table = np.asarray(params[name])
         rows = stretched(table[offset : offset + trained], asked)
         params[name] = np.concatenate([table[:offset], rows])
+    if encoder.global_projections and not model.encoder.global_projections:
+        for name in [*params]:
+            if match := re.fullmatch(r"(.*/attention/)((query|key|value)/.*)", name):
+                params[f"{match[1]}global_{match[2]}"] = params[name]
     return {head: {} for head in model.params} | tree.unflatten(params)
 
 
