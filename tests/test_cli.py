@@ -268,7 +268,7 @@ def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):
 
 def test_help_names_the_verbs_in_order(call):
     out = call("--help")[1]
-    verbs = ("pretrain", "evaluate", "fill", "export", "import", "bench")
+    verbs = ("pretrain", "evaluate", "fill", "export", "import", "extend", "bench")
     places = [out.index(f"\n    {verb} ") for verb in verbs]
     assert places == sorted(places)
     for verb in verbs[:-1]:
