@@ -84,6 +84,8 @@ def to_json(
     }
     if keys.names_ends:
         body |= {"bos_token_id": cls_id, "eos_token_id": sep_id}
+    if config.family == "longformer":  # by which it finds the question
+        body["sep_token_id"] = sep_id
     for key, field in keys.sizes.items():
         body[key] = getattr(config, field)
     if "embedding_size" in keys.sizes:
@@ -173,6 +175,13 @@ def _special_to_json(config: EncoderConfig) -> dict[str, Any]:
         return {
             "num_key_value_heads": config.kv_heads or config.heads,
             "rope_parameters": _rope_to_json(config, "global"),
+        }
+    if config.family == "longformer":
+        return {
+            "attention_window": [config.window] * config.layers,
+            "global_tokens": config.global_tokens,
+            "global_token_ids": list(config.global_ids),
+            "global_token_limit": config.global_limit,
         }
     if config.positions != "rope":
         return {}
@@ -398,6 +407,7 @@ def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
         "modernbert": _modernbert,
         "modernbert-decoder": _modernbert,
         "eurobert": _eurobert,
+        "longformer": _longformer,
     }
     read = special.get(fields["family"])
     return {} if read is None else read(body, fields, where)
@@ -446,6 +456,42 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
         "window": window,
         **by_kind["global"],
         "rope_local_theta": None if other == theta else other,
+    }
+
+
+# The tokens that transformers' classes make global, given no mask.
+USUAL_GLOBAL = {"sequence": "first", "answers": "question", "choices": "second"}
+
+
+def _longformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
+    windows = body.get("attention_window", 512)
+    windows = windows if isinstance(windows, list) else [windows] * fields["layers"]
+    if len(windows) != fields["layers"]:
+        wanted = f"a list of num_hidden_layers = {fields['layers']:,} windows"
+        raise _wrong(where, "attention_window", windows, wanted)
+    for window in windows:
+        _check_integer("attention_window", window, 2, _MAX_SIZE, where)
+        if window != windows[0]:
+            one = "one window in all layers"
+            raise _unsupported(where, "attention_window", windows, one)
+    named, classes = body.get("architectures"), FAMILIES["longformer"].classes
+    usual = [rule for head, rule in USUAL_GLOBAL.items() if named == [classes[head,]]]
+    rule = body.get("global_tokens", usual[0] if usual else "none")
+    rules = ("none", "first", "question", "second", "sentences", "listed")
+    _one_of({"global_tokens": rule}, "global_tokens", rules, where)
+    ids = [body.get("sep_token_id", 2)] if rule in ("question", "second") else []
+    ids, limit = body.get("global_token_ids", ids), body.get("global_token_limit", 16)
+    if not isinstance(ids, list):
+        raise _wrong(where, "global_token_ids", ids, "a list of ids")
+    for number in ids:
+        most = fields["vocab_size"] - 1
+        _check_integer("global_token_ids", number, 0, most, where)
+    _check_integer("global_token_limit", limit, 1, _MAX_SIZE, where)
+    return {
+        "window": windows[0],
+        "global_tokens": rule,
+        "global_ids": tuple(ids),
+        "global_limit": limit,
     }
 
 

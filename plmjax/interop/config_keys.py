@@ -111,6 +111,7 @@ _PLAIN: dict[str, Any] = {
     "norm": "layer",
     "norm_embeddings": False,
     "layer_kinds": (),
+    "global_tokens": "none",
 }
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -198,6 +199,16 @@ _ROBERTA = Keys(
     offset=True,
 )
 
+# What transformers takes as an argument is written, too: which tokens are global.
+_LONGFORMER = _ROBERTA._replace(
+    ours=_without(_PLAIN, "global_tokens") | {"layer_kinds": ("local",)},
+    special=frozenset(
+        "attention_window global_tokens global_token_ids global_token_limit".split()
+    ),
+    # Of the conversion to TensorFlow and ONNX, and the name of a kernel.
+    idle=frozenset({"onnx_export", "attention_mode", "ignore_attention_mask"}),
+)
+
 KEYS: dict[str, Keys] = {
     "bert": Keys(
         _SIZES,
@@ -213,6 +224,7 @@ KEYS: dict[str, Keys] = {
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "longformer": _LONGFORMER,
     "albert": Keys(
         _FACTORISED,
         _OPTIONS

@@ -88,12 +88,20 @@ _AFTER_ATTENTION = (
     "attention.output.dense attention.output.LayerNorm intermediate.dense "
     "output.dense output.LayerNorm"
 )
+_SELF = "encoder.layer.{i}.attention.self"
 _BERT: Sequence[Row] = (
     *_EMBEDDINGS,
     *_layer_rows(
         "encoder.layer.{i}",
         "attention.self.query attention.self.key attention.self.value "
         + _AFTER_ATTENTION,
+    ),
+)
+_LONGFORMER: Sequence[Row] = (
+    *_BERT,
+    *(
+        (f"layer_{{i}}/attention/global_{x}", f"{_SELF}.{x}_global", DENSE)
+        for x in ("query", "key", "value")
     ),
 )
 _ALBERT: Sequence[Row] = (
@@ -113,7 +121,6 @@ _DISTILBERT: Sequence[Row] = (
         "sa_layer_norm ffn.lin1 ffn.lin2 output_layer_norm",
     ),
 )
-_SELF = "encoder.layer.{i}.attention.self"
 _DEBERTA: Sequence[Row] = (
     *_EMBEDDINGS,
     ("relative/table", "encoder.rel_embeddings", TABLE),
@@ -221,9 +228,11 @@ def _family(
     )
 
 
-def _roberta(name: str) -> Family:
+def _roberta(
+    name: str, prefix: str = "roberta", encoder: Sequence[Row] = _BERT
+) -> Family:
     head = _head("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-    return _family(name, "roberta", _BERT, head, decoder="lm_head.decoder")
+    return _family(name, prefix, encoder, head, decoder="lm_head.decoder")
 
 
 def _with_tasks(name: str, family: Family) -> Family:
@@ -258,6 +267,7 @@ _PRETRAINED: dict[str, Family] = {
     ),
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
+    "longformer": _roberta("Longformer", "longformer", _LONGFORMER),
     "albert": _family(
         "Albert",
         "albert",

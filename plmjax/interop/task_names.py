@@ -33,6 +33,7 @@ MODULES: dict[str, _Modules] = {
     "bert": _pooled("bert.pooler.dense"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "longformer": _ROBERTA | {"choices": ("longformer.pooler.dense", "classifier")},
     "albert": _pooled("albert.pooler"),
     "distilbert": _pooled("pre_classifier"),
     "electra": _TAGS

@@ -20,6 +20,7 @@ PATTERNS = {
     "modernbert": "modernbert-base",
     "modernbert-decoder": "ettin-decoder-17m",
     "eurobert": "eurobert-210m",
+    "longformer": "longformer-base-4096",
 }
 
 # {name: (family, heads, what differs, transformers' class)}: all that goes out and in.
@@ -93,6 +94,13 @@ CASES: dict[str, tuple[str, tuple[str, ...], dict, str]] = {
     ),
     "eurobert": ("eurobert", ("head",), {}, "EuroBertForMaskedLM"),
     "eurobert-bare": ("eurobert", (), {}, "EuroBertModel"),
+    "longformer": (
+        "longformer",
+        ("head",),
+        {"window": 4, "global_tokens": "first"},
+        "LongformerForMaskedLM",
+    ),
+    "longformer-bare": ("longformer", (), {"window": 6}, "LongformerModel"),
 }
 
 

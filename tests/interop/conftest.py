@@ -35,14 +35,15 @@ def tokenizers():
             TokenizerConfig(kind=kind, vocab_size=size, min_frequency=1), DOCUMENTS
         )
 
-    unigram = train("unigram", 40)
+    unigram, bpe = train("unigram", 40), train("bpe", 280)
     return {
-        "roberta": train("bpe", 280),
+        "roberta": bpe,
         "gpt2": _gpt2(train("bpe", 280)),
         "albert": unigram,
         "deberta-v2": unigram,
         # Its padding has the id 0 here, and its positions are counted from 1.
         "xlm-roberta": unigram,
+        "longformer": bpe,
         "other": train("wordpiece", 60),
     }
 

@@ -62,8 +62,12 @@ def theirs_of(folder, rows, model):
     names = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types"}
     if not getattr(model.config, "type_vocab_size", 0):
         del names["token_type_ids"]
+    given = {n: torch.from_numpy(rows[k]) for n, k in names.items()}
+    if getattr(model.config, "global_tokens", "none") == "first":
+        given["global_attention_mask"] = torch.zeros_like(given["input_ids"])
+        given["global_attention_mask"][:, 0] = 1
     with torch.no_grad():
-        found = model(**{n: torch.from_numpy(rows[k]) for n, k in names.items()})
+        found = model(**given)
     kind = type(model).__name__
     by_head = {
         "pair": ("seq_relationship_logits", "sop_logits"),

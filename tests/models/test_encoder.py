@@ -74,8 +74,11 @@ COUNTS = {
     "eurobert-tiny": 36_768_000,
     "eurobert-210m": 211_766_016,
     "eurobert-610m": 607_874_688,
+    "longformer-tiny": 17_932_032,
+    "longformer-base-4096": 148_659_456,
+    "longformer-large-4096": 434_600_960,
 }
-POOLED = ("bert", "roberta", "xlm-roberta", "albert")
+POOLED = ("bert", "roberta", "xlm-roberta", "albert", "longformer")
 
 SMALL = EncoderConfig(
     vocab_size=50, layers=2, width=16, heads=2, ffn_width=24, max_positions=24
@@ -119,6 +122,7 @@ def peer(config: EncoderConfig):
         "albert": ("Albert", {"embedding_size": config.input_width}),
         "distilbert": ("DistilBert", {"hidden_dim": config.ffn_width}),
         "electra": ("Electra", {"embedding_size": config.input_width}),
+        "longformer": ("Longformer", {"attention_window": config.window}),
         "gpt2": ("GPT2", {}),
         "modernbert": ("ModernBert", {}),
         "modernbert-decoder": ("ModernBertDecoder", {}),
