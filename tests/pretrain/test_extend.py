@@ -15,7 +15,7 @@ from tests_common import once
 from plmjax import PlmjaxError
 from plmjax.cli import main
 from plmjax.evaluate.model import Model, open_models
-from plmjax.interop import read_folder
+from plmjax.interop import export_folder, read_folder
 from plmjax.models import PRESETS, EncoderConfig
 from plmjax.models.heads import encode
 from plmjax.models.positions import frequencies
@@ -191,3 +191,28 @@ def test_full_attention_needs_no_folder_of_our_own(folder, tmp_path):
     body = json.loads((run / "import" / "config.json").read_text())
     assert (body["model_type"], body["max_position_embeddings"]) == ("bert", 64)
     assert "4 times the scores of a row of 32" in lines[0]
+
+
+@pytest.mark.peer
+def test_transformers_reads_short_rows_as_before(folder, tmp_path):
+    """Its RoBERTa, and the Longformer that it became, with the same first token."""
+    import torch
+    import transformers
+
+    tokenizer = read_folder(folder / "bert").tokenizer
+    size = {"vocab_size": tokenizer.vocab_size, "position_offset": tokenizer.pad_id + 1}
+    config = tiny("roberta", **size)
+    source, run = tmp_path / "short", Workdir(tmp_path / "run")
+    export_folder(source, config, draw(config, ("head",)), tokenizer, "A card.")
+    asked = Extension(length=40, attention="window", window=2 * SHORT)
+    extend(str(source), run, asked, print)
+    tokens = torch.randint(5, 40, (2, SHORT - 1))
+    load = transformers.AutoModelForMaskedLM.from_pretrained
+    before, after = load(source).eval(), load(run / "import").eval()
+    assert type(after).__name__ == "LongformerForMaskedLM"
+    first = torch.zeros_like(tokens)
+    first[:, 0] = 1
+    with torch.no_grad():
+        expected = before(tokens).logits
+        logits = after(tokens, global_attention_mask=first).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
