@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finetune_common import make_folder
+from finetune_common import make_folder, one_device, records, write
 from interop.cases import draw
 from tests_common import once
 
@@ -191,6 +191,23 @@ def test_full_attention_needs_no_folder_of_our_own(folder, tmp_path):
     body = json.loads((run / "import" / "config.json").read_text())
     assert (body["model_type"], body["max_position_embeddings"]) == ("bert", 64)
     assert "4 times the scores of a row of 32" in lines[0]
+
+
+@pytest.mark.campaign
+def test_a_bert_with_windows_is_fine_tuned_and_predicts(folder, tmp_path, capsys):
+    start, run = Workdir(tmp_path / "start"), tmp_path / "run"
+    asked = Extension(length=64, attention="window", window=16)
+    extend(str(folder / "bert"), start, asked, print)
+    data = write(tmp_path / "train.jsonl", records("classes", 40))
+    keys = {"model": start / "import", "task.train": data, "task.length": 48}
+    more = [f"--config.{key}={value}" for key, value in keys.items()]
+    options = ["--steps=2", "--config.baselines=False", f"--workdir={run}"]
+    with one_device():
+        assert main(["finetune", "--config=classes:small", *more, *options]) == 0
+        assert "Only plmjax can read it" in capsys.readouterr().out
+        assert main(["predict", f"--model={run}", "--text=the rows of a list"]) == 0
+    assert "probabilities" in capsys.readouterr().out
+    assert open_models(str(run))["model"].encoder.layer_kinds == ("local",)
 
 
 @pytest.mark.peer
