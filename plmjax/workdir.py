@@ -403,7 +403,8 @@ def _commit() -> str | None:
 
 def encoder_config(config: RunConfig, tokenizer: Tokenizer) -> EncoderConfig:
     """Returns the encoder config of a run."""
-    return resolve(config.model, tokenizer.vocab_size, tokenizer.pad_id)
+    ids = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.global_ids
+    return resolve(config.model, *ids)
 
 
 def row_plan(config: RunConfig, split: Split, length: int, store: Store):

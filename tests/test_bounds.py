@@ -85,6 +85,7 @@ PRETRAINING = TRAIN | {
     "model.heads": SIZE,
     "model.kv_heads": SIZE,
     "model.window": ([2], [0, 1]),
+    "model.global_limit": COUNT,
     "model.rope_theta": (ABOVE, [0.0, -TINY]),
     "model.rope_local_theta": (ABOVE, [0.0, -TINY]),
     "model.rope_factor": ([1.0, HUGE], [1 - TINY, 0.0]),

@@ -51,6 +51,7 @@ ARGUMENTS = {
     "pretrain/docstrings": ("",),
     "pretrain/electra": ("tiny", "small", "base", "large"),
     "pretrain/gpt2": ("tiny", "small", "medium", "large", "xl"),
+    "pretrain/longformer": ("tiny", "base", "large"),
     "pretrain/modern": tuple(
         f"{kind}{size}"
         for kind in ("", "rtd-", "causal-")

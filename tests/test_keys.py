@@ -19,11 +19,12 @@ from finetune_common import config_of, make_folder, one_device, records, write
 from interop.cases import draw
 from tests_common import WORDS, sentences
 
+from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
-from plmjax import tree
 from plmjax.evaluate.model import open_model
 from plmjax.finetune import mixout
 from plmjax.finetune import run as finetuning
+from plmjax.finetune import start as starting
 from plmjax.finetune.build import build, read_data
 from plmjax.finetune.config import (
     FinetuneConfig,
@@ -57,6 +58,7 @@ from plmjax.pretrain import build as pretrain_build
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.pretrain.weights import start_weights
+from plmjax.tasks.task import Task
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from plmjax.train.job import initialise, step_for
@@ -1162,6 +1164,26 @@ def loss_of(parts, params=None, train=True, seed=0, step=0):
         params or parts.params, parts.frozen, batch, key, train
     )
     return float(loss), {n: float(a / b) for n, (a, b) in metrics.items()}, batch
+
+
+@row("start.global_tokens")
+def _(made):
+    opened = open_model(str(made.folder))
+    windows = {"layer_kinds": ("local",), "window": 4, "global_tokens": "listed"}
+    encoder = dataclasses.replace(opened.encoder, **windows, global_ids=(7,))
+    model, task = (
+        dataclasses.replace(opened, encoder=encoder),
+        Task("classes", tuple("ab")),
+    )
+    for rule, wanted, ids in (
+        (None, "first", ()),  # as transformers' class of the task
+        ("listed", "listed", (7,)),
+        ("sentences", "sentences", opened.tokenizer.global_ids["sentences"]),
+    ):
+        found, _ = starting.start(model, task, StartConfig(global_tokens=rule), 0)
+        assert (found.global_tokens, found.global_ids) == (wanted, ids)
+    with pytest.raises(PlmjaxError, match="has no projections for global tokens"):
+        starting.start(opened, task, StartConfig(global_tokens="first"), 0)
 
 
 @row("start.dropout", "start.classifier_dropout")

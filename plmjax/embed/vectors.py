@@ -25,6 +25,7 @@ from plmjax.embed.rows import (
 from plmjax.evaluate.batches import Batch, make_batches
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig, Platform, heads
+from plmjax.models.global_tokens import with_room
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 
@@ -163,7 +164,7 @@ def compute(
         exact = "highest" if config.dtype == "float32" else None
         with _memory(batch), jax.default_matmul_precision(exact):
             states = _states(
-                encoder,
+                with_room(encoder, host_batch["tokens"], host_batch["segments"]),
                 platform,
                 config.layer,
                 pooling,

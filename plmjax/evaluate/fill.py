@@ -8,6 +8,7 @@ import numpy as np
 from plmjax import PlmjaxError
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig, Platform, heads
+from plmjax.models.global_tokens import with_room
 
 
 class Guess(NamedTuple):
@@ -94,6 +95,7 @@ def one_row(
 
 def outputs(encoder: EncoderConfig, params: dict, batch: dict) -> dict:
     """Returns the float32 outputs of each head of a model for a batch."""
+    encoder = with_room(encoder, batch["tokens"], batch["segments"])
     return _outputs(encoder, params, batch, Platform.of(jax.devices()))
 
 

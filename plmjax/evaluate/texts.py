@@ -32,6 +32,7 @@ from plmjax.evaluate.model import (
 from plmjax.evaluate.words import cut_windows, free_borders, hidden_words, is_mark
 from plmjax.metrics.comparison import compare_by
 from plmjax.models import EncoderConfig, Platform, heads
+from plmjax.models.global_tokens import with_room
 from plmjax.models.layers import cross_entropy
 from plmjax.tokenizers import Tokenizer
 from plmjax.workdir import Workdir
@@ -266,7 +267,8 @@ def guess(
         arrays = _arrays(some, model.tokenizer.pad_id, *shape)
         # By default, GPUs and TPUs round float32 to ten bits or fewer.
         with jax.default_matmul_precision("highest"):
-            scored = _guess(encoder, platform, params, *arrays)
+            fitting = with_room(encoder, arrays[0]["tokens"], arrays[0]["segments"])
+            scored = _guess(fitting, platform, params, *arrays)
         nll_BK, hit_BK = map(np.asarray, scored)
         for row, nll_K, hit_K in zip(some, nll_BK, hit_BK, strict=False):
             size = len(row.at)

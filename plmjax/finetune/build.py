@@ -26,6 +26,7 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
 from plmjax.models import EncoderConfig, Platform
 from plmjax.models.flops import activation_bytes
+from plmjax.models.global_tokens import with_room
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
@@ -148,6 +149,8 @@ def build(
         )
     encoder, params = start(model, task, config.start, config.seed("init"))
     features = _features(data, added, model.tokenizer, log)
+    for rows in features.values():
+        encoder = with_room(encoder, rows.arrays["tokens"], rows.arrays["segments"])
     _check_vocabulary(data, features, model, log)
     batches = TaskBatches(
         features["train"],

@@ -9,7 +9,7 @@ from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.card import CardFacts, global_tokens, model_card
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.tasks import KINDS
@@ -71,6 +71,7 @@ def export_task(
         },
         recipe=recipe,
         figures=figures,
+        limitations=global_tokens(model.encoder, model.task.head),
         card=dataclasses.replace(
             config.card,
             base_model=config.card.base_model or hub_name(str(config.model)),

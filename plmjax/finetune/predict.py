@@ -16,6 +16,7 @@ from plmjax import config as config_lib
 from plmjax.data.blocks import ending
 from plmjax.data.corpus import find_inputs
 from plmjax.data.examples import Example
+from plmjax.data.features import Features
 from plmjax.data.inputs import lines_of
 from plmjax.evaluate import predictions
 from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
@@ -23,6 +24,8 @@ from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import task_config
+from plmjax.models import EncoderConfig
+from plmjax.models.global_tokens import with_room
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import Prediction
 from plmjax.tasks.config import TaskConfig
@@ -84,19 +87,33 @@ class Predictor:
                 f"{model.encoder.max_length} tokens.",
                 hint=f"Set --config.length={model.encoder.max_length}.",
             )
-        call = predictions.make_predict(model.encoder, model.task, self.mesh)
         params = jax.device_put(model.params, sharding.replicated(self.mesh))
-        return functools.partial(call, params, {})
+
+        @functools.cache
+        def call(encoder: EncoderConfig) -> Callable:
+            made = predictions.make_predict(encoder, model.task, self.mesh)
+            return functools.partial(made, params, {})
+
+        def scorer(features: Features) -> Callable:
+            names = ("tokens", "segments")
+            rows = (features.arrays[name] for name in names)
+            return call(with_room(model.encoder, *rows))
+
+        return scorer
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
         """Returns the models' joint prediction for each example."""
         several = []
         kind = KINDS[self.config.kind]
         with jax.set_mesh(self.mesh):
-            for tokenizer, call in self._models:
+            for tokenizer, scorer in self._models:
                 features = make_features(self.config, examples, tokenizer, self.labels)
                 scored = predictions.score_rows(
-                    call, self.mesh, features, self._batch, self.config.buckets
+                    scorer(features),
+                    self.mesh,
+                    features,
+                    self._batch,
+                    self.config.buckets,
                 )
                 several.append(kind.decode(self.config, features, examples, scored))
         if len(several) == 1:

@@ -16,6 +16,8 @@ from plmjax.config import Block, number
 from plmjax.evaluate.model import Model
 from plmjax.interop.names import head_entries
 from plmjax.models import EncoderConfig, task_heads
+from plmjax.models.config import GlobalRule, with_global_ids
+from plmjax.models.global_tokens import USUAL
 from plmjax.tasks.task import Task
 
 
@@ -36,6 +38,9 @@ class StartConfig(Block, prefix="start."):
     # Dropout of the encoder in fine-tuning; none: that of the model's config. (For a
     # model pretrained without dropout, .1 is worth trying.)
     dropout: float | None = number(None, at_least=0, below=1)
+    # The tokens that are global in local layers; none: those of transformers' class of
+    # the task (Longformer), else the model's.
+    global_tokens: GlobalRule | None = None
     # Dropout before the classifier; none: the default of transformers' class.
     classifier_dropout: float | None = number(None, at_least=0, below=1)
 
@@ -52,7 +57,7 @@ def start(
       PlmjaxError: the family has no such head, or the model has too few layers.
     """
     task_heads.check(model.encoder, task.head)
-    encoder = _cut(model, config)
+    encoder = _with_global_tokens(_cut(model, config), model, task, config)
     reinitialised = _new_layers(encoder, config)
     theirs = {} if config.from_scratch else tree.flatten(model.params)
     kept = {} if config.from_scratch or config.reinit_pooler else _pooler(model, task)
@@ -110,6 +115,26 @@ def _cut(model: Model, config: StartConfig) -> EncoderConfig:
             hint="Leave start.layers out.",
         )
     return dataclasses.replace(encoder, layers=kept)
+
+
+def _with_global_tokens(
+    encoder: EncoderConfig, model: Model, task: Task, config: StartConfig
+) -> EncoderConfig:
+    """Returns the encoder with the rule of global tokens that the task has."""
+    rule = config.global_tokens or USUAL.get(task.head or "", encoder.global_tokens)
+    if rule == encoder.global_tokens or not encoder.global_projections:
+        if config.global_tokens in (None, encoder.global_tokens):
+            return encoder
+        raise PlmjaxError(
+            f"start.global_tokens={rule!r}, but {model.name} has no projections for "
+            "global tokens.",
+            hint="Leave it out, or start from a Longformer.",
+        )
+    ids = encoder.global_ids if rule == "listed" else ()
+    encoder = dataclasses.replace(
+        encoder, global_tokens=rule, global_ids=ids, global_limit=1
+    )
+    return with_global_ids(encoder, model.tokenizer.global_ids)
 
 
 def _new_layers(encoder: EncoderConfig, config: StartConfig) -> re.Pattern:

@@ -8,6 +8,8 @@ from typing import Any
 
 from plmjax import PlmjaxError, __version__, with_article
 from plmjax.interop.task_names import CLASSES
+from plmjax.models import EncoderConfig
+from plmjax.models.global_tokens import USUAL
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import CardText
 
@@ -151,6 +153,32 @@ class CardFacts:
     limitations: Sequence[str] = ()
     task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
     objective: str | None = None
+
+
+# What a rule of model.global_tokens is called in a sentence.
+_GLOBAL = {
+    "none": "no token",
+    "first": "the first token of a text",
+    "question": "the tokens before the first separator",
+    "second": "the tokens after the first text and its separators",
+    "sentences": "the first token of a text, and of each sentence: those after the ids",
+    "listed": "the tokens with the ids",
+}
+
+
+def global_tokens(encoder: EncoderConfig, head: str | None = None) -> list[str]:
+    """Returns a limitation if transformers makes other tokens global by itself."""
+    rule = encoder.global_tokens
+    if encoder.family != "longformer" or rule == USUAL.get(head or "", "none"):
+        return []
+    ids = ""
+    if rule in ("sentences", "listed"):
+        ids = " " + ", ".join(map(str, encoder.global_ids))
+    return [
+        f"It was trained with global attention for {_GLOBAL[rule]}{ids}. transformers "
+        "must be given that as global_attention_mask; by default it takes "
+        f"{_GLOBAL[USUAL.get(head or '', 'none')]}."
+    ]
 
 
 def model_card(facts: CardFacts) -> str:

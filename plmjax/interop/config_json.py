@@ -6,7 +6,7 @@ transformers' class of the family cannot express. The keys are in config_keys.
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 
 from plmjax import Exit, PlmjaxError, __version__
 from plmjax import config as config_lib
@@ -22,6 +22,8 @@ from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
+from plmjax.models.config import GlobalRule
+from plmjax.models.global_tokens import USUAL
 from plmjax.models.positions import rope_base
 from plmjax.tasks.task import Task
 
@@ -459,10 +461,6 @@ def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
     }
 
 
-# The tokens that transformers' classes make global, given no mask.
-USUAL_GLOBAL = {"sequence": "first", "answers": "question", "choices": "second"}
-
-
 def _longformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
     windows = body.get("attention_window", 512)
     windows = windows if isinstance(windows, list) else [windows] * fields["layers"]
@@ -475,10 +473,9 @@ def _longformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
             one = "one window in all layers"
             raise _unsupported(where, "attention_window", windows, one)
     named, classes = body.get("architectures"), FAMILIES["longformer"].classes
-    usual = [rule for head, rule in USUAL_GLOBAL.items() if named == [classes[head,]]]
+    usual = [rule for head, rule in USUAL.items() if named == [classes[head,]]]
     rule = body.get("global_tokens", usual[0] if usual else "none")
-    rules = ("none", "first", "question", "second", "sentences", "listed")
-    _one_of({"global_tokens": rule}, "global_tokens", rules, where)
+    _one_of({"global_tokens": rule}, "global_tokens", get_args(GlobalRule), where)
     ids = [body.get("sep_token_id", 2)] if rule in ("question", "second") else []
     ids, limit = body.get("global_token_ids", ids), body.get("global_token_limit", 16)
     if not isinstance(ids, list):

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import position_heads, position_scores
 from plmjax.models.global_tokens import GlobalTokens, documents
 from plmjax.models.layers import dropout, einsum

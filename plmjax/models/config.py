@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal, Optional
 
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 
+# Which tokens of a document all of it sees, see EncoderConfig.global_tokens.
+GlobalRule = Literal["none", "first", "question", "second", "sentences", "listed"]
 # The kinds of layers: all tokens of the document, or those within a window.
 KINDS = ("global", "local")
 
@@ -71,9 +74,7 @@ class EncoderConfig(Block, prefix="model."):
     # first; those before the first of `global_ids` (the question), or after it (the
     # second text); the first of each sentence, by its end; those of `global_ids`. A row
     # holds `global_limit` of them.
-    global_tokens: Literal[
-        "none", "first", "question", "second", "sentences", "listed"
-    ] = "none"
+    global_tokens: GlobalRule = "none"
     global_ids: tuple = ()
     global_limit: int = number(16, at_least=1, hint="A row has one for each document.")
     # rope: rotated queries and keys; alibi: a penalty on the distance; none: the
@@ -525,8 +526,15 @@ def _model_block() -> type:
 ModelConfig = _model_block()
 
 
-def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
+def resolve(
+    block,
+    vocab_size: int,
+    pad_id: int,
+    global_ids: Mapping[str, tuple[int, ...]] | None = None,
+) -> EncoderConfig:
     """Returns the encoder that a model block names, for a tokenizer.
+
+    `global_ids` are the tokenizer's for each rule of model.global_tokens.
 
     Raises:
       PlmjaxError: the preset is unknown, or values do not fit together.
@@ -552,4 +560,30 @@ def resolve(block, vocab_size: int, pad_id: int) -> EncoderConfig:
     if PRESETS[preset].position_offset:
         # In RoBERTa, padding has position padding_idx, and text begins after it.
         derived["position_offset"] = pad_id + 1
-    return dataclasses.replace(PRESETS[preset], **(derived | given))
+    config = dataclasses.replace(PRESETS[preset], **(derived | given))
+    return config if global_ids is None else with_global_ids(config, global_ids)
+
+
+def with_global_ids(
+    config: EncoderConfig, global_ids: Mapping[str, tuple[int, ...]]
+) -> EncoderConfig:
+    """Returns the config with the ids of its rule of global tokens, unless it has some.
+
+    Raises:
+      PlmjaxError: the rule has none, or the vocabulary has not the given ones.
+    """
+    rule = config.global_tokens
+    ids = config.global_ids or global_ids.get(rule, ())
+    if rule == "sentences" and not ids:
+        raise PlmjaxError(
+            "model.global_tokens='sentences', but the tokenizer has no piece that is a "
+            "full stop, an exclamation or a question mark alone.",
+            hint="Set model.global_ids to the ids of the pieces that end a sentence.",
+        )
+    if ids and max(ids) >= config.vocab_size:
+        raise PlmjaxError(
+            f"model.global_ids has {max(ids)}, but the ids end at "
+            f"{config.vocab_size - 1}.",
+            hint="Give ids of the tokenizer's pieces.",
+        )
+    return dataclasses.replace(config, global_ids=ids)

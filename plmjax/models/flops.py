@@ -18,6 +18,9 @@ def encoder_flops(config: EncoderConfig, length: int) -> float:
     layer += 2 * (3 if config.gated else 2) * width * inner
     seen = sum(_keys(config, layer, length) for layer in range(config.layers))
     layer += 4 * width * seen / config.layers
+    if config.global_tokens != "none":  # keys and values as the global tokens see them
+        kinds = [config.layer_kind(i) for i in range(config.layers)]
+        layer += 2 * 2 * width**2 * kinds.count("local") / config.layers
     if config.attention == "disentangled":
         # Products of tokens and distances, in both directions, 2 x length distances.
         layer += 2 * 2 * width * 2 * length
@@ -28,8 +31,11 @@ def encoder_flops(config: EncoderConfig, length: int) -> float:
 
 def _keys(config: EncoderConfig, layer: int, length: int) -> int:
     """Returns the number of keys that a query of a layer is multiplied with."""
-    local = config.layer_kind(layer) == "local"
-    return min(length, config.window + 1) if local else length
+    if config.layer_kind(layer) == "global":
+        return length
+    # Each token sees the global ones, and they see it.
+    more = 2 * config.global_limit if config.global_tokens != "none" else 0
+    return min(length, config.window + 1) + more
 
 
 def vocabulary_flops(config: EncoderConfig, positions: int) -> float:

@@ -7,6 +7,7 @@ the keys and values that they see.
 Legend: B rows, L tokens a row, G global tokens a row, N heads, D head width.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax.models.config import EncoderConfig
+
+# By the head of a task: which tokens transformers' classes make global, without a mask.
+USUAL = {"sequence": "first", "answers": "question", "choices": "second"}
 
 
 class GlobalTokens(NamedTuple):
@@ -132,3 +136,18 @@ def most(config: EncoderConfig, tokens: np.ndarray, segments: np.ndarray) -> int
         for at in range(0, len(rows[0]), 4096)
     ]
     return max((int(part.max()) for part in parts), default=0)
+
+
+def with_room(
+    config: EncoderConfig, tokens: np.ndarray, segments: np.ndarray
+) -> EncoderConfig:
+    """Returns the config with places for all global tokens of the rows [..., L].
+
+    Their number doubles until they fit: each compiles the model anew.
+    """
+    if config.global_tokens == "none":
+        return config
+    limit, wanted = config.global_limit, most(config, tokens, segments)
+    while limit < wanted:
+        limit *= 2
+    return dataclasses.replace(config, global_limit=limit)

@@ -25,7 +25,7 @@ from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
 from plmjax.pretrain import teachers
-from plmjax.pretrain.checks import check_text
+from plmjax.pretrain.checks import check_global_tokens, check_text
 from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
     Tokenizer,
@@ -297,6 +297,8 @@ def build(
         mine=functools.partial(sharding.local_rows, mesh),
     )
     if not workdir.begun:
+        encoders = [encoder, *([] if teacher is None else [teacher.encoder])]
+        check_global_tokens(config, tokenizer, store, encoders, phases)
         check_text(
             config, tokenizer, store, objective=objective, loader=loader, log=log
         )

@@ -1,15 +1,18 @@
 """Refuses, before the first step, text that would be trained on by mistake."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from plmjax import DataError
+from plmjax import DataError, PlmjaxError
 from plmjax.data.loader import Batch, Loader, Phase
 from plmjax.data.quality import Problem, problems
 from plmjax.data.store import SPLITS, Store
 from plmjax.evaluate.examples import masked
+from plmjax.models import EncoderConfig
+from plmjax.models.global_tokens import most
 from plmjax.objectives import Objective
 from plmjax.objectives.masked import Masked
 from plmjax.report.dry_run import row_as_seen
@@ -66,6 +69,39 @@ def check_text(
         hint = "\nFix the text or the config; --yes trains on it all the same."
         raise DataError(text, hint=hint)
     log(f"WARNING: {text}")
+
+
+def check_global_tokens(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    store: Store,
+    encoders: Iterable[EncoderConfig],
+    phases: Iterable[Phase],
+) -> None:
+    """Raises PlmjaxError if a row has more global tokens than model.global_limit.
+
+    It looks at SAMPLE rows of each split; the documents of a row are counted in all.
+    """
+    for phase, encoder in itertools.product(phases, encoders):
+        rule, limit, count = encoder.global_tokens, encoder.global_limit, 0
+        if rule == "none":
+            continue
+        for split in SPLITS:
+            if rule == "first":
+                length = phase.plan.length
+                plan = row_plan(config, store.split(split), length, store)
+                count = max(count, int(np.diff(plan.first).max(initial=0)))
+                continue
+            rows = sample(config, tokenizer, store, split, phase)
+            with sharding.alone():
+                count = max(count, most(encoder, rows["tokens"], rows["segments"]))
+        if count > limit:
+            raise PlmjaxError(
+                f"a row of {phase.plan.length} tokens has {count:,} global tokens "
+                f"(model.global_tokens={rule!r}), but model.global_limit is {limit}: "
+                "the others would see a window alone.",
+                hint=f"Set --config.model.global_limit={count + count // 4}.",
+            )
 
 
 def sample(

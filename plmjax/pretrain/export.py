@@ -22,7 +22,7 @@ from plmjax.evaluate.model import (
     open_run,
 )
 from plmjax.files import write_json
-from plmjax.interop.card import CardFacts, model_card
+from plmjax.interop.card import CardFacts, global_tokens, model_card
 from plmjax.interop.folder import (
     check_only,
     check_replaceable,
@@ -239,6 +239,7 @@ def _card_facts(
             if value not in (None, ()) and not key.startswith("card.")
         },
         figures=figures,
+        limitations=global_tokens(model.encoder),
         card=dataclasses.replace(config.card, base_model=base_model),
     )
 

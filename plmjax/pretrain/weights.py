@@ -24,7 +24,7 @@ _SHAPES = """
 # Options that give the same parameters another meaning.
 _MEANINGS = """
     heads activation norm_place causal layer_kinds window rope_theta rope_local_theta
-    rope_scaling rope_factor
+    rope_scaling rope_factor global_tokens
     """.split()
 
 

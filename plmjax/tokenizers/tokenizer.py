@@ -110,6 +110,19 @@ class Tokenizer:
         return sizes
 
     @functools.cached_property
+    def global_ids(self) -> dict[str, tuple[int, ...]]:
+        """The ids by which each rule of model.global_tokens finds its tokens."""
+        ends = {mark: self._ids(f"a{mark}")[-1] for mark in ".!?。！？"}
+        # Each a piece of its own, neither [UNK] nor a part of the character.
+        own = {n for m, n in ends.items() if self.token_bytes[n] == len(m.encode())}
+        separator = (self.sep_id,)
+        return {
+            "question": separator,
+            "second": separator,
+            "sentences": tuple(sorted(own)),
+        }
+
+    @functools.cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
         """The backend that encodes texts; no text can spell its special tokens."""
         return plain_text_backend(self.backend) if self._unigram else self.backend

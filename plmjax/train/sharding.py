@@ -23,8 +23,8 @@ ROWS = P(("data", "fsdp"))
 # type tables are not sharded: split on width, they would be rematerialised in full.
 RULES = (
     (r".*/embeddings/token(_delta)?", P("tensor", "fsdp")),
-    (r".*/attention/(position_)?(query|key|value)/kernel", P("fsdp", "tensor")),
-    (r".*/attention/(position_)?(query|key|value)/bias", P("tensor")),
+    (r".*/attention/(position_|global_)?(query|key|value)/kernel", P("fsdp", "tensor")),
+    (r".*/attention/(position_|global_)?(query|key|value)/bias", P("tensor")),
     (r".*/attention/output/kernel", P("tensor", "fsdp")),
     (r".*/ffn/(up|gate)/kernel", P("fsdp", "tensor")),
     (r".*/ffn/(up|gate)/bias", P("tensor")),

@@ -36,6 +36,13 @@ from plmjax.train.step import init_state, make_evaluation, make_step
 
 PIECES = pieces(96)
 STEPS = 4
+# Windows, and tokens that all of the document sees.
+GLOBAL = {
+    "layer_kinds": ("local",),
+    "window": 4,
+    "global_tokens": "listed",
+    "global_ids": (2, 10),
+}
 CAUSAL = dataclasses.replace(
     ENCODER, causal=True, norm_place="pre", token_types=0, head="plain"
 )
@@ -131,6 +138,9 @@ CASES |= {
     "whole": Case(_electra(tie="all", size=1.0)),
     "deberta": Case(_electra(deberta=True, tie="disentangled")),
     "distill": Case(_distill, frozen=_teacher),
+    "global": Case(
+        lambda **e: _mlm(MLMConfig(masks="static"), **(GLOBAL | e)),
+    ),
 }
 # One of each kind: variants differ from these in the loss alone.
 KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
