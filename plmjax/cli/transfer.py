@@ -37,7 +37,10 @@ def add(verb) -> None:
         help="a folder on disk, such as one from `hf download NAME --local-dir=DIR`",
     )
     added.add_argument("--workdir", required=True, help="directory of the new run")
+    _add_extend(verb)
 
+
+def _add_extend(verb) -> None:
     added = verb(
         "extend",
         _extend,
