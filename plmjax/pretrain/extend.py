@@ -39,11 +39,17 @@ class Extension:
 
     def __post_init__(self):
         window = self.window
-        for name, value in (("window", window), ("global_tokens", self.global_tokens)):
-            if value is not None and self.attention == "full":
+        for name, needed in (
+            ("window", "window"),
+            ("global_tokens", "window"),
+            ("rope", "full"),  # within a window no distance is new
+        ):
+            value = getattr(self, name)
+            if value is not None and self.attention != needed:
                 raise PlmjaxError(
-                    f"--{name}={value} has no effect with --attention=full.",
-                    hint="Set --attention=window.",
+                    f"--{name}={value} has no effect with "
+                    f"--attention={self.attention}.",
+                    hint=f"Leave it out, or set --attention={needed}.",
                 )
         if window is not None and (window < 2 or window % 2):
             raise PlmjaxError(

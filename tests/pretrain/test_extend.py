@@ -142,6 +142,7 @@ def test_what_a_model_cannot_become_is_refused(family, asked, words):
         ({"attention": "window", "window": 64}, "more than --length=40"),
         ({"window": 8}, "no effect with --attention=full"),
         ({"global_tokens": "first"}, "no effect with --attention=full"),
+        ({"attention": "window", "rope": "ntk"}, "effect with --attention=window"),
         ({"rope": "linear"}, "--rope=linear is not known"),
     ],
 )
