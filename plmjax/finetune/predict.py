@@ -80,7 +80,8 @@ class Predictor:
         ]
 
     def _scorer(self, model: Model) -> Callable:
-        assert model.task is not None
+        task = model.task
+        assert task is not None
         if self.config.length > model.encoder.max_length:
             raise PlmjaxError(
                 f"length={self.config.length}, but {model.name} has positions for "
@@ -91,7 +92,7 @@ class Predictor:
 
         @functools.cache
         def call(encoder: EncoderConfig) -> Callable:
-            made = predictions.make_predict(encoder, model.task, self.mesh)
+            made = predictions.make_predict(encoder, task, self.mesh)
             return functools.partial(made, params, {})
 
         def scorer(features: Features) -> Callable:

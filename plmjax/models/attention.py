@@ -97,6 +97,7 @@ def full(module, heads, view: View, noise: Noise | None, site: str):
 def _global(module, heads, view: View, noise: Noise | None, site: str):
     """Attention of the global tokens to all of their document; [B, N, G, D]."""
     config, found = module.config, view.global_tokens
+    assert found is not None
     query, key, value = (heads(f"global_{x}") for x in ("query", "key", "value"))
     if view.rotation is not None:
         query = rotate(query, *map(found.gather, view.rotation))

@@ -64,7 +64,7 @@ class Attention(nn.Module):
             count = config.heads
             if name in ("key", "value"):
                 count = config.kv_heads or count
-            if name == "global_query":  # of the global tokens alone
+            if name == "global_query" and view.global_tokens:  # of these tokens alone
                 y_BGH = view.global_tokens.gather(x_TH.reshape(*shape, -1))
                 y_SH, shape = y_BGH.reshape(-1, config.width), y_BGH.shape[:2]
             if name not in projections:
