@@ -103,16 +103,16 @@ def to_any_json(
     config: EncoderConfig,
     heads: Collection[str],
     pad_id: int,
-    cls_id: int,
-    sep_id: int,
+    *more: int,
     task: Task | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Returns the config.json of any model; transformers may not know its kind.
 
     Then `only_plmjax` has the reason.
     """
     try:
-        return to_json(config, heads, pad_id, cls_id, sep_id, task=task)
+        return to_json(config, heads, pad_id, *more, task=task, **options)
     except PlmjaxError as error:
         body = {
             "architectures": [architecture(config.family, heads)[0]],
