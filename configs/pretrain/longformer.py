@@ -61,5 +61,5 @@ def get_config(size: str = "base") -> ConfigDict:
         }
     )
     if tiny:
-        config.model.update({"window": 64})
+        config.model.update({"window": 64, "max_positions": 514})
     return config

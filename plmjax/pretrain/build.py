@@ -298,7 +298,9 @@ def build(
     )
     if not workdir.begun:
         encoders = [encoder, *([] if teacher is None else [teacher.encoder])]
-        check_global_tokens(config, tokenizer, store, encoders, phases)
+        check_global_tokens(
+            config, tokenizer, store, encoders=encoders, phases=phases, log=log
+        )
         check_text(
             config, tokenizer, store, objective=objective, loader=loader, log=log
         )

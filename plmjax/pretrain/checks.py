@@ -1,7 +1,7 @@
 """Refuses, before the first step, text that would be trained on by mistake."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,13 +75,24 @@ def check_global_tokens(
     config: RunConfig,
     tokenizer: Tokenizer,
     store: Store,
-    encoders: Iterable[EncoderConfig],
+    *,
+    encoders: Sequence[EncoderConfig],
     phases: Iterable[Phase],
+    log: Callable[[str], Any],
 ) -> None:
     """Raises PlmjaxError if a row has more global tokens than model.global_limit.
 
     It looks at SAMPLE rows of each split; the documents of a row are counted in all.
+    Logs how many parameters of the first encoder no global token trains.
     """
+    first = encoders[0]
+    if first.global_projections and first.global_tokens == "none":
+        count = 3 * (first.width + first.bias) * first.width
+        count *= sum(first.layer_kind(i) == "local" for i in range(first.layers))
+        log(
+            f"WARNING: {count:,} parameters are for global tokens alone, and are not "
+            "trained, because model.global_tokens is 'none'."
+        )
     for phase, encoder in itertools.product(phases, encoders):
         rule, limit, count = encoder.global_tokens, encoder.global_limit, 0
         if rule == "none":

@@ -385,7 +385,7 @@ def stand_in_for(parts, kind: str, monkeypatch) -> None:
     monkeypatch.setattr(
         predict_lib.Predictor,
         "_scorer",
-        lambda self, _: functools.partial(stand_in(kind), {}, {}),
+        lambda self, _: lambda features: functools.partial(stand_in(kind), {}, {}),
     )
 
 

@@ -57,6 +57,15 @@ PUBLISHED = {
         "position_biased_input": false, "num_attention_heads": 24,
         "attention_head_size": 64, "num_hidden_layers": 24, "type_vocab_size": 0,
         "vocab_size": 128100}""",
+    "longformer-base-4096": """{"attention_mode": "longformer",
+        "attention_probs_dropout_prob": 0.1, "attention_window": [512, 512, 512, 512,
+        512, 512, 512, 512, 512, 512, 512, 512], "bos_token_id": 0, "eos_token_id": 2,
+        "gradient_checkpointing": false, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "hidden_size": 768, "ignore_attention_mask": false,
+        "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 4098, "model_type": "longformer",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+        "sep_token_id": 2, "type_vocab_size": 1, "vocab_size": 50265}""",
     "gpt2": """{"activation_function": "gelu_new", "architectures":
         ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
         "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
@@ -201,6 +210,11 @@ def written(tiny):
         ("deberta-v2", {"embedding_size": 5}, "embedding_size is 5"),
         ("deberta-v2", {"attention_head_size": 3}, "3; plmjax supports only 2"),
         ("deberta-v2", {"legacy_": True}, "not know in deberta-v2: 'legacy_'"),
+        ("longformer", {"attention_window": [4, 4, 6]}, "only one window in all lay"),
+        ("longformer", {"attention_window": [4]}, "num_hidden_layers = 3 windows"),
+        ("longformer", {"attention_window": 5}, "model.window is 5; it must be even"),
+        ("longformer", {"global_tokens": "some"}, "global_tokens is 'some'; plmjax"),
+        ("longformer", {"global_token_ids": [10**6]}, "global_token_ids is 1000000"),
         ("gpt2", {"embd_pdrop": 0.2}, "embd_pdrop is 0.2 and resid_pdrop 0.1"),
         ("gpt2", {"n_inner": 0}, "n_inner is 0"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -221,6 +235,27 @@ def test_what_is_refused(written, family, changes, message):
         from_json(written(family) | changes, "config.json")
     assert caught.value.code == Exit.MODEL
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "named, rule, ids",
+    [
+        ("MaskedLM", "none", ()),
+        ("SequenceClassification", "first", ()),
+        ("TokenClassification", "none", ()),
+        ("QuestionAnswering", "question", (3,)),
+        ("MultipleChoice", "second", (3,)),
+    ],
+)
+def test_a_class_of_longformer_decides_which_tokens_are_global(
+    written, named, rule, ids
+):
+    """What transformers does without a mask; a file of plmjax says it."""
+    body = written("longformer") | {"sep_token_id": 3}
+    body = {key: value for key, value in body.items() if "global" not in key}
+    body["architectures"] = [f"LongformerFor{named}"]
+    config, _, _ = from_json(body, "config.json")
+    assert (config.global_tokens, config.global_ids) == (rule, ids)
 
 
 def test_what_deberta_must_say(written):

@@ -154,9 +154,10 @@ def check(case, config, theirs, batch, gradient):
     "case",
     [
         # Shared layers; attention that is disentangled; one side; all that BERT has;
-        # windows and rotations.
+        # windows and rotations; windows and global tokens.
         case
-        if case in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert")
+        if case
+        in ("albert_sop", "deberta_v3", "gpt2", "bert_nsp", "modernbert", "longformer")
         else pytest.param(case, marks=pytest.mark.slow)
         for case in GOLDENS.GOLDEN
     ],

@@ -9,10 +9,11 @@ import pytest
 from models.test_attention import SEGMENTS, seen, way  # noqa: F401
 
 from plmjax import PlmjaxError
+from plmjax.interop.card import global_tokens
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
 from plmjax.models.attention import View, reach
 from plmjax.models.encoder import Attention
-from plmjax.models.global_tokens import find, most
+from plmjax.models.global_tokens import find, most, with_room
 
 CONFIG = EncoderConfig(
     family="longformer",
@@ -32,6 +33,7 @@ CONFIG = EncoderConfig(
 )
 SHAPE = SEGMENTS.shape
 TOKENS = np.random.default_rng(2).integers(0, 9, SHAPE).astype(np.int32)
+TOKENS[0, :5] = 1, 1, 3, 4, 1  # two separators in a row
 PROJECTIONS = ("query", "key", "value")
 
 
@@ -68,6 +70,9 @@ def test_a_rule_is_written_out(rule):
         index = np.asarray(found.index_BG)[row][np.asarray(found.real_BG)[row]]
         np.testing.assert_array_equal(index, np.flatnonzero(wanted[row]))
     assert most(config, TOKENS, SEGMENTS) == wanted.sum(1).max()
+    assert with_room(CONFIG, TOKENS, SEGMENTS).global_limit == 8
+    narrow = dataclasses.replace(config, global_limit=1)
+    assert with_room(narrow, TOKENS, SEGMENTS).global_limit >= wanted.sum(1).max()
     # A row of fewer places holds the first ones.
     few = find(dataclasses.replace(config, global_limit=2), TOKENS, SEGMENTS)
     held = wanted & (np.cumsum(wanted, 1) <= 2)
@@ -156,7 +161,8 @@ def test_every_way_draws_the_same_dropout(way, monkeypatch):  # noqa: F811
     assert not np.allclose(ours, apply(*given), atol=1e-2)
 
 
-def test_a_packed_row_is_its_documents_alone(way):  # noqa: F811
+def test_a_packed_row_is_its_documents_alone(monkeypatch):
+    monkeypatch.setattr(attention, "LEAST_BLOCK", 4)
     random = np.random.default_rng(0)
     inputs = [TOKENS, SEGMENTS, 0 * TOKENS, 0 * TOKENS]
     encoder = Encoder(CONFIG)
@@ -173,6 +179,21 @@ def test_a_packed_row_is_its_documents_alone(way):  # noqa: F811
             array[0, : len(at)] = whole[row, at]
         wanted = np.asarray(apply(params, *alone))[0, : len(at)]
         np.testing.assert_allclose(packed[row, at], wanted, atol=3e-6)
+
+
+def test_the_card_says_what_transformers_must_be_given():
+    (line,) = global_tokens(CONFIG)
+    assert "the tokens with the ids 3, 4. transformers must be given that as" in line
+    first = dataclasses.replace(CONFIG, global_tokens="first")
+    assert global_tokens(first, "sequence") == []
+    assert (
+        "by default it takes the first token of a text"
+        in (
+            global_tokens(dataclasses.replace(first, global_tokens="none"), "sequence")[
+                0
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ PIECES = pieces(96)
 STEPS = 4
 # Windows, and tokens that all of the document sees.
 GLOBAL = {
+    "layers": 2,
     "layer_kinds": ("local",),
     "window": 4,
     "global_tokens": "listed",

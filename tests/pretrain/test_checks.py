@@ -184,6 +184,22 @@ def test_rows_of_padding_are_named_and_ordinary_text_is_not(tmp_path):
     assert "Rows of 256 tokens are " in block and "data.rows=packed" in block
 
 
+@pytest.mark.parametrize("rule", ["first", "sentences"])
+def test_rows_with_more_global_tokens_than_places_are_refused(tmp_path, rule):
+    keys = ("model.layer_kinds=('local',)", "model.window=8")
+    keys += (f"model.global_tokens={rule}",)
+    with pytest.raises(PlmjaxError, match=r"(?s)of 32 tokens has 5 global.*limit=6"):
+        start(tmp_path, sentences(90), *keys, "model.global_limit=1")
+    start(tmp_path, sentences(90), *keys)
+
+
+def test_projections_that_no_token_trains_are_counted(tmp_path):
+    keys = "model.preset=longformer-tiny", "model.window=8", "model.width=8"
+    logged = start(tmp_path, sentences(90), *keys, "model.heads=2")
+    (line,) = [line for line in logged if "global tokens alone" in line]
+    assert line.startswith("WARNING: 216 parameters are for global")  # 3 x 9 x 8
+
+
 def test_records_are_read_as_text_only_with_consent(tmp_path):
     lines = [f'{{"text": "{line}"}}' for line in sentences(90)]
     with pytest.raises(PlmjaxError, match="JSON lines.* --yes reads all as text") as e:

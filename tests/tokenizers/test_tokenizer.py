@@ -43,6 +43,13 @@ def tokenizer(request):
     return train_tokenizer(request.param, SENTENCES * 3)
 
 
+def test_the_pieces_that_end_a_sentence_are_found(tokenizer):
+    ids = tokenizer.global_ids["sentences"]
+    assert {tokenizer.decode([n]).strip() for n in ids} >= {"."}
+    assert tokenizer.encode_batch(["the old ships."]).tokens[-1] in ids
+    assert tokenizer.global_ids["question"] == (tokenizer.sep_id,)
+
+
 def reference(tokenizer, texts):
     """The library's own answer, text by text."""
     backend = tokenizer.backend
