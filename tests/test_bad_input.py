@@ -163,6 +163,7 @@ MODELS = [
     (("export", "--workdir=nowhere", "--to=x"), Exit.USAGE, "holds no run"),
     (("import", "--from=nowhere", "--workdir=x"), Exit.USAGE, "is not a folder"),
     (("import", "--from=folder", "--workdir=x"), Exit.MODEL, "model_type is 't5'"),
+    (("extend", "--from=no", "--length=9", "--workdir=x"), Exit.USAGE, "not a folder"),
     (("fill", "[MASK]", "--model=folder"), Exit.MODEL, "model_type is 't5'"),
     (("fill", "a", "--model=folder", "--checkpoint=5"), Exit.USAGE, "--checkpoint=5"),
     (("fill", "a", "--model=.", "--config.a=1"), Exit.USAGE, "has no --config"),

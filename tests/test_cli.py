@@ -171,6 +171,17 @@ def test_export_of_any_checkpoint_and_never_over_foreign_files(trained, call, tm
     assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
 
 
+def test_an_extended_run_guesses_as_before(trained, call, tmp_path):
+    """Its rows had 32 tokens, of 512 positions."""
+    workdir, long = trained[0] / "runs/mine", tmp_path / "long"
+    options = (f"--from={workdir}", "--length=64", f"--workdir={long}")
+    code, out, _ = call("extend", *options)
+    assert code == Exit.OK and "32 trained ones, repeated to 64" in out
+    guess = ("fill", "the [MASK] of a word")
+    before = call(*guess, f"--model={workdir / 'export'}")
+    assert before == call(*guess, f"--model={long / 'import'}")
+
+
 @pytest.mark.slow
 def test_an_imported_folder_is_trained_on_filled_and_exported(trained, tmp_path):
     folder, workdir = trained[0], tmp_path / "run"
@@ -314,7 +325,7 @@ def test_a_dry_run_shows_the_plan_and_the_run_follows(trained, call, tmp_path):
 
 def test_help_names_the_verbs_in_order(call):
     out = call("--help")[1]
-    verbs = ("pretrain", "evaluate", "fill", "export", "import", "bench")
+    verbs = ("pretrain", "evaluate", "fill", "export", "import", "extend", "bench")
     places = [out.index(f"\n    {verb} ") for verb in verbs]
     assert places == sorted(places)
     for verb in verbs[:-1]:

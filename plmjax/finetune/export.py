@@ -28,10 +28,11 @@ def export_task(
     scores: dict[str, Any],
     folder: Path,
     added: int = 0,
-) -> None:
+) -> str | None:
     """Writes a fine-tuned model, with its card and the block of its task.
 
-    `added` is the number of training examples beside those of the files.
+    `added` is the number of training examples beside those of the files. Returns why
+    only plmjax can read the folder, if so.
 
     Raises:
       PlmjaxError: as interop.export_folder.
@@ -76,7 +77,7 @@ def export_task(
             base_model=config.card.base_model or hub_name(str(config.model)),
         ),
     )
-    export_folder(
+    return export_folder(
         folder,
         model.encoder,
         model.params,
@@ -85,6 +86,7 @@ def export_task(
         length=data.config.length,
         task=model.task,
         files={TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
+        native=True,
     )
 
 

@@ -284,7 +284,7 @@ def _export(
     model = dataclasses.replace(
         setup.model, encoder=setup.encoder, params=params, task=setup.task
     )
-    export_task(
+    problem = export_task(
         model,
         setup.config.name or workdir.path.resolve().name,
         setup.config,
@@ -296,6 +296,8 @@ def _export(
     # Written last, because it marks the run as complete.
     write_json(workdir / "scores.json", scores)
     log(f"Exported to {workdir / 'export'}.")
+    if problem is not None:
+        log(f"Only plmjax can read it: {problem}")
     verb = "embed" if setup.task.head is None else "predict"
     log(
         f"\nNext:\n  plmjax {verb} --model={workdir.path} --input=FILE --output=FILE\n"

@@ -4,10 +4,12 @@ Nothing is dropped silently: an unknown key raises an error, and so does a value
 transformers' class of the family cannot express. The keys are in config_keys.
 """
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any, get_args
 
 from plmjax import Exit, PlmjaxError, __version__
+from plmjax import config as config_lib
 from plmjax.interop.config_keys import (
     ACTIVATIONS,
     IDLE,
@@ -25,6 +27,8 @@ from plmjax.models.global_tokens import USUAL
 from plmjax.models.positions import rope_base
 from plmjax.tasks.task import Task
 
+# The model_type of a model that transformers cannot express.
+NATIVE = "plmjax"
 # Larger than any published model; a false size in a file must not exhaust the memory.
 _MAX_SIZE = 10_000_000
 _MAX_LAYERS = 10_000
@@ -104,6 +108,32 @@ def to_json(
         value = getattr(config, field)
         body[key] = WRITTEN[value] if field == "activation" else value
     body |= _special_to_json(config, name, length or config.max_length)
+    return body if task is None else body | task_to_json(config, task)
+
+
+def to_any_json(
+    config: EncoderConfig,
+    heads: Collection[str],
+    pad_id: int,
+    *more: int,
+    task: Task | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns the config.json of any model; transformers may not know its kind.
+
+    Then `only_plmjax` has the reason.
+    """
+    try:
+        return to_json(config, heads, pad_id, *more, task=task, **options)
+    except PlmjaxError as error:
+        body = {
+            "architectures": [architecture(config.family, heads)[0]],
+            "model_type": NATIVE,
+            "only_plmjax": error.message,
+            "plmjax_version": __version__,
+            "pad_token_id": pad_id,
+            "encoder": dataclasses.asdict(config),
+        }
     return body if task is None else body | task_to_json(config, task)
 
 
@@ -245,6 +275,8 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
         if body.get("model_type") == theirs:
             body = body | {"model_type": ours}
     kind = body.get("model_type")
+    if kind == NATIVE:
+        return _from_native(body, where)
     native = isinstance(kind, str) and kind in KEYS and "auto_map" in KEYS[kind].idle
     if body.get("auto_map") and not native:
         raise refusal(
@@ -288,6 +320,20 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
     except PlmjaxError as error:
         hint = error.hint or "Use another model."
         raise refusal(f"{where}: {error.message}", hint) from error
+
+
+def _from_native(body: dict, where: str) -> tuple[EncoderConfig, int, list[str]]:
+    """Returns the config and padding id of a file that only plmjax reads."""
+    pad_id, encoder = body.get("pad_token_id"), body.get("encoder")
+    if not isinstance(encoder, dict):
+        raise _wrong(where, "encoder", encoder, "a block of values")
+    try:
+        config = config_lib.build(EncoderConfig, encoder, EncoderConfig.prefix)
+    except PlmjaxError as error:
+        hint = error.hint or "Use another model."
+        raise refusal(f"{where}: {error.message}", hint) from error
+    _check_integer("pad_token_id", pad_id, 0, config.vocab_size - 1, where)
+    return config, pad_id, []  # type: ignore[return-value]
 
 
 def _unused_keys(body: dict, known: Collection[str], where: str) -> list[str]:

@@ -71,8 +71,12 @@ def export_folder(
     length: int | None = None,
     task: Task | None = None,
     files: Mapping[str, str] = types.MappingProxyType({}),
-) -> None:
+    native: bool = False,
+) -> str | None:
     """Writes a folder that transformers and its AutoTokenizer load.
+
+    With `native`, a model that transformers cannot express becomes a folder that only
+    plmjax reads; returns why, else None.
 
     The class follows from the heads in `params`; a detector that the class does not
     have is written to detector_head.safetensors beside the model. `card` becomes
@@ -110,9 +114,8 @@ def export_folder(
             "Export a fine-tuned model together with its own task.",
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    body = config_json.to_json(
-        config, heads, *ids, task, mask_id=tokenizer.mask_id, length=length
-    )
+    to_json = config_json.to_any_json if native else config_json.to_json
+    body = to_json(config, heads, *ids, task, mask_id=tokenizer.mask_id, length=length)
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
@@ -132,6 +135,7 @@ def export_folder(
         for name, text in {CARD: card, **files}.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
+    return body.get("only_plmjax")
 
 
 def read_folder(path: str | Path) -> Imported:

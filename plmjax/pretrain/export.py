@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,9 +267,38 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
         )
     folders = model_folders(source) or {"model": source}
     imported = {name: read_folder(folder) for name, folder in folders.items()}
-    for model in imported.values():
+    models = {}
+    for name, model in imported.items():
         for note in model.notes:
             log(note)
+        parts = (model.config, model.params, model.tokenizer)
+        models[name] = Model(*parts, name=source.name, task=model.task)
+    record = {"base_model": hub_name(source)}
+    how = "Imported by plmjax as the start of a run."
+    save_start(workdir, models, record, how, log)
+    count = sum(tree.count(model.params) for model in models.values())
+    log(
+        f"Imported {count:,} parameters to {workdir / IMPORTED}.\n\nNext:\n"
+        f"  plmjax pretrain --workdir={workdir.path} --config.data.source.kind=text "
+        "--config.data.source.paths=..."
+    )
+
+
+def save_start(
+    workdir: Workdir,
+    models: Mapping[str, Model],
+    record: dict[str, Any],
+    how: str,
+    log: Callable[[str], Any],
+) -> None:
+    """Writes models by part to workdir/import, as the start of a run.
+
+    `record` becomes import.json: the base model's name, and perhaps a row length; `how`
+    is the sentence of the card.
+
+    Raises:
+      PlmjaxError: the workdir cannot be written, or already holds a run.
+    """
     workdir.create()
     with workdir.locked():
         if workdir.begun:
@@ -277,25 +306,20 @@ def import_folder(source: Path, workdir: Workdir, log: Callable[[str], Any]) -> 
                 f"{workdir.path} already holds a run.",
                 hint="Choose another --workdir for the import.",
             )
-        card = f"# {source.name}\n\nImported by plmjax as the start of a run.\n"
         to = workdir / IMPORTED
-        write_json(workdir / "import.json", {"base_model": hub_name(source)})
-        for name, model in imported.items():
-            folder = to if name == "model" else to / name
-            export_folder(
-                folder,
-                model.config,
+        write_json(workdir / "import.json", record)
+        for name, model in models.items():
+            problem = export_folder(
+                to if name == "model" else to / name,
+                model.encoder,
                 model.params,
                 model.tokenizer,
-                card,
+                f"# {model.name}\n\n{how}\n",
                 task=model.task,
+                native=True,
             )
-    count = sum(tree.count(model.params) for model in imported.values())
-    log(
-        f"Imported {count:,} parameters to {to}.\n\nNext:\n"
-        f"  plmjax pretrain --workdir={workdir.path} --config.data.source.kind=text "
-        "--config.data.source.paths=..."
-    )
+            if problem is not None:
+                log(f"Only plmjax can read the {name}: {problem}")
 
 
 def imported_layer(workdir: Workdir) -> dict:
@@ -310,7 +334,10 @@ def imported_layer(workdir: Workdir) -> dict:
         )
     main = next(iter(models.values()))
     tokenizer = folder if "model" in models else folder / next(iter(models))
+    record = workdir.read("import.json") or {}
+    length = record.get("length")
     return {
+        **({} if length is None else {"data": {"length": length}}),
         "model": {"preset": _preset(main.config.family)}
         | dataclasses.asdict(main.config),
         "objective": _objective(models),
@@ -322,7 +349,7 @@ def imported_layer(workdir: Workdir) -> dict:
             "epochs": 1.0,
             "optimizer": {"learning_rate": 1e-4},
         },
-        "card": {"base_model": (workdir.read("import.json") or {}).get("base_model")},
+        "card": {"base_model": record.get("base_model")},
     }
 
 
