@@ -115,7 +115,9 @@ def export_folder(
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
     to_json = config_json.to_any_json if native else config_json.to_json
-    body = to_json(config, heads, *ids, task, mask_id=tokenizer.mask_id, length=length)
+    body = to_json(
+        config, heads, *ids, task=task, mask_id=tokenizer.mask_id, length=length
+    )
     tensors, detector = to_tensors(config, params, task.outputs if task else 0)
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
