@@ -107,15 +107,16 @@ def attention_bytes(
 ) -> float:
     """Returns the part of the attention weights of a row in `activation_bytes`.
 
-    On CPUs longer rows are computed in blocks of queries, of which one is kept; of
-    rematerialised layers, too.
+    On CPUs longer rows are computed in tiles, of which one is kept; of rematerialised
+    layers, too.
     """
     weights, block = 0, 0
     for layer in layers:
         keys = _keys(config, layer, length)
-        whole = keys == length and config.attention != "disentangled"
-        if kind == "cpu" and whole and length > BLOCK:
-            block = BLOCK * length
+        tiled = config.attention == "full" or keys == length
+        tiled &= config.attention != "disentangled"
+        if kind == "cpu" and tiled and length > BLOCK:
+            block = BLOCK * BLOCK // 2
         else:
             weights += length * keys
     share = 1 / config.layers if config.remat else 1

@@ -337,12 +337,12 @@ def imported_layer(workdir: Workdir) -> dict:
     record = workdir.read("import.json") or {}
     length = record.get("length")
     return {
-        **({} if length is None else {"data": {"length": length}}),
+        "data": ({} if length is None else {"length": length})
+        | ({"rows": "single"} if main.config.one_document else {}),
         "model": {"preset": _preset(main.config.family)}
         | dataclasses.asdict(main.config),
         "objective": _objective(models),
         "tokenizer": {"path": str(tokenizer.relative_to(workdir.path))},
-        "data": {"rows": "single"} if main.config.one_document else {},
         # A high rate would destroy trained weights: a tenth of that of a new model.
         "train": {
             "init_from": IMPORTED,

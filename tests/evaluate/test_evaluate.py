@@ -349,6 +349,7 @@ def made(tmp_path, monkeypatch):
             metric=metric,
             features={"held_out": features},
             examples=lambda split: data.held_out,
+            batches=types.SimpleNamespace(size=config.train.batch),
             last="held_out",
             mesh=mesh,
             merge=lambda weights, frozen: {},
