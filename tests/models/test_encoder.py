@@ -316,6 +316,7 @@ def pairs_of(row: dict) -> set:
     return set(itertools.combinations(known, 2))
 
 
+@pytest.mark.slow
 def test_all_pairs_of_switches_build():
     """The hidden states keep their shape and dtype whatever the switches say."""
     ids, key = jax.ShapeDtypeStruct((2, 8), np.int32), jax.random.key(0)
