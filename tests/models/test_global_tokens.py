@@ -9,7 +9,7 @@ import pytest
 from models.test_attention import SEGMENTS, seen, way  # noqa: F401
 
 from plmjax import PlmjaxError
-from plmjax.interop.card import global_tokens
+from plmjax.interop.card import limits
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
 from plmjax.models.attention import View, reach
 from plmjax.models.config import with_global_ids
@@ -192,18 +192,12 @@ def test_ids_that_the_tokenizer_has_not_are_refused():
 
 
 def test_the_card_says_what_transformers_must_be_given():
-    (line,) = global_tokens(CONFIG)
+    (line,) = limits(CONFIG)
     assert "the tokens with the ids 3, 4. transformers must be given that as" in line
     first = dataclasses.replace(CONFIG, global_tokens="first")
-    assert global_tokens(first, "sequence") == []
-    assert (
-        "by default it takes the first token of a text"
-        in (
-            global_tokens(dataclasses.replace(first, global_tokens="none"), "sequence")[
-                0
-            ]
-        )
-    )
+    assert limits(first, "sequence") == []
+    (line,) = limits(dataclasses.replace(CONFIG, global_tokens="none"), "sequence")
+    assert "by default it takes the first token of a text" in line
 
 
 @pytest.mark.parametrize(
