@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax.models.global_tokens import GlobalTokens, documents
+from plmjax.models.global_tokens import GlobalTokens
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
-from plmjax.models.positions import rotate
+from plmjax.models.positions import rotate, within
 from plmjax.models.tiles import Way, in_tiles
 
 # On CPUs, longer rows are computed in tiles of so many keys.
@@ -46,25 +46,6 @@ class View(NamedTuple):
     global_tokens: GlobalTokens | None = None
 
 
-def reach(segments_BL, causal: bool, window: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Returns the first key that each query sees and one past the last, int32 [B, L].
-
-    A query sees its segment (a run of equal numbers), `window` tokens at most: half of
-    them on each side, and itself; a causal one sees itself and half of the window
-    before it, itself included, as ModernBERT's encoder and decoder. 0: no window.
-    """
-    start_BL, end_BL = documents(segments_BL)
-    index = jnp.arange(segments_BL.shape[1], dtype=jnp.int32)
-    half = window // 2
-    if causal:
-        end_BL = jnp.minimum(end_BL, index + 1)
-    elif window:
-        end_BL = jnp.minimum(end_BL, index + half + 1)
-    if window:
-        start_BL = jnp.maximum(start_BL, index - half + causal)
-    return start_BL, end_BL
-
-
 def full(module, heads, view: View, noise: Noise | None, site: str):
     """Softmax attention to all keys that a token sees; [B, N, L, D]."""
     query_BNLD, key_BMLD, value_BMLD = heads("query"), heads("key"), heads("value")
@@ -78,7 +59,7 @@ def full(module, heads, view: View, noise: Noise | None, site: str):
     keys, bounds = (key_BMLD, value_BMLD), (view.start, view.end)
     if found is None:
         return attend(local, query_BNLD, keys, bounds, noise)
-    *further, seen_BLG = found.more_keys(*keys, *bounds)
+    *further, seen_BLG = found.more_keys(*keys, bounds)
     bounds = *bounds, seen_BLG
     mixed_BNLD = attend(local, query_BNLD, (*keys, *further), bounds, noise)
     # The global tokens see all of their document.
@@ -92,7 +73,7 @@ def full(module, heads, view: View, noise: Noise | None, site: str):
         dataclasses.replace(way, site=f"{site}/global_weights"),
         scores(query_BNGD, key_BNLD, way.platform),
         value_BNLD,
-        within([x[:, None] for x in found.limits()], jnp.arange(key_BNLD.shape[2])),
+        within(found.bounds(), jnp.arange(key_BNLD.shape[2])),
         noise,
     )
     return found.insert(mixed_BNLD, theirs_BNGD)
@@ -183,13 +164,6 @@ def around(x_BNLD, size: int):
     x_BNLD = jnp.pad(x_BNLD, ((0, 0), (0, 0), (before, size - before), (0, 0)))
     x = split(x_BNLD, size)
     return jnp.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=3)
-
-
-def within(bounds, index):
-    """Returns whether keys `index` [..., K] are within the bounds [..., Q]."""
-    start, end = (x[..., None] for x in bounds)
-    index = jnp.expand_dims(index, range(start.ndim - index.ndim))
-    return (index >= start) & (index < end)
 
 
 def scores(query, key, platform: Platform) -> jax.Array:

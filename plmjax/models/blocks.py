@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax.models.attention import View, full, mix, scores, split, within
+from plmjax.models.attention import View, full, mix, scores, split
 from plmjax.models.config import EncoderConfig
 from plmjax.models.noise import Noise
+from plmjax.models.positions import within
 from plmjax.models.tiles import Way
 
 UNSEEN = np.float32(-1e30)

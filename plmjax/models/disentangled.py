@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plmjax.models.attention import View, mix, within
+from plmjax.models.attention import View, mix
 from plmjax.models.config import EncoderConfig
 from plmjax.models.layers import ACTIVATIONS, affine, dropout, einsum, norm
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
+from plmjax.models.positions import within
 from plmjax.models.tiles import Way
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plmjax.models.attention import View, full, reach
+from plmjax.models.attention import View, full
 from plmjax.models.blocks import blocks
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions, disentangled
@@ -17,7 +17,7 @@ from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
 from plmjax.models.nystrom import nystrom
 from plmjax.models.platform import ANY, Platform
-from plmjax.models.positions import POSITIONS, rotation
+from plmjax.models.positions import POSITIONS, reach, rotation
 
 ATTENTION = {
     "full": full,

@@ -9,9 +9,9 @@ import pytest
 from tests_common import campaign
 
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
-from plmjax.models.attention import attend, reach, slopes
+from plmjax.models.attention import attend, slopes
 from plmjax.models.platform import ANY
-from plmjax.models.positions import frequencies, rotate, rotation
+from plmjax.models.positions import frequencies, reach, rotate, rotation
 from plmjax.models.tiles import Way
 
 # Rows of 21 tokens: no multiple of a block of 4 or 8, documents of one token, padding

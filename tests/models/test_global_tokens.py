@@ -11,10 +11,11 @@ from models.test_attention import SEGMENTS, seen, way  # noqa: F401
 from plmjax import PlmjaxError
 from plmjax.interop.card import limits
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
-from plmjax.models.attention import View, reach
+from plmjax.models.attention import View
 from plmjax.models.config import with_global_ids
 from plmjax.models.encoder import Attention
 from plmjax.models.global_tokens import find, most, with_room
+from plmjax.models.positions import reach
 
 CONFIG = EncoderConfig(
     family="longformer",
