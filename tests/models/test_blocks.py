@@ -108,6 +108,29 @@ def test_bf16_with_one_huge_activation_stays_near_float32():
     np.testing.assert_allclose(found, wanted, atol=3 * 2**-7)
 
 
+def test_bf16_sums_the_gradients_of_what_many_blocks_see_in_float32():
+    """Of the first block, which 62 others see: as near to float32 as any other."""
+    arrays, weights = draw(256), draw(256, seed=1)[0]
+    lengths = jnp.full(3, 256)
+
+    @jax.jit
+    def gradients(arrays):
+        def loss(arrays):
+            found = run(arrays, True, lengths=lengths)
+            return (found.astype(jnp.float32) * weights).sum()
+
+        return jax.grad(loss)(arrays)[1:]
+
+    half = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    exact = gradients([x.astype(jnp.float32) for x in half])
+    for ours, wanted in zip(gradients(half), exact, strict=True):
+        error, size = (
+            float(jnp.square(x[:, :, : CONFIG.block]).mean() ** 0.5)
+            for x in (ours.astype(jnp.float32) - wanted, wanted)
+        )
+        assert error < 2**-7 * size
+
+
 @pytest.mark.usefixtures("strict")
 def test_dropout_follows_the_row_and_not_its_place():
     arrays = draw()
