@@ -133,17 +133,16 @@ def test_what_is_sent_is_a_row_for_each_axis_and_operation():
     assert re.search(r"all +│ +│ +9 │ 31.0 ", shown)
 
 
+LOCAL = {"layer_kinds": ("global", "local"), "window": 8}
+
+
 @pytest.mark.parametrize(
     "changes, kind, length, expected",
     [
         ({}, "gpu", 512, ("80.0%", "33.6")),
-        ({}, "cpu", 16384, ("99.2%", "1.0")),  # a tile of 128 x 256 a head
-        (
-            {"layer_kinds": ("global", "local"), "window": 8},
-            "gpu",
-            1024,
-            ("79.4%", "0.7%", "80.1%", "67.7"),
-        ),
+        ({}, "cpu", 16384, ("99.2%", "0.000")),  # in tiles
+        (LOCAL, "cpu", 1024, ("79.4%", "0.7%", "80.1%", "0.000")),
+        (LOCAL, "gpu", 1024, ("79.4%", "0.7%", "80.1%", "67.7")),
         (
             {"attention": "nystrom", "landmarks": 16, "value_convolution": 3},
             "cpu",

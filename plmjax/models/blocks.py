@@ -12,17 +12,19 @@ Legend: B rows, N heads, L tokens a row, D head width, G blocks of S tokens, I i
 blocks (G - 2), P blocks that an inner block sees, Q queries and K keys of a block.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plmjax.models.attention import View, full, mix, scores, split
 from plmjax.models.config import EncoderConfig
-from plmjax.models.layers import dropout, einsum
-from plmjax.models.platform import Platform
+from plmjax.models.noise import Noise
+from plmjax.models.positions import within
+from plmjax.models.tiles import Way
 
 UNSEEN = np.float32(-1e30)
 # Rows that have another plan of random blocks, the paper's: among the first 1,024
@@ -99,82 +101,65 @@ def _random_blocks(config: EncoderConfig, layer: int, count: int) -> np.ndarray:
     return drawn
 
 
-def sparse(
-    projected, start_BL, end_BL, seen_blocks, *, size, rate, noise, site, platform
-):
+def blocks(module, heads, view: View, noise: Noise | None, site: str):
+    """Block sparse attention; full attention in rows too short for it."""
+    config, length = module.config, view.start.shape[1]
+    if length < config.shortest_sparse:
+        return full(module, heads, view, noise, site)
+    seen_blocks = plan(config, module.number, length, train=noise is not None)
+    projected = heads("query"), heads("key"), heads("value")
+    way, bounds = Way(module.platform, config.attention_dropout, site), view[:2]
+    return sparse(way, projected, bounds, seen_blocks, size=config.block, noise=noise)
+
+
+def sparse(way: Way, projected, bounds, seen_blocks, *, size: int, noise):
     """Returns the mean values of the keys that each query sees, [B, N, L, D].
 
-    `projected` are the queries, keys and values, [B, N, L, D]; start .. end - 1 the
-    keys that a query may see; `seen_blocks` is the plan of blocks of `size` tokens.
+    `projected` are the queries, keys and values, [B, N, L, D]; `bounds` the first key
+    that a query may see and one past the last, [B, L]; `seen_blocks` is the plan of
+    blocks of `size` tokens.
     """
-    block_NIP, score_IP = seen_blocks
+    block_NIP, score_IP = map(jnp.asarray, seen_blocks)
     rows, heads, length, width = projected[0].shape
-    count = -(-length // size)
-
-    def blocks(x, axis: int):
-        """Pads the tokens to whole blocks, and splits them."""
-        pads = [(0, 0)] * x.ndim
-        pads[axis] = (0, count * size - length)
-        shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-        return jnp.pad(x, pads).reshape(shape)
 
     def chosen(x_BNGSD):
         """Returns the keys or values of the plan's blocks, [B, N, I, K, D]."""
+        # Many inner blocks see the same one: their gradients are summed in float32.
+        wide = x_BNGSD.astype(jnp.float32)
         take = jax.vmap(lambda x_BGSD, block_IP: x_BGSD[:, block_IP], (1, 0), 1)
-        return take(x_BNGSD, jnp.asarray(block_NIP)).reshape(
-            rows, heads, count - 2, -1, width
-        )
+        found = take(wide, block_NIP).reshape(rows, heads, -1, part * size, width)
+        return found.astype(x_BNGSD.dtype)
 
     def ends(x):
         """Returns the first and the last block as one, [B, N, 1, Q, ...]."""
         return jnp.concatenate([x[:, :, :1], x[:, :, -1:]], axis=3)
 
+    part = block_NIP.shape[2]
+
     @jax.checkpoint
     def both(query, key, value):
-        query, key, value = (blocks(x, 2) for x in (query, key, value))
-        start, end = (blocks(x, 1)[:, None] for x in (start_BL, end_BL))
-        options = {"rate": rate, "noise": noise, "platform": platform}
+        query, key, value = (split(x, size) for x in (query, key, value))
+        limits = [split(x[:, None], size) for x in bounds]
         # In the program, for it would be a large constant.
-        inside_111S = jnp.arange(size)[None, None, None]
-        index_NIPS = jnp.asarray(block_NIP)[..., None] * size + inside_111S
-        inner = _mix(
-            (query[:, :, 1:-1], start[:, :, 1:-1], end[:, :, 1:-1]),
-            (chosen(key), chosen(value), index_NIPS.reshape(heads, count - 2, -1)),
-            jnp.repeat(jnp.asarray(score_IP), size, axis=1),
-            site=f"{site}/weights",
-            **options,
+        index_NIPS = block_NIP[..., None] * size + jnp.arange(size)[None, None, None]
+        index_NI1K = index_NIPS.reshape(*block_NIP.shape[:2], 1, -1)
+        added_11I1K = jnp.repeat(score_IP, size, axis=1)[None, None, :, None]
+        inner = mix(
+            dataclasses.replace(way, site=f"{way.site}/weights"),
+            scores(query[:, :, 1:-1], chosen(key), way.platform) + added_11I1K,
+            chosen(value),
+            within([x[:, :, 1:-1] for x in limits], index_NI1K),
+            noise,
         )
-        around = _mix(
-            (ends(query), ends(start), ends(end)),
-            (
-                *(x.reshape(rows, heads, 1, -1, width) for x in (key, value)),
-                jnp.arange(count * size)[None, None],
-            ),
-            jnp.zeros((1, 1)),
-            site=f"{site}/global_weights",
-            **options,
+        key, value = (x.reshape(rows, heads, 1, -1, width) for x in (key, value))
+        edges = mix(
+            dataclasses.replace(way, site=f"{way.site}/global_weights"),
+            scores(ends(query), key, way.platform),
+            value,
+            within(map(ends, limits), jnp.arange(key.shape[3])),
+            noise,
         )
-        first, last = around[:, :, :, :size], around[:, :, :, size:]
+        first, last = jnp.split(edges, 2, axis=3)
         return jnp.concatenate([first, inner, last], axis=2)
 
-    mixed = both(*projected)
-    return mixed.reshape(rows, heads, -1, width)[:, :, :length]
-
-
-def _mix(queries, keys, score_GK, *, rate, noise, site, platform: Platform):
-    """Returns the values weighted by the softmax of the scores, [B, N, G, Q, D].
-
-    `queries` are with the bounds of what they see, [B, 1, G, Q]; `keys` with their
-    values and their places in the row, [N or 1, G, K].
-    """
-    query_BNGQD, start_B1GQ, end_B1GQ = queries
-    key_BNGKD, value_BNGKD, index_NGK = keys
-    dtype = value_BNGKD.dtype
-    scores = einsum("bngqd,bngkd->bngqk", query_BNGQD, key_BNGKD, platform)
-    scores = scores * query_BNGQD.shape[-1] ** -0.5 + score_GK[None, None, :, None]
-    index_1NG1K = index_NGK[None, :, :, None]
-    seen = (index_1NG1K >= start_B1GQ[..., None]) & (index_1NG1K < end_B1GQ[..., None])
-    weights = jax.nn.softmax(jnp.where(seen, scores, UNSEEN), axis=-1).astype(dtype)
-    weights = dropout(weights, rate, noise, site)
-    mixed: Any = einsum("bngqk,bngkd->bngqd", weights, value_BNGKD, platform)
-    return mixed.astype(dtype)
+    return both(*projected).reshape(rows, heads, -1, width)[:, :, :length]

@@ -311,119 +311,73 @@ def _nearest_divisor(size: int, wanted: int) -> int:
     return min(fits, key=lambda n: abs(n - wanted))
 
 
-def _bert(layers: int, width: int) -> EncoderConfig:
-    return EncoderConfig(
-        layers=layers, width=width, heads=width // 64, ffn_width=4 * width
-    )
-
-
-def _roberta(layers: int, width: int) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="roberta",
-        vocab_size=50265,
-        max_positions=514,
-        position_offset=2,
-        token_types=1,
-        norm_eps=1e-5,
-    )
-
-
-def _xlm_roberta(layers: int, width: int) -> EncoderConfig:
-    return dataclasses.replace(
-        _roberta(layers, width), family="xlm-roberta", vocab_size=250002
-    )
-
-
-def _albert(layers: int, width: int, heads: int, version: int) -> EncoderConfig:
-    # Google's second version has no dropout and uses GELU's tanh approximation.
-    rate = 0.1 if version == 1 else 0.0
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="albert",
-        vocab_size=30000,
-        heads=heads,
-        embedding_width=128,
-        activation="gelu" if version == 1 else "gelu_tanh",
-        sharing="all",
-        dropout=rate,
-        attention_dropout=rate,
-    )
-
-
-def _albert_xxlarge_v1() -> EncoderConfig:
-    # Already trained without dropout, according to its config.json.
-    return dataclasses.replace(
-        _albert(12, 4096, 64, version=1), dropout=0.0, attention_dropout=0.0
-    )
-
-
-def _distilbert(layers: int, width: int) -> EncoderConfig:
-    return dataclasses.replace(_bert(layers, width), family="distilbert", token_types=0)
-
-
-def _electra(layers: int, width: int, embedding_width: int) -> EncoderConfig:
-    """The discriminator; objectives/generator.py makes its generator."""
-    return dataclasses.replace(
-        _bert(layers, width), family="electra", embedding_width=embedding_width
-    )
-
-
-def _deberta(layers: int, width: int, convolution_width: int = 0) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="deberta-v2",
-        vocab_size=128100,
-        token_types=0,
-        norm_eps=1e-7,
-        attention="disentangled",
-        positions="none",
-        convolution_width=convolution_width,
-    )
-
-
-def _gpt2(layers: int, width: int) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="gpt2",
-        vocab_size=50257,
-        max_positions=1024,
-        token_types=0,
-        activation="gelu_tanh",
-        norm_place="pre",
-        norm_eps=1e-5,
-        causal=True,
-        head="plain",
-    )
-
-
-def _modernbert(layers: int, width: int, ffn_width: int, **more) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        **{
-            "family": "modernbert",
-            "vocab_size": 50368,
-            "ffn_width": ffn_width,
-            "max_positions": 8192,
-            "token_types": 0,
-            "gated": True,
-            "bias": False,
-            "norm_place": "pre",
-            "norm_embeddings": True,
-            "norm_eps": 1e-5,
-            "layer_kinds": ("global", "local", "local"),
-            "positions": "rope",
-            "rope_theta": 160_000.0,
-            "rope_local_theta": 10_000.0,
-            "dropout": 0.0,
-            "attention_dropout": 0.0,
-            **more,
-        },
-    )
-
-
-# Layers, width and inner width.
-_ETTIN = {
+# What a family has, but for the sizes.
+_ROBERTA = {
+    "family": "roberta",
+    "vocab_size": 50265,
+    "max_positions": 514,
+    "position_offset": 2,
+    "token_types": 1,
+    "norm_eps": 1e-5,
+}
+_XLM_ROBERTA = _ROBERTA | {"family": "xlm-roberta", "vocab_size": 250002}
+_LONGFORMER = _ROBERTA | {
+    "family": "longformer",
+    "max_positions": 4098,
+    "layer_kinds": ("local",),
+    "window": 512,
+}
+_ALBERT = {
+    "family": "albert",
+    "vocab_size": 30000,
+    "embedding_width": 128,
+    "sharing": "all",
+}
+_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
+# Google's second version has no dropout and uses GELU's tanh approximation.
+_ALBERT_V2 = _ALBERT | _NO_DROPOUT | {"activation": "gelu_tanh"}
+_DISTILBERT = {"family": "distilbert", "token_types": 0}
+# The discriminator; objectives/generator.py makes its generator.
+_ELECTRA = {"family": "electra"}
+_DEBERTA = {
+    "family": "deberta-v2",
+    "vocab_size": 128100,
+    "token_types": 0,
+    "norm_eps": 1e-7,
+    "attention": "disentangled",
+    "positions": "none",
+}
+_GPT2 = {
+    "family": "gpt2",
+    "vocab_size": 50257,
+    "max_positions": 1024,
+    "token_types": 0,
+    "activation": "gelu_tanh",
+    "norm_place": "pre",
+    "norm_eps": 1e-5,
+    "causal": True,
+    "head": "plain",
+}
+_ROTATED = _NO_DROPOUT | {
+    "max_positions": 8192,
+    "token_types": 0,
+    "gated": True,
+    "bias": False,
+    "norm_place": "pre",
+    "norm_eps": 1e-5,
+    "positions": "rope",
+}
+_MODERNBERT = _ROTATED | {
+    "family": "modernbert",
+    "vocab_size": 50368,
+    "norm_embeddings": True,
+    "layer_kinds": ("global", "local", "local"),
+    "rope_theta": 160_000.0,
+    "rope_local_theta": 10_000.0,
+}
+_ETTIN = _MODERNBERT | {"max_positions": 7999, "rope_local_theta": None}
+# Ettin's pairs: an encoder and a decoder of one shape; layers, width and inner width.
+_ETTIN_SIZES = {
     "17m": (7, 256, 384),
     "32m": (10, 384, 576),
     "68m": (19, 512, 768),
@@ -431,149 +385,107 @@ _ETTIN = {
     "400m": (28, 1024, 2624),
     "1b": (28, 1792, 3840),
 }
+_EUROBERT = _ROTATED | {
+    "family": "eurobert",
+    "vocab_size": 128256,
+    "activation": "silu",
+    "norm": "rms",
+    "rope_theta": 250_000.0,
+    "head": "untied",
+}
+_BIGBIRD = {
+    "family": "bigbird",
+    "vocab_size": 50358,
+    "max_positions": 4096,
+    "activation": "gelu_tanh",
+    "attention": "blocks",
+}
+_NYSTROMFORMER = {
+    "family": "nystromformer",
+    "vocab_size": 30000,
+    "position_offset": 2,
+    "activation": "gelu_tanh",
+    "norm_eps": 1e-5,
+    "attention": "nystrom",
+}
 
 
-def _ettin(layers: int, width: int, ffn_width: int, causal: bool) -> EncoderConfig:
-    """Ettin's pairs: an encoder and a decoder of one shape."""
-    family = "modernbert-decoder" if causal else "modernbert"
-    return _modernbert(
-        layers,
-        width,
-        ffn_width,
-        family=family,
-        causal=causal,
-        max_positions=7999,
-        rope_local_theta=None,
-    )
-
-
-def _eurobert(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int):
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="eurobert",
-        vocab_size=128256,
-        heads=heads,
-        kv_heads=kv_heads,
-        ffn_width=ffn_width,
-        max_positions=8192,
-        token_types=0,
-        activation="silu",
-        gated=True,
-        bias=False,
-        norm="rms",
-        norm_place="pre",
-        norm_eps=1e-5,
-        positions="rope",
-        rope_theta=250_000.0,
-        head="untied",
-        dropout=0.0,
-        attention_dropout=0.0,
-    )
-
-
-def _longformer(layers: int, width: int) -> EncoderConfig:
-    return dataclasses.replace(
-        _roberta(layers, width),
-        family="longformer",
-        max_positions=4098,
-        layer_kinds=("local",),
-        window=512,
-    )
-
-
-def _bigbird(layers: int, width: int, **more) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        **{
-            "family": "bigbird",
-            "vocab_size": 50358,
-            "max_positions": 4096,
-            "activation": "gelu_tanh",
-            "attention": "blocks",
-            **more,
-        },
-    )
-
-
-def _nystromformer(layers: int, width: int, length: int) -> EncoderConfig:
-    return dataclasses.replace(
-        _bert(layers, width),
-        family="nystromformer",
-        vocab_size=30000,
-        max_positions=length + 2,
-        position_offset=2,
-        activation="gelu_tanh",
-        norm_eps=1e-5,
-        attention="nystrom",
-    )
+def _model(layers: int, width: int, family: Mapping[str, Any], **more) -> EncoderConfig:
+    """A model of a family; `more` replaces what BERT's shape or the family say."""
+    shape = {"layers": layers, "width": width}
+    shape |= {"heads": width // 64, "ffn_width": 4 * width}
+    return EncoderConfig(**{**shape, **family, **more})
 
 
 # From the config.json files on huggingface.co; of some modern sizes from their authors'
 # training files (docs/model.md).
 # The tiny ones except BERT's are ours, for training on two cores.
 PRESETS: dict[str, EncoderConfig] = {
-    "bert-tiny": _bert(2, 128),
-    "bert-mini": _bert(4, 256),
-    "bert-small": _bert(4, 512),
-    "bert-medium": _bert(8, 512),
-    "bert-base": _bert(12, 768),
-    "bert-large": _bert(24, 1024),
-    "roberta-tiny": _roberta(4, 256),
-    "roberta-base": _roberta(12, 768),
-    "roberta-large": _roberta(24, 1024),
-    "xlm-roberta-tiny": _xlm_roberta(4, 256),
-    "xlm-roberta-base": _xlm_roberta(12, 768),
-    "xlm-roberta-large": _xlm_roberta(24, 1024),
-    "albert-tiny": _albert(4, 256, 4, version=2),
-    "albert-base-v1": _albert(12, 768, 12, version=1),
-    "albert-large-v1": _albert(24, 1024, 16, version=1),
-    "albert-xlarge-v1": _albert(24, 2048, 16, version=1),
-    "albert-xxlarge-v1": _albert_xxlarge_v1(),
-    "albert-base-v2": _albert(12, 768, 12, version=2),
-    "albert-large-v2": _albert(24, 1024, 16, version=2),
-    "albert-xlarge-v2": _albert(24, 2048, 16, version=2),
-    "albert-xxlarge-v2": _albert(12, 4096, 64, version=2),
+    "bert-tiny": _model(2, 128, {}),
+    "bert-mini": _model(4, 256, {}),
+    "bert-small": _model(4, 512, {}),
+    "bert-medium": _model(8, 512, {}),
+    "bert-base": _model(12, 768, {}),
+    "bert-large": _model(24, 1024, {}),
+    "roberta-tiny": _model(4, 256, _ROBERTA),
+    "roberta-base": _model(12, 768, _ROBERTA),
+    "roberta-large": _model(24, 1024, _ROBERTA),
+    "xlm-roberta-tiny": _model(4, 256, _XLM_ROBERTA),
+    "xlm-roberta-base": _model(12, 768, _XLM_ROBERTA),
+    "xlm-roberta-large": _model(24, 1024, _XLM_ROBERTA),
+    "albert-tiny": _model(4, 256, _ALBERT_V2),
+    "albert-base-v1": _model(12, 768, _ALBERT),
+    "albert-large-v1": _model(24, 1024, _ALBERT),
+    "albert-xlarge-v1": _model(24, 2048, _ALBERT, heads=16),
+    # Already trained without dropout, according to its config.json.
+    "albert-xxlarge-v1": _model(12, 4096, _ALBERT | _NO_DROPOUT),
+    "albert-base-v2": _model(12, 768, _ALBERT_V2),
+    "albert-large-v2": _model(24, 1024, _ALBERT_V2),
+    "albert-xlarge-v2": _model(24, 2048, _ALBERT_V2, heads=16),
+    "albert-xxlarge-v2": _model(12, 4096, _ALBERT_V2),
     # Half the layers of bert-mini, its teacher.
-    "distilbert-tiny": _distilbert(2, 256),
-    "distilbert-base": _distilbert(6, 768),
-    "electra-tiny": _electra(4, 256, 128),
-    "electra-small": _electra(12, 256, 128),
-    "electra-base": _electra(12, 768, 768),
-    "electra-large": _electra(24, 1024, 1024),
-    "deberta-v2-xlarge": _deberta(24, 1536, convolution_width=3),
-    "deberta-v2-xxlarge": _deberta(48, 1536, convolution_width=3),
-    "deberta-v3-tiny": _deberta(4, 256),
-    "deberta-v3-xsmall": _deberta(12, 384),
-    "deberta-v3-small": _deberta(6, 768),
-    "deberta-v3-base": _deberta(12, 768),
-    "deberta-v3-large": _deberta(24, 1024),
-    "gpt2-tiny": _gpt2(4, 256),
-    "gpt2": _gpt2(12, 768),
-    "gpt2-medium": _gpt2(24, 1024),
-    "gpt2-large": _gpt2(36, 1280),
-    "gpt2-xl": _gpt2(48, 1600),
-    "modernbert-tiny": _modernbert(4, 256, 384),
-    "modernbert-base": _modernbert(22, 768, 1152),
-    "modernbert-large": _modernbert(28, 1024, 2624),
+    "distilbert-tiny": _model(2, 256, _DISTILBERT),
+    "distilbert-base": _model(6, 768, _DISTILBERT),
+    "electra-tiny": _model(4, 256, _ELECTRA, embedding_width=128),
+    "electra-small": _model(12, 256, _ELECTRA, embedding_width=128),
+    "electra-base": _model(12, 768, _ELECTRA, embedding_width=768),
+    "electra-large": _model(24, 1024, _ELECTRA, embedding_width=1024),
+    "deberta-v2-xlarge": _model(24, 1536, _DEBERTA, convolution_width=3),
+    "deberta-v2-xxlarge": _model(48, 1536, _DEBERTA, convolution_width=3),
+    "deberta-v3-tiny": _model(4, 256, _DEBERTA),
+    "deberta-v3-xsmall": _model(12, 384, _DEBERTA),
+    "deberta-v3-small": _model(6, 768, _DEBERTA),
+    "deberta-v3-base": _model(12, 768, _DEBERTA),
+    "deberta-v3-large": _model(24, 1024, _DEBERTA),
+    "gpt2-tiny": _model(4, 256, _GPT2),
+    "gpt2": _model(12, 768, _GPT2),
+    "gpt2-medium": _model(24, 1024, _GPT2),
+    "gpt2-large": _model(36, 1280, _GPT2),
+    "gpt2-xl": _model(48, 1600, _GPT2),
+    "modernbert-tiny": _model(4, 256, _MODERNBERT, ffn_width=384),
+    "modernbert-base": _model(22, 768, _MODERNBERT, ffn_width=1152),
+    "modernbert-large": _model(28, 1024, _MODERNBERT, ffn_width=2624),
     **{
-        f"ettin-{kind}-{size}": _ettin(*shape, causal=kind == "decoder")
-        for kind in ("encoder", "decoder")
-        for size, shape in _ETTIN.items()
+        f"ettin-{kind}-{size}": _model(layers, width, _ETTIN | more, ffn_width=inner)
+        for kind, more in (
+            ("encoder", {}),
+            ("decoder", {"family": "modernbert-decoder", "causal": True}),
+        )
+        for size, (layers, width, inner) in _ETTIN_SIZES.items()
     },
-    "longformer-tiny": _longformer(4, 256),
-    "longformer-base-4096": _longformer(12, 768),
-    "longformer-large-4096": _longformer(24, 1024),
-    "eurobert-tiny": _eurobert(4, 256, 1024, heads=4, kv_heads=2),
-    "eurobert-210m": _eurobert(12, 768, 3072, heads=12, kv_heads=12),
-    "eurobert-610m": _eurobert(26, 1152, 4096, heads=18, kv_heads=6),
-    "bigbird-tiny": _bigbird(4, 256, max_positions=1024, block=16),
-    "bigbird-base": _bigbird(12, 768),
-    "bigbird-large": _bigbird(24, 1024),
-    "nystromformer-tiny": _nystromformer(4, 256, 1024),
-    "nystromformer-512": _nystromformer(12, 768, 510),
+    "longformer-tiny": _model(4, 256, _LONGFORMER),
+    "longformer-base-4096": _model(12, 768, _LONGFORMER),
+    "longformer-large-4096": _model(24, 1024, _LONGFORMER),
+    "eurobert-tiny": _model(4, 256, _EUROBERT, kv_heads=2),
+    "eurobert-210m": _model(12, 768, _EUROBERT, kv_heads=12),
+    "eurobert-610m": _model(26, 1152, _EUROBERT, kv_heads=6, ffn_width=4096),
+    "bigbird-tiny": _model(4, 256, _BIGBIRD, max_positions=1024, block=16),
+    "bigbird-base": _model(12, 768, _BIGBIRD),
+    "bigbird-large": _model(24, 1024, _BIGBIRD),
+    "nystromformer-tiny": _model(4, 256, _NYSTROMFORMER, max_positions=1026),
     **{
-        f"nystromformer-{length}": _nystromformer(12, 768, length)
-        for length in (1024, 2048, 4096)
+        f"nystromformer-{name}": _model(12, 768, _NYSTROMFORMER, max_positions=length)
+        for name, length in ((512, 512), (1024, 1026), (2048, 2050), (4096, 4098))
     },
 }
 

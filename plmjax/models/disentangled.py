@@ -14,10 +14,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plmjax.models.attention import View, mix
 from plmjax.models.config import EncoderConfig
 from plmjax.models.layers import ACTIVATIONS, affine, dropout, einsum, norm
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
+from plmjax.models.positions import within
+from plmjax.models.tiles import Way
+
+
+def disentangled(module, heads, view: View, noise: Noise | None, site: str):
+    """Full attention with scores that depend on the tokens' distance."""
+    query_BNLD, key_BNLD, value_BNLD = heads("query"), heads("key"), heads("value")
+    config, platform = module.config, module.platform
+    tables = position_heads(config, heads, view.relative, noise, site)
+    scores_BNQK = einsum("bnqd,bnkd->bnqk", query_BNLD, key_BNLD, platform)
+    scores_BNQK += position_scores(
+        config, query_BNLD, key_BNLD, *tables, platform=platform
+    )
+    # The scores are a sum of three terms of equal variance.
+    scores_BNQK *= (3 * config.head_width) ** -0.5
+    bounds_B1L = [x[:, None] for x in (view.start, view.end)]
+    seen_B1QK = within(bounds_B1L, jnp.arange(scores_BNQK.shape[-1]))
+    way = Way(platform, config.attention_dropout, f"{site}/weights")
+    return mix(way, scores_BNQK, value_BNLD, seen_B1QK, noise)
 
 
 def bucket(distance: np.ndarray, buckets: int, max_positions: int) -> np.ndarray:

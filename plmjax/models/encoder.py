@@ -8,14 +8,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plmjax.models.attention import ATTENTION, View, reach
+from plmjax.models.attention import View, full
+from plmjax.models.blocks import blocks
 from plmjax.models.config import EncoderConfig
-from plmjax.models.disentangled import Convolution, RelativePositions
+from plmjax.models.disentangled import Convolution, RelativePositions, disentangled
 from plmjax.models.global_tokens import find
 from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
 from plmjax.models.noise import Noise
+from plmjax.models.nystrom import nystrom
 from plmjax.models.platform import ANY, Platform
-from plmjax.models.positions import POSITIONS, rotation
+from plmjax.models.positions import POSITIONS, reach, rotation
+
+ATTENTION = {
+    "full": full,
+    "disentangled": disentangled,
+    "blocks": blocks,
+    "nystrom": nystrom,
+}
 
 
 class Embeddings(nn.Module):

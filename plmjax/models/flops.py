@@ -107,20 +107,17 @@ def attention_bytes(
 ) -> float:
     """Returns the part of the attention weights of a row in `activation_bytes`.
 
-    On CPUs longer rows are computed in tiles, of which one is kept; of rematerialised
-    layers, too.
+    On CPUs longer rows are computed in tiles, of which none is kept; of rematerialised
+    layers one is.
     """
-    weights, block = 0, 0
+    weights, in_tiles = 0, kind == "cpu" and length > BLOCK
     for layer in layers:
         keys = _keys(config, layer, length)
-        tiled = config.attention == "full" or keys == length
-        tiled &= config.attention != "disentangled"
-        if kind == "cpu" and tiled and length > BLOCK:
-            block = BLOCK * BLOCK // 2
-        else:
+        whole = keys == length and config.attention != "disentangled"
+        if not (in_tiles and (whole or config.attention == "full")):
             weights += length * keys
     share = 1 / config.layers if config.remat else 1
-    return 2 * config.heads * (weights * share + block) * _itemsize(config)
+    return 2 * config.heads * weights * share * _itemsize(config)
 
 
 def _itemsize(config: EncoderConfig) -> int:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax.models.config import EncoderConfig
+from plmjax.models.positions import reach, within
 
 # By the head of a task: which tokens transformers' classes make global, without a mask.
 USUAL = {"sequence": "first", "answers": "question", "choices": "second"}
@@ -39,31 +40,25 @@ class GlobalTokens(NamedTuple):
         """Returns the vectors of the global tokens, [B, G, E]."""
         return jnp.take_along_axis(x_BLE, self.index_BG[:, :, None], axis=1)
 
-    def limits(self) -> tuple[jax.Array, jax.Array]:
-        """Returns the first token that each global one sees, and one past the last."""
-        start, end = (
-            jnp.take_along_axis(x, self.index_BG, axis=1)
-            for x in (self.start_BL, self.end_BL)
-        )
-        return start, end
+    def bounds(self) -> list[jax.Array]:
+        """Returns the bounds of what each global token sees; [B, 1, G]."""
+        own_BL = (self.start_BL, self.end_BL)
+        return [jnp.take_along_axis(x, self.index_BG, axis=1)[:, None] for x in own_BL]
 
-    def more_keys(self, key_BNLD, value_BNLD, start_BL, end_BL):
+    def more_keys(self, key_BNLD, value_BNLD, bounds):
         """Returns keys and values [B, N, G, D], and whether a query sees them.
 
-        A query sees those of its document that the window start_BL .. end_BL - 1 lacks:
-        so each counts once; bool [B, L, G].
+        A query sees those of its document that its window, from one of the `bounds`
+        [B, L] to the other, lacks: so each counts once; bool [B, L, G].
         """
-        index = self.index_BG[:, None, :, None]
+        index_B1G1 = self.index_BG[:, None, :, None]
         key, value = (
-            jnp.take_along_axis(x, index, axis=2) for x in (key_BNLD, value_BNLD)
+            jnp.take_along_axis(x, index_B1G1, axis=2) for x in (key_BNLD, value_BNLD)
         )
-        index = index[:, :, :, 0]
-
-        def within(start, end):
-            return (index >= start[:, :, None]) & (index < end[:, :, None])
-
-        seen = within(self.start_BL, self.end_BL) & ~within(start_BL, end_BL)
-        return key, value, seen & self.real_BG[:, None, :]
+        index_B1G = self.index_BG[:, None]
+        seen = within((self.start_BL, self.end_BL), index_B1G)
+        seen &= ~within(bounds, index_B1G) & self.real_BG[:, None]
+        return key, value, seen
 
     def insert(self, mixed_BNLD, theirs_BNGD):
         """Returns the first with the second in the places of the global tokens."""
@@ -72,21 +67,9 @@ class GlobalTokens(NamedTuple):
         return jnp.where(slot >= 0, spread, mixed_BNLD)
 
 
-def documents(segments_BL) -> tuple[jax.Array, jax.Array]:
-    """Returns the first token of each token's document, and one past the last."""
-    length = segments_BL.shape[1]
-    index = jnp.arange(length, dtype=jnp.int32)
-    other_BL = segments_BL[:, 1:] != segments_BL[:, :-1]
-    first_BL = jnp.pad(other_BL, ((0, 0), (1, 0)), constant_values=True)
-    last_BL = jnp.pad(other_BL, ((0, 0), (0, 1)), constant_values=True)
-    start_BL = jax.lax.cummax(jnp.where(first_BL, index, 0), axis=1)
-    end_BL = jnp.where(last_BL, index + 1, length)
-    return start_BL, jax.lax.cummin(end_BL, axis=1, reverse=True)
-
-
 def find(config: EncoderConfig, tokens_BL, segments_BL) -> GlobalTokens:
     """Returns the global tokens of rows of documents; segment 0 has none."""
-    start_BL, end_BL = documents(segments_BL)
+    start_BL, end_BL = reach(segments_BL)
     wanted_BL = _chosen(config, tokens_BL, segments_BL, start_BL, end_BL)
     slot_BL = jnp.cumsum(wanted_BL, axis=1, dtype=jnp.int32) - 1
     wanted_BL &= slot_BL < config.global_limit
@@ -124,7 +107,7 @@ def _chosen(config: EncoderConfig, tokens_BL, segments_BL, start_BL, end_BL):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _counts(config: EncoderConfig, tokens_BL, segments_BL) -> jax.Array:
-    limits = documents(segments_BL)
+    limits = reach(segments_BL)
     return _chosen(config, tokens_BL, segments_BL, *limits).sum(1)
 
 

@@ -10,33 +10,57 @@ convolution, S = W - 1 tokens of a block, G blocks.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from plmjax.models.config import EncoderConfig
+from plmjax.models.attention import View, around, attend, scores
 from plmjax.models.layers import einsum
+from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
+from plmjax.models.tiles import Way
 
 _STEPS = 6  # of the iteration that approaches the inverse
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def by_landmarks(
-    config: EncoderConfig,
-    query_BNLD,
-    key_BNLD,
-    value_BNLD,
-    size_B,
-    platform: Platform,
-):
+def nystrom(module, heads, view: View, noise: Noise | None, site: str):
+    """Attention by landmarks, and a convolution of the values.
+
+    In rows with no more tokens than landmarks it is the exact softmax. As published,
+    its weights have no dropout.
+    """
+    del noise, site
+    config, platform = module.config, module.platform
+    query_BNLD, key_BNLD, value_BNLD = heads("query"), heads("key"), heads("value")
+    size_B = view.end[:, 0]  # of the row's only document
+    if view.end.shape[1] > config.landmarks:
+        projected = query_BNLD, key_BNLD, value_BNLD
+        mixed_BNLD = by_landmarks(config.landmarks, projected, size_B, platform)
+    else:
+        keys, bounds = (key_BNLD, value_BNLD), (view.start, view.end)
+        mixed_BNLD = attend(Way(platform), query_BNLD, keys, bounds, None)
+        mixed_BNLD = mixed_BNLD.astype(jnp.float32)
+    if config.value_convolution:
+        init = nn.initializers.normal(config.init_std)
+        # PyTorch's Conv2d has it transposed.
+        shape = (1, config.value_convolution, 1, config.heads)
+        kernel_1W1N = module.param("value_convolution", init, shape)
+        mixed_BNLD += convolve(kernel_1W1N, value_BNLD, size_B, platform)
+    return mixed_BNLD.astype(value_BNLD.dtype)
+
+
+def by_landmarks(count: int, projected, size_B, platform: Platform):
     """Returns near @ inverse(between) @ far @ values, float32 [B, N, L, D].
 
     The three are softmaxes: of the tokens over the landmarks, of the landmarks over
     themselves, and of the landmarks over the tokens. A landmark is the mean of a
     stretch of the first `size` tokens of a row, its document; stretches differ by one
-    token at most. A document of at most M tokens has the exact softmax.
+    token at most. A document of at most M = `count` tokens has the exact softmax.
+    `projected` are the queries, keys and values, [B, N, L, D].
     """
-    dtype, length, count = value_BNLD.dtype, value_BNLD.shape[2], config.landmarks
+    query_BNLD, key_BNLD, value_BNLD = projected
+    dtype, length = value_BNLD.dtype, value_BNLD.shape[2]
     index_1L, size_B1 = jnp.arange(length)[None], size_B[:, None]
     real_BL = index_1L < size_B1
     stretch_BL = index_1L * count // jnp.maximum(size_B1, count)
@@ -50,9 +74,8 @@ def by_landmarks(
         return (sums_BNMD / tokens_BM[:, None, :, None]).astype(dtype)
 
     def softmax(a_BNQD, b_BNKD, seen=True):
-        scores_BNQK: Any = einsum("bnqd,bnkd->bnqk", a_BNQD, b_BNKD, platform)
-        scores_BNQK *= a_BNQD.shape[-1] ** -0.5
-        return jax.nn.softmax(jnp.where(seen, scores_BNQK, jnp.float32(-1e30)), axis=-1)
+        scores_BNQK = jnp.where(seen, scores(a_BNQD, b_BNKD, platform), -1e30)
+        return jax.nn.softmax(scores_BNQK, axis=-1)
 
     query_BNMD, key_BNMD = means(query_BNLD), means(key_BNLD)
     far_BNML = softmax(query_BNMD, key_BNLD, real_BL[:, None, None]).astype(dtype)
@@ -98,11 +121,7 @@ def convolve(kernel_1W1N, value_BNLD, size_B, platform: Platform):
     size = kernel_1W1N.shape[1] - 1
     real_BL = jnp.arange(length)[None] < size_B[:, None]
     value_BNLD = jnp.where(real_BL[:, None, :, None], value_BNLD, 0)
-    blocks = -(-length // size)
-    after = (blocks + 1) * size - size // 2 - length
-    x = jnp.pad(value_BNLD, ((0, 0), (0, 0), (size // 2, after), (0, 0)))
-    x = x.reshape(rows, heads, blocks + 1, size, width)
-    around_BNGKD = jnp.concatenate([x[:, :, :-1], x[:, :, 1:]], axis=3)
+    around_BNGKD = around(value_BNLD, size)
     # A block's token s sees the values s .. s + S around it.
     offset_SK = jnp.arange(2 * size)[None] - jnp.arange(size)[:, None]
     kernel_NW = kernel_1W1N[0, :, 0].T.astype(value_BNLD.dtype)

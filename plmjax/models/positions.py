@@ -1,7 +1,8 @@
 """Position kinds: functions of one signature, chosen by EncoderConfig.positions.
 
 Each adds information about the positions [B, L] to the summed embeddings [B, L, E].
-Rotations (RoPE) act on the queries and keys of attention instead.
+Rotations (RoPE) act on the queries and keys of attention instead. `reach` says which
+keys a query sees.
 
 Legend: N heads, D head width.
 """
@@ -86,3 +87,34 @@ def rotate(x_BNLD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     x, y = jnp.split(x_BNLD.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, None], sin[:, None]
     return jnp.concatenate([x * cos - y * sin, y * cos + x * sin], -1).astype(dtype)
+
+
+def reach(segments_BL, causal: bool = False, window: int = 0):
+    """Returns the first key that each query sees and one past the last, int32 [B, L].
+
+    A query sees its segment (a run of equal numbers), `window` tokens at most: half of
+    them on each side, and itself; a causal one sees itself and half of the window
+    before it, itself included, as ModernBERT's encoder and decoder. 0: no window.
+    """
+    length, half = segments_BL.shape[1], window // 2
+    index = jnp.arange(length, dtype=jnp.int32)
+    other_BL = segments_BL[:, 1:] != segments_BL[:, :-1]
+    first_BL = jnp.pad(other_BL, ((0, 0), (1, 0)), constant_values=True)
+    last_BL = jnp.pad(other_BL, ((0, 0), (0, 1)), constant_values=True)
+    start_BL = jax.lax.cummax(jnp.where(first_BL, index, 0), axis=1)
+    end_BL = jnp.where(last_BL, index + 1, length)
+    end_BL = jax.lax.cummin(end_BL, axis=1, reverse=True)
+    if causal:
+        end_BL = jnp.minimum(end_BL, index + 1)
+    elif window:
+        end_BL = jnp.minimum(end_BL, index + half + 1)
+    if window:
+        start_BL = jnp.maximum(start_BL, index - half + causal)
+    return start_BL, end_BL
+
+
+def within(bounds, index):
+    """Returns whether keys `index` [..., K] are within the bounds [..., Q]."""
+    start, end = (x[..., None] for x in bounds)
+    index = jnp.expand_dims(index, range(start.ndim - index.ndim))
+    return (index >= start) & (index < end)

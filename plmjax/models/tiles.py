@@ -25,15 +25,19 @@ from plmjax.models.platform import Platform
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What is known when the program is compiled; tiles have so many `keys`."""
+    """What is known of attention when the program is compiled."""
 
-    length: int
-    keys: int
     platform: Platform
-    slopes: tuple[float, ...] | None
-    # Of dropout.
-    rate: float
-    site: str
+    # Of the dropout of the weights.
+    rate: float = 0.0
+    site: str = ""
+    # No query sees farther than half of it; 0: no window.
+    window: int = 0
+    # ALiBi's, of each head.
+    slopes: tuple[float, ...] | None = None
+    # With tiles: the tokens of a row, and the keys of a tile.
+    length: int = 0
+    keys: int = 0
 
     @property
     def queries(self) -> int:
@@ -53,8 +57,8 @@ class Block(NamedTuple):
     # The first key that any of them sees, and the number of tiles.
     begin: jax.Array
     tiles: jax.Array
-    # Whether they see the further keys, or None.
-    seen_BQE: jax.Array | None
+    # Whether they see the further keys, if there are any.
+    seen_BQE: jax.Array | None = None
 
 
 class Tile(NamedTuple):
@@ -69,13 +73,7 @@ class Tile(NamedTuple):
 
 
 def in_tiles(way: Way, query_BNLD, keys, bounds, noise):
-    """Returns attention as attention.attend does, [B, N, L, D].
-
-    `keys` are the keys and values [B, M, L, D], and further ones [B, M, E, D] if there
-    are any. `bounds` are the first key that each query sees and one past the last,
-    [B, L], and which of the further ones it sees, [B, L, E] or None.
-    """
-    start_BL, end_BL, seen_BLE = bounds
+    """Returns attention as attention.attend does, from the same arrays."""
     rows, heads, _, width = query_BNLD.shape
     kv_heads = keys[0].shape[1]
     groups, count = heads // kv_heads, -(-way.length // way.queries)
@@ -92,7 +90,7 @@ def in_tiles(way: Way, query_BNLD, keys, bounds, noise):
     query = jnp.moveaxis(query, 3, 0).reshape(count, rows, kv_heads, -1, width)
     head = jnp.arange(heads, dtype=jnp.uint32).repeat(way.queries)
     index = jnp.arange(count * way.queries, dtype=jnp.int32).reshape(count, -1)
-    start_GBQ, end_GBQ = blocks(start_BL), blocks(end_BL)
+    start_GBQ, end_GBQ, *seen_GBQE = map(blocks, bounds)
     # Of all rows, so that devices with some rows each take the same steps.
     begin_G = start_GBQ.min((1, 2))
     bounds = (
@@ -102,7 +100,7 @@ def in_tiles(way: Way, query_BNLD, keys, bounds, noise):
         jnp.broadcast_to(head, (count, *head.shape)).reshape(count, kv_heads, -1),
         begin_G,
         -((begin_G - end_GBQ.max((1, 2))) // way.keys),
-        None if seen_BLE is None else blocks(seen_BLE),
+        *seen_GBQE,
     )
     # A tile may begin at any key, and end beyond the row.
     filled = (jnp.pad(x, ((0, 0), (0, 0), (0, way.keys), (0, 0))) for x in keys[:2])

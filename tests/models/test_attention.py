@@ -9,9 +9,10 @@ import pytest
 from tests_common import campaign
 
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
-from plmjax.models.attention import Dropout, attend, reach, slopes
+from plmjax.models.attention import attend, slopes
 from plmjax.models.platform import ANY
-from plmjax.models.positions import frequencies, rotate, rotation
+from plmjax.models.positions import frequencies, reach, rotate, rotation
+from plmjax.models.tiles import Way
 
 # Rows of 21 tokens: no multiple of a block of 4 or 8, documents of one token, padding
 # at the end, and a row that is padding but for one token.
@@ -46,7 +47,7 @@ def reference(query, key, value, mask, slope=None):
     scores = np.einsum("bnqd,bnkd->bnqk", query, key) / np.sqrt(query.shape[-1])
     if slope is not None:
         index = np.arange(query.shape[2])
-        scores -= slope[:, None, None] * np.abs(index[:, None] - index)
+        scores -= np.array(slope)[:, None, None] * np.abs(index[:, None] - index)
     scores = np.where(mask[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
@@ -69,20 +70,10 @@ def way(request, monkeypatch):
     return request.param
 
 
-def run(query, key, value, causal=False, window=0, slope=None, drop=None):
-    start, end = reach(jnp.asarray(SEGMENTS), causal, window)
-    drop = drop or Dropout(0.0, None, "site")
-    return attend(
-        query,
-        key,
-        value,
-        start,
-        end,
-        window=window,
-        slopes=slope,
-        drop=drop,
-        platform=ANY,
-    )
+def run(query, key, value, causal=False, window=0, slope=None, rate=0.0, noise=None):
+    bounds = reach(jnp.asarray(SEGMENTS), causal, window)
+    way = Way(ANY, rate, "site", window, slope)
+    return attend(way, query, (key, value), bounds, noise)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -120,11 +111,12 @@ def test_every_way_has_the_gradients_and_the_dropout_of_one(
     way, window, rate, monkeypatch
 ):
     rows = jnp.array([5, 9, 2], jnp.int32)
-    drop = Dropout(rate, Noise(jnp.uint32(1), jnp.uint32(2), rows), "site")
+    noise = Noise(jnp.uint32(1), jnp.uint32(2), rows)
     weights = draw(seed=1)[0]
 
     def loss(arrays):
-        return (run(*arrays, window=window, drop=drop) * weights).sum()
+        found = run(*arrays, window=window, rate=rate, noise=noise)
+        return (found * weights).sum()
 
     ours = jax.value_and_grad(loss)(draw())
     monkeypatch.setattr(attention, "BLOCK", 1000)
@@ -132,7 +124,8 @@ def test_every_way_has_the_gradients_and_the_dropout_of_one(
     wanted = jax.value_and_grad(loss)(draw())
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    assert (np.asarray(run(*draw(), drop=drop)) != run(*draw())).any() == (rate > 0)
+    dropped = run(*draw(), rate=rate, noise=noise)
+    assert (np.asarray(dropped) != run(*draw())).any() == (rate > 0)
 
 
 def test_bf16_with_one_huge_activation_stays_near_float32(way):
@@ -255,17 +248,8 @@ def test_local_layers_take_memory_that_grows_with_the_length():
         bounds = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
         def local(query, key, value, start, end):
-            return attend(
-                query,
-                key,
-                value,
-                start,
-                end,
-                window=64,
-                slopes=None,
-                drop=Dropout(0.0, None, "site"),
-                platform=ANY,
-            ).sum()
+            way = Way(ANY, window=64)
+            return attend(way, query, (key, value), (start, end), None).sum()
 
         program = jax.jit(jax.grad(local)).lower(shape, shape, shape, bounds, bounds)
         memory = program.compile().memory_analysis()

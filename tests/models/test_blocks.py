@@ -11,6 +11,7 @@ from plmjax.models import Encoder, EncoderConfig, Noise
 from plmjax.models.blocks import plan, short_rows, sparse
 from plmjax.models.flops import encoder_flops
 from plmjax.models.platform import ANY
+from plmjax.models.tiles import Way
 
 CONFIG = EncoderConfig(
     vocab_size=50,
@@ -65,9 +66,9 @@ def run(arrays, train: bool, noise=None, rate: float = 0.0, lengths=LENGTHS):
     shape = (3, arrays[0].shape[2])
     start = jnp.zeros(shape, jnp.int32)
     end = jnp.broadcast_to(lengths[:, None], shape)
-    options = {"size": CONFIG.block, "rate": rate, "noise": noise, "platform": ANY}
-    seen = plan(CONFIG, 1, shape[1], train)
-    found = sparse(arrays, start, end, seen, site="site", **options)
+    seen, way = plan(CONFIG, 1, shape[1], train), Way(ANY, rate, "site")
+    options = {"size": CONFIG.block, "noise": noise}
+    found = sparse(way, arrays, (start, end), seen, **options)
     real = jnp.arange(shape[1])[None] < lengths[:, None]
     return jnp.where(real[:, None, :, None], found, 0)
 
@@ -105,6 +106,29 @@ def test_bf16_with_one_huge_activation_stays_near_float32():
         wanted = reference(exact, multiplicities(31, True))
     # bf16 has 8 digits: a weight and a value of size 3 are each off by 2 ** -9.
     np.testing.assert_allclose(found, wanted, atol=3 * 2**-7)
+
+
+def test_bf16_sums_the_gradients_of_what_many_blocks_see_in_float32():
+    """Of the first block, which 62 others see: as near to float32 as any other."""
+    arrays, weights = draw(256), draw(256, seed=1)[0]
+    lengths = jnp.full(3, 256)
+
+    @jax.jit
+    def gradients(arrays):
+        def loss(arrays):
+            found = run(arrays, True, lengths=lengths)
+            return (found.astype(jnp.float32) * weights).sum()
+
+        return jax.grad(loss)(arrays)[1:]
+
+    half = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+    exact = gradients([x.astype(jnp.float32) for x in half])
+    for ours, wanted in zip(gradients(half), exact, strict=True):
+        error, size = (
+            float(jnp.square(x[:, :, : CONFIG.block]).mean() ** 0.5)
+            for x in (ours.astype(jnp.float32) - wanted, wanted)
+        )
+        assert error < 2**-7 * size
 
 
 @pytest.mark.usefixtures("strict")
@@ -148,10 +172,10 @@ def test_rows_too_short_for_blocks_have_full_attention():
 
 def test_memory_grows_with_the_length_and_not_its_square():
     def mixed(q, k, v, start, end):
-        options = {"rate": 0.0, "noise": None, "site": "site", "platform": ANY}
         config = dataclasses.replace(CONFIG, block=16)
         seen = plan(config, 0, q.shape[2], True)
-        return sparse((q, k, v), start, end, seen, size=16, **options).sum()
+        options = {"size": 16, "noise": None}
+        return sparse(Way(ANY), (q, k, v), (start, end), seen, **options).sum()
 
     sizes = []
     for length in (512, 1024):

@@ -11,10 +11,11 @@ from models.test_attention import SEGMENTS, seen, way  # noqa: F401
 from plmjax import PlmjaxError
 from plmjax.interop.card import limits
 from plmjax.models import Encoder, EncoderConfig, Noise, attention
-from plmjax.models.attention import View, reach
+from plmjax.models.attention import View
 from plmjax.models.config import with_global_ids
 from plmjax.models.encoder import Attention
 from plmjax.models.global_tokens import find, most, with_room
+from plmjax.models.positions import reach
 
 CONFIG = EncoderConfig(
     family="longformer",
@@ -196,7 +197,7 @@ def test_the_card_says_what_transformers_must_be_given():
     assert "the tokens with the ids 3, 4. transformers must be given that as" in line
     first = dataclasses.replace(CONFIG, global_tokens="first")
     assert limits(first, "sequence") == []
-    (line,) = limits(dataclasses.replace(first, global_tokens="none"), "sequence")
+    (line,) = limits(dataclasses.replace(CONFIG, global_tokens="none"), "sequence")
     assert "by default it takes the first token of a text" in line
 
 

@@ -83,7 +83,7 @@ def total(arrays, weights):
 @jax.jit
 def ours(query, key, value, kernel):
     size_B = jnp.array(SIZES)
-    mixed = by_landmarks(CONFIG, query, key, value, size_B, ANY)
+    mixed = by_landmarks(CONFIG.landmarks, (query, key, value), size_B, ANY)
     return mixed + convolve(kernel, value, size_B, ANY)
 
 
@@ -141,7 +141,7 @@ def test_memory_grows_with_the_length():
         def loss(arrays):
             *heads, kernel = arrays
             size_B = jnp.array([100])
-            mixed = by_landmarks(CONFIG, *heads, size_B=size_B, platform=ANY)
+            mixed = by_landmarks(CONFIG.landmarks, heads, size_B, ANY)
             return (mixed + convolve(kernel, heads[2], size_B, ANY)).sum()
 
         program = jax.jit(jax.grad(loss)).lower([*heads, kernel]).compile()
