@@ -24,6 +24,7 @@ from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
 from plmjax.models.config import GlobalRule
 from plmjax.models.global_tokens import USUAL
+from plmjax.models.heads import HEADS
 from plmjax.models.positions import rope_base
 from plmjax.tasks.task import Task
 
@@ -127,14 +128,29 @@ def to_any_json(
         return to_json(config, heads, pad_id, *more, task=task, **options)
     except PlmjaxError as error:
         body = {
-            "architectures": [architecture(config.family, heads)[0]],
             "model_type": NATIVE,
             "only_plmjax": error.message,
             "plmjax_version": __version__,
             "pad_token_id": pad_id,
             "encoder": dataclasses.asdict(config),
+            "heads": list(heads),
         }
     return body if task is None else body | task_to_json(config, task)
+
+
+def native_heads(body: dict, family: str, where: str) -> tuple[str, ...] | None:
+    """Returns the heads in the folder of a model that transformers cannot express.
+
+    None: the folder is of one that it can.
+    """
+    if body.get("model_type") != NATIVE:
+        return None
+    named, known = body.get("heads"), FAMILIES[family].heads
+    if not isinstance(named, list) or not all(
+        head in HEADS or head in known for head in map(str, named)
+    ):
+        raise _wrong(where, "heads", named, "a list of names of heads")
+    return tuple(named)
 
 
 def _check_widths(config: EncoderConfig, name: str) -> None:
@@ -252,13 +268,13 @@ def _rope_to_json(config: EncoderConfig, kind: str) -> dict[str, Any]:
 
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
-    hint = "Keep the model as a plmjax checkpoint, or train one with that value"
+    hint = "For transformers, train one with that value"
     if field == "embedding_width" and not name.startswith("Albert"):
         # Usually an ELECTRA's generator with the wider embeddings of its discriminator.
         hint += ", with model.family=electra, or with objective.tie=none"
     return PlmjaxError(
-        f"model.{field}={value!r} cannot be exported: {name} of transformers supports "
-        f"only {wanted!r}.",
+        f"model.{field}={value!r} cannot be read by transformers, whose {name} "
+        f"supports only {wanted!r}.",
         hint=f"{hint}.",
         code=Exit.USAGE,
     )
@@ -333,6 +349,7 @@ def _from_native(body: dict, where: str) -> tuple[EncoderConfig, int, list[str]]
         hint = error.hint or "Use another model."
         raise refusal(f"{where}: {error.message}", hint) from error
     _check_integer("pad_token_id", pad_id, 0, config.vocab_size - 1, where)
+    _check_integer("layers", config.layers, 1, _MAX_LAYERS, where)
     return config, pad_id, []  # type: ignore[return-value]
 
 
