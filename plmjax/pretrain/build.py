@@ -160,7 +160,7 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
             f"{longest + encoder.position_offset}, or shorten the rows to "
             f"{encoder.max_length}.",
         )
-    shortest = min([length for _, length, _ in config.data.phases] or [longest])
+    shortest = min(shape.length for shape in config.data.shapes)
     exact = encoder.landmarks == encoder.max_length
     if encoder.attention == "nystrom" and shortest < encoder.landmarks and not exact:
         raise PlmjaxError(
