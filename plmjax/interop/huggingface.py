@@ -81,12 +81,12 @@ def export_folder(
     returns why, else None.
 
     The class follows from the heads in `params`; a detector that the class does not
-    have is written to detector_head.safetensors beside the model. `card` becomes
-    README.md; `length` is the tokenizer's longest row in tokens (None: the model's
-    positions); `task` is that of a fine-tuned model (for embeddings the files of
-    sentence-transformers are written, too); `files` holds further files by name. The
-    folder is written atomically; an earlier export of plmjax is replaced, anything else
-    is left untouched.
+    have is written to detector_head.safetensors beside the model. `card` (its text, or
+    its facts) becomes README.md; `length` is the tokenizer's longest row in tokens
+    (None: the model's positions); `task` is that of a fine-tuned model (for embeddings
+    the files of sentence-transformers are written, too); `files` holds further files by
+    name. The folder is written atomically; an earlier export of plmjax is replaced,
+    anything else is left untouched.
 
     Raises:
       PlmjaxError: the folder holds something else (code 2), the parameters are not the
@@ -124,7 +124,9 @@ def export_folder(
     else:
         tensors, detector = to_native(config, params, outputs), {}
     if isinstance(card, CardFacts):
-        card = model_card(dataclasses.replace(card, only_plmjax=problem))
+        limits = card.limitations if problem is None else ()  # in transformers
+        facts = dataclasses.replace(card, only_plmjax=problem, limitations=limits)
+        card = model_card(facts)
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
         files = pooling_files | dict(files)

@@ -122,6 +122,7 @@ def export_trained(
         log(f"Exported step {trained.step:,} to {folder}.")
         if problem is not None:
             log(f"Only plmjax can read it: {problem}")
+            continue
         for line in facts.limitations:
             log(f"Note: {line}")
 
