@@ -182,7 +182,7 @@ class CardFacts:
     recipe: Mapping[str, Any]
     figures: Sequence[tuple[str, float | str, str]]
     card: CardConfig = CardConfig()
-    # Limitations in addition to those of every such model.
+    # Limitations in transformers, in addition to those of every such model.
     limitations: Sequence[str] = ()
     task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
     objective: str | None = None
@@ -265,7 +265,7 @@ def model_card(facts: CardFacts) -> str:
                 "It repeats the views, errors and gaps of the text above.",
                 task.limit,
                 "The figures hold for text like its own, measured as they say.",
-                *facts.limitations,
+                *(() if facts.only_plmjax else facts.limitations),
             )
         ),
     ]

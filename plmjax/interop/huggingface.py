@@ -124,9 +124,7 @@ def export_folder(
     else:
         tensors, detector = to_native(config, params, outputs), {}
     if isinstance(card, CardFacts):
-        limits = card.limitations if problem is None else ()  # in transformers
-        facts = dataclasses.replace(card, only_plmjax=problem, limitations=limits)
-        card = model_card(facts)
+        card = model_card(dataclasses.replace(card, only_plmjax=problem))
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
         files = pooling_files | dict(files)
