@@ -7,14 +7,17 @@ row lengths, in turns with the others; the epoch's time is that of its steps' me
 """
 
 import argparse
-import os
 import statistics
+import sys
 import time
 
 import jax
 from jax.sharding import Mesh
 
 from plmjax import config as config_lib
+from plmjax import machine
+from plmjax.cli import run_program
+from plmjax.cli.parser import program_parser
 from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.train import sharding
@@ -66,24 +69,30 @@ class Way:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = program_parser(
+        _run,
+        "an epoch of a fine-tuning in rows of one example, in buckets, and packed",
+        "python benchmarks/packing.py model=DIR task.kind=tags task.train=train.conll",
+    )
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
     return parser
 
 
-def main() -> None:
-    given = make_parser().parse_args().overrides
+def _run(args) -> int:
     mesh = sharding.make_mesh(FinetuneConfig().mesh)
-    print(f"load before: {os.getloadavg()[0]:.1f}")
+    print(f"load before: {machine.load_average()}")
     with jax.set_mesh(mesh):
-        ways = {name: Way(mesh, [*given, *more]) for name, more in WAYS.items()}
+        ways = {
+            name: Way(mesh, [*args.overrides, *more]) for name, more in WAYS.items()
+        }
         for number in range(STEPS + 1):
             for way in ways.values():
                 way.run(number)
     for name, way in ways.items():
         print(f"{name:10} {way.figures()}")
-    print(f"load after: {os.getloadavg()[0]:.1f}")
+    print(f"load after: {machine.load_average()}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(make_parser(), __file__))

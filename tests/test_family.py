@@ -202,7 +202,7 @@ def test_what_cannot_be_exported_is_said_before_and_after(story, tmp_path, capsy
     run = tmp_path / "run"
     more = ["--config.objective.pairs=nsp", "--config.model.gated=True"]
     assert pretrain(story, run, *more, "--dry_run=shapes") == 0
-    assert "will stay a plmjax checkpoint: model.gated" in capsys.readouterr().out
+    assert "only plmjax will read this model: model.gated" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -29,15 +29,13 @@ def add(verb) -> None:
         "import a Hugging Face folder as the start weights of a run",
         "plmjax import --from=bert-base-uncased --workdir=runs/continued",
     )
-    added.add_argument(
-        "--from",
-        dest="source",
-        required=True,
-        metavar="DIR",
-        help="a folder on disk, such as one from `hf download NAME --local-dir=DIR`",
-    )
-    added.add_argument("--workdir", required=True, help="directory of the new run")
+    _source(added, "a folder, such as one from `hf download NAME --local-dir=DIR`")
     _add_extend(verb)
+
+
+def _source(added, what: str) -> None:
+    added.add_argument("--from", dest="source", required=True, metavar="DIR", help=what)
+    added.add_argument("--workdir", required=True, help="directory of the new run")
 
 
 def _add_extend(verb) -> None:
@@ -48,17 +46,10 @@ def _add_extend(verb) -> None:
         "plmjax extend --from=runs/mine --length=4096 --attention=window "
         "--workdir=runs/long",
     )
-    added.add_argument(
-        "--from",
-        dest="source",
-        required=True,
-        metavar="DIR",
-        help="the workdir of a run, or a Hugging Face folder",
-    )
+    _source(added, "the workdir of a run, or a Hugging Face folder")
     added.add_argument(
         "--length", type=int, required=True, metavar="N", help="tokens of a row"
     )
-    added.add_argument("--workdir", required=True, help="directory of the new run")
     added.add_argument(
         "--attention",
         choices=("full", "window"),

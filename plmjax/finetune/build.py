@@ -153,12 +153,12 @@ def build(
             "--config.start.dropout=0.1 often helps."
         )
     encoder, params = start(model, task, config.start, config.seed("init"))
+    if settings.rows == "packed":
+        task_heads.check_packing(encoder, task)
     features = _features(data, added, model.tokenizer, log)
     for rows in features.values():
         encoder = with_room(encoder, rows.arrays["tokens"], rows.arrays["segments"])
     _check_vocabulary(data, features, model, log)
-    if settings.rows == "packed":
-        task_heads.check_packing(encoder, task)
     batches = _batches(config, settings, features["train"], mesh, log)
     if short := short_rows(encoder, batches.lengths):
         log(short)

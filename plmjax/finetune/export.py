@@ -9,7 +9,7 @@ from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.interop.card import CardFacts, limits, model_card
+from plmjax.interop.card import CardFacts, limits
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.tasks import KINDS
@@ -82,11 +82,10 @@ def export_task(
         model.encoder,
         model.params,
         tokenizer=model.tokenizer,
-        card=model_card(facts),
+        card=facts,
         length=data.config.length,
         task=model.task,
         files={TASK: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"},
-        native=True,
     )
 
 

@@ -38,6 +38,18 @@ tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 model = $loader.from_pretrained(folder, local_files_only=True)
 $code
 ```""")
+_NATIVE = Template("""\
+Only plmjax can read this folder: $why
+
+```bash
+plmjax $use --model=PATH/TO/THIS/FOLDER
+```""")
+_EMBED = 'embed --text="The rows of a matrix are cows."'
+_USES = {
+    "masked-lm": 'fill "The [MASK] of a matrix."',
+    "causal-lm": 'fill "The rows of a matrix"',
+    "detector": 'detect "The rows of a matrix are cows."',
+}
 _POOL = {
     "cls": "vectors = states[:, 0]",
     "mean": """\
@@ -170,10 +182,11 @@ class CardFacts:
     recipe: Mapping[str, Any]
     figures: Sequence[tuple[str, float | str, str]]
     card: CardConfig = CardConfig()
-    # Limitations in addition to those of every such model.
+    # Limitations in transformers, in addition to those of every such model.
     limitations: Sequence[str] = ()
     task: str = "masked-lm"  # or causal-lm, detector, encoder, or a kind of task
     objective: str | None = None
+    only_plmjax: str | None = None  # why transformers cannot express it
 
 
 # What a rule of model.global_tokens is called in a sentence.
@@ -252,7 +265,7 @@ def model_card(facts: CardFacts) -> str:
                 "It repeats the views, errors and gaps of the text above.",
                 task.limit,
                 "The figures hold for text like its own, measured as they say.",
-                *facts.limitations,
+                *(() if facts.only_plmjax else facts.limitations),
             )
         ),
     ]
@@ -283,9 +296,11 @@ def _front_matter(facts: CardFacts) -> str:
     for name, value in dataclasses.asdict(facts.card).items():
         names = [_clean(part.strip()) for part in (value or "").split(",")]
         keys[name] = names if len(names) > 1 else names[0] or None
+    library = "sentence-transformers" if sentences else "transformers"
+    native = facts.only_plmjax is not None
     data = ModelCardData(
-        library_name="sentence-transformers" if sentences else "transformers",
-        pipeline_tag=_text(facts.task).pipeline,
+        library_name="plmjax" if native else library,
+        pipeline_tag=None if native else _text(facts.task).pipeline,
         tags=["plmjax", facts.task, _clean(facts.family)],
         **keys,
     )
@@ -293,6 +308,10 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
+    if facts.only_plmjax is not None:
+        trained = KINDS[facts.task].head if facts.task in KINDS else None
+        use = "predict --input=TEXTS.csv" if trained else _USES.get(facts.task, _EMBED)
+        return _NATIVE.substitute(why=_clean(facts.only_plmjax), use=use)
     task, loader = _text(facts.task), _loader(facts.task)
     if facts.task == "detector" and facts.family != "electra":
         task, loader = _DETECTOR_BESIDE, "AutoModel"

@@ -4,9 +4,10 @@ Nothing is dropped silently: an unknown key raises an error, and so does a value
 transformers' class of the family cannot express. The keys are in config_keys.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Collection
-from typing import Any, get_args
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from plmjax import Exit, PlmjaxError, __version__
 from plmjax import config as config_lib
@@ -17,21 +18,27 @@ from plmjax.interop.config_keys import (
     QUANTISED,
     UNUSED,
     WRITTEN,
+    Keys,
+)
+from plmjax.interop.config_readers import (
+    ATTENTION_TYPES,
+    LAYER_TYPES,
+    MAX_LAYERS,
+    MAX_SIZE,
+    READERS,
+    Body,
+    short,
 )
 from plmjax.interop.names import FAMILIES, architecture, blocks
 from plmjax.interop.safetensors_file import refusal
 from plmjax.interop.task_names import to_json as task_to_json
 from plmjax.models import EncoderConfig
-from plmjax.models.config import GlobalRule
-from plmjax.models.global_tokens import USUAL
+from plmjax.models.heads import HEADS
 from plmjax.models.positions import rope_base
 from plmjax.tasks.task import Task
 
 # The model_type of a model that transformers cannot express.
 NATIVE = "plmjax"
-# Larger than any published model; a false size in a file must not exhaust the memory.
-_MAX_SIZE = 10_000_000
-_MAX_LAYERS = 10_000
 # {our field: (least value, exclusive upper bound)}.
 _RANGES = {
     "norm_eps": (0.0, 1.0),
@@ -39,8 +46,6 @@ _RANGES = {
     "attention_dropout": (0.0, 1.0),
     "init_std": (0.0, 1e6),
 }
-_LAYER_TYPES = {"global": "full_attention", "local": "sliding_attention"}
-_ATTENTION_TYPES = {"blocks": "block_sparse", "full": "original_full"}
 # Integer fields, with their least value.
 _COUNTS = {"token_types": 1, "convolution_width": 0, "block": 1, "random_blocks": 0}
 # Our names of families, where transformers' type of model is another.
@@ -127,14 +132,29 @@ def to_any_json(
         return to_json(config, heads, pad_id, *more, task=task, **options)
     except PlmjaxError as error:
         body = {
-            "architectures": [architecture(config.family, heads)[0]],
             "model_type": NATIVE,
             "only_plmjax": error.message,
             "plmjax_version": __version__,
             "pad_token_id": pad_id,
             "encoder": dataclasses.asdict(config),
+            "heads": list(heads),
         }
     return body if task is None else body | task_to_json(config, task)
+
+
+def native_heads(body: dict, family: str, where: str) -> tuple[str, ...] | None:
+    """Returns the heads in the folder of a model that transformers cannot express.
+
+    None: the folder is of one that it can.
+    """
+    if body.get("model_type") != NATIVE:
+        return None
+    named, known = body.get("heads"), FAMILIES[family].heads
+    if not isinstance(named, list) or not all(
+        head in HEADS or head in known for head in map(str, named)
+    ):
+        raise Body(body, where).wrong("heads", named, "a list of names of heads")
+    return tuple(named)
 
 
 def _check_widths(config: EncoderConfig, name: str) -> None:
@@ -186,7 +206,7 @@ def _special_to_json(config: EncoderConfig, name: str, length: int) -> dict[str,
             body["conv_act"] = WRITTEN[config.activation]
         return body
     if config.family == "bigbird":
-        return {"attention_type": _ATTENTION_TYPES[config.attention]}
+        return {"attention_type": ATTENTION_TYPES[config.attention]}
     if config.family == "nystromformer":
         return _nystromformer_to_json(config, name, length)
     if config.family == "eurobert":
@@ -205,11 +225,11 @@ def _special_to_json(config: EncoderConfig, name: str, length: int) -> dict[str,
         return {}
     kinds = [config.layer_kind(layer) for layer in range(config.layers)]
     return {
-        "layer_types": [_LAYER_TYPES[kind] for kind in kinds],
+        "layer_types": [LAYER_TYPES[kind] for kind in kinds],
         "local_attention": config.window,
         "embedding_dropout": config.dropout,
         "rope_parameters": {
-            theirs: _rope_to_json(config, kind) for kind, theirs in _LAYER_TYPES.items()
+            theirs: _rope_to_json(config, kind) for kind, theirs in LAYER_TYPES.items()
         },
     }
 
@@ -252,31 +272,30 @@ def _rope_to_json(config: EncoderConfig, kind: str) -> dict[str, Any]:
 
 
 def _inexpressible(field: str, value, name: str, wanted) -> PlmjaxError:
-    hint = "Keep the model as a plmjax checkpoint, or train one with that value"
+    hint = "For transformers, train one with that value"
     if field == "embedding_width" and not name.startswith("Albert"):
         # Usually an ELECTRA's generator with the wider embeddings of its discriminator.
         hint += ", with model.family=electra, or with objective.tie=none"
     return PlmjaxError(
-        f"model.{field}={value!r} cannot be exported: {name} of transformers supports "
-        f"only {wanted!r}.",
+        f"model.{field}={value!r} cannot be read by transformers, whose {name} "
+        f"supports only {wanted!r}.",
         hint=f"{hint}.",
         code=Exit.USAGE,
     )
 
 
-def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[str]]:
+def from_json(values: dict, where: str) -> tuple[EncoderConfig, int | None, list[str]]:
     """Returns the config, the padding id and the notes of a parsed config.json.
 
     Raises:
       PlmjaxError: the kind of model or a key is unknown, or a value is invalid; `where`
         names the file.
     """
-    for ours, theirs in TYPES.items():
-        if body.get("model_type") == theirs:
-            body = body | {"model_type": ours}
+    body = Body(values, where)
     kind = body.get("model_type")
+    kind = next((ours for ours, theirs in TYPES.items() if kind == theirs), kind)
     if kind == NATIVE:
-        return _from_native(body, where)
+        return _from_native(body)
     native = isinstance(kind, str) and kind in KEYS and "auto_map" in KEYS[kind].idle
     if body.get("auto_map") and not native:
         raise refusal(
@@ -285,64 +304,67 @@ def from_json(body: dict, where: str) -> tuple[EncoderConfig, int | None, list[s
             "Use a model of a family that plmjax supports.",
         )
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise refusal(
-            f"{where}: model_type is {_short(kind)}; plmjax reads "
-            f"{', '.join(FAMILIES)}.",
+        raise body.refusal(
+            f"model_type is {short(kind)}; plmjax reads {', '.join(FAMILIES)}",
             'If it is one of these, add "model_type" to the file.'
             if kind is None
             else "Use a folder of such a model.",
         )
     keys = KEYS[kind]
-    known = keys.idle | keys.special | keys.fixed.keys()
-    known |= keys.sizes.keys() | keys.options.keys()
-    notes = _unused_keys(body, known, where)
-    for key, values in keys.fixed.items():
+    notes = _unused_keys(body, keys, kind)
+    for key, known in keys.fixed.items():
         # null stands for the default False; where it is True, null is not.
-        if key in body and not (body[key] is None and not values[0]):
-            _one_of(body, key, values, where)
-    fields = {**keys.ours, "family": kind, **_sizes(body, where)}
+        if key in body and not (body[key] is None and not known[0]):
+            body.check_choice(key, body[key], known)
+    fields = {**keys.ours, "family": kind, **_sizes(body, keys)}
     for key, (field, default) in keys.options.items():
         if key not in body:
             notes.append(f"{where} has no {key}: {default}, transformers' default.")
-        value = body.get(key, default)
-        fields[field] = _option(key, field, value, kind, where)
-    fields |= _special_from_json(body, fields, where)
+        fields[field] = _option(body, key, field, default, kind)
+    if kind in READERS:
+        fields |= READERS[kind](body, fields)
     pad = body.get("pad_token_id", keys.pad)
     if keys.offset:
         # The first pad + 1 rows of the position table are not used by any token.
         below = min(fields["vocab_size"], fields["max_positions"] - 1)
-        _check_integer("pad_token_id", pad, 0, below - 1, where)
-        fields["position_offset"] = pad + 1
+        fields["position_offset"] = 1 + body.check_integer(
+            "pad_token_id", pad, 0, below - 1
+        )
     elif pad is not None:
-        _check_integer("pad_token_id", pad, 0, fields["vocab_size"] - 1, where)
-    try:
+        body.check_integer("pad_token_id", pad, 0, fields["vocab_size"] - 1)
+    with _named(where):
         return EncoderConfig(**fields), pad, notes
-    except PlmjaxError as error:
-        hint = error.hint or "Use another model."
-        raise refusal(f"{where}: {error.message}", hint) from error
 
 
-def _from_native(body: dict, where: str) -> tuple[EncoderConfig, int, list[str]]:
-    """Returns the config and padding id of a file that only plmjax reads."""
-    pad_id, encoder = body.get("pad_token_id"), body.get("encoder")
-    if not isinstance(encoder, dict):
-        raise _wrong(where, "encoder", encoder, "a block of values")
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Context manager in which errors of a config become those of its file."""
     try:
-        config = config_lib.build(EncoderConfig, encoder, EncoderConfig.prefix)
+        yield
     except PlmjaxError as error:
         hint = error.hint or "Use another model."
         raise refusal(f"{where}: {error.message}", hint) from error
-    _check_integer("pad_token_id", pad_id, 0, config.vocab_size - 1, where)
-    return config, pad_id, []  # type: ignore[return-value]
 
 
-def _unused_keys(body: dict, known: Collection[str], where: str) -> list[str]:
+def _from_native(body: Body) -> tuple[EncoderConfig, int, list[str]]:
+    """Returns the config and padding id of a file that only plmjax reads."""
+    encoder = body.get("encoder")
+    if not isinstance(encoder, dict):
+        raise body.wrong("encoder", encoder, "a block of values")
+    with _named(body.where):
+        config = config_lib.build(EncoderConfig, encoder, EncoderConfig.prefix)
+    body.check_integer("layers", config.layers, 1, MAX_LAYERS)
+    return config, body.integer("pad_token_id", None, 0, config.vocab_size - 1), []
+
+
+def _unused_keys(body: Body, keys: Keys, kind: str) -> list[str]:
     """Returns a note about keys that are passed over, as no result depends on them.
 
     Raises:
       PlmjaxError: the weights are quantised, or a key is not known and has a value.
     """
-    others = {key: body[key] for key in sorted(body.keys() - known - IDLE)}
+    known = {*IDLE, *keys.idle, *keys.special, *keys.fixed, *keys.sizes, *keys.options}
+    others = {key: body[key] for key in sorted(body.keys() - known)}
     unknown = [
         key
         for key, value in others.items()
@@ -350,18 +372,18 @@ def _unused_keys(body: dict, known: Collection[str], where: str) -> list[str]:
     ]
     if quantised := QUANTISED.intersection(unknown):
         raise refusal(
-            f"{where} has {min(quantised)}: the weights are quantised, and plmjax "
+            f"{body.where} has {min(quantised)}: the weights are quantised, and plmjax "
             "reads only floating-point ones.",
             "Use the model's unquantised weights.",
         )
     if unknown:
         raise refusal(
-            f"{where} has keys that plmjax does not know in {body['model_type']}: "
-            f"{', '.join(map(_short, unknown[:5]))}.",
+            f"{body.where} has keys that plmjax does not know in {kind}: "
+            f"{', '.join(map(short, unknown[:5]))}.",
             "If they do not change the model, delete them from the file.",
         )
-    named = ", ".join(key if key.isidentifier() else _short(key) for key in others)
-    return [f"Passed over in {where}: {named}."] if others else []
+    named = ", ".join(key if key.isidentifier() else short(key) for key in others)
+    return [f"Passed over in {body.where}: {named}."] if others else []
 
 
 def _is_empty(value: Any) -> bool:
@@ -370,327 +392,32 @@ def _is_empty(value: Any) -> bool:
     return all(value in (None, [], {}) for value in values)
 
 
-def _one_of(body: dict, key: str, values: tuple, where: str) -> None:
-    """Raises unless body[key] (None if absent) is one of the values."""
-    value = body.get(key)
-    # 1 == True in Python, but not in JSON.
-    if not any(value == known and type(value) is type(known) for known in values):
-        raise _unsupported(where, key, value, " or ".join(map(repr, values)))
-
-
-def _sizes(body: dict, where: str) -> dict[str, Any]:
-    sizes = KEYS[body["model_type"]].sizes
-    key_of = {field: key for key, field in sizes.items()}
-    for key, field in sizes.items():
+def _sizes(body: Body, keys: Keys) -> dict[str, Any]:
+    for key, field in keys.sizes.items():
         if key not in body:
-            raise refusal(f"{where} has no {key}.", "Add it to the file.")
-        most = _MAX_LAYERS if field == "layers" else _MAX_SIZE
-        _check_integer(key, body[key], 1, most, where)
+            raise refusal(f"{body.where} has no {key}.", "Add it to the file.")
+        body.integer(key, None, 1, MAX_LAYERS if field == "layers" else MAX_SIZE)
+    key_of = {field: key for key, field in keys.sizes.items()}
     width, heads = key_of["width"], key_of["heads"]
     if body[width] % body[heads]:
-        raise refusal(
-            f"{where}: {heads} {body[heads]} does not divide {width} {body[width]}.",
-            "Correct the file.",
-        )
-    return {field: body[key] for key, field in sizes.items()}
+        text = f"{heads} {body[heads]} does not divide {width} {body[width]}"
+        raise body.refusal(text, "Correct the file.")
+    return {field: body[key] for key, field in keys.sizes.items()}
 
 
-def _wrong(where: str, key: str, value: Any, wanted: str) -> PlmjaxError:
-    return refusal(
-        f"{where}: {key} is {_short(value)}; it must be {wanted}.", "Correct the file."
-    )
-
-
-def _unsupported(where: str, key: str, value: Any, supported: str) -> PlmjaxError:
-    return refusal(
-        f"{where}: {key} is {_short(value)}; plmjax supports only {supported}.",
-        "Use another model.",
-    )
-
-
-def _check_integer(key: str, value: Any, least: int, most: int, where: str) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise _wrong(where, key, value, f"a whole number from {least} to {most:,}")
-
-
-def _check_same(where: str, key: str, rate: Any, other: str, dropout: float) -> None:
-    if rate != dropout:
-        raise refusal(
-            f"{where}: {key} is {_short(rate)} and {other} {dropout}; plmjax has one "
-            "rate for both.",
-            "Set both to the same value in the file.",
-        )
-
-
-def _option(key: str, field: str, value: Any, kind: str, where: str) -> Any:
+def _option(body: Body, key: str, field: str, default: Any, kind: str) -> Any:
     """Returns an optional value, checked and converted to our form."""
+    value = body.get(key, default)
     if field in _RANGES:
         low, below = _RANGES[field]
-        number = type(value) in (int, float)
-        if not number or not low <= value < below:
-            raise _wrong(where, key, value, f"a number in [{low:g}, {below:g})")
+        if type(value) not in (int, float) or not low <= value < below:
+            raise body.wrong(key, value, f"a number in [{low:g}, {below:g})")
         return float(value)
     if field in _COUNTS:
         least = 0 if kind == "deberta-v2" else _COUNTS[field]
-        _check_integer(key, value, least, _MAX_SIZE, where)
-        return value
+        return body.check_integer(key, value, least)
     if field == "activation":
         if not isinstance(value, str) or value not in ACTIVATIONS:
-            raise _unsupported(where, key, value, ", ".join(ACTIVATIONS))
+            raise body.unsupported(key, value, ", ".join(ACTIVATIONS))
         return ACTIVATIONS[value]
-    _one_of({key: value}, key, (True, False), where)
-    return value
-
-
-def _special_from_json(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    """Returns the fields that depend on several keys."""
-    special = {
-        "albert": _albert,
-        "gpt2": _gpt2,
-        "deberta-v2": _deberta,
-        "modernbert": _modernbert,
-        "modernbert-decoder": _modernbert,
-        "eurobert": _eurobert,
-        "longformer": _longformer,
-        "bigbird": _bigbird,
-        "nystromformer": _nystromformer,
-    }
-    read = special.get(fields["family"])
-    return {} if read is None else read(body, fields, where)
-
-
-def _modernbert(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    every = body.get("global_attn_every_n_layers", 3)
-    _check_integer("global_attn_every_n_layers", every, 1, _MAX_LAYERS, where)
-    types = body.get("layer_types")
-    if types is None:
-        kinds = ("global", *["local"] * (every - 1))
-    else:
-        named = {theirs: kind for kind, theirs in _LAYER_TYPES.items()}
-        if not isinstance(types, list) or len(types) != fields["layers"]:
-            wanted = f"a list of num_hidden_layers = {fields['layers']:,} names"
-            raise _wrong(where, "layer_types", types, wanted)
-        for theirs in types:
-            _one_of({"layer_types": theirs}, "layer_types", tuple(named), where)
-        kinds = _shortest([named[theirs] for theirs in types])
-    # Half of the window, which Ettin's decoders have alone.
-    half = body.get("sliding_window")
-    if half is not None:
-        _check_integer("sliding_window", half, 1, _MAX_SIZE, where)
-    window = body.get("local_attention", 2 * half if half else 128)
-    _check_integer("local_attention", window, 2, _MAX_SIZE, where)
-    if half is not None:
-        _one_of(body, "sliding_window", (window // 2,), where)
-    dropout = fields["dropout"]
-    rate = body.get("embedding_dropout", dropout)
-    _check_same(where, "embedding_dropout", rate, "mlp_dropout", dropout)
-    old = {"global": "global_rope_theta", "local": "local_rope_theta"}
-    default = {"global": 160_000.0, "local": 10_000.0}
-    scaling = _object(body, "rope_scaling", where)
-    ropes, by_kind = _object(body, "rope_parameters", where), {}
-    for kind, theirs in _LAYER_TYPES.items():
-        rope = {"rope_theta": body.get(old[kind], default[kind])}
-        rope |= _object(ropes, theirs, f"{where}: rope_parameters") | scaling
-        by_kind[kind] = _rope(rope, fields, where)
-    local = by_kind["local"]
-    if local["rope_scaling"] != "none":
-        # Rotations of a window of tokens need no stretching.
-        raise refusal(
-            f"{where}: the rotations of sliding_attention are scaled; plmjax scales "
-            "those of full_attention alone.",
-            "Use another model.",
-        )
-    theta, other = by_kind["global"]["rope_theta"], local["rope_theta"]
-    return {
-        "layer_kinds": kinds,
-        "window": window,
-        **by_kind["global"],
-        "rope_local_theta": None if other == theta else other,
-    }
-
-
-def _longformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    windows = body.get("attention_window", 512)
-    windows = windows if isinstance(windows, list) else [windows] * fields["layers"]
-    if len(windows) != fields["layers"]:
-        wanted = f"a list of num_hidden_layers = {fields['layers']:,} windows"
-        raise _wrong(where, "attention_window", windows, wanted)
-    for window in windows:
-        _check_integer("attention_window", window, 2, _MAX_SIZE, where)
-        if window != windows[0]:
-            one = "one window in all layers"
-            raise _unsupported(where, "attention_window", windows, one)
-    named, classes = body.get("architectures"), FAMILIES["longformer"].classes
-    usual = [rule for head, rule in USUAL.items() if named == [classes[head,]]]
-    rule = body.get("global_tokens", usual[0] if usual else "none")
-    _one_of({"global_tokens": rule}, "global_tokens", get_args(GlobalRule), where)
-    ids = [body.get("sep_token_id", 2)] if rule in ("question", "second") else []
-    ids, limit = body.get("global_token_ids", ids), body.get("global_token_limit", 16)
-    if not isinstance(ids, list):
-        raise _wrong(where, "global_token_ids", ids, "a list of ids")
-    for number in ids:
-        most = fields["vocab_size"] - 1
-        _check_integer("global_token_ids", number, 0, most, where)
-    _check_integer("global_token_limit", limit, 1, _MAX_SIZE, where)
-    return {
-        "window": windows[0],
-        "global_tokens": rule,
-        "global_ids": tuple(ids),
-        "global_limit": limit,
-    }
-
-
-def _object(body: dict, key: str, where: str) -> dict[str, Any]:
-    """Returns an object of config.json; {} if it is missing or null."""
-    value = body.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise _wrong(where, key, value, "an object")
-    return value or {}
-
-
-def _eurobert(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    kv_heads = body.get("num_key_value_heads")
-    kv_heads = fields["heads"] if kv_heads is None else kv_heads
-    _check_integer("num_key_value_heads", kv_heads, 1, fields["heads"], where)
-    if body.get("head_dim") is not None:
-        _one_of(body, "head_dim", (fields["width"] // fields["heads"],), where)
-    rope = {"rope_theta": body.get("rope_theta", 10_000.0)}
-    rope |= _object(body, "rope_parameters", where)
-    rope |= _object(body, "rope_scaling", where)
-    # The class has no dropout but that of the attention weights.
-    return {"kv_heads": kv_heads, "dropout": 0.0, **_rope(rope, fields, where)}
-
-
-def _bigbird(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    ours = {theirs: kind for kind, theirs in _ATTENTION_TYPES.items()}
-    kind = body.get("attention_type", "block_sparse")
-    _one_of({"attention_type": kind}, "attention_type", tuple(ours), where)
-    return {"attention": ours[kind]}
-
-
-def _nystromformer(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    positions = fields["max_positions"]
-    rows, landmarks = (
-        body.get(key, 64) for key in ("segment_means_seq_len", "num_landmarks")
-    )
-    _check_integer("segment_means_seq_len", rows, 1, _MAX_SIZE, where)
-    _check_integer("num_landmarks", landmarks, 1, rows, where)
-    width = body.get("conv_kernel_size", 65)
-    _check_integer("conv_kernel_size", width, 3, _MAX_SIZE, where)
-    return {
-        "max_positions": positions + 2,
-        # With as many landmarks as tokens, their class computes the exact softmax.
-        "landmarks": positions if landmarks == rows else landmarks,
-        "value_convolution": width,
-    }
-
-
-def _rope(rope: dict, fields: dict, where: str) -> dict[str, Any]:
-    """Returns our fields of the rotations that an object of config.json names."""
-    rope = dict(rope)
-    # The older name stands in rope_scaling, which counts beside rope_parameters.
-    newer = rope.pop("rope_type", "default")
-    kind = rope.pop("type", newer)
-    theta = rope.pop("rope_theta")
-    if type(theta) not in (int, float) or not 0 < theta < 1e12:
-        raise _wrong(where, "rope_theta", theta, "a positive number")
-    _one_of({"rope_type": kind}, "rope_type", ("default", "yarn"), where)
-    found: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": "none"}
-    if kind == "yarn":
-        factor = rope.pop("factor", None)
-        trained = rope.pop("original_max_position_embeddings", None)
-        positions = fields["max_positions"]
-        if type(factor) not in (int, float) or not 1 <= factor <= 1e6:
-            raise _wrong(where, "factor", factor, "from 1 to a million")
-        if trained is not None and trained != round(positions / factor):
-            raise refusal(
-                f"{where}: original_max_position_embeddings is {_short(trained)}, not "
-                f"max_position_embeddings {positions:,} / factor {factor:g}.",
-                "Use another model.",
-            )
-        found |= {"rope_scaling": "yarn", "rope_factor": float(factor)}
-    if more := {key: value for key, value in rope.items() if value is not None}:
-        raise refusal(
-            f"{where}: plmjax does not support {', '.join(map(_short, more))} of "
-            f"rope_parameters with the type {kind!r}.",
-            "Use another model.",
-        )
-    return found
-
-
-def _shortest(kinds: list[str]) -> tuple[str, ...]:
-    """Returns the shortest list that gives `kinds` when it is repeated."""
-    for size in range(1, len(kinds) + 1):
-        if all(kinds[i] == kinds[i % size] for i in range(len(kinds))):
-            return tuple(kinds[:size])
-    return ()
-
-
-def _albert(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    layers, groups = fields["layers"], body.get("num_hidden_groups", 1)
-    _check_integer("num_hidden_groups", groups, 1, layers, where)
-    if layers % groups:
-        raise refusal(
-            f"{where}: num_hidden_groups {groups} does not divide num_hidden_layers "
-            f"{layers}.",
-            "Use another model.",
-        )
-    if fields["embedding_width"] == fields["width"]:
-        raise refusal(
-            f"{where}: embedding_size is hidden_size; for equal sizes plmjax has no "
-            "projection.",
-            "Use another model.",
-        )
-    if groups == layers > 1:
-        return {"sharing": "none"}
-    return {"sharing": "all", "groups": groups}
-
-
-def _gpt2(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    inner = body.get("n_inner")
-    if inner is None:
-        inner = 4 * fields["width"]
-    _check_integer("n_inner", inner, 1, _MAX_SIZE, where)
-    rate = body.get("embd_pdrop", 0.1)
-    _check_same(where, "embd_pdrop", rate, "resid_pdrop", fields["dropout"])
-    return {"ffn_width": inner}
-
-
-def _deberta(body: dict, fields: dict, where: str) -> dict[str, Any]:
-    _one_of(body, "relative_attention", (True,), where)
-    if body.get("max_relative_positions", -1) != -1:
-        _one_of(body, "max_relative_positions", (fields["max_positions"],), where)
-    if "position_buckets" not in body:
-        raise refusal(f"{where} has no position_buckets.", "Use another model.")
-    _check_integer("position_buckets", body["position_buckets"], 2, _MAX_SIZE, where)
-    kinds = body.get("pos_att_type")
-    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
-    if kinds not in (["c2p", "p2c"], ["p2c", "c2p"]):
-        raise _unsupported(where, "pos_att_type", kinds, "c2p and p2c together")
-    norm = body.get("norm_rel_ebd", "none")
-    _one_of({"norm_rel_ebd": norm}, "norm_rel_ebd", ("none", "layer_norm"), where)
-    biased = body.get("position_biased_input", True)
-    _one_of(
-        {"position_biased_input": biased}, "position_biased_input", (True, False), where
-    )
-    if fields["convolution_width"]:
-        activation = ACTIVATIONS.get(str(body.get("conv_act", "tanh")))
-        if activation != fields["activation"]:
-            ours = "the activation of the layers"
-            raise _unsupported(where, "conv_act", body.get("conv_act", "tanh"), ours)
-    for key, value in (
-        ("embedding_size", fields["width"]),
-        ("attention_head_size", fields["width"] // fields["heads"]),
-    ):
-        if key in body:
-            _one_of(body, key, (value,), where)
-    return {
-        "position_buckets": body["position_buckets"],
-        "position_norm": norm == "layer_norm",
-        "positions": "learned" if biased else "none",
-    }
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return body.check_choice(key, value, (True, False))

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from plmjax import PlmjaxError, with_article
 from plmjax.interop import config_json, sentence_files, task_names
+from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import (
     CARD,
@@ -35,7 +36,9 @@ from plmjax.interop.weights import (
     MIX_UP,
     check_tied,
     read_params,
+    select_native,
     select_tensors,
+    to_native,
     to_tensors,
 )
 from plmjax.models import EncoderConfig
@@ -67,29 +70,27 @@ def export_folder(
     config: EncoderConfig,
     params: dict,
     tokenizer: Tokenizer,
-    card: str,
+    card: CardFacts | str,
     length: int | None = None,
     task: Task | None = None,
     files: Mapping[str, str] = types.MappingProxyType({}),
-    native: bool = False,
 ) -> str | None:
     """Writes a folder that transformers and its AutoTokenizer load.
 
-    With `native`, a model that transformers cannot express becomes a folder that only
-    plmjax reads; returns why, else None.
+    A model that transformers cannot express becomes a folder that only plmjax reads;
+    returns why, else None.
 
     The class follows from the heads in `params`; a detector that the class does not
-    have is written to detector_head.safetensors beside the model. `card` becomes
-    README.md; `length` is the tokenizer's longest row in tokens (None: the model's
-    positions); `task` is that of a fine-tuned model (for embeddings the files of
-    sentence-transformers are written, too); `files` holds further files by name. The
-    folder is written atomically; an earlier export of plmjax is replaced, anything else
-    is left untouched.
+    have is written to detector_head.safetensors beside the model. `card` (its text, or
+    its facts) becomes README.md; `length` is the tokenizer's longest row in tokens
+    (None: the model's positions); `task` is that of a fine-tuned model (for embeddings
+    the files of sentence-transformers are written, too); `files` holds further files by
+    name. The folder is written atomically; an earlier export of plmjax is replaced,
+    anything else is left untouched.
 
     Raises:
-      PlmjaxError: transformers cannot express the model (code 2), the folder holds
-        something else (2), the parameters are not the config's (4) or not finite (6),
-        or the disk refuses (5).
+      PlmjaxError: the folder holds something else (code 2), the parameters are not the
+        config's (4) or not finite (6), or the disk refuses (5).
     """
     directory = Path(directory)
     length = config.max_length if length is None else length
@@ -114,11 +115,16 @@ def export_folder(
             "Export a fine-tuned model together with its own task.",
         )
     ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    to_json = config_json.to_any_json if native else config_json.to_json
-    body = to_json(
+    body = config_json.to_any_json(
         config, heads, *ids, task=task, mask_id=tokenizer.mask_id, length=length
     )
-    tensors, detector = to_tensors(config, params, task.outputs if task else 0)
+    problem, outputs = body.get("only_plmjax"), task.outputs if task else 0
+    if problem is None:
+        tensors, detector = to_tensors(config, params, outputs)
+    else:
+        tensors, detector = to_native(config, params, outputs), {}
+    if isinstance(card, CardFacts):
+        card = model_card(dataclasses.replace(card, only_plmjax=problem))
     if task is not None and task.head is None:
         pooling_files = sentence_files.to_files(task.pooling, config.width, length)
         files = pooling_files | dict(files)
@@ -137,7 +143,7 @@ def export_folder(
         for name, text in {CARD: card, **files}.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-    return body.get("only_plmjax")
+    return problem
 
 
 def read_folder(path: str | Path) -> Imported:
@@ -171,9 +177,13 @@ def _read_folder(folder: Path) -> Imported:
     body = load_json(path, path.read_bytes())
     config, pad_id, notes = config_json.from_json(body, str(path))
     named = body.get("architectures")
+    heads = config_json.native_heads(body, config.family, str(path))
     tensors = find_tensors(folder, class_of(config.family, named))
-    selection = select_tensors(folder, config, tensors, named, notes)
-    config_json.check_head(config, selection.heads, str(path))
+    if heads is None:
+        selection = select_tensors(folder, config, tensors, named, notes)
+        config_json.check_head(config, selection.heads, str(path))
+    else:
+        selection = select_native(folder, config, heads, tensors)
     tokenizer = _load_tokenizer(folder, config, pad_id, notes)
     task = None
     for head in selection.heads:

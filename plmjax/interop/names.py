@@ -386,8 +386,7 @@ def architecture(family: str, heads: Iterable[str]) -> tuple[str, tuple[str, ...
     raise PlmjaxError(
         f"transformers has no class for {with_article(family)} with "
         f"{' and '.join(wanted)}; it has {', '.join(classes.values())}.",
-        hint="Keep the model as a plmjax checkpoint, or train it without one of these "
-        "heads.",
+        hint="For transformers, train it without one of these heads.",
         code=Exit.USAGE,
     )
 

@@ -6,7 +6,7 @@ Values are read only after all names and shapes are known to fit.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,12 +62,18 @@ def shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     # two, if the first has no norm.
     count = 1 + (config.norm_embeddings and config.layers > 1)
     one = dataclasses.replace(config, layers=count, sharing="none", groups=1)
+    return _all_shapes(one, [*HEADS, *FAMILIES[config.family].heads], 1)
+
+
+def _all_shapes(
+    config: EncoderConfig, heads: Collection[str], outputs: int
+) -> dict[str, tuple[int, ...]]:
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
 
     def init(key, batch):
-        tasks = [head for head in TASK_HEADS if head in FAMILIES[config.family].heads]
-        params = init_model(one, key, batch, HEADS)
-        return params | {head: init_head(one, head, 1, key) for head in tasks}
+        tasks = [head for head in TASK_HEADS if head in heads]
+        params = init_model(config, key, batch, heads)
+        return params | {head: init_head(config, head, outputs, key) for head in tasks}
 
     params = jax.eval_shape(init, jax.random.key(0), dict.fromkeys(_INPUTS, ids))
     return {name: leaf.shape for name, leaf in flatten(params).items()}
@@ -118,7 +124,10 @@ def to_tensors(
     flat, used = flatten(params), set()
     exported: tuple[dict, dict] = {}, {}
     for entry in model_entries(config, heads):
-        arrays = [_checked(config, flat, name, outputs) for name in entry.ours]
+        arrays = [
+            _checked(flat, name, _our_shape(config, name, outputs))
+            for name in entry.ours
+        ]
         used.update(entry.ours)
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         head = entry.ours[0].split("/")[0]
@@ -126,18 +135,32 @@ def to_tensors(
         exported[separate][entry.theirs] = np.ascontiguousarray(
             array.T if entry.transposed else array
         )
-    if foreign := sorted(flat.keys() - used):
+    _check_known(flat, used)
+    return exported
+
+
+def to_native(config: EncoderConfig, params: dict, outputs: int = 0) -> dict:
+    """Returns a model's tensors by our own names; as `to_tensors`, for any config."""
+    flat, shapes = flatten(params), _all_shapes(config, params.keys(), outputs)
+    _check_known(flat, shapes.keys())
+    return {
+        name.replace("/", "."): np.ascontiguousarray(_checked(flat, name, shape))
+        for name, shape in shapes.items()
+    }
+
+
+def _check_known(flat: dict, known: Collection[str]) -> None:
+    if foreign := sorted(flat.keys() - known):
         raise refusal(
             f"the config does not have {foreign[0]} ({len(foreign)} such leaves).",
             "Export with the config that the model was trained with.",
         )
-    return exported
 
 
-def _checked(config: EncoderConfig, flat: dict, name: str, outputs: int) -> np.ndarray:
+def _checked(flat: dict, name: str, shape: tuple[int, ...] | None) -> np.ndarray:
     if name not in flat:
         raise refusal(f"the parameters lack {name}.", "Export a pretrained model.")
-    array, shape = np.asarray(flat[name]), _our_shape(config, name, outputs)
+    array = np.asarray(flat[name])
     if array.dtype != np.float32 or array.shape != shape:
         raise refusal(
             f"{name} is {array.dtype}{list(array.shape)}, not "
@@ -206,6 +229,30 @@ def select_tensors(
     for dtype in sorted({tensor.dtype for _, tensor in by_name.values()} - {"F32"}):
         notes.append(f"Weights stored as {dtype} became float32.")
     return Selection(by_name, heads, wanted, outputs)
+
+
+def select_native(
+    folder: Path, config: EncoderConfig, heads: tuple[str, ...], tensors: dict
+) -> Selection:
+    """Selects the tensors of a folder that `to_native` has written.
+
+    Raises:
+      PlmjaxError: tensors are missing, unexpected, or of another shape.
+    """
+    by_name = {n.replace(".", "/"): (n, tensor) for n, tensor in tensors.items()}
+    held = {name: tensor.shape for name, (_, tensor) in by_name.items()}
+    ends = [sum(held[name][-1:]) for name in held if _CLASSIFIER.fullmatch(name)]
+    outputs = max(ends, default=0)
+    wanted = _all_shapes(config, heads, outputs)
+    if wrong := sorted({name for name, _ in held.items() ^ wanted.items()}):
+        name = wrong[0]
+        raise refusal(
+            f"{folder}: {name} is {held.get(name, 'missing')}, not "
+            f"{wanted.get(name, 'expected')} ({len(wrong)} such tensors).",
+            MIX_UP,
+        )
+    entries = [Entry((name,), name, transposed=False) for name in wanted]
+    return Selection(by_name, heads, entries, outputs)
 
 
 def _outputs(wanted: Iterable[Entry], tensors: dict) -> int:

@@ -308,7 +308,7 @@ def build(
         if not workdir.begun:
             check_start_weights(config, workdir, objective, tokenizer, log)
         for name, problem in inexpressible(objective, tokenizer).items():
-            log(f"WARNING: this {name} will stay a plmjax checkpoint: {problem}")
+            log(f"WARNING: only plmjax will read this {name}: {problem}")
 
     tokenizer, store = prepare_data(config, workdir, log, check_tokenizer)
     encoder, objective = model(tokenizer)
@@ -397,13 +397,6 @@ def inexpressible(objective: Objective, tokenizer: Tokenizer) -> dict[str, str]:
         except PlmjaxError as error:
             problems[name] = str(error)
     return problems
-
-
-def not_exportable(objective: Objective, tokenizer: Tokenizer) -> str | None:
-    """Returns the reason why no model can be exported; None if at least one can."""
-    problems = inexpressible(objective, tokenizer)
-    exportable = len(problems) < len(objective.models)
-    return None if exportable else next(iter(problems.values()))
 
 
 def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:

@@ -22,7 +22,7 @@ from plmjax.evaluate.model import (
     open_run,
 )
 from plmjax.files import write_json
-from plmjax.interop.card import CardFacts, limits, model_card
+from plmjax.interop.card import CardFacts, limits
 from plmjax.interop.folder import (
     check_only,
     check_replaceable,
@@ -32,7 +32,6 @@ from plmjax.interop.folder import (
 from plmjax.interop.huggingface import export_folder, read_folder
 from plmjax.models.config import PRESETS
 from plmjax.objectives import DistillConfig, ElectraConfig, MLMConfig
-from plmjax.pretrain.build import inexpressible
 from plmjax.workdir import RunConfig, Workdir
 
 # The measurement of each figure in scores.json, for the model card. If an objective has
@@ -63,11 +62,10 @@ def export(
     checkpoint: str = "newest",
     part: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as folders that transformers loads.
+    """Writes a checkpoint of a run as folders that transformers loads, if it can.
 
     A run of one model becomes the folder `to`; one of several becomes a folder for each
-    inside of `to`, or `to` itself with the one that `part` names. Of several, those
-    that transformers cannot express are named and left out.
+    inside of `to`, or `to` itself with the one that `part` names.
 
     Raises:
       PlmjaxError: no good checkpoint, no such model, or `to` holds files of others.
@@ -107,31 +105,26 @@ def export_trained(
             hint=f"It has: {', '.join(models)}.",
         )
     folders = {part: to} if part is not None else folders_for(to, models)
-    problems = inexpressible(trained.objective, trained.tokenizer)
-    if folders.keys() - problems:  # else the first one is the error
-        for name in problems.keys() & folders:
-            log(f"The {name} is not exported: {problems[name]}")
-            del folders[name]
     check_target(to, folders.values())
     saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
     for name, folder in folders.items():
         model = models[name]
         facts = _card_facts(model, trained.config, manifest, scores)
-        export_folder(
+        problem = export_folder(
             folder,
             model.encoder,
             jax.device_get(model.params),
             tokenizer=model.tokenizer,
-            card=model_card(facts),
+            card=facts,
             length=trained.config.data.longest,
         )
         log(f"Exported step {trained.step:,} to {folder}.")
+        if problem is not None:
+            log(f"Only plmjax can read it: {problem}")
+            continue
         for line in facts.limitations:
             log(f"Note: {line}")
-    for name, folder in model_folders(to).items():
-        if folder != to and name not in folders:
-            shutil.rmtree(folder)  # of an earlier export, and now of another training
 
 
 def folders_for(to: Path, models: Collection[str]) -> dict[str, Path]:
@@ -316,7 +309,6 @@ def save_start(
                 model.tokenizer,
                 f"# {model.name}\n\n{how}\n",
                 task=model.task,
-                native=True,
             )
             if problem is not None:
                 log(f"Only plmjax can read the {name}: {problem}")

@@ -19,6 +19,7 @@ from plmjax.workdir import Workdir
 
 # {family: the family that it becomes with windows and global tokens}.
 _WITH_GLOBALS = {"roberta": "longformer"}
+_LONGEST = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Extension:
 
     def __post_init__(self):
         window = self.window
+        if self.length > _LONGEST:
+            raise PlmjaxError(
+                f"--length={self.length} is more than {_LONGEST:,} tokens.",
+                hint="Set a --length that your texts have.",
+            )
         for name, needed in (
             ("window", "window"),
             ("global_tokens", "window"),

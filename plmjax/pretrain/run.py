@@ -29,7 +29,6 @@ from plmjax.pretrain.build import (
     check,
     check_origin,
     held_out,
-    not_exportable,
     origin,
 )
 from plmjax.pretrain.export import check_target, export_trained, folders_for
@@ -94,8 +93,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
         result = fit(training_of(setup, frozen_arrays(setup), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
-        exports = not_exportable(setup.objective, setup.tokenizer) is None
-        with result.exporting(workdir / "export" if exports else None):
+        with result.exporting(workdir / "export"):
             return finish(setup, result, log)
 
 
@@ -283,22 +281,17 @@ def _finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> 
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")
         figures |= {name: comparison[name] for name in names}
     scores = figures | {"step": result.step}
-    if problem := not_exportable(setup.objective, setup.tokenizer):
-        log(f"Not exported: {problem}")
-    else:
-        trained = _trained(setup, weights, result.step)
-        manifest, to = setup.store.manifest, workdir / "export"
-        export_trained(trained, workdir, manifest, to, log, scores=scores)
+    trained = _trained(setup, weights, result.step)
+    manifest, to = setup.store.manifest, workdir / "export"
+    export_trained(trained, workdir, manifest, to, log, scores=scores)
     # Written last, because it marks the run as complete.
     write_json(workdir / "scores.json", scores)
     best = result.step != result.saved
-    log("\nNext:\n" + "\n".join(suggested_commands(setup, not problem, best)))
+    log("\nNext:\n" + "\n".join(suggested_commands(setup, best)))
     return figures
 
 
-def suggested_commands(
-    setup: PretrainSetup, exports: bool = True, best: bool = False
-) -> list[str]:
+def suggested_commands(setup: PretrainSetup, best: bool = False) -> list[str]:
     """Returns the commands that use the trained model, ready to paste into a shell.
 
     Their texts are of the held-out text. `best`: the model is not the newest step.
@@ -334,8 +327,7 @@ def suggested_commands(
         f"--workdir={tuned}" + " --config.checkpoint=best" * best,
         f"plmjax embed --model={model} --input=TEXTS.txt --output=VECTORS.npy",
         f"plmjax evaluate --workdir={model}",
+        f"plmjax export --workdir={model} --to=DIR",
     ]
-    if exports:
-        lines.append(f"plmjax export --workdir={model} --to=DIR")
     ending = " --checkpoint=best" * best
     return [f"  {line}{ending * ('checkpoint' not in line)}" for line in lines]

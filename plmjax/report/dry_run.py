@@ -230,16 +230,12 @@ def attention_table(objective: Objective, kind: str) -> Table:
     `kind` is that of the device: cpu, gpu or tpu.
     """
     encoders = [view.encoder for view in objective.models.values()]
-    layers: dict[str, list[tuple[EncoderConfig, list[int]]]] = {}
+    layers: dict[str, list[tuple[EncoderConfig, int]]] = {}
     for encoder in encoders:
-        by_kind: dict[str, list[int]] = {}
         for layer in range(encoder.layers):
             local = encoder.layer_kind(layer) == "local"
-            by_kind.setdefault("local" if local else encoder.attention, []).append(
-                layer
-            )
-        for name, some in by_kind.items():
-            layers.setdefault(name, []).append((encoder, some))
+            name = "local" if local else encoder.attention
+            layers.setdefault(name, []).append((encoder, layer))
     longest = min(encoder.max_length for encoder in encoders)
     table = Table(
         title=f"Attention as a share of the encoder (rows of at most {longest:,})",
@@ -253,11 +249,13 @@ def attention_table(objective: Objective, kind: str) -> Table:
         row = 1, length, 0
         whole = sum(encoder_flops(one, length) for one in encoders)
         activations = sum(activation_bytes(one, *row, kind=kind) for one in encoders)
-        shares, kept = [], 0.0
-        for parts in layers.values():
-            flops = sum(attention_flops(one, length, some) for one, some in parts)
-            kept += sum(attention_bytes(one, length, some, kind) for one, some in parts)
-            shares.append(flops / whole)
+        kept = sum(
+            attention_bytes(one, length, range(one.layers), kind) for one in encoders
+        )
+        shares = [
+            sum(attention_flops(one, length, [n]) for one, n in parts) / whole
+            for parts in layers.values()
+        ]
         if several:
             shares.append(sum(shares))
         table.add_row(

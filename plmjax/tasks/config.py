@@ -53,8 +53,8 @@ class TaskConfig(Block, prefix="task."):
     length: int = number(128, at_least=8, hint="128 and 384 tokens are usual.")
     # A text longer than a row: several windows, or only its beginning.
     long: Literal["window", "truncate"] = "window"
-    # Tokens between the beginnings of two successive windows.
-    stride: int = number(64, at_least=1, hint="Half of task.length is usual.")
+    # Tokens between the beginnings of two successive windows; None: half of length.
+    stride: int | None = number(None, at_least=1, hint="Half of task.length is usual.")
     # The prediction from all windows of a text: the mean of their probabilities, the
     # maximum of each, or those of the first window. embeddings (one row per text): the
     # mean of its tokens' vectors, or cls: that of the first token.
@@ -185,7 +185,7 @@ class TaskConfig(Block, prefix="task."):
     @property
     def window_stride(self) -> int | None:
         """The stride of windows; None: a long text is cut."""
-        return self.stride if self.long == "window" else None
+        return self.stride or self.length // 2 if self.long == "window" else None
 
 
 def _kinds(option: str) -> str:

@@ -87,7 +87,7 @@ class Result(NamedTuple):
     failure: PlmjaxError | None = None
 
     @contextlib.contextmanager
-    def exporting(self, folder: Path | None) -> Iterator[None]:
+    def exporting(self, folder: Path) -> Iterator[None]:
         """Context manager of the export to a folder; then raises `failure`, if any."""
         if self.failure is None:
             yield
@@ -98,8 +98,7 @@ class Result(NamedTuple):
         except (PlmjaxError, OSError) as error:
             message = f"{message} The weights could not be exported either: {error}"
             raise PlmjaxError(message, hint=hint, code=Exit.DISK) from error
-        if folder is not None:
-            message = f"{message} The weights of step {self.step:,} are in {folder}."
+        message = f"{message} The weights of step {self.step:,} are in {folder}."
         processes.raise_on_all(PlmjaxError(message, hint=hint, code=Exit.DISK))
 
 

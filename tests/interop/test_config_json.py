@@ -181,29 +181,15 @@ def test_published_files_are_our_presets(name):
 
 def test_the_published_nystromformer_asks_for_the_exact_softmax():
     """Of 64 landmarks and 64 tokens; its class then computes rows of any length."""
-    body = {
-        "attention_probs_dropout_prob": 0.1,
-        "bos_token_id": 0,
-        "conv_kernel_size": 65,
-        "eos_token_id": 2,
-        "hidden_act": "gelu_new",
-        "hidden_dropout_prob": 0.1,
-        "hidden_size": 768,
-        "initializer_range": 0.02,
-        "intermediate_size": 3072,
-        "inv_coeff_init_option": False,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 510,
-        "model_type": "nystromformer",
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "num_landmarks": 64,
-        "pad_token_id": 1,
-        "segment_means_seq_len": 64,
-        "type_vocab_size": 2,
-        "use_cache": True,
-        "vocab_size": 30000,
-    }
+    body = json.loads("""{"attention_probs_dropout_prob": 0.1, "bos_token_id": 0,
+        "conv_kernel_size": 65, "eos_token_id": 2, "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+        "intermediate_size": 3072, "inv_coeff_init_option": false,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 510,
+        "model_type": "nystromformer", "num_attention_heads": 12,
+        "num_hidden_layers": 12, "num_landmarks": 64, "pad_token_id": 1,
+        "segment_means_seq_len": 64, "type_vocab_size": 2, "use_cache": true,
+        "vocab_size": 30000}""")
     config, pad, notes = from_json(body, "config.json")
     exact = dataclasses.replace(PRESETS["nystromformer-512"], landmarks=510)
     assert (config, pad, notes) == (exact, 1, [])

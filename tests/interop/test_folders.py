@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from plmjax import PlmjaxError
 from plmjax.evaluate.model import open_model
 from plmjax.interop import read_folder
+from plmjax.interop.config_json import to_json
 from plmjax.interop.folder import replacing_export
 from plmjax.interop.weights import model_entries
 from plmjax.models.heads import HEADS
@@ -24,6 +25,12 @@ def assert_same(found, wanted):
     for name in wanted:
         assert found[name].dtype == np.float32
         assert found[name].tobytes() == np.asarray(wanted[name]).tobytes(), name
+
+
+def expressed(config, params, tokenizer):
+    """The config.json of transformers for a model."""
+    heads = [name for name in params if name != "encoder"]
+    return to_json(config, heads, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
 
 
 def rewrite(folder, change):
@@ -442,13 +449,39 @@ def test_other_precisions_become_float32(tiny, tmp_path, dtype):
     ],
     ids=str,
 )
-def test_what_a_class_cannot_express_is_refused(tiny, tmp_path, case, change):
+def test_what_a_class_cannot_express_is_said(tiny, case, change):
     model = tiny(case)
     config = dataclasses.replace(model.config, **change)
-    with pytest.raises(PlmjaxError, match=f"model.{next(iter(change))}") as caught:
-        model.export(tmp_path / "model", config=config)
-    assert caught.value.code == 2
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(PlmjaxError, match=f"model.{next(iter(change))}"):
+        expressed(config, model.params, model.tokenizer)
+
+
+@pytest.mark.parametrize(
+    "case, heads, change",
+    [
+        ("bert", ("head",), {"gated": True, "norm_place": "pre"}),
+        ("bert", (), {"layer_kinds": ("global", "local"), "global_tokens": "first"}),
+        ("bert", ("pair", "head"), {"head": "untied", "embedding_width": 5}),
+        ("electra", ("pair", "detector"), {"sharing": "all", "groups": 1}),
+        ("gpt2", ("head",), {"causal": False}),
+    ],
+)
+def test_only_plmjax_reads_what_no_class_expresses(tiny, tmp_path, case, heads, change):
+    model, folder = tiny(case), tmp_path / "model"
+    config = dataclasses.replace(model.config, **change)
+    params = draw(config, heads)
+    found = read_folder(model.export(folder, config=config, params=params))
+    assert found.config == config
+    assert_same(found.params, params)
+    assert found.params.keys() == params.keys()
+    rewrite(folder, lambda tensors: dict(list(tensors.items())[1:]))
+    with pytest.raises(PlmjaxError, match=r"is missing, not \(.*1 such tensors"):
+        read_folder(folder)
+    body = json.loads((folder / "config.json").read_text())
+    assert body["model_type"] == "plmjax" and body["only_plmjax"]
+    (folder / "config.json").write_text(json.dumps(body | {"heads": ["tail"]}))
+    with pytest.raises(PlmjaxError, match="heads is .* a list of names of heads"):
+        read_folder(folder)
 
 
 def test_another_gelu_is_the_heads_affair(tiny, tmp_path):
@@ -467,13 +500,10 @@ def test_another_gelu_is_the_heads_affair(tiny, tmp_path):
         ("gpt2", ("head", "pair")),
     ],
 )
-def test_heads_without_a_class_are_refused(tiny, tmp_path, case, heads):
+def test_heads_without_a_class_are_said(tiny, case, heads):
     model = tiny(case)
-    params = draw(model.config, heads)
-    with pytest.raises(PlmjaxError, match="has no class for an? .* with") as caught:
-        model.export(tmp_path / "model", params=params)
-    assert caught.value.code == 2
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(PlmjaxError, match="has no class for an? .* with"):
+        expressed(model.config, dict.fromkeys(heads), model.tokenizer)
 
 
 def test_parameters_that_do_not_fit_are_refused(tiny, tmp_path):

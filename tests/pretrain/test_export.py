@@ -12,7 +12,7 @@ from tests_common import TINY
 
 from plmjax import PlmjaxError
 from plmjax.cli import main
-from plmjax.evaluate.model import Trained, model_folders
+from plmjax.evaluate.model import Trained
 from plmjax.interop import read_folder
 from plmjax.models import EncoderConfig
 from plmjax.objectives import MLM, Electra, ElectraConfig, MLMConfig, Pieces
@@ -112,22 +112,25 @@ def test_no_part_is_written_if_one_has_no_room(trained, export, tmp_path):
     assert [path.name for path in to.rglob("*.*")] == ["notes.txt"]
 
 
-def test_what_transformers_cannot_express_is_left_out(trained, export, tmp_path):
+def test_what_transformers_cannot_express_only_plmjax_reads(trained, export, tmp_path):
     """The generator of a BERT has the discriminator's wider embeddings."""
     to = tmp_path / "to"
     assert export(trained(HALF, "electra"), to) == [
         f"Exported step 7 to {to / 'discriminator'}.",
         f"Exported step 7 to {to / 'generator'}.",
     ]
-    first, second = export(trained(HALF), to)
-    assert "The generator is not exported: model.embedding_width=8 cannot" in first
-    assert "or with objective.tie=none" in first
-    assert second == f"Exported step 7 to {to / 'discriminator'}."
-    # The generator of the first export belongs to another model.
-    assert list(model_folders(to)) == ["discriminator"]
+    run = trained(HALF)
+    *lines, last = export(run, to)
+    assert lines[1] == f"Exported step 7 to {to / 'generator'}."
+    assert "Only plmjax can read it: model.embedding_width=8 cannot" in last
     assert read_folder(to / "discriminator").params.keys() == {"encoder", "detector"}
-    with pytest.raises(PlmjaxError, match="model.embedding_width=8 cannot"):
-        export(trained(HALF), tmp_path / "alone", part="generator")
+    found, model = read_folder(to / "generator"), run.models()["generator"]
+    assert found.config == model.encoder
+    jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+    card = ModelCard.load(to / "generator" / "README.md")
+    assert card.data.to_dict()["library_name"] == "plmjax"
+    assert "transformers import" not in card.text
+    assert 'plmjax fill "The [MASK] of a matrix."' in card.text
 
 
 def test_a_card_has_the_counts_and_what_the_config_sets(trained, export, tmp_path):

@@ -140,6 +140,7 @@ def test_what_a_model_cannot_become_is_refused(family, asked, words):
     [
         ({"attention": "window", "window": 7}, "Set --window=8"),
         ({"attention": "window", "window": 64}, "more than --length=40"),
+        ({"length": 10**9}, "more than 1,000,000 tokens"),
         ({"window": 8}, "no effect with --attention=full"),
         ({"global_tokens": "first"}, "no effect with --attention=full"),
         ({"attention": "window", "rope": "ntk"}, "effect with --attention=window"),
@@ -148,7 +149,7 @@ def test_what_a_model_cannot_become_is_refused(family, asked, words):
 )
 def test_options_that_fit_no_model_are_refused(asked, words):
     with pytest.raises(PlmjaxError) as error:
-        Extension(length=40, **asked)
+        Extension(**{"length": 40, **asked})
     assert words in f"{error.value} {error.value.hint}"
 
 
