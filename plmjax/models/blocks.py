@@ -121,20 +121,19 @@ def sparse(way: Way, projected, bounds, seen_blocks, *, size: int, noise):
     """
     block_NIP, score_IP = map(jnp.asarray, seen_blocks)
     rows, heads, length, width = projected[0].shape
+    inner = block_NIP.shape[1]
 
     def chosen(x_BNGSD):
         """Returns the keys or values of the plan's blocks, [B, N, I, K, D]."""
         # Many inner blocks see the same one: their gradients are summed in float32.
         wide = x_BNGSD.astype(jnp.float32)
         take = jax.vmap(lambda x_BGSD, block_IP: x_BGSD[:, block_IP], (1, 0), 1)
-        found = take(wide, block_NIP).reshape(rows, heads, -1, part * size, width)
+        found = take(wide, block_NIP).reshape(rows, heads, inner, -1, width)
         return found.astype(x_BNGSD.dtype)
 
     def ends(x):
         """Returns the first and the last block as one, [B, N, 1, Q, ...]."""
         return jnp.concatenate([x[:, :, :1], x[:, :, -1:]], axis=3)
-
-    part = block_NIP.shape[2]
 
     @jax.checkpoint
     def both(query, key, value):
@@ -142,9 +141,9 @@ def sparse(way: Way, projected, bounds, seen_blocks, *, size: int, noise):
         limits = [split(x[:, None], size) for x in bounds]
         # In the program, for it would be a large constant.
         index_NIPS = block_NIP[..., None] * size + jnp.arange(size)[None, None, None]
-        index_NI1K = index_NIPS.reshape(*block_NIP.shape[:2], 1, -1)
+        index_NI1K = index_NIPS.reshape(heads, inner, 1, -1)
         added_11I1K = jnp.repeat(score_IP, size, axis=1)[None, None, :, None]
-        inner = mix(
+        mixed = mix(
             dataclasses.replace(way, site=f"{way.site}/weights"),
             scores(query[:, :, 1:-1], chosen(key), way.platform) + added_11I1K,
             chosen(value),
@@ -160,6 +159,6 @@ def sparse(way: Way, projected, bounds, seen_blocks, *, size: int, noise):
             noise,
         )
         first, last = jnp.split(edges, 2, axis=3)
-        return jnp.concatenate([first, inner, last], axis=2)
+        return jnp.concatenate([first, mixed, last], axis=2)
 
     return both(*projected).reshape(rows, heads, -1, width)[:, :, :length]
