@@ -58,5 +58,5 @@ def get_config(size: str = "base") -> ConfigDict:
         config.train.update({"steps": 2000, "batch": 8, "accumulation": 1})
         config.train.update({"evaluate_every_steps": 500})
         config.train.optimizer.learning_rate = 1e-3
-        config.train.schedule.warmup_steps = 100
+        config.train.schedule = {"kind": "linear", "warmup_percent": 10.0}
     return config

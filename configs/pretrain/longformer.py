@@ -56,7 +56,9 @@ def get_config(size: str = "base") -> ConfigDict:
                     "eps": 1e-6,
                     "weight_decay": 0.01,
                 },
-                "schedule": {"kind": "linear", "warmup_steps": 100 if tiny else 500},
+                "schedule": {"kind": "linear", "warmup_percent": 10.0}
+                if tiny
+                else {"kind": "linear", "warmup_steps": 500},
             },
         }
     )

@@ -55,5 +55,5 @@ def get_config(size: str = "4096") -> ConfigDict:
         config.tokenizer.vocab_size = 8192
         config.train.update({"steps": 2000, "batch": 8, "evaluate_every_steps": 500})
         config.train.optimizer.learning_rate = 1e-3
-        config.train.schedule.warmup_steps = 100
+        config.train.schedule = {"kind": "linear", "warmup_percent": 10.0}
     return config

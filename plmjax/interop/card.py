@@ -225,8 +225,9 @@ def limits(encoder: EncoderConfig, head: str | None = None) -> list[str]:
     if encoder.attention == "nystrom":
         return [
             "transformers reads only rows of exactly segment_means_seq_len tokens "
-            "(config.json) without padding, and lets the rows of a batch depend on "
-            "each other; plmjax reads rows of any length, and leaves padding out."
+            "(config.json) without padding, and fails with other texts. It also lets "
+            "the rows of a batch depend on each other. plmjax (fill, predict, embed) "
+            "reads rows of any length, and leaves padding out."
         ]
     return []
 
@@ -247,6 +248,7 @@ def model_card(facts: CardFacts) -> str:
         f"{__version__}. {_base_model(facts)}{task.use}",
         "## How to load it",
         _loading(facts),
+        *(() if facts.only_plmjax else map(_clean, facts.limitations)),
         "## Data",
         *_data(facts.data),
         "## Recipe",
@@ -265,7 +267,6 @@ def model_card(facts: CardFacts) -> str:
                 "It repeats the views, errors and gaps of the text above.",
                 task.limit,
                 "The figures hold for text like its own, measured as they say.",
-                *(() if facts.only_plmjax else facts.limitations),
             )
         ),
     ]

@@ -219,7 +219,8 @@ def check_packing(config: EncoderConfig, task: HeadConfig) -> None:
             raise PlmjaxError(
                 f"task.rows='packed' cannot be with {name}={value!r}, which reads a "
                 "row as one text.",
-                hint="Set task.rows to 'single' or 'buckets'.",
+                hint="Set task.rows='single'; task.buckets makes rows of short texts "
+                "shorter.",
             )
 
 

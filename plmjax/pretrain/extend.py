@@ -113,8 +113,9 @@ def extend(
     save_start(workdir, extended, record, how, log)
     batch = max(32_768 // asked.length, 1)
     log(
-        f"Written to {workdir / IMPORTED}.\n\nNext:\n  plmjax pretrain texts/ "
-        f"--workdir={workdir.path} --config.train.batch={batch}"
+        f"Written to {workdir / IMPORTED}.\n\nNext, with {batch * asked.length:,} "
+        f"tokens a step:\n  plmjax pretrain texts/ --workdir={workdir.path} "
+        f"--config.train.batch={batch}"
     )
 
 

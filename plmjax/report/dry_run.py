@@ -236,11 +236,9 @@ def attention_table(objective: Objective, kind: str) -> Table:
             local = encoder.layer_kind(layer) == "local"
             name = "local" if local else encoder.attention
             layers.setdefault(name, []).append((encoder, layer))
-    longest = min(encoder.max_length for encoder in encoders)
-    table = Table(
-        title=f"Attention as a share of the encoder (rows of at most {longest:,})",
-        title_style="",
-    )
+    table = Table(title="Attention as a share of the encoder", title_style="")
+    if kind == "cpu":
+        table.caption = "MB: attention weights kept; in tiles, as here, none are."
     several = ("all layers",) if len(layers) > 1 else ()
     columns = (f"FLOPs, {name}" for name in (*layers, *several))
     for name in ("tokens", *columns, "MB a row", "of activations"):

@@ -358,7 +358,6 @@ def made(tmp_path, monkeypatch):
             encoder=encoder,
             task=task,
             added=types.SimpleNamespace(examples=()),
-            batches=types.SimpleNamespace(size=config.train.batch),
         )
         return parts, values, lines
 
