@@ -9,7 +9,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import inspect
 import json
 import linecache
@@ -429,11 +428,14 @@ def load_module(path: str) -> tuple[types.ModuleType, tuple[str, ...]]:
 
 
 def execute(file: Path) -> types.ModuleType:
-    """Executes a .py file and returns its module."""
-    spec = importlib.util.spec_from_file_location("plmjax_config", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Executes a .py file and returns its module.
+
+    Its bytecode is never cached: of a file that changes within a second and keeps its
+    size, the old one would run.
+    """
+    module = types.ModuleType("plmjax_config")
+    module.__file__ = str(file)
+    exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     return module
 
 

@@ -144,7 +144,7 @@ TASKS = {
 
 def make_task(kind, count=100):
     make, labels, metric = TASKS[kind]
-    config = TaskConfig(kind=kind, length=16)
+    config = TaskConfig(kind=kind, length=16, stride=16)
     task = Labelled(config, labels, tuple(make(count, 1)), (), tuple(make(60, 2)))
     return task, metric
 
