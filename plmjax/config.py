@@ -434,8 +434,8 @@ def execute(file: Path) -> types.ModuleType:
     size, the old one would run.
     """
     module = types.ModuleType("plmjax_config")
-    module.__file__ = str(file)
-    exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
+    module.__file__ = str(file.absolute())
+    exec(compile(file.read_bytes(), module.__file__, "exec"), module.__dict__)
     return module
 
 
