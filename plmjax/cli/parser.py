@@ -9,6 +9,7 @@ from plmjax import Exit, PlmjaxError, __version__
 from plmjax.cli import (
     bench,
     compare,
+    data,
     doctor,
     embed,
     finetune,
@@ -19,6 +20,7 @@ from plmjax.cli import (
     recipes,
     spelling,
     sweep,
+    tokenizer,
     transfer,
 )
 from plmjax.cli.options import DRY_RUNS
@@ -206,6 +208,8 @@ def make_parser() -> _Parser:
         return _completed(parser, run, help, example, config)
 
     for group in (
+        data,
+        tokenizer,
         pretrain,
         finetune,
         compare,
