@@ -10,6 +10,7 @@ KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ class Split:
 
 class Store:
     """A prepared corpus, read-only; open it with open_store."""
+
+    parts: Mapping[str, "Store"] = {}  # the sources of a mixture (data/mixture.py)
 
     def __init__(self, directory: Path, manifest: dict[str, Any]):
         self.directory = directory
