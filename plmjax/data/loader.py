@@ -151,9 +151,10 @@ class Loader:
         source, index = phase.mix.locate(index) if phase.mix else (0 * index, index)
         bounds = phase.plan.bounds.tolist()
         epoch, row = np.divmod(index, np.diff(bounds)[source])
-        for s, e in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
+        each = source + len(bounds) * epoch
+        for one in np.unique(each).tolist():
             # A batch that spans two epochs uses the permutations of both.
-            here = (source == s) & (epoch == e)
+            here, (e, s) = each == one, divmod(one, len(bounds))
             key = (s << 128) | (self.seed << 64) | (self._group[number] << 32) | e
             row[here] = bounds[s] + permute(row[here], bounds[s + 1] - bounds[s], key)
         return phase, row, epoch

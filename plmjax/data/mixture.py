@@ -260,6 +260,8 @@ class JoinedSplit(Split):
         of = np.searchsorted(self.begins, index, side="right") - 1
         for source, part in enumerate(self.parts):
             here = of == source
+            if here.all():
+                return part.read(index - self.begins[source])
             if here.any():
                 values = part.read(index[here] - self.begins[source])
                 tokens[here], starts[here] = values

@@ -6,7 +6,8 @@ from importlib import metadata
 from typing import Any
 
 from plmjax import PlmjaxError
-from plmjax.data.archives import ERRORS, open_member
+from plmjax.data.archives import ERRORS
+from plmjax.data.blocks import open_bytes
 from plmjax.data.corpus import (
     Source,
     SourceConfig,
@@ -17,6 +18,8 @@ from plmjax.data.corpus import (
     unreadable,
 )
 from plmjax.data.corpus_files import Corpus
+
+PAGE_BYTES = 1 << 24  # of a page; the rest of a longer one is not read
 
 
 def open_warc(config: SourceConfig, corpus: Corpus) -> Source:
@@ -32,13 +35,14 @@ def open_warc(config: SourceConfig, corpus: Corpus) -> Source:
 
     def read(tally: Tally) -> Iterator[str]:
         for path in corpus.files:
-            # warcio unpacks: each record of a .gz is packed by itself.
-            with open_member(path) or open(path, "rb") as stream:
+            with open_bytes(path) as stream:
                 try:
                     for record in archives.ArchiveIterator(stream):
                         text = _text(record, extract)
                         tally.empty_records += not text
                         yield text
+                    # warcio takes the place where a file is cut for its end.
+                    stream.read(1)
                 except (*ERRORS, archives.ArchiveLoadFailed) as error:
                     raise unreadable(path, error) from None
 
@@ -53,6 +57,7 @@ def open_warc(config: SourceConfig, corpus: Corpus) -> Source:
 
 def _text(record: Any, extract: Any) -> str:
     """Returns the text of a record, or "" if it holds none."""
+    page = record.content_stream()
     http, kind = record.http_headers, "text/plain"
     if record.rec_type != "conversion":
         if record.rec_type != "response" or http is None:
@@ -61,10 +66,10 @@ def _text(record: Any, extract: Any) -> str:
             return ""
         kind = str(http.get_header("Content-Type")).lower()
     if kind.startswith("text/plain"):
-        return record.content_stream().read().decode(errors="replace")
+        return page.read(PAGE_BYTES).decode(errors="replace")
     if not kind.startswith(("text/html", "application/xhtml")):
         return ""
-    return extract(record.content_stream().read(), include_comments=False) or ""
+    return extract(page.read(PAGE_BYTES), include_comments=False) or ""
 
 
 def _needs(module: str) -> Any:
