@@ -6,7 +6,6 @@ from importlib import metadata
 from typing import Any
 
 from plmjax import PlmjaxError
-from plmjax.data.archives import ERRORS
 from plmjax.data.blocks import open_bytes
 from plmjax.data.corpus import (
     Source,
@@ -43,7 +42,7 @@ def open_warc(config: SourceConfig, corpus: Corpus) -> Source:
                         yield text
                     # warcio takes the place where a file is cut for its end.
                     stream.read(1)
-                except (*ERRORS, archives.ArchiveLoadFailed) as error:
+                except Exception as error:  # of many classes, if a record is wrong
                     raise unreadable(path, error) from None
 
     digests, version = file_digests(corpus.files), metadata.version("trafilatura")

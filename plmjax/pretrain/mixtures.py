@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +33,9 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except PlmjaxError as error:
-        if name:
-            error.message = f"data.mixture, source {name!r}: {error.message}"
+        begin = f"data.mixture, source {name!r}: "
+        if name and not error.message.startswith(begin):
+            error.message = begin + error.message
         raise
 
 
@@ -48,10 +50,17 @@ def open_sources(data: DataConfig) -> dict[str, Source]:
     sources = {}
     for name, entry in entries.items():
         with naming(name):
-            sources[name] = open_source(
+            source = open_source(
                 entry, data.errors, data.encoding, unchecked=data.accept_warnings
             )
+        texts = functools.partial(_documents, name, source)
+        sources[name] = dataclasses.replace(source, documents=texts)
     return sources
+
+
+def _documents(name: str, source: Source) -> Iterator[str]:
+    with naming(name):
+        yield from source.documents()
 
 
 def fingerprint(data: DataConfig, sources: dict[str, Source]) -> Any:
