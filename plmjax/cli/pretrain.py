@@ -60,13 +60,13 @@ def _config(args):
         return config, given
     workdir = Path("runs") / run_name(config)
     # As it would be read back: a tuple becomes a list.
-    source = json.loads(json.dumps(config_lib.to_dict(config.data.source)))
-    saved = saved_config(workdir, RunConfig).get("data", {}).get("source", source)
-    for key in ("paths", "dataset"):
-        old, new = saved.get(key), source[key]
+    data = config_lib.flatten(json.loads(json.dumps(config_lib.to_dict(config.data))))
+    saved = config_lib.flatten(saved_config(workdir, RunConfig).get("data", data))
+    for key in ("source.paths", "source.dataset", "mixture"):
+        old, new = saved.get(key, [] if key == "mixture" else None), data[key]
         if old != new:
             raise PlmjaxError(
-                f"{workdir} holds a run on another text: its data.source.{key} is "
+                f"{workdir} holds a run on another text: its data.{key} is "
                 f"{old!r}, not {new!r}.",
                 hint="Choose another directory with --workdir.",
             )
@@ -76,15 +76,17 @@ def _config(args):
 def run_name(config) -> str:
     """Returns the name of a run's default directory.
 
-    That is the config's name, else its first path without suffixes and wildcards, else
-    its kind of source.
+    That is the config's name, else the names of a mixture's sources, else its first
+    path without suffixes and wildcards, else its data set or kind of source.
     """
     paths, kind = config.data.source.paths or (), config.data.source.kind
+    kind = (config.data.source.dataset or "").rpartition("/")[2] or kind
+    mixed = "-".join(source.name for source in config.data.sources[:3])
     first = paths.split(",")[0] if isinstance(paths, str) else next(iter(paths), "")
     parts = Path(first).absolute().parts if first else ()
     stems = [re.sub(r"[*?\[\]]", "", part.split(".")[0]) for part in reversed(parts)]
     named = [stem for stem in stems if re.search(r"\w", stem)]
-    return config.name or next(iter(named), None) or kind or "docstrings"
+    return config.name or mixed or next(iter(named), None) or kind or "docstrings"
 
 
 def _pretrain(args) -> int:

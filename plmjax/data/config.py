@@ -85,9 +85,9 @@ class DataConfig(Block, prefix="data."):
 
     def _check_mixture(self) -> None:
         given = self.mixture_temperature
-        single = 1 if given is None else given
-        for value in given if isinstance(given, tuple) else (single,):
-            if type(value) not in (int, float) or value <= 0:
+        some = given if isinstance(given, tuple) else () if given is None else (given,)
+        for value in some:
+            if type(value) not in (int, float) or not value > 0:
                 raise PlmjaxError(
                     f"data.mixture_temperature is {given!r}; it must be above 0, or a "
                     "tuple with one for each phase."
