@@ -52,7 +52,8 @@ def mixed_sources(
             hint="Set --config.data.source.paths=none, or --config.data.mixture='()'; "
             "a source of the mixture has its own 'paths'.",
         )
-    base, sources = config_lib.to_dict(defaults), []
+    known = config_lib.to_dict(defaults).items()
+    base, sources = {key: value for key, value in known if value is not None}, []
     for entry in entries:
         if not isinstance(entry, Mapping):
             raise PlmjaxError(

@@ -339,22 +339,27 @@ def _activation(family: str) -> str:
 
 def _data(data: Mapping[str, Any]) -> Iterable[str]:
     properties = dict(data)
-    if packages := properties.pop("packages", None):
+    sources = properties.pop("sources", ())
+    if sources:
+        yield "The text is a mixture of sources; each stays under its own licence:"
+        named = {name: [_of_source(one, name) for one in sources] for name in _SOURCE}
+        known = {name: column for name, column in named.items() if any(column)}
+        yield _table([*known], zip(*known.values(), strict=True))
+    alone = "" if sources else "; no other text was used"
+    for source in sources or (data,):
+        if not (packages := source.get("packages")):
+            continue
+        of = f" of {source['name']}" if sources else ""
         yield (
-            "The text is the documentation strings (docstrings) of the Python packages "
-            "that were installed on the training machine, each under its package's "
-            "licence; no other text was used. The packages, with their versions and "
-            "licences:"
+            f"The text{of} is the documentation strings (docstrings) of the Python "
+            "packages that were installed on the training machine, each under its "
+            f"package's licence{alone}. The packages, with their versions and licences:"
         )
         yield _table(
             ["package", "version", "licence"],
             [(p["name"], p["version"], p["licence"] or "unknown") for p in packages],
         )
-    if sources := properties.pop("sources", None):
-        yield "The text is a mixture of sources; each stays under its own licence:"
-        named = {name: [_of_source(one, name) for one in sources] for name in _SOURCE}
-        known = {name: column for name, column in named.items() if any(column)}
-        yield _table([*known], zip(*known.values(), strict=True))
+    properties.pop("packages", None)
     rows = [
         (name.removeprefix("counts.").replace("_", " "), value)
         for name, value in _flat(properties)

@@ -85,8 +85,8 @@ def mix(
 ) -> tuple[list[Phase], list[dict[str, Any]]]:
     """Returns the phases with the sources of their rows, and facts of each source.
 
-    The facts are its name, documents and tokens to train on, weight, share of the rows
-    of each phase, and epochs: how often its rows are read in all.
+    The facts are its name, documents and tokens to train on, weight, limit of epochs,
+    share of the rows of each phase, and epochs: how often its rows are read in all.
 
     Raises:
       PlmjaxError: the sources are limited to too few rows, or a share is too small.
@@ -126,6 +126,7 @@ def mix(
             "documents": part.documents,
             "tokens": part.tokens,
             "weight": source.weight,
+            "max_epochs": source.max_epochs,
             "share": shares[:, index].tolist(),
             "epochs": float(epochs_S[index]),
         }
@@ -144,7 +145,7 @@ def lines(facts: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{fact['tokens']:,}",
             "by size" if (weight := fact["weight"]) is None else _join(weight, "g"),
             _join(fact["share"], ".2%"),
-            f"{fact['epochs']:.2f}",
+            f"{fact['epochs']:,.2f}",
         )
         for fact in facts
     ]
@@ -153,9 +154,9 @@ def lines(facts: Sequence[dict[str, Any]]) -> Iterator[str]:
         cells = (cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True))
         yield "  ".join([name.ljust(widths[0]), *cells])
     for fact in facts:
-        if fact["epochs"] > OFTEN:
+        if fact["epochs"] > OFTEN and fact["max_epochs"] is None:
             yield (
-                f"WARNING: the source {fact['name']} is read {fact['epochs']:.1f} "
+                f"WARNING: the source {fact['name']} is read {fact['epochs']:,.1f} "
                 f"times; 'max_epochs': {OFTEN} in data.mixture limits it."
             )
 
