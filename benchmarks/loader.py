@@ -15,13 +15,18 @@ from plmjax.pretrain import mixtures
 from plmjax.workdir import Workdir, row_plan
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the program's options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=65_536, help="in a batch")
     parser.add_argument("--batches", type=int, default=30)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     workdir = Workdir(options.run)
     config, store, tokenizer = workdir.config(), workdir.store(), workdir.tokenizer()
     rows = options.tokens // options.length

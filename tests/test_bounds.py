@@ -74,6 +74,7 @@ TRAIN = {
 }
 PRETRAINING = TRAIN | {
     "data.source.column": COUNT,
+    "data.source.max_documents": COUNT,
     "data.length": ([8], [7]),
     "data.held_out_percent": INSIDE_PERCENT,
     "data.workers": COUNT,

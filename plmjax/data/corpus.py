@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -42,6 +43,8 @@ class SourceConfig(Block, prefix="data.source."):
     split: str = "train"  # hf, tfds
     # Longer documents are cut at white space; a UTF-8 character has at most 4 bytes.
     max_document_bytes: int = number(1_000_000, at_least=4)
+    # Only so many are read, the first ones (of each kind of files).
+    max_documents: int | None = number(None, at_least=1)
     # tfds: its name, with paths as the data_dir; hf: its name on the hub, read from
     # there, with its subset (configuration) and revision (branch, tag or commit).
     dataset: str | None = None
@@ -106,7 +109,7 @@ def make_source(
     def documents() -> Iterator[str]:
         tally = Tally()
         try:
-            for raw in read(tally):
+            for raw in itertools.islice(read(tally), config.max_documents):
                 yield from _finish(raw, config.max_document_bytes, tally)
         finally:
             description["counts"] = dataclasses.asdict(tally)
@@ -120,6 +123,8 @@ def make_source(
             )
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
+    if config.max_documents is not None:  # else as before there was the key
+        shape.append(config.max_documents)
     fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
     return Source(documents, fingerprint, description)
 

@@ -1,5 +1,6 @@
 """Texts in archives, folders of several kinds, crawls and named data sets."""
 
+import dataclasses
 import gzip
 import io
 import stat
@@ -223,6 +224,8 @@ def test_a_data_set_is_streamed_from_the_hub(tmp_path, monkeypatch):
         assert source.description["commit"] == "c0ffee"
         assert source.description["dataset"] == "who/what"
         first = source.fingerprint
+        few = open_source(dataclasses.replace(config, max_documents=3))
+        assert list(few.documents()) == BODIES[:3] and few.fingerprint != first
         Facts.sha = "beef"
         assert open_source(config).fingerprint != first
     fails(2, "names a data set of the hub", kind="hf", dataset="a", paths="b")
