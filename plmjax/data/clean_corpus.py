@@ -97,7 +97,7 @@ def clean_corpus(
         replacing_folder(to) as folder,
     ):
         spool, line_counts = folder / ".spool", LineCounts()
-        documents = _map(clean_group, source.documents(), workers, (todo,))
+        documents = mapped(clean_group, source.documents(), workers, (todo,))
         with open(spool, "w", encoding="utf-8") as file:
             for number, document in enumerate(_timed(documents, log), 1):
                 report.add(number, document, first=True)
@@ -201,7 +201,7 @@ def _timed(items: Iterable[Any], log: Callable[[str], Any]) -> Iterator[Any]:
 # --- single documents, in this process or in others
 
 
-def _map(
+def mapped(
     function: Callable[..., list[Any]],
     documents: Iterable[str],
     workers: int | None,
@@ -282,11 +282,13 @@ class LineCounts:
     """In how many documents each line stands, by its hash."""
 
     def __init__(self) -> None:
+        self.total = 0  # lines of documents, each once a document
         self._hashes = [np.zeros(0, np.uint64)]
 
     def add(self, text: str) -> None:
         """Counts the lines of a document, each once."""
         lines = {text_hash(line) for line in map(str.strip, text.split("\n")) if line}
+        self.total += len(lines)
         self._hashes.append(np.fromiter(lines, np.uint64, len(lines)))
 
     def repeated(self, least: int) -> dict[int, int]:
@@ -336,7 +338,7 @@ def _find_copies(
     if not exact and not near:
         count = sum(1 for _ in texts)
         return Copies(np.arange(count), np.arange(count))
-    signed = [*_map(_sign, texts, workers, (near,))]
+    signed = [*sign_all(texts, workers, near)]
     hashes_D = np.array([key for key, _ in signed], np.uint64)
     numbers = np.arange(len(signed))
     if not len(signed):
@@ -350,8 +352,16 @@ def _find_copies(
     )
 
 
-def _sign(texts: list[str], near: bool) -> list[tuple[int, np.ndarray | None]]:
-    return [(text_hash(t), band_keys(signature(t)) if near else None) for t in texts]
+def sign_all(
+    texts: Iterable[str], workers: int | None = None, near: bool = True
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each text's hash, and its band keys [B] if `near`, in order."""
+    return mapped(_sign, texts, workers, (near,))
+
+
+def _sign(texts: list[str], near: bool) -> list[tuple[int, np.ndarray]]:
+    none = np.zeros(0, np.uint64)
+    return [(text_hash(t), band_keys(signature(t) if near else none)) for t in texts]
 
 
 def _without_copies(

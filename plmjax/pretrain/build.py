@@ -13,6 +13,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
+from plmjax.data.corpus import describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.prepare import prepare
 from plmjax.data.sources import open_source
@@ -180,13 +181,6 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
         )
 
 
-_DOCUMENTS = {
-    "line": "a line",
-    "blank": "the text between blank lines",
-    "file": "a file",
-}
-
-
 def prepare_data(
     config: RunConfig,
     workdir: Workdir,
@@ -231,12 +225,8 @@ def prepare_data(
     for line in describe(tokenizer):
         log(line)
     check(tokenizer)
-    text = source.description
-    why = f" ({text['why']})" if text.get("why") else ""
-    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
-    log(f"Source: {text['kind']}; a document is {document}{why}.")
-    for note in text.get("notes", ()):
-        log(note)
+    for line in describe_source(source.description):
+        log(line)
     if rule := _sentences(config):
         log(f"Sentences end at {rule} (data.sentences).")
     store = prepare(
