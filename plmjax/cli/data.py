@@ -100,6 +100,8 @@ def _inspect(args) -> int:
     at_least_one(args, "workers")
     if args.plot and not args.plot.endswith(".png"):
         raise PlmjaxError(f"--plot={args.plot} must end with .png.")
+    if args.plot and not Path(args.plot).absolute().parent.is_dir():
+        raise PlmjaxError(f"--plot={args.plot}: there is no such folder.")
     source = open_texts(args)
     result = inspect(source, args.tokenizer, workers=args.workers, log=log)
     if args.plot:

@@ -257,11 +257,12 @@ def _rows_as_seen(tokenizer: Tokenizer, sample: list[str]) -> list[str]:
 def _problems(result: dict[str, Any], mojibake: str) -> Iterator[str]:
     """Yields what looks wrong in the figures, each with what to do."""
     clean = "plmjax data clean --steps="
-    longest, tokens = result["lengths"]["quantiles"]["100"], result["tokens"]
-    if longest > quality.MOST * tokens:
+    counts = result["source"]["counts"]
+    longest, total = counts["longest_document_bytes"], counts["bytes"]
+    if longest > quality.MOST * total:
         yield (
-            f"One document has {longest / tokens:.1%} of the text ({longest:,} of "
-            f"{tokens:,} tokens). {quality.ends_of(result['source'])}"
+            f"One document has {min(longest / total, 1):.1%} of the text ({longest:,} of "
+            f"{total:,} bytes). {quality.ends_of(result['source'])}"
         )
     for length, share in result["never_masked_share"].items():
         if share > SOME:
@@ -288,7 +289,6 @@ def _problems(result: dict[str, Any], mojibake: str) -> Iterator[str]:
             f"{lines['share']:.1%} of the lines stand in {LINE_DOCUMENTS} documents or "
             f"more, such as {lines['examples'][0][0]!r}. {clean}lines removes them."
         )
-    counts = result["source"]["counts"]
     for name in ("replaced_characters", "control_characters", "cut_documents"):
         if counts.get(name):
             yield f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}."
