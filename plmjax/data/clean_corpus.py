@@ -318,7 +318,7 @@ def _without_lines(
             seen |= here
             text = "\n".join(kept).strip() if events else text
             if not text:
-                events.append(events[-1]._replace(dropped=True))
+                events = [events[-1]._replace(dropped=True)]
             yield number, Cleaned(text, bool(text), tuple(events))
 
 

@@ -18,7 +18,6 @@ from plmjax.data.near_duplicates import near_duplicates, text_hash
 from plmjax.data.packing import pack
 from plmjax.data.rows import split_documents
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, describe, get_tokenizer
-from plmjax.tokenizers.coverage import describe_text
 from plmjax.tokenizers.train import sample_documents
 
 LENGTHS = (128, 512, 2048)  # of rows, in tokens
@@ -41,11 +40,11 @@ class Look(NamedTuple):
 
     lengths_D: np.ndarray
     counted: quality.Counted
-    bytes: int
     unigram_V: np.ndarray
-    characters: dict[str, int]
+    bytes: int
+    characters: collections.Counter[str]
     too_long: np.ndarray  # tokens in words longer than MASKED of each of LENGTHS
-    mojibake: tuple[int, str]  # documents, and an excerpt
+    mojibake: list[str]  # an excerpt of each document with some
 
 
 def look(texts: list[str], tokenizer: Tokenizer) -> list[Look]:
@@ -55,26 +54,22 @@ def look(texts: list[str], tokenizer: Tokenizer) -> list[Look]:
     digests = [text_hash(text) for text in texts]
     words = np.flatnonzero(encoded.word_start)
     sizes = np.diff(words, append=len(encoded.tokens))
-    broken = [m for m in map(_MOJIBAKE.search, texts) if m]
+    budgets = [max(int(MASKED * (length - 2)), 1) for length in LENGTHS]
     return [
         Look(
-            np.diff(ends),
-            quality.count(texts, encoded, ends, tokenizer.unk_id, digests),
-            sum(len(text.encode()) for text in texts),
-            np.bincount(encoded.tokens, minlength=tokenizer.vocab_size),
-            collections.Counter("".join(texts)),
-            np.array([sizes[sizes > _budget(n)].sum() for n in LENGTHS]),
-            (
-                len(broken),
-                excerpt(broken[0].string, broken[0].start()) if broken else "",
-            ),
+            lengths_D=np.diff(ends),
+            counted=quality.count(texts, encoded, ends, tokenizer.unk_id, digests),
+            unigram_V=np.bincount(encoded.tokens, minlength=tokenizer.vocab_size),
+            bytes=sum(len(text.encode()) for text in texts),
+            characters=collections.Counter("".join(texts)),
+            too_long=np.array([sizes[sizes > most].sum() for most in budgets]),
+            mojibake=[
+                excerpt(text, match.start())
+                for text in texts
+                if (match := _MOJIBAKE.search(text))
+            ],
         )
     ]
-
-
-def _budget(length: int) -> int:
-    """Returns how many tokens of a row are masked."""
-    return max(int(MASKED * (length - 2)), 1)
 
 
 def inspect(
@@ -96,14 +91,21 @@ def inspect(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, "
         + (f"from {vocabulary}." if vocabulary else "trained on a sample of the text.")
     )
-    looks = [*mapped(look, source.documents(), workers, (tokenizer,))]
-    lengths_D = np.concatenate([part.lengths_D for part in looks])
-    unigram_V = np.sum([part.unigram_V for part in looks], axis=0)
-    counts = quality.Counts()
-    for part in looks:
+    counts, lengths, unigram_V = quality.Counts(), [], np.zeros(0, np.int64)
+    size, broken, too_long = 0, 0, np.zeros(len(LENGTHS), np.int64)
+    characters, mojibake = collections.Counter[str](), ""
+    for part in mapped(look, source.documents(), workers, (tokenizer,)):
         counts.add(part.counted)
-    facts, tokens = counts.facts(tokenizer), int(lengths_D.sum())
-    broken = sum(part.mojibake[0] for part in looks)
+        lengths.append(part.lengths_D)
+        unigram_V = part.unigram_V + (unigram_V if len(unigram_V) else 0)
+        size += part.bytes
+        characters.update(part.characters)
+        too_long += part.too_long
+        broken += len(part.mojibake)
+        mojibake = mojibake or next(iter(part.mojibake), "")
+    lengths_D, facts = np.concatenate(lengths), counts.facts(tokenizer)
+    tokens = int(lengths_D.sum())
+    some = max(tokens, 1)
     result: dict[str, Any] = {
         "tokenizer": {
             "path": vocabulary,
@@ -113,20 +115,19 @@ def inspect(
             "notes": [*describe(tokenizer)],
         },
         "documents": len(lengths_D),
-        "bytes": sum(part.bytes for part in looks),
+        "bytes": size,
         "characters": facts["characters"],
         "words": facts["words"],
         "tokens": tokens,
         "tokens_per_word": tokens / max(facts["words"], 1),
-        "bytes_per_token": sum(part.bytes for part in looks) / max(tokens, 1),
-        "unknown_share": facts["unknown_tokens"] / max(tokens, 1),
+        "bytes_per_token": size / some,
+        "unknown_share": facts["unknown_tokens"] / some,
         "lengths": _distribution(lengths_D),
         "rows": {str(n): _rows(lengths_D, n) for n in LENGTHS},
-        "never_masked_share": {
-            str(n): int(sum(part.too_long[i] for part in looks)) / max(tokens, 1)
-            for i, n in enumerate(LENGTHS)
-        },
-        "scripts": _scripts(looks),
+        "never_masked_share": dict(
+            zip(map(str, LENGTHS), (too_long / some).tolist(), strict=True)
+        ),
+        "scripts": _scripts(characters),
         "languages": _languages(sample),
         "repeated_lines": _repeated_lines(source),
         "copies_share": 1 - facts["distinct_documents"] / facts["all_documents"],
@@ -135,10 +136,8 @@ def inspect(
         "seen": _rows_as_seen(tokenizer, sample),
         "source": source.description,
     }
-    example = next((part.mojibake[1] for part in looks if part.mojibake[0]), "")
     problems = [p.text for p in quality.of_counts(facts, tokens, unigram_V)]
-    problems += describe_text(tokenizer, sample) if vocabulary is None else ()
-    return result | {"problems": problems + [*_problems(result, example)]}
+    return result | {"problems": problems + [*_problems(result, mojibake)]}
 
 
 def _distribution(lengths_D: np.ndarray) -> dict[str, Any]:
@@ -174,20 +173,15 @@ def _rows(lengths_D: np.ndarray, length: int) -> dict[str, Any]:
     return result
 
 
-def _scripts(looks: Iterable[Look]) -> dict[str, float]:
+def _scripts(characters: collections.Counter[str]) -> dict[str, float]:
     """Returns the share of each script in the letters, by Unicode's names."""
-    characters = collections.Counter[str]()
-    for part in looks:
-        characters.update(part.characters)
     scripts = collections.Counter[str]()
     for character, count in characters.items():
         if character.isalpha():
             plain = unicodedata.normalize("NFKC", character)[0]
             scripts[unicodedata.name(plain, "?").split()[0].capitalize()] += count
     total = scripts.total()
-    return {
-        name.replace("Cjk", "Chinese"): n / total for name, n in scripts.most_common()
-    }
+    return {n.replace("Cjk", "Chinese"): c / total for n, c in scripts.most_common()}
 
 
 def _languages(sample: list[str]) -> dict[str, float] | None:
@@ -261,8 +255,8 @@ def _problems(result: dict[str, Any], mojibake: str) -> Iterator[str]:
     longest, total = counts["longest_document_bytes"], counts["bytes"]
     if longest > quality.MOST * total:
         yield (
-            f"One document has {min(longest / total, 1):.1%} of the text ({longest:,} of "
-            f"{total:,} bytes). {quality.ends_of(result['source'])}"
+            f"One document has {min(longest / total, 1):.1%} of the text "
+            f"({longest:,} of {total:,} bytes). {quality.ends_of(result['source'])}"
         )
     for length, share in result["never_masked_share"].items():
         if share > SOME:

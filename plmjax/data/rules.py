@@ -148,7 +148,8 @@ class Repetition:
         for what, separator in (("line", "\n+"), ("paragraph", "\n\\s*\n")):
             parts = [*filter(None, map(str.strip, re.split(separator, text)))]
             repeated = sum(map(len, parts)) - sum(map(len, {*parts}))
-            measured[f"repeated-{what}s"] = 1 - len({*parts}) / max(len(parts), 1)
+            copies = len(parts) - len({*parts})
+            measured[f"repeated-{what}s"] = copies / max(len(parts), 1)
             share = repeated / max(sum(map(len, parts)), 1)
             measured[f"repeated-{what}-characters"] = share
         words = words_of(text)[0]
