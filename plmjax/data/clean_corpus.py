@@ -6,7 +6,6 @@ byte for byte, for any number of workers.
 """
 
 import contextlib
-import dataclasses
 import gzip
 import itertools
 import json
@@ -17,17 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import DataError, PlmjaxError, counted
-from plmjax.data.clean import STEPS, CleanConfig, Step, steps
+from plmjax import PlmjaxError, counted
+from plmjax.data.clean import CleanConfig, Step, steps
+from plmjax.data.clean_report import EXAMPLES, Cleaned, Event, Report, excerpt
 from plmjax.data.corpus import Source
 from plmjax.data.near_duplicates import (
+    BANDS,
     band_keys,
     near_duplicates,
     signature,
     text_hash,
 )
 from plmjax.data.parallel import ordered_map
-from plmjax.data.rules import LIMITS, LINES
 from plmjax.files import (
     disk_errors,
     missing,
@@ -43,31 +43,7 @@ REPORT = "manifest.json"
 SHARD_CHARACTERS = 1 << 28
 _GROUP = 1 << 20  # characters that a worker receives at once
 _FEW_GROUPS = 8  # are not worth the start of workers
-_EXAMPLES = 2  # of each rule
-_EXCERPT, _BEFORE = 100, 30  # characters of an example; those before what changed
 _EVERY_SECONDS = 10.0
-MOST_DROPPED = 0.5  # of the documents; more is remarked on
-
-
-class Event(NamedTuple):
-    """What a step did to a document, with excerpts.
-
-    `after` is the changed text, or the earlier document that a dropped one repeats.
-    """
-
-    step: str
-    reason: str
-    dropped: bool
-    before: str
-    after: str = ""
-
-
-class Cleaned(NamedTuple):
-    """A document after some steps; `kept` or dropped by the last of its events."""
-
-    text: str
-    kept: bool
-    events: tuple[Event, ...] = ()
 
 
 def clean_corpus(
@@ -262,12 +238,6 @@ def clean_document(text: str, todo: list[tuple[str, Step]]) -> Cleaned:
     return Cleaned(text, True, tuple(events))
 
 
-def excerpt(text: str, begin: int = 0) -> str:
-    """Returns some characters of a text on one line."""
-    begin = max(begin - _BEFORE, 0)
-    return " ".join(text[begin : begin + _EXCERPT].split())
-
-
 def _difference(old: str, new: str) -> tuple[str, str]:
     """Returns excerpts of two texts at their first difference."""
     pairs = enumerate(zip(old, new, strict=False))
@@ -338,30 +308,31 @@ def _find_copies(
     if not exact and not near:
         count = sum(1 for _ in texts)
         return Copies(np.arange(count), np.arange(count))
-    signed = [*sign_all(texts, workers, near)]
-    hashes_D = np.array([key for key, _ in signed], np.uint64)
-    numbers = np.arange(len(signed))
-    if not len(signed):
-        return Copies(numbers, numbers)
+    hashes_D, keys_DB = sign_all(texts, workers, near)
+    numbers = np.arange(len(hashes_D))
     _, first, inverse = np.unique(hashes_D, return_index=True, return_inverse=True)
     return Copies(
         first[inverse] if exact else numbers,
-        near_duplicates(np.stack([keys_B for _, keys_B in signed]))
-        if near
-        else numbers,
+        near_duplicates(keys_DB) if near else numbers,
     )
 
 
 def sign_all(
     texts: Iterable[str], workers: int | None = None, near: bool = True
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each text's hash, and its band keys [B] if `near`, in order."""
-    return mapped(_sign, texts, workers, (near,))
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the hashes of texts, uint64 [D], and their keys [D, B], if `near`."""
+    parts = [(np.zeros(0, np.uint64), np.zeros((0, BANDS), np.uint64))]
+    parts += mapped(_sign, texts, workers, (near,))
+    hashes, keys = zip(*parts, strict=True)
+    return np.concatenate(hashes), np.concatenate(keys)
 
 
-def _sign(texts: list[str], near: bool) -> list[tuple[int, np.ndarray]]:
+def _sign(texts: list[str], near: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the hashes and keys of a group of texts; a list of one, for `mapped`."""
+    hashes = np.array([text_hash(text) for text in texts], np.uint64)
     none = np.zeros(0, np.uint64)
-    return [(text_hash(t), band_keys(signature(t) if near else none)) for t in texts]
+    keys = [band_keys(signature(text) if near else none) for text in texts]
+    return [(hashes, np.stack(keys))]
 
 
 def _without_copies(
@@ -372,7 +343,7 @@ def _without_copies(
     shown = {
         int(first_D[i])
         for first_D in copies
-        for i in np.flatnonzero(first_D != np.arange(len(first_D)))[:_EXAMPLES]
+        for i in np.flatnonzero(first_D != np.arange(len(first_D)))[:EXAMPLES]
     }
     firsts: dict[int, str] = {}
     numbers: list[int] = []
@@ -395,75 +366,3 @@ def _without_copies(
                 document = Cleaned(text, False, (*document.events, event))
                 break
         yield number, document
-
-
-# --- report
-
-
-class Report:
-    """Counts the events of all documents; `content` is ready for JSON."""
-
-    def __init__(self, config: CleanConfig):
-        self.content: dict[str, Any] = {
-            "config": dataclasses.asdict(config),
-            "documents": 0,
-            "steps": {
-                name: {"dropped": 0, "changed": 0, "rules": {}}
-                for name in STEPS
-                if name in config.steps
-            },
-        }
-
-    def add(self, number: int, document: Cleaned, first: bool = False) -> None:
-        """Counts what happened to a document, which `first` counts as read."""
-        self.content["documents"] += first
-        changed = set()
-        for event in document.events:
-            step = self.content["steps"][event.step]
-            rules = event.reason.partition(":")[0].split(", ")
-            which = "dropped" if event.dropped else "changed"
-            if (event.step, which) not in changed:
-                step[which] += 1
-            changed.add((event.step, which))
-            for rule in rules[:1] if event.dropped else rules:
-                counts = step["rules"].setdefault(
-                    rule, {"dropped": 0, "changed": 0, "examples": []}
-                )
-                counts[which] += 1
-                if len(counts["examples"]) < _EXAMPLES:
-                    example = {"document": number, **event._asdict()}
-                    counts["examples"].append(example)
-
-    def finish(self, source: Source, documents: int, characters: int) -> None:
-        """Adds what is left, and remarks on steps that drop most of the documents.
-
-        Raises:
-          PlmjaxError: nothing is left.
-        """
-        total, remarks = self.content["documents"], []
-        for name, step in self.content["steps"].items():
-            if step["dropped"] > MOST_DROPPED * total:
-                rules = step["rules"].items()
-                rule, counts = max(rules, key=lambda item: item[1]["dropped"])
-                hint = f"--without={rule} leaves it out."
-                if rule not in (*LIMITS, *LINES):
-                    hint = f"Is the step {name} meant for this text?"
-                elif rule == "gopher-stop-words":
-                    hint = f"It is for English; {hint}"
-                elif rule == "gopher-words":
-                    ends = source.description.get("document")
-                    hint = f"A document is a {ends or 'record'} here; {hint}"
-                remarks.append(
-                    f"{name} dropped {step['dropped'] / total:.0%} of the documents, "
-                    f"most by {rule} ({counts['dropped']:,}). {hint}"
-                )
-        if not documents:
-            raise DataError(
-                f"no document of {counted(total, 'document')} is left.",
-                hint=" ".join(remarks) or "Choose fewer --steps.",
-            )
-        self.content |= {
-            "kept": {"documents": documents, "characters": characters},
-            "source": source.description,
-            "remarks": remarks,
-        }

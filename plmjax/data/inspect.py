@@ -12,7 +12,8 @@ import numpy as np
 from plmjax import PlmjaxError
 from plmjax.data import quality
 from plmjax.data.clean import SURE, identifier, language_of
-from plmjax.data.clean_corpus import LineCounts, excerpt, mapped, sign_all
+from plmjax.data.clean_corpus import LineCounts, mapped, sign_all
+from plmjax.data.clean_report import excerpt
 from plmjax.data.corpus import Source
 from plmjax.data.near_duplicates import near_duplicates, text_hash
 from plmjax.data.packing import pack
@@ -220,10 +221,9 @@ def _repeated_lines(source: Source) -> dict[str, Any]:
 
 def _near(source: Source, workers: int | None) -> dict[str, Any]:
     """Returns the share of near-duplicates of an earlier document."""
-    keys = [keys_B for _, keys_B in sign_all(_first(source.documents()), workers)]
-    first_D = near_duplicates(np.stack(keys))
-    copies = np.count_nonzero(first_D != np.arange(len(keys)))
-    return {"documents": len(keys), "share": int(copies) / len(keys)}
+    first_D = near_duplicates(sign_all(_first(source.documents()), workers)[1])
+    copies = np.count_nonzero(first_D != np.arange(len(first_D)))
+    return {"documents": len(first_D), "share": int(copies) / len(first_D)}
 
 
 def _first(documents: Iterable[str]) -> Iterator[str]:

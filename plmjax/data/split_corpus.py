@@ -45,8 +45,7 @@ def split_corpus(
     check_new(to)
     firsts: dict[int, int] = {}
     if near:
-        keys = np.stack([keys_B for _, keys_B in sign_all(source.documents(), workers)])
-        first_D = near_duplicates(keys)
+        first_D = near_duplicates(sign_all(source.documents(), workers)[1])
         copies = np.flatnonzero(first_D != np.arange(len(first_D)))
         firsts = dict(zip(copies.tolist(), first_D[copies].tolist(), strict=True))
     chosen = {first: False for first in firsts.values()}
