@@ -70,7 +70,9 @@ class Report:
                     rule, {"dropped": 0, "changed": 0, "examples": []}
                 )
                 counts[which] += 1
-                if len(counts["examples"]) < EXAMPLES:
+                # An excerpt is of one change, which need not be of each rule.
+                alone = event.dropped or len(rules) == 1
+                if alone and len(counts["examples"]) < EXAMPLES:
                     example = {"document": number, **event._asdict()}
                     counts["examples"].append(example)
 

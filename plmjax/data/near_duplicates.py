@@ -2,8 +2,8 @@
 
 The sizes are FineWeb's (Penedo et al., 2024): 5-grams of words, 14 bands of 8 hashes.
 Two documents that share the part s of their 5-grams have an equal key in some band with
-the probability 1 - (1 - s^8)^14: 5 % at s = .5, 57 % at .7, 77 % at .75, 92 % at .8,
-99.9 % at .9. All of it is deterministic, on any machine.
+the probability 1 - (1 - s^8)^14: 5 % at s = .5, 56 % at .7, 77 % at .75, 92 % at .8,
+99.96 % at .9. All of it is deterministic, on any machine.
 
 Shapes: D documents, W words, N n-grams, H hashes, B bands, E pairs.
 """
