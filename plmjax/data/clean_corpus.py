@@ -5,6 +5,7 @@ document and each of its lines, and 14 times 64 for its MinHash. The result is t
 byte for byte, for any number of workers.
 """
 
+import array
 import contextlib
 import gzip
 import itertools
@@ -252,18 +253,20 @@ class LineCounts:
     """In how many documents each line stands, by its hash."""
 
     def __init__(self) -> None:
-        self.total = 0  # lines of documents, each once a document
-        self._hashes = [np.zeros(0, np.uint64)]
+        self._hashes = array.array("Q")
 
     def add(self, text: str) -> None:
         """Counts the lines of a document, each once."""
-        lines = {text_hash(line) for line in map(str.strip, text.split("\n")) if line}
-        self.total += len(lines)
-        self._hashes.append(np.fromiter(lines, np.uint64, len(lines)))
+        lines = filter(None, map(str.strip, text.split("\n")))
+        self._hashes.extend({*map(text_hash, lines)})
+
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     def repeated(self, least: int) -> dict[int, int]:
         """Returns {hash: documents} of the lines in `least` documents or more."""
-        hashes, counts = np.unique(np.concatenate(self._hashes), return_counts=True)
+        all_hashes = np.array(self._hashes, np.uint64)
+        hashes, counts = np.unique(all_hashes, return_counts=True)
         often = counts >= least
         return dict(zip(hashes[often].tolist(), counts[often].tolist(), strict=True))
 
@@ -346,7 +349,7 @@ def _without_copies(
         for i in np.flatnonzero(first_D != np.arange(len(first_D)))[:EXAMPLES]
     }
     firsts: dict[int, str] = {}
-    numbers: list[int] = []
+    numbers = array.array("q")
     for number, document in _without_lines(spool, repeated):
         if not document.kept:
             yield number, document

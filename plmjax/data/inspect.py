@@ -214,7 +214,7 @@ def _repeated_lines(source: Source) -> dict[str, Any]:
             shown.setdefault(key, excerpt(line))
     return {
         "lines": len(repeated),
-        "share": sum(repeated.values()) / max(lines.total, 1),
+        "share": sum(repeated.values()) / max(len(lines), 1),
         "examples": [[shown[key], repeated[key]] for key in common],
     }
 

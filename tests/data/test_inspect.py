@@ -13,6 +13,7 @@ from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.data.inspect import inspect
 from plmjax.data.prepare import is_held_out
 from plmjax.data.rows import make_plan
+from plmjax.data.sources import open_source
 from plmjax.data.split_corpus import is_tested, split_corpus
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
@@ -158,6 +159,16 @@ def test_an_empty_side_is_refused(tmp_path):
 
 
 # --- commands
+
+
+def test_a_written_folder_is_a_corpus_whatever_its_first_document(tmp_path):
+    documents = ["A long line. " * 6000, *LINES]
+    split_corpus(source_of(documents), tmp_path / "new", 10)
+    sides = [tmp_path / "new" / side for side in ("train", "test")]
+    assert any(read(side)[0] == documents[0].strip() for side in sides)
+    for side in sides:
+        source = open_source(SourceConfig(paths=(str(side),)))
+        assert [*source.documents()] == read(side)
 
 
 def test_the_commands(tmp_path, capsys):
