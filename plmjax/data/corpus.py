@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, nearest, number
+from plmjax.data.archives import container
 from plmjax.files import digest
 
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
@@ -23,10 +24,11 @@ class SourceConfig(Block, prefix="data.source."):
 
     # None: docstrings without paths, else the kind of the files, by name and content.
     kind: (
-        Literal["docstrings", "text", "jsonl", "csv", "tsv", "parquet", "hf", "tfds"]
+        Literal["docstrings", "text", "jsonl", "csv", "tsv", "parquet", "warc"]
+        | Literal["hf", "tfds"]
         | None
     ) = None
-    # Files, folders and globs (also **), separated by commas; or a tuple of them.
+    # Files, folders, archives and globs (also **), separated by commas; or a tuple.
     paths: str | tuple | None = None
     # text: the end of a document; None: chosen from the text, and logged.
     document: Literal["line", "blank", "file"] | None = None
@@ -34,10 +36,20 @@ class SourceConfig(Block, prefix="data.source."):
     column: int | None = number(None, at_least=1)
     # Records: the field with the text; None: text, or the only one that holds texts.
     field: str | None = None
+    # csv, tsv: whether quotation marks enclose fields; None: in csv they do.
+    quoting: bool | None = None
     split: str = "train"  # hf, tfds
     # Longer documents are cut at white space; a UTF-8 character has at most 4 bytes.
     max_document_bytes: int = number(1_000_000, at_least=4)
-    dataset: str | None = None  # tfds: its name; paths is then the data_dir
+    # tfds: its name, with paths as the data_dir; hf: its name on the hub, read from
+    # there, with its subset (configuration) and revision (branch, tag or commit).
+    dataset: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    # For the model card: the text's licence, whose rights it is, where it is from.
+    license: str | None = None
+    rights: str | None = None
+    url: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -209,8 +221,8 @@ def relative_names(files: Sequence[Path]) -> list[str]:
 
 
 def file_digests(files: Sequence[Path]) -> list[list[Any]]:
-    """[name, bytes, SHA-256] of each file."""
-    rows = []
+    """[name, bytes, SHA-256] of each file, or archive of files."""
+    rows, files = [], list(dict.fromkeys(map(container, files)))
     for name, path in zip(relative_names(files), files, strict=True):
         try:
             rows.append([name, *digest(path)])

@@ -2,6 +2,11 @@
 
 import codecs
 import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax.data.blocks import Decoding
@@ -16,6 +21,7 @@ from plmjax.data.tables import (
     open_separated,
 )
 from plmjax.data.text import ENDS, open_text
+from plmjax.data.web import open_warc
 
 __all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
 
@@ -26,6 +32,7 @@ SOURCES = {
     "csv": open_separated,
     "tsv": open_separated,
     "parquet": open_parquet,
+    "warc": open_warc,
     "hf": open_hf,
     "tfds": open_prepared,
 }
@@ -55,19 +62,58 @@ def open_source(
                 hint=f"Choose one of {', '.join(known)}.",
             )
     check_encoding(encoding)
-    kind, files, notes = find_corpus(config)
+    kinds, notes = find_corpus(config)
     decoding = Decoding(codecs.lookup(encoding).name, errors)
-    for key, given, kinds in (
+    for key, given, having in (
         ("data.encoding", not decoding.is_utf8, ("text", "jsonl", "csv", "tsv")),
         ("data.source.column", config.column is not None, ("text",)),
+        ("data.source.quoting", config.quoting is not None, ("csv", "tsv")),
+        ("data.source.subset", config.subset is not None, ("hf",)),
+        ("data.source.revision", config.revision is not None, ("hf",)),
     ):
-        if given and kind not in kinds:
+        if given and not {*kinds} & {*having}:
             raise PlmjaxError(
-                f"{key} is for {', '.join(kinds)}, not for data.source.kind={kind}.",
+                f"{key} is for {', '.join(having)}, not for data.source.kind="
+                f"{next(iter(kinds))}.",
                 hint=f"Leave out --config.{key}.",
             )
-    corpus = Corpus(files, decoding, notes, unchecked)
-    source = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
+    sources = []
+    for kind, files in kinds.items():
+        corpus = Corpus(files, decoding, notes, unchecked)
+        sources.append(SOURCES[kind](dataclasses.replace(config, kind=kind), corpus))
+    source = sources[0] if len(sources) == 1 else _chain([*kinds], sources)
     if notes:
         source.description["notes"] = notes
+    for name in ("license", "rights", "url"):
+        if (value := getattr(config, name)) is not None:
+            source.description[name] = value
     return source
+
+
+def _chain(kinds: list[str], sources: list[Source]) -> Source:
+    """Returns the documents of several sources as those of one."""
+    parts = [source.description for source in sources]
+    description: dict[str, Any] = {
+        "kind": " and ".join(kinds),
+        "files": sum(part["files"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "names": [name for part in parts for name in part["names"]][:20],
+        "document": "; ".join(
+            f"{kind}: {part['document']}"
+            for kind, part in zip(kinds, parts, strict=True)
+        ),
+        "counts": {},
+    }
+
+    def documents() -> Iterator[str]:
+        for source in sources:
+            yield from source.documents()
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(part["counts"])
+        longest = max(part["counts"]["longest_document_bytes"] for part in parts)
+        description["counts"] = {**counts, "longest_document_bytes": longest}
+
+    shape = [source.fingerprint for source in sources]
+    fingerprint = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
+    return Source(documents, fingerprint, description)
