@@ -24,6 +24,9 @@ class DataConfig(Block, prefix="data."):
     """The text, and how it becomes rows of tokens."""
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    # In place of texts: a store of `plmjax data prepare` or merge, or another run's
+    # workdir; a folder, or gs://BUCKET/PATH or s3://BUCKET/PATH.
+    store: str | None = None
     # The files' encoding; UTF-16 with a byte order mark is recognised.
     encoding: str = "utf-8"
     # At invalid bytes: stop with an error, or replace it by U+FFFD and count it.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +76,14 @@ class Tally:
     control_characters: int = 0  # removed by clean()
 
 
+def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Returns the tallies of several readings as if they were one."""
+    return {
+        name: (max if name.startswith("longest") else sum)(c[name] for c in counts)
+        for name in counts[0]
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A corpus: each call of documents() yields all documents in the same order.
@@ -87,6 +95,14 @@ class Source:
     documents: Callable[[], Iterator[str]]
     fingerprint: str
     description: dict[str, Any]
+    # With all that was chosen from the files; None for several kinds.
+    config: SourceConfig | None = None
+    # (config, corpus) of each kind: what opens parts of the corpus.
+    openings: tuple = ()
+
+
+class NoText(DataError):
+    """The error for a source without text."""
 
 
 def make_source(
@@ -112,7 +128,7 @@ def make_source(
         if not tally.documents:
             empty = f" (records: {tally.empty_records:,})" * (tally.empty_records > 0)
             header = ", below a line of column names" * (kind in ("csv", "tsv"))
-            raise DataError(
+            raise NoText(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
                 f"or only white space{empty}.",
                 hint=f"Give files that hold text{header}.",
@@ -120,7 +136,7 @@ def make_source(
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
     fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-    return Source(documents, fingerprint, description)
+    return Source(documents, fingerprint, description, config)
 
 
 def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:

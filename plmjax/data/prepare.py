@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from plmjax import DataError, PlmjaxError, counted
 from plmjax.data import quality
-from plmjax.data.corpus import Source
+from plmjax.data.corpus import Source, add_counts
 from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
 from plmjax.data.store import FORMAT, SPLITS, UNIGRAM, Split, Store, open_store
@@ -78,13 +79,14 @@ def prepare(
     workers: int | None = None,
     log: Callable[[str], Any] = print,
     sentences: str | None = None,
-    tasks: Callable[[Shape, str], Sequence[Path]] | None = None,
+    tasks: Callable[[Source, Shape, str], Sequence[Path]] | None = None,
 ) -> Store:
     """Opens the store of source in directory/KEY, and creates it if it does not exist.
 
     Its files are the same for every number of workers (default: one per core if the
     text is large). `sentences` is the rule for the end of sentences; None: they are not
-    stored. `tasks` returns, in order, the folders of write_part for a shape and a key.
+    stored. `tasks` writes the parts of a source elsewhere (parts.py), for a shape and a
+    key, and returns their folders in order.
     Raises PlmjaxError: code 3 for the data, 5 for the disk.
     """
     if not 0 < held_out_percent < 100:
@@ -101,7 +103,7 @@ def prepare(
         log(f"Prepared data found in {final}.")
         return store
     with new_store(final) as (partial, manifest):
-        folders = [partial] if tasks is None else tasks(shape, key)
+        folders = [partial] if tasks is None else tasks(source, shape, key)
         if tasks is None:
             parts = [write_part(source, shape, partial, workers)]
             splits = parts[0]["splits"]
@@ -110,7 +112,7 @@ def prepare(
             splits = join(folders, [part["splits"] for part in parts], partial)
             np.save(partial / UNIGRAM, sum(np.load(f / UNIGRAM) for f in folders))
         facts = _facts(shape, splits, parts, folders)
-        source.description["counts"] = _add_counts([part["read"] for part in parts])
+        source.description["counts"] = add_counts([part["read"] for part in parts])
         (partial / DIGESTS).unlink(missing_ok=True)
         manifest |= {
             "held_out_percent": held_out_percent,
@@ -120,6 +122,8 @@ def prepare(
             "source": {"fingerprint": source.fingerprint, **source.description},
             **facts,
         }
+    if tasks is not None:
+        shutil.rmtree(folders[0].parent, ignore_errors=True)
     log(f"Prepared data written to {final}: {sizes(splits)}.")
     return open_store(final)
 
@@ -225,14 +229,6 @@ def count_distinct(digests: Sequence[np.ndarray]) -> int:
         some = np.concatenate([piece[piece % rounds == rest] for piece in pieces])
         count += len(np.unique(some))
     return count
-
-
-def _add_counts(counts: Sequence[dict[str, int]]) -> dict[str, int]:
-    """Returns the counts of several readings as if they were one."""
-    return {
-        name: (max if name.startswith("longest") else sum)(c[name] for c in counts)
-        for name in counts[0]
-    }
 
 
 def _check_splits(

@@ -14,7 +14,8 @@ from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
-from plmjax.data.prepare import prepare
+from plmjax.data.parts import Tasks
+from plmjax.data.prepare import prepare, sizes
 from plmjax.data.sources import open_source
 from plmjax.data.store import Split, Store
 from plmjax.evaluate.model import Model
@@ -25,7 +26,7 @@ from plmjax.models.blocks import short_rows
 from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
-from plmjax.pretrain import teachers
+from plmjax.pretrain import stores, teachers
 from plmjax.pretrain.checks import check_global_tokens, check_one_document, check_text
 from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
@@ -192,11 +193,13 @@ def prepare_data(
     workdir: Workdir,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
+    tasks: Tasks | None = None,
 ) -> tuple[Tokenizer, Store]:
     """Returns the run's tokenizer and token store; creates them the first time.
 
     A resumed run uses its first store, even if the text has changed since. `check`
-    receives the tokenizer before all of the text is read.
+    receives the tokenizer before all of the text is read. `tasks` prepares it on other
+    machines.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
@@ -204,6 +207,8 @@ def prepare_data(
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
     data = config.data
+    if data.store is not None:
+        return _ready_data(config, workdir, log, check)
     source = open_source(
         data.source, data.errors, data.encoding, unchecked=data.accept_warnings
     )
@@ -247,6 +252,7 @@ def prepare_data(
         workers=config.data.workers,
         log=log,
         sentences=_sentences(config),
+        tasks=tasks,
     )
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
@@ -260,6 +266,30 @@ def prepare_data(
     record = {"store": store.key, "recipe": recipe}
     if known != record:  # else another process of the run has written it
         write_json(workdir / "run.json", record)
+    return tokenizer, store
+
+
+def _ready_data(
+    config: RunConfig,
+    workdir: Workdir,
+    log: Callable[[str], Any],
+    check: Callable[[Tokenizer], Any],
+) -> tuple[Tokenizer, Store]:
+    """Returns the tokenizer and the store of data.store, as those of the run."""
+    data, rule = config.data, _sentences(config)
+    if data.source.paths or data.source.dataset:
+        raise PlmjaxError(
+            f"data.store={data.store} and data.source both name the text.",
+            hint="Give one of them.",
+        )
+    needed = {"held_out_percent": data.held_out_percent}
+    needed |= {"sentences": rule} if rule else {}
+    settings = _tokenizer_settings(config, workdir)
+    tokenizer, store = stores.take(data.store, workdir, settings, needed)
+    log(f"Prepared data: {data.store} ({sizes(store.manifest['splits'])}).")
+    check(tokenizer)
+    if config.objective.pairs_config is not None:
+        check_pairs(store, log)
     return tokenizer, store
 
 

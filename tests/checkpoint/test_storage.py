@@ -86,7 +86,7 @@ def test_an_answer_that_does_not_come_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("where", ("s3://", "gs://bucket", "gs://bucket/", "hf://a/b"))
 def test_a_place_that_is_none_is_refused(where):
-    with pytest.raises(PlmjaxError, match="checkpoints cannot be saved to") as caught:
+    with pytest.raises(PlmjaxError, match="files cannot be saved to") as caught:
         open_storage(where)
     assert "s3://BUCKET/PATH" in caught.value.hint
 

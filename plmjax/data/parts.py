@@ -1,0 +1,104 @@
+"""Prepares a corpus in tasks: each writes the tokens of some files, and one joins them.
+
+The store is byte for byte that of one process, whatever the number of tasks: the parts
+are joined in the order of the files.
+"""
+
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plmjax import PlmjaxError, counted
+from plmjax.data.archives import size_of
+from plmjax.data.corpus import Source
+from plmjax.data.prepare import PART, Shape, read_part, write_part
+from plmjax.data.sources import part_of
+from plmjax.data.stages import AGAIN, Executor
+from plmjax.files import replacing_folder, write_json
+
+WORK = ".tasks-"  # begins the name of the folder of parts and logs
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Tasks:
+    """Writes the parts of a source by an executor, in DIRECTORY/.tasks-KEY-TASKS."""
+
+    directory: Path
+    executor: Executor
+    tasks: int
+    log: Callable[[str], Any]
+
+    def __call__(self, source: Source, shape: Shape, key: str) -> list[Path]:
+        """Returns the folders of all parts in their order, whole and checked.
+
+        Parts of an earlier run are kept, except of other text or another number of
+        tasks.
+
+        Raises:
+          PlmjaxError: the source has no files; a task failed or left no whole part.
+        """
+        bounds = divide(source, self.tasks)
+        count = len(bounds) - 1
+        if count < self.tasks:
+            self.log(
+                f"{counted(count, 'task')}, not {self.tasks:,}: a task has one file or "
+                "more. Split large files to use more."
+            )
+        work = (self.directory / f"{WORK}{key}-{count}").absolute()
+        for other in self.directory.glob(f"{WORK}*"):
+            if other != self.directory / work.name:
+                shutil.rmtree(other)
+        # Tasks may begin in another folder.
+        openings = tuple(
+            (config, corpus._replace(files=[path.absolute() for path in corpus.files]))
+            for config, corpus in source.openings
+        )
+        task = functools.partial(_write, work, openings, shape, bounds)
+        self.executor.run(task, count, work / "run")
+        folders = [_folder(work, rank) for rank in range(count)]
+        for rank, folder in enumerate(folders):
+            try:
+                read_part(folder)
+            except PlmjaxError as error:
+                done = work / "run" / "completions" / f"{rank:05d}"
+                done.unlink(missing_ok=True)
+                error.hint = f"Task {rank} ended without an error. {AGAIN}"
+                raise
+        return folders
+
+
+def divide(source: Source, tasks: int) -> list[int]:
+    """Returns the first file of each task, and the end: about equal bytes each.
+
+    Raises:
+      PlmjaxError: the source has no files to divide.
+    """
+    files = [path for _, corpus in source.openings for path in corpus.files]
+    if not files:
+        raise PlmjaxError(
+            f"A source of kind {source.description['kind']} is not divided into tasks.",
+            hint="Leave out --executor and --tasks, or write it to parquet files.",
+        )
+    sizes = np.array([max(size_of(path), 1) for path in files])
+    task = (np.cumsum(sizes) - sizes) * tasks // sizes.sum()
+    return [*np.flatnonzero(np.diff(task, prepend=-1)).tolist(), len(files)]
+
+
+def _folder(work: Path, rank: int) -> Path:
+    return work / f"{rank:05d}"
+
+
+def _write(
+    work: Path, openings: tuple, shape: Shape, bounds: list[int], rank: int
+) -> None:
+    # The tasks of a machine are processes already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    source = part_of(openings, bounds[rank], bounds[rank + 1])
+    with replacing_folder(_folder(work, rank)) as folder:
+        write_json(folder / PART, write_part(source, shape, folder, workers=1))
