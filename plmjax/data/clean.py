@@ -48,6 +48,7 @@ STEPS = DOCUMENT_STEPS | CORPUS_STEPS
 DEFAULT = ("unicode", *CORPUS_STEPS)
 LEAST_WORDS, MOST_WORDS = 8, 13  # of an n-gram against evaluation texts, as GPT-3's
 _LANGUAGE_CHARACTERS = 5000  # enough to tell a language
+SURE = 0.5  # a less likely language, as of a heading, drops no document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +168,14 @@ def _ftfy_config() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """Keeps the documents whose likeliest language is one of `languages`."""
+    """Drops the documents that are in another language than `languages`, if sure."""
 
     languages: tuple[str, ...]
 
     def __call__(self, text: str) -> tuple[str | None, str]:
         """Returns the text, or None and its language."""
         language, probability = language_of(text)
-        if language in self.languages:
+        if language in self.languages or probability < SURE:
             return text, ""
         return None, f"language-{language}: {probability:.2f}"
 

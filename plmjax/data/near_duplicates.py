@@ -15,7 +15,6 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array, csgraph
 
 NGRAM, BANDS, BAND_HASHES = 5, 14, 8
 _AT_ONCE = 1024  # n-grams: their hashes stay in the cache of a core
@@ -31,7 +30,7 @@ def words(text: str) -> list[str]:
 
 def hashes(words: Sequence[str]) -> np.ndarray:
     """Returns a hash of each word, uint64 [W]."""
-    return np.fromiter(map(_hash, words), np.uint64, len(words))
+    return np.fromiter(map(_word_hash, words), np.uint64, len(words))
 
 
 def ngrams(hashes_W: np.ndarray, size: int) -> np.ndarray:
@@ -83,6 +82,8 @@ def first_copies(pairs_2E: np.ndarray, documents: int) -> np.ndarray:
     Pairs join documents to clusters. The first one stays: those whose number is not
     their own are to be dropped.
     """
+    from scipy.sparse import coo_array, csgraph  # .5 s
+
     ones = np.ones(pairs_2E.shape[1], bool)
     graph = coo_array((ones, (pairs_2E[0], pairs_2E[1])), shape=(documents, documents))
     count, cluster_D = csgraph.connected_components(graph, directed=False)
@@ -104,10 +105,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> 31)
 
 
-@functools.lru_cache(1 << 17)
-def _hash(word: str) -> int:
-    raw = hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest()
+def text_hash(text: str) -> int:
+    """Returns 64 bits that are the same on every machine."""
+    raw = hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(raw, "little")
+
+
+_word_hash = functools.lru_cache(1 << 17)(text_hash)
 
 
 @functools.cache
