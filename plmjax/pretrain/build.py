@@ -14,7 +14,7 @@ from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
-from plmjax.data.parts import Tasks
+from plmjax.data.parts import Tasks, divide
 from plmjax.data.prepare import prepare, sizes
 from plmjax.data.sources import open_source
 from plmjax.data.store import Split, Store
@@ -212,6 +212,8 @@ def prepare_data(
     source = open_source(
         data.source, data.errors, data.encoding, unchecked=data.accept_warnings
     )
+    if tasks is not None:
+        divide(source, tasks.tasks)  # refuses what it cannot divide
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
     recipe = json.dumps(
