@@ -272,9 +272,25 @@ def _ranges(spans: list[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in joined)
 
 
+# A word of GPT-2 ends before a blank between two of these. No normalisation that
+# `cutter` accepts works across the blank.
+_WORD_END = re.compile("(?<=[!-~])(?= [!-~])")
+
+
 def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
     def split(text: str) -> list[str]:
-        return [text] if unknown.search(text) else words.findall(text)
+        units, done = [], 0
+        while found := unknown.search(text, done):
+            # Of the text, the library gets only the words around what is unknown.
+            begin = text.rfind(" ", done, found.start())
+            while begin > done and not _WORD_END.match(text, begin):
+                begin = text.rfind(" ", done, begin)
+            begin = max(begin, done)
+            end = _WORD_END.search(text, found.end())
+            units += words.findall(text, done, begin)
+            done = end.start() if end else len(text)
+            units.append(text[begin:done])
+        return units + words.findall(text, done) if units else words.findall(text)
 
     return Cutter(split, lambda unit: not unknown.search(unit))
 
