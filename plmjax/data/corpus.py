@@ -15,6 +15,7 @@ from plmjax.config import Block, nearest, number
 from plmjax.data.archives import container
 from plmjax.files import digest
 
+RIGHTS = ("license", "rights", "url")  # keys of a source, for the model card
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
 
 

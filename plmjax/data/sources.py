@@ -92,9 +92,6 @@ def open_source(
     source = sources[0] if len(sources) == 1 else _chain([*kinds], sources)
     if notes:
         source.description["notes"] = notes
-    for name in ("license", "rights", "url"):
-        if (value := getattr(config, name)) is not None:
-            source.description[name] = value
     return dataclasses.replace(source, openings=tuple(openings))
 
 

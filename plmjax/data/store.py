@@ -10,7 +10,7 @@ KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,8 @@ class Split:
 
 class Store:
     """A prepared corpus, read-only; open it with open_store."""
+
+    parts: Mapping[str, "Store"] = {}  # the sources of a mixture (data/mixture.py)
 
     def __init__(self, directory: Path, manifest: dict[str, Any]):
         self.directory = directory

@@ -47,9 +47,7 @@ def opened(where: str) -> Iterator[tuple[Workdir, Store]]:
                 f"{where} is no store: it has no {RUN}.",
                 hint="Give the --to of `plmjax data prepare`, or a run's workdir.",
             )
-        store = workdir.store()
-        if Path(where, MANIFEST).is_file() and Path(where).name != store.key:
-            raise DataError(f"{path / RUN} names another store than {where}.")
+        store = _one_of(workdir.store(), where)
         if workdir.tokenizer().digest != store.manifest["tokenizer"]:
             raise DataError(
                 f"{store.directory} is a store of another tokenizer than "
@@ -57,6 +55,20 @@ def opened(where: str) -> Iterator[tuple[Workdir, Store]]:
                 hint="Restore the tokenizer, or prepare the text again.",
             )
         yield workdir, store
+
+
+def _one_of(store: Store, where: str) -> Store:
+    """Returns the store of a folder that `where` names, of several of a mixture."""
+    stores = {part.key: part for part in store.parts.values() or [store]}
+    name = Path(where).name if Path(where, MANIFEST).is_file() else None
+    if name is None and len(stores) == 1:
+        return store
+    if name not in stores:
+        raise DataError(
+            f"{where} is not one of the stores that {RUN} names: {', '.join(stores)}.",
+            hint="Give one of a mixture as DIR/data/KEY.",
+        )
+    return stores[name]
 
 
 def check_target(where: str) -> None:
