@@ -18,7 +18,9 @@ def add(verb) -> None:
         "plmjax data inspect my.txt",
     )
     verbs = added.add_subparsers(dest="what", metavar="WHAT", required=True)
+    _add_inspect(verb, verbs)
     _add_clean(verb, verbs)
+    _add_split(verb, verbs)
     stores.add_prepare(verb, verbs)
     stores.add_verify(verb, verbs)
     stores.add_merge(verb, verbs)
@@ -54,6 +56,7 @@ def open_texts(args):
     """
     from plmjax import config as config_lib
     from plmjax.data.config import DataConfig
+    from plmjax.data.corpus import describe_source
     from plmjax.data.sources import open_source
 
     if not args.paths and not args.overrides:
@@ -68,13 +71,47 @@ def open_texts(args):
     source = open_source(
         data.source, data.errors, data.encoding, unchecked=data.accept_warnings
     )
-    text = source.description
-    why = f" ({text['why']})" if text.get("why") else ""
-    document = text.get("document", "record")
-    log(f"Source: {text['kind']}; a document is a {document}{why}.")
-    for note in text.get("notes", ()):
-        log(note)
+    for line in describe_source(source.description):
+        log(line)
     return source
+
+
+def _add_inspect(verb, of) -> None:
+    added = verb(
+        "inspect",
+        _inspect,
+        "measure a text as a model reads it, and say what looks wrong",
+        "plmjax data inspect texts/ --tokenizer=vocab.txt --plot=lengths.png",
+        of=of,
+    )
+    text_options(added)
+    added.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a folder, tokenizer.json, vocab.txt or SentencePiece model (default: a "
+        "WordPiece of 8,192 pieces, trained on a sample)",
+    )
+    added.add_argument("--plot", metavar="FILE.png", help="plot the lengths")
+    workers_option(added)
+    json_option(added)
+
+
+def _inspect(args) -> int:
+    from plmjax.data.inspect import inspect
+    from plmjax.files import disk_errors
+    from plmjax.report.text import inspect_as_text, plot_lengths
+
+    at_least_one(args, "workers")
+    if args.plot and not args.plot.endswith(".png"):
+        raise PlmjaxError(f"--plot={args.plot} must end with .png.")
+    if args.plot and not Path(args.plot).absolute().parent.is_dir():
+        raise PlmjaxError(f"--plot={args.plot}: there is no such folder.")
+    source = open_texts(args)
+    result = inspect(source, args.tokenizer, workers=args.workers, log=log)
+    if args.plot:
+        with disk_errors(Path(args.plot)):
+            plot_lengths(Path(args.plot), result)
+    return print_result(args, result | {"plot": args.plot}, inspect_as_text)
 
 
 def _add_clean(verb, of) -> None:
@@ -124,6 +161,7 @@ def _add_clean(verb, of) -> None:
         help="JSON lines (.gz) of what was dropped, and why",
     )
     workers_option(added)
+    stores.executor_options(added)
     json_option(added)
 
 
@@ -147,7 +185,8 @@ def _clean(args) -> int:
     from plmjax.data.clean_corpus import check_new, clean_corpus
     from plmjax.report.text import clean_as_text
 
-    at_least_one(args, "workers")
+    at_least_one(args, "workers", "tasks")
+    executor = stores.executor_of(args)
     chosen = _names(args.steps) if args.steps is not None else DEFAULT
     if args.steps is None:
         chosen += ("language",) * bool(args.languages)
@@ -162,6 +201,9 @@ def _clean(args) -> int:
     config.check()
     to = Path(args.to)
     check_new(to)
+    from plmjax.data.parts import Tasks
+
+    base = to.with_name(f".{to.name}.tasks")
     result = clean_corpus(
         open_texts(args),
         config,
@@ -169,6 +211,7 @@ def _clean(args) -> int:
         dropped=Path(args.dropped) if args.dropped else None,
         workers=args.workers,
         log=log,
+        tasks=executor and Tasks(base, executor, args.tasks, log),
     )
     return print_result(args, result | {"to": str(to)}, clean_as_text)
 
@@ -176,3 +219,49 @@ def _clean(args) -> int:
 def _names(given: str) -> tuple[str, ...]:
     """Returns the names in an option such as --steps=unicode,near."""
     return tuple(name for name in map(str.strip, given.split(",")) if name)
+
+
+def _add_split(verb, of) -> None:
+    added = verb(
+        "split",
+        _split,
+        "write train and test files, by document; copies stay on one side",
+        "plmjax data split texts/ --to=parts --test=5%",
+        of=of,
+    )
+    text_options(added)
+    new_folder_option(added)
+    added.add_argument(
+        "--test", default="5%", metavar="5%", help="share of the documents (default: 5)"
+    )
+    added.add_argument(
+        "--seed", type=int, default=0, help="chooses other documents (default: 0)"
+    )
+    added.add_argument(
+        "--near", action="store_true", help="keep near-duplicates on one side, too"
+    )
+    workers_option(added)
+    json_option(added)
+
+
+def _split(args) -> int:
+    from plmjax.data.clean_corpus import check_new
+    from plmjax.data.split_corpus import split_corpus
+    from plmjax.report.text import split_as_text
+
+    at_least_one(args, "workers")
+    try:
+        percent = float(args.test.removesuffix("%"))
+    except ValueError:
+        raise PlmjaxError(f"--test={args.test} must be a share, such as 5%.") from None
+    to = Path(args.to)
+    check_new(to)
+    result = split_corpus(
+        open_texts(args),
+        to,
+        percent,
+        seed=args.seed,
+        near=args.near,
+        workers=args.workers,
+    )
+    return print_result(args, result | {"to": str(to)}, split_as_text)

@@ -31,6 +31,23 @@ def add_prepare(verb, of) -> None:
     )
     added.add_argument("--to", required=True, metavar="DIR", help="folder of the store")
     added.add_argument(
+        "--workers",
+        type=int,
+        metavar="M",
+        help="processes, or tasks at a time (default: one per core; on a cluster all)",
+    )
+    executor_options(added)
+    added.add_argument(
+        "--yes",
+        action="store_const",
+        const=True,
+        help="read as text what looks like records",
+    )
+
+
+def executor_options(added) -> None:
+    """Adds the options of `executor_of`."""
+    added.add_argument(
         "--executor",
         choices=("local", "slurm", "ray"),
         help="run tasks by datatrove: as processes here, as an array of jobs, on Ray",
@@ -39,22 +56,10 @@ def add_prepare(verb, of) -> None:
         "--tasks", type=int, metavar="N", help="parts of the text; each has whole files"
     )
     added.add_argument(
-        "--workers",
-        type=int,
-        metavar="M",
-        help="processes, or tasks at a time (default: one per core; on a cluster all)",
-    )
-    added.add_argument(
         "--sbatch",
         action="append",
         metavar="NAME=VALUE",
         help="[slurm] option of sbatch: partition=cpu, time=4:00:00 (may be repeated)",
-    )
-    added.add_argument(
-        "--yes",
-        action="store_const",
-        const=True,
-        help="read as text what looks like records",
     )
 
 
@@ -93,7 +98,7 @@ def add_merge(verb, of) -> None:
 
 def _prepare(args) -> int:
     at_least_one(args, "tasks", "workers")
-    executor = _executor(args)
+    executor = executor_of(args)
     if args.workers is not None and executor is None:
         args.overrides.append(f"data.workers={args.workers}")
     _check_target(args.to)
@@ -104,14 +109,14 @@ def _prepare(args) -> int:
 
     workdir = Workdir(args.to)
     workdir.create()
-    tasks = executor and Tasks(workdir / "data", executor, args.tasks, log)
+    tasks = executor and Tasks(workdir / "data" / ".tasks", executor, args.tasks, log)
     with workdir.locked():
         prepare_data(config, workdir, log, lambda tokenizer: None, tasks)
     log(f"`plmjax pretrain --config.data.store={args.to}` trains on it.")
     return Exit.OK
 
 
-def _executor(args):
+def executor_of(args):
     """Returns the executor that the options name, or None."""
     if args.executor is None:
         if args.tasks is not None or args.sbatch:

@@ -97,7 +97,7 @@ class CleanConfig:
                 if name not in known:
                     raise PlmjaxError(
                         f"--languages={name} is not known to py3langid.",
-                        hint=nearest(name, known),
+                        hint="Give ISO 639 codes, such as --languages=en,zh.",
                     )
 
 

@@ -7,11 +7,14 @@ byte for byte, for any number of workers.
 
 import contextlib
 import dataclasses
+import functools
 import gzip
+import hashlib
 import itertools
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,7 @@ import numpy as np
 
 from plmjax import DataError, PlmjaxError, counted
 from plmjax.data.clean import STEPS, CleanConfig, Step, steps
-from plmjax.data.corpus import Source
+from plmjax.data.corpus import Source, add_counts, file_digests, find_inputs
 from plmjax.data.near_duplicates import (
     band_keys,
     near_duplicates,
@@ -78,11 +81,13 @@ def clean_corpus(
     dropped: Path | None = None,
     workers: int | None = None,
     log: Callable[[str], Any] = print,
+    tasks: Callable[..., Sequence[Path]] | None = None,
 ) -> dict[str, Any]:
     """Writes the cleaned documents to a new folder; returns the report, ready for JSON.
 
     The folder has .jsonl.gz files and the report. `dropped` gets the dropped documents
-    as JSON lines, each with its number in the corpus, from 1, and the reason.
+    as JSON lines, each with its number in the corpus, from 1, and the reason. `tasks`
+    (parts.py) takes single documents through their steps elsewhere.
 
     Raises:
       PlmjaxError: nothing is left (code 3); the folder is not empty (2); the disk (5).
@@ -97,7 +102,13 @@ def clean_corpus(
         replacing_folder(to) as folder,
     ):
         spool, line_counts = folder / ".spool", LineCounts()
-        documents = _map(clean_group, source.documents(), workers, (todo,))
+        if tasks is None:
+            folders, texts = [], source.documents()
+            documents = mapped(clean_group, texts, workers, (todo,))
+        else:
+            write = functools.partial(_write_part, todo)
+            folders = tasks(source, _key(source, config), write, _check_part)
+            documents = _read_parts(source, folders)
         with open(spool, "w", encoding="utf-8") as file:
             for number, document in enumerate(_timed(documents, log), 1):
                 report.add(number, document, first=True)
@@ -119,7 +130,52 @@ def clean_corpus(
         spool.unlink()
         report.finish(source, writer.documents, writer.characters)
         write_json(folder / REPORT, report.content)
+    for part in folders[:1]:
+        shutil.rmtree(part.parent, ignore_errors=True)
     return report.content
+
+
+# --- the part of a task: a line for each document, and one for what was read
+
+
+def _key(source: Source, config: CleanConfig) -> str:
+    against = config.against and find_inputs(config.against, "--against")
+    given = [source.fingerprint, dataclasses.asdict(config)]
+    given += file_digests(against) if against else []
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+
+
+def _write_part(todo: list[tuple[str, Step]], source: Source, folder: Path) -> None:
+    with open(folder / "part", "w", encoding="utf-8") as file:
+        for text in source.documents():
+            file.write(json.dumps(clean_document(text, todo)) + "\n")
+        file.write(json.dumps(source.description["counts"]) + "\n")
+
+
+def _read_parts(source: Source, folders: Sequence[Path]) -> Iterator[Cleaned]:
+    counts = []
+    for folder in folders:
+        with open(folder / "part", encoding="utf-8") as file:
+            for values in map(json.loads, file):
+                if isinstance(values, dict):
+                    counts.append(values)
+                    continue
+                text, kept, events = values
+                yield Cleaned(text, kept, tuple(Event(*event) for event in events))
+    source.description["counts"] = add_counts(counts)
+
+
+def _check_part(folder: Path) -> None:
+    """Raises PlmjaxError unless a part has as many documents as were read."""
+    count, last = 0, "{}"
+    try:
+        with open(folder / "part", encoding="utf-8") as file:
+            for count, last in enumerate(file):  # noqa: B007
+                pass
+        if json.loads(last)["documents"] != count:
+            raise ValueError("documents are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a whole part: {error}.") from None
 
 
 def check_new(to: Path) -> None:
@@ -201,7 +257,7 @@ def _timed(items: Iterable[Any], log: Callable[[str], Any]) -> Iterator[Any]:
 # --- single documents, in this process or in others
 
 
-def _map(
+def mapped(
     function: Callable[..., list[Any]],
     documents: Iterable[str],
     workers: int | None,
@@ -282,11 +338,13 @@ class LineCounts:
     """In how many documents each line stands, by its hash."""
 
     def __init__(self) -> None:
+        self.total = 0  # lines of documents, each once a document
         self._hashes = [np.zeros(0, np.uint64)]
 
     def add(self, text: str) -> None:
         """Counts the lines of a document, each once."""
         lines = {text_hash(line) for line in map(str.strip, text.split("\n")) if line}
+        self.total += len(lines)
         self._hashes.append(np.fromiter(lines, np.uint64, len(lines)))
 
     def repeated(self, least: int) -> dict[int, int]:
@@ -336,7 +394,7 @@ def _find_copies(
     if not exact and not near:
         count = sum(1 for _ in texts)
         return Copies(np.arange(count), np.arange(count))
-    signed = [*_map(_sign, texts, workers, (near,))]
+    signed = [*sign_all(texts, workers, near)]
     hashes_D = np.array([key for key, _ in signed], np.uint64)
     numbers = np.arange(len(signed))
     if not len(signed):
@@ -350,8 +408,16 @@ def _find_copies(
     )
 
 
-def _sign(texts: list[str], near: bool) -> list[tuple[int, np.ndarray | None]]:
-    return [(text_hash(t), band_keys(signature(t)) if near else None) for t in texts]
+def sign_all(
+    texts: Iterable[str], workers: int | None = None, near: bool = True
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each text's hash, and its band keys [B] if `near`, in order."""
+    return mapped(_sign, texts, workers, (near,))
+
+
+def _sign(texts: list[str], near: bool) -> list[tuple[int, np.ndarray]]:
+    none = np.zeros(0, np.uint64)
+    return [(text_hash(t), band_keys(signature(t) if near else none)) for t in texts]
 
 
 def _without_copies(

@@ -257,6 +257,21 @@ def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
     }
 
 
+_DOCUMENTS = {
+    "line": "a line",
+    "blank": "the text between blank lines",
+    "file": "a file",
+}
+
+
+def describe_source(text: dict[str, Any]) -> list[str]:
+    """Returns lines for the log on a source, from its description."""
+    why = f" ({text['why']})" if text.get("why") else ""
+    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
+    line = f"Source: {text['kind']}; a document is {document}{why}."
+    return [line, *text.get("notes", ())]
+
+
 def unreadable(path: Path, error: Exception) -> PlmjaxError:
     """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -1,11 +1,12 @@
-"""Prepares a corpus in tasks: each writes the tokens of some files, and one joins them.
+"""Works on a corpus in tasks, each on some of its files.
 
-The store is byte for byte that of one process, whatever the number of tasks: the parts
-are joined in the order of the files.
+Parts that are joined in the order of the files give, byte for byte, what one process
+gives, whatever the number of tasks.
 """
 
 import dataclasses
 import functools
+import glob
 import os
 import shutil
 from collections.abc import Callable
@@ -17,28 +18,31 @@ import numpy as np
 from plmjax import PlmjaxError, counted
 from plmjax.data.archives import size_of
 from plmjax.data.corpus import Source
-from plmjax.data.prepare import PART, Shape, read_part, write_part
 from plmjax.data.sources import part_of
 from plmjax.data.stages import AGAIN, Executor
-from plmjax.files import replacing_folder, write_json
-
-WORK = ".tasks-"  # begins the name of the folder of parts and logs
+from plmjax.files import replacing_folder
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
 class Tasks:
-    """Writes the parts of a source by an executor, in DIRECTORY/.tasks-KEY-TASKS."""
+    """Writes parts of a source by an executor, in folders BASE-KEY-TASKS/00000, ..."""
 
-    directory: Path
+    base: Path
     executor: Executor
     tasks: int
     log: Callable[[str], Any]
 
-    def __call__(self, source: Source, shape: Shape, key: str) -> list[Path]:
-        """Returns the folders of all parts in their order, whole and checked.
+    def __call__(
+        self,
+        source: Source,
+        key: str,
+        write: Callable[[Source, Path], Any],
+        check: Callable[[Path], Any],
+    ) -> list[Path]:
+        """Returns the folders of all parts in their order, as `write` wrote them.
 
-        Parts of an earlier run are kept, except of other text or another number of
-        tasks.
+        Parts of an earlier call with the same key and number of tasks are kept. `write`
+        can be pickled; `check` raises PlmjaxError for a part that is not whole.
 
         Raises:
           PlmjaxError: the source has no files; a task failed or left no whole part.
@@ -50,21 +54,21 @@ class Tasks:
                 f"{counted(count, 'task')}, not {self.tasks:,}: a task has one file or "
                 "more. Split large files to use more."
             )
-        work = (self.directory / f"{WORK}{key}-{count}").absolute()
-        for other in self.directory.glob(f"{WORK}*"):
-            if other != self.directory / work.name:
+        work = Path(f"{self.base.absolute()}-{key}-{count}")
+        for other in self.base.parent.glob(f"{glob.escape(self.base.name)}-*"):
+            if other.name != work.name:
                 shutil.rmtree(other)
         # Tasks may begin in another folder.
         openings = tuple(
             (config, corpus._replace(files=[path.absolute() for path in corpus.files]))
             for config, corpus in source.openings
         )
-        task = functools.partial(_write, work, openings, shape, bounds)
+        task = functools.partial(_write, work, openings, write, bounds)
         self.executor.run(task, count, work / "run")
         folders = [_folder(work, rank) for rank in range(count)]
         for rank, folder in enumerate(folders):
             try:
-                read_part(folder)
+                check(folder)
             except PlmjaxError as error:
                 done = work / "run" / "completions" / f"{rank:05d}"
                 done.unlink(missing_ok=True)
@@ -95,10 +99,14 @@ def _folder(work: Path, rank: int) -> Path:
 
 
 def _write(
-    work: Path, openings: tuple, shape: Shape, bounds: list[int], rank: int
+    work: Path,
+    openings: tuple,
+    write: Callable[[Source, Path], Any],
+    bounds: list[int],
+    rank: int,
 ) -> None:
     # The tasks of a machine are processes already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     source = part_of(openings, bounds[rank], bounds[rank + 1])
     with replacing_folder(_folder(work, rank)) as folder:
-        write_json(folder / PART, write_part(source, shape, folder, workers=1))
+        write(source, folder)

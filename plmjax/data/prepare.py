@@ -1,6 +1,7 @@
 """Tokenises documents once, into a store on disk whose key covers all its inputs."""
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -20,6 +21,7 @@ from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
 from plmjax.data.store import FORMAT, SPLITS, UNIGRAM, Split, Store, open_store
 from plmjax.data.writing import Growing, SplitWriter, chunks, join, new_store
+from plmjax.files import write_json
 from plmjax.machine import cores
 from plmjax.tokenizers import Tokenizer
 
@@ -79,14 +81,13 @@ def prepare(
     workers: int | None = None,
     log: Callable[[str], Any] = print,
     sentences: str | None = None,
-    tasks: Callable[[Source, Shape, str], Sequence[Path]] | None = None,
+    tasks: Callable[..., Sequence[Path]] | None = None,
 ) -> Store:
     """Opens the store of source in directory/KEY, and creates it if it does not exist.
 
     Its files are the same for every number of workers (default: one per core if the
     text is large). `sentences` is the rule for the end of sentences; None: they are not
-    stored. `tasks` writes the parts of a source elsewhere (parts.py), for a shape and a
-    key, and returns their folders in order.
+    stored. `tasks` (parts.py) writes its parts elsewhere.
     Raises PlmjaxError: code 3 for the data, 5 for the disk.
     """
     if not 0 < held_out_percent < 100:
@@ -103,11 +104,12 @@ def prepare(
         log(f"Prepared data found in {final}.")
         return store
     with new_store(final) as (partial, manifest):
-        folders = [partial] if tasks is None else tasks(source, shape, key)
         if tasks is None:
-            parts = [write_part(source, shape, partial, workers)]
+            folders, parts = [partial], [write_part(source, shape, partial, workers)]
             splits = parts[0]["splits"]
         else:
+            write = functools.partial(_save_part, shape)
+            folders = tasks(source, key, write, read_part)
             parts = [read_part(folder) for folder in folders]
             splits = join(folders, [part["splits"] for part in parts], partial)
             np.save(partial / UNIGRAM, sum(np.load(f / UNIGRAM) for f in folders))
@@ -181,6 +183,10 @@ def write_part(
         "counted": counts.counted,
         "read": source.description["counts"],
     }
+
+
+def _save_part(shape: Shape, source: Source, folder: Path) -> None:
+    write_json(folder / PART, write_part(source, shape, folder, workers=1))
 
 
 def read_part(folder: Path) -> dict[str, Any]:
@@ -311,7 +317,7 @@ def _tokenise_group(texts: list[str]) -> Batch:
         np.diff(ends_of_texts),
         sentences,
         np.array([_is_below(digest, held_out_percent) for digest in digests]),
-        np.array(digests, np.uint64),
+        digests=np.array(digests, np.uint64),
         counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id),
     )
 

@@ -99,13 +99,14 @@ def problems(store: Store, held_out_percent: float) -> list[Problem]:
     """
     tokens = sum(store.split(name).tokens for name in SPLITS)
     facts = store.manifest.get("quality")
-    some = _of_counts(facts, tokens, store.unigram) if facts else ()
+    some = of_counts(facts, tokens, store.unigram) if facts else ()
     return [*some, *_of_documents(store, tokens, held_out_percent)]
 
 
-def _of_counts(
+def of_counts(
     facts: dict[str, Any], tokens: int, unigram: np.ndarray
 ) -> Iterator[Problem]:
+    """Yields what `Counts.facts` of a text say against it; `unigram` [V] of tokens."""
     unknown = facts["unknown_tokens"]
     share = unknown / max(tokens, 1)
     if share > SOME_UNKNOWN:
@@ -164,7 +165,7 @@ def _of_documents(
 ) -> Iterator[Problem]:
     """Yields problems of a text of hardly more than one document."""
     train, held_out = (store.split(name) for name in SPLITS)
-    ends = _ends(store)
+    ends = ends_of(store.manifest["source"])
     longest = max(int(np.diff(split.offsets).max()) for split in (train, held_out))
     if longest > MOST * tokens:
         yield Problem(
@@ -181,9 +182,9 @@ def _of_documents(
         )
 
 
-def _ends(store: Store) -> str:
+def ends_of(source: dict[str, Any]) -> str:
     """Returns a sentence on what ends a document, with the key if there is one."""
-    document, ends = store.manifest["source"].get("document"), {"blank", "file", "line"}
+    document, ends = source.get("document"), {"blank", "file", "line"}
     if document not in ends:
         return "A document is a record of the source."
     return (

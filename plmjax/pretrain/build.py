@@ -13,6 +13,7 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
+from plmjax.data.corpus import describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.mixture import JoinedStore
 from plmjax.data.parts import Tasks, divide
@@ -190,13 +191,6 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
         )
 
 
-_DOCUMENTS = {
-    "line": "a line",
-    "blank": "the text between blank lines",
-    "file": "a file",
-}
-
-
 def prepare_data(
     config: RunConfig,
     workdir: Workdir,
@@ -275,12 +269,8 @@ def _prepare(
     tasks: Tasks | None,
 ) -> Store:
     """Returns the token store of a source; logs what is read, and what is odd in it."""
-    text = source.description
-    why = f" ({text['why']})" if text.get("why") else ""
-    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
-    log(f"Source: {text['kind']}; a document is {document}{why}.")
-    for note in text.get("notes", ()):
-        log(note)
+    for line in describe_source(source.description):
+        log(line)
     store = prepare(
         source,
         tokenizer,

@@ -13,6 +13,8 @@ from tests_common import sentences
 from plmjax import PlmjaxError, cli
 from plmjax.data import prepare as room
 from plmjax.data import stages
+from plmjax.data.clean import CleanConfig
+from plmjax.data.clean_corpus import clean_corpus
 from plmjax.data.corpus import make_source
 from plmjax.data.parts import Tasks, divide
 from plmjax.data.prepare import prepare
@@ -50,7 +52,7 @@ def build(corpus, tokenizer, tmp_path, monkeypatch):
 
     def build(name, tasks=None, executor=HERE, log=lambda _: None):
         source = open_source(SourceConfig(paths=(str(corpus),)))
-        several = tasks and Tasks(tmp_path / name, executor, tasks, log)
+        several = tasks and Tasks(tmp_path / name / ".tasks", executor, tasks, log)
         store = prepare(
             *(source, tokenizer, tmp_path / name, 10, 1, lambda _: None),
             sentences="punctuation",
@@ -113,11 +115,35 @@ def test_a_task_that_ends_without_its_part_is_an_error(build, whole, tmp_path, h
     assert ran.pop(1) == 2 and {*ran.values()} == {1}
 
 
+def test_cleaned_in_tasks_is_the_same(corpus, tmp_path):
+    (corpus / "2b.txt").write_text("\n".join([*LINES[:30], "caf\u00c3\u00a9 noir"]))
+    config = CleanConfig(steps=("unicode", "exact"))
+    try:
+        for tasks in (0, 3, 100):
+            source = open_source(SourceConfig(paths=(str(corpus),)))
+            clean_corpus(
+                *(source, config, tmp_path / str(tasks)),
+                workers=1,
+                dropped=tmp_path / f"{tasks}.jsonl",
+                tasks=tasks and Tasks(tmp_path / ".tasks", HERE, tasks, len) or None,
+            )
+    finally:
+        (corpus / "2b.txt").unlink()
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "0").iterdir()}
+    assert len((tmp_path / "0.jsonl").read_text().splitlines()) >= 30
+    for tasks in ("3", "100"):
+        got = {p.name: p.read_bytes() for p in (tmp_path / tasks).iterdir()}
+        assert got == wanted
+        dropped = tmp_path / f"{tasks}.jsonl"
+        assert dropped.read_bytes() == (tmp_path / "0.jsonl").read_bytes()
+    assert not [*tmp_path.glob(".tasks*")]
+
+
 def test_an_error_of_the_text_comes_through(tokenizer, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "a b"}\n' * 300 + "{")
     source = open_source(SourceConfig(paths=(str(path),)))
-    tasks = Tasks(tmp_path / "b", HERE, 1, print)
+    tasks = Tasks(tmp_path / "b" / ".tasks", HERE, 1, print)
     with pytest.raises(PlmjaxError, match="a.jsonl:301 is not valid JSON") as caught:
         prepare(source, tokenizer, tmp_path / "b", 10, tasks=tasks)
     assert caught.value.code == 3
