@@ -272,9 +272,9 @@ def _ranges(spans: list[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in joined)
 
 
-# A word of GPT-2 ends before a blank between two of these. No normalisation that
-# `cutter` accepts works across the blank.
-_WORD_END = re.compile("(?<=[!-~])(?= [!-~])")
+# GPT-2's words begin, but never go on, with a blank before one of these, and what
+# `cutter` accepts normalises nothing across that blank.
+_NEXT_WORD = re.compile(" [!-~]")
 
 
 def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
@@ -283,10 +283,10 @@ def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
         while found := unknown.search(text, done):
             # Of the text, the library gets only the words around what is unknown.
             begin = text.rfind(" ", done, found.start())
-            while begin > done and not _WORD_END.match(text, begin):
+            while begin > done and not _NEXT_WORD.match(text, begin):
                 begin = text.rfind(" ", done, begin)
             begin = max(begin, done)
-            end = _WORD_END.search(text, found.end())
+            end = _NEXT_WORD.search(text, found.end())
             units += words.findall(text, done, begin)
             done = end.start() if end else len(text)
             units.append(text[begin:done])
