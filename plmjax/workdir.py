@@ -2,6 +2,7 @@
 
 workdir/
   config.json  environment.json  run.json  metrics.jsonl  teacher.json (distillation)
+  mixture.json (data.mixture)
   tokenizer/  data/  checkpoints/  tensorboard/  plots/  export/
 """
 
@@ -22,6 +23,7 @@ from plmjax import Exit, PlmjaxError, __version__, processes
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.config import DataConfig
+from plmjax.data.mixture import JoinedSplit, JoinedStore, join_plans
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
 from plmjax.files import missing, no_empty_directory, write_json
@@ -69,6 +71,7 @@ MAY_CHANGE = frozenset(
     train.on_bad_step train.spike_sigmas train.rollback_batches train.max_rollbacks
     train.hang_after_seconds train.patience_evaluations train.tensorboard data.workers
     data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor mesh.zero1
+    data.source.license data.source.rights data.source.url
     card.license card.language card.datasets card.base_model train.accumulation
     model.remat
     """.split()
@@ -233,7 +236,12 @@ class Workdir:
                 hint="Start `plmjax pretrain` on it again.",
                 code=Exit.DATA,
             )
-        return open_store(self.path / "data" / run["store"], verify=True)
+        parts = run.get("parts") or {"": run["store"]}
+        stores = {
+            name: open_store(self.path / "data" / key, verify=True)
+            for name, key in parts.items()
+        }
+        return JoinedStore(stores) if "parts" in run else stores[""]
 
     def teacher(self) -> EncoderConfig | None:
         """Returns the encoder config of the run's teacher, or None."""
@@ -417,6 +425,10 @@ def encoder_config(
 def row_plan(config: RunConfig, split: Split, length: int, store: Store):
     """Returns the packing of documents, or pairs of sentences, into rows."""
     packed, pairs = config.data.rows == "packed", config.objective.pairs_config
+    if isinstance(split, JoinedSplit):
+        folders = [part.directory for part in store.parts.values()]
+        parts = zip(split.parts, folders, strict=True)
+        return join_plans(split, [load_plan(p, length, packed, at) for p, at in parts])
     more = () if pairs is None else (pairs,)
     return load_plan(split, length, packed, store.directory, *more)
 

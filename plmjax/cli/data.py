@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from plmjax import PlmjaxError
+from plmjax.cli import stores
 from plmjax.cli.options import at_least_one, json_option, log, print_result
 
 
@@ -20,6 +21,9 @@ def add(verb) -> None:
     _add_inspect(verb, verbs)
     _add_clean(verb, verbs)
     _add_split(verb, verbs)
+    stores.add_prepare(verb, verbs)
+    stores.add_verify(verb, verbs)
+    stores.add_merge(verb, verbs)
 
 
 def text_options(added: argparse.ArgumentParser) -> None:
@@ -157,6 +161,7 @@ def _add_clean(verb, of) -> None:
         help="JSON lines (.gz) of what was dropped, and why",
     )
     workers_option(added)
+    stores.executor_options(added)
     json_option(added)
 
 
@@ -180,7 +185,8 @@ def _clean(args) -> int:
     from plmjax.data.clean_corpus import check_new, clean_corpus
     from plmjax.report.text import clean_as_text
 
-    at_least_one(args, "workers")
+    at_least_one(args, "workers", "tasks")
+    executor = stores.executor_of(args)
     chosen = _names(args.steps) if args.steps is not None else DEFAULT
     if args.steps is None:
         chosen += ("language",) * bool(args.languages)
@@ -195,6 +201,9 @@ def _clean(args) -> int:
     config.check()
     to = Path(args.to)
     check_new(to)
+    from plmjax.data.parts import Tasks
+
+    base = to.with_name(f".{to.name}.tasks")
     result = clean_corpus(
         open_texts(args),
         config,
@@ -202,6 +211,7 @@ def _clean(args) -> int:
         dropped=Path(args.dropped) if args.dropped else None,
         workers=args.workers,
         log=log,
+        tasks=executor and Tasks(base, executor, args.tasks, log),
     )
     return print_result(args, result | {"to": str(to)}, clean_as_text)
 

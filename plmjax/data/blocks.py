@@ -5,7 +5,6 @@ import codecs
 import gzip
 import lzma
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,11 +12,10 @@ from typing import IO, Any, NamedTuple
 from charset_normalizer import from_bytes
 
 from plmjax import DataError, PlmjaxError
+from plmjax.data.archives import ERRORS, UNPACK_RATIO, open_member, size_of
 from plmjax.data.corpus import Tally, not_utf8, unreadable
 
 BLOCK_BYTES = 1 << 20
-# Usual text has a ratio of 3 to 10; far above it is a decompression bomb.
-UNPACK_RATIO = 200
 GUESS_BYTES = 1 << 14
 _UTF16 = ("utf_16_le", "utf_16_be")
 _LEGACY = ("cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254")
@@ -87,20 +85,21 @@ def raw_blocks(
                 block = raw if decode is None else decode(raw, size - len(raw))
                 if block:
                     yield block
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except ERRORS as error:
         raise unreadable(path, error) from None
     if decode is not None and (block := decode(b"", size)):
         yield block
     yield b""
 
 
-def _zstd(path: Path) -> IO[bytes]:
+def _zstd(file: Path | IO[bytes]) -> IO[bytes]:
     import pyarrow  # 0.2 s
 
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+    packed = pyarrow.OSFile(str(file)) if isinstance(file, Path) else file
+    return pyarrow.CompressedInputStream(packed, "zstd")
 
 
-_UNPACK: dict[str, Callable[[Path], Any]] = {
+_UNPACK: dict[str, Callable[[Any], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
@@ -109,10 +108,14 @@ _UNPACK: dict[str, Callable[[Path], Any]] = {
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Opens a file for reading bytes, unpacked if its ending names a compression."""
-    if unpack := _UNPACK.get(path.suffix.lower()):
-        return unpack(path)
-    return open(path, "rb")
+    """Opens a file for reading bytes, unpacked if its ending names a compression.
+
+    It may be in an archive.
+    """
+    member, unpack = open_member(path), _UNPACK.get(path.suffix.lower())
+    if unpack is not None:
+        return unpack(member or path)
+    return member or open(path, "rb")
 
 
 def ending(path: Path) -> str:
@@ -122,7 +125,7 @@ def ending(path: Path) -> str:
 
 
 def _check_ratio(path: Path, size: int) -> None:
-    packed = path.suffix.lower() in _UNPACK and max(path.stat().st_size, 1 << 20)
+    packed = path.suffix.lower() in _UNPACK and max(size_of(path), 1 << 20)
     if packed and size > UNPACK_RATIO * packed:
         raise DataError(
             f"{path} unpacks to more than {UNPACK_RATIO} times its size.",

@@ -7,20 +7,24 @@ byte for byte, for any number of workers.
 
 import array
 import contextlib
+import dataclasses
+import functools
 import gzip
+import hashlib
 import itertools
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import PlmjaxError, counted
+from plmjax import DataError, PlmjaxError, counted
 from plmjax.data.clean import CleanConfig, Step, steps
 from plmjax.data.clean_report import EXAMPLES, Cleaned, Event, Report, excerpt
-from plmjax.data.corpus import Source
+from plmjax.data.corpus import Source, add_counts, file_digests, find_inputs
 from plmjax.data.near_duplicates import (
     BANDS,
     band_keys,
@@ -55,11 +59,13 @@ def clean_corpus(
     dropped: Path | None = None,
     workers: int | None = None,
     log: Callable[[str], Any] = print,
+    tasks: Callable[..., Sequence[Path]] | None = None,
 ) -> dict[str, Any]:
     """Writes the cleaned documents to a new folder; returns the report, ready for JSON.
 
     The folder has .jsonl.gz files and the report. `dropped` gets the dropped documents
-    as JSON lines, each with its number in the corpus, from 1, and the reason.
+    as JSON lines, each with its number in the corpus, from 1, and the reason. `tasks`
+    (parts.py) takes single documents through their steps elsewhere.
 
     Raises:
       PlmjaxError: nothing is left (code 3); the folder is not empty (2); the disk (5).
@@ -74,7 +80,13 @@ def clean_corpus(
         replacing_folder(to) as folder,
     ):
         spool, line_counts = folder / ".spool", LineCounts()
-        documents = mapped(clean_group, source.documents(), workers, (todo,))
+        if tasks is None:
+            folders, texts = [], source.documents()
+            documents = mapped(clean_group, texts, workers, (todo,))
+        else:
+            write = functools.partial(_write_part, todo)
+            folders = tasks(source, _key(source, config), write, _check_part)
+            documents = _read_parts(source, folders)
         with open(spool, "w", encoding="utf-8") as file:
             for number, document in enumerate(_timed(documents, log), 1):
                 report.add(number, document, first=True)
@@ -96,7 +108,52 @@ def clean_corpus(
         spool.unlink()
         report.finish(source, writer.documents, writer.characters)
         write_json(folder / REPORT, report.content)
+    for part in folders[:1]:
+        shutil.rmtree(part.parent, ignore_errors=True)
     return report.content
+
+
+# --- the part of a task: a line for each document, and one for what was read
+
+
+def _key(source: Source, config: CleanConfig) -> str:
+    given = [source.fingerprint, dataclasses.asdict(config)]
+    if config.against:
+        given += file_digests(find_inputs(config.against, "--against"))
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+
+
+def _write_part(todo: list[tuple[str, Step]], source: Source, folder: Path) -> None:
+    with open(folder / "part", "w", encoding="utf-8") as file:
+        for text in source.documents():
+            file.write(json.dumps(clean_document(text, todo)) + "\n")
+        file.write(json.dumps(source.description["counts"]) + "\n")
+
+
+def _read_parts(source: Source, folders: Sequence[Path]) -> Iterator[Cleaned]:
+    counts = []
+    for folder in folders:
+        with open(folder / "part", encoding="utf-8") as file:
+            for values in map(json.loads, file):
+                if isinstance(values, dict):
+                    counts.append(values)
+                    continue
+                text, kept, events = values
+                yield Cleaned(text, kept, tuple(Event(*event) for event in events))
+    source.description["counts"] = add_counts(counts)
+
+
+def _check_part(folder: Path) -> None:
+    """Raises PlmjaxError unless a part has as many documents as were read."""
+    count, last = 0, "{}"
+    try:
+        with open(folder / "part", encoding="utf-8") as file:
+            for count, last in enumerate(file):  # noqa: B007
+                pass
+        if json.loads(last)["documents"] != count:
+            raise ValueError("documents are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a whole part: {error}.") from None
 
 
 def check_new(to: Path) -> None:

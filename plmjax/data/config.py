@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.data.corpus import SourceConfig, check_encoding
+from plmjax.data.mixture import MixedSource, mixed_sources, phase_weights
 
 
 class PhaseShape(NamedTuple):
@@ -24,6 +25,15 @@ class DataConfig(Block, prefix="data."):
     """The text, and how it becomes rows of tokens."""
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    # In place of texts: a store of `plmjax data prepare` or merge, or another run's
+    # workdir; a folder, or gs://BUCKET/PATH or s3://BUCKET/PATH.
+    store: str | None = None
+    # Several sources in place of data.source: for each a dict of its keys (missing ones
+    # are those of data.source) with a name, and perhaps a weight and max_epochs.
+    mixture: tuple = ()
+    # A source's share is its weight times tokens ** (1 / temperature): 1 is by size,
+    # more is more even. A tuple has one for each phase. None: by the weights alone.
+    mixture_temperature: float | tuple | None = None
     # The files' encoding; UTF-16 with a byte order mark is recognised.
     encoding: str = "utf-8"
     # At invalid bytes: stop with an error, or replace it by U+FFFD and count it.
@@ -54,6 +64,7 @@ class DataConfig(Block, prefix="data."):
     def __post_init__(self):
         super().__post_init__()
         check_encoding(self.encoding)
+        self._check_mixture()
         for phase in self.phases:
             right = isinstance(phase, tuple) and len(phase) in (3, 4)
             if not right or not (
@@ -74,6 +85,28 @@ class DataConfig(Block, prefix="data."):
                 "two positive whole numbers.",
                 hint="ModernBERT has (50_000_000_000, 768) for a batch of 4608.",
             )
+
+    def _check_mixture(self) -> None:
+        given = self.mixture_temperature
+        for value in given if isinstance(given, tuple) else (given or 1,):
+            if type(value) not in (int, float) or value <= 0:
+                raise PlmjaxError(
+                    f"data.mixture_temperature is {given!r}; it must be above 0, or a "
+                    "tuple with one for each phase."
+                )
+        if given is not None and not self.mixture:
+            raise PlmjaxError(
+                "data.mixture_temperature is set, but there is no mixture.",
+                hint="Name the sources by data.mixture.",
+            )
+        if sources := self.sources:
+            # Their sizes are not known yet, but what is wrong without them is.
+            phase_weights(sources, given, [1] * len(sources), len(self.shapes))
+
+    @property
+    def sources(self) -> tuple[MixedSource, ...]:
+        """The sources of data.mixture; () without one."""
+        return mixed_sources(self.mixture, self.source) if self.mixture else ()
 
     @property
     def shapes(self) -> list[PhaseShape]:
@@ -98,14 +131,29 @@ class DataConfig(Block, prefix="data."):
         Phases without a step are left out.
         """
         total = sum(count for count, *_ in self.phases)
-        phases, done, before = [], 0, 0
-        for count, *shape in self.phases:
+        phases, kept, done, before = [], [], 0, 0
+        for index, (count, *shape) in enumerate(self.phases):
             done += count
             end = round(steps * done / total)
             if end > before:
                 phases.append((end - before, *shape))
+                kept.append(index)
             before = end
         ramp = self.batch_ramp
         if ramp:
             ramp = (max(round(ramp[0] * steps / total), 1), ramp[1])
-        return dataclasses.replace(self, phases=tuple(phases), batch_ramp=ramp)
+
+        def of_kept(value):
+            several = isinstance(value, list | tuple)
+            return tuple(value[index] for index in kept) if several else value
+
+        return dataclasses.replace(
+            self,
+            phases=tuple(phases),
+            batch_ramp=ramp,
+            mixture=tuple(
+                {**source, "weight": of_kept(source.get("weight"))}
+                for source in self.mixture
+            ),
+            mixture_temperature=of_kept(self.mixture_temperature),
+        )

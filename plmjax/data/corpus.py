@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, nearest, number
+from plmjax.data.archives import container
 from plmjax.files import digest
 
+RIGHTS = ("license", "rights", "url")  # keys of a source, for the model card
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
 
 
@@ -23,10 +25,11 @@ class SourceConfig(Block, prefix="data.source."):
 
     # None: docstrings without paths, else the kind of the files, by name and content.
     kind: (
-        Literal["docstrings", "text", "jsonl", "csv", "tsv", "parquet", "hf", "tfds"]
+        Literal["docstrings", "text", "jsonl", "csv", "tsv", "parquet", "warc"]
+        | Literal["hf", "tfds"]
         | None
     ) = None
-    # Files, folders and globs (also **), separated by commas; or a tuple of them.
+    # Files, folders, archives and globs (also **), separated by commas; or a tuple.
     paths: str | tuple | None = None
     # text: the end of a document; None: chosen from the text, and logged.
     document: Literal["line", "blank", "file"] | None = None
@@ -34,10 +37,20 @@ class SourceConfig(Block, prefix="data.source."):
     column: int | None = number(None, at_least=1)
     # Records: the field with the text; None: text, or the only one that holds texts.
     field: str | None = None
+    # csv, tsv: whether quotation marks enclose fields; None: in csv they do.
+    quoting: bool | None = None
     split: str = "train"  # hf, tfds
     # Longer documents are cut at white space; a UTF-8 character has at most 4 bytes.
     max_document_bytes: int = number(1_000_000, at_least=4)
-    dataset: str | None = None  # tfds: its name; paths is then the data_dir
+    # tfds: its name, with paths as the data_dir; hf: its name on the hub, read from
+    # there, with its subset (configuration) and revision (branch, tag or commit).
+    dataset: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    # For the model card: the text's licence, whose rights it is, where it is from.
+    license: str | None = None
+    rights: str | None = None
+    url: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,6 +77,14 @@ class Tally:
     control_characters: int = 0  # removed by clean()
 
 
+def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Returns the tallies of several readings as if they were one."""
+    return {
+        name: (max if name.startswith("longest") else sum)(c[name] for c in counts)
+        for name in counts[0]
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A corpus: each call of documents() yields all documents in the same order.
@@ -75,6 +96,14 @@ class Source:
     documents: Callable[[], Iterator[str]]
     fingerprint: str
     description: dict[str, Any]
+    # With all that was chosen from the files; None for several kinds.
+    config: SourceConfig | None = None
+    # (config, corpus) of each kind: what opens parts of the corpus.
+    openings: tuple = ()
+
+
+class NoText(DataError):
+    """The error for a source without text."""
 
 
 def make_source(
@@ -100,7 +129,7 @@ def make_source(
         if not tally.documents:
             empty = f" (records: {tally.empty_records:,})" * (tally.empty_records > 0)
             header = ", below a line of column names" * (kind in ("csv", "tsv"))
-            raise DataError(
+            raise NoText(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
                 f"or only white space{empty}.",
                 hint=f"Give files that hold text{header}.",
@@ -108,7 +137,7 @@ def make_source(
 
     shape = [kind, CLEANING, config.max_document_bytes, content]
     fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-    return Source(documents, fingerprint, description)
+    return Source(documents, fingerprint, description, config)
 
 
 def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
@@ -209,8 +238,8 @@ def relative_names(files: Sequence[Path]) -> list[str]:
 
 
 def file_digests(files: Sequence[Path]) -> list[list[Any]]:
-    """[name, bytes, SHA-256] of each file."""
-    rows = []
+    """[name, bytes, SHA-256] of each file, or archive of files."""
+    rows, files = [], list(dict.fromkeys(map(container, files)))
     for name, path in zip(relative_names(files), files, strict=True):
         try:
             rows.append([name, *digest(path)])

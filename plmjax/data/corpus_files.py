@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from plmjax import DataError, PlmjaxError
-from plmjax.data.blocks import UTF8, Decoding, ending, raw_blocks
+from plmjax import DataError, PlmjaxError, counted
+from plmjax.data.archives import container, is_archive, members
+from plmjax.data.blocks import UTF8, Decoding, ending, open_bytes, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
 from plmjax.data.records import SEPARATORS, is_saved
 
@@ -21,6 +22,7 @@ KINDS = {
     "csv": "csv",
     **dict.fromkeys(("tsv", "tab"), "tsv"),
     "parquet": "parquet",
+    **dict.fromkeys(("warc", "wet"), "warc"),
 }
 SAMPLE_CHARACTERS = 1 << 16
 # Files about a data set, left out of a folder that holds other files.
@@ -39,18 +41,18 @@ class Corpus(NamedTuple):
     unchecked: bool = False  # read as text what looks like a table
 
 
-def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
-    """Returns the kind of source, its files sorted by name, and lines for the log.
+def find_corpus(config: SourceConfig) -> tuple[dict[str, list[Path]], list[str]]:
+    """Returns {kind of source: its files in their order}, and lines for the log.
 
-    Kinds that read a folder or no files have none.
+    Kinds that read a folder, a data set by name or no files have none.
 
     Raises:
-      PlmjaxError: no file matches, or the files are of two kinds (code 2).
+      PlmjaxError: no file matches (code 2), or an archive is refused (3).
     """
     notes, folder = [], single_path(config)
     kind = config.kind or (
-        (not config.paths and "docstrings")
-        or (config.dataset is not None and "tfds")
+        (config.dataset is not None and ("tfds" if config.paths else "hf"))
+        or (not config.paths and "docstrings")
         or (config.column is not None and "text")
         or (folder is not None and is_saved(folder) and "hf")
         or None
@@ -62,22 +64,31 @@ def find_corpus(config: SourceConfig) -> tuple[str, list[Path], list[str]]:
             hint="Set --config.data.source.kind=none, so that the files decide.",
         )
     if kind in ("docstrings", "hf", "tfds"):
-        return kind, [], notes
-    files = find_inputs(
-        config.paths or "",
-        "data.source.paths",
-        functools.partial(_files_in, kind=kind, notes=notes),
-    )
-    names = relative_names(files)
-    files = [path for _, path in sorted(zip(names, files, strict=True))]
-    if kind is None:
-        kinds: dict[str, Path] = {}
-        for path in files:
-            by_name = ending(path) and KINDS.get(ending(path))
-            kinds.setdefault(by_name or kind_of_content(path) or "text", path)
-        _check_one_kind(kinds, "data.source.paths")
-        (kind,) = kinds
-    return kind, files, notes
+        return {kind: []}, notes
+    chosen = functools.partial(_files_in, kind=kind, notes=notes)
+    files = []
+    for path in find_inputs(config.paths or "", "data.source.paths", chosen):
+        files += chosen(path) if is_archive(path) else [path]
+    # Members of an archive stay in its order: the other one would unpack it each time.
+    names = relative_names([container(path) for path in files])
+    order = sorted(range(len(files)), key=names.__getitem__)
+    kinds: dict[str, list[Path]] = {}
+    for path in map(files.__getitem__, order):
+        by_name = ending(path) and KINDS.get(ending(path))
+        is_of = kind or by_name or kind_of_content(path) or "text"
+        # A single JSON value is refused where JSON lines are read.
+        kinds.setdefault(is_of if is_of != "json" else "jsonl", []).append(path)
+    if len(kinds) > 1:
+        counts = ", ".join(
+            f"{counted(len(some), 'file')} of {name} ({some[0].name}"
+            f"{', ...' * (len(some) > 1)})"
+            for name, some in kinds.items()
+        )
+        notes.append(
+            f"The files are read each by its kind: {counts}. data.source.kind reads "
+            "those of one kind."
+        )
+    return kinds, notes
 
 
 def single_path(config: SourceConfig) -> Path | None:
@@ -87,52 +98,42 @@ def single_path(config: SourceConfig) -> Path | None:
 
 
 def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
-    """Returns the files of one kind below a folder, without hidden ones."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Returns the files of a known kind below a folder or in an archive.
+
+    Hidden files, and those about the others, are left out.
+    """
+    files = []
+    for path in [folder] if is_archive(folder) else sorted(folder.rglob("*")):
+        if is_archive(path):
+            files += members(path)
+        elif path.is_file():
+            files.append(path)
     visible = [
         path
         for path in files
         if not any(name.startswith(".") for name in path.relative_to(folder).parts)
     ]
     hidden = len(files) - len(visible)
-    kinds: dict[str, list[Path]] = {}
-    for path in [p for p in visible if not _ABOUT.match(p.name)] or visible:
-        by_name = KINDS.get(ending(path))
-        if by_name and kind in (None, by_name):
-            kinds.setdefault(by_name, []).append(path)
-    _check_one_kind({name: paths[0] for name, paths in kinds.items()}, str(folder))
-    files = next(iter(kinds.values()), [])
+    known = [p for p in visible if not _ABOUT.match(p.name)] or visible
+    files = [p for p in known if (k := KINDS.get(ending(p))) and kind in (None, k)]
     others = sorted({*visible} - {*files})
     if not files:
         names = sorted({path.suffix or path.name for path in others})[:5]
+        what = "archive" if is_archive(folder) else "folder"
         raise PlmjaxError(
-            f"data.source.paths: the folder {folder} holds no files of "
+            f"data.source.paths: the {what} {folder} holds no files of "
             f"{f'kind {kind}' if kind else 'a known kind'} (others: {len(others):,}"
             f"{'; ' * bool(names) + ', '.join(names)}).",
             hint="Name the files by a glob: --config.data.source.paths="
             f"'{folder}/**/*.ENDING'. Known: .{', .'.join(filter(None, KINDS))}.",
         )
-    if hidden or others:
+    if hidden or others or any(container(path) != path for path in files[:1]):
         example = f" ({others[0].name}, ...)" if others else ""
         notes.append(
             f"{folder}: files read: {len(files):,}; left out: {hidden:,} hidden, "
             f"{len(others):,} of other kinds{example}."
         )
     return files
-
-
-def _check_one_kind(kinds: dict[str, Path], where: str) -> None:
-    if len(kinds) <= 1:
-        return
-    examples = " and ".join(f"{kind} ({path.name})" for kind, path in kinds.items())
-    path = list(kinds.values())[-1]
-    packed = path.suffix[1:].lower() != ending(path)
-    suffix = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
-    raise PlmjaxError(
-        f"{where} holds files of {len(kinds)} kinds: {examples}.",
-        hint="Choose one kind by a glob, for example --config.data.source.paths="
-        f"'{path.parent}/**/*{suffix}'.",
-    )
 
 
 # --- content
@@ -150,7 +151,7 @@ def sample(path: Path, decoding: Decoding = UTF8) -> str:
 
 def kind_of_content(path: Path) -> str | None:
     """Returns the kind that a file's content shows beyond doubt, or None."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         if file.read(4) == b"PAR1":
             return "parquet"
     return kind_of_text(sample(path, UTF8._replace(errors="replace")))

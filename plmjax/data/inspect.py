@@ -17,6 +17,7 @@ from plmjax.data.clean_report import excerpt
 from plmjax.data.corpus import Source
 from plmjax.data.near_duplicates import near_duplicates, text_hash
 from plmjax.data.packing import pack
+from plmjax.data.prepare import count_distinct
 from plmjax.data.rows import split_documents
 from plmjax.tokenizers import Tokenizer, TokenizerConfig, describe, get_tokenizer
 from plmjax.tokenizers.train import sample_documents
@@ -40,6 +41,7 @@ class Look(NamedTuple):
     """What a group of documents holds; D documents, V pieces of the vocabulary."""
 
     lengths_D: np.ndarray
+    digests_D: np.ndarray
     counted: quality.Counted
     unigram_V: np.ndarray
     bytes: int
@@ -52,14 +54,14 @@ def look(texts: list[str], tokenizer: Tokenizer) -> list[Look]:
     """Looks at some documents; a list of one, for `mapped`."""
     encoded = tokenizer.encode_batch(texts)
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
-    digests = [text_hash(text) for text in texts]
     words = np.flatnonzero(encoded.word_start)
     sizes = np.diff(words, append=len(encoded.tokens))
     budgets = [max(int(MASKED * (length - 2)), 1) for length in LENGTHS]
     return [
         Look(
             lengths_D=np.diff(ends),
-            counted=quality.count(texts, encoded, ends, tokenizer.unk_id, digests),
+            digests_D=np.array([*map(text_hash, texts)], np.uint64),
+            counted=quality.count(texts, encoded, ends, tokenizer.unk_id),
             unigram_V=np.bincount(encoded.tokens, minlength=tokenizer.vocab_size),
             bytes=sum(len(text.encode()) for text in texts),
             characters=collections.Counter("".join(texts)),
@@ -92,20 +94,23 @@ def inspect(
         f"Tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} pieces, "
         + (f"from {vocabulary}." if vocabulary else "trained on a sample of the text.")
     )
-    counts, lengths, unigram_V = quality.Counts(), [], np.zeros(0, np.int64)
+    counts, unigram_V = quality.Counts(), np.zeros(0, np.int64)
+    lengths, digests = [], []
     size, broken, too_long = 0, 0, np.zeros(len(LENGTHS), np.int64)
     characters, mojibake = collections.Counter[str](), ""
     for part in mapped(look, source.documents(), workers, (tokenizer,)):
         counts.add(part.counted)
         lengths.append(part.lengths_D)
+        digests.append(part.digests_D)
         unigram_V = part.unigram_V + (unigram_V if len(unigram_V) else 0)
         size += part.bytes
         characters.update(part.characters)
         too_long += part.too_long
         broken += len(part.mojibake)
         mojibake = mojibake or next(iter(part.mojibake), "")
-    lengths_D, facts = np.concatenate(lengths), counts.facts(tokenizer)
-    tokens = int(lengths_D.sum())
+    lengths_D = np.concatenate(lengths)
+    tokens, distinct = int(lengths_D.sum()), count_distinct(digests)
+    facts = counts.facts(tokenizer, tokens, len(lengths_D), distinct)
     some = max(tokens, 1)
     result: dict[str, Any] = {
         "tokenizer": {
@@ -131,7 +136,7 @@ def inspect(
         "scripts": _scripts(characters),
         "languages": _languages(sample),
         "repeated_lines": _repeated_lines(source),
-        "copies_share": 1 - facts["distinct_documents"] / facts["all_documents"],
+        "copies_share": 1 - distinct / len(lengths_D),
         "near_duplicates": _near(source, workers),
         "mojibake_share": broken / len(lengths_D),
         "seen": _rows_as_seen(tokenizer, sample),

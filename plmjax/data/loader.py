@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.data.mixture import Mix
 from plmjax.data.pair_rows import HELD_OUT, gather_pairs
 from plmjax.data.pairs import PairPlan
 from plmjax.data.philox import make_key
@@ -24,13 +25,14 @@ class Phase:
     """A stretch of training: `steps` batches of `batch` rows of the plan's length.
 
     `before`: the rows that earlier stretches of the same plan have read, whose epochs
-    go on; 0: new epochs.
+    go on; 0: new epochs. `mix`: the sources of the rows, if there are several.
     """
 
     steps: int
     batch: int
     plan: Plan
     before: int = 0
+    mix: Mix | None = None
 
 
 # The batch grows in at most so many steps; a program is compiled for each.
@@ -116,9 +118,11 @@ class Loader:
         self.seed, self.copies = seed, copies
         self.mine = mine
         self._ends = np.cumsum([phase.steps for phase in phases])
-        # The first phase of each one's epochs.
+        # The first phase of each one's epochs. Those of a mixture go on in all phases
+        # of one length.
         begins = [n * (not phase.before) for n, phase in enumerate(phases)]
-        self._group = np.maximum.accumulate(begins).tolist()
+        firsts = zip(np.maximum.accumulate(begins).tolist(), phases, strict=True)
+        self._group = [p.plan.length if p.mix else first for first, p in firsts]
 
     @property
     def steps(self) -> int:
@@ -144,13 +148,14 @@ class Loader:
         phase = self.phases[number]
         before = step + skipped - (self._ends[number] - phase.steps)
         index = phase.before + before * phase.batch + np.arange(phase.batch)
-        epoch, index_in_epoch = np.divmod(index, phase.plan.rows)
-        row = np.empty_like(index_in_epoch)
-        for e in np.unique(epoch):
+        source, index = phase.mix.locate(index) if phase.mix else (0 * index, index)
+        bounds = phase.plan.bounds.tolist()
+        epoch, row = np.divmod(index, np.diff(bounds)[source])
+        for s, e in np.unique(np.stack([source, epoch]), axis=1).T.tolist():
             # A batch that spans two epochs uses the permutations of both.
-            here = epoch == e
-            key = (self.seed << 64) | (self._group[number] << 32) | int(e)
-            row[here] = permute(index_in_epoch[here], phase.plan.rows, key)
+            here = (source == s) & (epoch == e)
+            key = (s << 128) | (self.seed << 64) | (self._group[number] << 32) | e
+            row[here] = bounds[s] + permute(row[here], bounds[s + 1] - bounds[s], key)
         return phase, row, epoch
 
     def batch(self, step: int, skipped: int = 0) -> Batch:
@@ -171,18 +176,22 @@ def held_out_batches(
     batch: int,
     max_rows: int | None = None,
     *,
+    source: int | None = None,
     mine: Callable[[int], np.ndarray] = np.arange,
 ) -> Iterator[Batch]:
     """Yields every row once, in order; empty rows fill the last batch.
 
-    Sentence pairs are the same in every evaluation.
+    `source`: only the rows of this source of a mixture. Sentence pairs are the same in
+    every evaluation.
     """
-    rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
+    first, end = (0, -1) if source is None else (source, source + 1)
+    first, end = int(plan.bounds[first]), int(plan.bounds[end])
+    end = end if max_rows is None else min(end, first + max_rows)
     here = mine(batch)
     seeds = (np.zeros(len(here), np.int64), HELD_OUT)
-    for begin in range(0, rows, batch):
+    for begin in range(first, end, batch):
         row = begin + here
-        arrays = _gather(split, plan, np.where(row < rows, row, -1), tokenizer, seeds)
+        arrays = _gather(split, plan, np.where(row < end, row, -1), tokenizer, seeds)
         yield arrays | {"copy": np.zeros(len(here), np.int32)}
 
 

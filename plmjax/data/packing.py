@@ -26,6 +26,11 @@ class Plan:
         return len(self.first) - 1
 
     @property
+    def bounds(self) -> np.ndarray:
+        """The rows' ends, source by source, after 0: here of the only source."""
+        return np.array([0, self.rows])
+
+    @property
     def tokens(self) -> int:
         """Tokens in all rows, with [CLS] and [SEP], without padding."""
         return int(self.size.sum()) + 2 * len(self.size)

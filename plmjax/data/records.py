@@ -21,6 +21,7 @@ import numpy as np
 
 from plmjax import DataError, PlmjaxError
 from plmjax.config import nearest
+from plmjax.data.archives import open_member
 from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
 from plmjax.data.corpus import Tally, unreadable
 
@@ -269,7 +270,7 @@ def read_parquet(
 
     line = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with pyarrow.parquet.ParquetFile(open_member(path) or path) as table:
             names = table.schema_arrow.names
             if column is not None and column not in names:
                 raise no_field(str(path), column, names)
@@ -333,7 +334,7 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
         data: Any = datasets.load_from_disk(str(folder))
         return data[split] if isinstance(data, datasets.DatasetDict) else data
     except Exception as error:  # of many classes, from the reader of each format
-        reason, packed = _reason(error), next(folder.rglob("*.zst"), None)
+        reason, packed = reason_of(error), next(folder.rglob("*.zst"), None)
         if packed is not None and "zstd" in reason:
             reason += f" ({packed.relative_to(folder)})"
         raise DataError(
@@ -342,7 +343,7 @@ def open_datasets(folder: Path, split: str, hint: str, **options: Any) -> Any:
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The innermost cause of a library's error, on one line."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -365,7 +366,7 @@ def read_datasets(rows: Any, name: str, column: str | None = None) -> Iterator[R
         try:
             values = next(iterator, None)
         except Exception as error:  # a file that the library cannot read
-            what = f"row {line:,} cannot be read: {_reason(error)}."
+            what = f"row {line:,} cannot be read: {reason_of(error)}."
             hint = "Fix the file, or leave it out of the folder."
             raise bad_data(name, what, hint) from None
         if values is None:

@@ -1,11 +1,22 @@
 """Sources of documents: one function for each kind, all with the same interface."""
 
 import codecs
+import contextlib
 import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax.data.blocks import Decoding
-from plmjax.data.corpus import Source, SourceConfig, check_encoding
+from plmjax.data.corpus import (
+    NoText,
+    Source,
+    SourceConfig,
+    add_counts,
+    check_encoding,
+)
 from plmjax.data.corpus_files import Corpus, find_corpus
 from plmjax.data.docstrings import open_docstrings
 from plmjax.data.tables import (
@@ -16,6 +27,7 @@ from plmjax.data.tables import (
     open_separated,
 )
 from plmjax.data.text import ENDS, open_text
+from plmjax.data.web import open_warc
 
 __all__ = ["SOURCES", "Source", "SourceConfig", "open_source"]
 
@@ -26,6 +38,7 @@ SOURCES = {
     "csv": open_separated,
     "tsv": open_separated,
     "parquet": open_parquet,
+    "warc": open_warc,
     "hf": open_hf,
     "tfds": open_prepared,
 }
@@ -55,19 +68,73 @@ def open_source(
                 hint=f"Choose one of {', '.join(known)}.",
             )
     check_encoding(encoding)
-    kind, files, notes = find_corpus(config)
+    kinds, notes = find_corpus(config)
     decoding = Decoding(codecs.lookup(encoding).name, errors)
-    for key, given, kinds in (
+    for key, given, having in (
         ("data.encoding", not decoding.is_utf8, ("text", "jsonl", "csv", "tsv")),
         ("data.source.column", config.column is not None, ("text",)),
+        ("data.source.quoting", config.quoting is not None, ("csv", "tsv")),
+        ("data.source.subset", config.subset is not None, ("hf",)),
+        ("data.source.revision", config.revision is not None, ("hf",)),
     ):
-        if given and kind not in kinds:
+        if given and not {*kinds} & {*having}:
             raise PlmjaxError(
-                f"{key} is for {', '.join(kinds)}, not for data.source.kind={kind}.",
+                f"{key} is for {', '.join(having)}, not for data.source.kind="
+                f"{next(iter(kinds))}.",
                 hint=f"Leave out --config.{key}.",
             )
-    corpus = Corpus(files, decoding, notes, unchecked)
-    source = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
+    sources, openings = [], []
+    for kind, files in kinds.items():
+        corpus = Corpus(files, decoding, notes, unchecked)
+        opened = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
+        sources.append(opened)
+        openings.append((opened.config, corpus))
+    source = sources[0] if len(sources) == 1 else _chain([*kinds], sources)
     if notes:
         source.description["notes"] = notes
-    return source
+    return dataclasses.replace(source, openings=tuple(openings))
+
+
+def part_of(openings: tuple, begin: int, end: int) -> Source:
+    """Returns a part of a source, with `openings`: of its files from begin to end."""
+    sources = []
+    for config, corpus in openings:
+        if files := corpus.files[max(begin, 0) : max(end, 0)]:
+            some = corpus._replace(files=files, notes=[], unchecked=True)
+            sources.append(SOURCES[config.kind](config, some))
+        begin, end = begin - len(corpus.files), end - len(corpus.files)
+    description: dict[str, Any] = {}
+    return Source(_documents_of(sources, description), "", description)
+
+
+def _documents_of(
+    sources: list[Source], description: dict[str, Any]
+) -> Callable[[], Iterator[str]]:
+    def documents() -> Iterator[str]:
+        for source in sources:
+            with contextlib.suppress(NoText):
+                yield from source.documents()
+        counts = [source.description["counts"] for source in sources]
+        description["counts"] = add_counts(counts)
+
+    return documents
+
+
+def _chain(kinds: list[str], sources: list[Source]) -> Source:
+    """Returns the documents of several sources as those of one."""
+    parts = [source.description for source in sources]
+    description: dict[str, Any] = {
+        "kind": " and ".join(kinds),
+        "files": sum(part["files"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "names": [name for part in parts for name in part["names"]][:20],
+        "document": "; ".join(
+            f"{kind}: {part['document']}"
+            for kind, part in zip(kinds, parts, strict=True)
+        ),
+        "counts": {},
+    }
+
+    shape = [source.fingerprint for source in sources]
+    fingerprint = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
+    return Source(_documents_of(sources, description), fingerprint, description)

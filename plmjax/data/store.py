@@ -10,6 +10,7 @@ KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 
 import functools
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ class Split:
             and all(len(x) == n + 1 and x[-1] == self.tokens for x, n in ends)
         )
 
+    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (tokens as stored, word_start bool) of each shard, mapped."""
+        return zip(self._tokens, self._starts, strict=True)
+
     def document(self, index: np.ndarray) -> np.ndarray:
         """The document, counted from 0, at each stream position."""
         return np.searchsorted(self.offsets, index, side="right") - 1
@@ -110,6 +115,8 @@ class Split:
 
 class Store:
     """A prepared corpus, read-only; open it with open_store."""
+
+    parts: Mapping[str, "Store"] = {}  # the sources of a mixture (data/mixture.py)
 
     def __init__(self, directory: Path, manifest: dict[str, Any]):
         self.directory = directory

@@ -5,6 +5,7 @@ that data.sentences=lines gives these sentences.
 """
 
 import codecs
+import dataclasses
 import functools
 import itertools
 import re
@@ -37,6 +38,7 @@ from plmjax.data.records import (
     read_parquet,
     read_table,
     read_tfds,
+    reason_of,
 )
 from plmjax.data.text import text_blocks, text_lines
 
@@ -77,7 +79,9 @@ def open_separated(config: SourceConfig, corpus: Corpus) -> Source:
     def read(tally: Tally, _: str | None) -> Iterator[Record]:
         for path, separator in separators.items():
             lines = text_lines(text_blocks(path, corpus.decoding, tally))
-            rows = read_table(path, lines, separator, plain=separator == "\t")
+            quoting = config.quoting
+            plain = separator == "\t" if quoting is None else not quoting
+            rows = read_table(path, lines, separator, plain=plain)
             for number, record in enumerate(rows):
                 if number == 0:
                     _check_names(record)
@@ -109,7 +113,12 @@ def open_parquet(config: SourceConfig, corpus: Corpus) -> Source:
 
 
 def open_hf(config: SourceConfig, corpus: Corpus) -> Source:
-    """Opens a folder that datasets' save_to_disk wrote, or one of data files."""
+    """Opens a folder that datasets' save_to_disk wrote, or one of data files.
+
+    With data.source.dataset, it is the data set of that name, streamed from the hub.
+    """
+    if config.dataset is not None:
+        return _open_hub(config, corpus)
     folder = _folder(config, "a folder that save_to_disk wrote")
     hint = (
         "Check --config.data.source.paths and --config.data.source.split; jsonl, csv "
@@ -124,6 +133,46 @@ def open_hf(config: SourceConfig, corpus: Corpus) -> Source:
         return read_datasets(rows, str(folder), field)
 
     return _from_records(config, corpus, _files_below(folder), read)
+
+
+def _open_hub(config: SourceConfig, corpus: Corpus) -> Source:
+    """Opens a data set of the Hugging Face hub, at the commit that it now has."""
+    if config.paths:
+        raise PlmjaxError(
+            "data.source.dataset names a data set of the hub, and data.source.paths "
+            "files.",
+            hint="Give one of them.",
+        )
+    import datasets
+    from huggingface_hub import HfApi
+
+    name = f"the data set {config.dataset}"
+    try:
+        facts = HfApi().dataset_info(str(config.dataset), revision=config.revision)
+        rows = datasets.load_dataset(
+            str(config.dataset),
+            config.subset,
+            split=config.split,
+            revision=facts.sha,
+            streaming=True,
+        )
+    except Exception as error:  # of many classes, from the network on
+        raise DataError(
+            f"{name} (subset {config.subset}, split {config.split}) cannot be read "
+            f"from the hub: {reason_of(error)}.",
+            hint="Is there a network, and is the name right? Without one, give files: "
+            "--config.data.source.paths.",
+        ) from None
+    config = dataclasses.replace(config, revision=facts.sha)
+    corpus.notes.append(f"Streaming {name} at the commit {facts.sha}.")
+
+    def read(_: Tally, field: str | None) -> Iterator[Record]:
+        return read_datasets(rows, name, field)
+
+    source = _from_records(config, corpus, [], read)
+    known = {"dataset": config.dataset, "subset": config.subset, "commit": facts.sha}
+    source.description.update({key: value for key, value in known.items() if value})
+    return source
 
 
 def open_prepared(config: SourceConfig, corpus: Corpus) -> Source:
@@ -216,12 +265,18 @@ def _from_records(
             else:
                 yield _document(value, where, errors, tally)
 
-    digests = file_digests(files)
+    digests = file_digests(files) if files else []
     content = [field, config.split, config.dataset, errors, digests]
-    if changes := corpus.decoding.changes:
+    if not files and config.revision is not None:
+        content += [config.subset, config.revision]
+    changes: dict[str, Any] = corpus.decoding.changes
+    if config.quoting is not None:
+        changes = changes | {"quoting": config.quoting}
+    if changes:
         content.append(changes)
     description = {**describe_files(digests), "document": f"the field {field}"}
-    return make_source(config, documents, content, description)
+    chosen = dataclasses.replace(config, field=field)
+    return make_source(chosen, documents, content, description)
 
 
 def _folder(config: SourceConfig, what: str) -> Path:

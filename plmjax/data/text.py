@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plmjax import DataError, counted
+from plmjax.data.archives import size_of
 from plmjax.data.blocks import Decoding, invalid_utf8, raw_blocks
 from plmjax.data.corpus import (
     Source,
@@ -54,7 +55,7 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
     column = {} if config.column is None else {"column": config.column}
     changes: dict[str, Any] = decoding.changes | column
     return make_source(
-        config,
+        dataclasses.replace(config, document=document),
         read,
         # Without changes, as before these keys existed: stores keep their names.
         content=[document, decoding.errors, digests, *([changes] if changes else [])],
@@ -137,7 +138,7 @@ class Survey:
 
 def choose_document(files: list[Path], survey: Survey) -> tuple[str, str]:
     """Returns the likely end of a document (line, blank or file), and the reason."""
-    sizes = [path.stat().st_size for path in files]
+    sizes = [size_of(path) for path in files]
     if len(files) >= 100 and sum(sizes) < 100_000 * len(files):
         return "file", f"{len(files):,} small files"
     if not survey.lines:

@@ -1,6 +1,7 @@
 """Scores on held-out text, the same in every evaluation."""
 
 import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 from plmjax.data.loader import held_out_batches
 from plmjax.data.store import Store
 from plmjax.evaluate.model import Trained
+from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
 from plmjax.train.loop import evaluate
+from plmjax.train.metrics import Sums, added, means
 from plmjax.train.step import make_evaluation
 from plmjax.workdir import Workdir, row_plan
 
@@ -49,6 +52,7 @@ def score_run(
     """Returns the scores of a run on its held-out rows, and the number of rows.
 
     `frozen` holds the inputs of the loss beside the objective's tables: a teacher.
+    `max_rows` limits the rows of each source of a mixture.
     Masks depend on the row alone, so neither the batch size nor the device matters.
 
     Raises:
@@ -59,22 +63,46 @@ def score_run(
     plan = row_plan(config, split, config.data.shapes[-1].length, store)
     mesh = sharding.make_mesh(MeshConfig())
     sharding.check_batch(mesh, batch, 1, "--batch")
-    batches = held_out_batches(
+    batches = functools.partial(
+        held_out_batches,
         split,
         plan,
         model.tokenizer,
         batch,
-        max_rows,
+        max_rows=max_rows,
         mine=functools.partial(sharding.local_rows, mesh),
     )
     evaluation = make_evaluation(model.objective)
     arrays = model.params, model.objective.tables() | frozen
     params, frozen = jax.device_put(arrays, sharding.replicated(mesh))
-    means = evaluate(evaluation, params, frozen, mesh, batches)
-    values = model.objective.scores(means)
-    rows = plan.rows if max_rows is None else min(plan.rows, max_rows)
+    sums = functools.partial(evaluate, evaluation, params, frozen, mesh)
+    values = source_scores(model.objective, sums, batches, [*store.parts])
+    limit = plan.rows if max_rows is None else max_rows
+    rows = int(np.minimum(np.diff(plan.bounds), limit).sum())
     figures = values | {"unigram_loss": unigram_loss(store, model.tokenizer)}
     return without_baseline(figures) | {"rows": rows}
+
+
+def source_scores(
+    objective: Objective,
+    sums: Callable[[Iterator[dict]], Sums],
+    batches: Callable[..., Iterator[dict]],
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Returns the scores on all held-out rows, and loss_NAME on those of each source.
+
+    `sums` evaluates batches; `batches` has the argument `source`; `names` are those of
+    the sources of a mixture. {} if the evaluation was interrupted.
+    """
+    numbers = range(len(names)) if names else [None]
+    each = [sums(batches(source=number)) for number in numbers]
+    if not all(each):
+        return {}
+    losses = {
+        f"loss_{name}": objective.scores(means(some))["loss"]
+        for name, some in zip(names, each, strict=False)
+    }
+    return objective.scores(means(functools.reduce(added, each))) | losses
 
 
 def without_baseline(figures: dict[str, Any]) -> dict[str, Any]:

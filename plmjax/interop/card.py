@@ -7,6 +7,7 @@ from string import Template
 from typing import Any
 
 from plmjax import PlmjaxError, __version__, with_article
+from plmjax.data.corpus import RIGHTS
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.task_names import CLASSES
 from plmjax.models import EncoderConfig
@@ -16,6 +17,8 @@ from plmjax.tasks.base import CardText
 
 # Rows of the table of the data whose names in a manifest say little.
 _PROPERTIES = {"kind": "format", "why": "how documents were found"}
+_PROPERTIES |= {"license": "licence of the text", "url": "where the text is from"}
+_PROPERTIES |= {"rights": "rights in the text"}
 _SECRET = re.compile(
     r"(.*[_.-])?(key|secret|password|passwd|credentials?)"
     r"|(.*[_.-])?(access|api|auth|bearer|hf|private)[_.-]?token|token",
@@ -347,12 +350,28 @@ def _data(data: Mapping[str, Any]) -> Iterable[str]:
             ["package", "version", "licence"],
             [(p["name"], p["version"], p["licence"] or "unknown") for p in packages],
         )
+    if sources := properties.pop("sources", None):
+        yield "The text is a mixture of sources; each stays under its own licence:"
+        named = {name: [_of_source(one, name) for one in sources] for name in _SOURCE}
+        known = {name: column for name, column in named.items() if any(column)}
+        yield _table([*known], zip(*known.values(), strict=True))
     rows = [
         (name.removeprefix("counts.").replace("_", " "), value)
         for name, value in _flat(properties)
     ]
     names = [(_PROPERTIES.get(name, name), value) for name, value in rows]
     yield _table(["property", "value"], names)
+
+
+# Columns of the table of a mixture's sources, if any of these has a value.
+_SOURCE = ("name", "kind", "documents", "tokens", "share", "epochs", *RIGHTS)
+
+
+def _of_source(source: Mapping[str, Any], name: str) -> Any:
+    value = source.get(name)
+    if name == "share" and value is not None:
+        return ", ".join(f"{share:.2%}" for share in value)
+    return "" if value is None else _plain(value)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
 from plmjax.data.corpus import describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
-from plmjax.data.prepare import prepare
-from plmjax.data.sources import open_source
+from plmjax.data.mixture import JoinedStore
+from plmjax.data.parts import Tasks, divide
+from plmjax.data.prepare import prepare, sizes
+from plmjax.data.sources import Source
 from plmjax.data.store import Split, Store
 from plmjax.evaluate.model import Model
 from plmjax.files import write_json
@@ -26,7 +28,7 @@ from plmjax.models.blocks import short_rows
 from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
-from plmjax.pretrain import teachers
+from plmjax.pretrain import mixtures, stores, teachers
 from plmjax.pretrain.checks import check_global_tokens, check_one_document, check_text
 from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
@@ -62,6 +64,8 @@ class PretrainSetup:
     teacher: Model | None = None
     # The objectives by the phases' rope_theta, if it is not the same in all.
     by_theta: Mapping[float | None, Objective] = dataclasses.field(default_factory=dict)
+    # Facts of the sources of a mixture (pretrain/mixtures.py).
+    mixture: Sequence[dict[str, Any]] = ()
 
     def objective_at(self, step: int) -> Objective:
         """Returns the objective of a step, counted from 0."""
@@ -109,6 +113,12 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
         )
     if config.train.checkpoints is not None:
         Checkpoints(config.train.checkpoints)  # refuses a URL of another kind
+    if config.data.mixture and config.objective.pairs_config is not None:
+        raise PlmjaxError(
+            "objective.pairs needs one source, but data.mixture has several: a false "
+            "next sentence of another source would be easy to tell.",
+            hint="Set --config.objective.pairs=none, or give all text as data.source.",
+        )
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
     check_lengths(config, encoder)
     check_objective(config, encoder)
@@ -186,26 +196,29 @@ def prepare_data(
     workdir: Workdir,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
+    tasks: Tasks | None = None,
 ) -> tuple[Tokenizer, Store]:
     """Returns the run's tokenizer and token store; creates them the first time.
 
     A resumed run uses its first store, even if the text has changed since. `check`
-    receives the tokenizer before all of the text is read.
+    receives the tokenizer before all of the text is read. `tasks` prepares it on other
+    machines.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
         check(tokenizer)
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
-    data = config.data
-    source = open_source(
-        data.source, data.errors, data.encoding, unchecked=data.accept_warnings
-    )
+    if config.data.store is not None:
+        return _ready_data(config, workdir, log, check)
+    sources = mixtures.open_sources(config.data)
+    for source in sources.values() if tasks is not None else ():
+        divide(source, 1)  # refuses what it cannot divide
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
     recipe = json.dumps(
         [
-            source.fingerprint,
+            mixtures.fingerprint(config.data, sources),
             dataclasses.asdict(config.tokenizer),
             # An edited dictionary changes the words.
             segmenter and dataclasses.asdict(segmenter),
@@ -214,7 +227,8 @@ def prepare_data(
     if known is not None and known.get("recipe") == recipe:
         tokenizer = workdir.tokenizer()
     else:
-        tokenizer = get_tokenizer(settings, source.documents())
+        texts = mixtures.documents(config.data, sources)
+        tokenizer = get_tokenizer(settings, texts)
         # run.json exists only for a complete pair of tokenizer and store.
         (workdir / "run.json").unlink(missing_ok=True)
         tokenizer.save(workdir / "tokenizer")
@@ -225,10 +239,38 @@ def prepare_data(
     for line in describe(tokenizer):
         log(line)
     check(tokenizer)
-    for line in describe_source(source.description):
-        log(line)
     if rule := _sentences(config):
         log(f"Sentences end at {rule} (data.sentences).")
+    made = {}
+    for name, source in sources.items():
+        with mixtures.naming(name):
+            said = mixtures.prefixed(name, log)
+            made[name] = _prepare(
+                config, source, tokenizer, workdir=workdir, log=said, tasks=tasks
+            )
+    store = JoinedStore(made) if config.data.mixture else made[""]
+    if config.objective.pairs_config is not None:
+        check_pairs(store, log)
+    record: dict[str, Any] = {"store": store.key, "recipe": recipe}
+    if store.parts:
+        record["parts"] = {name: part.key for name, part in store.parts.items()}
+    if known != record:  # else another process of the run has written it
+        write_json(workdir / "run.json", record)
+    return tokenizer, store
+
+
+def _prepare(
+    config: RunConfig,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    workdir: Workdir,
+    log: Callable[[str], Any],
+    tasks: Tasks | None,
+) -> Store:
+    """Returns the token store of a source; logs what is read, and what is odd in it."""
+    for line in describe_source(source.description):
+        log(line)
     store = prepare(
         source,
         tokenizer,
@@ -237,9 +279,8 @@ def prepare_data(
         workers=config.data.workers,
         log=log,
         sentences=_sentences(config),
+        tasks=tasks,
     )
-    if config.objective.pairs_config is not None:
-        check_pairs(store, log)
     counts = store.manifest["source"]["counts"]
     for name in (
         *("replaced_characters", "control_characters", "cut_documents"),
@@ -247,9 +288,30 @@ def prepare_data(
     ):
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
-    record = {"store": store.key, "recipe": recipe}
-    if known != record:  # else another process of the run has written it
-        write_json(workdir / "run.json", record)
+    return store
+
+
+def _ready_data(
+    config: RunConfig,
+    workdir: Workdir,
+    log: Callable[[str], Any],
+    check: Callable[[Tokenizer], Any],
+) -> tuple[Tokenizer, Store]:
+    """Returns the tokenizer and the store of data.store, as those of the run."""
+    data, rule = config.data, _sentences(config)
+    if data.source.paths or data.source.dataset:
+        raise PlmjaxError(
+            f"data.store={data.store} and data.source both name the text.",
+            hint="Give one of them.",
+        )
+    needed = {"held_out_percent": data.held_out_percent}
+    needed |= {"sentences": rule} if rule else {}
+    settings = _tokenizer_settings(config, workdir)
+    tokenizer, store = stores.take(data.store, workdir, settings, needed)
+    log(f"Prepared data: {data.store} ({sizes(store.manifest['splits'])}).")
+    check(tokenizer)
+    if config.objective.pairs_config is not None:
+        check_pairs(store, log)
     return tokenizer, store
 
 
@@ -308,7 +370,11 @@ def build(
         done += shape.steps or 0
         if shape.rope_theta != config.data.shapes[-1].rope_theta:
             by_theta.setdefault(shape.rope_theta, model(tokenizer, done)[1])
-    phases = _phases(config, encoder, split, store, log=log)
+    phases, mixture = _phases(config, encoder, split, store, log=log), []
+    if isinstance(store, JoinedStore):
+        phases, mixture = mixtures.mix(config.data, store, phases)
+        for line in mixtures.lines(mixture):
+            log(line)
     loader = Loader(
         split,
         phases,
@@ -336,6 +402,7 @@ def build(
         loader=loader,
         teacher=teacher,
         by_theta=by_theta,
+        mixture=mixture,
     )
 
 
@@ -348,10 +415,12 @@ def _phases(
     log: Callable[[str], Any],
 ) -> list[Phase]:
     """Returns the phases of training, the growth of the batch among them."""
-    phases = []
+    phases, plans = [], {}
     for steps, length, batch, _ in config.data.shapes:
         batch = batch or config.train.batch
-        plan = row_plan(config, split, length, store)
+        if length not in plans:
+            plans[length] = row_plan(config, split, length, store)
+        plan = plans[length]
         log(
             f"Rows of {length} tokens: {plan.rows:,}, {plan.fill:.1%} full; an epoch "
             f"is {counted(math.ceil(plan.rows / batch), 'step')} of "
@@ -389,10 +458,13 @@ def inexpressible(objective: Objective, tokenizer: Tokenizer) -> dict[str, str]:
     return problems
 
 
-def held_out(setup: PretrainSetup, alone: bool = False) -> Callable[[], Iterator[dict]]:
+def held_out(
+    setup: PretrainSetup, alone: bool = False
+) -> Callable[..., Iterator[dict]]:
     """Returns a function that iterates over the held-out rows, in micro-batches.
 
-    Each process gets its share of them; with `alone`, it gets all.
+    Each process gets its share of them; with `alone`, it gets all. The function's
+    argument `source` is the number of a source of a mixture, to read its rows alone.
     """
     split, phase = setup.store.split("held_out"), setup.loader.phases[-1]
     plan = row_plan(setup.config, split, phase.plan.length, setup.store)
@@ -416,7 +488,8 @@ def check_origin(setup: PretrainSetup, meta: dict) -> None:
 
 
 def origin(setup: PretrainSetup) -> dict[str, str]:
-    """Returns the digests that bind a checkpoint: of text, tokenizer and teacher."""
+    """Returns the digests that bind a checkpoint: of text, tokenizer, and so on."""
     digests = {"store": setup.store.key, "tokenizer": setup.tokenizer.digest}
+    digests |= mixtures.digest(setup.loader.phases)
     noted = setup.workdir.read("teacher.json", digest=str)
     return digests if noted is None else digests | {"teacher": noted["digest"]}

@@ -42,7 +42,11 @@ def check_text(
         set; or no row has a mask.
     """
     phase = min(loader.phases, key=lambda phase: phase.plan.length)
-    some = problems(store, config.data.held_out_percent)
+    some = []
+    for name, part in (store.parts or {"": store}).items():
+        begin = f"{name}: " if name else ""
+        for problem in problems(part, config.data.held_out_percent):
+            some.append(problem._replace(text=begin + problem.text))
     emptiest = min((phase.plan for phase in loader.phases), key=lambda plan: plan.fill)
     if emptiest.fill < MOSTLY_PADDING and config.data.rows != "packed":
         text = f"Rows of {emptiest.length} tokens are {emptiest.fill:.1%} full; the "

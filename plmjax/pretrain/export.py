@@ -11,6 +11,8 @@ import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
+from plmjax.data.config import DataConfig
+from plmjax.data.corpus import RIGHTS
 from plmjax.evaluate.model import (
     PARTS,
     Model,
@@ -108,9 +110,10 @@ def export_trained(
     check_target(to, folders.values())
     saved = scores or workdir.read("scores.json") or {}
     scores = saved if saved.get("step") == trained.step else {}
+    described = _described(trained.config.data, workdir, manifest)
     for name, folder in folders.items():
         model = models[name]
-        facts = _card_facts(model, trained.config, manifest, scores)
+        facts = _card_facts(model, trained.config, described, scores)
         problem = export_folder(
             folder,
             model.encoder,
@@ -125,6 +128,23 @@ def export_trained(
             continue
         for line in facts.limitations:
             log(f"Note: {line}")
+
+
+def _described(data: DataConfig, workdir: Workdir, manifest: dict) -> dict:
+    """Returns a manifest for the card: with rights as the config states them now."""
+    mixture = (workdir.read("mixture.json") or {"sources": []})["sources"]
+    source = dict(manifest["source"])
+    entries = data.sources or (data.source,)
+    several = source.get("sources", [source])
+    described = [
+        part | {name: getattr(entry, name) for name in RIGHTS if getattr(entry, name)}
+        for part, entry in zip(several, entries, strict=True)
+    ]
+    if "sources" not in source:
+        return manifest | {"source": described[0]}
+    shares = {fact["name"]: fact for fact in mixture}
+    source["sources"] = [part | shares.get(part["name"], {}) for part in described]
+    return manifest | {"source": source}
 
 
 def folders_for(to: Path, models: Collection[str]) -> dict[str, Path]:
@@ -213,7 +233,8 @@ def _card_facts(
     figures = []
     for name, value in scores.items():
         # The longest match wins: bits_per_byte over byte, unigram_loss over loss.
-        known = [end for end in sorted(_FIGURES, key=len) if name.endswith(end)]
+        stem = "loss" if name.startswith("loss_") else name  # of a mixture's source
+        known = [end for end in sorted(_FIGURES, key=len) if stem.endswith(end)]
         if known and value is not None:
             figures.append((name, value, _FIGURES[known[-1]]))
     return CardFacts(

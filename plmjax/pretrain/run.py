@@ -1,7 +1,7 @@
 """The main job: trains a model on text and exports it in the Hugging Face format."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from plmjax.evaluate.examples import (
     held_out_words,
     word_to_hide,
 )
-from plmjax.evaluate.held_out import unigram_loss, without_baseline
+from plmjax.evaluate.held_out import (
+    source_scores,
+    unigram_loss,
+    without_baseline,
+)
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
 from plmjax.pretrain import students, teachers
@@ -38,6 +42,7 @@ from plmjax.report.scores import score_lines
 from plmjax.train import sharding
 from plmjax.train.job import Training, Watched
 from plmjax.train.loop import Result, evaluate, fit
+from plmjax.train.metrics import Sums
 from plmjax.train.step import State, make_evaluation
 from plmjax.workdir import RunConfig, Workdir, row_plan, training_session
 
@@ -124,6 +129,8 @@ def _build(
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.record(config, workdir, setup.teacher)
+        if setup.mixture:
+            write_json(workdir / "mixture.json", {"sources": setup.mixture})
         workdir.write_environment()
         return setup
 
@@ -163,11 +170,12 @@ def training_of(
         objective = setup.objective_at(max(done - 1, 0))
         if objective not in evaluations:
             evaluations[objective] = make_evaluation(objective)
-        means = evaluate(
-            evaluations[objective], weights, frozen, setup.mesh, watched(batches())
-        )
-        # No means if a signal came before the first batch.
-        return setup.objective.scores(means) if means else {}
+
+        def sums(batches: Iterator) -> Sums:
+            some = evaluations[objective], weights, frozen, setup.mesh
+            return evaluate(*some, watched(batches))
+
+        return source_scores(setup.objective, sums, batches, [*setup.store.parts])
 
     return Training(
         directory=setup.workdir.path,

@@ -104,15 +104,15 @@ class Result(NamedTuple):
 
 def evaluate(
     evaluation: Callable, params, frozen, mesh: Mesh, batches: Iterator[dict]
-) -> dict[str, float]:
-    """Returns the means of the metrics over all batches."""
+) -> Sums:
+    """Returns the sums of the metrics over all batches; {} if there are none."""
     total = pending = None
     for batch in batches:
         metrics = evaluation(params, frozen, sharding.put_rows(mesh, batch))
         # Metrics are fetched one batch late, so that the device computes meanwhile.
         total = total if pending is None else added(total, fetch(pending))
         pending = metrics
-    return means(added(total, fetch(pending)) if pending else {})
+    return added(total, fetch(pending)) if pending else {}
 
 
 def fit(training: Training, log: Callable[[str], Any]) -> Result:

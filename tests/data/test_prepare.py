@@ -11,6 +11,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.data import prepare as room
+from plmjax.data import writing
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.data.prepare import open_store, prepare, store_key
 from plmjax.data.sentences import split_sentences
@@ -70,7 +71,7 @@ def test_every_token_is_there_once_and_in_order(tokenizer, tmp_path):
 
 def test_take_over_shards(tokenizer, tmp_path, monkeypatch):
     whole = build(tokenizer, tmp_path / "whole").split("train")
-    monkeypatch.setattr(room, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 1000)
     monkeypatch.setattr(room, "BATCH_BYTES", 3000)
     sharded = build(tokenizer, tmp_path / "sharded").split("train")
     assert len(list((tmp_path / "sharded").glob("*/train.*.tokens.npy"))) > 3
@@ -113,7 +114,7 @@ def test_key_knows_what_shaped_the_store(tokenizer):
 
 def test_found_again_and_pickled(tokenizer, tmp_path, monkeypatch):
     store = build(tokenizer, tmp_path)
-    monkeypatch.setattr(room, "_write", None)  # nothing is made a second time
+    monkeypatch.setattr(room, "write_part", None)  # nothing is made a second time
     said = []
     again = prepare(make(), tokenizer, tmp_path, 10, log=said.append)
     assert again.key == store.key and "found" in said[0]
@@ -195,7 +196,7 @@ def test_sentences_are_the_same_for_every_number_of_workers(
     tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(room, "BATCH_BYTES", 2000)
-    monkeypatch.setattr(room, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 1000)
     one, two = (build_sentences(tokenizer, tmp_path / str(w), w) for w in (1, 2))
     assert contents(one) == contents(two)
     assert {"train.sentences.npy", "held_out.sentences.npy"} <= contents(one).keys()
@@ -298,13 +299,14 @@ def test_full_disk(tokenizer, tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from plmjax.data import prepare as room
+from plmjax.data import writing
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 documents = [f"document {n} of the sea" for n in range(100)]
 tokenizer = train_tokenizer(TokenizerConfig(vocab_size=55), documents)
 source = make_source(SourceConfig(), lambda tally: iter(documents), "killed", {})
 if sys.argv[2] == "kill":
-    room._write_manifest = lambda *a: os.kill(os.getpid(), 9)
+    writing._write_manifest = lambda *a: os.kill(os.getpid(), 9)
 room.prepare(source, tokenizer, sys.argv[1], 10, 1, lambda text: None)
 """
 
@@ -324,15 +326,15 @@ def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path):
 
 
 def test_two_runs_that_make_the_same_store(tokenizer, tmp_path, monkeypatch):
-    publish = room._publish
+    publish = writing._publish
 
     def late(part, final):
-        monkeypatch.setattr(room, "_publish", publish)
+        monkeypatch.setattr(writing, "_publish", publish)
         build(tokenizer, tmp_path)  # another run is first
         publish(part, final)
 
-    mine = tmp_path / f".{store_key(make(), tokenizer, 10)}.tmp-{room.this_run()}"
-    monkeypatch.setattr(room, "_publish", late)
+    mine = tmp_path / f".{store_key(make(), tokenizer, 10)}.tmp-{writing.this_run()}"
+    monkeypatch.setattr(writing, "_publish", late)
     monkeypatch.setattr(os, "getpid", iter([os.getpid(), 1, 1, 1, 1]).__next__)
     store = build(tokenizer, tmp_path)
     assert not mine.exists()

@@ -472,10 +472,15 @@ def test_a_folder_is_its_files_of_one_kind(tmp_path):
     assert "files read: 2; left out: 2 hidden, 2 of other kinds" in note
     write(tmp_path / "more.txt", "text")
     glob = f"{tmp_path}/**/*.txt"
-    fails(
-        2, "2 kinds: ", "jsonl (a.jsonl)", "text (more.txt)", glob, paths=str(tmp_path)
-    )
-    fails(2, "2 kinds: ", paths=f"{tmp_path}/a.jsonl,{tmp_path}/more.txt")
+    source = open_source(SourceConfig(paths=str(tmp_path)))
+    # Each by its kind, as one corpus.
+    assert list(source.documents()) == ["a", "b", "text"]
+    assert source.description["counts"]["documents"] == 3
+    note = "2 files of jsonl (a.jsonl, ...), 1 file of text (more.txt)"
+    assert note in source.description["notes"][-1]
+    assert documents(kind="jsonl", paths=str(tmp_path)) == ["a", "b"]
+    both = f"{tmp_path}/more.txt,{tmp_path}/a.jsonl"
+    assert documents(paths=both) == ["a", "text"]
     assert documents(paths=glob) == documents(kind="text", paths=glob) == ["text"]
     (tmp_path / "images").mkdir()
     write(tmp_path / "images" / "logo.png", "")

@@ -12,6 +12,7 @@ from plmjax.objectives.base import Objective
 from plmjax.train import job, sharding
 from plmjax.train.config import MeshConfig, TrainConfig
 from plmjax.train.loop import evaluate
+from plmjax.train.metrics import means
 from plmjax.train.step import init_state, make_evaluation, make_step
 from plmjax.tree import flatten
 
@@ -240,15 +241,15 @@ def test_evaluation_is_a_mean_over_all_batches():
         size = batch["segments"].sum()
         total += size * by_hand(moved, *weights, step=0, progress=1.0, train=False)[0]
         count += size
-    found = evaluate(evaluation, params, {}, mesh, iter(batches))
+    found = means(evaluate(evaluation, params, {}, mesh, iter(batches)))
     np.testing.assert_allclose(found["squares"], total / count, rtol=1e-5)
-    nothing = evaluate(evaluation, params, {}, mesh, iter(batches[2:]))
+    nothing = means(evaluate(evaluation, params, {}, mesh, iter(batches[2:])))
     assert np.isnan(nothing["squares"])
     # Of one token it is what that costs.
     batches[2]["segments"][4, 2] = 1
     moved = batches[2] | {"y": batches[2]["y"] + 0.01 * np.float64(0x5EED)}
     one = by_hand(moved, *weights, step=0, progress=1.0, train=False)[0]
-    found = evaluate(evaluation, params, {}, mesh, iter(batches[2:]))
+    found = means(evaluate(evaluation, params, {}, mesh, iter(batches[2:])))
     np.testing.assert_allclose(found["squares"], one, rtol=1e-5)
 
 
