@@ -67,7 +67,6 @@ class C4:
     """Removes lines that are no sentences, then documents of too few."""
 
     without: frozenset[str] = frozenset()
-    name = "c4"
 
     def __call__(self, text: str) -> tuple[str | None, str]:
         """Returns the text that is kept, or None, and the rules that acted."""
@@ -109,7 +108,6 @@ class Gopher:
     """Drops documents whose words and lines are not those of prose."""
 
     without: frozenset[str] = frozenset()
-    name = "gopher"
 
     def __call__(self, text: str) -> tuple[str | None, str]:
         """Returns the text, or None and the first broken rule, with its figure."""
@@ -140,7 +138,6 @@ class Repetition:
     """
 
     without: frozenset[str] = frozenset()
-    name = "repetition"
 
     def __call__(self, text: str) -> tuple[str | None, str]:
         """Returns the text, or None and the first broken rule, with its figure."""
