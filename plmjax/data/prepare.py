@@ -266,16 +266,13 @@ def _check_splits(
 
 def _tokenise(source: Source, shape: Shape, workers: int | None) -> Iterator[Batch]:
     groups = _groups(source.documents(), BATCH_BYTES)
-    first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
     if workers is None:
+        first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
         workers = cores() if len(first) == PARALLEL_BYTES // BATCH_BYTES else 1
-    yield from ordered_map(
-        _tokenise_group,
-        itertools.chain(first, groups),
-        workers,
-        _start_worker,
-        (shape, workers > 1),
-    )
+        groups = itertools.chain(first, groups)
+        del first  # the chain drops it when it is read
+    setup = (shape, workers > 1)
+    yield from ordered_map(_tokenise_group, groups, workers, _start_worker, setup)
 
 
 def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[str]]:

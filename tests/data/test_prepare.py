@@ -325,6 +325,40 @@ def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path):
     open_store(store, verify=True)
 
 
+BOUNDED = """
+import re, resource, sys
+from plmjax.data.corpus import SourceConfig, make_source
+from plmjax.data.prepare import prepare
+from plmjax.tokenizers import TokenizerConfig, train_tokenizer
+lines = [f"ship {n} sails to the sea" for n in range(1000)]
+tokenizer = train_tokenizer(TokenizerConfig(vocab_size=200), lines)
+tokenizer.encode_batch(lines * 50)
+def read(tally):
+    for _ in range(int(sys.argv[2])):
+        yield from lines
+with open("/proc/self/status") as file:
+    used = int(re.search("VmData:.* ([0-9]+) kB", file.read())[1]) << 10
+limit = used + (48 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+source = make_source(SourceConfig(), read, "bounded", {})
+prepare(source, tokenizer, sys.argv[1], 10, 1, print)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    # 14 MB in 600,000 documents: 5 million tokens and their marks are 16 MB, their
+    # offsets and digests 10 MB; held in memory and joined, they would not fit.
+    command = [sys.executable, "-c", BOUNDED, str(tmp_path), "600"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "documents" in done.stdout
+    (store,) = tmp_path.iterdir()
+    assert sum(p.stat().st_size for p in store.iterdir()) > 15 << 20
+
+
 def test_two_runs_that_make_the_same_store(tokenizer, tmp_path, monkeypatch):
     publish = writing._publish
 
