@@ -1,10 +1,13 @@
 """Measures text to tokens: plmjax's prepare against the usual Hugging Face pipeline.
 
     python benchmarks/prepare.py --paths='texts/*.txt' --workers=2
+    python benchmarks/prepare.py --paths='texts/*.txt' --kind=bpe --datatrove
 
-Both read the same documents with the same tokenizer and processes, each round from a
+All read the same documents with the same tokenizer and processes, each round from a
 cold cache, with one thread per process; plmjax also writes the store, the peer's rows
-stay in memory. Medians of interleaved rounds. The ids must be identical.
+stay in memory. Medians of interleaved rounds. The ids must be identical. --datatrove
+adds datatrove's DocumentTokenizer, in one process, without shuffling; it writes the ids
+and the ends of documents.
 """
 
 import argparse
@@ -13,16 +16,20 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
+from plmjax import PlmjaxError
 from plmjax.bench import prepare as ours
 from plmjax.cli import run_program
 from plmjax.cli.bench import prepare_options
 from plmjax.cli.options import at_least_one, print_result
 from plmjax.cli.parser import program_parser
 from plmjax.data.prepare import is_held_out
+from plmjax.tokenizers import TokenizerConfig
 
 LENGTH = 128  # tokens in a row of group_texts
 
@@ -34,39 +41,56 @@ def make_parser() -> argparse.ArgumentParser:
         "python benchmarks/prepare.py --paths='texts/*.txt' --workers=2",
     )
     prepare_options(parser)
+    kinds = ("wordpiece", "bpe", "unigram")
+    parser.add_argument("--kind", choices=kinds, default="wordpiece")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="default: 8192")
+    parser.add_argument("--datatrove", action="store_true", help="time its step, too")
     return parser
 
 
 def _run(args) -> int:
-    at_least_one(args, "rounds", "workers")
-    result = compare(ours.open_case(args.paths), args.rounds, args.workers)
+    at_least_one(args, "rounds", "workers", "vocab_size")
+    if args.datatrove and args.workers > 1:
+        raise PlmjaxError("--datatrove is timed in one process.", hint="--workers=1")
+    tokenizer = TokenizerConfig(kind=args.kind, vocab_size=args.vocab_size)
+    case = ours.open_case(args.paths, tokenizer)
+    result = compare(case, args.rounds, args.workers, args.datatrove)
     return print_result(args, result, as_text)
 
 
-def compare(case: ours.Case, rounds: int, workers: int) -> dict[str, Any]:
-    """Returns MB/s of both sides, the ratio, and whether the ids are identical."""
-    ours_s, theirs_s, identical = [], [], True
+def compare(
+    case: ours.Case, rounds: int, workers: int, datatrove: bool = False
+) -> dict[str, Any]:
+    """Returns MB/s of all sides, the ratio, and whether the ids are identical."""
+    seconds: dict[str, list[float]] = {}
+    identical = True
     with tempfile.TemporaryDirectory() as folder:
         theirs = _transformers_tokenizer(case, folder)
         for round_ in range(rounds):
-            store, seconds = case.prepare(f"{folder}/{round_}", workers)
-            ours_s.append(seconds)
+            store, took = case.prepare(f"{folder}/{round_}", workers)
+            seconds.setdefault("plmjax", []).append(took)
             begin = time.perf_counter()
             tokenised = _group_texts(case.texts, theirs, workers)
-            theirs_s.append(time.perf_counter() - begin)
-            if round_ == 0:
-                identical = _same_ids(store, case.texts, tokenised)
-    ours_rate, theirs_rate = (
-        case.megabytes / statistics.median(seconds) for seconds in (ours_s, theirs_s)
-    )
+            seconds.setdefault("datasets", []).append(time.perf_counter() - begin)
+            rows = tokenised["input_ids"] if round_ == 0 else None
+            if datatrove:
+                ids, took = _datatrove(case, f"{folder}/trove-{round_}")
+                seconds.setdefault("datatrove", []).append(took)
+                if rows is not None:
+                    joined = np.concatenate([np.asarray(row, np.int64) for row in rows])
+                    identical = np.array_equal(ids, joined)
+            if rows is not None:
+                identical = identical and _same_ids(store, case.texts, rows)
+    rates = {
+        side: case.megabytes / statistics.median(each) for side, each in seconds.items()
+    }
     return {
         **case.facts(),
         "workers": workers,
         "rounds": rounds,
         "identical_ids": identical,
-        "plmjax_mb_per_s": round(ours_rate, 2),
-        "datasets_mb_per_s": round(theirs_rate, 2),
-        "ratio": round(ours_rate / theirs_rate, 2),
+        **{f"{side}_mb_per_s": round(rate, 2) for side, rate in rates.items()},
+        "ratio": round(rates["plmjax"] / rates["datasets"], 2),
     }
 
 
@@ -74,10 +98,15 @@ def as_text(result: dict[str, Any]) -> str:
     """Returns the result as readable lines."""
     same = "identical" if result["identical_ids"] else "DIFFERENT"
     head, speed = ours.as_text(result).splitlines()
+    trove = result.get("datatrove_mb_per_s")
+    line = (
+        "" if trove is None else f"  datatrove's tokenizer step   {trove:6.2f} MB/s\n"
+    )
     return (
         f"{head}; ids {same}\n"
         f"{speed}\n"
         f"  datasets.map + group_texts   {result['datasets_mb_per_s']:6.2f} MB/s\n"
+        f"{line}"
         f"  ratio                        {result['ratio']:6.2f}"
     )
 
@@ -117,8 +146,25 @@ def _group_texts(texts: list[str], tokenizer, workers: int):
     return tokenised
 
 
-def _same_ids(store, texts: list[str], tokenised) -> bool:
-    rows = tokenised["input_ids"]
+def _datatrove(case: ours.Case, folder: str) -> tuple[np.ndarray, float]:
+    """Returns the ids that datatrove's step writes, [n], and the seconds taken."""
+    from datatrove.data import Document
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    bare = tokenizers.Tokenizer.from_str(case.tokenizer.backend.to_str())
+    bare.post_processor = tokenizers.processors.Sequence([])  # no [CLS] and [SEP]
+    bare.save(path := f"{folder}.json")
+    step = DocumentTokenizer(folder, path, shuffle_documents=False)
+    begin = time.perf_counter()
+    documents = (Document(text, str(n)) for n, text in enumerate(case.texts))
+    for _ in step.run(documents) or ():
+        pass
+    took = time.perf_counter() - begin
+    (file,) = Path(folder).glob("*.ds")
+    return np.fromfile(file, np.uint16 if step.token_size == 2 else np.uint32), took
+
+
+def _same_ids(store, texts: list[str], rows: list) -> bool:
     for name, held_out in (("train", False), ("held_out", True)):
         split = store.split(name)
         theirs = [

@@ -18,7 +18,11 @@ import atexit
 import contextlib
 import gc
 import shutil
+import socket
+import subprocess
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 # What one test or command line compiled, the next one in this session need not.
@@ -83,3 +87,36 @@ def corpus(tmp_path) -> Path:
     path = tmp_path / "corpus.txt"
     path.write_text("\n".join(sentences(400)) + "\n")
     return path
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path):
+    """The URL of a bucket in moto's S3, which runs on this machine alone."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with open(tmp_path / "moto.txt", "wb") as file:
+        command = [sys.executable, "-m", "moto.server"]
+        command += ["-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                bucket = f"http://127.0.0.1:{port}/bucket"
+                urllib.request.urlopen(urllib.request.Request(bucket, method="PUT"))
+                break
+            except OSError:
+                assert time.monotonic() < end, (tmp_path / "moto.txt").read_text()
+                time.sleep(0.1)
+        yield "s3://bucket/runs/mine"
+    finally:
+        process.kill()
+        process.wait()

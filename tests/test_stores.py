@@ -224,11 +224,11 @@ def test_a_whole_store_is_opened(broken, capsys):
 
 def test_several_shards_are_of_one_size_but_the_last(tmp_path, monkeypatch, made):
     """A store of many shards is whole; one whose shards were moved is not."""
-    from plmjax.data import prepare
+    from plmjax.data import writing
 
     overrides, _ = made
     config = config_lib.load(RunConfig, None, overrides)
-    monkeypatch.setattr(prepare, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 100)
     workdir = Workdir(tmp_path)
     _, store = prepare_data(config, workdir, lambda _: None, lambda _: None)
     assert store.manifest["splits"]["train"]["shards"] > 2

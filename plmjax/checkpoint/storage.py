@@ -245,7 +245,7 @@ def open_storage(where: str | Path) -> Local | Remote:
     bucket, _, path = address.partition("/")
     if scheme not in ("gs", "s3") or not bucket or not path.strip("/"):
         raise PlmjaxError(
-            f"checkpoints cannot be saved to {where}.",
+            f"files cannot be saved to {where}.",
             hint="Give a directory, gs://BUCKET/PATH or s3://BUCKET/PATH.",
         )
     root: dict[str, Any] = {"bucket": bucket, "path": f"{path.strip('/')}/"}

@@ -13,6 +13,7 @@ from plmjax import config as config_lib
 _FOLDERS = {
     "pretrain": ("pretrain", "distill"),
     "bench": ("pretrain", "distill"),
+    "data": ("pretrain", "distill"),
     "sweep": ("sweeps",),
 }
 

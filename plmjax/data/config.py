@@ -25,6 +25,9 @@ class DataConfig(Block, prefix="data."):
     """The text, and how it becomes rows of tokens."""
 
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    # In place of texts: a store of `plmjax data prepare` or merge, or another run's
+    # workdir; a folder, or gs://BUCKET/PATH or s3://BUCKET/PATH.
+    store: str | None = None
     # Several sources in place of data.source: for each a dict of its keys (missing ones
     # are those of data.source) with a name, and perhaps a weight and max_epochs.
     mixture: tuple = ()

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +80,14 @@ class Tally:
     control_characters: int = 0  # removed by clean()
 
 
+def add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Returns the tallies of several readings as if they were one."""
+    return {
+        name: (max if name.startswith("longest") else sum)(c[name] for c in counts)
+        for name in counts[0]
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A corpus: each call of documents() yields all documents in the same order.
@@ -91,6 +99,14 @@ class Source:
     documents: Callable[[], Iterator[str]]
     fingerprint: str
     description: dict[str, Any]
+    # With all that was chosen from the files; None for several kinds.
+    config: SourceConfig | None = None
+    # (config, corpus) of each kind: what opens parts of the corpus.
+    openings: tuple = ()
+
+
+class NoText(DataError):
+    """The error for a source without text."""
 
 
 def make_source(
@@ -116,7 +132,7 @@ def make_source(
         if not tally.documents:
             empty = f" (records: {tally.empty_records:,})" * (tally.empty_records > 0)
             header = ", below a line of column names" * (kind in ("csv", "tsv"))
-            raise DataError(
+            raise NoText(
                 f"The corpus (data.source.kind={kind}, paths={config.paths}) is empty "
                 f"or only white space{empty}.",
                 hint=f"Give files that hold text{header}.",
@@ -126,7 +142,7 @@ def make_source(
     if config.max_documents is not None:  # else as before there was the key
         shape.append(config.max_documents)
     fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-    return Source(documents, fingerprint, description)
+    return Source(documents, fingerprint, description, config)
 
 
 def _finish(raw: str, limit: int, tally: Tally) -> Iterator[str]:
@@ -244,6 +260,21 @@ def describe_files(digests: list[list[Any]]) -> dict[str, Any]:
         "bytes": sum(size for _, size, _ in digests),
         "names": [name for name, _, _ in digests[:20]],
     }
+
+
+_DOCUMENTS = {
+    "line": "a line",
+    "blank": "the text between blank lines",
+    "file": "a file",
+}
+
+
+def describe_source(text: dict[str, Any]) -> list[str]:
+    """Returns lines for the log on a source, from its description."""
+    why = f" ({text['why']})" if text.get("why") else ""
+    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
+    line = f"Source: {text['kind']}; a document is {document}{why}."
+    return [line, *text.get("notes", ())]
 
 
 def unreadable(path: Path, error: Exception) -> PlmjaxError:

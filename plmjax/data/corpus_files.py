@@ -163,6 +163,8 @@ _JSON = re.compile(r'\s*(\{\s*"[^"\n]*"\s*:|\[\s*\{\s*("[^"\n]*"\s*:|\}))')
 def kind_of_text(text: str) -> str | None:
     """Returns jsonl, json, csv or tsv if the first lines of a file show it, or None."""
     if _JSON.match(text):
+        if text[0] == "{" and "\n" not in text and len(text) >= SAMPLE_CHARACTERS:
+            return "jsonl"  # the begin of a long line
         try:
             first = json.loads(text.lstrip().partition("\n")[0])
         except (ValueError, RecursionError):

@@ -1,40 +1,27 @@
 """Tokenises documents once, into a store on disk whose key covers all its inputs."""
 
-import errno
-import glob
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import DataError, Exit, PlmjaxError, counted
-from plmjax.children import is_alive
+from plmjax import DataError, PlmjaxError, counted
 from plmjax.data import quality
-from plmjax.data.corpus import Source
+from plmjax.data.corpus import Source, add_counts
 from plmjax.data.parallel import ordered_map
 from plmjax.data.sentences import VERSION, check_rule, split_sentences
-from plmjax.data.store import (
-    FORMAT,
-    MANIFEST,
-    SPLITS,
-    UNIGRAM,
-    Split,
-    Store,
-    offsets_file,
-    open_store,
-    sentences_file,
-    starts_file,
-    tokens_file,
-)
-from plmjax.files import digest, sync
+from plmjax.data.store import FORMAT, SPLITS, UNIGRAM, Split, Store, open_store
+from plmjax.data.writing import Growing, SplitWriter, chunks, join, new_store
+from plmjax.files import write_json
 from plmjax.machine import cores
 from plmjax.tokenizers import Tokenizer
 
@@ -43,7 +30,9 @@ __all__ = ["Split", "Store", "open_store", "prepare", "store_key"]
 BATCH_BYTES = 1_000_000  # of text that a worker receives at once
 # A worker takes 2 s to start; the cache encodes 20 MB in that time.
 PARALLEL_BYTES = 20 * BATCH_BYTES
-SHARD_TOKENS = 1 << 25  # tokens buffered in memory before they are written: 100 MB
+PART = "part.json"  # the facts of a part
+DIGESTS = "digests.npy"  # of each document; not kept in the store
+SORTED = 1 << 22  # digests that are sorted at once
 
 
 class Batch(NamedTuple):
@@ -54,7 +43,21 @@ class Batch(NamedTuple):
     lengths: np.ndarray  # [documents] int64
     sentences: np.ndarray  # [n] bool: a sentence begins here, or a document
     held_out: np.ndarray  # [documents] bool
+    digests: np.ndarray  # [documents] uint64
     counted: quality.Counted
+
+
+class Shape(NamedTuple):
+    """The settings that turn texts into the store's tokens."""
+
+    tokenizer: Tokenizer
+    held_out_percent: float
+    sentences: str | None
+
+    @property
+    def dtype(self) -> type:
+        """The type of the ids in the store."""
+        return np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
 def store_key(
@@ -78,12 +81,14 @@ def prepare(
     workers: int | None = None,
     log: Callable[[str], Any] = print,
     sentences: str | None = None,
+    tasks: Callable[..., Sequence[Path]] | None = None,
 ) -> Store:
     """Opens the store of source in directory/KEY, and creates it if it does not exist.
 
     Its files are the same for every number of workers (default: one per core if the
     text is large). `sentences` is the rule for the end of sentences; None: they are not
-    stored. Raises PlmjaxError: code 3 for the data, 5 for the disk.
+    stored. `tasks` (parts.py) writes its parts elsewhere.
+    Raises PlmjaxError: code 3 for the data, 5 for the disk.
     """
     if not 0 < held_out_percent < 100:
         raise PlmjaxError(
@@ -91,23 +96,27 @@ def prepare(
             hint="Give for example --config.data.held_out_percent=2.",
         )
     check_rule(sentences)
-    directory = Path(directory)
-    key = store_key(source, tokenizer, held_out_percent, sentences)
-    final = directory / key
+    shape = Shape(tokenizer, held_out_percent, sentences)
+    key = store_key(source, *shape)
+    final = Path(directory) / key
     if final.exists():
         store = open_store(final, verify=True)
         log(f"Prepared data found in {final}.")
         return store
-    partial = directory / f".{key}.tmp-{this_run()}"
-    try:
-        _remove_leftovers(directory)
-        shutil.rmtree(partial, ignore_errors=True)  # left by a dead run with our pid
-        partial.mkdir(parents=True)
-        shape = _Shape(tokenizer, held_out_percent, sentences)
-        facts = _write(source, shape, partial, workers)
-        manifest = {
-            "format": FORMAT,
-            "key": key,
+    with new_store(final) as (partial, manifest):
+        if tasks is None:
+            folders, parts = [partial], [write_part(source, shape, partial, workers)]
+            splits = parts[0]["splits"]
+        else:
+            write = functools.partial(_save_part, shape)
+            folders = tasks(source, key, write, read_part)
+            parts = [read_part(folder) for folder in folders]
+            splits = join(folders, [part["splits"] for part in parts], partial)
+            np.save(partial / UNIGRAM, sum(np.load(f / UNIGRAM) for f in folders))
+        facts = _facts(shape, splits, parts, folders)
+        source.description["counts"] = add_counts([part["read"] for part in parts])
+        (partial / DIGESTS).unlink(missing_ok=True)
+        manifest |= {
             "held_out_percent": held_out_percent,
             "tokenizer": tokenizer.digest,
             "vocab_size": tokenizer.vocab_size,
@@ -115,60 +124,117 @@ def prepare(
             "source": {"fingerprint": source.fingerprint, **source.description},
             **facts,
         }
-        _write_manifest(partial, manifest)
-        _publish(partial, final)
-    except OSError as error:
-        raise _disk_error(error, directory) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    counts = {name: manifest["splits"][name] for name in SPLITS}
-    counted = ["documents", *(["sentences"] if sentences else []), "tokens"]
-    log(
-        f"Prepared data written to {final}: "
-        + ", ".join(
-            f"{name} " + ", ".join(f"{c[what]:,} {what}" for what in counted)
-            for name, c in counts.items()
-        )
-        + "."
-    )
+    if tasks is not None:
+        shutil.rmtree(folders[0].parent, ignore_errors=True)
+    log(f"Prepared data written to {final}: {sizes(splits)}.")
     return open_store(final)
 
 
-class _Shape(NamedTuple):
-    """The settings that turn texts into the store's tokens."""
+def sizes(splits: dict[str, dict[str, Any]]) -> str:
+    """Returns the sizes of a store's splits, for the log."""
+    return ", ".join(
+        f"{name} "
+        + ", ".join(
+            f"{splits[name][what]:,} {what}"
+            for what in ("documents", "sentences", "tokens")
+            if what in splits[name]
+        )
+        for name in SPLITS
+    )
 
-    tokenizer: Tokenizer
-    held_out_percent: float
-    sentences: str | None
 
-
-def _write(
-    source: Source, shape: _Shape, partial: Path, workers: int | None
+def write_part(
+    source: Source, shape: Shape, folder: Path, workers: int | None
 ) -> dict[str, Any]:
-    stored = shape.sentences is not None
-    writers = {name: _Writer(partial, name, stored) for name in SPLITS}
+    """Writes the tokens of a source, or of a part of one, into a folder.
+
+    Returns its facts, ready for JSON: splits, empty documents, what was counted of the
+    text, and what was read.
+    """
+    stored, empty, counts = shape.sentences is not None, 0, quality.Counts()
     unigram = np.zeros(shape.tokenizer.vocab_size, np.int64)
-    empty, counts = 0, quality.Counts()
-    for batch in _tokenise(source, shape, workers):
-        counts.add(batch.counted)
-        empty += int(np.count_nonzero(batch.lengths == 0))
-        held_out_token = np.repeat(batch.held_out, batch.lengths)
-        for name, writer in writers.items():
-            held_out = name == "held_out"
-            lengths = batch.lengths[batch.held_out == held_out]
-            here = held_out_token == held_out
-            writer.add(
-                batch.tokens[here],
-                batch.starts[here],
-                lengths[lengths > 0],
-                batch.sentences[here],
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(SplitWriter(folder, name, shape.dtype, stored))
+            for name in SPLITS
+        }
+        digests = Growing(folder / DIGESTS, np.uint64)
+        stack.callback(digests.close)
+        for batch in _tokenise(source, shape, workers):
+            counts.add(batch.counted)
+            digests.append(batch.digests)
+            empty += int(np.count_nonzero(batch.lengths == 0))
+            held_out_token = np.repeat(batch.held_out, batch.lengths)
+            for name, writer in writers.items():
+                held_out = name == "held_out"
+                lengths = batch.lengths[batch.held_out == held_out]
+                here = held_out_token == held_out
+                begins = np.flatnonzero(batch.sentences[here]) if stored else None
+                ends = np.cumsum(lengths[lengths > 0])
+                writer.add(batch.tokens[here], batch.starts[here], ends, begins)
+            unigram += np.bincount(
+                batch.tokens[~held_out_token], minlength=len(unigram)
             )
-        unigram += np.bincount(batch.tokens[~held_out_token], minlength=len(unigram))
-    np.save(partial / UNIGRAM, unigram)
-    splits = {name: writer.finish() for name, writer in writers.items()}
-    facts = counts.facts(shape.tokenizer)
-    _check_splits(splits, shape.held_out_percent, facts["distinct_documents"])
-    return {"splits": splits, "empty_documents": empty, "quality": facts}
+        splits = {name: writer.finish() for name, writer in writers.items()}
+    np.save(folder / UNIGRAM, unigram)
+    return {
+        "splits": splits,
+        "empty_documents": empty,
+        "counted": counts.counted,
+        "read": source.description["counts"],
+    }
+
+
+def _save_part(shape: Shape, source: Source, folder: Path) -> None:
+    write_json(folder / PART, write_part(source, shape, folder, workers=1))
+
+
+def read_part(folder: Path) -> dict[str, Any]:
+    """Returns the facts that a task has written beside its part.
+
+    Raises:
+      PlmjaxError: they, or the files, are not complete (code 3).
+    """
+    try:
+        facts = json.loads((folder / PART).read_text())
+        splits = [Split(folder, name, facts["splits"][name]) for name in SPLITS]
+        found = sum(split.documents for split in splits) + facts["empty_documents"]
+        if not all(split.sizes_match() for split in splits):
+            raise ValueError("its files have other sizes than were written")
+        if not found == len(np.load(folder / DIGESTS)) == facts["read"]["documents"]:
+            raise ValueError(f"it has {found:,} documents, not all that were read")
+        return facts
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a whole part: {error}.") from None
+
+
+def _facts(
+    shape: Shape, splits: dict, parts: list[dict], folders: Sequence[Path]
+) -> dict[str, Any]:
+    """Returns what the manifest has of the content of the parts."""
+    counts = quality.Counts()
+    for part in parts:
+        counts.add(quality.Counted(*part["counted"]))
+    digests = [np.load(folder / DIGESTS, mmap_mode="r") for folder in folders]
+    documents, distinct = sum(map(len, digests)), count_distinct(digests)
+    tokens = sum(split["tokens"] for split in splits.values())
+    _check_splits(splits, shape.held_out_percent, distinct)
+    return {
+        "splits": splits,
+        "empty_documents": sum(part["empty_documents"] for part in parts),
+        "quality": counts.facts(shape.tokenizer, tokens, documents, distinct),
+    }
+
+
+def count_distinct(digests: Sequence[np.ndarray]) -> int:
+    """Returns how many of the digests [documents] uint64 differ, in bounded memory."""
+    rounds = np.uint64(1 + sum(map(len, digests)) // SORTED)
+    count = 0
+    for rest in range(int(rounds)):
+        pieces = itertools.chain.from_iterable(map(chunks, digests))
+        some = np.concatenate([piece[piece % rounds == rest] for piece in pieces])
+        count += len(np.unique(some))
+    return count
 
 
 def _check_splits(
@@ -198,18 +264,15 @@ def _check_splits(
 # --- documents to batches, in this process or in others
 
 
-def _tokenise(source: Source, shape: _Shape, workers: int | None) -> Iterator[Batch]:
+def _tokenise(source: Source, shape: Shape, workers: int | None) -> Iterator[Batch]:
     groups = _groups(source.documents(), BATCH_BYTES)
-    first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
     if workers is None:
+        first = list(itertools.islice(groups, PARALLEL_BYTES // BATCH_BYTES))
         workers = cores() if len(first) == PARALLEL_BYTES // BATCH_BYTES else 1
-    yield from ordered_map(
-        _tokenise_group,
-        itertools.chain(first, groups),
-        workers,
-        _start_worker,
-        (shape, workers > 1),
-    )
+        groups = itertools.chain(first, groups)
+        del first  # the chain drops it when it is read
+    setup = (shape, workers > 1)
+    yield from ordered_map(_tokenise_group, groups, workers, _start_worker, setup)
 
 
 def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[str]]:
@@ -224,7 +287,7 @@ def _groups(documents: Iterable[str], limit_characters: int) -> Iterator[list[st
         yield group
 
 
-def _start_worker(shape: _Shape, alone: bool) -> None:
+def _start_worker(shape: Shape, alone: bool) -> None:
     """Sets the global that _tokenise_group reads, once per process."""
     global _worker
     _worker = shape
@@ -232,7 +295,7 @@ def _start_worker(shape: _Shape, alone: bool) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-_worker: _Shape
+_worker: Shape
 
 
 def _tokenise_group(texts: list[str]) -> Batch:
@@ -245,14 +308,14 @@ def _tokenise_group(texts: list[str]) -> Batch:
     sentences[ends[:-1][encoded.lengths > 0]] = True
     ends_of_texts = ends[np.cumsum([0, *map(len, sentences_of)])]
     digests = [_digest(text) for text in texts]
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return Batch(
-        encoded.tokens.astype(dtype),
+        encoded.tokens.astype(_worker.dtype),
         encoded.word_start,
         np.diff(ends_of_texts),
         sentences,
         np.array([_is_below(digest, held_out_percent) for digest in digests]),
-        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id, digests),
+        digests=np.array(digests, np.uint64),
+        counted=quality.count(texts, encoded, ends_of_texts, tokenizer.unk_id),
     )
 
 
@@ -268,116 +331,3 @@ def _digest(text: str) -> int:
 
 def _is_below(digest: int, percent: float) -> bool:
     return digest < percent / 100 * (1 << 64)
-
-
-# --- batches to files
-
-
-class _Writer:
-    """Collects one split's tokens and writes them in shards of SHARD_TOKENS."""
-
-    def __init__(self, directory: Path, split: str, sentences: bool):
-        self._directory = directory
-        self._split = split
-        self._sentences: list[np.ndarray] | None = [] if sentences else None
-        self._total = 0
-        self._tokens: list[np.ndarray] = []
-        self._starts: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-        self._pending = 0
-        self._shards = 0
-
-    def add(
-        self,
-        tokens: np.ndarray,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        sentences: np.ndarray,
-    ) -> None:
-        if self._sentences is not None:
-            self._sentences.append(self._total + np.flatnonzero(sentences))
-        self._total += len(tokens)
-        self._tokens.append(tokens)
-        self._starts.append(starts)
-        self._lengths.append(lengths)
-        self._pending += len(tokens)
-        while self._pending >= SHARD_TOKENS:
-            self._flush()
-
-    def _flush(self) -> None:
-        tokens, starts = np.concatenate(self._tokens), np.concatenate(self._starts)
-        size = min(SHARD_TOKENS, len(tokens))
-        np.save(self._directory / tokens_file(self._split, self._shards), tokens[:size])
-        np.save(self._directory / starts_file(self._split, self._shards), starts[:size])
-        self._tokens, self._starts = [tokens[size:]], [starts[size:]]
-        self._pending = len(tokens) - size
-        self._shards += 1
-
-    def finish(self) -> dict[str, Any]:
-        if self._pending:
-            self._flush()
-        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
-        offsets = np.cumsum(lengths)
-        np.save(self._directory / offsets_file(self._split), offsets)
-        facts = {}
-        if self._sentences is not None:
-            begins = np.concatenate([*self._sentences, offsets[-1:]])
-            np.save(self._directory / sentences_file(self._split), begins)
-            facts["sentences"] = len(begins) - 1
-        return {
-            **facts,
-            "documents": len(offsets) - 1,
-            "tokens": int(offsets[-1]),
-            "shards": self._shards,
-            "shard_tokens": SHARD_TOKENS,
-        }
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest, last, when every other file is on the disk."""
-    files = sorted(folder.iterdir())
-    for path in files:
-        sync(path)
-    digests = {path.name: digest(path) for path in files}
-    manifest["files"] = {
-        name: {"bytes": size, "sha256": sha} for name, (size, sha) in digests.items()
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    sync(folder / MANIFEST)
-    sync(folder)
-
-
-def _publish(partial: Path, final: Path) -> None:
-    try:
-        partial.rename(final)
-    except OSError as error:
-        # Another run has written the same store meanwhile, with the same content.
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-    sync(final.parent)
-
-
-def _remove_leftovers(directory: Path) -> None:
-    """Removes partial stores of dead runs of this host; others cannot be checked."""
-    host = this_run().rpartition("-")[0]
-    for partial in directory.glob(f".*.tmp-{glob.escape(host)}-*"):
-        pid = partial.name.rpartition("-")[2]
-        if pid.isdecimal() and not is_alive(int(pid)):
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def this_run() -> str:
-    """The name of this run: host and process id."""
-    return f"{platform.node()}-{os.getpid()}"
-
-
-def _disk_error(error: OSError, directory: Path) -> PlmjaxError:
-    # numpy's error has no errno: "8164 requested and 3968 written".
-    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
-    return PlmjaxError(
-        f"The prepared data cannot be written to {directory}: "
-        f"{error.strerror or error}.",
-        hint="Free some space there." if full else "Check that it can be written to.",
-        code=Exit.DISK,
-    )

@@ -21,8 +21,8 @@ MOST = 0.5  # of the documents are copies; of the text is one document
 FEW_USED, MANY_PIECES, SPELT_OUT = 0.1, 4.0, 0.6
 COUNTS = QUALITY[:4]  # of each text
 REPLACEMENT = "\ufffd"
-# Of each group of texts, and of all: the texts whose unknown words are counted.
-_TEXTS_OF_GROUP, _TEXTS, _TEXT_CHARACTERS = 20, 200, 5000
+# The texts whose unknown words are counted, the first that have many.
+_TEXTS, _TEXT_CHARACTERS = 200, 5000
 _AROUND = 20  # characters shown on each side of an example
 
 
@@ -38,60 +38,56 @@ class Problem(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt.
+    """Counts [COUNTS] of some texts, some with unknown words, one damaged excerpt."""
 
-    `digests` are numbers of 64 bits, one a text.
-    """
-
-    counts: np.ndarray
-    texts: tuple[str, ...]
+    counts: Sequence[int]
+    texts: Sequence[str]
     damaged: str | None
-    digests: np.ndarray
 
 
-def count(texts: list[str], encoded: Encoded, ends, unk_id: Any, digests) -> Counted:
+def count(texts: list[str], encoded: Encoded, ends, unk_id: Any) -> Counted:
     """Counts in texts; text i has the tokens from ends[i] to ends[i + 1]."""
     unknown = np.flatnonzero(encoded.tokens == (-1 if unk_id is None else unk_id))
     replaced = [text.count(REPLACEMENT) for text in texts]
     characters, words = sum(map(len, texts)), np.count_nonzero(encoded.word_start)
-    examples: tuple[str, ...] = ()
-    if len(unknown) > SOME_UNKNOWN * len(encoded.tokens):
-        which = np.unique(np.searchsorted(ends, unknown, "right") - 1)[:_TEXTS_OF_GROUP]
-        examples = tuple(texts[i][:_TEXT_CHARACTERS] for i in which.tolist())
+    # By each text alone: the same ones in whatever groups the texts come.
+    of_text = np.diff(np.searchsorted(unknown, ends))
+    which = np.flatnonzero(of_text > SOME_UNKNOWN * np.diff(ends))[:_TEXTS]
+    examples = tuple(texts[i][:_TEXT_CHARACTERS] for i in which.tolist())
     damaged = next((t for t, n in zip(texts, replaced, strict=True) if n), None)
     if damaged is not None:
         at = damaged.index(REPLACEMENT)
         damaged = " ".join(damaged[max(at - _AROUND, 0) : at + _AROUND].split())
-    counts = np.array([characters, words, len(unknown), sum(replaced)], np.int64)
-    return Counted(counts, examples, damaged, np.array(digests, np.uint64))
+    counts = (characters, int(words), len(unknown), sum(replaced))
+    return Counted(counts, examples, damaged)
 
 
 class Counts:
     """The sums of Counted, and what the manifest stores of them."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(len(COUNTS), np.int64)
-        self._texts: list[str] = []
-        self._damaged: str | None = None
-        self._digests = [np.zeros(0, np.uint64)]
+        self.counted = Counted((0,) * len(COUNTS), (), None)
 
-    def add(self, counted: Counted) -> None:
+    def add(self, new: Counted) -> None:
         """Adds the counts of some documents."""
-        self._counts += counted.counts
-        self._texts += counted.texts[: _TEXTS - len(self._texts)]
-        self._damaged = self._damaged or counted.damaged
-        self._digests.append(counted.digests)
+        counts, texts, damaged = self.counted
+        self.counted = Counted(
+            tuple(map(sum, zip(counts, new.counts, strict=True))),
+            (*texts, *new.texts[: _TEXTS - len(texts)]),
+            damaged or new.damaged,
+        )
 
-    def facts(self, tokenizer: Tokenizer) -> dict[str, Any]:
+    def facts(
+        self, tokenizer: Tokenizer, tokens: int, documents: int, distinct: int
+    ) -> dict[str, Any]:
         """Returns the manifest's "quality", ready for JSON."""
-        facts: dict[str, Any] = dict(zip(COUNTS, self._counts.tolist(), strict=True))
-        digests = np.concatenate(self._digests)
-        facts["all_documents"] = len(digests)
-        facts["distinct_documents"] = len(np.unique(digests))
-        if self._damaged is not None:
-            facts["damaged"] = self._damaged
-        if self._texts:
-            words = unknown_words(tokenizer, self._texts)
+        counts, texts, damaged = self.counted
+        facts: dict[str, Any] = dict(zip(COUNTS, counts, strict=True))
+        facts |= {"all_documents": documents, "distinct_documents": distinct}
+        if damaged is not None:
+            facts["damaged"] = damaged
+        if facts["unknown_tokens"] > SOME_UNKNOWN * tokens:
+            words = unknown_words(tokenizer, texts)
             facts["unknown_words"] = " ".join(why_unknown(words))
         return facts
 
@@ -103,13 +99,14 @@ def problems(store: Store, held_out_percent: float) -> list[Problem]:
     """
     tokens = sum(store.split(name).tokens for name in SPLITS)
     facts = store.manifest.get("quality")
-    some = _of_counts(facts, tokens, store.unigram) if facts else ()
+    some = of_counts(facts, tokens, store.unigram) if facts else ()
     return [*some, *_of_documents(store, tokens, held_out_percent)]
 
 
-def _of_counts(
+def of_counts(
     facts: dict[str, Any], tokens: int, unigram: np.ndarray
 ) -> Iterator[Problem]:
+    """Yields what `Counts.facts` of a text say against it; `unigram` [V] of tokens."""
     unknown = facts["unknown_tokens"]
     share = unknown / max(tokens, 1)
     if share > SOME_UNKNOWN:
@@ -168,7 +165,7 @@ def _of_documents(
 ) -> Iterator[Problem]:
     """Yields problems of a text of hardly more than one document."""
     train, held_out = (store.split(name) for name in SPLITS)
-    ends = _ends(store)
+    ends = ends_of(store.manifest["source"])
     longest = max(int(np.diff(split.offsets).max()) for split in (train, held_out))
     if longest > MOST * tokens:
         yield Problem(
@@ -185,9 +182,9 @@ def _of_documents(
         )
 
 
-def _ends(store: Store) -> str:
+def ends_of(source: dict[str, Any]) -> str:
     """Returns a sentence on what ends a document, with the key if there is one."""
-    document, ends = store.manifest["source"].get("document"), {"blank", "file", "line"}
+    document, ends = source.get("document"), {"blank", "file", "line"}
     if document not in ends:
         return "A document is a record of the source."
     return (

@@ -1,16 +1,22 @@
 """Sources of documents: one function for each kind, all with the same interface."""
 
 import codecs
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from plmjax import PlmjaxError
 from plmjax.data.blocks import Decoding
-from plmjax.data.corpus import Source, SourceConfig, check_encoding
+from plmjax.data.corpus import (
+    NoText,
+    Source,
+    SourceConfig,
+    add_counts,
+    check_encoding,
+)
 from plmjax.data.corpus_files import Corpus, find_corpus
 from plmjax.data.docstrings import open_docstrings
 from plmjax.data.tables import (
@@ -77,14 +83,41 @@ def open_source(
                 f"{next(iter(kinds))}.",
                 hint=f"Leave out --config.{key}.",
             )
-    sources = []
+    sources, openings = [], []
     for kind, files in kinds.items():
         corpus = Corpus(files, decoding, notes, unchecked)
-        sources.append(SOURCES[kind](dataclasses.replace(config, kind=kind), corpus))
+        opened = SOURCES[kind](dataclasses.replace(config, kind=kind), corpus)
+        sources.append(opened)
+        openings.append((opened.config, corpus))
     source = sources[0] if len(sources) == 1 else _chain([*kinds], sources)
     if notes:
         source.description["notes"] = notes
-    return source
+    return dataclasses.replace(source, openings=tuple(openings))
+
+
+def part_of(openings: tuple, begin: int, end: int) -> Source:
+    """Returns a part of a source, with `openings`: of its files from begin to end."""
+    sources = []
+    for config, corpus in openings:
+        if files := corpus.files[max(begin, 0) : max(end, 0)]:
+            some = corpus._replace(files=files, notes=[], unchecked=True)
+            sources.append(SOURCES[config.kind](config, some))
+        begin, end = begin - len(corpus.files), end - len(corpus.files)
+    description: dict[str, Any] = {}
+    return Source(_documents_of(sources, description), "", description)
+
+
+def _documents_of(
+    sources: list[Source], description: dict[str, Any]
+) -> Callable[[], Iterator[str]]:
+    def documents() -> Iterator[str]:
+        for source in sources:
+            with contextlib.suppress(NoText):
+                yield from source.documents()
+        counts = [source.description["counts"] for source in sources]
+        description["counts"] = add_counts(counts)
+
+    return documents
 
 
 def _chain(kinds: list[str], sources: list[Source]) -> Source:
@@ -102,15 +135,6 @@ def _chain(kinds: list[str], sources: list[Source]) -> Source:
         "counts": {},
     }
 
-    def documents() -> Iterator[str]:
-        for source in sources:
-            yield from source.documents()
-        counts: Counter[str] = Counter()
-        for part in parts:
-            counts.update(part["counts"])
-        longest = max(part["counts"]["longest_document_bytes"] for part in parts)
-        description["counts"] = {**counts, "longest_document_bytes": longest}
-
     shape = [source.fingerprint for source in sources]
     fingerprint = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
-    return Source(documents, fingerprint, description)
+    return Source(_documents_of(sources, description), fingerprint, description)

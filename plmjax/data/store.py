@@ -10,7 +10,7 @@ KEY/SPLIT.0000.starts.npy   bool: this token begins a word
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,10 @@ class Split:
             and all(size == self._shard_tokens for size in sizes[:-1])
             and all(len(x) == n + 1 and x[-1] == self.tokens for x, n in ends)
         )
+
+    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (tokens as stored, word_start bool) of each shard, mapped."""
+        return zip(self._tokens, self._starts, strict=True)
 
     def document(self, index: np.ndarray) -> np.ndarray:
         """The document, counted from 0, at each stream position."""

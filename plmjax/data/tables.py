@@ -275,7 +275,8 @@ def _from_records(
     if changes:
         content.append(changes)
     description = {**describe_files(digests), "document": f"the field {field}"}
-    return make_source(config, documents, content, description)
+    chosen = dataclasses.replace(config, field=field)
+    return make_source(chosen, documents, content, description)
 
 
 def _folder(config: SourceConfig, what: str) -> Path:

@@ -55,7 +55,7 @@ def open_text(config: SourceConfig, corpus: Corpus) -> Source:
     column = {} if config.column is None else {"column": config.column}
     changes: dict[str, Any] = decoding.changes | column
     return make_source(
-        config,
+        dataclasses.replace(config, document=document),
         read,
         # Without changes, as before these keys existed: stores keep their names.
         content=[document, decoding.errors, digests, *([changes] if changes else [])],

@@ -13,9 +13,11 @@ import numpy as np
 from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.coherence import check_pairs
+from plmjax.data.corpus import describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.mixture import JoinedStore
-from plmjax.data.prepare import prepare
+from plmjax.data.parts import Tasks, divide
+from plmjax.data.prepare import prepare, sizes
 from plmjax.data.sources import Source
 from plmjax.data.store import Split, Store
 from plmjax.evaluate.model import Model
@@ -26,7 +28,7 @@ from plmjax.models.blocks import short_rows
 from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
 from plmjax.objectives import OBJECTIVES, Objective, Pieces
-from plmjax.pretrain import mixtures, teachers
+from plmjax.pretrain import mixtures, stores, teachers
 from plmjax.pretrain.checks import check_global_tokens, check_one_document, check_text
 from plmjax.pretrain.weights import check_start_weights
 from plmjax.tokenizers import (
@@ -189,30 +191,29 @@ def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
         )
 
 
-_DOCUMENTS = {
-    "line": "a line",
-    "blank": "the text between blank lines",
-    "file": "a file",
-}
-
-
 def prepare_data(
     config: RunConfig,
     workdir: Workdir,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
+    tasks: Tasks | None = None,
 ) -> tuple[Tokenizer, Store]:
     """Returns the run's tokenizer and token store; creates them the first time.
 
     A resumed run uses its first store, even if the text has changed since. `check`
-    receives the tokenizer before all of the text is read.
+    receives the tokenizer before all of the text is read. `tasks` prepares it on other
+    machines.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
         check(tokenizer)
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
+    if config.data.store is not None:
+        return _ready_data(config, workdir, log, check)
     sources = mixtures.open_sources(config.data)
+    for source in sources.values() if tasks is not None else ():
+        divide(source, 1)  # refuses what it cannot divide
     settings = _tokenizer_settings(config, workdir)
     segmenter = check_segmenter(settings)
     recipe = json.dumps(
@@ -240,13 +241,14 @@ def prepare_data(
     check(tokenizer)
     if rule := _sentences(config):
         log(f"Sentences end at {rule} (data.sentences).")
-    stores = {}
+    made = {}
     for name, source in sources.items():
         with mixtures.naming(name):
-            stores[name] = _prepare(
-                config, source, tokenizer, workdir, mixtures.prefixed(name, log)
+            said = mixtures.prefixed(name, log)
+            made[name] = _prepare(
+                config, source, tokenizer, workdir=workdir, log=said, tasks=tasks
             )
-    store = JoinedStore(stores) if config.data.mixture else stores[""]
+    store = JoinedStore(made) if config.data.mixture else made[""]
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
     record: dict[str, Any] = {"store": store.key, "recipe": recipe}
@@ -261,16 +263,14 @@ def _prepare(
     config: RunConfig,
     source: Source,
     tokenizer: Tokenizer,
+    *,
     workdir: Workdir,
     log: Callable[[str], Any],
+    tasks: Tasks | None,
 ) -> Store:
     """Returns the token store of a source; logs what is read, and what is odd in it."""
-    text = source.description
-    why = f" ({text['why']})" if text.get("why") else ""
-    document = _DOCUMENTS.get(str(text.get("document")), text.get("document"))
-    log(f"Source: {text['kind']}; a document is {document}{why}.")
-    for note in text.get("notes", ()):
-        log(note)
+    for line in describe_source(source.description):
+        log(line)
     store = prepare(
         source,
         tokenizer,
@@ -279,6 +279,7 @@ def _prepare(
         workers=config.data.workers,
         log=log,
         sentences=_sentences(config),
+        tasks=tasks,
     )
     counts = store.manifest["source"]["counts"]
     for name in (
@@ -288,6 +289,30 @@ def _prepare(
         if counts.get(name):
             log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
     return store
+
+
+def _ready_data(
+    config: RunConfig,
+    workdir: Workdir,
+    log: Callable[[str], Any],
+    check: Callable[[Tokenizer], Any],
+) -> tuple[Tokenizer, Store]:
+    """Returns the tokenizer and the store of data.store, as those of the run."""
+    data, rule = config.data, _sentences(config)
+    if data.source.paths or data.source.dataset:
+        raise PlmjaxError(
+            f"data.store={data.store} and data.source both name the text.",
+            hint="Give one of them.",
+        )
+    needed = {"held_out_percent": data.held_out_percent}
+    needed |= {"sentences": rule} if rule else {}
+    settings = _tokenizer_settings(config, workdir)
+    tokenizer, store = stores.take(data.store, workdir, settings, needed)
+    log(f"Prepared data: {data.store} ({sizes(store.manifest['splits'])}).")
+    check(tokenizer)
+    if config.objective.pairs_config is not None:
+        check_pairs(store, log)
+    return tokenizer, store
 
 
 def _sentences(config: RunConfig) -> Any:

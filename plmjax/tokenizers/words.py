@@ -272,9 +272,25 @@ def _ranges(spans: list[tuple[int, int]]) -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in joined)
 
 
+# GPT-2's words begin, but never go on, with a blank before one of these, and what
+# `cutter` accepts normalises nothing across that blank.
+_NEXT_WORD = re.compile(" [!-~]")
+
+
 def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
     def split(text: str) -> list[str]:
-        return [text] if unknown.search(text) else words.findall(text)
+        units, done = [], 0
+        while found := unknown.search(text, done):
+            # Of the text, the library gets only the words around what is unknown.
+            begin = text.rfind(" ", done, found.start())
+            while begin > done and not _NEXT_WORD.match(text, begin):
+                begin = text.rfind(" ", done, begin)
+            begin = max(begin, done)
+            end = _NEXT_WORD.search(text, found.end())
+            units += words.findall(text, done, begin)
+            done = end.start() if end else len(text)
+            units.append(text[begin:done])
+        return units + words.findall(text, done) if units else words.findall(text)
 
     return Cutter(split, lambda unit: not unknown.search(unit))
 

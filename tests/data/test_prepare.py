@@ -11,6 +11,7 @@ import pytest
 
 from plmjax import PlmjaxError
 from plmjax.data import prepare as room
+from plmjax.data import writing
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.data.prepare import open_store, prepare, store_key
 from plmjax.data.sentences import split_sentences
@@ -70,7 +71,7 @@ def test_every_token_is_there_once_and_in_order(tokenizer, tmp_path):
 
 def test_take_over_shards(tokenizer, tmp_path, monkeypatch):
     whole = build(tokenizer, tmp_path / "whole").split("train")
-    monkeypatch.setattr(room, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 1000)
     monkeypatch.setattr(room, "BATCH_BYTES", 3000)
     sharded = build(tokenizer, tmp_path / "sharded").split("train")
     assert len(list((tmp_path / "sharded").glob("*/train.*.tokens.npy"))) > 3
@@ -113,7 +114,7 @@ def test_key_knows_what_shaped_the_store(tokenizer):
 
 def test_found_again_and_pickled(tokenizer, tmp_path, monkeypatch):
     store = build(tokenizer, tmp_path)
-    monkeypatch.setattr(room, "_write", None)  # nothing is made a second time
+    monkeypatch.setattr(room, "write_part", None)  # nothing is made a second time
     said = []
     again = prepare(make(), tokenizer, tmp_path, 10, log=said.append)
     assert again.key == store.key and "found" in said[0]
@@ -195,7 +196,7 @@ def test_sentences_are_the_same_for_every_number_of_workers(
     tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(room, "BATCH_BYTES", 2000)
-    monkeypatch.setattr(room, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(writing, "SHARD_TOKENS", 1000)
     one, two = (build_sentences(tokenizer, tmp_path / str(w), w) for w in (1, 2))
     assert contents(one) == contents(two)
     assert {"train.sentences.npy", "held_out.sentences.npy"} <= contents(one).keys()
@@ -298,13 +299,14 @@ def test_full_disk(tokenizer, tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from plmjax.data import prepare as room
+from plmjax.data import writing
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 documents = [f"document {n} of the sea" for n in range(100)]
 tokenizer = train_tokenizer(TokenizerConfig(vocab_size=55), documents)
 source = make_source(SourceConfig(), lambda tally: iter(documents), "killed", {})
 if sys.argv[2] == "kill":
-    room._write_manifest = lambda *a: os.kill(os.getpid(), 9)
+    writing._write_manifest = lambda *a: os.kill(os.getpid(), 9)
 room.prepare(source, tokenizer, sys.argv[1], 10, 1, lambda text: None)
 """
 
@@ -323,16 +325,50 @@ def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path):
     open_store(store, verify=True)
 
 
+BOUNDED = """
+import re, resource, sys
+from plmjax.data.corpus import SourceConfig, make_source
+from plmjax.data.prepare import prepare
+from plmjax.tokenizers import TokenizerConfig, train_tokenizer
+lines = [f"ship {n} sails to the sea" for n in range(1000)]
+tokenizer = train_tokenizer(TokenizerConfig(vocab_size=200), lines)
+tokenizer.encode_batch(lines * 50)
+def read(tally):
+    for _ in range(int(sys.argv[2])):
+        yield from lines
+with open("/proc/self/status") as file:
+    used = int(re.search("VmData:.* ([0-9]+) kB", file.read())[1]) << 10
+limit = used + (48 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+source = make_source(SourceConfig(), read, "bounded", {})
+prepare(source, tokenizer, sys.argv[1], 10, 1, print)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    # 14 MB in 600,000 documents: 5 million tokens and their marks are 16 MB, their
+    # offsets and digests 10 MB; held in memory and joined, they would not fit.
+    command = [sys.executable, "-c", BOUNDED, str(tmp_path), "600"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "documents" in done.stdout
+    (store,) = tmp_path.iterdir()
+    assert sum(p.stat().st_size for p in store.iterdir()) > 15 << 20
+
+
 def test_two_runs_that_make_the_same_store(tokenizer, tmp_path, monkeypatch):
-    publish = room._publish
+    publish = writing._publish
 
     def late(part, final):
-        monkeypatch.setattr(room, "_publish", publish)
+        monkeypatch.setattr(writing, "_publish", publish)
         build(tokenizer, tmp_path)  # another run is first
         publish(part, final)
 
-    mine = tmp_path / f".{store_key(make(), tokenizer, 10)}.tmp-{room.this_run()}"
-    monkeypatch.setattr(room, "_publish", late)
+    mine = tmp_path / f".{store_key(make(), tokenizer, 10)}.tmp-{writing.this_run()}"
+    monkeypatch.setattr(writing, "_publish", late)
     monkeypatch.setattr(os, "getpid", iter([os.getpid(), 1, 1, 1, 1]).__next__)
     store = build(tokenizer, tmp_path)
     assert not mine.exists()
