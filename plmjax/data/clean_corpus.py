@@ -139,7 +139,7 @@ def clean_corpus(
 
 
 def _key(source: Source, config: CleanConfig) -> str:
-    against = config.against and find_inputs(config.against, "--against")
+    against = find_inputs(config.against, "--against") if config.against else []
     given = [source.fingerprint, dataclasses.asdict(config)]
     given += file_digests(against) if against else []
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
