@@ -112,7 +112,7 @@ class Executor(NamedTuple):
                 workers=self.workers or -1,
                 time=self.sbatch["time"],
                 partition=self.sbatch["partition"],
-                qos=None,
+                qos="",
                 job_name="plmjax",
                 env_command=f'export PATH="{os.path.dirname(sys.executable)}:$PATH"',
                 # sbatch returns when the job has ended.

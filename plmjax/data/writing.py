@@ -67,7 +67,9 @@ class SplitWriter:
         self._shards = self.tokens = 0
         self._offsets = self._array(offsets_file(split), np.int64)
         self._offsets.append(np.zeros(1))
-        self._sentences = sentences and self._array(sentences_file(split), np.int64)
+        self._sentences = (
+            self._array(sentences_file(split), np.int64) if sentences else None
+        )
 
     def __enter__(self) -> "SplitWriter":
         return self

@@ -210,7 +210,7 @@ def prepare_data(
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
     if config.data.store is not None:
-        return _ready_data(config, workdir, log, check)
+        return _ready_data(config, config.data.store, workdir, log=log, check=check)
     sources = mixtures.open_sources(config.data)
     for source in sources.values() if tasks is not None else ():
         divide(source, 1)  # refuses what it cannot divide
@@ -293,7 +293,9 @@ def _prepare(
 
 def _ready_data(
     config: RunConfig,
+    where: str,
     workdir: Workdir,
+    *,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
 ) -> tuple[Tokenizer, Store]:
@@ -301,14 +303,14 @@ def _ready_data(
     data, rule = config.data, _sentences(config)
     if data.source.paths or data.source.dataset:
         raise PlmjaxError(
-            f"data.store={data.store} and data.source both name the text.",
+            f"data.store={where} and data.source both name the text.",
             hint="Give one of them.",
         )
     needed = {"held_out_percent": data.held_out_percent}
     needed |= {"sentences": rule} if rule else {}
     settings = _tokenizer_settings(config, workdir)
-    tokenizer, store = stores.take(data.store, workdir, settings, needed)
-    log(f"Prepared data: {data.store} ({sizes(store.manifest['splits'])}).")
+    tokenizer, store = stores.take(where, workdir, settings, needed)
+    log(f"Prepared data: {where} ({sizes(store.manifest['splits'])}).")
     check(tokenizer)
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
