@@ -40,7 +40,7 @@ def add(verb) -> None:
         "--topology",
         metavar="NAME",
         help="with --dry_run: compile for devices that need not be there: v5e:4x4 "
-        "(also v5p, v6e; needs plmjax[tpu]), h100, h200:8 (needs plmjax[cuda])",
+        "(also v5p, v6e; needs plmjax[tpu]), h100, h200:8 (plmjax[topology])",
     )
     added.add_argument(
         "--yes",

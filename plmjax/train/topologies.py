@@ -105,7 +105,7 @@ def _unknown(topology: str) -> PlmjaxError:
 
 
 def _tpus(topology: str, shape: str) -> list[Any]:
-    _require("libtpu", topology, "tpu", "libtpu")
+    _require("libtpu", topology, "tpu")
     hide_absent_tpu()
     # By default the chips of a host are 2 x 2, more than the smallest slice has.
     more: Mapping = {"chips_per_host_bounds": [1, 1, 1]} if shape == "1x1" else {}
@@ -123,9 +123,7 @@ def _tpus(topology: str, shape: str) -> list[Any]:
 
 
 def _gpus(name: str, chip: Chip, topology: str) -> list[Any]:
-    version = ".".join(jax.__version__.split(".")[:3])
-    packages = f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
-    _require("jax_plugins.xla_cuda13", name, "cuda", f"--no-deps {packages}")
+    _require("jax_plugins.xla_cuda13", name, "topology")
     card = _CARD.format(name=chip.kind, bandwidth=chip.bandwidth, memory=chip.memory)
     return _devices("cuda", "", topology=topology, target_config=card)
 
@@ -136,7 +134,7 @@ def _devices(platform: str, name: str, **more) -> list[Any]:
     return list(topologies.get_topology_desc(name, platform, **more).devices)
 
 
-def _require(module: str, topology: str, extra: str, packages: str) -> None:
+def _require(module: str, topology: str, extra: str) -> None:
     try:
         there = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a parent
@@ -145,6 +143,5 @@ def _require(module: str, topology: str, extra: str, packages: str) -> None:
         raise PlmjaxError(
             f"--topology={topology} needs XLA's compiler for it ({module}), which is "
             "not installed.",
-            hint=f'Run `pip install "plmjax[{extra}]"`, or, to compile only, '
-            f"`pip install {packages}`.",
+            hint=f'Run `pip install "plmjax[{extra}]"`.',
         )
