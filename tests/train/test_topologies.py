@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 import re
 
@@ -70,6 +71,21 @@ def test_libtpu_is_told_to_look_for_nothing_where_no_tpu_is(monkeypatch):
         told = {name: machine.os.environ.get(name) for name in kept}
         others = dict.fromkeys(kept) if tpu else kept
         assert told == others | {"TPU_WORKER_ID": "3"}
+
+
+@pytest.mark.topology
+@pytest.mark.parametrize("name", ["v5e:1x1", "v5e:16x16", "v6e:8x8", "v5p:4x4x4"])
+def test_every_mesh_fits_a_slice(name):
+    """Also those that split an axis of it, such as 2 x 32 on 8 x 8."""
+    devices = lib.absent_devices(name)
+    sizes = [2**n for n in range(9) if 2**n <= len(devices)]
+    for data, fsdp in itertools.product(sizes, sizes):
+        if data * fsdp <= len(devices):
+            config = MeshConfig(data, fsdp, len(devices) // data // fsdp)
+            mesh = sharding.make_mesh(config, devices)
+            assert mesh.devices.shape == (config.data, config.fsdp, config.tensor)
+            assert set(mesh.devices.flat) == set(devices)
+            assert lib.absent_chip(mesh) is lib.CHIPS[name[:3]]
 
 
 @pytest.mark.topology
