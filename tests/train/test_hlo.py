@@ -110,6 +110,10 @@ ATTEND = "layer_7.attend/layer_7._around/attention"
         ("jit(step)/jit(_where)/select_n", "optimizer and the like"),
         ("jit(step)/jvp()/reduce_sum", "loss, forward"),
         (
+            "jit(step)/jvp(Encoder)/layer_3.feed/layer_3._around/add",
+            "between the parts of a layer, forward",
+        ),
+        (
             f"jit(step)/jvp(Encoder)/{ATTEND}/query/dot_general;jit(step)",
             "attention/query, product, forward",
         ),
