@@ -20,13 +20,15 @@ class Platform:
     multiplies_bf16: bool = False
     # Whether the program runs on one device, so that nothing is partitioned.
     one_device: bool = False
+    # Whether attention is computed by the kernels of kernels.py, which can do it.
+    kernels: bool = False
 
     @classmethod
-    def of(cls, devices: Iterable[Any]) -> "Platform":
+    def of(cls, devices: Iterable[Any], kernels: bool = False) -> "Platform":
         """The platform of a program that runs on all of these jax devices."""
         devices = list(devices)
-        kind = devices[0].platform
-        return cls(kind, kind != "cpu" or _processor_has_bf16(), len(devices) == 1)
+        kind, one = devices[0].platform, len(devices) == 1
+        return cls(kind, kind != "cpu" or _processor_has_bf16(), one, kernels)
 
 
 def _processor_has_bf16() -> bool:
