@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax.models.global_tokens import GlobalTokens
-from plmjax.models.kernels import flash
 from plmjax.models.layers import dropout, einsum
 from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
@@ -105,6 +104,9 @@ def attend(way: Way, query_BNLD, keys, bounds, noise: Noise | None):
     """
     rows, count, length, width = query_BNLD.shape
     if way.platform.kernels:
+        # Here, since Pallas takes half a second to import.
+        from plmjax.models.kernels import flash
+
         assert way.slopes is None and not keys[2:]
         return flash(way, query_BNLD, keys, bounds, noise)
     if way.platform.kind == "cpu" and length > BLOCK:
