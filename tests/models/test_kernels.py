@@ -1,6 +1,7 @@
 """The kernels of GPUs and TPUs, interpreted here: what they are held to is attend's."""
 
 import dataclasses
+import re
 import types
 
 import jax
@@ -11,14 +12,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from models.test_attention import SEGMENTS, SMALL, draw, reference, seen
 
+from compiled import compile_step, shapes
 from plmjax import PlmjaxError
 from plmjax.models import PRESETS, Encoder, Noise, Platform, kernels
 from plmjax.models.attention import attend
 from plmjax.models.platform import ANY, training_platform
 from plmjax.models.positions import reach
 from plmjax.models.tiles import Way
+from plmjax.objectives import MLM, MLMConfig, Pieces
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
+from plmjax.train.topologies import absent_devices
 
 KERNELS = Platform(kernels=True)
 
@@ -130,6 +134,29 @@ def test_a_model_of_the_modern_shape_with_rematerialisation():
     ours, theirs = (jax.tree.leaves(step(params, p)) for p in (KERNELS, ANY))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.topology
+@pytest.mark.optimised
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "topology, target", [("h100:4", "__gpu$xla.gpu.triton"), ("v5e:2x2", "tpu_custom")]
+)
+def test_their_compilers_take_the_kernels(topology, target):
+    """A step of two layers: windows, grouped queries, dropout, heads on two devices."""
+    devices = absent_devices(topology)
+    config = dataclasses.replace(
+        SMALL, width=256, dtype="bfloat16", max_positions=300, layers=2, window=64
+    )
+    found = training_platform(devices, "pallas", [config], lambda line: None)
+    pieces = Pieces(4, (0, 1, 2, 3, 4), (1,) * config.vocab_size)
+    objective = MLM(MLMConfig(), config, pieces, platform=found)
+    mesh = sharding.make_mesh(MeshConfig(2, 1, 2), devices)
+    text = compile_step(objective, mesh, shapes(4, 300)).as_text()
+    assert len(re.findall(f'custom_call_target="{re.escape(target)}', text)) == 6
+    # Of each device two rows and two of four heads, of 64, in rows filled to 384.
+    assert re.search(r"bf16\[2,(384,2|2,384),64\]", text)
+    assert not re.search(r"\[\d+,\d+,(1,)?(300|384),(300|384)\]", text)
 
 
 def platform(kind: str, wanted: str, **values) -> tuple[bool, str]:
