@@ -87,8 +87,12 @@ class FinetuneSetup:
         texts = math.prod(self.features["train"].arrays["segments"].shape[1:-1])
         length = self.batches.lengths[-1]
         given = rows * texts, length, 0
-        kind = self.mesh.devices.flat[0].platform
-        return activation_bytes(self.encoder, *given, kind=kind)
+        return activation_bytes(
+            self.encoder,
+            *given,
+            kind=self.mesh.devices.flat[0].platform,
+            attention=self.config.train.attention,
+        )
 
     @property
     def origin(self) -> dict[str, str]:

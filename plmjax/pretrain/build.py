@@ -84,9 +84,12 @@ class PretrainSetup:
         rows = phase.batch // self.config.train.accumulation // shards
         length = phase.plan.length
         given = rows, length, self.objective.slots(length)
-        kind = self.mesh.devices.flat[0].platform
+        device = {
+            "kind": self.mesh.devices.flat[0].platform,
+            "attention": self.config.train.attention,
+        }
         return sum(
-            activation_bytes(view.encoder, *given, kind=kind)
+            activation_bytes(view.encoder, *given, **device)
             for view in self.objective.models.values()
         )
 

@@ -16,6 +16,7 @@ from compiled import compile_step, shapes
 from plmjax import PlmjaxError
 from plmjax.models import PRESETS, Encoder, Noise, Platform, kernels
 from plmjax.models.attention import attend
+from plmjax.models.flops import activation_bytes
 from plmjax.models.platform import ANY, training_platform
 from plmjax.models.positions import reach
 from plmjax.models.tiles import Way
@@ -192,3 +193,15 @@ def test_the_kernels_are_taken_only_where_they_can():
         assert "train.attention=xla" in str(error.value.hint)
         taken, line = platform(kind, "auto", **values)
         assert not taken and line.startswith("Attention: XLA") and why in line
+
+
+def test_the_estimate_of_memory_knows_that_kernels_keep_no_weights():
+    base = PRESETS["bert-base"]
+    for changed, wanted, kept in (
+        ({}, "xla", True),
+        ({}, "auto", False),
+        ({"positions": "alibi"}, "auto", True),
+    ):
+        config = dataclasses.replace(base, **changed)
+        sizes = [activation_bytes(config, 1, n, 0, "gpu", wanted) for n in (512, 1024)]
+        assert (sizes[1] > 2.5 * sizes[0]) == kept
