@@ -267,21 +267,18 @@ def _call(plan: Plan, kernel, by_keys: bool, arrays: Refs, outs: str) -> list:
 
     tokens, at, count = sides["q"]
 
-    def numbers(one_head: bool) -> pl.BlockSpec:
-        def index(b, n, g):
-            head, block = at(n, g)
-            return b, 0 if one_head else head, 0, block
-
-        return plan.spec((None, None if one_head else count, 1, tokens), index)
-
+    number = plan.spec(
+        (None, count, 1, tokens), lambda b, n, g: (b, at(n, g)[0], 0, at(n, g)[1])
+    )
+    bound = plan.spec((None, None, 1, tokens), lambda b, n, g: (b, 0, 0, at(n, g)[1]))
     space: Any = {} if gpu else {"memory_space": tpu.SMEM}
     scalars = functools.partial(plan.spec, index=lambda b, n, g: (b, 0, 0), **space)
-    specs = {"q": vectors("q"), "k": vectors("k"), "n": numbers(False)}
-    in_specs = [scalars((None, blocks, 2)), scalars((None, 1, 3)), numbers(True)]
+    specs = {"q": vectors("q"), "k": vectors("k"), "n": number}
+    in_specs = [scalars((None, blocks, 2)), scalars((None, 1, 3)), bound, bound]
     names = "qkkqnn" if arrays.gradient is not None else "qkk"
-    in_specs += [in_specs[-1], *(specs[name] for name in names)]
-    number = jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32)
-    like = {"q": arrays.query, "k": arrays.key, "n": number}
+    in_specs += [specs[name] for name in names]
+    numbers = jax.ShapeDtypeStruct((rows, heads, 1, length), jnp.float32)
+    like = {"q": arrays.query, "k": arrays.key, "n": numbers}
     semantics = ("parallel", "parallel", "arbitrary")
     return pl.pallas_call(
         functools.partial(kernel, plan),
@@ -384,16 +381,13 @@ def _on_each_device(local, arrays, rows: int, kv_heads: int):
     }
     if not sizes:
         return local(*arrays, jnp.int32(0))
-    row_axes = []
+    row_axes: tuple[str, ...] = ()
     for axis in ROW_AXES:
-        if rows % sizes.get(axis, rows + 1) == 0:
-            row_axes.append(axis)
-            rows //= sizes[axis]
-    head_axis = (
-        HEAD_AXIS if kv_heads % sizes.get(HEAD_AXIS, kv_heads + 1) == 0 else None
-    )
-    of_rows = tuple(row_axes) or None
-    of_heads, of_tokens = P(of_rows, head_axis), P(of_rows)
+        if axis in sizes and rows % sizes[axis] == 0:
+            row_axes, rows = (*row_axes, axis), rows // sizes[axis]
+    splits = HEAD_AXIS in sizes and kv_heads % sizes[HEAD_AXIS] == 0
+    head_axis = HEAD_AXIS if splits else None
+    of_heads, of_tokens = P(row_axes, head_axis), P(row_axes)
 
     def split(query, *more):
         first = jax.lax.axis_index(head_axis) * query.shape[1] if head_axis else 0
