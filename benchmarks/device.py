@@ -232,7 +232,10 @@ def speed(case, side: str, text: Path, steps: int) -> dict[str, Any]:
     lines: list[str] = []
     overrides = [option.removeprefix("--config.") for option in given]
     config = config_lib.load(RunConfig, None, overrides, DEFAULT_CONFIG)
-    result = bench_train(config, steps, log=lines.append)
+    # All cases share the tokenizer and the tokens.
+    workdir = text.parent / "data"
+    workdir.mkdir(exist_ok=True)
+    result = bench_train(config, steps, workdir, log=lines.append)
     attention = [line for line in lines if line.startswith("Attention: ")]
     return {
         "attention": attention[0] if attention else "Attention: XLA.",
