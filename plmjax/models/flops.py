@@ -7,6 +7,7 @@ import numpy as np
 
 from plmjax.models.attention import BLOCK
 from plmjax.models.config import EncoderConfig
+from plmjax.models.platform import refusal
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> float:
@@ -81,13 +82,18 @@ def task_flops(config: EncoderConfig, positions: int, pooled: bool, outputs: int
 
 
 def activation_bytes(
-    config: EncoderConfig, rows: int, length: int, slots: int, kind: str
+    config: EncoderConfig,
+    rows: int,
+    length: int,
+    slots: int,
+    kind: str,
+    attention: str = "xla",
 ) -> int:
     """Estimates the bytes that the forward pass of `rows` rows keeps for the backward.
 
     Counts the arrays that our layers save: per token and layer about 10 of the model's
     width and 3 of the inner width, attention weights twice, float32 logits twice.
-    `kind` is that of the device: cpu, gpu or tpu.
+    `kind` is that of the device, cpu, gpu or tpu, and `attention` is train.attention.
     """
     size = _itemsize(config)
     per_token = 10 * config.width + (3 + config.gated) * config.ffn_width
@@ -98,18 +104,26 @@ def activation_bytes(
         kept = config.layers * (6 * config.width + config.ffn_width)
     tokens = rows * length
     logits = 2 * 4 * rows * slots * config.vocab_size
-    weights = rows * attention_bytes(config, length, range(config.layers), kind)
+    weights = rows * attention_bytes(
+        config, length, range(config.layers), kind, attention=attention
+    )
     return int(tokens * size * (layers * per_token + kept) + weights + logits)
 
 
 def attention_bytes(
-    config: EncoderConfig, length: int, layers: Iterable[int], kind: str
+    config: EncoderConfig,
+    length: int,
+    layers: Iterable[int],
+    kind: str,
+    attention: str = "xla",
 ) -> float:
     """Returns the part of the attention weights of a row in `activation_bytes`.
 
-    On CPUs longer rows are computed in tiles, of which none is kept; of rematerialised
-    layers one is.
+    On CPUs longer rows are computed in tiles, of which none is kept, nor is any by
+    kernels; of rematerialised layers one is.
     """
+    if attention != "xla" and refusal(config, kind) is None:
+        return 0
     weights, in_tiles = 0, kind == "cpu" and length > BLOCK
     for layer in layers:
         keys = _keys(config, layer, length)

@@ -232,11 +232,12 @@ def total(blocks: list[Block], name: str) -> int:
 _LENGTHS = tuple(2**n for n in range(9, 15))
 
 
-def attention_table(objective: Objective, kind: str) -> Table:
+def attention_table(objective: Objective, kind: str, attention: str = "xla") -> Table:
     """Returns a table of what attention costs by length, for each kind of layer.
 
-    `kind` is that of the device: cpu, gpu or tpu.
+    `kind` is that of the device: cpu, gpu or tpu; `attention` is train.attention.
     """
+    device = {"kind": kind, "attention": attention}
     encoders = [view.encoder for view in objective.models.values()]
     layers: dict[str, list[tuple[EncoderConfig, int]]] = {}
     for encoder in encoders:
@@ -247,6 +248,8 @@ def attention_table(objective: Objective, kind: str) -> Table:
     table = Table(title="Attention as a share of the encoder", title_style="")
     if kind == "cpu":
         table.caption = "MB: attention weights kept; in tiles, as here, none are."
+    elif attention != "xla":
+        table.caption = "MB: attention weights kept; by kernels none are."
     several = ("all layers",) if len(layers) > 1 else ()
     columns = (f"FLOPs, {name}" for name in (*layers, *several))
     for name in ("tokens", *columns, "MB a row", "of activations"):
@@ -254,9 +257,10 @@ def attention_table(objective: Objective, kind: str) -> Table:
     for length in _LENGTHS:
         row = 1, length, 0
         whole = sum(encoder_flops(one, length) for one in encoders)
-        activations = sum(activation_bytes(one, *row, kind=kind) for one in encoders)
+        activations = sum(activation_bytes(one, *row, **device) for one in encoders)
         kept = sum(
-            attention_bytes(one, length, range(one.layers), kind) for one in encoders
+            attention_bytes(one, length, range(one.layers), **device)
+            for one in encoders
         )
         shares = [
             sum(attention_flops(one, length, [n]) for one, n in parts) / whole
@@ -359,7 +363,8 @@ def show_training(
     out.print(block_table(blocks))
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
-    out.print(attention_table(training.objective, mesh.devices.flat[0].platform))
+    kind, attention = mesh.devices.flat[0].platform, training.config.attention
+    out.print(attention_table(training.objective, kind, attention))
     check_state(training, state, print_line)
     checkpoints = Checkpoints(training.checkpoints)
     if saved := checkpoints.steps():

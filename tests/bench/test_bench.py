@@ -1,5 +1,6 @@
 """The benchmarks run and say what they promise; no test here asks for a speed."""
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests_common import TINY, run_cli, run_python
 
 import attention
+import device
 import peer
 import prepare
 from plmjax import PlmjaxError, machine
@@ -65,7 +67,7 @@ def test_a_verb_that_has_moved_names_its_program(what, capsys):
         assert shlex.split(error)[-len(command) :] == command
 
 
-@pytest.mark.parametrize("what", ["peer", "scaling", "prepare", "attention"])
+@pytest.mark.parametrize("what", ["peer", "scaling", "prepare", "attention", "device"])
 def test_a_program_helps_from_anywhere(what, tmp_path):
     file = PEER.replace("peer.py", f"{what}.py")
     # An import of jax or torch would fail.
@@ -88,6 +90,31 @@ def test_attention_is_measured_by_length(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(PlmjaxError, match="has 'sparse'"):
         attention.bench_attention(parse(["--kinds=full,sparse"]))
+
+
+def test_a_part_that_fails_on_a_device_is_an_entry(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    def speed(case, side, text, steps):
+        assert text.read_text().count("\n") > 100 and steps == 20
+        return {"case": case, "side": side}
+
+    monkeypatch.setattr(device, "starts", fails)
+    monkeypatch.setattr(device, "errors", lambda smoke: {"smoke": smoke})
+    monkeypatch.setattr(device, "speed", speed)
+    parse = device.make_parser().parse_args
+    result = device.bench_device(parse(["--smoke"]))
+    assert (
+        result["start"]["error"] == "RESOURCE_EXHAUSTED" and result["kernels"]["smoke"]
+    )
+    for case in device.SMOKE:
+        for side in ("xla", "auto"):
+            found = result[f"{case[0]} {case[1]} {side}"]
+            assert (found["case"], found["side"]) == (case, side)
+    late = argparse.Namespace(**vars(parse(["--smoke"])) | {"minutes": -1})
+    left = device.bench_device(late)["modernbert-tiny 160 auto"]
+    assert left == {"left out": "after -1 minutes"}
 
 
 def test_an_exponent_is_the_slope_of_the_logarithms():
