@@ -1,6 +1,6 @@
-"""Compiles steps for virtual devices and reads them: the child process of scaling.py.
+"""Compiles steps for devices that are not there, and reads them.
 
-Nothing is executed, and no parameter is allocated.
+Nothing is executed, and no parameter is allocated. scaling.py starts it as a process.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from plmjax import tree
 from plmjax.models.config import PRESETS, EncoderConfig
@@ -27,7 +28,8 @@ from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import init_state, lower, make_step
-from scaling import FEW, ROWS, ScalingConfig
+from plmjax.train.topologies import absent_devices
+from scaling import FEW, ROWS, ScalingConfig, slice_of
 
 
 def objective_of(encoder: EncoderConfig, platform: Platform = ANY) -> Objective:
@@ -51,6 +53,8 @@ def shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[dict]:
     """Returns the traffic and memory of the step on each mesh, in bytes."""
     encoder = dataclasses.replace(PRESETS[config.preset], dtype=config.dtype)
+    topology = config.topology and slice_of(config.topology, devices)
+    absent = absent_devices(topology) if topology else jax.devices()
     layers = {encoder.layers} if config.full else {min(n, encoder.layers) for n in FEW}
     # Without a tensor axis each device computes full layers, and no traffic grows with
     # the rows (tests/train/test_collectives.py).
@@ -65,7 +69,7 @@ def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[d
         "flops_per_token": objective.flops(config.length) / config.length,
     }
     return [
-        _compile(config, kind, devices, dataclasses.replace(encoder, layers=few), many)
+        _compile(config, kind, absent, dataclasses.replace(encoder, layers=few), many)
         | {"model": facts}
         for kind in config.meshes
         for few in sorted(layers)
@@ -73,16 +77,14 @@ def compile_all(config: ScalingConfig, devices: int, rows_twice: bool) -> list[d
     ]
 
 
-def _compile(
-    config: ScalingConfig, kind: str, devices: int, encoder: EncoderConfig, rows: int
-) -> dict[str, Any]:
-    sizes = config.mesh(kind, devices)
-    zero1 = kind == "zero1"
-    block = MeshConfig(sizes["data"], sizes["fsdp"], sizes["tensor"], zero1)
-    mesh = sharding.make_mesh(block)
-    objective = objective_of(encoder, Platform.of(mesh.devices.flat))
+def compile_step(
+    objective: Objective, mesh: Mesh, batch: dict, *, zero1: bool = False, frozen=None
+) -> jax.stages.Compiled:
+    """Returns the compiled step of an objective for the shapes of a global batch.
+
+    `frozen` are inputs of the loss beside the objective's tables.
+    """
     optimizer = make_optimizer(OptimizerConfig())
-    batch = shapes(rows * sizes["data"] * sizes["fsdp"], config.length)
     state = jax.eval_shape(
         lambda batch: init_state(objective, optimizer, 0, batch, False), batch
     )
@@ -97,10 +99,26 @@ def _compile(
     )
     state = _placed(state, sharding.shardings(mesh, state, zero1))
     batch = _placed(batch, dict.fromkeys(batch, sharding.rows(mesh)))
-    frozen = objective.tables()
+    frozen = objective.tables() | (frozen or {})
     frozen = _placed(frozen, sharding.shardings(mesh, frozen))
     with jax.set_mesh(mesh):
-        compiled = lower(step, state, frozen, batch).compile()
+        return lower(step, state, frozen, batch).compile()
+
+
+def _compile(
+    config: ScalingConfig,
+    kind: str,
+    devices: list,
+    encoder: EncoderConfig,
+    rows: int,
+) -> dict[str, Any]:
+    sizes = config.mesh(kind, len(devices))
+    zero1 = kind == "zero1"
+    block = MeshConfig(sizes["data"], sizes["fsdp"], sizes["tensor"], zero1)
+    mesh = sharding.make_mesh(block, devices)
+    objective = objective_of(encoder, Platform.of(devices))
+    batch = shapes(rows * sizes["data"] * sizes["fsdp"], config.length)
+    compiled = compile_step(objective, mesh, batch, zero1=zero1)
     operations = collectives.collectives(compiled.as_text() or "")
     assert all(operation.known for operation in operations)
     totals: dict[tuple[str, str], float] = {}
@@ -111,7 +129,7 @@ def _compile(
     assert memory is not None
     return {
         "mesh": kind,
-        "devices": devices,
+        "devices": len(devices),
         "layers": encoder.layers,
         "rows": rows,
         "traffic": [(*key, total) for key, total in sorted(totals.items())],

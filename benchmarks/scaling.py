@@ -1,9 +1,9 @@
 """Traffic of a training step, compiled for 8 to 512 devices and estimated beyond.
 
-The step is compiled for virtual CPU devices, never run, in one process per number of
-devices. The bytes that it sends do not depend on the kind of device.
+The step is compiled, never run, in one process per number of devices: for a TPU or GPU
+that need not be there (--topology), or for virtual CPU devices.
 
-    python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 --batch=4096
+    python benchmarks/scaling.py --topology=v5e --devices=8,256 --batch=4096
 """
 
 import argparse
@@ -40,6 +40,8 @@ class ScalingConfig:
     """The models and meshes to compile, and the assumptions of the tables."""
 
     preset: str = "bert-base"
+    # The chip to compile for; None: virtual CPU devices.
+    topology: str | None = None
     devices: tuple[int, ...] = (8, 64, 512)
     length: int = 128
     # Rows of the global batch in the table of throughputs.
@@ -85,6 +87,8 @@ class ScalingConfig:
             f"positions of {self.preset}.",
         )
         for count in self.devices:
+            if self.topology is not None:
+                slice_of(self.topology, count)
             require(
                 count > 1 and count % inner == 0,
                 f"--devices={count} does not divide into the meshes.",
@@ -105,17 +109,39 @@ class ScalingConfig:
         return dict(zip(AXES, (devices // fsdp // tensor, fsdp, tensor), strict=True))
 
 
+def slice_of(name: str, devices: int) -> str:
+    """Returns the topology of so many devices of a chip: v5e:2x4, h100:8x8.
+
+    Raises:
+      PlmjaxError: there is no such chip, or no such slice of it.
+    """
+    from plmjax.train.topologies import CHIPS
+
+    if name not in CHIPS:
+        known = f"Known: {', '.join(CHIPS)}."
+        raise PlmjaxError(f"--topology={name} is no chip.", hint=known)
+    if not CHIPS[name].slices:
+        return f"{name}:{-(-devices // 8)}x{min(devices, 8)}"
+    sizes = {math.prod(map(int, s.split("x"))): s for s in CHIPS[name].slices}
+    if devices not in sizes:
+        raise PlmjaxError(
+            f"--devices={devices} is no slice of {name}.",
+            hint=f"Known: {', '.join(map(str, sizes))}.",
+        )
+    return f"{name}:{sizes[devices]}"
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = program_parser(
         _run,
-        "compile the step for 8 to 512 virtual devices, and estimate, on paper, its "
-        "speed on 8 to 4,096 chips",
-        "python benchmarks/scaling.py --preset=bert-base --devices=8,64,512 "
-        "--batch=4096",
+        "compile the step for 8 to 512 devices that need not be there, and estimate, "
+        "on paper, its speed on 8 to 4,096 chips",
+        "python benchmarks/scaling.py --topology=v5e --devices=8,256 --batch=4096",
     )
     add = parser.add_argument
     add("--preset", default="bert-base", help="model; its family sets the objective")
-    add("--devices", default="8,64,512", help="virtual devices that are compiled for")
+    add("--topology", help="chip: v5e, v5p, v6e, h100, h200 (default: virtual CPUs)")
+    add("--devices", default="8,64,512", help="numbers of devices to compile for")
     add("--length", type=int, default=128, help="tokens a row")
     add("--batch", type=int, default=4096, help="rows a step of the throughputs")
     add("--mfu", type=float, default=0.4, help="share of the peak that a chip reaches")
@@ -317,8 +343,8 @@ def as_text(result: dict[str, Any]) -> str:
         f"parameters, {model['flops_per_token'] / 1e9:.3f} GFLOP a token of "
         f"{config.length}; {config.dtype} activations.",
         "",
-        f"Compiled for virtual devices, {ROWS} rows a data shard. MB of a device; what "
-        "is sent on a ring, in a step.",
+        f"Compiled for {config.topology or 'virtual CPU devices'}, {ROWS} rows a data "
+        "shard. MB of a device; what is sent on a ring, in a step.",
         "",
     ]
     body = []

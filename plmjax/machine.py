@@ -128,6 +128,30 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def has_tpu() -> bool:
+    """Returns True if this machine has a TPU."""
+    return Path("/dev/accel0").exists() or Path("/dev/vfio").exists()
+
+
+def hide_absent_tpu() -> None:
+    """Tells libtpu, if it is installed where no TPU is, to look for none.
+
+    It would print warnings, and lock out all but one process.
+    """
+    if not has_tpu():
+        for name, value in _NO_TPU.items():
+            os.environ.setdefault(name, value)
+
+
+# Any accelerator type; the search for one is what warns.
+_NO_TPU = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 def read(path: str | Path) -> str:
     """Returns the text of a file of the kernel; "" if this one has none."""
     try:

@@ -70,11 +70,11 @@ MAY_CHANGE = frozenset(
     train.hang_after_seconds train.patience_evaluations train.tensorboard data.workers
     data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor mesh.zero1
     card.license card.language card.datasets card.base_model train.accumulation
-    model.remat
+    model.remat train.attention
     """.split()
 )
 # Those of them that change the order of sums, and so the last digits of each step.
-_ROUNDING = ("train.accumulation", "model.remat", "mesh.zero1")
+_ROUNDING = ("train.accumulation", "train.attention", "model.remat", "mesh.zero1")
 
 
 def _ways_to_continue(directory: Path, verb: str, keeps_weights: bool = False) -> str:

@@ -34,7 +34,7 @@ from plmjax.finetune.config import (
 )
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
-from plmjax.models import EncoderConfig, heads, task_heads
+from plmjax.models import EncoderConfig, heads, platform, task_heads
 from plmjax.models.layers import dropout
 from plmjax.models.task_heads import task_logits
 from plmjax.objectives import (
@@ -1017,6 +1017,18 @@ def _():
     for train in JOBS:
         seen = by_job(train)[3]
         assert set(seen) == {(TOY_ROWS // train.accumulation, True)}
+
+
+@row("train.attention")
+def _(made):
+    """What it takes on a GPU or TPU is in tests/models/test_kernels.py."""
+    assert not made.run("train.attention=auto").objective.platform.kernels
+    with pytest.raises(PlmjaxError, match="are for GPUs and TPUs"):
+        made.run("train.attention=pallas")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(platform, "WIDTHS", {"cpu": (made.run().encoder.head_width,)})
+        assert made.run("train.attention=pallas").objective.platform.kernels
+        assert not made.run().objective.platform.kernels
 
 
 @row("train.steps", "train.epochs", "train.batch")

@@ -225,12 +225,14 @@ def _prepare_process(argv: list[str], debug: bool) -> None:
         # each; with too few threads they would deadlock.
         threads = max(os.cpu_count() or 1, 4 * int(devices), 8)
         os.environ.setdefault("NPROC", str(threads))
+    machine.hide_absent_tpu()
     tunables = os.environ.get("GLIBC_TUNABLES")
     if (
         sys.platform != "linux"
         or tunables is not None
         or os.environ.get("PLMJAX_HUGE_PAGES") == "0"
-        or any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/accel0", "/dev/vfio"))
+        or Path("/dev/nvidiactl").exists()
+        or machine.has_tpu()
     ):
         return
     # On a CPU, page faults cost a fifth of a training step; malloc reads this at start.

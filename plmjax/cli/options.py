@@ -218,6 +218,10 @@ def start_jax(workdir: Path | None = None) -> None:
     # Orbax logs a failed save from several threads with tracebacks; plmjax reports it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    if not Path("/dev/nvidiactl").exists():
+        # XLA's compiler for GPUs may be installed without CUDA, which it then misses.
+        bridge = logging.getLogger("jax._src.xla_bridge")
+        bridge.addFilter(lambda record: "xla_cuda" not in record.getMessage())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if workdir is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".xla"))

@@ -37,6 +37,12 @@ def add(verb) -> None:
         "row",
     )
     added.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="with --dry_run: compile for devices that need not be there: v5e:4x4 "
+        "(also v5p, v6e; needs plmjax[tpu]), h100, h200:8 (plmjax[topology])",
+    )
+    added.add_argument(
         "--yes",
         action="store_const",
         const=True,
@@ -95,7 +101,17 @@ def _pretrain(args) -> int:
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
+    if args.topology and args.dry_run != "compile":
+        raise PlmjaxError(
+            f"--topology={args.topology} has an effect only if the step is compiled "
+            "and not run.",
+            hint="Add --dry_run.",
+        )
     start_jax(workdir)
+    if args.topology:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # a device here may be in use
     from plmjax import processes
 
     group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
@@ -113,7 +129,7 @@ def _pretrain(args) -> int:
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
 
-        dry_run(config, workdir, compiles=args.dry_run == "compile")
+        dry_run(config, workdir, args.dry_run == "compile", args.topology)
         return Exit.OK
     if group and processes.is_first():
         import jax

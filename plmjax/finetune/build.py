@@ -25,10 +25,11 @@ from plmjax.finetune import lora, mixout
 from plmjax.finetune.added import NOTHING, Added, added_features
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import describe, start
-from plmjax.models import EncoderConfig, Platform, task_heads
+from plmjax.models import EncoderConfig, task_heads
 from plmjax.models.blocks import short_rows
 from plmjax.models.flops import activation_bytes
 from plmjax.models.global_tokens import with_room
+from plmjax.models.platform import training_platform
 from plmjax.objectives import Contrastive, Objective
 from plmjax.objectives.supervised import Supervised, row_losses
 from plmjax.tasks import KINDS
@@ -144,6 +145,9 @@ def build(
             hint=f"Set --config.task.length={model.encoder.max_length}, and "
             "task.long=window reads all of a long text.",
         )
+    platform = training_platform(
+        mesh.devices.flat, config.train.attention, [model.encoder], log
+    )
     task = make_task(config, data, model.task)
     log(describe(model, task, config.start))
     silent = config.cache_features or config.start.dropout is not None
@@ -162,7 +166,6 @@ def build(
     batches = _batches(config, settings, features["train"], mesh, log)
     if short := short_rows(encoder, batches.lengths):
         log(short)
-    platform = Platform.of(mesh.devices.flat)
     if task.head is None:
         objective = Contrastive(
             config.objective,

@@ -98,11 +98,17 @@ def attend(way: Way, query_BNLD, keys, bounds, noise: Noise | None):
 
     The weights are the softmax of the scaled products, less slope times distance with
     slopes (ALiBi, arXiv:2108.12409). The result does not depend, but for rounding, on
-    the way it is computed: in longer rows on CPUs in tiles; with windows in blocks of
-    queries that see their neighbours; else at once. Dropout draws the same weights in
-    all three.
+    the way it is computed: by kernels, if the platform says so; in longer rows on CPUs
+    in tiles; with windows in blocks of queries that see their neighbours; else at once.
+    Dropout draws the same weights in all four.
     """
     rows, count, length, width = query_BNLD.shape
+    if way.platform.kernels:
+        # Here, since Pallas takes half a second to import.
+        from plmjax.models.kernels import flash
+
+        assert way.slopes is None and not keys[2:]
+        return flash(way, query_BNLD, keys, bounds, noise)
     if way.platform.kind == "cpu" and length > BLOCK:
         way = dataclasses.replace(way, keys=BLOCK, length=length)
         return in_tiles(way, query_BNLD, keys, bounds, noise)

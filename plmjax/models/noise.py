@@ -40,6 +40,14 @@ def bits(noise: Noise, site: str, size: int, index=None) -> jax.Array:
 
     The draws of each row are those with the numbers `index`, uint32 [size]; by default
     0, 1, ...
+    """
+    first_B, second_B = words(noise, site)
+    index = jax.lax.iota(jnp.uint32, size) if index is None else index
+    return draw(first_B[:, None], second_B[:, None], index[None, :])
+
+
+def words(noise: Noise, site: str) -> tuple[jax.Array, jax.Array]:
+    """Returns the two words of each row, uint32 [B], that `draw` hashes an index with.
 
     Two rounds with two words a row: with one round, the streams of two sites would be
     shifted copies of each other.
@@ -47,9 +55,12 @@ def bits(noise: Noise, site: str, size: int, index=None) -> jax.Array:
     word = hash32(noise.seed ^ jnp.uint32(zlib.crc32(site.encode())))
     word = hash32(word + noise.step.astype(jnp.uint32))
     a_B = hash32(word ^ hash32(noise.rows.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
-    b_B = hash32(a_B + jnp.uint32(0x85EBCA6B))
-    index = jax.lax.iota(jnp.uint32, size) if index is None else index
-    return hash32(hash32(index[None, :] ^ a_B[:, None]) + b_B[:, None])
+    return a_B, hash32(a_B + jnp.uint32(0x85EBCA6B))
+
+
+def draw(first, second, index) -> jax.Array:
+    """Returns the random bits of uint32 indices, by a row's words."""
+    return hash32(hash32(index ^ first) + second)
 
 
 def uniform(noise: Noise, site: str, size: int) -> jax.Array:
@@ -61,4 +72,9 @@ def uniform(noise: Noise, site: str, size: int) -> jax.Array:
 
 def keep(noise: Noise, site: str, size: int, rate: float, index=None) -> jax.Array:
     """Returns bool [B, size], True with probability 1 - rate; `index` as in `bits`."""
-    return bits(noise, site, size, index) >= jnp.uint32(int(rate * 2**32))
+    return kept(bits(noise, site, size, index), rate)
+
+
+def kept(bits: jax.Array, rate: float) -> jax.Array:
+    """Returns which of uint32 random bits are of elements that dropout keeps."""
+    return bits >= jnp.uint32(int(rate * 2**32))

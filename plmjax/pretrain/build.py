@@ -12,6 +12,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
+from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.prepare import prepare
@@ -24,7 +25,8 @@ from plmjax.models import EncoderConfig, Platform
 from plmjax.models.blocks import short_rows
 from plmjax.models.config import resolve
 from plmjax.models.flops import activation_bytes
-from plmjax.objectives import OBJECTIVES, Objective, Pieces
+from plmjax.models.platform import training_platform
+from plmjax.objectives import OBJECTIVES, ElectraConfig, Objective, Pieces
 from plmjax.pretrain import teachers
 from plmjax.pretrain.checks import check_global_tokens, check_one_document, check_text
 from plmjax.pretrain.weights import check_start_weights
@@ -109,6 +111,8 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     if config.train.checkpoints is not None:
         Checkpoints(config.train.checkpoints)  # refuses a URL of another kind
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
+    if isinstance(mesh, jax.sharding.Mesh):  # of a plan, the devices are not known
+        platform_of(config, mesh)
     check_lengths(config, encoder)
     check_objective(config, encoder)
     if config.tokenizer.user_dictionary is None:  # may be in the workdir
@@ -147,6 +151,20 @@ def check_objective(config: RunConfig, encoder: EncoderConfig) -> None:
     if config.objective.kind != "distill":  # its teacher is not open yet
         make = OBJECTIVES[config.objective.kind]
         make(config.objective, encoder, Pieces(0, (0,), (1,)))
+
+
+def platform_of(
+    config: RunConfig,
+    mesh: jax.sharding.Mesh,
+    teacher: EncoderConfig | None = None,
+    log: Callable[[str], Any] = ignore_line,
+) -> Platform:
+    """Returns the platform of a run, whose kernels all of its models can have."""
+    encoder = resolve(config.model, vocab_size=1, pad_id=1)
+    encoders = [encoder] if teacher is None else [encoder, teacher]
+    if isinstance(config.objective, ElectraConfig):
+        encoders += filter(None, [config.objective.generator_encoder(encoder)])
+    return training_platform(mesh.devices.flat, config.train.attention, encoders, log)
 
 
 def check_lengths(config: RunConfig, encoder: EncoderConfig) -> None:
@@ -289,6 +307,8 @@ def build(
 ) -> PretrainSetup:
     """Builds everything but the parameters; reads or creates the data."""
     teacher = teachers.load(config, workdir)
+    taught_by = None if teacher is None else teacher.encoder
+    platform = platform_of(config, mesh, taught_by, log)
 
     def model(
         tokenizer: Tokenizer, done: int | None = None
@@ -296,8 +316,6 @@ def build(
         encoder = encoder_config(config, tokenizer, done)
         # Checked again, because RoBERTa's first position depends on the tokenizer.
         check_lengths(config, encoder)
-        platform = Platform.of(mesh.devices.flat)
-        taught_by = None if teacher is None else teacher.encoder
         return encoder, make_objective(config, encoder, tokenizer, taught_by, platform)
 
     def check_tokenizer(tokenizer: Tokenizer) -> None:

@@ -4,12 +4,13 @@ import functools
 import math
 from pathlib import Path
 
+import jax
 from rich.table import Table
 
 from plmjax.console import ignore_line, print_line
 from plmjax.pretrain.build import PretrainSetup, build, check, held_out
 from plmjax.pretrain.run import training_of
-from plmjax.pretrain.start import frozen_arrays
+from plmjax.pretrain.start import frozen_shapes
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -19,27 +20,36 @@ from plmjax.report.dry_run import (
     total,
 )
 from plmjax.train import sharding
+from plmjax.train.config import MeshConfig
+from plmjax.train.topologies import absent_devices
 from plmjax.workdir import RunConfig, Workdir, training_session
 
 
-def dry_run(config: RunConfig, path: Path, compiles: bool = True) -> None:
+def dry_run(
+    config: RunConfig, path: Path, compiles: bool = True, topology: str | None = None
+) -> None:
     """Builds everything but the parameters and prints a description of the run.
 
     The run itself reuses the tokenizer and the token store in `path`, and the step, if
-    it is compiled.
+    it is compiled. With a `topology` the run is one on these devices, which need not be
+    there: v5e:4x4.
 
     Raises:
       PlmjaxError: an error that the user can fix; `path` holds another run.
     """
     workdir = Workdir(path)
-    mesh = sharding.make_mesh(config.mesh)
+    devices = None if topology is None else absent_devices(topology)
+    mesh = sharding.make_mesh(config.mesh, devices)
     check(config, mesh)
-    with training_session(workdir, config, mesh, ignore_line):
+    here = mesh
+    if devices is not None:  # what the description needs, is computed here
+        here = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    with training_session(workdir, config, here, ignore_line):
         setup = build(config, workdir, mesh, print_line)
         held_out(setup)
         workdir.check_length(setup.steps)
         show_training(
-            training_of(setup, frozen_arrays(setup) if compiles else {}, ignore_line),
+            training_of(setup, frozen_shapes(setup) if compiles else {}, ignore_line),
             lambda blocks: _plan_table(setup, blocks),
             functools.partial(row_as_seen, setup.objective, setup.tokenizer),
             compiles,

@@ -74,6 +74,17 @@ def frozen_arrays(setup: PretrainSetup) -> dict:
     return jax.device_put(frozen, sharding.shardings(setup.mesh, frozen))
 
 
+def frozen_shapes(setup: PretrainSetup) -> dict:
+    """Returns the shapes and shardings of `frozen_arrays`."""
+    frozen = _frozen(setup)
+    shardings = sharding.shardings(setup.mesh, frozen)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        frozen,
+        shardings,
+    )
+
+
 def _frozen(setup: PretrainSetup) -> dict:
     tables, teacher = setup.objective.tables(), setup.teacher
     if teacher is None:

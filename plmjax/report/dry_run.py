@@ -27,10 +27,18 @@ from plmjax.models.flops import (
 from plmjax.models.task_heads import TASK_HEADS
 from plmjax.objectives import Objective
 from plmjax.tokenizers import Tokenizer
-from plmjax.train import collectives, sharding
+from plmjax.train import collectives, hlo, sharding
 from plmjax.train.job import Training, shapes_of, step_for
-from plmjax.train.memory import check_activations, check_state, device_memory, too_large
+from plmjax.train.memory import (
+    check_activations,
+    check_state,
+    device_memory,
+    step_error,
+    too_large,
+)
+from plmjax.train.metrics import peak_flops
 from plmjax.train.step import State, lower
+from plmjax.train.topologies import absent_chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +336,7 @@ def example_as_seen(tokenizer: Tokenizer, batch: dict, label: Any) -> str:
 def devices_text(mesh: Mesh) -> str:
     """Returns the number and kind of the devices, and the axes of the mesh."""
     axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.AXES)
-    return f"{mesh.size} x {jax.devices()[0].device_kind}, mesh {axes}"
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}"
 
 
 def show_training(
@@ -370,24 +378,50 @@ def show_training(
             for name, array in batch.items()
         }
         step = step_for(*given, training.steps)
-        compiled = lower(step, state, training.frozen, shapes).compile()
-        print_compiled(compiled, mesh, time.monotonic() - begin)
-        if (needed := sum(_sizes(compiled).values())) > device_memory():
-            raise too_large("the compiled step", needed, training.less_memory)
+        try:
+            with jax.set_mesh(mesh):
+                compiled = lower(step, state, training.frozen, shapes).compile()
+        except jax.errors.JaxRuntimeError as error:  # a TPU's compiler has its memory
+            if (full := step_error(training, batch["tokens"].shape, error)) is None:
+                raise
+            raise full from error
+        print_compiled(compiled, mesh, training.flops(0), time.monotonic() - begin)
+        if (needed := sum(_sizes(compiled).values())) > device_memory(mesh):
+            raise too_large(mesh, "the compiled step", needed, training.less_memory)
     print_line("\nDry run: nothing was trained.")
 
 
-def print_compiled(compiled: jax.stages.Compiled, mesh: Mesh, seconds: float) -> None:
-    """Prints memory and collectives of a step that took `seconds` to compile."""
-    out, kind = console(), jax.devices()[0].device_kind
+def print_compiled(
+    compiled: jax.stages.Compiled, mesh: Mesh, flops: float, seconds: float
+) -> None:
+    """Prints memory, bytes and collectives of a step that took `seconds` to compile.
+
+    `flops` are those of the matrix products, on all devices.
+    """
+    out, device = console(), mesh.devices.flat[0]
+    kind, text = device.device_kind, compiled.as_text() or ""
     out.print(f"The step as compiled for {kind} in {seconds:.1f} s:", markup=False)
     if sizes := _sizes(compiled):
-        text = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
-        total = sum(sizes.values())
-        out.print(f"  {total / 1e6:,.0f} MB a device: {text}.", markup=False)
+        parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
+        total, there = sum(sizes.values()), device_memory(mesh)
+        out.print(
+            f"  {total / 1e6:,.0f} MB a device: {parts}; it has {there / 1e6:,.0f}.",
+            markup=False,
+        )
+    if chip := absent_chip(mesh):
+        moved, own, peak = hlo.bytes_moved(text), flops / mesh.size, peak_flops(device)
+        assert peak is not None
+        out.print(
+            f"  {_mb(moved)} MB are read and written a device, for {own:.2e} FLOPs of "
+            "matrix products.\n"
+            "  Lower bounds, calculated from its data sheet: memory "
+            f"{1e3 * moved / chip.bandwidth:,.2f} ms, products "
+            f"{1e3 * own / peak:,.2f} ms.",
+            markup=False,
+        )
     if mesh.size == 1:
         return
-    operations = collectives.collectives(compiled.as_text() or "")
+    operations = collectives.collectives(text)
     out.print(collectives_table(operations, mesh))
     if unknown := sum(not one.known for one in operations):
         out.print(

@@ -7,9 +7,11 @@ n devices sends (n - 1) / n of the buffer.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
+
+from plmjax.train import hlo
 
 # How many times the full buffer is sent, less the 1/n that is already local. The full
 # buffer is the output of all-reduce and all-gather, and the input of the others.
@@ -23,14 +25,6 @@ RING = {
 KINDS = (*RING, "collective-permute", "collective-broadcast")
 
 _OPERATION = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALLED = re.compile(
-    r"\b(body|condition|to_apply|calls|true_computation|false_computation)"
-    r"=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 
 Groups = tuple[tuple[int, ...], ...]
@@ -83,13 +77,11 @@ def collectives(text: str) -> list[Collective]:
     Those within a loop are multiplied by its trip count. Operations on one device are
     left out.
     """
-    text = re.sub(r"/\*.*?\*/", "", text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1
-    bodies, entry = _computations(text)
     operations = (
         _collective(line, devices, times, known)
-        for line, times, known in _executed(bodies, entry, 1, True)
+        for line, times, known in hlo.executed(text, _OPERATION)
     )
     return [operation for operation in operations if operation.size > 1]
 
@@ -114,42 +106,6 @@ def sent(operations: list[Collective]) -> float:
     return sum(operation.sent for operation in operations)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Returns the lines of each computation, and the name of the entry computation."""
-    bodies: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            lines = bodies.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif "(" in line:
-            lines.append(line)
-    return bodies, entry
-
-
-def _executed(
-    bodies: dict[str, list[str]], name: str, times: int, known: bool
-) -> Iterator[tuple[str, int, bool]]:
-    """Yields each collective's line, how often it runs, and whether that is known.
-
-    All branches of a conditional are counted.
-    """
-    for line in bodies[name]:
-        if _OPERATION.search(line):
-            yield line, times, known
-            continue  # the computation that it applies is a sum or a maximum
-        called = [other for _, other in _CALLED.findall(line)]
-        for branches in _BRANCHES.findall(line):
-            called += [other.strip(" %") for other in branches.split(",")]
-        turns, exact = 1, True
-        if " while(" in line:
-            trips = _TRIPS.search(line)
-            turns, exact = (int(trips[1]), True) if trips else (1, False)
-        for other in called:
-            if other in bodies:
-                yield from _executed(bodies, other, times * turns, known and exact)
-
-
 def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
     operation = _OPERATION.search(line)
     assert operation is not None
@@ -157,10 +113,10 @@ def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
     shape = line[: operation.start()].partition(" = ")[2].strip()
     if started and kind != "all-reduce":
         # The tuple holds the input, the output, and sometimes buffers of the runtime.
-        shape = _elements(shape)[1]
+        shape = hlo.elements(shape)[1]
     groups = _groups(line, devices, kind)
     size = max((len(group) for group in groups), default=1)
-    size_in_bytes = _bytes(shape) * (size if kind == "reduce-scatter" else 1)
+    size_in_bytes = hlo.size_in_bytes(shape) * (size if kind == "reduce-scatter" else 1)
     source = re.search(r'op_name="([^"]*)"', line)
     return Collective(
         kind=kind,
@@ -170,29 +126,6 @@ def _collective(line: str, devices: int, times: int, known: bool) -> Collective:
         known=known,
         source=source[1] if source else "",
     )
-
-
-def _elements(shape: str) -> list[str]:
-    """Returns the elements of a tuple's shape, "(a, (b, c))" -> ["a", "(b, c)"]."""
-    depth, begin, elements = 0, 1, []
-    for at, letter in enumerate(shape):
-        depth += (letter in "([{") - (letter in ")]}")
-        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
-            elements.append(shape[begin:at].strip())
-            begin = at + 1
-    return elements
-
-
-def _bytes(shape: str) -> int:
-    """Returns the bytes of the arrays in a shape, "(f32[2,3]{1,0}, pred[])" -> 25."""
-    total = 0
-    # Layouts, "{1,0:T(8,128)}", hold no array.
-    for kind, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
-        bits = re.search(r"\d+", kind)
-        width = 8 if kind == "pred" else int(bits[0]) if bits else 0
-        lengths = [int(n.strip("<=")) for n in sizes.split(",") if n]
-        total += math.ceil(width * math.prod(lengths) / 8)
-    return total
 
 
 def _groups(line: str, devices: int, kind: str) -> Groups:

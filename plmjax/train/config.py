@@ -105,6 +105,9 @@ class TrainConfig(Block, prefix="train."):
     # Rows a step over all devices; `accumulation` micro-batches share one update.
     batch: int = number(16, at_least=1)
     accumulation: int = number(1, at_least=1)
+    # What computes attention on a GPU or TPU: XLA; the kernels of models/kernels.py;
+    # auto: these, where they can.
+    attention: Literal["xla", "pallas", "auto"] = "xla"
     seed: int = number(0, **SEED)
     # A Hugging Face folder (in the workdir, or anywhere) with the initial weights.
     init_from: str | None = None

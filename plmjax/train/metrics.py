@@ -27,9 +27,9 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops() -> float | None:
-    """Returns the peak FLOP/s of one of this machine's devices, None if unknown."""
-    kind = jax.devices()[0].device_kind
+def peak_flops(device: Any = None) -> float | None:
+    """Returns the peak FLOP/s of a device, None if unknown; by default, of ours."""
+    kind = (device or jax.devices()[0]).device_kind
     matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return matches[0] if matches else None
 

@@ -8,6 +8,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,9 +54,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
             f"{axes} do not multiply to the {len(devices)} devices of this run.",
             hint="Change the sizes, or set one of them to 'auto'.",
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    # jax.make_mesh refuses to split an axis of a slice, as (2, 32, 1) needs on 8 x 8.
+    grid = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(mesh: Mesh, batch: int, accumulation: int, key="train.batch") -> None:
@@ -201,6 +202,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     """Returns the indices of this process's rows in a global batch, ascending."""
+    if jax.process_count() == 1:  # also of devices that are not there
+        return np.arange(batch)
     indices = rows(mesh).addressable_devices_indices_map((batch,))
     held = np.zeros(batch, bool)
     for index in indices.values():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import jax
 import pytest
 from tests_common import campaign, run_python
 
@@ -172,5 +173,5 @@ def test_an_objective_of_each_family_compiles_with_its_tables(family):
     )
     encoder = dataclasses.replace(encoder, causal=family == "gpt2", max_positions=16)
     config = ScalingConfig("bert-tiny", length=16, meshes=("data",), tensor=2)
-    found = steps._compile(config, "data", 8, encoder, 1)
+    found = steps._compile(config, "data", jax.devices(), encoder, 1)
     assert sum(size for *_, size in found["traffic"]) > 0

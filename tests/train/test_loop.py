@@ -10,7 +10,9 @@ from plmjax import Exit, PlmjaxError, machine
 from plmjax.checkpoint import storage
 from plmjax.stop import Stop
 from plmjax.train import loop, memory
+from plmjax.train.config import MeshConfig
 from plmjax.train.metrics import MetricWriter
+from plmjax.train.sharding import make_mesh
 
 XLA = "RESOURCE_EXHAUSTED: "
 WORDINGS = [
@@ -91,7 +93,7 @@ def test_a_step_without_memory_names_its_batch(run):
 @pytest.mark.parametrize(("gigabytes", "fails"), [(1, False), (2, False), (9, True)])
 def test_activations_against_the_device(run, monkeypatch, gigabytes, fails):
     """Just above the memory is a warning, far above it an error before any work."""
-    monkeypatch.setattr(memory, "device_memory", lambda: 2_000_000_000)
+    monkeypatch.setattr(memory, "device_memory", lambda _: 2_000_000_000)
     activations = {"activations": lambda: gigabytes * 1_000_000_000}
     if fails:
         with pytest.raises(PlmjaxError, match="needs about 9.0 GB") as caught:
@@ -106,7 +108,7 @@ def test_activations_against_the_device(run, monkeypatch, gigabytes, fails):
 @pytest.mark.parametrize(("held", "fits"), [(20, True), (19, False)])
 def test_weights_that_cannot_fit_are_refused(run, monkeypatch, held, fits):
     """A weight and its gradient of four bytes each, and three counts."""
-    monkeypatch.setattr(memory, "device_memory", lambda: held)
+    monkeypatch.setattr(memory, "device_memory", lambda _: held)
     if fits:
         assert run([1.0]).step == 1
         return
@@ -117,7 +119,8 @@ def test_weights_that_cannot_fit_are_refused(run, monkeypatch, held, fits):
 
 def test_devices_of_a_cpu_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory, "usable_memory", lambda: 8_000)
-    assert memory.device_memory() == 8_000 // jax.local_device_count()
+    mesh = make_mesh(MeshConfig())
+    assert memory.device_memory(mesh) == 8_000 // jax.local_device_count()
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
