@@ -76,9 +76,11 @@ class Attention(nn.Module):
     def __call__(self, x_TH, view: View, noise: Noise | None, site: str):
         config = self.config
         rows, length = view.start.shape
-        # On GPUs token l of all rows comes before token l + 1: then attention's products
+        # On GPUs token l of all rows comes before l + 1: then the products of attention
         # see rows and heads as one axis, and nothing is transposed for them in memory.
-        turned = self.platform.kind == "gpu" and not divided(self.platform)
+        # The kernels read rows as they are.
+        platform = self.platform
+        turned = platform.kind == "gpu" and not (platform.kernels or divided(platform))
 
         def swapped(x_TH, first: int, second: int):
             if not turned:
