@@ -187,11 +187,14 @@ def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None):
     dtype = value.dtype
     scores = jnp.where(seen, scores, jnp.float32(-1e30))
     number = None if number is None else number.reshape(-1)
+    mixed: Any
     if way.platform.kind != "cpu":
-        drops = noise is not None and way.rate > 0
-        which = kept(scores, way.rate, noise, way.site, number) if drops else None
-        return weigh(way.rate * drops, way.platform, scores, value, which)
+        which, rate = None, 0.0
+        if noise is not None and way.rate:
+            which, rate = kept(scores, way.rate, noise, way.site, number), way.rate
+        mixed = weigh(rate, way.platform, scores, value, which)
+        return mixed
     weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
     weights = dropout(weights, way.rate, noise, way.site, number)
-    mixed: Any = einsum("...qk,...kd->...qd", weights, value, way.platform)
+    mixed = einsum("...qk,...kd->...qd", weights, value, way.platform)
     return mixed.astype(dtype)
