@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax.models.global_tokens import GlobalTokens
-from plmjax.models.layers import dropout, einsum
+from plmjax.models.layers import dropout, einsum, kept, narrow, weigh
 from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
 from plmjax.models.positions import rotate, within
@@ -175,7 +175,7 @@ def around(x_BNLD, size: int):
 def scores(query, key, platform: Platform) -> jax.Array:
     """Returns the scaled products of queries and keys, float32 [..., Q, K]."""
     products = einsum("...qd,...kd->...qk", query, key, platform)
-    return products * query.shape[-1] ** -0.5
+    return narrow(products * query.shape[-1] ** -0.5, query.dtype, platform)
 
 
 def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None):
@@ -186,8 +186,15 @@ def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None):
     """
     dtype = value.dtype
     scores = jnp.where(seen, scores, jnp.float32(-1e30))
-    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
     number = None if number is None else number.reshape(-1)
+    mixed: Any
+    if way.platform.kind != "cpu":
+        which, rate = None, 0.0
+        if noise is not None and way.rate:
+            which, rate = kept(scores, way.rate, noise, way.site, number), way.rate
+        mixed = weigh(rate, way.platform, scores, value, which)
+        return mixed
+    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
     weights = dropout(weights, way.rate, noise, way.site, number)
-    mixed: Any = einsum("...qk,...kd->...qd", weights, value, way.platform)
+    mixed = einsum("...qk,...kd->...qd", weights, value, way.platform)
     return mixed.astype(dtype)

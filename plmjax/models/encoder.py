@@ -13,7 +13,15 @@ from plmjax.models.blocks import blocks
 from plmjax.models.config import EncoderConfig
 from plmjax.models.disentangled import Convolution, RelativePositions, disentangled
 from plmjax.models.global_tokens import find
-from plmjax.models.layers import ACTIVATIONS, PRODUCT, dense, dropout, norm
+from plmjax.models.layers import (
+    ACTIVATIONS,
+    PRODUCT,
+    dense,
+    divided,
+    dropout,
+    norm,
+    row_major,
+)
 from plmjax.models.noise import Noise
 from plmjax.models.nystrom import nystrom
 from plmjax.models.platform import ANY, Platform
@@ -67,6 +75,19 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_TH, view: View, noise: Noise | None, site: str):
         config = self.config
+        rows, length = view.start.shape
+        # On GPUs token l of all rows comes before l + 1: then the products of attention
+        # see rows and heads as one axis, and nothing is transposed for them in memory.
+        # The kernels read rows as they are.
+        platform = self.platform
+        turned = platform.kind == "gpu" and not (platform.kernels or divided(platform))
+
+        def swapped(x_TH, first: int, second: int):
+            if not turned:
+                return x_TH
+            return x_TH.reshape(first, second, -1).swapaxes(0, 1).reshape(x_TH.shape)
+
+        swapped_TH = swapped(x_TH, rows, length)
         projections = {}
 
         def heads(name, y_SH=x_TH, shape=view.start.shape):
@@ -79,8 +100,14 @@ class Attention(nn.Module):
                 y_SH, shape = y_BGH.reshape(-1, config.width), y_BGH.shape[:2]
             if name not in projections:
                 projections[name] = dense(self, count * config.head_width, name)
-            split = (*shape, count, config.head_width)
-            y_BNLD = projections[name](y_SH).reshape(split).transpose(0, 2, 1, 3)
+            split = (count, config.head_width)
+            if turned and y_SH is x_TH:
+                y_SO = projections[name](swapped_TH)
+                y_LBND = row_major(y_SO.reshape(length, rows, *split))
+                y_BNLD = y_LBND.transpose(1, 2, 0, 3)
+            else:
+                y_BLND = projections[name](y_SH).reshape(*shape, *split)
+                y_BNLD = y_BLND.transpose(0, 2, 1, 3)
             # Recorded for distillation; no effect unless "intermediates" is mutable.
             self.sow("intermediates", f"{name}_heads", y_BNLD)
             return y_BNLD
@@ -91,8 +118,9 @@ class Attention(nn.Module):
                 projections[name](x_TH)
         attend = ATTENTION[config.attention]
         y_BNLD = attend(self, heads, view, noise=noise, site=site)
-        y_TH = y_BNLD.transpose(0, 2, 1, 3).reshape(x_TH.shape)
-        return dense(self, config.width, "output")(y_TH)
+        y_TH = y_BNLD.transpose((2, 0, 1, 3) if turned else (0, 2, 1, 3))
+        y_TH = dense(self, config.width, "output")(y_TH.reshape(x_TH.shape))
+        return swapped(y_TH, length, rows)
 
 
 class FeedForward(nn.Module):

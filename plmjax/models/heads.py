@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from plmjax.models.config import EncoderConfig
 from plmjax.models.encoder import Embeddings, Encoder, dense, norm
-from plmjax.models.layers import ACTIVATIONS, affine
+from plmjax.models.layers import ACTIVATIONS, affine, narrow
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 
@@ -35,17 +35,18 @@ class VocabularyHead(nn.Module):
     platform: Platform = ANY
 
     @nn.compact
-    def __call__(self, x_TH: jax.Array, table_VE: jax.Array) -> jax.Array:
+    def __call__(self, x_TH: jax.Array, table_VE: jax.Array) -> Any:
         config = self.config
         if config.head == "untied":
             init = nn.initializers.normal(config.init_std)
             table_VE = self.param("decoder", init, (config.vocab_size, config.width))
-        if config.head != "transform":
-            return affine(x_TH, table_VE.T, None, config.dtype, self.platform)
-        x_TE = dense(self, config.input_width, "transform")(x_TH)
-        x_TE = norm(config, "norm")(ACTIVATIONS[config.activation](x_TE))
-        bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
-        return affine(x_TE, table_VE.T, bias, config.dtype, self.platform)
+        bias = None
+        if config.head == "transform":
+            x_TH = dense(self, config.input_width, "transform")(x_TH)
+            x_TH = norm(config, "norm")(ACTIVATIONS[config.activation](x_TH))
+            bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+        logits_TV = affine(x_TH, table_VE.T, bias, config.dtype, self.platform)
+        return narrow(logits_TV, config.dtype, self.platform)
 
 
 def tanh(x: jax.Array) -> jax.Array:

@@ -126,6 +126,36 @@ def _einsum(spec: str, a, b, platform: Platform) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
+@jax.custom_vjp
+def _narrow(x):
+    return jnp.clip(x, -6e4, 6e4).astype(jnp.float16).astype(jnp.float32)
+
+
+_narrow.defvjp(lambda x: (_narrow(x), None), lambda _, g: (g,))
+
+
+def narrow(scores, dtype, platform: Platform):
+    """Returns scores as they are after float16, if they are products of bf16 on a GPU.
+
+    They cross memory, and that halves it. Their factors were rounded to .4 %, float16
+    rounds to .05 %, and ends at 65,504. The gradient passes as it is.
+    """
+    narrows = platform.kind == "gpu" and jnp.dtype(dtype) == jnp.bfloat16
+    return _narrow(scores) if narrows else scores
+
+
+def divided(platform: Platform) -> bool:
+    """Returns whether XLA divides this program's arrays among devices."""
+    axes = jax.sharding.get_abstract_mesh().axis_types
+    by_hand = axes and all(axis == jax.sharding.AxisType.Manual for axis in axes)
+    return not (platform.one_device or by_hand)
+
+
+def row_major(x):
+    """Returns x, which lies in memory in the order of its axes, like its gradient."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 # The checkpoint name of the results of dense layers, for rematerialisation.
 PRODUCT = "product"
 
@@ -151,24 +181,69 @@ class Dense(nn.Module):
         return checkpoint_name(y_TO.astype(self.dtype), PRODUCT)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(x_TH, scale_H, bias_H, eps: float, centre: bool):
+    """Returns the rows of x over their standard deviation, times scale, plus bias.
+
+    In float32, rounded to x's dtype; without `centre` over their root mean square. The
+    backward pass keeps x and two numbers a row; autodiff would keep float32 copies.
+    """
+    return _normalise_forward(x_TH, scale_H, bias_H, eps, centre)[0]
+
+
+def _normalise_forward(x_TH, scale_H, bias_H, eps, centre):
+    wide_TH, mean_T1 = x_TH.astype(jnp.float32), 0.0
+    if centre:
+        mean_T1 = jnp.mean(wide_TH, axis=-1, keepdims=True)
+    centred_TH = wide_TH - mean_T1
+    if centre and x_TH.dtype == jnp.bfloat16:
+        # One pass over the memory: squares of bf16 are exact in float32.
+        variance_T1 = jnp.mean(jnp.square(wide_TH), axis=-1, keepdims=True)
+        variance_T1 = jnp.maximum(variance_T1 - jnp.square(mean_T1), 0.0)
+    else:
+        variance_T1 = jnp.mean(jnp.square(centred_TH), axis=-1, keepdims=True)
+    inverse_T1 = jax.lax.rsqrt(variance_T1 + eps)
+    y_TH = centred_TH * inverse_T1 * scale_H[None, :]
+    y_TH = y_TH if bias_H is None else y_TH + bias_H[None, :]
+    return y_TH.astype(x_TH.dtype), (x_TH, scale_H, bias_H, mean_T1, inverse_T1)
+
+
+def _normalise_backward(eps, centre, saved, g_TH):
+    x_TH, scale_H, bias_H, *_ = saved
+    mean_T1, inverse_T1 = jax.lax.optimization_barrier(saved[3:])
+    n_TH, g_TH = x_TH.astype(jnp.float32), g_TH.astype(jnp.float32)
+    n_TH = (n_TH - mean_T1) * inverse_T1
+    scaled_TH = g_TH * scale_H[None, :]
+    along_T1 = jnp.mean(scaled_TH * n_TH, axis=-1, keepdims=True)
+    if centre:  # n's own mean is not 0 where x is far from 0
+        shift_T1 = jnp.mean(scaled_TH, axis=-1, keepdims=True)
+        offset_T1 = jnp.mean(n_TH, axis=-1, keepdims=True)
+        along_T1 = along_T1 - shift_T1 * offset_T1
+        shift_T1 = shift_T1 - offset_T1 * along_T1
+        scaled_TH = scaled_TH - shift_T1
+    dx_TH = ((scaled_TH - n_TH * along_T1) * inverse_T1).astype(x_TH.dtype)
+    dbias_H = None if bias_H is None else jnp.sum(g_TH, axis=0)
+    return dx_TH, jnp.sum(g_TH * n_TH, axis=0), dbias_H
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
 class LayerNorm(nn.Module):
     """Normalises the last axis in float32, then rounds to `dtype`."""
 
     eps: float
     dtype: str
     bias: bool = True
+    # Whether the mean is subtracted; False: RMSNorm.
+    centre: bool = True
 
     @nn.compact
     def __call__(self, x_TH):
-        width = x_TH.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        x_TH = x_TH.astype(jnp.float32)
-        centred = x_TH - jnp.mean(x_TH, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y_TH = centred * jax.lax.rsqrt(variance + self.eps) * scale[None, :]
-        if self.bias:
-            bias = self.param("bias", nn.initializers.zeros, (width,))
-            y_TH = y_TH + bias[None, :]
+        shape = (x_TH.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape) if self.bias else None
+        y_TH: Any = normalise(x_TH, scale, bias, self.eps, self.centre)
         return y_TH.astype(self.dtype)
 
 
@@ -188,26 +263,17 @@ def dense(module: Any, features: int, name: str, bias: bool | None = None) -> De
     )
 
 
-class RMSNorm(nn.Module):
-    """Divides by the root mean square of the last axis, in float32; then `dtype`."""
-
-    eps: float
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x_TH):
-        scale = self.param("scale", nn.initializers.ones, (x_TH.shape[-1],))
-        x_TH = x_TH.astype(jnp.float32)
-        square = jnp.mean(jnp.square(x_TH), axis=-1, keepdims=True)
-        y_TH = x_TH * jax.lax.rsqrt(square + self.eps) * scale[None, :]
-        return y_TH.astype(self.dtype)
-
-
 def norm(config: EncoderConfig, name: str | None = None) -> nn.Module:
     """The norm of the config, with its epsilon, dtype and bias."""
-    if config.norm == "rms":
-        return RMSNorm(config.norm_eps, config.dtype, name=name)
-    return LayerNorm(config.norm_eps, config.dtype, config.bias, name=name)
+    rms = config.norm == "rms"
+    bias = config.bias and not rms
+    return LayerNorm(config.norm_eps, config.dtype, bias, not rms, name=name)
+
+
+def kept(x, rate: float, noise: Noise, site: str, index=None):
+    """Returns which elements of x dropout keeps; arguments as there."""
+    rows = noise.rows.shape[0]
+    return keep(noise, site, x.size // rows, rate, index).reshape(x.shape)
 
 
 def dropout(x, rate: float, noise: Noise | None, site: str, index=None):
@@ -218,8 +284,7 @@ def dropout(x, rate: float, noise: Noise | None, site: str, index=None):
     """
     if noise is None or rate == 0:
         return x
-    rows = noise.rows.shape[0]
-    mask = keep(noise, site, x.size // rows, rate, index).reshape(x.shape)
+    mask = kept(x, rate, noise, site, index)
     # In float32: 1 / .9 rounded to bf16 would shrink the kept elements by .15 %.
     scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
     return jnp.where(mask, scaled, jnp.zeros_like(x))
@@ -304,3 +369,42 @@ def _cross_entropy_backward(saved, g):
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def weigh(rate: float, platform: Platform, scores, value, kept):
+    """Returns the values weighted by the dropped softmax of float32 scores.
+
+    `kept`: which weights are not dropped, at `rate`; None without dropout. The backward
+    pass keeps one array of the scores' shape, in the values' dtype: the weights, with a
+    minus sign on what is dropped.
+    """
+    return _weigh_forward(rate, platform, scores, value, kept)[0]
+
+
+def _weigh_forward(rate, platform, scores, value, kept):
+    weights = jax.nn.softmax(scores, axis=-1)
+    signed = weights if kept is None else jnp.where(kept, weights, -weights)
+    signed = signed.astype(value.dtype)
+    mixed: Any = einsum("...qk,...kd->...qd", jax.nn.relu(signed), value, platform)
+    mixed = (mixed / (1 - rate)).astype(value.dtype)
+    if platform.kind == "gpu" and not divided(platform):
+        # Has the product write the order of encoder.Attention, which both users read.
+        mixed = jnp.moveaxis(row_major(jnp.moveaxis(mixed, -2, 0)), 0, -2)
+    return mixed, (signed, value, mixed)
+
+
+def _weigh_backward(rate, platform, saved, g):
+    signed, value, mixed = saved
+    # The mean change of a query's weights, without a pass over the scores.
+    along = g.astype(jnp.float32) * mixed.astype(jnp.float32)
+    along = jnp.sum(along, axis=-1, keepdims=True)
+    change: Any = einsum("...qd,...kd->...qk", g, value, platform)
+    change = change.astype(value.dtype).astype(jnp.float32) / (1 - rate)
+    wide = signed.astype(jnp.float32)
+    dscores = jnp.abs(wide) * (jnp.where(wide > 0, change, 0.0) - along)
+    dvalue: Any = einsum("...qk,...qd->...kd", jax.nn.relu(signed), g, platform)
+    return dscores, (dvalue / (1 - rate)).astype(value.dtype), None
+
+
+weigh.defvjp(_weigh_forward, _weigh_backward)

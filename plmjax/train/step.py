@@ -256,7 +256,12 @@ def make_step(
         shardings = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, shardings), metrics
 
-    return functools.partial(jax.jit(step, donate_argnums=0), seed=np.uint32(seed))
+    options = None
+    if mesh.devices.flat[0].platform != "cpu":
+        # Otherwise XLA skips roundings to bf16 and writes activations as float32.
+        options = {"xla_allow_excess_precision": False}
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+    return functools.partial(jitted, seed=np.uint32(seed))
 
 
 def lower(step: functools.partial, state, frozen, batch) -> jax.stages.Lowered:

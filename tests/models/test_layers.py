@@ -1,6 +1,5 @@
 """The fast layers against their plain definitions, in value and gradient."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,8 @@ import optax
 import pytest
 
 from plmjax.models import layers
-from plmjax.models.layers import LayerNorm, affine, einsum, gelu
+from plmjax.models.layers import affine, einsum, gelu, narrow, normalise, weigh
+from plmjax.models.platform import Platform
 
 RANDOM = np.random.default_rng(0)
 
@@ -94,28 +94,75 @@ def test_gelu_is_exact_to_three_parts_in_ten_million():
     assert gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("mean", [0.0, 300.0])
-def test_layer_norm_keeps_its_digits_far_from_zero(mean):
-    x = np.asarray(RANDOM.normal(size=(6, 40)) + mean)
-    module = LayerNorm(1e-5, "float32")
-    params = module.init(jax.random.key(0), x)
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
-        x.var(-1, keepdims=True) + 1e-5
+def test_a_norm_and_its_gradients_keep_their_digits_far_from_zero(mean, centre):
+    x, scale, bias, g = (
+        np.asarray(a, np.float64)
+        for a in (normal(6, 40) + mean, normal(40), normal(40), normal(6, 40))
     )
-    found = module.apply(params, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, expected, atol=3e-6 if mean == 0 else 3e-4)
-    reference = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)
-    wide = jnp.asarray(x, jnp.float32)
-    scale = normal(40)
-
-    def gradient(f):
-        return jax.grad(lambda x: jnp.sum(f(x) * scale))(wide)
-
-    np.testing.assert_allclose(
-        gradient(lambda x: module.apply(params, x)),
-        gradient(lambda x: reference.apply({"params": params["params"]}, x)),
-        atol=2e-5,
+    centred = x - x.mean(-1, keepdims=True) if centre else x
+    inverse = 1 / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
+    n = centred * inverse
+    dx = g * scale - n * (g * scale * n).mean(-1, keepdims=True)
+    dx = (dx - centre * (g * scale).mean(-1, keepdims=True)) * inverse
+    y, back = jax.vjp(
+        lambda *arrays: normalise(*arrays, 1e-5, centre),
+        *(jnp.asarray(a, jnp.float32) for a in (x, scale, bias)),
     )
+    limit = 3e-6 if mean == 0 else 3e-4
+    np.testing.assert_allclose(y, n * scale + bias, atol=limit)
+    found = back(jnp.asarray(g, jnp.float32))
+    np.testing.assert_allclose(found[0], dx, atol=3e-6)
+    np.testing.assert_allclose(found[1], (g * n).sum(0), atol=3 * limit)
+    np.testing.assert_allclose(found[2], g.sum(0), atol=1e-5)
+
+
+def test_a_norm_of_bf16_sees_its_mean_and_variance_in_one_pass():
+    """Also with one activation far beyond the others, and far from zero."""
+    x = (normal(6, 64) + 20).at[0, 3].set(1e4).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    n = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    found = normalise(x, jnp.ones(64), None, 1e-12, True)
+    np.testing.assert_allclose(found.astype(jnp.float32), n, rtol=5e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_what_attention_keeps_gives_the_gradients_of_softmax_and_dropout(rate, dtype):
+    scores, g = normal(2, 3, 8, 8) * 3, normal(2, 3, 8, 4)
+    value = normal(2, 3, 8, 4).astype(dtype)
+    scores = scores.at[..., 5:].set(-1e30).at[0, 0, 0, 1].set(200.0)
+    kept = jnp.asarray(RANDOM.random(scores.shape) >= rate) if rate else None
+
+    def plain(scores, value):
+        weights = jax.nn.softmax(scores, axis=-1)
+        if kept is not None:
+            weights = jnp.where(kept, weights / (1 - rate), 0.0)
+        return weights @ value
+
+    def ours(scores, value):
+        platform = Platform("gpu", one_device=True)
+        return weigh(rate, platform, scores, value, kept)
+
+    exact, exactly = jax.vjp(plain, scores, value.astype(jnp.float32))
+    found, back = jax.vjp(ours, scores, value)
+    assert found.dtype == dtype
+    limit = 1e-5 if dtype == "float32" else 2e-2
+    for a, b in zip((found, *back(g.astype(dtype))), (exact, *exactly(g)), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=limit, atol=limit)
+
+
+def test_scores_lose_less_in_memory_than_their_factors_did():
+    gpu, scores = Platform("gpu"), normal(999) * 20
+    found = narrow(scores.at[0].set(1e8), "bfloat16", gpu)
+    assert found[0] == 6e4
+    np.testing.assert_allclose(found[1:], scores[1:], rtol=2**-11, atol=1e-7)
+    assert jnp.any(found[1:] != scores[1:])
+    for dtype, platform in (("float32", gpu), ("bfloat16", Platform("tpu"))):
+        np.testing.assert_array_equal(narrow(scores, dtype, platform), scores)
+    slope = jax.grad(lambda x: jnp.sum(narrow(x, "bfloat16", gpu) ** 2))(scores)
+    np.testing.assert_allclose(slope, 2 * narrow(scores, "bfloat16", gpu))
 
 
 @pytest.mark.usefixtures("strict")

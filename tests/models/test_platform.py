@@ -6,10 +6,13 @@ import types
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tests_common import campaign
 
 from plmjax.models import PRESETS, Platform, heads, task_heads
+from plmjax.models.layers import cross_entropy
+from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY
 from plmjax.tasks.task import Task
 from plmjax.tree import flatten
@@ -76,6 +79,52 @@ def test_the_platform_says_what_is_multiplied(family):
 def test_one_cpu_alone_copies_an_operand():
     names = [[e.primitive.name for e in step_of("bert", p)] for p in (CPU, CPUS, GPU)]
     assert ["layout_constraint" in found for found in names] == [True, False, False]
+
+
+def gradients(config, platform: Platform) -> dict:
+    """Returns the loss and gradients of packed rows with dropout, float32, by name."""
+    random = np.random.default_rng(0)
+    ids = random.integers(5, 96, (4, 12)).astype(np.int32)
+    segments = np.repeat(np.array([[1] * 5 + [2] * 6 + [0]], np.int32), 4, 0)
+    position = np.tile(np.arange(12, dtype=np.int32), (4, 1))
+    batch = dict(tokens=ids, segments=segments, positions=position, types=segments * 0)
+    batch |= dict(mask_positions=position[:, 1:5], cls=position[:, :2])
+    params = heads.init_model(config, jax.random.key(0), batch, ["head"])
+    noise = Noise(jnp.uint32(1), jnp.uint32(2), jnp.arange(4))
+
+    def loss(params):
+        x_BLH = heads.encode(config, params, batch, noise, platform)
+        x_TH = heads.gather_positions(x_BLH, batch["mask_positions"])
+        logits_TV = heads.vocabulary_logits(config, params, x_TH, platform)
+        return jnp.mean(cross_entropy(logits_TV, ids[:, 1:5].reshape(-1))[0])
+
+    value, found = jax.jit(jax.value_and_grad(loss))(params)
+    return flatten(found) | {"loss": value}
+
+
+@pytest.mark.parametrize(
+    "family", campaign([*FAMILIES, "window"], "deberta-v2", "window")
+)
+def test_the_program_of_a_gpu_has_the_same_gradients(family):
+    """In bf16, as far from float32 as the program of a CPU, to the half."""
+    config = dataclasses.replace(
+        FAMILIES.get(family, FAMILIES["bert"]), **SIZES, attention_dropout=0.2
+    )
+    if family == "window":
+        kinds = dict(layer_kinds=("local",), window=4, positions="rope", norm="rms")
+        config = dataclasses.replace(config, **kinds, kv_heads=1)
+    gpu = dataclasses.replace(GPU, one_device=True)
+    exact, found = gradients(config, ANY), gradients(config, gpu)
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=2e-6)
+    config = dataclasses.replace(config, dtype="bfloat16")
+    errors = [
+        np.linalg.norm(
+            [np.linalg.norm(rounded[name] - value) for name, value in exact.items()]
+        )
+        for rounded in (gradients(config, ANY), gradients(config, gpu))
+    ]
+    assert 0 < errors[1] < 1.5 * errors[0]
 
 
 @pytest.mark.parametrize("kind", ["classes", "tags", "embeddings"])
