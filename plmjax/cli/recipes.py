@@ -13,6 +13,7 @@ from plmjax import config as config_lib
 _FOLDERS = {
     "pretrain": ("pretrain", "distill"),
     "bench": ("pretrain", "distill"),
+    "tokenizer": ("pretrain", "distill"),
     "sweep": ("sweeps",),
 }
 

@@ -16,6 +16,7 @@ def keys_of(verb: str) -> list[str]:
     schemas = {
         "pretrain": [RunConfig],
         "bench": [RunConfig],
+        "tokenizer": [RunConfig],
         "sweep": [RunConfig, FinetuneConfig],
         "predict": [TaskConfig],
     }.get(verb, [FinetuneConfig])
