@@ -194,7 +194,8 @@ def _compare(args) -> int:
 
     opened = [vocabularies.open_vocabulary(path) for path in paths]
     short = [Path(path).name for path in paths]
-    named = dict(zip(short if len({*short}) == len(paths) else paths, opened))
+    names = short if len({*short}) == len(paths) else paths
+    named = dict(zip(names, opened, strict=True))
     source = vocabularies.open_text(config)
     texts = sample_documents(vocabularies.counted(source, log), SAMPLE_BYTES)
     words = [word for word in (args.words or "").split(",") if word]

@@ -101,8 +101,8 @@ def compare(
     seen = words_of(texts)
     records = []
     for name, tokenizer in named.items():
-        record = {"name": name} | measure(tokenizer, texts, seen)
-        records.append(record | cost(record, config))
+        record = measure(tokenizer, texts, seen)
+        records.append({"name": name} | record | cost(record, config))
         length = record["tokens"] / max(records[0]["tokens"], 1)
         records[-1]["length"] = length
     tokenizers = list(named.values())

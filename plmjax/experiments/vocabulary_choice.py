@@ -157,8 +157,8 @@ def choose(
     words = words_of(sample.held_out)
     records = []
     for name, tokenizer in named.items():
-        record = {"name": name} | measure(tokenizer, sample.held_out, words)
-        records.append(record | cost(record, config))
+        record = measure(tokenizer, sample.held_out, words)
+        records.append({"name": name} | record | cost(record, config))
     return records
 
 

@@ -264,7 +264,7 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
     bpe = isinstance(backend.model, models.BPE)
     # Where a space is part of a word, the mask removes the space before it, because
     # " <mask>" replaces " word".
-    strips = not isinstance(backend.model, models.WordPiece)
+    strips = getattr(backend.model, "continuing_subword_prefix", None) != "##"
     added = backend.get_added_tokens_decoder().values()
     known = {token.content for token in added if token.special}
     backend.add_special_tokens(

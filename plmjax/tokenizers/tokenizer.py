@@ -65,7 +65,9 @@ class Tokenizer:
         self.mask_id: int | None = (
             None if specials.mask is None else backend.token_to_id(specials.mask)
         )
-        self.unk_id = specials.unk and backend.token_to_id(specials.unk)
+        self.unk_id: int | None = (
+            None if specials.unk is None else backend.token_to_id(specials.unk)
+        )
         added = backend.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, t in added.items() if t.special))
         self.vocab = backend.get_vocab(with_added_tokens=True)

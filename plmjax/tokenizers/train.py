@@ -27,6 +27,7 @@ from plmjax.tokenizers.backends import (
     wordpiece_backend,
 )
 from plmjax.tokenizers.coverage import count_words, describe_text, normaliser
+from plmjax.tokenizers.files import SPECIAL
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
@@ -318,10 +319,10 @@ def _check_options(config: TokenizerConfig) -> None:
     orders = {"bpe": BPE_ORDER, "unigram": UNIGRAM_ORDER}
     known = [*orders.get(config.kind, WORDPIECE_ORDER), *config.special_tokens]
     for token, times in Counter(known).items():
-        if not isinstance(token, str) or not token or token != token.strip():
+        if not SPECIAL.fullmatch(str(token)) or str(token).split() != [token]:
             raise PlmjaxError(
-                f"tokenizer.special_tokens has {token!r}; each must be a word.",
-                hint='Give for example ("[GENE]","[CELL]").',
+                f"tokenizer.special_tokens has {token!r}; no text may spell it.",
+                hint='Give words in brackets: ("[GENE]","<cell>").',
             )
         if times > 1:
             raise PlmjaxError(
