@@ -228,7 +228,17 @@ class Tokenizer:
         shown = [number for number in ids if number != self.pad_id]
         if self.pad_id in (self.cls_id, self.sep_id):
             shown = ids  # padding and the end of a text have the same id
+        if self.overlap > 1:
+            return self._joined(shown)
         return self.backend.decode(shown, skip_special_tokens=False)
+
+    def _joined(self, ids: Sequence[int]) -> str:
+        """Chunks that overlap, with each letter once."""
+        pieces = [str(self.backend.id_to_token(number)) for number in ids]
+        return "".join(
+            piece[-1] if before[1:] == piece[:-1] else piece
+            for before, piece in zip(["", *pieces], pieces, strict=False)
+        )
 
     def save(
         self,

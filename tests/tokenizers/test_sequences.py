@@ -43,8 +43,9 @@ def test_kmers_are_what_they_should_be(kmers):
     # A wrapped sequence is one sequence.
     assert pieces(kmers, f" {DNA[0][:10]}\n{DNA[0][10:]}\t") == expected
     assert kmers.kind == "kmer" and kmers.token_bytes.max() == step
-    decoded = kmers.decode(kmers.encode_batch([DNA[0]]).tokens)
-    assert decoded == (sequence if step == 3 else " ".join(expected))
+    assert kmers.decode(kmers.encode_batch([DNA[0]]).tokens) == sequence
+    prompt = f"{sequence[:9]}[MASK]{sequence[9:]}"
+    assert kmers.decode(kmers.encode_prompt(prompt)) == prompt
 
 
 def test_masking_a_word_hides_a_letter(kmers):
