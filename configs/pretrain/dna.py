@@ -28,8 +28,9 @@ def get_config(size: str = "base") -> ConfigDict:
                 "length": 128 if tiny else 512,
                 "held_out_percent": 5.0 if tiny else 0.5,
             },
-            # All k-mers of A, C, G, T and N, the five letters and the special tokens.
-            "tokenizer": {"kind": "kmer", "k": k, "vocab_size": 5**k + 10},
+            # All k-mers of A, C, G, T and N, the five letters and the special tokens; one
+            # more, so that four devices can share the table.
+            "tokenizer": {"kind": "kmer", "k": k, "vocab_size": 5**k + 11},
             "model": {"preset": f"bert-{size}", "dtype": "bfloat16"},
             "objective": {"kind": "mlm", "unit": "token"},
             "train": {

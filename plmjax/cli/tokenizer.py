@@ -248,7 +248,7 @@ def _choose(args) -> int:
             tokenizer.save(to / name)
         if args.probe is not None:
             with contextlib.redirect_stdout(sys.stderr):
-                code = choice.probe(config, sample, records, to, args.probe, log)
+                code = choice.probe(config, sample, records, to, args.probe)
             if code != Exit.OK:
                 return code
         name, why = choice.suggest(records, config.model.preset or "this model")

@@ -171,7 +171,6 @@ def probe(
     records: Sequence[Record],
     root: Path,
     megabytes: float,
-    log: Log,
 ) -> int:
     """Pretrains a model with each vocabulary; adds bits_per_byte to the records.
 
@@ -197,7 +196,7 @@ def probe(
         base, fixed, sweep_plan.StudyConfig("bits_per_byte"), tuple(values), space=None
     )
     plan = dataclasses.replace(plan, configs=tuple(map(plan.config, values)))
-    code = sweep.sweep(plan, root / "probe", sweep.Options(), log)
+    code = sweep.sweep(plan, root / "probe", sweep.Options(), print)
     if code != Exit.OK:
         return code
     trials = listed_trials(root / "probe", plan)
