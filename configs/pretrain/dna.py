@@ -19,19 +19,23 @@ ARGUMENTS = ("tiny", "base")
 
 def get_config(size: str = "base") -> ConfigDict:
     tiny = size == "tiny"
-    k = 3 if tiny else 6
+    k, length = (3, 128) if tiny else (6, 512)
+    # All k-mers of A, C, G, T and N, the letters and the special tokens, rounded up.
+    pieces = 192 if tiny else 15_680
     return ConfigDict(
         {
             "name": f"dna-{size}",
             "data": {
                 "source": {"kind": "text", "document": "line"},
-                "length": 128 if tiny else 512,
+                "length": length,
                 "held_out_percent": 5.0 if tiny else 0.5,
             },
-            # All k-mers of A, C, G, T and N, the five letters and the special tokens; one
-            # more, so that four devices can share the table.
-            "tokenizer": {"kind": "kmer", "k": k, "vocab_size": 5**k + 11},
-            "model": {"preset": f"bert-{size}", "dtype": "bfloat16"},
+            "tokenizer": {"kind": "kmer", "k": k, "vocab_size": pieces},
+            "model": {
+                "preset": f"bert-{size}",
+                "max_positions": length,
+                "dtype": "bfloat16",
+            },
             "objective": {"kind": "mlm", "unit": "token"},
             "train": {
                 "steps": 1500 if tiny else 120_000,
