@@ -205,6 +205,9 @@ def _compare(args) -> int:
         print(json.dumps(without_nan(result), ensure_ascii=False))
     else:
         console().print(vocabularies.screen(result), vocabularies.words_table(result))
+        for record in result["vocabularies"]:
+            if "unknown" in record:
+                print(f"{record['name']} cannot write the text: {record['unknown']}")
         print("FLOPs are those of BERT-base, trained on the text once in full rows.")
     if to:
         with disk_errors(to), replacing_folder(to) as new:

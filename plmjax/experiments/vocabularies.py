@@ -9,12 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import PlmjaxError
+from plmjax.data.quality import SOME_UNKNOWN, why_unknown
 from plmjax.data.sources import Source, open_source
 from plmjax.experiments import tables
 from plmjax.experiments.budget import row_flops
 from plmjax.report import figures
 from plmjax.report.figures import COLOURS
-from plmjax.tokenizers import Tokenizer
+from plmjax.tokenizers import Tokenizer, unknown_words
 from plmjax.tokenizers.measure import (
     MOST_PIECES,
     measure,
@@ -105,6 +106,8 @@ def compare(
         records.append({"name": name} | record | cost(record, config))
         length = record["tokens"] / max(records[0]["tokens"], 1)
         records[-1]["length"] = length
+        if record["unknown_share"] > SOME_UNKNOWN:
+            records[-1]["unknown"] = why_unknown(unknown_words(tokenizer, texts))[0]
     tokenizers = list(named.values())
     shown = [*words, *most_different(tokenizers, seen, most)]
     shown = list(dict.fromkeys(shown))

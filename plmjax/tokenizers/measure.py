@@ -12,6 +12,7 @@ from plmjax.tokenizers.tokenizer import Tokenizer
 
 ALPHA = 2.5  # of the Rényi entropy: fits translation best (Zouhar et al. 2023)
 MOST_PIECES = 5  # words of this many pieces or more are counted together
+LONGEST_SHOWN = 40  # characters
 _TEXTS = 1000  # that are encoded at once
 # Words that are encoded at once; of a text, this many of the commonest are compared.
 _BLOCK = 10_000
@@ -115,8 +116,12 @@ def side_by_side(
 def most_different(
     tokenizers: Sequence[Tokenizer], words: Counter[str], most: int
 ) -> list[str]:
-    """Returns the words whose numbers of pieces differ most, times their count."""
-    names = [word for word, _ in words.most_common(_BLOCK)]
+    """Returns the words whose numbers of pieces differ most, times their count.
+
+    Longer ones than LONGEST_SHOWN, such as Chinese sentences, are left out.
+    """
+    often = (word for word, _ in words.most_common(_BLOCK))
+    names = [word for word in often if len(word) <= LONGEST_SHOWN]
     sizes = np.array(
         [[len(ids) for ids in _pieces(tokenizer, names)] for tokenizer in tokenizers]
     )

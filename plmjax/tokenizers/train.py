@@ -26,7 +26,12 @@ from plmjax.tokenizers.backends import (
     unigram_backend,
     wordpiece_backend,
 )
-from plmjax.tokenizers.coverage import count_words, describe_text, normaliser
+from plmjax.tokenizers.coverage import (
+    count_words,
+    describe_text,
+    normaliser,
+    unknown_words,
+)
 from plmjax.tokenizers.files import SPECIAL
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
@@ -133,6 +138,14 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             f"{config.vocab_size:,}: the vocabulary has {tokenizer.vocab_size:,}.",
         )
     tokenizer.notes += describe_text(tokenizer, sample)
+    if config.alphabet is not None:
+        words = unknown_words(tokenizer, sample)
+        share = words.unknown / max(words.words, 1)
+        tokenizer.notes += (
+            f"{share:.2%} of the words have letters that are not among the "
+            f"tokenizer.alphabet={config.alphabet:,} commonest: "
+            f"{', '.join(words.character_examples) or 'none'}.",
+        )
     return tokenizer.with_segmenter(segmenter)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -117,6 +118,7 @@ def test_an_alphabet_keeps_the_commonest_letters(kind):
     letters = {c for piece in trained.vocab for c in piece.removeprefix("##")}
     assert letters >= set("中文ab") and not letters & set("龘x")
     assert trained.unk_id in trained.encode_batch(["龘"]).tokens
+    assert re.search(r"of the words have letters .*(龘|xab|x)", trained.notes[-1])
     assert trained.digest == train_tokenizer(config, texts).digest
 
 
