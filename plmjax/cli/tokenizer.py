@@ -23,20 +23,13 @@ def add(verb) -> None:
     _add_choose(verb, verbs)
 
 
-# {option: the key of the config that it sets}.
-_KEYS = {
-    "kind": "kind",
-    "size": "vocab_size",
-    "min_frequency": "min_frequency",
-    "lowercase": "lowercase",
-    "strip_accents": "strip_accents",
-    "nfkc": "nfkc",
-    "special_tokens": "special_tokens",
-    "alphabet": "alphabet",
-    "longest_word": "longest_word",
-    "k": "k",
-    "stride": "stride",
-}
+# Keys of the block `tokenizer` as options.
+_KEYS = ("kind", "size", "min_frequency", "lowercase", "strip_accents", "nfkc")
+_KEYS += ("special_tokens", "alphabet", "longest_word", "k", "stride")
+
+
+def _key(option: str) -> str:
+    return "tokenizer." + ("vocab_size" if option == "size" else option)
 
 
 def _add_train(verb, of) -> None:
@@ -50,10 +43,9 @@ def _add_train(verb, of) -> None:
         of=of,
     )
     _text_options(added)
-    for option, key in _KEYS.items():
-        added.add_argument(
-            f"--{option}", metavar="VALUE", help=f"short for --config.tokenizer.{key}"
-        )
+    for option in _KEYS:
+        what = f"short for --config.{_key(option)}"
+        added.add_argument(f"--{option}", metavar="VALUE", help=what)
 
 
 def _add_compare(verb, of) -> None:
@@ -125,18 +117,6 @@ def _text_options(added) -> None:
     json_option(added)
 
 
-def _config(args):
-    """Returns the config of a pretraining with the options of the command."""
-    for option, key in _KEYS.items():
-        value = getattr(args, option, None)
-        if value is None:
-            continue
-        if option == "special_tokens" and not value.startswith("("):
-            value = repr(tuple(value.split(",")))
-        args.overrides.append(f"tokenizer.{key}={value}")
-    return load_config(args, None)
-
-
 def _target(args) -> Path:
     """Returns --to.
 
@@ -153,7 +133,13 @@ def _target(args) -> Path:
 
 
 def _train(args) -> int:
-    config, to = _config(args), _target(args)
+    for option in _KEYS:
+        value = getattr(args, option)
+        if option == "special_tokens" and value and not value.startswith("("):
+            value = repr(tuple(value.split(",")))
+        if value is not None:
+            args.overrides.append(f"{_key(option)}={value}")
+    config, to = load_config(args, None), _target(args)
     from plmjax.experiments import vocabularies
     from plmjax.files import disk_errors, replacing_folder
     from plmjax.tokenizers import describe, train_tokenizer
@@ -219,33 +205,24 @@ def _compare(args) -> int:
 
 def _choose(args) -> int:
     sizes, kinds = numbers(args.sizes, "sizes"), args.kinds.split(",")
-    config, to = load_config(args, None), _target(args)
+    given, to = args.overrides, _target(args)
+    for kind in kinds:  # only checked
+        args.overrides = [*given, f"tokenizer.kind={kind}"]
+        load_config(args, None)
+    args.overrides = given
+    config = load_config(args, None)
+    if args.sample <= 0 or (args.probe is not None and args.probe <= 0):
+        raise PlmjaxError("--sample and --probe must be above 0.")
     start_jax()
-    from plmjax.config import nearest
     from plmjax.console import console
     from plmjax.experiments import vocabularies
     from plmjax.experiments import vocabulary_choice as choice
     from plmjax.files import disk_errors, without_nan, write_json
-    from plmjax.tokenizers.train import KINDS
 
-    for kind in kinds:
-        if kind not in KINDS:
-            message = f"--kinds={args.kinds}: there is no kind {kind!r}."
-            raise PlmjaxError(message, hint=nearest(kind, [*KINDS]))
-    if sizes[0] < 1 or args.sample <= 0 or (args.probe or 1) <= 0:
-        raise PlmjaxError("--sizes, --sample and --probe must be above 0.")
     source = vocabularies.open_text(config)
     sample = choice.draw_sample(config, source, log, int(args.sample * 1e6))
-    named = {}
-    for name, found in choice.candidates(config, sample, kinds, sizes):
-        if isinstance(found, PlmjaxError):
-            log(f"{name}: {found.message}")
-            continue
-        log(f"{name}: {found.vocab_size:,} pieces.")
-        named[name] = found
-    if not named:
-        raise PlmjaxError("the text gives no vocabulary of these kinds and sizes.")
-    records = choice.choose(config, sample, named)
+    named = choice.candidates(config, sample, kinds, sizes, log)
+    records = vocabularies.records_of(named, sample.held_out, config)
     with disk_errors(to):
         for name, tokenizer in named.items():
             tokenizer.save(to / name)

@@ -99,15 +99,11 @@ def compare(
     `words` are shown first, then the `most` that differ most. Rows and FLOPs are those
     of an epoch of `config` with each vocabulary.
     """
-    seen = words_of(texts)
-    records = []
-    for name, tokenizer in named.items():
-        record = measure(tokenizer, texts, seen)
-        records.append({"name": name} | record | cost(record, config))
-        length = record["tokens"] / max(records[0]["tokens"], 1)
-        records[-1]["length"] = length
+    records, seen = records_of(named, texts, config), words_of(texts)
+    for record, tokenizer in zip(records, named.values(), strict=True):
+        record["length"] = record["tokens"] / max(records[0]["tokens"], 1)
         if record["unknown_share"] > SOME_UNKNOWN:
-            records[-1]["unknown"] = why_unknown(unknown_words(tokenizer, texts))[0]
+            record["unknown"] = why_unknown(unknown_words(tokenizer, texts))[0]
     tokenizers = list(named.values())
     shown = [*words, *most_different(tokenizers, seen, most)]
     shown = list(dict.fromkeys(shown))
@@ -122,11 +118,21 @@ def compare(
     }
 
 
-def cost(record: Record, config: RunConfig) -> Record:
-    """The packed rows of an epoch, and the FLOPs of training on them."""
-    tokens = record["tokens"] + _FRAME * record["documents"]
-    rows = math.ceil(tokens / config.data.length)
-    return {"rows": rows, "flops": rows * row_flops(config, record["vocab_size"])}
+def records_of(
+    named: Mapping[str, Tokenizer], texts: Sequence[str], config: RunConfig
+) -> list[Record]:
+    """Returns the figures of vocabularies on texts.
+
+    With them are the packed rows of an epoch, and the FLOPs of training on them.
+    """
+    records, words = [], words_of(texts)
+    for name, tokenizer in named.items():
+        record: Record = {"name": name} | measure(tokenizer, texts, words)
+        tokens = record["tokens"] + _FRAME * len(texts)
+        rows = math.ceil(tokens / config.data.length)
+        flops = rows * row_flops(config, tokenizer.vocab_size)
+        records.append(record | {"rows": rows, "flops": flops})
+    return records
 
 
 def screen(result: dict[str, Any]) -> Table:

@@ -1,9 +1,10 @@
 """Which kind and size of vocabulary for a text: `plmjax tokenizer choose`."""
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -16,12 +17,11 @@ from plmjax.evaluate.texts import make_plan, open_contender, score_texts
 from plmjax.experiments import sweep, sweep_plan, tables
 from plmjax.experiments.runs import as_json
 from plmjax.experiments.trials import listed_trials
-from plmjax.experiments.vocabularies import Log, Record, cost, counted
+from plmjax.experiments.vocabularies import Log, Record, counted
 from plmjax.files import write_file
 from plmjax.report import figures
 from plmjax.report.figures import COLOURS
 from plmjax.tokenizers import Tokenizer, train_tokenizer
-from plmjax.tokenizers.measure import measure, words_of
 from plmjax.tokenizers.train import sample_documents
 from plmjax.workdir import RunConfig
 
@@ -60,16 +60,29 @@ def draw_sample(config: RunConfig, source: Source, log: Log, limit: int) -> Samp
 
 
 def candidates(
-    config: RunConfig, sample: Sample, kinds: Sequence[str], sizes: Sequence[int]
-) -> Iterator[tuple[str, Tokenizer | PlmjaxError]]:
-    """Yields each kind in each size, or why the text gives no such vocabulary."""
-    for kind in kinds:
-        for size in sizes:
-            block = dataclasses.replace(config.tokenizer, kind=kind, vocab_size=size)
-            try:
-                yield f"{kind}-{size}", train_tokenizer(block, sample.train)
-            except PlmjaxError as error:
-                yield f"{kind}-{size}", error
+    config: RunConfig,
+    sample: Sample,
+    kinds: Sequence[str],
+    sizes: Sequence[int],
+    log: Log,
+) -> dict[str, Tokenizer]:
+    """Returns each kind in each size that the text gives; the log has why not.
+
+    Raises:
+      PlmjaxError: it gives none of them.
+    """
+    named = {}
+    for kind, size in itertools.product(kinds, sizes):
+        block = dataclasses.replace(config.tokenizer, kind=kind, vocab_size=size)
+        name = f"{kind}-{size}"
+        try:
+            named[name] = train_tokenizer(block, sample.train)
+            log(f"{name}: {named[name].vocab_size:,} pieces.")
+        except PlmjaxError as error:
+            log(f"{name}: {error.message}")
+    if not named:
+        raise PlmjaxError("the text gives no vocabulary of these kinds and sizes.")
+    return named
 
 
 def suggest(records: Sequence[Record], model: str) -> tuple[str, str]:
@@ -95,15 +108,11 @@ def suggest(records: Sequence[Record], model: str) -> tuple[str, str]:
     why = f"{what}, the least"
     if chosen is not best:
         why = f"{what}, within {CLOSE:.0%} of {best['name']}, with fewer pieces"
-    same = sorted(r["vocab_size"] for r in known if r["kind"] == chosen["kind"])
-    at = same.index(chosen["vocab_size"])
-    for size in {*same[max(at - 1, 0) : at + 2]} - {chosen["vocab_size"]}:
-        other = next(
-            r for r in known if (r["kind"], r["vocab_size"]) == (chosen["kind"], size)
-        )
+    for other in known:
         more = other["tokens_per_byte"] / chosen["tokens_per_byte"] - 1
-        than = "longer" if more > 0 else "shorter"
-        why += f"; {size:,} pieces make the text {abs(more):.1%} {than}"
+        if other is not chosen and other["kind"] == chosen["kind"]:
+            than = f"{more:.1%} longer" if more > 0 else f"{-more:.1%} shorter"
+            why += f"; {other['vocab_size']:,} pieces make the text {than}"
     if left_out:
         why += f"; more than {MOST_UNKNOWN:.1%} unknown: {', '.join(left_out)}"
     return chosen["name"], f"{why}."
@@ -148,18 +157,6 @@ def draw_curve(records: Sequence[Record], path: Path) -> None:
             plot.set_xlabel("pieces of the vocabulary")
             plot.set_ylabel(title)
             plot.legend(frameon=False)
-
-
-def choose(
-    config: RunConfig, sample: Sample, named: Mapping[str, Tokenizer]
-) -> list[Record]:
-    """Returns the figures of vocabularies on the held-out text of a sample."""
-    words = words_of(sample.held_out)
-    records = []
-    for name, tokenizer in named.items():
-        record = measure(tokenizer, sample.held_out, words)
-        records.append({"name": name} | record | cost(record, config))
-    return records
 
 
 # --- the probe
