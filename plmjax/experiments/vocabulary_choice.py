@@ -154,6 +154,9 @@ def draw_curve(records: Sequence[Record], path: Path) -> None:
                 line = {"marker": "o", "color": COLOURS[number], "label": kind}
                 plot.plot(sizes, [r[value] for r in some], **line)
             plot.set_xscale("log")
+            ticks = sorted({r["vocab_size"] for r in records})
+            plot.set_xticks(ticks, [f"{size:,}" for size in ticks])
+            plot.minorticks_off()
             plot.set_xlabel("pieces of the vocabulary")
             plot.set_ylabel(title)
             plot.legend(frameon=False)
