@@ -49,6 +49,7 @@ ARGUMENTS = {
     "pretrain/bert_chinese": ("tiny", "base"),
     "pretrain/bert_mini": ("",),
     "pretrain/deberta_v3": ("tiny", "xsmall", "small", "base", "large"),
+    "pretrain/dna": ("tiny", "base"),
     "pretrain/docstrings": ("",),
     "pretrain/electra": ("tiny", "small", "base", "large"),
     "pretrain/gpt2": ("tiny", "small", "medium", "large", "xl"),

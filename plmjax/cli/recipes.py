@@ -14,6 +14,7 @@ _FOLDERS = {
     "pretrain": ("pretrain", "distill"),
     "bench": ("pretrain", "distill"),
     "data": ("pretrain", "distill"),
+    "tokenizer": ("pretrain", "distill"),
     "sweep": ("sweeps",),
 }
 

@@ -17,6 +17,7 @@ def keys_of(verb: str) -> list[str]:
         "pretrain": [RunConfig],
         "bench": [RunConfig],
         "data": [RunConfig],
+        "tokenizer": [RunConfig],
         "sweep": [RunConfig, FinetuneConfig],
         "predict": [TaskConfig],
     }.get(verb, [FinetuneConfig])

@@ -149,7 +149,8 @@ def why_unknown(words: UnknownWords) -> tuple[str, str]:
         return (
             f"Words of over {words.limit} characters become one [UNK] (DNA, proteins, "
             f"hashes): {listed(words.long_examples)}.",
-            "A byte-level vocabulary reads them: --config.tokenizer.kind=bpe.",
+            "A byte-level vocabulary reads them (--config.tokenizer.kind=bpe); one of "
+            "letters or of k-mers is made for them (characters, kmer).",
         )
     return (
         f"The vocabulary lacks {listed(words.characters)}, as in "

@@ -39,13 +39,13 @@ def cost_of(config: RunConfig, vocab_size: int | None = None) -> Cost:
     """
     steps = _steps(config)
     rows = steps * config.train.batch
-    each = _row_flops(config, vocab_size)
+    each = row_flops(config, vocab_size)
     return Cost(steps, rows * config.data.length, rows * each)
 
 
 def steps_for(config: RunConfig, flops: float) -> int:
     """Returns the number of steps of a training that comes nearest to `flops`."""
-    each = config.train.batch * _row_flops(config, None)
+    each = config.train.batch * row_flops(config, None)
     return max(1, round(flops / each))
 
 
@@ -59,7 +59,8 @@ def _steps(config: RunConfig) -> int:
     return config.train.steps
 
 
-def _row_flops(config: RunConfig, vocab_size: int | None) -> float:
+def row_flops(config: RunConfig, vocab_size: int | None) -> float:
+    """Returns the FLOPs of training on a row; `vocab_size` as in `cost_of`."""
     if config.objective.kind == "distill":
         raise PlmjaxError(
             "objective.kind=distill has a teacher, whose cost is not counted.",

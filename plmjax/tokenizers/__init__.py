@@ -1,4 +1,4 @@
-"""Vocabularies: trains WordPiece, BPE and unigram, loads others, encodes texts."""
+"""Vocabularies: trains, measures and loads them, and encodes texts."""
 
 from plmjax.tokenizers.coverage import UnknownWords, describe, unknown_words
 from plmjax.tokenizers.tokenizer import Encoded, Tokenizer

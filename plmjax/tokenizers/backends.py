@@ -1,7 +1,8 @@
-"""The three kinds of tokenizer, built with the tokenizers library."""
+"""The kinds of tokenizer, built with the tokenizers library."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,9 @@ WORDPIECE_ORDER = [BERT.pad, BERT.unk, BERT.cls, BERT.sep, BERT.mask]
 BPE_ORDER = [ROBERTA.cls, ROBERTA.pad, ROBERTA.sep, ROBERTA.unk, ROBERTA.mask]
 UNIGRAM_ORDER = [ALBERT.pad, ALBERT.unk, ALBERT.cls, ALBERT.sep, ALBERT.mask]
 
+LONGEST_WORD = 100  # characters, of BERT
+WHITE = r"\s+"
+_PRIVATE = 0xE000  # the first code point of Unicode's private area
 
 # GPT-2's words, but with marks (vowel signs of Hindi, tones of Thai) and joiners as
 # parts of words, where GPT-2 ends a word before each.
@@ -58,24 +62,30 @@ def wordpiece_backend(
     *,
     lowercase: bool,
     strip_accents: bool | None,
+    nfkc: bool = False,
     chinese_characters: bool = True,
+    longest_word: int = LONGEST_WORD,
 ) -> "tokenizers.Tokenizer":
     """BERT's tokenizer with the vocabulary piece -> id (Devlin et al. 2018).
 
-    strip_accents=None follows lowercase, which is BERT's rule.
+    strip_accents=None follows lowercase, which is BERT's rule. Words of more than
+    longest_word characters become one unknown token.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     assert specials.unk is not None
     model = models.WordPiece(
-        dict(vocab), unk_token=specials.unk, max_input_chars_per_word=100
+        dict(vocab), unk_token=specials.unk, max_input_chars_per_word=longest_word
     )
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(
+    bert = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=chinese_characters,
         strip_accents=strip_accents,
         lowercase=lowercase,
+    )
+    backend.normalizer = (
+        normalizers.Sequence([normalizers.NFKC(), bert]) if nfkc else bert
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
@@ -89,6 +99,7 @@ def bpe_backend(
     *,
     lowercase: bool = False,
     strip_accents: bool = False,
+    nfkc: bool = False,
     joins_marks: bool = False,
 ) -> "tokenizers.Tokenizer":
     """RoBERTa's tokenizer: byte-level BPE within GPT-2's words (Liu et al. 2019).
@@ -99,12 +110,7 @@ def bpe_backend(
     from tokenizers import pre_tokenizers as pre
 
     backend = Tokenizer(models.BPE(dict(vocab), merges))
-    steps = []
-    if strip_accents:
-        steps += [normalizers.NFD(), normalizers.StripAccents()]
-    if lowercase:
-        steps += [normalizers.Lowercase()]
-    if steps:
+    if steps := _steps(lowercase, strip_accents, nfkc):
         backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
     if joins_marks:
@@ -113,6 +119,87 @@ def bpe_backend(
         backend.pre_tokenizer = pre.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return finish(backend, specials)
+
+
+def _steps(lowercase: bool, strip_accents: bool, nfkc: bool) -> list:
+    """The steps of normalisation that are asked for."""
+    from tokenizers import normalizers as n
+
+    steps = [n.NFKC()] if nfkc else []
+    steps += [n.NFD(), n.StripAccents()] if strip_accents else []
+    return [*steps, n.Lowercase()] if lowercase else steps
+
+
+def sequence_backend(
+    vocab: Mapping[str, int],
+    specials: Specials = BERT,
+    *,
+    k: int,
+    lowercase: bool,
+    strip_accents: bool = False,
+    nfkc: bool = False,
+    blanks: bool = False,
+    overlap: str = "",
+) -> "tokenizers.Tokenizer":
+    """Cuts a text every k characters; a chunk that is no piece becomes its letters.
+
+    White space is "▁" with blanks, else dropped: a sequence may be wrapped. The model
+    is a WordPiece without "##", so that the longest match is the chunk or a letter.
+
+    With overlap, the letters, there is a chunk for each k adjacent ones (DNABERT, Ji et
+    al. 2021).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models
+    from tokenizers import normalizers as n
+
+    assert specials.unk is not None
+    model = models.WordPiece(
+        dict(vocab),
+        unk_token=specials.unk,
+        max_input_chars_per_word=k,
+        continuing_subword_prefix="",
+    )
+    backend = Tokenizer(model)
+    steps = _steps(lowercase, strip_accents, nfkc)
+    steps += [n.Replace(Regex(WHITE), METASPACE if blanks else "")]
+    if overlap:
+        steps += overlapping(overlap, k)
+    backend.normalizer = n.Sequence(steps)
+    backend.pre_tokenizer = _split(k)
+    if not overlap:  # else, or without a decoder, a blank between the pieces
+        blank = [decoders.Replace(METASPACE, " ")] if blanks else []
+        backend.decoder = decoders.Sequence([*blank, decoders.Fuse()])
+    return finish(backend, specials)
+
+
+def overlapping(letters: str, k: int) -> list:
+    """The steps that write a text as all its chunks of k adjacent letters, joined.
+
+    The library cuts no text into parts that overlap. So each letter gets copies, from a
+    private alphabet, of the k - 1 letters after it; then incomplete chunks are dropped
+    and copies become letters. Any other character is a chunk without a piece.
+    """
+    from tokenizers import Regex
+    from tokenizers import normalizers as n
+
+    copy_of = {letter: chr(_PRIVATE + i) for i, letter in enumerate(letters)}
+    some = "".join(map(re.escape, letters))
+    copies = f"{chr(_PRIVATE)}-{chr(_PRIVATE + len(letters) - 1)}"
+    steps: list = [
+        n.Replace(
+            Regex(
+                f"(?<=[{some}][{copies}]{{{after}}})"
+                f"(?=(?:[{some}][{copies}]*){{{after}}}{re.escape(letter)})"
+            ),
+            copy,
+        )
+        for after in range(k - 1)
+        for letter, copy in copy_of.items()
+    ]
+    short = f"[{some}][{copies}]{{0,{k - 2}}}(?![{copies}])"
+    steps += [n.Replace(Regex(short), "")]
+    steps += [n.Replace(Regex(f"[^{some}{copies}]"), "\ufffd" * k)]
+    return steps + [n.Replace(copy, letter) for letter, copy in copy_of.items()]
 
 
 def unigram_backend(
@@ -177,7 +264,7 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
     bpe = isinstance(backend.model, models.BPE)
     # Where a space is part of a word, the mask removes the space before it, because
     # " <mask>" replaces " word".
-    strips = not isinstance(backend.model, models.WordPiece)
+    strips = getattr(backend.model, "continuing_subword_prefix", None) != "##"
     added = backend.get_added_tokens_decoder().values()
     known = {token.content for token in added if token.special}
     backend.add_special_tokens(
@@ -203,6 +290,32 @@ def finish(backend: "tokenizers.Tokenizer", specials: Specials):
             )
         )
     return backend
+
+
+def chunk_size(backend: "tokenizers.Tokenizer") -> int | None:
+    """The characters of a chunk of sequence_backend; None for other kinds."""
+    from tokenizers import models, pre_tokenizers
+
+    model = backend.model
+    if not isinstance(model, models.WordPiece) or model.continuing_subword_prefix:
+        return None
+    cut = _split(model.max_input_chars_per_word).__getstate__()
+    ours = isinstance(backend.pre_tokenizer, pre_tokenizers.Split) and (
+        backend.pre_tokenizer.__getstate__() == cut
+    )
+    return model.max_input_chars_per_word if ours else None
+
+
+def _split(k: int):
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Split(Regex(f".{{1,{k}}}"), "isolated")
+
+
+def overlaps(backend: "tokenizers.Tokenizer") -> bool:
+    """Whether the chunks of sequence_backend overlap."""
+    steps = json.loads(backend.to_str())["normalizer"]["normalizers"]
+    return steps[-1].get("pattern") != {"Regex": WHITE}
 
 
 def plain_text_backend(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":

@@ -52,7 +52,10 @@ def unknown_words(tokenizer: "Tokenizer", texts: Iterable[str]) -> UnknownWords:
             long[word] = count
         elif any(piece.id == tokenizer.unk_id for piece in model.tokenize(word)):
             others[word] = count
-            for index, character in enumerate(word):
+            # The letters of chunks that overlap are no pieces.
+            for index, character in enumerate(
+                word if tokenizer.overlap == 1 else [word]
+            ):
                 inside = tokenizer.kind == "wordpiece" and index > 0
                 if ("##" if inside else "") + character not in vocab:
                     characters[character] += count

@@ -16,6 +16,8 @@ from plmjax.tokenizers import files, segmenters
 from plmjax.tokenizers.backends import (
     Specials,
     byte_of_character,
+    chunk_size,
+    overlaps,
     plain_text_backend,
     writes_blanks,
 )
@@ -51,6 +53,10 @@ class Tokenizer:
         self.kind = {models.BPE: "bpe", models.Unigram: "unigram"}.get(
             type(backend.model), "wordpiece"
         )
+        self.overlap = 1  # how many adjacent tokens share a letter
+        if chunk := chunk_size(backend):
+            self.kind = "characters" if chunk == 1 else "kmer"
+            self.overlap = chunk if overlaps(backend) else 1
         backend.encode_special_tokens = True
         # The code that built the backend has checked that it has these tokens.
         self.pad_id: int = backend.token_to_id(specials.pad)  # type: ignore
@@ -59,7 +65,9 @@ class Tokenizer:
         self.mask_id: int | None = (
             None if specials.mask is None else backend.token_to_id(specials.mask)
         )
-        self.unk_id = specials.unk and backend.token_to_id(specials.unk)
+        self.unk_id: int | None = (
+            None if specials.unk is None else backend.token_to_id(specials.unk)
+        )
         added = backend.get_added_tokens_decoder()
         self.special_ids = tuple(sorted(i for i, t in added.items() if t.special))
         self.vocab = backend.get_vocab(with_added_tokens=True)
@@ -105,21 +113,23 @@ class Tokenizer:
         """[V] int32: UTF-8 bytes of each piece without blanks, ## and ▁; specials 0."""
         surface = {
             "bpe": (lambda: _unigram_surface) if self._blanks else _byte_surface,
-            "unigram": lambda: _unigram_surface,
             "wordpiece": lambda: _wordpiece_surface,
-        }[self.kind]()
+        }.get(self.kind, lambda: _unigram_surface)()
         sizes = np.zeros(self.vocab_size, np.int32)
         for piece, number in self.vocab.items():
-            sizes[number] = len(surface(piece))
+            sizes[number] = len(surface(piece)) // self.overlap
         sizes[list(self.special_ids)] = 0
         return sizes
 
     @functools.cached_property
     def global_ids(self) -> dict[str, tuple[int, ...]]:
         """The ids by which each rule of model.global_tokens finds its tokens."""
-        ends = {mark: self._ids(f"a{mark}")[-1] for mark in ".!?。！？"}
+        ends = {mark: self._ids(f"a{mark}")[-1:] for mark in ".!?。！？"}
         # Each a piece of its own, neither [UNK] nor a part of the character.
-        own = {n for m, n in ends.items() if self.token_bytes[n] == len(m.encode())}
+        bytes_V = self.token_bytes
+        own = {
+            n for m, ids in ends.items() for n in ids if bytes_V[n] == len(m.encode())
+        }
         separator = (self.sep_id,)
         return {
             "question": separator,
@@ -171,6 +181,10 @@ class Tokenizer:
             return self.segmenter.encode(self._plain, texts, self._sign_V)
         encoded = self._cache.encode(texts)
         starts = encoded.word_start
+        if self.overlap > 1:  # a word hides at least one letter from all its chunks
+            begin = np.cumsum(encoded.lengths) - encoded.lengths
+            at = np.arange(len(starts)) - np.repeat(begin, encoded.lengths)
+            starts = at % self.overlap == 0
         if self._blanks:
             starts = starts | self._opens_V[encoded.tokens]
         starts = split_signs(encoded.tokens, starts, self._sign_V)
@@ -214,7 +228,17 @@ class Tokenizer:
         shown = [number for number in ids if number != self.pad_id]
         if self.pad_id in (self.cls_id, self.sep_id):
             shown = ids  # padding and the end of a text have the same id
+        if self.overlap > 1:
+            return self._joined(shown)
         return self.backend.decode(shown, skip_special_tokens=False)
+
+    def _joined(self, ids: Sequence[int]) -> str:
+        """Chunks that overlap, with each letter once."""
+        pieces = [str(self.backend.id_to_token(number)) for number in ids]
+        return "".join(
+            piece[-1] if before[1:] == piece[:-1] else piece
+            for before, piece in zip(["", *pieces], pieces, strict=False)
+        )
 
     def save(
         self,

@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from plmjax import DataError, PlmjaxError
@@ -16,14 +17,22 @@ from plmjax.tokenizers.backends import (
     ALBERT,
     BERT,
     BPE_ORDER,
+    LONGEST_WORD,
     ROBERTA,
     UNIGRAM_ORDER,
     WORDPIECE_ORDER,
     bpe_backend,
+    sequence_backend,
     unigram_backend,
     wordpiece_backend,
 )
-from plmjax.tokenizers.coverage import count_words, describe_text, normaliser
+from plmjax.tokenizers.coverage import (
+    count_words,
+    describe_text,
+    normaliser,
+    unknown_words,
+)
+from plmjax.tokenizers.files import SPECIAL
 from plmjax.tokenizers.segmenters import Segmenter, make_segmenter, plain_documents
 from plmjax.tokenizers.tokenizer import Tokenizer
 from plmjax.tokenizers.words import cutter
@@ -33,23 +42,35 @@ from plmjax.tokenizers.words import cutter
 SAMPLE_BYTES = 64_000_000
 # Unigram stores every piece of each distinct run between blanks and signs: for Chinese
 # about 100 bytes of memory and 2 microseconds a byte.
+# k-mers are counted in Python, about 3 million a second.
 UNIGRAM_BYTES = 16_000_000
 # GPT-2's words end at combining marks. Hindi has 30 %, text with some decomposed
 # letters far less: it keeps GPT-2's words, which RobertaTokenizer builds.
 MARKS_SHARE = 0.01
+
+# k - 1 passes of the library over a text for each letter.
+MOST_OVERLAPPING = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Block, prefix="tokenizer."):
     """The vocabulary: trained on the corpus, or read from path."""
 
-    # wordpiece | bpe (byte-level) | unigram (SentencePiece's)
-    kind: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    # wordpiece | bpe (byte-level) | unigram (SentencePiece's) | characters | kmer (k
+    # letters of a sequence without blanks: DNA, proteins)
+    kind: Literal["wordpiece", "bpe", "unigram", "characters", "kmer"] = "wordpiece"
     vocab_size: int = number(8192, at_least=1)
     min_frequency: int = number(2, at_least=1)
     lowercase: bool = True
     # None: a vocabulary trained here keeps accents, a loaded one does as its files say
     strip_accents: bool | None = None
+    nfkc: bool | None = None  # None: as is usual for the kind, for unigram alone
+    special_tokens: tuple = ()  # more of them, after the usual five
+    # The most characters that are pieces, the commonest; None: all of the text.
+    alphabet: int | None = number(None, at_least=1)
+    longest_word: int = number(LONGEST_WORD, at_least=1)  # wordpiece: characters
+    k: int = number(6, at_least=1, at_most=16)  # kmer
+    stride: int | None = number(None, at_least=1)  # kmer: 1, or None for k
     path: str | None = None  # a folder, tokenizer.json, vocab.txt, .spm or .model
     # Chinese words for whole-word masking: found by jieba, or separated by spaces.
     segmenter: Literal["none", "jieba", "spaces"] = "none"
@@ -97,8 +118,9 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             f"tokenizer.kind={config.kind!r} is not known.",
             hint=f"Known kinds: {', '.join(KINDS)}.",
         )
+    _check_options(config)
     segmenter = check_segmenter(config)
-    limit = UNIGRAM_BYTES if config.kind == "unigram" else SAMPLE_BYTES
+    limit = UNIGRAM_BYTES if config.kind in ("unigram", "kmer") else SAMPLE_BYTES
     sample = sample_documents(plain_documents(segmenter, documents), limit)
     if not any(text and not text.isspace() for text in sample):
         raise DataError(
@@ -106,6 +128,9 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             hint="Check --config.data.source.paths.",
         )
     tokenizer = KINDS[config.kind](config, sample)
+    if config.special_tokens:
+        tokenizer.backend.add_special_tokens([*config.special_tokens])
+        tokenizer = tokenizer.with_segmenter(None)
     if tokenizer.vocab_size < config.vocab_size:
         tokenizer.notes += (
             f"The text gives {tokenizer.vocab_size:,} pieces that occur at least "
@@ -113,6 +138,14 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             f"{config.vocab_size:,}: the vocabulary has {tokenizer.vocab_size:,}.",
         )
     tokenizer.notes += describe_text(tokenizer, sample)
+    if config.alphabet is not None:
+        words = unknown_words(tokenizer, sample)
+        share = words.unknown / max(words.words, 1)
+        tokenizer.notes += (
+            f"{share:.2%} of the words have letters that are not among the "
+            f"tokenizer.alphabet={config.alphabet:,} commonest: "
+            f"{', '.join(words.character_examples) or 'none'}.",
+        )
     return tokenizer.with_segmenter(segmenter)
 
 
@@ -146,29 +179,33 @@ def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     # which differs from run to run, and breaks ties between merges by number. So a
     # first pass, over the distinct words and without merges, collects the letters; the
     # second pass receives them in a fixed order.
-    split = cutter(wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)).split
-    words = set(itertools.chain.from_iterable(map(split, sample)))
-    letters = _learn_wordpiece(WORDPIECE_ORDER, 0, config, options, words)
-    alphabet = sorted(letters.keys() - set(WORDPIECE_ORDER))
-    pieces = WORDPIECE_ORDER + alphabet
+    options["longest_word"] = config.longest_word
+    first = [*WORDPIECE_ORDER, *config.special_tokens]
+    like = wordpiece_backend(_numbered(first), **options)
+    limits: dict[str, Any] = {}
+    if config.alphabet is not None:
+        limits["initial_alphabet"] = _commonest(config, count_words(like, sample))
+        limits["limit_alphabet"] = len(limits["initial_alphabet"])
+    words = set(itertools.chain.from_iterable(map(cutter(like).split, sample)))
+    letters = _learn_wordpiece(like, words, 0, special_tokens=first, **limits)
+    alphabet = sorted(letters.keys() - set(first))
+    pieces = first + alphabet
     _check_letters(config, alphabet, len(pieces))
-    vocab = _learn_wordpiece(pieces, config.vocab_size, config, options, sample)
+    limits |= {"special_tokens": pieces, "min_frequency": config.min_frequency}
+    vocab = _learn_wordpiece(like, sample, config.vocab_size, **limits)
     return Tokenizer(wordpiece_backend(vocab, **options), BERT)
 
 
-def _learn_wordpiece(first_pieces, vocab_size, config, options, sample):
+def _learn_wordpiece(like, sample, vocab_size: int, **options) -> dict[str, int]:
+    """Returns the vocabulary; the special_tokens of the options get the first ids."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, trainers
 
-    like = wordpiece_backend(_numbered(WORDPIECE_ORDER), **options)
     # No special tokens: one that is spelt out in the text is ordinary text.
     backend = Backend(models.WordPiece(unk_token=BERT.unk))
     backend.normalizer, backend.pre_tokenizer = like.normalizer, like.pre_tokenizer
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=first_pieces,  # they get the first ids
-        show_progress=False,
+        vocab_size=vocab_size, show_progress=False, **options
     )
     backend.train_from_iterator(sample, trainer)
     return backend.get_vocab(with_added_tokens=False)
@@ -179,7 +216,8 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     from tokenizers import pre_tokenizers, trainers
 
     options = _normalisation(config)
-    floor = len(BPE_ORDER) + 256
+    first = [*BPE_ORDER, *config.special_tokens]
+    floor = len(first) + 256
     if config.vocab_size < floor:
         raise PlmjaxError(
             f"tokenizer.vocab_size={config.vocab_size} is too small: the bytes and "
@@ -188,11 +226,11 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
         )
     share = _share_of_marks(sample)
     options["joins_marks"] = not config.strip_accents and share > MARKS_SHARE
-    backend = bpe_backend(_numbered(BPE_ORDER), [], **options)
+    backend = bpe_backend(_numbered(first), [], **options)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
-        special_tokens=BPE_ORDER,
+        special_tokens=first,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -219,8 +257,16 @@ def _share_of_marks(sample: list[str]) -> float:
 def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     """Unigram over "▁" words, by our trainer: the library's is not deterministic."""
     options = _normalisation(config)
-    empty = [(piece, 0.0) for piece in UNIGRAM_ORDER]
+    empty = [(piece, 0.0) for piece in (*UNIGRAM_ORDER, *config.special_tokens)]
     words = count_words(unigram_backend(empty, **options), sample)
+    if config.alphabet is not None:
+        # "▁" is no character of the text.
+        kept = "".join(map(re.escape, [unigram.METASPACE, *_commonest(config, words)]))
+        parts = Counter[str]()
+        for word, count in words.items():
+            for part in re.findall(f"[{kept}]+", word):
+                parts[part] += count
+        words = parts
     letters = set(itertools.chain.from_iterable(words))
     _check_letters(config, letters, len(letters) + len(empty))
     room = config.vocab_size - len(empty)
@@ -228,10 +274,98 @@ def _train_unigram(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     return Tokenizer(unigram_backend(empty + pieces, **options), ALBERT)
 
 
+def _train_sequences(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
+    """All letters, and for kmer the commonest chunks of k, wherever they begin."""
+    options = _normalisation(config) | {"k": 1, "blanks": True}
+    if config.kind == "kmer":
+        options |= {"k": config.k, "blanks": False}
+    first, k = [*WORDPIECE_ORDER, *config.special_tokens], options["k"]
+    normalise = normaliser(sequence_backend(_numbered(first), **options))
+    texts = [normalise(text) for text in sample]
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
+    kept = set(_commonest(config, counts))
+    _check_letters(config, kept, len(first) + len(kept))
+    chunks = Counter[str]()
+    for text in texts if k > 1 else ():
+        chunks.update(text[i : i + k] for i in range(len(text) - k + 1))
+    often = [
+        (-count, chunk)
+        for chunk, count in chunks.items()
+        if count >= config.min_frequency and kept.issuperset(chunk)
+    ]
+    overlap = "".join(sorted(kept)) if k > 1 and config.stride == 1 else ""
+    if len(overlap) > MOST_OVERLAPPING:
+        raise DataError(
+            f"The text has {len(overlap)} letters; tokenizer.stride=1 is for at most "
+            f"{MOST_OVERLAPPING}, as DNA and proteins have.",
+            hint="Leave tokenizer.stride out, or clean the text.",
+        )
+    # An unknown chunk among others that overlap is one [UNK], else it is its letters.
+    letters = [] if overlap else sorted(kept)
+    pieces = [*first, *letters, *(chunk for _, chunk in sorted(often))]
+    vocab = _numbered(pieces[: config.vocab_size])
+    return Tokenizer(sequence_backend(vocab, **options, overlap=overlap), BERT)
+
+
 def _normalisation(config: TokenizerConfig) -> dict[str, Any]:
     """The arguments of all backends; False, as None is BERT's rule to transformers."""
     strip = bool(config.strip_accents)
-    return {"lowercase": config.lowercase, "strip_accents": strip}
+    options = {"lowercase": config.lowercase, "strip_accents": strip}
+    return options | ({"nfkc": bool(config.nfkc)} if config.kind != "unigram" else {})
+
+
+def _commonest(config: TokenizerConfig, words: Mapping[str, int]) -> list[str]:
+    """The config.alphabet commonest characters of some words with counts, or all."""
+    counts = Counter[str]()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    counts.pop(unigram.METASPACE if config.kind == "unigram" else "", None)
+    order = sorted(counts, key=lambda character: (-counts[character], character))
+    return order[: config.alphabet]
+
+
+def _check_options(config: TokenizerConfig) -> None:
+    """Raises PlmjaxError for options that contradict each other or have no effect."""
+    orders = {"bpe": BPE_ORDER, "unigram": UNIGRAM_ORDER}
+    known = [*orders.get(config.kind, WORDPIECE_ORDER), *config.special_tokens]
+    for token, times in Counter(known).items():
+        if not SPECIAL.fullmatch(str(token)) or str(token).split() != [token]:
+            raise PlmjaxError(
+                f"tokenizer.special_tokens has {token!r}; no text may spell it.",
+                hint='Give words in brackets: ("[GENE]","<cell>").',
+            )
+        if times > 1:
+            raise PlmjaxError(
+                f"the special token {token!r} is given twice.",
+                hint=f"These are always there: {', '.join(known[:5])}.",
+            )
+    kind = config.kind
+    for key, kinds in (
+        ("alphabet", ("wordpiece", "unigram", "characters", "kmer")),
+        ("longest_word", ("wordpiece",)),
+        ("stride", ("kmer",)),
+        ("k", ("kmer",)),
+    ):
+        value = getattr(config, key)
+        if kind not in kinds and value != getattr(TokenizerConfig(), key):
+            raise PlmjaxError(
+                f"tokenizer.{key}={value} has no effect on kind={kind}.",
+                hint=f"It is for {', '.join(kinds)}.",
+            )
+    if config.stride not in (None, 1, config.k):
+        raise PlmjaxError(
+            f"tokenizer.stride={config.stride} must be 1 or k={config.k}.",
+            hint="1: all k-mers, which overlap; k: one after the other.",
+        )
+    if kind == "unigram" and config.nfkc is False:
+        raise PlmjaxError(
+            "tokenizer.nfkc=false has no effect on kind=unigram, which normalises as "
+            "SentencePiece does.",
+            hint="Leave it out.",
+        )
 
 
 def _numbered(pieces: list[str]) -> dict[str, int]:
@@ -251,9 +385,16 @@ def _check_letters(
         raise DataError(
             f"The text has {len(letters):,} letters (those inside words counted too), "
             f"more than tokenizer.vocab_size={config.vocab_size} can hold.",
-            hint=f"Set --config.tokenizer.vocab_size={floor} or more, or "
+            hint=f"Set --config.tokenizer.vocab_size={floor} or more, "
+            "--config.tokenizer.alphabet to keep the commonest letters alone, or "
             "--config.tokenizer.kind=bpe, whose 256 bytes write every letter.",
         )
 
 
-KINDS = {"wordpiece": _train_wordpiece, "bpe": _train_bpe, "unigram": _train_unigram}
+KINDS = {
+    "wordpiece": _train_wordpiece,
+    "bpe": _train_bpe,
+    "unigram": _train_unigram,
+    "characters": _train_sequences,
+    "kmer": _train_sequences,
+}

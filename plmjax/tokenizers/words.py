@@ -8,6 +8,7 @@ never change the library's result; each pattern below states its assumptions.
 
 import functools
 import itertools
+import json
 import re
 import string
 import sys
@@ -18,7 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from plmjax.tokenizers.backends import unigram_pre_tokenizer
+from plmjax.tokenizers.backends import (
+    WHITE,
+    chunk_size,
+    overlapping,
+    unigram_pre_tokenizer,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -179,12 +185,18 @@ def cutter(backend: "tokenizers.Tokenizer") -> Cutter:
     if any(not t.special for t in backend.get_added_tokens_decoder().values()):
         return UNCUT  # the library matches these before it cuts the text into words
     if isinstance(backend.model, models.WordPiece):
+        if chunk := chunk_size(backend):
+            return _sequence_cutter(backend, chunk)
+        nfkc = isinstance(normalizer, normalizers.Sequence) and len(normalizer) == 2
+        if nfkc and isinstance(normalizer[0], normalizers.NFKC):
+            normalizer = normalizer[1]  # which composes across signs, but not blanks
         if (
             isinstance(normalizer, normalizers.BertNormalizer)
             and normalizer.clean_text
             and isinstance(pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         ):
-            return Cutter(_bert_pattern().findall, _ASCII_WORD.fullmatch)
+            unit = _UNIGRAM_UNIT if nfkc else _bert_pattern()
+            return Cutter(unit.findall, _ASCII_WORD.fullmatch)
     elif isinstance(backend.model, models.Unigram):
         if (
             pre_tokenizer is not None
@@ -215,6 +227,7 @@ _BOOK_PUNCTUATION = "¡¿«»" + "".join(map(chr, range(0x2010, 0x2028)))
 
 _ASCII_WORD = re.compile("[0-9A-Za-z]+")
 _UNIGRAM_UNIT = re.compile("[^ \t\n\r]+")  # the library also knows rarer blanks
+_ASCII_WHITE = re.compile("[\t-\r ]+")
 _ASCII_UNIT = re.compile("[!-~]+")
 
 
@@ -293,6 +306,43 @@ def _gpt2_cutter(words: re.Pattern, unknown: re.Pattern) -> Cutter:
         return units + words.findall(text, done) if units else words.findall(text)
 
     return Cutter(split, lambda unit: not unknown.search(unit))
+
+
+def _sequence_cutter(backend: "tokenizers.Tokenizer", k: int) -> Cutter:
+    """Cuts ASCII text into chunks of k characters, if sequence_backend made this."""
+    from tokenizers import normalizers as n
+
+    content = json.loads(backend.to_str())
+    steps = (content["normalizer"] or {}).get("normalizers", [])
+    white = [step.get("pattern") == {"Regex": WHITE} for step in steps]
+    at = white.index(True) if any(white) else 0
+    before, after = [step["type"] for step in steps[:at]], steps[at + 1 :]
+    copies = (step for step in after if "String" in step.get("pattern", ()))
+    letters = "".join(step["content"] for step in copies)
+    every = n.Sequence(overlapping(letters, k) if letters else []).__getstate__()
+    if (
+        not any(white)
+        or not {"NFKC", "NFD", "StripAccents", "Lowercase"}.issuperset(before)
+        or after != json.loads(every)["normalizers"]
+    ):
+        return UNCUT
+    change = str.lower if "Lowercase" in before else str
+    known = re.compile(f"[{re.escape(letters) or '.'}]+|.")
+
+    def split(text: str) -> list[str]:
+        if not text.isascii():
+            return [text]
+        text = _ASCII_WHITE.sub(steps[at]["content"], change(text))
+        if not after:
+            return [text[i : i + k] for i in range(0, len(text), k)]
+        return [
+            run[i : i + k]
+            for run in known.findall(text)
+            # A letter without a piece is a chunk alone.
+            for i in range(len(run) - k + 1 if run[0] in letters else 1)
+        ]
+
+    return Cutter(split, str.isascii)
 
 
 def _is_cut_by_blanks(normalizer) -> bool:

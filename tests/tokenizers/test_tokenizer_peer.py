@@ -82,6 +82,39 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     assert back.special_ids == ours.special_ids
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        TokenizerConfig(kind="characters", vocab_size=120, special_tokens=("[A]",)),
+        TokenizerConfig(kind="characters", vocab_size=120, strip_accents=True),
+        TokenizerConfig(kind="kmer", k=3, vocab_size=300, lowercase=False),
+        TokenizerConfig(kind="kmer", k=3, stride=1, vocab_size=300, nfkc=True),
+        TokenizerConfig(nfkc=True, vocab_size=150, special_tokens=("[A]", "[B]")),
+        TokenizerConfig(longest_word=8, vocab_size=150, alphabet=20),
+        TokenizerConfig(kind="bpe", nfkc=True, vocab_size=300),
+        TokenizerConfig(kind="unigram", alphabet=20, vocab_size=120),
+    ],
+    ids=str,
+)
+def test_auto_tokenizer_gives_our_ids_with_other_options(config, tmp_path):
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "ＡＢＣ ﬁne …", "ACGTNNACGTTTGACA\nACGT acgtnac"]
+    ours = train_tokenizer(config, texts * 3)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in texts:
+        expected = ours.encode_batch([text]).tokens.tolist()
+        assert theirs(text, add_special_tokens=False)["input_ids"] == expected
+    prompt = f"acgta {theirs.mask_token} acgtn{theirs.mask_token}ac"
+    ids = theirs(prompt, add_special_tokens=False)["input_ids"]
+    assert ids == ours.encode_prompt(prompt) and ids.count(ours.mask_id) == 2
+    special = theirs.convert_tokens_to_ids([*config.special_tokens])
+    assert special == list(range(5, 5 + len(special)))
+    assert Tokenizer.load(tmp_path).digest == ours.digest
+
+
 def test_words_with_marks(tmp_path):
     from transformers import AutoTokenizer
 
