@@ -30,12 +30,13 @@ def words_of(tokenizer: Tokenizer, documents: Iterable[str]) -> Counter[str]:
     """Counts the words of documents, as the tokenizer's model receives them.
 
     Raises:
-      PlmjaxError: the tokenizer cuts no words.
+      PlmjaxError: the tokenizer cuts no words, or does not make them of pieces.
     """
-    if writes_blanks(tokenizer.backend):
+    blanks, kind = writes_blanks(tokenizer.backend), tokenizer.kind
+    if blanks or kind not in ("wordpiece", "bpe", "unigram"):
+        what = "reads a text as one word" if blanks else f"is of the kind {kind}"
         raise PlmjaxError(
-            "this vocabulary reads a text as one word (Gemma's, mmBERT's), so pieces "
-            "can be neither added to it nor taken away.",
+            f"the vocabulary {what}, so pieces can be neither added nor taken away.",
             hint="Give another one: --vocabulary=DIR.",
             code=Exit.MODEL,
         )
