@@ -48,7 +48,7 @@ def _add_adapt(verb, of) -> None:
         metavar="N",
         help="keep the pieces that the text has N times; 1: all that it uses",
     )
-    add("--keep", type=int, metavar="N", help="keep the N commonest pieces of the text")
+    add("--keep", type=int, metavar="N", help="keep at most N pieces, the commonest")
     add(
         "--vocabulary",
         metavar="PATH",
@@ -79,7 +79,8 @@ def _adapt(args) -> int:
     names = "vocabulary add keep min_frequency new".split()
     change = adapt.Change(**{name: getattr(args, name) for name in names})
     to = Workdir(args.workdir) if args.to is None else Path(args.to)
-    with renamed("data.source.paths", "--text"):
+    vocabulary = renamed("tokenizer.path", "--vocabulary")
+    with renamed("data.source.paths", "--text"), vocabulary:
         report = adapt.adapt(
             args.model, args.text, change, to, log=log, checkpoint=args.checkpoint
         )

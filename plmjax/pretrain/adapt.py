@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from plmjax import DataError, Exit, PlmjaxError, tree
+from plmjax import Exit, PlmjaxError, tree
 from plmjax.baselines.static_vectors import from_tokens
 from plmjax.data.sources import SourceConfig, open_source
 from plmjax.evaluate.model import (
@@ -97,8 +97,6 @@ def adapt(
     tokenizer = change.vocabulary and _ready(change.vocabulary, old)
     corpus = open_source(SourceConfig(paths=tuple(texts)))
     sample = sample_documents(corpus.documents(), _SAMPLE_BYTES)
-    if not any(map(str.strip, sample)):
-        raise DataError("--text holds no text.", hint="Give files with some.")
     tokenizer = tokenizer or _changed(old, sample, change, log)
     encoded = [each.encode_batch(sample) for each in (old, tokenizer)]
     text = [
