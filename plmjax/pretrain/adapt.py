@@ -138,10 +138,11 @@ def _ready(path: str, old: Tokenizer) -> Tokenizer:
         others = (specials.pad, specials.unk, specials.cls, specials.sep)
         if specials.mask in others:
             raise _repeated(path, str(specials.mask), "for two roles")
-    files = [Path(path), Path(path) / "vocab.txt"]
-    text = next((file for file in files if file.name == "vocab.txt"), files[0])
-    if text.is_file() and text.suffix == ".txt":
-        lines = text.read_text(encoding="utf-8").split("\n")
+    file = Path(path)
+    if file.is_dir() and not (file / "tokenizer.json").is_file():
+        file /= "vocab.txt"
+    if file.is_file() and file.suffix == ".txt":  # of equal lines the last one counts
+        lines = file.read_text(encoding="utf-8").split("\n")
         for token in specials.tokens():
             if lines.count(token) > 1:
                 raise _repeated(path, token, "in two lines")
