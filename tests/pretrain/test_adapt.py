@@ -104,9 +104,10 @@ def test_focus_weights_shared_pieces_by_their_cosines():
 def test_pieces_with_the_same_neighbours_have_similar_vectors():
     """0 X 1 and 2 Y 3, where X is 4 or 5 and Y is 6 or 7; 8 is in no text."""
     random = np.random.default_rng(0)
-    texts = [(0, random.integers(4, 6), 1) for _ in range(50)]
-    texts += [(2, random.integers(6, 8), 3) for _ in range(50)]
-    vectors = from_tokens(np.concatenate(texts), np.full(100, 3), 9, width=4)
+    middle = random.integers([4, 6], [6, 8], (50, 2))
+    ends = np.tile([[0, 2], [1, 3]], (50, 1, 1))
+    texts = np.stack([ends[:, 0], middle, ends[:, 1]], axis=-1)
+    vectors = from_tokens(texts.ravel(), np.full(100, 3), 9, width=4)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)[:, None]
     cosine = unit @ unit.T
     assert min(cosine[4, 5], cosine[6, 7]) > 0.9
@@ -232,9 +233,10 @@ def test_transformers_loads_the_result_and_scores_old_pieces_as_before(tmp_path)
     import transformers
 
     (tmp_path / "away.txt").write_text("\n".join(AWAY))
-    for kind, preset in (("bpe", "roberta-base"), ("unigram", "albert-base-v2")):
-        size = 290 if kind == "bpe" else 80
-        tokenizer = train_tokenizer(TokenizerConfig(kind=kind, vocab_size=size), HOME)
+    bpe = TokenizerConfig(kind="bpe", vocab_size=290)
+    unigram = TokenizerConfig(kind="unigram", vocab_size=80)
+    for config, preset in ((bpe, "roberta-base"), (unigram, "albert-base-v2")):
+        kind, tokenizer = config.kind, train_tokenizer(config, HOME)
         old = model(preset, tokenizer=tokenizer, max_positions=34, groups=1)
         source, to = tmp_path / kind, tmp_path / f"{kind}-adapted"
         export_folder(source, old.encoder, old.params, tokenizer, "A card.")

@@ -93,4 +93,5 @@ def test_between_kinds_the_letters_and_the_blank_count():
     assert equal[new.vocab["the"]] == ("Ġthe" in old.vocab)
     assert len(spelt["中"]) == 3  # bytes
     again, equal = resize.sources(old, new)
-    assert again[old.mask_id].tolist() == [new.mask_id] and equal[old.mask_id]
+    mask = old.require_mask()
+    assert again[mask].tolist() == [new.mask_id] and equal[mask]
