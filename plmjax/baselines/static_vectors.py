@@ -1,4 +1,4 @@
-"""One vector a word, the same in any context: of word2vec files and token tables.
+"""One vector a word, the same in any context: of files, token tables and text.
 
 Legend: V words or pieces, E width, N texts or words.
 """
@@ -27,6 +27,7 @@ from plmjax.evaluate.model import Model
 from plmjax.models import heads
 from plmjax.tasks import TaskKind
 
+_WINDOW = 5  # tokens on each side that count as neighbours
 _LONGEST = 10_000  # bytes of a word; a file with a longer one has another format
 
 
@@ -281,3 +282,36 @@ def _cut_off(path: Path, promised: int, actual: int) -> PlmjaxError:
         f"it announces {promised:,} words, but has {actual:,}.",
         "Was the file cut off? Get it again, or correct the first line.",
     )
+
+
+# --- text
+
+
+def from_tokens(
+    tokens: np.ndarray, lengths: np.ndarray, pieces: int, width: int = 128
+) -> np.ndarray:
+    """Returns vectors [V, E] of pieces by their neighbours in texts, 0 for the unseen.
+
+    `tokens` are those of texts end to end, of `lengths` [N]. The vectors are those of
+    Levy et al. 2015 (TACL 3): positive mutual information of pieces at most 5 apart,
+    nearer ones weighted more, contexts smoothed by a power of 0.75; of it the first E
+    singular vectors, times the roots of their values.
+    """
+    from scipy import sparse
+    from sklearn.utils.extmath import randomized_svd
+
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    counts = sparse.csr_array((pieces, pieces), dtype=np.float64)
+    for apart in range(1, _WINDOW + 1):
+        near = text[apart:] == text[:-apart]
+        pair = tokens[:-apart][near], tokens[apart:][near]
+        weights = np.full(len(pair[0]), 1 - (apart - 1) / _WINDOW)
+        counts += sparse.coo_array((weights, pair), counts.shape).tocsr()
+    counts = (counts + counts.T).tocoo()
+    row_V = counts.sum(1)
+    context_V = row_V**0.75
+    expected = row_V[counts.row] * context_V[counts.col] / max(context_V.sum(), 1.0)
+    information = np.maximum(np.log(counts.data / expected), 0)
+    matrix = sparse.csr_array((information, counts.coords), counts.shape)
+    u_VE, scale_E, _ = randomized_svd(matrix, min(width, pieces - 1), random_state=0)
+    return (u_VE * np.sqrt(scale_E)).astype(np.float32)

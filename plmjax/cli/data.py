@@ -6,6 +6,7 @@ from pathlib import Path
 
 from plmjax import PlmjaxError
 from plmjax.cli import stores
+from plmjax.cli.domains import add_domains
 from plmjax.cli.options import at_least_one, json_option, log, print_result
 
 
@@ -21,6 +22,7 @@ def add(verb) -> None:
     _add_inspect(verb, verbs)
     _add_clean(verb, verbs)
     _add_split(verb, verbs)
+    add_domains(verb, verbs)
     stores.add_prepare(verb, verbs)
     stores.add_verify(verb, verbs)
     stores.add_merge(verb, verbs)

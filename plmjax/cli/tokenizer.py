@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
+from plmjax.cli.adapt import add_adapt
 from plmjax.cli.options import json_option, load_config, log, numbers, start_jax
 
 
@@ -21,6 +22,7 @@ def add(verb) -> None:
     _add_train(verb, verbs)
     _add_compare(verb, verbs)
     _add_choose(verb, verbs)
+    add_adapt(verb, verbs)
 
 
 # Keys of the block `tokenizer` as options.

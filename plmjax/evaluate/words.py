@@ -21,7 +21,7 @@ _UNSPACED = (
 
 
 @functools.cache
-def _word_pattern() -> re.Pattern:
+def word_pattern() -> re.Pattern:
     """Letters and digits with their marks; `\\w` alone has no Hindi vowel signs."""
     marks = re.escape("".join(filter(is_mark, map(chr, range(0x300, 0x20000)))))
     letter = f"[^\\W_{_UNSPACED}]"
@@ -81,7 +81,7 @@ def hidden_words(text: str, free: np.ndarray, windows: np.ndarray) -> np.ndarray
     Which of them are hidden depends on the text and the words' positions alone. A word
     ends where all tokenizers end a piece, so it may have more than its letters.
     """
-    words = np.array([m.span() for m in _word_pattern().finditer(text)], np.int64)
+    words = np.array([m.span() for m in word_pattern().finditer(text)], np.int64)
     words = words.reshape(-1, 2)
     edges = np.flatnonzero(free)
     begin = edges[np.searchsorted(edges, words[:, 0], "right") - 1]

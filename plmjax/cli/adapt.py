@@ -1,0 +1,86 @@
+"""`plmjax tokenizer adapt`."""
+
+import json
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.cli.options import checkpoint_option, json_option, log, renamed, start_jax
+
+
+def add_adapt(verb, of) -> None:
+    """Adds the parser of `plmjax tokenizer adapt`."""
+    added = verb(
+        "adapt",
+        _adapt,
+        "give a trained model another vocabulary, and carry its rows over",
+        "plmjax tokenizer adapt --model=runs/mine --text='papers/*.txt' --add=2000 "
+        "--workdir=runs/papers",
+        of=of,
+    )
+    add = added.add_argument
+    add("--model", required=True, help="a run's workdir or a Hugging Face folder")
+    add(
+        "--text",
+        action="append",
+        required=True,
+        metavar="FILES",
+        help="text that the model is to read",
+    )
+    add("--to", metavar="DIR", help="the new folder, for transformers and plmjax")
+    add(
+        "--workdir", help="directory of a new run that starts with it, in place of --to"
+    )
+    add("--add", type=int, metavar="N", help="add N pieces, the commonest of the text")
+    add(
+        "--min_frequency",
+        type=int,
+        metavar="N",
+        help="keep the pieces that the text has N times; 1: all that it uses",
+    )
+    add("--keep", type=int, metavar="N", help="keep at most N pieces, the commonest")
+    add(
+        "--vocabulary",
+        metavar="PATH",
+        help="replace the vocabulary by this: a folder, tokenizer.json or vocab.txt",
+    )
+    add(
+        "--new",
+        choices=("mean", "focus", "draw"),
+        default="mean",
+        help="rows of new pieces: mean of those of the pieces that spelt them "
+        "(default); focus: of similar pieces, by their neighbours in the text; draw: "
+        "untrained",
+    )
+    checkpoint_option(added)
+    json_option(added)
+
+
+def _adapt(args) -> int:
+    start_jax()
+    from plmjax.pretrain import adapt
+    from plmjax.workdir import Workdir
+
+    if (args.to is None) == (args.workdir is None):
+        raise PlmjaxError(
+            "it is not clear where the model should go.",
+            hint="Give --to=DIR for a folder, or --workdir=RUN to train it further.",
+        )
+    names = "vocabulary add keep min_frequency new".split()
+    change = adapt.Change(**{name: getattr(args, name) for name in names})
+    to = Workdir(args.workdir) if args.to is None else Path(args.to)
+    vocabulary = renamed("tokenizer.path", "--vocabulary")
+    with renamed("data.source.paths", "--text"), vocabulary:
+        report = adapt.adapt(
+            args.model, args.text, change, to, log=log, checkpoint=args.checkpoint
+        )
+    if args.json:
+        print(json.dumps(report))
+        return Exit.OK
+    print("\n".join(adapt.lines(report)))
+    run = args.workdir or "runs/adapted"
+    first = (
+        "" if args.workdir else f"  plmjax import --from={args.to} --workdir={run}\n"
+    )
+    texts = " ".join(args.text)
+    print(f"\nNext:\n{first}  plmjax pretrain {texts} --workdir={run}")
+    return Exit.OK

@@ -1,0 +1,45 @@
+"""`plmjax data domains`."""
+
+import json
+from pathlib import Path
+
+from plmjax import Exit, PlmjaxError
+from plmjax.cli.options import checkpoint_option, json_option, log, start_jax
+
+
+def add_domains(verb, of) -> None:
+    """Adds the parser of `plmjax data domains`."""
+    added = verb(
+        "domains",
+        _domains,
+        "compare texts of several domains: is adapting a model likely to pay?",
+        "plmjax data domains news.txt 'papers/*.txt' --model=runs/mine "
+        "--plot=domains.png",
+        of=of,
+    )
+    added.add_argument(
+        "paths",
+        nargs="*",
+        metavar="FILES",
+        help="a file, folder or pattern for each domain; the first is home",
+    )
+    added.add_argument("--model", help="a run's workdir or a Hugging Face folder")
+    added.add_argument("--plot", metavar="PNG", help="draw the passages")
+    checkpoint_option(added)
+    json_option(added)
+
+
+def _domains(args) -> int:
+    start_jax()
+    from plmjax.embed.domains import compare_domains
+    from plmjax.report.domains import lines, write_plot
+
+    if args.plot and not Path(args.plot).parent.is_dir():
+        raise PlmjaxError(
+            f"--plot={args.plot}: there is no such folder.", hint="Create it first."
+        )
+    result = compare_domains(args.paths, args.model, args.checkpoint, log)
+    if args.plot:
+        write_plot(result, Path(args.plot))
+    print(json.dumps(result) if args.json else "\n".join(lines(result)))
+    return Exit.OK

@@ -1,0 +1,69 @@
+"""The comparison of domains as text and as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plmjax.report.figures import COLOURS, png
+
+_FIGURES = {  # of a model
+    "bits_per_byte": ("bits a byte", "{:.3f}"),
+    "accuracy": ("right", "{:.1%}"),
+    "unknown_share": ("unknown", "{:.2%}"),
+    "tokens_per_word": ("tokens a word", "{:.2f}"),
+}
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """Returns the record of `embed.domains.compare_domains` as lines of text."""
+    domains = result["domains"]
+    names = [domain["name"] for domain in domains]
+    width = max(map(len, [*names, "domain"]))
+    shown = {n: _FIGURES[n] for n in _FIGURES if n in domains[0]}
+    heads = ["documents", "MB", "share", *(head for head, _ in shown.values())]
+    text = [f"{'domain':{width}}" + "".join(f"  {head:>9}" for head in heads)]
+    for domain in domains:
+        cells = [f"{domain['documents']:,}", f"{domain['bytes'] / 1e6:.2f}"]
+        cells += [f"{domain['share']:.1%}"]
+        cells += [form.format(domain[name]) for name, (_, form) in shown.items()]
+        sized = zip(heads, cells, strict=True)
+        row = "".join(f"  {cell:>{max(len(head), 9)}}" for head, cell in sized)
+        text.append(f"{domain['name']:{width}}{row}")
+    text += ["", f"Of the {result['words']:,} most frequent words, in common:"]
+    sizes = [max(len(name), 5) for name in names]
+    top = zip(names, sizes, strict=True)
+    text.append(" " * width + "".join(f"  {name:>{size}}" for name, size in top))
+    for name, row in zip(names, result["overlap"], strict=True):
+        cells = zip(row, sizes, strict=True)
+        text.append(f"{name:{width}}" + "".join(f"  {x:>{n}.1%}" for x, n in cells))
+    text += [
+        "",
+        f"Clusters of passages: purity {result['purity']:.3f} "
+        f"({result['purity_by_chance']:.3f} by chance).",
+    ]
+    for advice in result["advice"]:
+        what = "likely" if advice["likely"] else "unlikely"
+        change = " with another vocabulary" if advice["vocabulary"] else ""
+        text.append(
+            f"{names[0]} -> {advice['to']}: adapting{change} is {what} to pay "
+            f"({'; '.join(advice['why'])})."
+        )
+    return text
+
+
+def write_plot(result: Mapping[str, Any], path: Path) -> None:
+    """Writes the passages on their first two principal components as a PNG."""
+    points, begin = np.array(result["points"]), 0
+    with png(path) as axes:
+        for index, size in enumerate(result["passages"]):
+            some = points[begin : begin + size]
+            name = result["domains"][index]["name"]
+            colour = COLOURS[index % len(COLOURS)]
+            axes[0].plot(*some.T, ".", color=colour, alpha=0.6, label=name)
+            begin += size
+        axes[0].set_xlabel("first principal component")
+        axes[0].set_ylabel("second")
+        axes[0].set_title(f"Passages, purity {result['purity']:.3f}", loc="left")
+        axes[0].legend(frameon=False)
