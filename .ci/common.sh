@@ -36,3 +36,8 @@ install() {
   "$bin/pip" install -q --no-compile torch==2.13.0 &&
     "$bin/pip" install -q --no-compile -e ".[test,dev,peer]"
 }
+
+# For the tests marked `topology`.
+compilers() {
+  "$bin/pip" install -q --no-compile -e ".[topology]"
+}

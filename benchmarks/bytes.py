@@ -150,7 +150,9 @@ def place(source: str) -> str:
         if inner and not _NO_PLACE.search(inner):
             names.append(inner)
     kind = "product" if operation.startswith("dot_general") else ""
-    where = "/".join(names) or ("loss" if passed else "optimizer and the like")
+    outside = "loss" if passed else "optimizer and the like"
+    outside = "between the parts of a layer" if "layer_" in source else outside
+    where = "/".join(names) or outside
     return ", ".join(filter(None, (where, kind, passed)))
 
 

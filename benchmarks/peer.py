@@ -8,13 +8,13 @@ Each side is a separate process; while one works the other sleeps.
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from plmjax import Exit, PlmjaxError, machine
 from plmjax.cli import run_program
 from plmjax.cli.options import json_option, log, print_result, start_jax
 from plmjax.cli.parser import program_parser
-from sides import DEFAULTS, DTYPES, PADDINGS, PeerConfig, Spec, Worker
+from sides import ATTENTIONS, DEFAULTS, DTYPES, PADDINGS, PeerConfig, Spec, Worker
 
 # Largest relative difference of the sides at the start, in each loss of one batch in
 # float32 and in the number of trained parameters.
@@ -60,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warm_up", type=int, default=5, help="steps before the first turn")
     add("--to_loss", type=int, default=0, metavar="STEPS", help="race so many steps")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both train")
+    add("--attention", choices=ATTENTIONS, help="the peer's (default: its choice)")
     add("--paths", help="text files (default: docstrings of installed packages)")
     add("--vocab", metavar="PATH", help="a tokenizer (default: trained on the text)")
     add("--vocab_size", type=int, help="rows of the model's table (default: 30522)")
@@ -92,7 +93,7 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
     from case import make_case  # Imports jax, which --help does not need.
 
     for name in ("torch", "transformers"):
-        if importlib.util.find_spec(name) is None:
+        if find_spec(name) is None:
             raise PlmjaxError(
                 f"`python benchmarks/peer.py` needs {name}.",
                 hint='Run `pip install -e ".[peer]"`.',
@@ -101,6 +102,11 @@ def bench_peer(config: PeerConfig, log: Callable[[str], Any] = print) -> dict[st
         raise PlmjaxError(
             "--device=gpu: PyTorch detects no GPU on this machine.",
             hint="Install PyTorch with CUDA, or leave --device out.",
+        )
+    if config.attention == "flash_attention_2" and not find_spec("flash_attn"):
+        raise PlmjaxError(
+            "--attention=flash_attention_2 needs the package flash-attn.",
+            hint="Install it, or leave --attention out: transformers then takes sdpa.",
         )
     # The tokenizers library's threads must not outlive the preparation.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -123,7 +129,15 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """Measures one precision: plmjax against each variant of the peer."""
     total = config.to_loss or _SCHEDULE_STEPS
-    spec = Spec(folder, dtype, config.batch, config.length, total, device=config.device)
+    spec = Spec(
+        folder,
+        dtype,
+        config.batch,
+        config.length,
+        total,
+        device=config.device,
+        attention=config.attention,
+    )
     modes = (False, True) if config.compile else (False,)
     specs = [
         dataclasses.replace(spec, padding=padding, compile=mode)
@@ -155,6 +169,7 @@ def _compare(
             curves = _race([ours, *peers], config.to_loss)
             races = [_to_loss(curves[0], curve) for curve in curves[1:]]
         memory = [side.call("memory") for side in (ours, *peers)]
+        attention = [peer.call("attention") for peer in peers]
         device = ours.call("device")
     rows = [
         {
@@ -162,6 +177,7 @@ def _compare(
             "device": device,
             "peer": "torch.compile" if peer_spec.compile else "eager",
             "padding": peer_spec.padding,
+            "attention": attention[number - 1],
             "initial_losses": losses,
             **_figures(triples),
             "first_steps_s": {"plmjax": first[0], "peer": first[number]},
@@ -309,7 +325,8 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def _title(row: dict[str, Any]) -> str:
-    return f"{row['dtype']}, {row['padding']}, Hugging Face {row['peer']}"
+    peer = f"{row['peer']} with {row['attention']} attention"
+    return f"{row['dtype']}, {row['padding']}, Hugging Face {peer}"
 
 
 def _range(spread: dict[str, float]) -> str:

@@ -41,6 +41,7 @@ class Side:
         torch.set_float32_matmul_precision("high")
         folder = Path(spec.folder)
         settings = json.loads((folder / "config.json").read_text())["objective"]
+        settings["attention"] = spec.attention
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             _tokenizer_folder(folder)
         )
@@ -156,6 +157,11 @@ class Side:
         tokens = int(self.row_tokens[rows].sum())
         return {"seconds": seconds, "cpu_seconds": cpu, "tokens": tokens}
 
+    def attention(self) -> str:
+        """Returns transformers' name of the attention in use."""
+        models = (m for m in self.model.modules() if hasattr(m, "config"))
+        return next(models).config._attn_implementation
+
     def memory(self) -> int:
         """Returns the peak memory in bytes, of the GPU or else of this process."""
         if self.device.type == "cuda":
@@ -217,13 +223,18 @@ def _as_peer_batches(arrays: dict[str, np.ndarray]) -> list[dict[str, torch.Tens
 # loss terms of a masked held-out batch, `compile_models` calls torch.compile.
 
 
+def _load(model, folder: Path, settings: dict[str, Any]):
+    """Returns a model of transformers, with the attention that was asked for."""
+    return model.from_pretrained(folder, attn_implementation=settings["attention"])
+
+
 class MLM(torch.nn.Module):
     """The model that AutoModelForMaskedLM loads from the folder."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
-        del settings, full
-        self.model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+        del full
+        self.model = _load(transformers.AutoModelForMaskedLM, folder, settings)
 
     def compile_models(self) -> None:
         self.model.compile()
@@ -245,11 +256,11 @@ class Electra(torch.nn.Module):
     def __init__(self, folder: Path, settings: dict[str, Any], full: bool):
         super().__init__()
         self.settings, self.full = settings, full
-        self.generator = transformers.ElectraForMaskedLM.from_pretrained(
-            folder / "generator"
+        self.generator = _load(
+            transformers.ElectraForMaskedLM, folder / "generator", settings
         )
-        self.discriminator = transformers.ElectraForPreTraining.from_pretrained(
-            folder / "discriminator"
+        self.discriminator = _load(
+            transformers.ElectraForPreTraining, folder / "discriminator", settings
         )
         shared = self.discriminator.electra.embeddings.word_embeddings
         self.generator.electra.embeddings.word_embeddings = shared
@@ -308,10 +319,9 @@ class Distill(torch.nn.Module):
         super().__init__()
         self.settings, self.full = settings, full
         assert settings["soft_positions"] == "all"
-        self.student = transformers.AutoModelForMaskedLM.from_pretrained(folder)
-        teacher = transformers.AutoModelForMaskedLM.from_pretrained(
-            folder.parent / "teacher"
-        )
+        model = transformers.AutoModelForMaskedLM
+        self.student = _load(model, folder, settings)
+        teacher = _load(model, folder.parent / "teacher", settings)
         # Inside a tuple it is no submodule: never trained, no dropout.
         self._frozen = (teacher.eval().requires_grad_(False),)
 

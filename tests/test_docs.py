@@ -33,7 +33,8 @@ VERBS = (
     "import|extend|sweep|launch|doctor|bench"
 )
 PROGRAMS = {
-    f"benchmarks/{name}.py" for name in ("attention", "peer", "prepare", "scaling")
+    f"benchmarks/{name}.py"
+    for name in ("attention", "bytes", "peer", "prepare", "scaling")
 }
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.

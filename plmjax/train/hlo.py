@@ -11,6 +11,9 @@ _CALLED = re.compile(
     r"=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+# A TPU's asynchronous collective is copied into each fusion that it runs beside, and
+# into its end; its start is what counts.
+_PIECE = re.compile(r"%?async-collective-done\S* = |calls=%?async_collective_fusion")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 
@@ -44,6 +47,8 @@ def _executed(
     for line in bodies[name]:
         if leaf.search(line):
             yield line, times, known
+            continue
+        if _PIECE.search(line):
             continue
         called = [other for _, other in _CALLED.findall(line)]
         for branches in _BRANCHES.findall(line):

@@ -138,7 +138,7 @@ def test_peak_memory_grows_with_what_is_held():
 
 
 def test_peer_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(peer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peer, "find_spec", lambda name: None)
     with pytest.raises(PlmjaxError, match=r'pip install -e "\.\[peer\]"'):
         peer.bench_peer(PeerConfig())
 
@@ -163,6 +163,8 @@ def test_peer_refuses_what_transformers_has_no_classes_for():
     assert "electra-tiny" in str(error.value)
     with pytest.raises(PlmjaxError, match="compares bert models"):
         PeerConfig(objective="distill", preset="no-such-model")
+    with pytest.raises(PlmjaxError, match="longer than the 512 positions of bert-base"):
+        PeerConfig(preset="bert-base", length=1024)
     with pytest.raises(PlmjaxError, match="--to_loss cannot be combined with"):
         PeerConfig(objective="distill", to_loss=5)
 

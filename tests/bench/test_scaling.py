@@ -132,6 +132,8 @@ def test_what_a_formula_cannot_predict_is_reported():
         ("--mfu=40", "must be in (0, 1]"),
         ("--length=1024", "longer than the 512 positions"),
         ("--batch=0", "at least 1"),
+        ("--topology=v9", "Known: v5e, v5p, v6e, h100, h200"),
+        ("--topology=v5e", "512 is no slice of v5e. Known: 1, 4, 8, 16"),
     ],
 )
 def test_a_wrong_option_is_refused_before_any_work(option, words, capsys):

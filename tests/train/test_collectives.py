@@ -140,6 +140,25 @@ def test_a_permutation_spans_the_axes_of_its_pairs():
     assert found.axes({"data": 2, "fsdp": 2, "tensor": 2}) == ("data", "tensor")
 
 
+GATHERED = """\
+%{} (x: bf16[2]) -> bf16[8] {{
+  %g = bf16[8]{{0}} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={{0}}
+}}
+
+"""
+
+
+def test_the_pieces_of_an_asynchronous_collective_count_once():
+    names = ("start", "async_collective_fusion.1", "end")
+    found = only(
+        "%async-collective-start.1 = bf16[8] fusion(%x), calls=%start",
+        "%f = bf16[8] fusion(%x), kind=kOutput, calls=%async_collective_fusion.1",
+        "%async-collective-done.1 = bf16[8] fusion(%x), calls=%end",
+        more="".join(map(GATHERED.format, names)),
+    )
+    assert (found.kind, found.bytes, found.times) == ("all-gather", 16, 1)
+
+
 BODY = """\
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %g = f32[8]{0} all-reduce(%x), replica_groups=[1,8]<=[8], to_apply=%add

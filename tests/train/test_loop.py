@@ -78,12 +78,19 @@ def run(taken, monkeypatch, tmp_path):  # noqa: F811
     return start
 
 
-def test_a_step_without_memory_names_its_batch(run):
+def test_a_step_without_memory_names_its_batch_and_leaves_the_checkpoint(run, tmp_path):
     def refuse(*_):
         raise RuntimeError(f"{XLA}Out of memory allocating 5000000000 bytes.")
 
+    def saved():
+        files = (tmp_path / "run" / "checkpoints").rglob("*")
+        return {path: path.read_bytes() for path in files if path.is_file()}
+
+    run([1.0])
+    before = saved()
     with pytest.raises(PlmjaxError, match="5.000 GB could not be allocated") as caught:
-        run([1.0], accumulation=2, step=refuse)
+        run([1.0, 1.0], accumulation=2, step=refuse)
+    assert before and saved() == before
     assert caught.value.code == Exit.MEMORY
     assert "in a step of 1 rows of 4 tokens in 2 micro-batches" in caught.value.message
     for key in ("train.batch", "train.accumulation", "model.remat"):
