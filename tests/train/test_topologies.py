@@ -110,7 +110,7 @@ def test_a_dry_run_for_a_tpu(corpus, tmp_path, capsys):
 @pytest.mark.optimised
 @pytest.mark.timeout(600)
 def test_the_bytes_of_a_step_on_a_gpu_do_not_grow():
-    """Measured: 2.25 GB. What lowers it, lowers the bound, too."""
+    """Measured: 1.83 GB. What lowers it, lowers the bound, too."""
     encoder = EncoderConfig(
         vocab_size=1024, layers=2, width=256, heads=4, ffn_width=1024, dtype="bfloat16"
     )
@@ -121,7 +121,7 @@ def test_the_bytes_of_a_step_on_a_gpu_do_not_grow():
     step = compile_step(objective, mesh, shapes(64, 128))
     moved = hlo.movements(step.as_text())
     assert all(one.known for one in moved)
-    assert 1e9 < sum(one.total for one in moved) < 2.3e9
+    assert 1e9 < sum(one.total for one in moved) < 1.9e9
 
 
 @pytest.mark.topology
