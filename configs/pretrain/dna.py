@@ -8,7 +8,7 @@ Nucleotide Transformer; DNABERT's overlap, so that a masked one can be read off 
 neighbours: with --config.tokenizer.stride=1 add --config.objective.unit=word, which
 masks k of them together. For proteins set --config.tokenizer.kind=characters, or k=3
 with the size it needs (20 letters give 8,000). The rotations of ModernBERT find
-neighbours at once, where bert-tiny had learned next to nothing of them after 1,500
+neighbours at once, where bert-tiny has learned next to nothing of them after 500
 steps (docs/tokenizer.md). Steps, batch and rate of base are DNABERT's, as recalled;
 nobody has trained it with plmjax yet.
 """
