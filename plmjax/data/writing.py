@@ -101,7 +101,9 @@ class SplitWriter:
 
     def _add_positions(self, shift: int, ends: np.ndarray, begins: Any) -> None:
         for array, new in ((self._offsets, ends), (self._sentences, begins)):
-            for at in range(0, len(new) if array else 0, CHUNK):
+            if array is None:
+                continue
+            for at in range(0, len(new), CHUNK):
                 array.append(shift + new[at : at + CHUNK])
 
     def _add_tokens(self, tokens: np.ndarray, starts: np.ndarray) -> None:
