@@ -7,10 +7,10 @@ that are no base (N) are pieces of their own. The k-mers follow each other, as i
 Nucleotide Transformer; DNABERT's overlap, so that a masked one can be read off its
 neighbours: with --config.tokenizer.stride=1 add --config.objective.unit=word, which
 masks k of them together. For proteins set --config.tokenizer.kind=characters, or k=3
-with the size it needs (20 letters give 8,000). The shape is ModernBERT's: in short runs
-its tiny one learned more than bert-tiny (docs/tokenizer.md: one seed, and the two differ
-in more than positions). Steps, batch and rate of base are DNABERT's, as recalled; nobody
-has trained it with plmjax yet.
+with the size it needs (20 letters give 8,000). The shape is ModernBERT's: in short
+runs its tiny one learned more than bert-tiny (docs/tokenizer.md: one seed, and the two
+differ in more than positions). Steps, batch and rate of base are DNABERT's, as
+recalled; nobody has trained it with plmjax yet.
 """
 
 from ml_collections import ConfigDict
