@@ -53,7 +53,13 @@ def numbers(block: type) -> dict[str, str]:
     """{field: its types} of the fields that may be numbers."""
     kinds = typing.get_type_hints(block)
     named = {f.name: config.describe(kinds[f.name]) for f in dataclasses.fields(block)}
-    return {k: v for k, v in named.items() if {"int", "float"} & {*v.split(" | ")}}
+    kept = {k: {*v.split(" | ")} for k, v in named.items()}
+    # A value that may be a tuple has a check of its own.
+    return {
+        k: named[k]
+        for k, v in kept.items()
+        if {"int", "float"} & v and "tuple" not in v
+    }
 
 
 CASES = [

@@ -209,14 +209,8 @@ def make_step(
     def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
-        summed = gradients(
-            objective,
-            mesh,
-            state.params,
-            frozen,
-            accumulation=accumulation,
-            zero1=zero1,
-        )
+        how = {"accumulation": accumulation, "zero1": zero1}
+        summed = gradients(objective, mesh, state.params, frozen, **how)
         loss, metrics, grads = summed(state.params, frozen, batch, key)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -256,10 +250,9 @@ def make_step(
         shardings = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, shardings), metrics
 
-    options = None
-    if mesh.devices.flat[0].platform != "cpu":
-        # Otherwise XLA skips roundings to bf16 and writes activations as float32.
-        options = {"xla_allow_excess_precision": False}
+    # On accelerators XLA otherwise skips roundings to bf16, and writes float32.
+    exact = mesh.devices.flat[0].platform != "cpu"
+    options = {"xla_allow_excess_precision": False} if exact else None
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
     return functools.partial(jitted, seed=np.uint32(seed))
 
