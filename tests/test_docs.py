@@ -30,7 +30,7 @@ ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
 VERBS = (
     "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
-    "import|extend|sweep|launch|doctor|bench|(?:data|tokenizer) [a-z]+"
+    "import|extend|sweep|launch|doctor|bench|data|tokenizer"
 )
 PROGRAMS = {
     f"benchmarks/{name}.py"
@@ -56,7 +56,8 @@ def commands(page: Path) -> list[list[str]]:
     for block in FENCE.findall(page.read_text()):
         lines += block.replace("\\\n", " ").splitlines()
     # Inline, a bare `plmjax export` is the verb's name and no command.
-    words = rf"`(plmjax (?:{VERBS}) [^`]+|python benchmarks/[^`]+)`"
+    verbs = re.sub(r"(data|tokenizer)", r"\1 [a-z]+", VERBS)
+    words = rf"`(plmjax (?:{verbs}) [^`]+|python benchmarks/[^`]+)`"
     inline = re.findall(words, " ".join(prose(page).split()))
     found = []
     for line in lines + inline:
