@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.cli import spelling
+from plmjax.files import without_nan
 
 DRY_RUNS = ("compile", "shapes")
 
@@ -334,8 +335,11 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
 
 
 def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
-    """Prints a benchmark's result, as JSON with --json; returns the exit code."""
-    print(json.dumps(result) if args.json else as_text(result))
+    """Prints a result, as JSON (NaN: null) with --json; returns the exit code."""
+    if args.json:
+        print_json_line(without_nan(result))
+    else:
+        print(as_text(result))
     return Exit.OK
 
 

@@ -232,11 +232,9 @@ def focus(
         for some in np.array_split(new, -(-len(new) // _BLOCK))
     ]
     similar = sparse.vstack(blocks, format="csr") @ weights_VO[shared]
-    kept_V = np.ones(len(equal_V), np.float32)
-    kept_V[new] = 0
-    place = (np.ones(len(new), np.float32), (new, np.arange(len(new))))
-    placed = sparse.csr_array(place, (len(equal_V), len(new))) @ similar
-    return sparse.csr_array(sparse.diags_array(kept_V) @ weights_VO + placed)
+    row_V = np.arange(len(equal_V))
+    row_V[new] = len(equal_V) + np.arange(len(new))
+    return sparse.csr_array(sparse.vstack([weights_VO, similar]))[row_V]
 
 
 def sparsemax(x_NO: np.ndarray) -> np.ndarray:

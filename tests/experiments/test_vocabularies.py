@@ -62,7 +62,8 @@ def test_compare(call, tmp_path):
     write_vocabulary(tmp_path / "general.txt", "pl", "##as", "##mid")
     write_vocabulary(tmp_path / "science.txt", WHOLE)
     (tmp_path / "test.txt").write_text(f"a {WHOLE} a {WHOLE}.\n\nno more\n" * 20)
-    given = ("compare", "general.txt", "science.txt", "--text=test.txt", "--words=xy")
+    given = ("compare", "general.txt", "science.txt", "--text=test.txt")
+    given += ("--words=xy,x[/b]y",)
     code, out, err = call(*given, "--json", "--to=figures")
     assert code == Exit.OK, err
     result = json.loads(out)
@@ -78,6 +79,7 @@ def test_compare(call, tmp_path):
     assert files == {"compare.json", "compare.png"}
     code, out, _ = call(*given)
     assert code == Exit.OK and "words kept whole" in out and "3: pl ##as" in out
+    assert "x[/b]y (0)" in out  # no markup
 
 
 def test_choose(call, tmp_path):
