@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import PlmjaxError
+from plmjax.console import as_table
 from plmjax.data.quality import SOME_UNKNOWN, why_unknown
 from plmjax.data.sources import Source, open_source
-from plmjax.experiments import tables
 from plmjax.experiments.budget import row_flops
 from plmjax.report import figures
 from plmjax.report.figures import COLOURS
@@ -155,7 +155,7 @@ def screen(result: dict[str, Any]) -> Table:
     }
     rows = [[name, *map(show, records)] for name, show in lines.items()]
     title = f"{first['documents']:,} documents, {first['words']:,} words"
-    return tables.screen(title, ["", *(r["name"] for r in records)], rows)
+    return as_table(title, ["", *(r["name"] for r in records)], rows)
 
 
 def words_table(result: dict[str, Any]) -> Table:
@@ -168,7 +168,7 @@ def words_table(result: dict[str, Any]) -> Table:
         ]
         for line in result["words"]
     ]
-    return tables.screen("Words (times in the text): pieces", ["", *names], rows)
+    return as_table("Words (times in the text): pieces", ["", *names], rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.console import as_table
 from plmjax.data.prepare import is_held_out
 from plmjax.data.sources import Source
 from plmjax.evaluate.texts import make_plan, open_contender, score_texts
-from plmjax.experiments import sweep, sweep_plan, tables
+from plmjax.experiments import sweep, sweep_plan
 from plmjax.experiments.runs import as_json
 from plmjax.experiments.trials import listed_trials
 from plmjax.experiments.vocabularies import Log, Record, counted
@@ -137,7 +138,7 @@ def curve_table(records: Sequence[Record]) -> Table:
         ]
         for r in records
     ]
-    return tables.screen("On held-out text", columns + ["bits a byte"] * probed, rows)
+    return as_table("On held-out text", columns + ["bits a byte"] * probed, rows)
 
 
 def draw_curve(records: Sequence[Record], path: Path) -> None:
