@@ -108,6 +108,7 @@ def inspect(
         too_long += part.too_long
         broken += len(part.mojibake)
         mojibake = mojibake or next(iter(part.mojibake), "")
+    read = {**source.description}  # later passes, of which one stops early, count anew
     lengths_D = np.concatenate(lengths)
     tokens, distinct = int(lengths_D.sum()), count_distinct(digests)
     facts = counts.facts(tokenizer, tokens, len(lengths_D), distinct)
@@ -140,7 +141,7 @@ def inspect(
         "near_duplicates": _near(source, workers),
         "mojibake_share": broken / len(lengths_D),
         "seen": _rows_as_seen(tokenizer, sample),
-        "source": source.description,
+        "source": read,
     }
     problems = [p.text for p in quality.of_counts(facts, tokens, unigram_V)]
     return result | {"problems": problems + [*_problems(result, mojibake)]}

@@ -64,8 +64,9 @@ def _one_of(store: Store, where: str) -> Store:
     if name is None and len(stores) == 1:
         return store
     if name not in stores:
+        what = "holds several stores" if name is None else "is not one of the stores"
         raise DataError(
-            f"{where} is not one of the stores that {RUN} names: {', '.join(stores)}.",
+            f"{where} {what} that {RUN} names: {', '.join(stores)}.",
             hint="Give one of a mixture as DIR/data/KEY.",
         )
     return stores[name]
@@ -105,11 +106,11 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
             shutil.copytree(workdir / "tokenizer", new / "tokenizer")
             if others:
                 key = merging.merge([store for _, store in several], new / "data")
-                recipe = json.dumps(["stores", [store.key for _, store in several]])
-                write_json(new / RUN, {"store": key, "recipe": recipe})
             else:
-                shutil.copy(workdir / RUN, new / RUN)
-                _bring(store.directory, new / "data" / store.key, store.manifest)
+                key = store.key
+                _bring(store.directory, new / "data" / key, store.manifest)
+            recipe = json.dumps(["stores", [store.key for _, store in several]])
+            write_json(new / RUN, {"store": key, "recipe": recipe})
         result = Workdir(path).store()
         if "://" in to:
             _send(path, to, result)
