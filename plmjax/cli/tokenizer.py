@@ -175,6 +175,7 @@ def _train(args) -> int:
 
 def _compare(args) -> int:
     paths, args.paths = list(dict.fromkeys(args.paths)), []
+    args.overrides += ["data.mixture=()", "data.mixture_temperature=None"]
     args.overrides.append(f"data.source.paths={args.text}")
     config, to = load_config(args, None), args.to and _target(args)
     from plmjax import config as config_lib

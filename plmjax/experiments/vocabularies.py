@@ -1,5 +1,6 @@
 """Vocabularies side by side on a text: `plmjax tokenizer compare`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +12,9 @@ from rich.table import Table
 from plmjax import PlmjaxError
 from plmjax.console import as_lines, as_table
 from plmjax.data.quality import SOME_UNKNOWN, why_unknown
-from plmjax.data.sources import Source, open_source
+from plmjax.data.sources import Source
 from plmjax.experiments.budget import row_flops
+from plmjax.pretrain import mixtures
 from plmjax.report import figures
 from plmjax.report.figures import COLOURS
 from plmjax.tokenizers import Tokenizer, unknown_words
@@ -36,11 +38,16 @@ BERT_BASE = {"model": {"preset": "bert-base"}, "data": {"length": 512}}
 
 
 def open_text(config: RunConfig) -> Source:
-    """Opens the text of a pretraining."""
-    data = config.data
-    return open_source(
-        data.source, data.errors, data.encoding, unchecked=data.accept_warnings
-    )
+    """Opens the text of which a pretraining makes its vocabulary, as one source."""
+    sources = mixtures.open_sources(config.data)
+    first, *_ = sources.values()
+    if not config.data.mixture:
+        return first
+
+    def documents() -> Iterator[str]:
+        yield from mixtures.documents(config.data, sources)
+
+    return dataclasses.replace(first, documents=documents, description={})
 
 
 def counted(source: Source, log: Log) -> Iterator[str]:

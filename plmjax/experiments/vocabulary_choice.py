@@ -191,7 +191,7 @@ def probe(
     write_file(texts, "".join(lines).encode())
     source = {"kind": "jsonl", "paths": str(texts), "field": "text"}
     base = as_json(config_lib.to_dict(config))
-    base["data"]["source"] = source
+    base["data"] |= {"source": source, "mixture": (), "mixture_temperature": None}
     fixed = ("objective.unit=word",) if config.objective.kind == "mlm" else ()
     row = config.train.batch * config.data.length
     values = []

@@ -52,6 +52,19 @@ def test_train_gives_the_vocabulary_of_pretraining(call, tmp_path):
     assert code == Exit.USAGE and "not an empty folder" in err
 
 
+def test_train_reads_a_mixture(call, tmp_path):
+    (tmp_path / "more.txt").write_text("zebras zigzag\n" * 50)
+    names = [f"{{'name':'{n}','paths':'{n}.txt'}}" for n in ("text", "more")]
+    mixture = [f"--config.data.mixture=({','.join(names)})"]
+    mixture.append("--config.data.mixture_temperature=2")
+    code, out, err = call("train", *mixture, "--size=200", "--to=mixed")
+    assert code == Exit.OK, err
+    assert "zebras" in Tokenizer.load("mixed").vocab and "300 documents" not in err
+    write_vocabulary(tmp_path / "v.txt")
+    code, out, err = call("compare", "v.txt", "--text=more.txt", *mixture, "--json")
+    assert code == Exit.OK and json.loads(out)["vocabularies"][0]["documents"] == 50
+
+
 def write_vocabulary(path, *pieces):
     letters = [*"abcdefghijklmnopqrstuvwxyz."]
     letters += [f"##{letter}" for letter in letters]
