@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from plmjax import DataError, PlmjaxError, counted
-from plmjax.data.clean_corpus import REPORT, Writer, check_new, sign_all
+from plmjax.data.clean_corpus import REPORT, Writer, sign_all
 from plmjax.data.corpus import Source
 from plmjax.data.near_duplicates import near_duplicates, text_hash, words
 from plmjax.files import (
+    check_new,
     disk_errors,
     missing,
     no_empty_directory,
