@@ -6,7 +6,6 @@ dropped, and the reason: the rules that acted, the first with its figure.
 
 import dataclasses
 import functools
-import importlib
 import ipaddress
 import json
 import re
@@ -26,6 +25,7 @@ from plmjax.data.inputs import READERS, lines_of
 from plmjax.data.near_duplicates import hashes, ngrams, words
 from plmjax.data.records import read_jsonl, read_text
 from plmjax.data.rules import LIMITS, LINES, c4, gopher, repetition
+from plmjax.machine import package
 
 Step = Callable[[str], tuple[str | None, str]]
 
@@ -118,17 +118,6 @@ def steps(config: CleanConfig) -> list[tuple[str, Step]]:
         "mask": mask,
     }
     return [(name, all_steps[name]) for name in DOCUMENT_STEPS if name in config.steps]
-
-
-def package(name: str) -> Any:
-    """Imports a package of the extra `data`; PlmjaxError if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise PlmjaxError(
-            f"the package {name} is not installed.",
-            hint=f"pip install 'plmjax[data]', or pip install {name}.",
-        ) from None
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, machine
 from plmjax.data import clean, clean_corpus, near_duplicates
 from plmjax.data.clean import CleanConfig, in_languages, mask, repair, unlike
 from plmjax.data.corpus import SourceConfig, make_source
@@ -305,9 +305,9 @@ def test_a_wrong_option_is_refused(message):
 
 def test_a_missing_package_is_named(monkeypatch):
     def fails(name):
-        raise ModuleNotFoundError(name)
+        raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(clean.importlib, "import_module", fails)
+    monkeypatch.setattr(machine.importlib, "import_module", fails)
     with pytest.raises(PlmjaxError, match="ftfy is not installed") as error:
         CleanConfig().check()
     assert "pip install 'plmjax[data]'" in error.value.hint
