@@ -143,6 +143,26 @@ def json_option(added: argparse.ArgumentParser) -> None:
     added.add_argument("--json", action="store_true", help="print only JSON")
 
 
+def paths_option(added: argparse.ArgumentParser) -> None:
+    """Adds PATHS."""
+    added.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATHS",
+        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
+    )
+
+
+def unchecked_option(added: argparse.ArgumentParser) -> None:
+    """Adds --yes, for verbs that only read text."""
+    added.add_argument(
+        "--yes",
+        action="store_const",
+        const=True,
+        help="read as text what looks like records",
+    )
+
+
 def checkpoint_option(added: argparse.ArgumentParser) -> None:
     """Adds --checkpoint."""
     added.add_argument(

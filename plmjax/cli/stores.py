@@ -8,7 +8,9 @@ from plmjax.cli.options import (
     json_option,
     load_config,
     log,
+    paths_option,
     print_result,
+    unchecked_option,
 )
 
 
@@ -23,12 +25,7 @@ def add_prepare(verb, of) -> None:
         config=True,
         of=of,
     )
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
+    paths_option(added)
     added.add_argument("--to", required=True, metavar="DIR", help="folder of the store")
     added.add_argument(
         "--workers",
@@ -37,12 +34,7 @@ def add_prepare(verb, of) -> None:
         help="processes, or tasks at a time (default: one per core; on a cluster all)",
     )
     executor_options(added)
-    added.add_argument(
-        "--yes",
-        action="store_const",
-        const=True,
-        help="read as text what looks like records",
-    )
+    unchecked_option(added)
 
 
 def executor_options(added) -> None:

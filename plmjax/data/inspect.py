@@ -37,7 +37,7 @@ MOST_NEAR = 0.05
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf\u0152-\u2122]|â€[\x80-\xbf\u0152-\u2122]")
 
 
-class Look(NamedTuple):
+class Figures(NamedTuple):
     """What a group of documents holds; D documents, V pieces of the vocabulary."""
 
     lengths_D: np.ndarray
@@ -50,15 +50,15 @@ class Look(NamedTuple):
     mojibake: list[str]  # an excerpt of each document with some
 
 
-def look(texts: list[str], tokenizer: Tokenizer) -> list[Look]:
-    """Looks at some documents; a list of one, for `mapped`."""
+def measure(texts: list[str], tokenizer: Tokenizer) -> list[Figures]:
+    """Measures some documents; a list of one, for `mapped`."""
     encoded = tokenizer.encode_batch(texts)
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
     words = np.flatnonzero(encoded.word_start)
     sizes = np.diff(words, append=len(encoded.tokens))
     budgets = [max(int(MASKED * (length - 2)), 1) for length in LENGTHS]
     return [
-        Look(
+        Figures(
             lengths_D=np.diff(ends),
             digests_D=np.array([*map(text_hash, texts)], np.uint64),
             counted=quality.count(texts, encoded, ends, tokenizer.unk_id),
@@ -98,7 +98,7 @@ def inspect(
     lengths, digests = [], []
     size, broken, too_long = 0, 0, np.zeros(len(LENGTHS), np.int64)
     characters, mojibake = collections.Counter[str](), ""
-    for part in mapped(look, source.documents(), workers, (tokenizer,)):
+    for part in mapped(measure, source.documents(), workers, (tokenizer,)):
         counts.add(part.counted)
         lengths.append(part.lengths_D)
         digests.append(part.digests_D)

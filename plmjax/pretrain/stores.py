@@ -17,7 +17,7 @@ from plmjax import DataError, Exit, PlmjaxError
 from plmjax.checkpoint.storage import open_storage
 from plmjax.data import merging
 from plmjax.data.store import MANIFEST, Store
-from plmjax.files import disk_errors, replacing_folder, write_json
+from plmjax.files import check_new, disk_errors, replacing_folder, write_json
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
 from plmjax.workdir import Workdir
 
@@ -72,20 +72,6 @@ def _one_of(store: Store, where: str) -> Store:
     return stores[name]
 
 
-def check_target(where: str) -> None:
-    """Raises PlmjaxError if a store cannot be written there, as something is there."""
-    if "://" in where:
-        with _answers(where):
-            there = open_storage(where).entries()
-    else:
-        path = Path(where)
-        there = [path] if path.is_file() else path.is_dir() and [*path.iterdir()]
-    if there:
-        raise PlmjaxError(
-            f"--to={where} is not empty.", hint="Choose a new folder or prefix."
-        )
-
-
 def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
     """Writes the stores of `inputs`, one behind the other, to a new folder or URL.
 
@@ -95,7 +81,12 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
       PlmjaxError: a store is damaged, or they do not fit together (code 3); something
         is at `to` (2); the disk or the object store fails (5).
     """
-    check_target(to)
+    if "://" not in to:
+        check_new(Path(to))
+    else:
+        with _answers(to):
+            if open_storage(to).entries():
+                raise PlmjaxError(f"--to={to} is not empty.", hint="Choose another.")
     with contextlib.ExitStack() as stack:
         several = [stack.enter_context(opened(where)) for where in inputs]
         path = Path(to)
