@@ -11,9 +11,11 @@ from plmjax.cli.options import (
     load_config,
     log,
     numbers,
+    paths_option,
     print_result,
     start_jax,
 )
+from plmjax.files import check_new
 
 
 def add(verb) -> None:
@@ -113,12 +115,7 @@ def _add_choose(verb, of) -> None:
 
 def _text_options(added) -> None:
     """Adds PATHS, --to and --json."""
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
+    paths_option(added)
     added.add_argument(
         "--to", metavar="DIR", required=True, help="new folder for what is written"
     )
@@ -126,18 +123,8 @@ def _text_options(added) -> None:
 
 
 def _target(args) -> Path:
-    """Returns --to.
-
-    Raises:
-      PlmjaxError: it exists and is not an empty folder.
-    """
-    to = Path(args.to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise PlmjaxError(
-            f"--to={to} exists and is not an empty folder.",
-            hint="Choose another, or remove it.",
-        )
-    return to
+    check_new(Path(args.to))
+    return Path(args.to)
 
 
 def _train(args) -> int:

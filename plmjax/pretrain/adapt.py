@@ -21,6 +21,7 @@ from plmjax.evaluate.model import (
     longest_row,
     open_models,
 )
+from plmjax.files import check_new
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
@@ -87,8 +88,8 @@ def adapt(
       PlmjaxError: the target exists, the text is empty, or the vocabulary cannot become
         what is asked.
     """
-    if isinstance(to, Workdir) and to.path.is_dir() and any(to.path.iterdir()):
-        raise PlmjaxError(f"{to.path} is not empty.", hint="Choose another --workdir.")
+    if isinstance(to, Workdir):
+        check_new(to.path, "--workdir")
     models = open_models(source, checkpoint)
     if isinstance(to, Path):
         check_target(to, folders_for(to, models).values())

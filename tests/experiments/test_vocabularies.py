@@ -49,7 +49,7 @@ def test_train_gives_the_vocabulary_of_pretraining(call, tmp_path):
     theirs, _ = build.prepare_data(config, workdir, len, lambda tokenizer: None)
     assert Tokenizer.load("mine").digest == theirs.digest
     code, _, err = call("train", "text.txt", "--to=mine")
-    assert code == Exit.USAGE and "not an empty folder" in err
+    assert code == Exit.USAGE and "exists and is not empty" in err
 
 
 def test_train_reads_a_mixture(call, tmp_path):
