@@ -40,7 +40,7 @@ def as_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> Table:
     """Returns a table for the screen; its first column has names."""
-    table = Table(title=title, title_style="")
+    table = Table(title=Text(title))
     for index, name in enumerate(columns):
         justify = "right" if index else "left"
         table.add_column(Text(name), justify=justify, overflow="fold")
