@@ -134,7 +134,8 @@ def _is_json_object(line: str) -> bool:
 def print_json_line(record: dict) -> None:
     """Prints a record as one line of JSON on standard output."""
     # Other encodings could not write all characters.
-    utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    encoding = sys.stdout.encoding or "utf8"  # a StringIO has none
+    utf8 = encoding.lower().replace("-", "") == "utf8"
     print(json.dumps(record, ensure_ascii=not utf8))
 
 
