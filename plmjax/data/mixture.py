@@ -349,6 +349,6 @@ def sampled_documents(
         kept /= kept.max()
     for source, share in zip(sources, kept.tolist(), strict=True):
         for text in source.documents():
-            # Not the hash by which tokenizers sample: they keep the lowest.
+            # Neither the hash that holds out nor the one by which tokenizers sample.
             if text_hash(f"mixture {text}") < share * (1 << 64):
                 yield text
