@@ -155,6 +155,12 @@ def test_only_files_are_divided():
         divide(source, 3)
 
 
+def test_a_limit_of_documents_is_not_that_of_each_task(corpus):
+    source = open_source(SourceConfig(paths=(str(corpus),), max_documents=50))
+    with pytest.raises(PlmjaxError, match="max_documents .* not divided into tasks"):
+        divide(source, 3)
+
+
 SLURM = {
     "sbatch": """
 import os, subprocess, sys
