@@ -218,6 +218,7 @@ def test_tasks_of_slurm(build, whole, tmp_path, monkeypatch):
         (["--executor=ray", "--tasks=2"], "needs ray, which is not installed"),
         (["--executor=slurm", "--tasks=2"], "`sbatch` is not on this machine"),
         (["--executor=local", "--tasks=2", "--sbatch=time=1"], "has no --sbatch"),
+        (["--executor=local", "--tasks=2"], "docstrings is not divided into tasks"),
         (["--to=there"], "holds notes.txt, and is no store"),
         (["--to=s3://a/b"], "must be a directory"),
     ],
@@ -233,4 +234,5 @@ def test_bad_options(options, words, tmp_path, monkeypatch, capsys):
     code = cli.main(["data", "prepare", "--to=a", *options])
     assert code in (2, 3)
     assert words in capsys.readouterr().err
+    assert not Path("a").exists()
     assert [p.name for p in Path("there").iterdir()] == ["notes.txt"]
