@@ -96,13 +96,14 @@ def _prepare(args) -> int:
     _check_target(args.to)
     config = load_config(args, None)
     from plmjax.data.parts import Tasks
+    from plmjax.files import no_empty_directory
     from plmjax.pretrain.build import prepare_data
     from plmjax.workdir import Workdir
 
     workdir = Workdir(args.to)
-    workdir.create()
+    new = workdir.create()
     tasks = executor and Tasks(workdir / "data" / ".tasks", executor, args.tasks, log)
-    with workdir.locked():
+    with workdir.locked(), no_empty_directory(new):
         prepare_data(config, workdir, log, lambda tokenizer: None, tasks)
     log(f"`plmjax pretrain --config.data.store={args.to}` trains on it.")
     return Exit.OK

@@ -213,9 +213,8 @@ def _repeated_lines(source: Source) -> dict[str, Any]:
     repeated = lines.repeated(LINE_DOCUMENTS)
     common = sorted(repeated, key=lambda key: (-repeated[key], key))[:_SHOWN_LINES]
     shown: dict[int, str] = {}
-    for line in itertools.chain.from_iterable(
-        text.split("\n") for text in source.documents() if len(shown) < len(common)
-    ):
+    texts = itertools.takewhile(lambda _: len(shown) < len(common), source.documents())
+    for line in itertools.chain.from_iterable(text.split("\n") for text in texts):
         if (key := text_hash(line.strip())) in common:
             shown.setdefault(key, excerpt(line))
     return {

@@ -8,9 +8,10 @@ from tests_common import sentences
 
 from plmjax import Exit, cli
 from plmjax import config as config_lib
+from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.experiments import sweep
 from plmjax.experiments.trials import listed_trials
-from plmjax.experiments.vocabulary_choice import suggest
+from plmjax.experiments.vocabulary_choice import draw_sample, suggest
 from plmjax.pretrain import build
 from plmjax.pretrain.run import DEFAULT_CONFIG, pretrain
 from plmjax.tokenizers import Tokenizer
@@ -116,6 +117,15 @@ def record(name, pieces, flops, length=0.25, unknown=0.0, **more):
     figures = {"name": name, "kind": "bpe", "vocab_size": pieces, "flops": flops}
     figures |= {"tokens_per_byte": length, "unknown_share": unknown, "bytes": 100}
     return figures | more
+
+
+def test_a_sample_holds_out_as_much_as_the_text():
+    config = config_lib.load(RunConfig, None, ["data.held_out_percent=10"])
+    texts = [f"text {n:04d}" for n in range(4000)]
+    source = make_source(SourceConfig(), lambda _: iter(texts), "x", {})
+    sample = draw_sample(config, source, lambda _: None, 4000)
+    total = len(sample.train) + len(sample.held_out)
+    assert total > 200 and 0.05 < len(sample.held_out) / total < 0.15
 
 
 def test_the_smallest_near_the_best_is_suggested():
