@@ -2,10 +2,14 @@
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 # Seconds between plain lines if there is no terminal.
 _EVERY_SECONDS = 10.0
@@ -30,6 +34,29 @@ def print_line(message: str) -> None:
 
 def ignore_line(message: str) -> None:
     """Prints nothing: a log function for the processes that do not report."""
+
+
+def as_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> Table:
+    """Returns a table for the screen; its first column has names."""
+    table = Table(title=Text(title))
+    for index, name in enumerate(columns):
+        justify = "right" if index else "left"
+        table.add_column(Text(name), justify=justify, overflow="fold")
+    for row in rows:
+        # Text keeps rich from reading "[unused1]" as markup.
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def as_lines(*parts: Any) -> str:
+    """Returns tables and lines as one text, as wide as the screen."""
+    out = console()
+    with out.capture() as captured:
+        for part in parts:
+            out.print(part, markup=False, soft_wrap=isinstance(part, str))
+    return captured.get().rstrip()
 
 
 def duration(seconds: float) -> str:

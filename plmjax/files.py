@@ -130,6 +130,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_new(path: Path, option: str = "--to") -> None:
+    """Raises PlmjaxError for a file, or a folder that is not empty."""
+    with disk_errors(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise PlmjaxError(
+                f"{option}={path} exists and is not empty.",
+                hint="Choose a new folder, or remove it.",
+            )
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, would survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import importlib
 import os
 import platform
 import re
@@ -10,6 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from plmjax import PlmjaxError
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "datasets")
 
@@ -158,6 +161,17 @@ def read(path: str | Path) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def package(name: str) -> Any:
+    """Imports a package of the extra `data`; PlmjaxError if it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise PlmjaxError(
+            f"the package {error.name} is not installed.",
+            hint="pip install 'plmjax[data]'",
+        ) from None
 
 
 def version(name: str) -> str | None:

@@ -183,6 +183,6 @@ def test_a_dry_run_compiles_the_step_and_reads_it(mesh, corpus, tmp_path, capsys
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines()[5:])) <= 100
     assert re.search(r"[\d,]+ MB a device: state and batch [\d.]+, temporaries", shown)
-    assert re.search(r"fsdp \(\d\) +│ all-gather", shown)
+    assert re.search(r"fsdp \(\d\) +│ +all-gather", shown)
     assert "nothing was trained" in shown
     assert not (workdir / "checkpoints").exists()

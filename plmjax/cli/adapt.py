@@ -1,10 +1,17 @@
 """`plmjax tokenizer adapt`."""
 
-import json
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import checkpoint_option, json_option, log, renamed, start_jax
+from plmjax import PlmjaxError
+from plmjax.cli.options import (
+    checkpoint_option,
+    json_option,
+    log,
+    model_option,
+    print_result,
+    renamed,
+    start_jax,
+)
 
 
 def add_adapt(verb, of) -> None:
@@ -18,7 +25,7 @@ def add_adapt(verb, of) -> None:
         of=of,
     )
     add = added.add_argument
-    add("--model", required=True, help="a run's workdir or a Hugging Face folder")
+    model_option(added)
     add(
         "--text",
         action="append",
@@ -73,14 +80,12 @@ def _adapt(args) -> int:
         report = adapt.adapt(
             args.model, args.text, change, to, log=log, checkpoint=args.checkpoint
         )
-    if args.json:
-        print(json.dumps(report))
-        return Exit.OK
-    print("\n".join(adapt.lines(report)))
     run = args.workdir or "runs/adapted"
-    first = (
-        "" if args.workdir else f"  plmjax import --from={args.to} --workdir={run}\n"
-    )
-    texts = " ".join(args.text)
-    print(f"\nNext:\n{first}  plmjax pretrain {texts} --workdir={run}")
-    return Exit.OK
+    steps = [f"  plmjax pretrain {' '.join(args.text)} --workdir={run}"]
+    if not args.workdir:
+        steps.insert(0, f"  plmjax import --from={args.to} --workdir={run}")
+
+    def as_text(report):
+        return "\n".join([*adapt.lines(report), "\nNext:", *steps])
+
+    return print_result(args, report, as_text)

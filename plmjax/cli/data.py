@@ -7,7 +7,15 @@ from pathlib import Path
 from plmjax import PlmjaxError
 from plmjax.cli import stores
 from plmjax.cli.domains import add_domains
-from plmjax.cli.options import at_least_one, json_option, log, print_result
+from plmjax.cli.options import (
+    at_least_one,
+    json_option,
+    log,
+    paths_option,
+    print_result,
+    unchecked_option,
+)
+from plmjax.files import check_new
 
 
 def add(verb) -> None:
@@ -30,18 +38,8 @@ def add(verb) -> None:
 
 def text_options(added: argparse.ArgumentParser) -> None:
     """Adds PATHS and the options by which files are read, for `open_texts`."""
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
-    added.add_argument(
-        "--yes",
-        action="store_const",
-        const=True,
-        help="read as text what looks like records",
-    )
+    paths_option(added)
+    unchecked_option(added)
     added.set_defaults(config=None)
     epilog = (
         "  --config.data.KEY=VALUE       how files are read (docs/data.md), as for "
@@ -184,7 +182,7 @@ def workers_option(added: argparse.ArgumentParser) -> None:
 
 def _clean(args) -> int:
     from plmjax.data.clean import DEFAULT, CleanConfig
-    from plmjax.data.clean_corpus import check_new, clean_corpus
+    from plmjax.data.clean_corpus import clean_corpus
     from plmjax.report.text import clean_as_text
 
     at_least_one(args, "workers", "tasks")
@@ -247,7 +245,6 @@ def _add_split(verb, of) -> None:
 
 
 def _split(args) -> int:
-    from plmjax.data.clean_corpus import check_new
     from plmjax.data.split_corpus import split_corpus
     from plmjax.report.text import split_as_text
 

@@ -1,10 +1,15 @@
 """`plmjax data domains`."""
 
-import json
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
-from plmjax.cli.options import checkpoint_option, json_option, log, start_jax
+from plmjax import PlmjaxError
+from plmjax.cli.options import (
+    checkpoint_option,
+    json_option,
+    log,
+    print_result,
+    start_jax,
+)
 
 
 def add_domains(verb, of) -> None:
@@ -32,7 +37,7 @@ def add_domains(verb, of) -> None:
 def _domains(args) -> int:
     start_jax()
     from plmjax.embed.domains import compare_domains
-    from plmjax.report.domains import lines, write_plot
+    from plmjax.report.domains import as_text, write_plot
 
     if args.plot and not Path(args.plot).parent.is_dir():
         raise PlmjaxError(
@@ -41,5 +46,4 @@ def _domains(args) -> int:
     result = compare_domains(args.paths, args.model, args.checkpoint, log)
     if args.plot:
         write_plot(result, Path(args.plot))
-    print(json.dumps(result) if args.json else "\n".join(lines(result)))
-    return Exit.OK
+    return print_result(args, result, as_text)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plmjax import RESUME, Exit, PlmjaxError
 from plmjax.cli import spelling
+from plmjax.files import without_nan
 
 DRY_RUNS = ("compile", "shapes")
 
@@ -133,13 +134,34 @@ def _is_json_object(line: str) -> bool:
 def print_json_line(record: dict) -> None:
     """Prints a record as one line of JSON on standard output."""
     # Other encodings could not write all characters.
-    utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    encoding = sys.stdout.encoding or "utf8"  # a StringIO has none
+    utf8 = encoding.lower().replace("-", "") == "utf8"
     print(json.dumps(record, ensure_ascii=not utf8))
 
 
 def json_option(added: argparse.ArgumentParser) -> None:
     """Adds --json."""
     added.add_argument("--json", action="store_true", help="print only JSON")
+
+
+def paths_option(added: argparse.ArgumentParser) -> None:
+    """Adds PATHS."""
+    added.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATHS",
+        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
+    )
+
+
+def unchecked_option(added: argparse.ArgumentParser) -> None:
+    """Adds --yes, for verbs that only read text."""
+    added.add_argument(
+        "--yes",
+        action="store_const",
+        const=True,
+        help="read as text what looks like records",
+    )
 
 
 def checkpoint_option(added: argparse.ArgumentParser) -> None:
@@ -334,8 +356,11 @@ def numbers(text: str, name: str) -> tuple[int, ...]:
 
 
 def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
-    """Prints a benchmark's result, as JSON with --json; returns the exit code."""
-    print(json.dumps(result) if args.json else as_text(result))
+    """Prints a result, as JSON (NaN: null) with --json; returns the exit code."""
+    if args.json:
+        print_json_line(without_nan(result))
+    else:
+        print(as_text(result))
     return Exit.OK
 
 

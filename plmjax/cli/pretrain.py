@@ -7,6 +7,7 @@ from pathlib import Path
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
     load_config,
+    paths_option,
     print_run,
     saved_config,
     start_jax,
@@ -25,12 +26,7 @@ def add(verb) -> None:
         "plmjax pretrain texts/ --config=bert_mini --workdir=runs/mine",
         config=True,
     )
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
+    paths_option(added)
     training_options(
         added,
         "prepare the data, then print sizes, shardings, memory, steps and the first "

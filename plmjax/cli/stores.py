@@ -8,7 +8,9 @@ from plmjax.cli.options import (
     json_option,
     load_config,
     log,
+    paths_option,
     print_result,
+    unchecked_option,
 )
 
 
@@ -23,12 +25,7 @@ def add_prepare(verb, of) -> None:
         config=True,
         of=of,
     )
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
+    paths_option(added)
     added.add_argument("--to", required=True, metavar="DIR", help="folder of the store")
     added.add_argument(
         "--workers",
@@ -37,12 +34,7 @@ def add_prepare(verb, of) -> None:
         help="processes, or tasks at a time (default: one per core; on a cluster all)",
     )
     executor_options(added)
-    added.add_argument(
-        "--yes",
-        action="store_const",
-        const=True,
-        help="read as text what looks like records",
-    )
+    unchecked_option(added)
 
 
 def executor_options(added) -> None:
@@ -104,13 +96,14 @@ def _prepare(args) -> int:
     _check_target(args.to)
     config = load_config(args, None)
     from plmjax.data.parts import Tasks
+    from plmjax.files import no_empty_directory
     from plmjax.pretrain.build import prepare_data
     from plmjax.workdir import Workdir
 
     workdir = Workdir(args.to)
-    workdir.create()
+    new = workdir.create()
     tasks = executor and Tasks(workdir / "data" / ".tasks", executor, args.tasks, log)
-    with workdir.locked():
+    with workdir.locked(), no_empty_directory(new):
         prepare_data(config, workdir, log, lambda tokenizer: None, tasks)
     log(f"`plmjax pretrain --config.data.store={args.to}` trains on it.")
     return Exit.OK

@@ -1,13 +1,21 @@
 """`plmjax tokenizer` and its verbs."""
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.adapt import add_adapt
-from plmjax.cli.options import json_option, load_config, log, numbers, start_jax
+from plmjax.cli.options import (
+    json_option,
+    load_config,
+    log,
+    numbers,
+    paths_option,
+    print_result,
+    start_jax,
+)
+from plmjax.files import check_new
 
 
 def add(verb) -> None:
@@ -107,12 +115,7 @@ def _add_choose(verb, of) -> None:
 
 def _text_options(added) -> None:
     """Adds PATHS, --to and --json."""
-    added.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATHS",
-        help="files, folders and patterns of the text: my.txt more/ '*.jsonl.gz'",
-    )
+    paths_option(added)
     added.add_argument(
         "--to", metavar="DIR", required=True, help="new folder for what is written"
     )
@@ -120,18 +123,8 @@ def _text_options(added) -> None:
 
 
 def _target(args) -> Path:
-    """Returns --to.
-
-    Raises:
-      PlmjaxError: it exists and is not an empty folder.
-    """
-    to = Path(args.to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise PlmjaxError(
-            f"--to={to} exists and is not an empty folder.",
-            hint="Choose another, or remove it.",
-        )
-    return to
+    check_new(Path(args.to))
+    return Path(args.to)
 
 
 def _train(args) -> int:
@@ -156,27 +149,25 @@ def _train(args) -> int:
     trained = train_tokenizer(config.tokenizer, vocabularies.counted(source, log))
     with disk_errors(to), replacing_folder(to) as new:
         trained.save(new)
-    notes = describe(trained)
-    if args.json:
-        facts = {"kind": trained.kind, "vocab_size": trained.vocab_size}
-        print(json.dumps(facts | {"to": str(to), "notes": notes}, ensure_ascii=False))
-        return Exit.OK
-    for line in notes:
-        print(line)
-    print(vocabularies.example(trained, next(iter(source.documents()))))
-    print(f"{trained.kind}, {trained.vocab_size:,} pieces: {to}")
-    print(f"\nNext:\n  plmjax pretrain PATHS --config.tokenizer.path={to}")
-    return Exit.OK
+    facts = {"kind": trained.kind, "vocab_size": trained.vocab_size, "to": str(to)}
+
+    def as_text(result):
+        example = vocabularies.example(trained, next(iter(source.documents())))
+        pieces = f"{trained.kind}, {trained.vocab_size:,} pieces: {to}"
+        next_ = f"\nNext:\n  plmjax pretrain PATHS --config.tokenizer.path={to}"
+        return "\n".join([*result["notes"], example, pieces, next_])
+
+    return print_result(args, facts | {"notes": describe(trained)}, as_text)
 
 
 def _compare(args) -> int:
     paths, args.paths = list(dict.fromkeys(args.paths)), []
+    args.overrides += ["data.mixture=()", "data.mixture_temperature=None"]
     args.overrides.append(f"data.source.paths={args.text}")
     config, to = load_config(args, None), args.to and _target(args)
     from plmjax import config as config_lib
-    from plmjax.console import console
     from plmjax.experiments import vocabularies
-    from plmjax.files import disk_errors, replacing_folder, without_nan, write_json
+    from plmjax.files import disk_errors, replacing_folder, write_json
     from plmjax.tokenizers.train import SAMPLE_BYTES, sample_documents
     from plmjax.workdir import RunConfig
 
@@ -189,20 +180,12 @@ def _compare(args) -> int:
     words = [word for word in (args.words or "").split(",") if word]
     bert = config_lib.build(RunConfig, vocabularies.BERT_BASE)
     result = vocabularies.compare(named, texts, words, bert)
-    if args.json:
-        print(json.dumps(without_nan(result), ensure_ascii=False))
-    else:
-        console().print(vocabularies.screen(result), vocabularies.words_table(result))
-        for record in result["vocabularies"]:
-            if "unknown" in record:
-                print(f"{record['name']} cannot write the text: {record['unknown']}")
-        print("FLOPs are those of BERT-base, trained on the text once in full rows.")
     if to:
         with disk_errors(to), replacing_folder(to) as new:
             write_json(new / "compare.json", result)
             vocabularies.draw(result, new / "compare.png")
         log(f"Plot and figures: {to}/compare.png, compare.json.")
-    return Exit.OK
+    return print_result(args, result, vocabularies.compare_as_text)
 
 
 def _choose(args) -> int:
@@ -216,10 +199,9 @@ def _choose(args) -> int:
     if args.sample <= 0 or (args.probe is not None and args.probe <= 0):
         raise PlmjaxError("--sample and --probe must be above 0.")
     start_jax()
-    from plmjax.console import console
     from plmjax.experiments import vocabularies
     from plmjax.experiments import vocabulary_choice as choice
-    from plmjax.files import disk_errors, without_nan, write_json
+    from plmjax.files import disk_errors, write_json
 
     source = vocabularies.open_text(config)
     sample = choice.draw_sample(config, source, log, int(args.sample * 1e6))
@@ -237,10 +219,5 @@ def _choose(args) -> int:
         result = {"vocabularies": records, "suggestion": name, "reason": why}
         write_json(to / "choose.json", result)
         choice.draw_curve(records, to / "choose.png")
-    if args.json:
-        print(json.dumps(without_nan(result), ensure_ascii=False))
-        return Exit.OK
-    console().print(choice.curve_table(records))
-    print(f"Suggestion: {name}: {why}")
-    print(f"Plot, figures and vocabularies: {to}")
-    return Exit.OK
+    log(f"Plot, figures and vocabularies: {to}")
+    return print_result(args, result, choice.choice_as_text)

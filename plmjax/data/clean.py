@@ -6,7 +6,6 @@ dropped, and the reason: the rules that acted, the first with its figure.
 
 import dataclasses
 import functools
-import importlib
 import ipaddress
 import json
 import re
@@ -25,7 +24,8 @@ from plmjax.data.corpus_files import KINDS
 from plmjax.data.inputs import READERS, lines_of
 from plmjax.data.near_duplicates import hashes, ngrams, words
 from plmjax.data.records import read_jsonl, read_text
-from plmjax.data.rules import C4, LIMITS, LINES, Gopher, Repetition
+from plmjax.data.rules import LIMITS, LINES, c4, gopher, repetition
+from plmjax.machine import package
 
 Step = Callable[[str], tuple[str | None, str]]
 
@@ -106,28 +106,18 @@ def steps(config: CleanConfig) -> list[tuple[str, Step]]:
 
     It reads the files of `against`.
     """
+    known = read_ngrams(config.against) if config.against else {}
     without = frozenset(config.without)
-    makers: dict[str, Callable[[], Step]] = {
-        "unicode": Unicode,
-        "language": lambda: Language(config.languages),
-        "c4": lambda: C4(without),
-        "gopher": lambda: Gopher(without),
-        "repetition": lambda: Repetition(without),
-        "against": lambda: Against(read_ngrams(config.against)),
-        "mask": Mask,
+    all_steps: dict[str, Step] = {
+        "unicode": repair,
+        "language": functools.partial(in_languages, languages=config.languages),
+        "c4": functools.partial(c4, without=without),
+        "gopher": functools.partial(gopher, without=without),
+        "repetition": functools.partial(repetition, without=without),
+        "against": functools.partial(unlike, known=known),
+        "mask": mask,
     }
-    return [(name, makers[name]()) for name in DOCUMENT_STEPS if name in config.steps]
-
-
-def package(name: str) -> Any:
-    """Imports a package of the extra `data`; PlmjaxError if it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise PlmjaxError(
-            f"the package {name} is not installed.",
-            hint=f"pip install 'plmjax[data]', or pip install {name}.",
-        ) from None
+    return [(name, all_steps[name]) for name in DOCUMENT_STEPS if name in config.steps]
 
 
 @functools.cache
@@ -144,16 +134,10 @@ def language_of(text: str) -> tuple[str, float]:
     return language, float(probability)
 
 
-@dataclasses.dataclass(frozen=True)
-class Unicode:
+def repair(text: str) -> tuple[str | None, str]:
     """Repairs Unicode by ftfy; quotes and full-width characters stay as they are."""
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the repaired text; None if nothing is left."""
-        ftfy = package("ftfy")
-        config = _ftfy_config()
-        repaired = ftfy.fix_text(text, config).strip()
-        return repaired or None, "" if repaired == text else "unicode"
+    repaired = package("ftfy").fix_text(text, _ftfy_config()).strip()
+    return repaired or None, "" if repaired == text else "unicode"
 
 
 @functools.cache
@@ -166,43 +150,31 @@ def _ftfy_config() -> Any:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Language:
-    """Drops the documents that are in another language than `languages`, if sure."""
-
-    languages: tuple[str, ...]
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text, or None and its language."""
-        language, probability = language_of(text)
-        if language in self.languages or probability < SURE:
-            return text, ""
-        return None, f"language-{language}: {probability:.2f}"
+def in_languages(text: str, languages: Sequence[str]) -> tuple[str | None, str]:
+    """Drops documents that are surely in another language than these, and names it."""
+    language, probability = language_of(text)
+    if language in languages or probability < SURE:
+        return text, ""
+    return None, f"language-{language}: {probability:.2f}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Against:
+def unlike(text: str, known: Mapping[int, np.ndarray]) -> tuple[str | None, str]:
     """Drops documents that share an n-gram with evaluation texts (Brown et al., 2020).
 
-    `ngrams` has sorted hashes by n: 13 words; of texts with 8 to 12, all of them.
+    `known` has sorted hashes by n: 13 words; of texts with 8 to 12, all of them.
+    Returns the text, or None and the first words that are evaluated on.
     """
-
-    ngrams: dict[int, np.ndarray]
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text, or None and the first words that are evaluated on."""
-        all_words = words(text)
-        hashes_W = hashes(all_words)
-        for size, known in self.ngrams.items():
-            hashes_N = ngrams(hashes_W, size)
-            # np.isin would sort the hashes of each document.
-            at = np.searchsorted(known[:-1], hashes_N)
-            shared = np.flatnonzero(known[at] == hashes_N)
-            if len(shared):
-                begin = int(shared[0])
-                shown = " ".join(all_words[begin : begin + size])
-                return None, f"against: {shown}"
-        return text, ""
+    all_words = words(text)
+    hashes_W = hashes(all_words)
+    for size, known_N in known.items():
+        hashes_N = ngrams(hashes_W, size)
+        # np.isin would sort the hashes of each document.
+        at = np.searchsorted(known_N[:-1], hashes_N)
+        shared = np.flatnonzero(known_N[at] == hashes_N)
+        if len(shared):
+            begin = int(shared[0])
+            return None, f"against: {' '.join(all_words[begin : begin + size])}"
+    return text, ""
 
 
 def read_ngrams(paths: Sequence[str]) -> dict[int, np.ndarray]:
@@ -274,20 +246,17 @@ _PHONE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """Replaces e-mail and IP addresses and what looks like phone numbers by words."""
+def mask(text: str) -> tuple[str | None, str]:
+    """Replaces e-mail and IP addresses and what looks like phone numbers by words.
 
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text, and what was replaced."""
-        masked = _MAIL.sub("<email>", text)
-        masked = _ADDRESS.sub(_mask_address, masked)
-        masked = _PHONE.sub(_mask_phone, masked)
-        kinds = ("email", "ip", "phone")
-        new = (
-            f"mask-{k}" for k in kinds if masked.count(f"<{k}>") > text.count(f"<{k}>")
-        )
-        return masked, ", ".join(new)
+    Returns the text, and what was replaced.
+    """
+    masked = _MAIL.sub("<email>", text)
+    masked = _ADDRESS.sub(_mask_address, masked)
+    masked = _PHONE.sub(_mask_phone, masked)
+    kinds = ("email", "ip", "phone")
+    new = (k for k in kinds if masked.count(f"<{k}>") > text.count(f"<{k}>"))
+    return masked, ", ".join(f"mask-{kind}" for kind in new)
 
 
 def _mask_address(match: re.Match) -> str:

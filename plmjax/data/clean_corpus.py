@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import DataError, PlmjaxError, counted
+from plmjax import DataError, counted
 from plmjax.data.clean import CleanConfig, Step, steps
 from plmjax.data.clean_report import EXAMPLES, Cleaned, Event, Report, excerpt
 from plmjax.data.corpus import Source, add_counts, file_digests, find_inputs
@@ -34,6 +34,7 @@ from plmjax.data.near_duplicates import (
 )
 from plmjax.data.parallel import ordered_map
 from plmjax.files import (
+    check_new,
     disk_errors,
     missing,
     no_empty_directory,
@@ -154,18 +155,6 @@ def _check_part(folder: Path) -> None:
             raise ValueError("documents are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is not a whole part: {error}.") from None
-
-
-def check_new(to: Path) -> None:
-    """Raises PlmjaxError for a path that is a file, or a folder that is not empty."""
-    with disk_errors(to):
-        if to.is_dir() and not any(to.iterdir()):
-            return
-        if to.exists():
-            raise PlmjaxError(
-                f"--to={to} exists and is not empty.",
-                hint="Choose a new folder, or remove it.",
-            )
 
 
 class Writer:

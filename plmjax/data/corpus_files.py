@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plmjax import DataError, PlmjaxError, counted
-from plmjax.data.archives import container, is_archive, members
+from plmjax.data.archives import ERRORS, container, is_archive, members
 from plmjax.data.blocks import UTF8, Decoding, ending, open_bytes, raw_blocks
-from plmjax.data.corpus import SourceConfig, find_inputs, relative_names
+from plmjax.data.corpus import SourceConfig, find_inputs, relative_names, unreadable
 from plmjax.data.records import SEPARATORS, is_saved
 
 # The kind of a file by its ending, before one of a compression.
@@ -151,9 +151,12 @@ def sample(path: Path, decoding: Decoding = UTF8) -> str:
 
 def kind_of_content(path: Path) -> str | None:
     """Returns the kind that a file's content shows beyond doubt, or None."""
-    with open_bytes(path) as file:
-        if file.read(4) == b"PAR1":
-            return "parquet"
+    try:
+        with open_bytes(path) as file:
+            if file.read(4) == b"PAR1":
+                return "parquet"
+    except ERRORS as error:
+        raise unreadable(path, error) from None
     return kind_of_text(sample(path, UTF8._replace(errors="replace")))
 
 

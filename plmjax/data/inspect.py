@@ -37,7 +37,7 @@ MOST_NEAR = 0.05
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf\u0152-\u2122]|â€[\x80-\xbf\u0152-\u2122]")
 
 
-class Look(NamedTuple):
+class Figures(NamedTuple):
     """What a group of documents holds; D documents, V pieces of the vocabulary."""
 
     lengths_D: np.ndarray
@@ -50,15 +50,15 @@ class Look(NamedTuple):
     mojibake: list[str]  # an excerpt of each document with some
 
 
-def look(texts: list[str], tokenizer: Tokenizer) -> list[Look]:
-    """Looks at some documents; a list of one, for `mapped`."""
+def measure(texts: list[str], tokenizer: Tokenizer) -> list[Figures]:
+    """Measures some documents; a list of one, for `mapped`."""
     encoded = tokenizer.encode_batch(texts)
     ends = np.concatenate([[0], np.cumsum(encoded.lengths)])
     words = np.flatnonzero(encoded.word_start)
     sizes = np.diff(words, append=len(encoded.tokens))
     budgets = [max(int(MASKED * (length - 2)), 1) for length in LENGTHS]
     return [
-        Look(
+        Figures(
             lengths_D=np.diff(ends),
             digests_D=np.array([*map(text_hash, texts)], np.uint64),
             counted=quality.count(texts, encoded, ends, tokenizer.unk_id),
@@ -98,7 +98,7 @@ def inspect(
     lengths, digests = [], []
     size, broken, too_long = 0, 0, np.zeros(len(LENGTHS), np.int64)
     characters, mojibake = collections.Counter[str](), ""
-    for part in mapped(look, source.documents(), workers, (tokenizer,)):
+    for part in mapped(measure, source.documents(), workers, (tokenizer,)):
         counts.add(part.counted)
         lengths.append(part.lengths_D)
         digests.append(part.digests_D)
@@ -108,6 +108,7 @@ def inspect(
         too_long += part.too_long
         broken += len(part.mojibake)
         mojibake = mojibake or next(iter(part.mojibake), "")
+    read = {**source.description}  # later passes, of which one stops early, count anew
     lengths_D = np.concatenate(lengths)
     tokens, distinct = int(lengths_D.sum()), count_distinct(digests)
     facts = counts.facts(tokenizer, tokens, len(lengths_D), distinct)
@@ -140,7 +141,7 @@ def inspect(
         "near_duplicates": _near(source, workers),
         "mojibake_share": broken / len(lengths_D),
         "seen": _rows_as_seen(tokenizer, sample),
-        "source": source.description,
+        "source": read,
     }
     problems = [p.text for p in quality.of_counts(facts, tokens, unigram_V)]
     return result | {"problems": problems + [*_problems(result, mojibake)]}
@@ -212,9 +213,8 @@ def _repeated_lines(source: Source) -> dict[str, Any]:
     repeated = lines.repeated(LINE_DOCUMENTS)
     common = sorted(repeated, key=lambda key: (-repeated[key], key))[:_SHOWN_LINES]
     shown: dict[int, str] = {}
-    for line in itertools.chain.from_iterable(
-        text.split("\n") for text in source.documents() if len(shown) < len(common)
-    ):
+    texts = itertools.takewhile(lambda _: len(shown) < len(common), source.documents())
+    for line in itertools.chain.from_iterable(text.split("\n") for text in texts):
         if (key := text_hash(line.strip())) in common:
             shown.setdefault(key, excerpt(line))
     return {

@@ -17,8 +17,8 @@ from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.config import number
 from plmjax.data.corpus import Source, SourceConfig
+from plmjax.data.near_duplicates import text_hash
 from plmjax.data.packing import Plan
-from plmjax.data.prepare import is_held_out
 from plmjax.data.store import SPLITS, Split, Store
 
 # The pattern of sources has so many rows, and begins again: shares are exact to half a
@@ -349,5 +349,6 @@ def sampled_documents(
         kept /= kept.max()
     for source, share in zip(sources, kept.tolist(), strict=True):
         for text in source.documents():
-            if share == 1 or is_held_out(text, 100 * share):
+            # Neither the hash that holds out nor the one by which tokenizers sample.
+            if text_hash(f"mixture {text}") < share * (1 << 64):
                 yield text

@@ -65,12 +65,12 @@ class Tasks:
         )
         task = functools.partial(_write, work, openings, write, bounds)
         self.executor.run(task, count, work / "run")
-        folders = [_folder(work, rank) for rank in range(count)]
+        folders = [work / f"{rank:05d}" for rank in range(count)]
         for rank, folder in enumerate(folders):
             try:
                 check(folder)
             except PlmjaxError as error:
-                done = work / "run" / "completions" / f"{rank:05d}"
+                done = work / "run" / "completions" / folder.name
                 done.unlink(missing_ok=True)
                 error.hint = f"Task {rank} ended without an error. {AGAIN}"
                 raise
@@ -81,8 +81,13 @@ def divide(source: Source, tasks: int) -> list[int]:
     """Returns the first file of each task, and the end: about equal bytes each.
 
     Raises:
-      PlmjaxError: the source has no files to divide.
+      PlmjaxError: the source has no files to divide, or only the first documents count.
     """
+    if any(config.max_documents is not None for config, _ in source.openings):
+        raise PlmjaxError(
+            "A source with data.source.max_documents is not divided into tasks.",
+            hint="Leave out --executor and --tasks, or the limit.",
+        )
     files = [path for _, corpus in source.openings for path in corpus.files]
     if not files:
         raise PlmjaxError(
@@ -92,10 +97,6 @@ def divide(source: Source, tasks: int) -> list[int]:
     sizes = np.array([max(size_of(path), 1) for path in files])
     task = (np.cumsum(sizes) - sizes) * tasks // sizes.sum()
     return [*np.flatnonzero(np.diff(task, prepend=-1)).tolist(), len(files)]
-
-
-def _folder(work: Path, rank: int) -> Path:
-    return work / f"{rank:05d}"
 
 
 def _write(
@@ -108,5 +109,5 @@ def _write(
     # The tasks of a machine are processes already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     source = part_of(openings, bounds[rank], bounds[rank + 1])
-    with replacing_folder(_folder(work, rank)) as folder:
+    with replacing_folder(work / f"{rank:05d}") as folder:
         write(source, folder)

@@ -6,10 +6,9 @@ or Japanese character is one, and texts that are mostly such have no rule of wor
 or stop words.
 """
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -62,34 +61,30 @@ def words_of(text: str) -> tuple[list[str], bool]:
     return words, 2 * len(re.findall(f"[{UNSPACED}]", text)) > len(words)
 
 
-@dataclasses.dataclass(frozen=True)
-class C4:
-    """Removes lines that are no sentences, then documents of too few."""
+def c4(text: str, without: Collection[str] = ()) -> tuple[str | None, str]:
+    """Removes lines that are no sentences, then documents of too few.
 
-    without: frozenset[str] = frozenset()
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text that is kept, or None, and the rules that acted."""
-        acted, kept = {}, []
-        if "c4-citations" not in self.without and _CITATION.search(text):
-            text, acted = _CITATION.sub("", text), {"c4-citations": None}
-        for line in text.split("\n"):
-            broken = line.strip() and next(
-                (r for r in _broken(line) if r not in self.without), None
-            )
-            if broken:
-                acted[broken] = None
-            else:
-                kept.append(line.rstrip())
-        text = re.sub("\n{3,}", "\n\n", "\n".join(kept)).strip()
-        measured = {
-            "c4-lorem": text.lower().count("lorem ipsum"),
-            "c4-brace": text.count("{"),
-            "c4-sentences": len(split_sentences(text, "punctuation")) if text else 0,
-        }
-        if reason := _outside(measured, self.without):
-            return None, reason
-        return (text, ", ".join(acted)) if text else (None, ", ".join(acted))
+    Returns the text that is kept, or None, and the rules that acted.
+    """
+    acted, kept = {}, []
+    if "c4-citations" not in without and _CITATION.search(text):
+        text, acted = _CITATION.sub("", text), {"c4-citations": None}
+    for line in text.split("\n"):
+        broken = line.strip() and next(
+            (r for r in _broken(line) if r not in without), None
+        )
+        if broken:
+            acted[broken] = None
+        else:
+            kept.append(line.rstrip())
+    text = re.sub("\n{3,}", "\n\n", "\n".join(kept)).strip()
+    measured = {
+        "c4-lorem": text.lower().count("lorem ipsum"),
+        "c4-brace": text.count("{"),
+        "c4-sentences": len(split_sentences(text, "punctuation")) if text else 0,
+    }
+    reason = _outside(measured, without)
+    return (None, reason) if reason else (text or None, ", ".join(acted))
 
 
 def _broken(line: str) -> Iterable[str]:
@@ -103,59 +98,51 @@ def _broken(line: str) -> Iterable[str]:
         yield "c4-policy"
 
 
-@dataclasses.dataclass(frozen=True)
-class Gopher:
-    """Drops documents whose words and lines are not those of prose."""
+def gopher(text: str, without: Collection[str] = ()) -> tuple[str | None, str]:
+    """Drops documents whose words and lines are not those of prose.
 
-    without: frozenset[str] = frozenset()
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text, or None and the first broken rule, with its figure."""
-        words, unspaced = words_of(text)
-        lines = [line.strip() for line in text.split("\n") if line.strip()]
-        count, rows = max(len(words), 1), max(len(lines), 1)
-        dots = sum(map(text.count, _DOTS))
-        measured = {
-            "gopher-words": len(words),
-            "gopher-word-length": sum(map(len, words)) / count,
-            "gopher-symbols": max(text.count("#"), dots) / count,
-            "gopher-bullets": sum(r.startswith(_BULLETS) for r in lines) / rows,
-            "gopher-ellipsis": sum(r.endswith(_DOTS) for r in lines) / rows,
-            "gopher-letters": sum(any(map(str.isalpha, w)) for w in words) / count,
-            "gopher-stop-words": len(_STOP_WORDS & {*text.lower().split()}),
-        }
-        if unspaced:
-            del measured["gopher-word-length"], measured["gopher-stop-words"]
-        reason = _outside(measured, self.without)
-        return (None, reason) if reason else (text, "")
+    Returns the text, or None and the first broken rule, with its figure.
+    """
+    words, unspaced = words_of(text)
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    count, rows = max(len(words), 1), max(len(lines), 1)
+    dots = sum(map(text.count, _DOTS))
+    measured = {
+        "gopher-words": len(words),
+        "gopher-word-length": sum(map(len, words)) / count,
+        "gopher-symbols": max(text.count("#"), dots) / count,
+        "gopher-bullets": sum(r.startswith(_BULLETS) for r in lines) / rows,
+        "gopher-ellipsis": sum(r.endswith(_DOTS) for r in lines) / rows,
+        "gopher-letters": sum(any(map(str.isalpha, w)) for w in words) / count,
+        "gopher-stop-words": len(_STOP_WORDS & {*text.lower().split()}),
+    }
+    if unspaced:
+        del measured["gopher-word-length"], measured["gopher-stop-words"]
+    reason = _outside(measured, without)
+    return (None, reason) if reason else (text, "")
 
 
-@dataclasses.dataclass(frozen=True)
-class Repetition:
+def repetition(text: str, without: Collection[str] = ()) -> tuple[str | None, str]:
     """Drops documents that repeat themselves: lines, paragraphs, words in a row.
 
     What repeats an earlier one counts, the first does not; blanks count nowhere.
+    Returns the text, or None and the first broken rule, with its figure.
     """
-
-    without: frozenset[str] = frozenset()
-
-    def __call__(self, text: str) -> tuple[str | None, str]:
-        """Returns the text, or None and the first broken rule, with its figure."""
-        measured = {}
-        for what, separator in (("line", "\n+"), ("paragraph", "\n\\s*\n")):
-            parts = [*filter(None, map(str.strip, re.split(separator, text)))]
-            repeated = sum(map(len, parts)) - sum(map(len, {*parts}))
-            copies = len(parts) - len({*parts})
-            measured[f"repeated-{what}s"] = copies / max(len(parts), 1)
-            share = repeated / max(sum(map(len, parts)), 1)
-            measured[f"repeated-{what}-characters"] = share
-        words = words_of(text)[0]
-        hashes_W, ends_W = hashes(words), np.cumsum([0, *map(len, words)])
-        for size in range(2, 11):
-            share = _repeated_share(ngrams(hashes_W, size), ends_W, size)
-            measured[f"repeated-{size}-grams"] = share
-        reason = _outside(measured, self.without)
-        return (None, reason) if reason else (text, "")
+    measured = {}
+    for what, separator in (("line", "\n+"), ("paragraph", "\n\\s*\n")):
+        parts = [*filter(None, map(str.strip, re.split(separator, text)))]
+        repeated = sum(map(len, parts)) - sum(map(len, {*parts}))
+        copies = len(parts) - len({*parts})
+        measured[f"repeated-{what}s"] = copies / max(len(parts), 1)
+        share = repeated / max(sum(map(len, parts)), 1)
+        measured[f"repeated-{what}-characters"] = share
+    words = words_of(text)[0]
+    hashes_W, ends_W = hashes(words), np.cumsum([0, *map(len, words)])
+    for size in range(2, 11):
+        share = _repeated_share(ngrams(hashes_W, size), ends_W, size)
+        measured[f"repeated-{size}-grams"] = share
+    reason = _outside(measured, without)
+    return (None, reason) if reason else (text, "")
 
 
 def _repeated_share(hashes_N: np.ndarray, ends_W: np.ndarray, size: int) -> float:
@@ -179,7 +166,7 @@ def _repeated_share(hashes_N: np.ndarray, ends_W: np.ndarray, size: int) -> floa
     return float(np.diff(ends_W)[np.cumsum(covers)[:-1] > 0].sum() / ends_W[-1])
 
 
-def _outside(measured: Mapping[str, float], without: frozenset[str]) -> str:
+def _outside(measured: Mapping[str, float], without: Collection[str]) -> str:
     """Returns the first rule whose figure is outside its limits, with it, or ""."""
     for rule, value in measured.items():
         what, least, most = LIMITS[rule]

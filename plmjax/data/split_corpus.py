@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from plmjax import DataError, PlmjaxError, counted
-from plmjax.data.clean_corpus import REPORT, Writer, check_new, sign_all
+from plmjax.data.clean_corpus import REPORT, Writer, sign_all
 from plmjax.data.corpus import Source
 from plmjax.data.near_duplicates import near_duplicates, text_hash, words
 from plmjax.files import (
+    check_new,
     disk_errors,
     missing,
     no_empty_directory,
@@ -43,12 +44,11 @@ def split_corpus(
     if not 0 < percent < 100:
         raise PlmjaxError(f"--test={percent:g}% must be between 0 and 100.")
     check_new(to)
-    firsts: dict[int, int] = {}
+    first_D, together = None, None
     if near:
         first_D = near_duplicates(sign_all(source.documents(), workers)[1])
-        copies = np.flatnonzero(first_D != np.arange(len(first_D)))
-        firsts = dict(zip(copies.tolist(), first_D[copies].tolist(), strict=True))
-    chosen = {first: False for first in firsts.values()}
+        together = int(np.count_nonzero(first_D != np.arange(len(first_D))))
+    in_test = bytearray()  # of each document
     with (
         disk_errors(to),
         no_empty_directory(missing(to.parent)),
@@ -59,33 +59,27 @@ def split_corpus(
             (folder / side).mkdir()
         train, test = (stack.enter_context(Writer(folder / s)) for s in SIDES)
         for number, text in enumerate(source.documents()):
-            if number in firsts:
-                in_test = chosen[firsts[number]]
-            else:
-                in_test = is_tested(text, percent, seed)
-            if number in chosen:
-                chosen[number] = in_test
-            (test if in_test else train).add(text)
+            first = number if first_D is None else first_D[number]
+            alone = first == number
+            in_test.append(is_tested(text, percent, seed) if alone else in_test[first])
+            (test if in_test[number] else train).add(text)
         stack.close()
-        total = train.documents + test.documents
+        report: dict[str, Any] = {
+            "test_percent": percent,
+            "seed": seed,
+            "near_duplicates_together": together,
+        }
         for side, writer in zip(SIDES, (train, test), strict=True):
             if not writer.documents:
                 raise DataError(
                     f"the {side} side is empty: the text is "
-                    f"{counted(total, 'document')}, and --test={percent:g}%.",
+                    f"{counted(len(in_test), 'document')}, and --test={percent:g}%.",
                     hint="Choose another share or --seed, or check what ends a "
                     "document: --config.data.source.document=line, blank or file.",
                 )
-        report = {
-            "test_percent": percent,
-            "seed": seed,
-            "near_duplicates_together": len(firsts) if near else None,
-            **{
-                side: {"documents": writer.documents, "characters": writer.characters}
-                for side, writer in zip(SIDES, (train, test), strict=True)
-            },
-            "source": source.description,
-        }
+            sizes = {"documents": writer.documents, "characters": writer.characters}
+            report[side] = sizes
+        report["source"] = source.description
         write_json(folder / REPORT, report)
     return report
 

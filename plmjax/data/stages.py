@@ -21,7 +21,6 @@ from plmjax import Exit, PlmjaxError
 from plmjax.data.parallel import ordered_map
 from plmjax.machine import cores
 
-KINDS = ("local", "slurm", "ray")
 AGAIN = "Run the same command again: it does only what is missing."
 
 

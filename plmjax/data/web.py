@@ -1,11 +1,9 @@
 """Pages of a crawl in WARC or WET files; needs the extra `data`."""
 
-import importlib
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from plmjax import PlmjaxError
 from plmjax.data.blocks import open_bytes
 from plmjax.data.corpus import (
     Source,
@@ -17,6 +15,7 @@ from plmjax.data.corpus import (
     unreadable,
 )
 from plmjax.data.corpus_files import Corpus
+from plmjax.machine import package
 
 PAGE_BYTES = 1 << 24  # of a page; the rest of a longer one is not read
 
@@ -30,7 +29,8 @@ def open_warc(config: SourceConfig, corpus: Corpus) -> Source:
     Raises:
       PlmjaxError: a package of the extra `data` is not installed (code 2).
     """
-    archives, extract = _needs("warcio.archiveiterator"), _needs("trafilatura").extract
+    archives = package("warcio.archiveiterator")
+    extract = package("trafilatura").extract
 
     def read(tally: Tally) -> Iterator[str]:
         for path in corpus.files:
@@ -69,13 +69,3 @@ def _text(record: Any, extract: Any) -> str:
     if not kind.startswith(("text/html", "application/xhtml")):
         return ""
     return extract(page.read(PAGE_BYTES), include_comments=False) or ""
-
-
-def _needs(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise PlmjaxError(
-            f"data.source.kind=warc needs the package {error.name}.",
-            hint="pip install 'plmjax[data]'.",
-        ) from None

@@ -89,22 +89,20 @@ class SplitWriter:
 
         `ends` of documents and `begins` of sentences (or None) are positions in tokens.
         """
-        self._add_positions(self.tokens, ends, begins)
+        self._add_positions(ends, begins)
         self._add_tokens(tokens, starts)
 
     def extend(self, split: Split) -> None:
         """Adds all of another store's split."""
         begins = split.sentences if split.sentences is None else split.sentences[:-1]
-        self._add_positions(self.tokens, split.offsets[1:], begins)
+        self._add_positions(split.offsets[1:], begins)
         for tokens, starts in split.shards():
             self._add_tokens(tokens, starts)
 
-    def _add_positions(self, shift: int, ends: np.ndarray, begins: Any) -> None:
+    def _add_positions(self, ends: np.ndarray, begins: Any) -> None:
         for array, new in ((self._offsets, ends), (self._sentences, begins)):
-            if array is None:
-                continue
-            for at in range(0, len(new), CHUNK):
-                array.append(shift + new[at : at + CHUNK])
+            for some in chunks(new) if array is not None else ():
+                array.append(self.tokens + some)
 
     def _add_tokens(self, tokens: np.ndarray, starts: np.ndarray) -> None:
         while len(tokens):

@@ -7,8 +7,8 @@ import jax
 from rich.table import Table
 
 from plmjax import PlmjaxError, tree
+from plmjax.console import as_table
 from plmjax.evaluate.model import some_shapes
-from plmjax.experiments import tables
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Pieces
@@ -118,4 +118,4 @@ def row(budget: Budget, first: Budget) -> list[str]:
 def screen(budgets: Sequence[Budget]) -> Table:
     """Returns the table of each setting's cost of pretraining, per seed."""
     rows = [[budget.name, *row(budget, budgets[0])] for budget in budgets]
-    return tables.screen("Pretraining, each seed", ["", *HEAD], rows)
+    return as_table("Pretraining, each seed", ["", *HEAD], rows)

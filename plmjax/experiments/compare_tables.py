@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import counted
+from plmjax.console import as_table
 from plmjax.experiments import tables
 from plmjax.experiments.cells import Cell
 from plmjax.experiments.compare_plan import Plan
@@ -62,7 +63,7 @@ def row(cell: Cell) -> list[str]:
 def screen(cells: Sequence[Cell]) -> Table:
     """Returns the table of the cells of one task for the screen."""
     rows = zip(names_of(cells), cells, strict=True)
-    return tables.screen(
+    return as_table(
         f"{cells[0].task}: {what(cells[0])}",
         ["", *HEAD],
         [[name, *row(cell)] for name, cell in rows],

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from plmjax.config import flatten
-from plmjax.console import console
+from plmjax.console import as_table, console
 from plmjax.experiments.repeats import fold_share, summary, verdict
-from plmjax.experiments.tables import screen, write_results
+from plmjax.experiments.tables import write_results
 from plmjax.metrics.comparison import compare
 from plmjax.report.curves import plot_rates
 
@@ -151,7 +151,7 @@ def tables(rounds: Sequence[Round]) -> list[Table]:
         scores = [f"{r.score(split):.4f}" for split in splits]
         rows.append([r.chain, f"{r.rate:g}", str(r.round), *counts, *scores])
     columns = ["chain", "rate", "round", "sure", "drawn", *names]
-    every = screen("Rounds", columns, rows)
+    every = as_table("Rounds", columns, rows)
     if all(r.chain == rounds[0].chain for r in rounds):
         return [every]
     means = [
@@ -160,7 +160,7 @@ def tables(rounds: Sequence[Round]) -> list[Table]:
         for s in settings(rounds)
     ]
     title = "Mean and standard deviation over chains"
-    return [every, screen(title, ["rate", "round", "chains", *names], means)]
+    return [every, as_table(title, ["rate", "round", "chains", *names], means)]
 
 
 def _csv_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import config as config_lib
-from plmjax.console import duration
+from plmjax.console import as_table, duration
 from plmjax.experiments.repeats import finite, summary
 from plmjax.experiments.sweep_plan import as_text, short_names
-from plmjax.experiments.tables import screen, write_results
+from plmjax.experiments.tables import write_results
 from plmjax.experiments.trials import Result
 
 _SEED = "train.seed"
@@ -107,7 +107,7 @@ def settings(outcome: Outcome) -> list[Setting]:
 def table(outcome: Outcome) -> Table:
     """Returns the table of the trials for the screen, the best first."""
     keys = short_names(outcome.keys)
-    return screen(
+    return as_table(
         f"By {outcome.objective}: {outcome.summary()}",
         ["trial", outcome.objective, *keys.values(), "state", "step", "training"],
         [
@@ -129,7 +129,7 @@ def settings_table(outcome: Outcome) -> Table | None:
     rows = settings(outcome)
     if not rows:
         return None
-    return screen(
+    return as_table(
         "Means over seeds",
         [*short_names([*rows[0].values]).values(), "trials", outcome.objective]
         + ["deviation"],

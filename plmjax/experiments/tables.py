@@ -1,24 +1,10 @@
 """Results of an experiment as tables: on the screen, as CSV and as JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from plmjax.files import write_csv, write_json
-
-
-def screen(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], style: str = ""
-) -> Table:
-    """Returns a table for the screen; a column without a name holds names."""
-    table = Table(title=title, title_style=style)
-    for name in columns:
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def write_results(

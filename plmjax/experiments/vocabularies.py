@@ -1,5 +1,6 @@
 """Vocabularies side by side on a text: `plmjax tokenizer compare`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from plmjax import PlmjaxError
+from plmjax.console import as_lines, as_table
 from plmjax.data.quality import SOME_UNKNOWN, why_unknown
-from plmjax.data.sources import Source, open_source
-from plmjax.experiments import tables
+from plmjax.data.sources import Source
 from plmjax.experiments.budget import row_flops
+from plmjax.pretrain import mixtures
 from plmjax.report import figures
 from plmjax.report.figures import COLOURS
 from plmjax.tokenizers import Tokenizer, unknown_words
@@ -36,11 +38,16 @@ BERT_BASE = {"model": {"preset": "bert-base"}, "data": {"length": 512}}
 
 
 def open_text(config: RunConfig) -> Source:
-    """Opens the text of a pretraining."""
-    data = config.data
-    return open_source(
-        data.source, data.errors, data.encoding, unchecked=data.accept_warnings
-    )
+    """Opens the text of which a pretraining makes its vocabulary, as one source."""
+    sources = mixtures.open_sources(config.data)
+    first, *_ = sources.values()
+    if not config.data.mixture:
+        return first
+
+    def documents() -> Iterator[str]:
+        yield from mixtures.documents(config.data, sources)
+
+    return dataclasses.replace(first, documents=documents, description={})
 
 
 def counted(source: Source, log: Log) -> Iterator[str]:
@@ -71,16 +78,13 @@ def open_vocabulary(path: str) -> Tokenizer:
       PlmjaxError: it does not exist, or is no tokenizer (code 4).
     """
     inside = Path(path) / "tokenizer"
-    if not Path(path).exists():
-        raise PlmjaxError(
-            f"there is no vocabulary {path!r} (in {Path.cwd()}).",
-            hint="Give a vocab.txt, a tokenizer.json, a SentencePiece model, a folder "
-            "with one of them, or a run's workdir.",
-        )
     try:
+        if not Path(path).exists():
+            raise PlmjaxError(f"there is no vocabulary {path!r} (in {Path.cwd()}).")
         return Tokenizer.load(inside if inside.is_dir() else path)
     except PlmjaxError as error:
-        error.hint = "Give a vocab.txt, a tokenizer.json or a folder with one of them."
+        error.hint = "Give a vocab.txt, a tokenizer.json, a SentencePiece model, a "
+        error.hint += "folder with one of them, or a run's workdir."
         raise
 
 
@@ -135,6 +139,18 @@ def records_of(
     return records
 
 
+def compare_as_text(result: dict[str, Any]) -> str:
+    """Returns the record of `compare` for the screen."""
+    words = [words_table(result)] if result["words"] else []
+    lines = [
+        f"{record['name']} cannot write the text: {record['unknown']}"
+        for record in result["vocabularies"]
+        if "unknown" in record
+    ]
+    lines.append("FLOPs are those of BERT-base, trained on the text once in full rows.")
+    return as_lines(screen(result), *words, *lines)
+
+
 def screen(result: dict[str, Any]) -> Table:
     """Returns the figures of the vocabularies as a table: a column for each."""
     records = result["vocabularies"]
@@ -155,7 +171,7 @@ def screen(result: dict[str, Any]) -> Table:
     }
     rows = [[name, *map(show, records)] for name, show in lines.items()]
     title = f"{first['documents']:,} documents, {first['words']:,} words"
-    return tables.screen(title, ["", *(r["name"] for r in records)], rows)
+    return as_table(title, ["", *(r["name"] for r in records)], rows)
 
 
 def words_table(result: dict[str, Any]) -> Table:
@@ -168,7 +184,7 @@ def words_table(result: dict[str, Any]) -> Table:
         ]
         for line in result["words"]
     ]
-    return tables.screen("Words (times in the text): pieces", ["", *names], rows)
+    return as_table("Words (times in the text): pieces", ["", *names], rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
+from plmjax.console import as_lines, as_table
 from plmjax.data.prepare import is_held_out
 from plmjax.data.sources import Source
 from plmjax.evaluate.texts import make_plan, open_contender, score_texts
-from plmjax.experiments import sweep, sweep_plan, tables
+from plmjax.experiments import sweep, sweep_plan
 from plmjax.experiments.runs import as_json
 from plmjax.experiments.trials import listed_trials
 from plmjax.experiments.vocabularies import Log, Record, counted
@@ -118,6 +120,12 @@ def suggest(records: Sequence[Record], model: str) -> tuple[str, str]:
     return chosen["name"], f"{why}."
 
 
+def choice_as_text(result: dict[str, Any]) -> str:
+    """Returns the candidates and the suggestion for the screen."""
+    suggestion = f"Suggestion: {result['suggestion']}: {result['reason']}"
+    return as_lines(curve_table(result["vocabularies"]), suggestion)
+
+
 def curve_table(records: Sequence[Record]) -> Table:
     """Returns the figures of the candidates as a table: a line for each."""
     columns = ["", "pieces", "tokens a byte", "a word", "unknown", "in use"]
@@ -137,7 +145,7 @@ def curve_table(records: Sequence[Record]) -> Table:
         ]
         for r in records
     ]
-    return tables.screen("On held-out text", columns + ["bits a byte"] * probed, rows)
+    return as_table("On held-out text", columns + ["bits a byte"] * probed, rows)
 
 
 def draw_curve(records: Sequence[Record], path: Path) -> None:
@@ -183,7 +191,7 @@ def probe(
     write_file(texts, "".join(lines).encode())
     source = {"kind": "jsonl", "paths": str(texts), "field": "text"}
     base = as_json(config_lib.to_dict(config))
-    base["data"]["source"] = source
+    base["data"] |= {"source": source, "mixture": (), "mixture_temperature": None}
     fixed = ("objective.unit=word",) if config.objective.kind == "mlm" else ()
     row = config.train.batch * config.data.length
     values = []

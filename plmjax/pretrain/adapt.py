@@ -21,6 +21,7 @@ from plmjax.evaluate.model import (
     longest_row,
     open_models,
 )
+from plmjax.files import check_new
 from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
@@ -87,8 +88,8 @@ def adapt(
       PlmjaxError: the target exists, the text is empty, or the vocabulary cannot become
         what is asked.
     """
-    if isinstance(to, Workdir) and to.path.is_dir() and any(to.path.iterdir()):
-        raise PlmjaxError(f"{to.path} is not empty.", hint="Choose another --workdir.")
+    if isinstance(to, Workdir):
+        check_new(to.path, "--workdir")
     models = open_models(source, checkpoint)
     if isinstance(to, Path):
         check_target(to, folders_for(to, models).values())
@@ -232,11 +233,9 @@ def focus(
         for some in np.array_split(new, -(-len(new) // _BLOCK))
     ]
     similar = sparse.vstack(blocks, format="csr") @ weights_VO[shared]
-    kept_V = np.ones(len(equal_V), np.float32)
-    kept_V[new] = 0
-    place = (np.ones(len(new), np.float32), (new, np.arange(len(new))))
-    placed = sparse.csr_array(place, (len(equal_V), len(new))) @ similar
-    return sparse.csr_array(sparse.diags_array(kept_V) @ weights_VO + placed)
+    row_V = np.arange(len(equal_V))
+    row_V[new] = len(equal_V) + np.arange(len(new))
+    return sparse.csr_array(sparse.vstack([weights_VO, similar]))[row_V]
 
 
 def sparsemax(x_NO: np.ndarray) -> np.ndarray:

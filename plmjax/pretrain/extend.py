@@ -12,6 +12,7 @@ import numpy as np
 
 from plmjax import PlmjaxError, tree
 from plmjax.evaluate.model import Model, longest_row, open_models
+from plmjax.files import check_new
 from plmjax.interop.folder import hub_name
 from plmjax.models import EncoderConfig
 from plmjax.pretrain.export import IMPORTED, save_start
@@ -95,10 +96,7 @@ def extend(
     Raises:
       PlmjaxError: the model cannot become what is asked, or the workdir is not empty.
     """
-    if workdir.path.is_dir() and any(workdir.path.iterdir()):
-        raise PlmjaxError(
-            f"{workdir.path} is not empty.", hint="Choose another --workdir."
-        )
+    check_new(workdir.path, "--workdir")
     extended = {}
     for name, model in open_models(source, checkpoint).items():
         trained = longest_row(source, model)

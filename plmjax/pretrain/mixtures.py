@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.console import as_lines, as_table
 from plmjax.data.config import DataConfig
 from plmjax.data.loader import Phase
 from plmjax.data.mixture import (
@@ -149,10 +150,7 @@ def lines(facts: Sequence[dict[str, Any]]) -> Iterator[str]:
         )
         for fact in facts
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for name, *others in (head, *rows):
-        cells = (cell.rjust(n) for cell, n in zip(others, widths[1:], strict=True))
-        yield "  ".join([name.ljust(widths[0]), *cells])
+    yield from as_lines(as_table("Mixture", head, rows)).split("\n")
     for fact in facts:
         if fact["epochs"] > OFTEN and fact["max_epochs"] is None:
             yield (

@@ -17,7 +17,7 @@ from plmjax import DataError, Exit, PlmjaxError
 from plmjax.checkpoint.storage import open_storage
 from plmjax.data import merging
 from plmjax.data.store import MANIFEST, Store
-from plmjax.files import disk_errors, replacing_folder, write_json
+from plmjax.files import check_new, disk_errors, replacing_folder, write_json
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
 from plmjax.workdir import Workdir
 
@@ -64,25 +64,12 @@ def _one_of(store: Store, where: str) -> Store:
     if name is None and len(stores) == 1:
         return store
     if name not in stores:
+        what = "holds several stores" if name is None else "is not one of the stores"
         raise DataError(
-            f"{where} is not one of the stores that {RUN} names: {', '.join(stores)}.",
+            f"{where} {what} that {RUN} names: {', '.join(stores)}.",
             hint="Give one of a mixture as DIR/data/KEY.",
         )
     return stores[name]
-
-
-def check_target(where: str) -> None:
-    """Raises PlmjaxError if a store cannot be written there, as something is there."""
-    if "://" in where:
-        with _answers(where):
-            there = open_storage(where).entries()
-    else:
-        path = Path(where)
-        there = [path] if path.is_file() else path.is_dir() and [*path.iterdir()]
-    if there:
-        raise PlmjaxError(
-            f"--to={where} is not empty.", hint="Choose a new folder or prefix."
-        )
 
 
 def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
@@ -94,7 +81,12 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
       PlmjaxError: a store is damaged, or they do not fit together (code 3); something
         is at `to` (2); the disk or the object store fails (5).
     """
-    check_target(to)
+    if "://" not in to:
+        check_new(Path(to))
+    else:
+        with _answers(to):
+            if open_storage(to).entries():
+                raise PlmjaxError(f"--to={to} is not empty.", hint="Choose another.")
     with contextlib.ExitStack() as stack:
         several = [stack.enter_context(opened(where)) for where in inputs]
         path = Path(to)
@@ -105,11 +97,11 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
             shutil.copytree(workdir / "tokenizer", new / "tokenizer")
             if others:
                 key = merging.merge([store for _, store in several], new / "data")
-                recipe = json.dumps(["stores", [store.key for _, store in several]])
-                write_json(new / RUN, {"store": key, "recipe": recipe})
             else:
-                shutil.copy(workdir / RUN, new / RUN)
-                _bring(store.directory, new / "data" / store.key, store.manifest)
+                key = store.key
+                _bring(store.directory, new / "data" / key, store.manifest)
+            recipe = json.dumps(["stores", [store.key for _, store in several]])
+            write_json(new / RUN, {"store": key, "recipe": recipe})
         result = Workdir(path).store()
         if "://" in to:
             _send(path, to, result)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from plmjax.console import as_lines, as_table
 from plmjax.report.figures import COLOURS, png
 
 _FIGURES = {  # of a model
@@ -16,30 +17,27 @@ _FIGURES = {  # of a model
 }
 
 
-def lines(result: Mapping[str, Any]) -> list[str]:
-    """Returns the record of `embed.domains.compare_domains` as lines of text."""
+def as_text(result: Mapping[str, Any]) -> str:
+    """Returns the record of `embed.domains.compare_domains` for the screen."""
     domains = result["domains"]
     names = [domain["name"] for domain in domains]
-    width = max(map(len, [*names, "domain"]))
     shown = {n: _FIGURES[n] for n in _FIGURES if n in domains[0]}
     heads = ["documents", "MB", "share", *(head for head, _ in shown.values())]
-    text = [f"{'domain':{width}}" + "".join(f"  {head:>9}" for head in heads)]
-    for domain in domains:
-        cells = [f"{domain['documents']:,}", f"{domain['bytes'] / 1e6:.2f}"]
-        cells += [f"{domain['share']:.1%}"]
-        cells += [form.format(domain[name]) for name, (_, form) in shown.items()]
-        sized = zip(heads, cells, strict=True)
-        row = "".join(f"  {cell:>{max(len(head), 9)}}" for head, cell in sized)
-        text.append(f"{domain['name']:{width}}{row}")
-    text += ["", f"Of the {result['words']:,} most frequent words, in common:"]
-    sizes = [max(len(name), 5) for name in names]
-    top = zip(names, sizes, strict=True)
-    text.append(" " * width + "".join(f"  {name:>{size}}" for name, size in top))
-    for name, row in zip(names, result["overlap"], strict=True):
-        cells = zip(row, sizes, strict=True)
-        text.append(f"{name:{width}}" + "".join(f"  {x:>{n}.1%}" for x, n in cells))
-    text += [
-        "",
+    rows = [
+        [
+            domain["name"],
+            f"{domain['documents']:,}",
+            f"{domain['bytes'] / 1e6:.2f}",
+            f"{domain['share']:.1%}",
+            *(form.format(domain[name]) for name, (_, form) in shown.items()),
+        ]
+        for domain in domains
+    ]
+    common = [
+        [name, *(f"{share:.1%}" for share in row)]
+        for name, row in zip(names, result["overlap"], strict=True)
+    ]
+    text = [
         f"Clusters of passages: purity {result['purity']:.3f} "
         f"({result['purity_by_chance']:.3f} by chance).",
     ]
@@ -50,7 +48,12 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             f"{names[0]} -> {advice['to']}: adapting{change} is {what} to pay "
             f"({'; '.join(advice['why'])})."
         )
-    return text
+    title = f"Of the {result['words']:,} most frequent words, in common"
+    return as_lines(
+        as_table("Domains", ["", *heads], rows),
+        as_table(title, ["", *names], common),
+        *text,
+    )
 
 
 def write_plot(result: Mapping[str, Any], path: Path) -> None:

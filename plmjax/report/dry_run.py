@@ -15,7 +15,7 @@ from rich.table import Table
 
 from plmjax import tree
 from plmjax.checkpoint.checkpoints import Checkpoints
-from plmjax.console import console, print_line
+from plmjax.console import as_table, console, print_line
 from plmjax.evaluate.examples import masked
 from plmjax.models import EncoderConfig
 from plmjax.models.flops import (
@@ -188,20 +188,12 @@ SIZES = ("weights", "gradients", "optimizer")
 
 def block_table(blocks: list[Block]) -> Table:
     """Returns a table of each block's parameters, and its bytes on a device."""
-    table = Table(
-        title="Parameters, and MB a device (optimizer: moments and average)",
-        title_style="",
-    )
-    table.add_column("block")
-    for name in ("parameters", *SIZES):
-        table.add_column(name, justify="right", no_wrap=True)
-    for block in blocks:
-        sizes = (_mb(getattr(block, name)) for name in SIZES)
-        table.add_row(block.name, f"{block.parameters:,}", *sizes)
-    table.add_section()
-    parameters = f"{total(blocks, 'parameters'):,}"
-    table.add_row("all", parameters, *(_mb(total(blocks, name)) for name in SIZES))
-    return table
+    names = ("parameters", *SIZES)
+    sums = [[block.name, *(getattr(block, n) for n in names)] for block in blocks]
+    sums.append(["all", *(total(blocks, n) for n in names)])
+    rows = [[name, f"{count:,}", *map(_mb, sizes)] for name, count, *sizes in sums]
+    title = "Parameters, and MB a device (optimizer: moments and average)"
+    return as_table(title, ["block", *names], rows)
 
 
 def sharding_table(blocks: list[Block]) -> Table | str:
@@ -451,24 +443,13 @@ def _sizes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 def collectives_table(operations: list[collectives.Collective], mesh: Mesh) -> Table:
     """Returns a table of a device's traffic in a step, by mesh axes and operation."""
-    table = Table(
-        title="What a device sends in a step, on a ring",
-        title_style="",
-    )
-    table.add_column("along")
-    table.add_column("operation")
-    for name in ("times", "MB"):
-        table.add_column(name, justify="right")
+    rows = []
     sums = collectives.sent_by_axis(operations, mesh.shape)
     for axes, kinds in sorted(sums.items()):
         devices = math.prod(mesh.shape[axis] for axis in axes.split(" x "))
         for kind, (times, sent) in sorted(kinds.items()):
-            table.add_row(f"{axes} ({devices})", kind, f"{times:,}", _mb(sent))
-    table.add_section()
-    table.add_row(
-        "all",
-        "",
-        f"{sum(one.times for one in operations):,}",
-        _mb(collectives.sent(operations)),
-    )
-    return table
+            rows.append([f"{axes} ({devices})", kind, f"{times:,}", _mb(sent)])
+    times, sent = sum(one.times for one in operations), collectives.sent(operations)
+    rows.append(["all", "", f"{times:,}", _mb(sent)])
+    columns = ("along", "operation", "times", "MB")
+    return as_table("What a device sends in a step, on a ring", columns, rows)

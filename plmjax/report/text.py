@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from plmjax import counted
-from plmjax.console import console
+from plmjax.console import as_lines, as_table
 from plmjax.report.figures import COLOURS, NEUTRAL, png
 
 _RULES = 6  # of a step, the most frequent
@@ -16,57 +13,35 @@ _SHARES, _SMALL = 5, 0.0005  # the largest; the smallest that is shown
 _WHAT = ("dropped", "changed")
 
 
-def as_lines(*parts: Any) -> str:
-    """Returns tables and lines as one text, as wide as the screen."""
-    screen = console()
-    with screen.capture() as captured:
-        for part in parts:
-            screen.print(part, markup=False, soft_wrap=isinstance(part, str))
-    return captured.get().rstrip()
-
-
-def table(title: str, columns: str, rows: Any) -> Table:
-    """Returns a table; the first of the comma-separated columns has names."""
-    made = Table(title=title, title_style="")
-    for index, name in enumerate(columns.split(",")):
-        made.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        # Text keeps rich from reading "[UNK]" as markup.
-        made.add_row(*(Text(str(cell)) for cell in row))
-    return made
-
-
 def clean_as_text(result: dict[str, Any]) -> str:
     """Returns the report of `plmjax data clean` for the screen."""
     total, kept = result["documents"], result["kept"]
     rows, examples = [], []
+
+    def add(name: str, *counts: dict[str, Any]) -> None:
+        dropped, changed = (sum(c[what] for c in counts) for what in _WHAT)
+        rows.append((name, f"{dropped:,}", f"{dropped / total:.1%}", f"{changed:,}"))
+
     for name, step in result["steps"].items():
-        share = f"{step['dropped'] / total:.1%}"
-        rows.append((name, f"{step['dropped']:,}", share, f"{step['changed']:,}"))
+        add(name, step)
         rules = sorted(
             step["rules"].items(), key=lambda r: -r[1]["dropped"] - r[1]["changed"]
         )
         for rule, counts in rules[:_RULES]:
             if (rule, len(rules)) != (name, 1):
-                share = f"{counts['dropped'] / total:.1%}"
-                here = f"{counts['dropped']:,}", share, f"{counts['changed']:,}"
-                rows.append((f"  {rule}", *here))
+                add(f"  {rule}", counts)
             examples += [(rule, e) for e in counts["examples"][:1]]
         if others := rules[_RULES:]:
-            counts = [sum(c[what] for _, c in others) for what in _WHAT]
-            share = f"{counts[0] / total:.1%}"
-            rows.append((f"  {len(others)} more", counts[0], share, counts[1]))
-    shown = Table(title="Examples", title_style="", show_lines=True)
-    for name in ("rule", "document", "what it dropped or changed"):
-        shown.add_column(name, overflow="fold")
+            add(f"  {len(others)} more", *(counts for _, counts in others))
+    lines = ["Examples:"] * bool(examples)
     for rule, example in examples[:_EXAMPLES]:
-        text = example["before"]
+        reason = example["reason"].partition(":")[2]
+        lines.append(f"  {rule}, document {example['document']:,}:{reason}")
+        lines.append(f"    {example['before']}")
         if example["after"]:
-            text += f"\n{'like' if example['dropped'] else '->'} {example['after']}"
-        reason = example["reason"].partition(": ")[2]
-        text += f"\n({reason})" if reason and "\n" not in reason else ""
-        shown.add_row(rule, f"{example['document']:,}", Text(text))
-    lines = [*(f"WARNING: {remark}" for remark in result["remarks"])]
+            how = "like" if example["dropped"] else "->"
+            lines.append(f"    {how} {example['after']}")
+    lines += [f"WARNING: {remark}" for remark in result["remarks"]]
     lines.append(
         f"{counted(kept['documents'], 'document')} of {total:,} kept "
         f"({kept['documents'] / total:.1%}), {kept['characters']:,} characters, in "
@@ -74,9 +49,8 @@ def clean_as_text(result: dict[str, Any]) -> str:
         f"{result['to']}/manifest.json."
     )
     lines.append(f"\nNext:\n  plmjax pretrain {result['to']}")
-    columns = "step and rule,dropped,of all,changed"
-    tables = [table("Cleaning, in this order", columns, rows)]
-    return as_lines(*tables, *([shown] if examples else []), *lines)
+    columns = "step and rule", "dropped", "of all", "changed"
+    return as_lines(as_table("Cleaning, in this order", columns, rows), *lines)
 
 
 def inspect_as_text(result: dict[str, Any]) -> str:
@@ -100,10 +74,8 @@ def inspect_as_text(result: dict[str, Any]) -> str:
     lengths = result["lengths"]
     quantiles = {f"{mark}%": f"{n:,}" for mark, n in lengths["quantiles"].items()}
     names = {"0%": "shortest", "50%": "median", "100%": "longest"}
-    spread = Table(title="Tokens of a document", title_style="")
-    for name in (*quantiles, "mean"):
-        spread.add_column(names.get(name, name), justify="right")
-    spread.add_row(*quantiles.values(), f"{lengths['mean']:,.0f}")
+    marks = [*(names.get(mark, mark) for mark in quantiles), "mean"]
+    spread = [[*quantiles.values(), f"{lengths['mean']:,.0f}"]]
     rows = [
         (
             f"{int(length):,}",
@@ -112,12 +84,16 @@ def inspect_as_text(result: dict[str, Any]) -> str:
         )
         for length, how in result["rows"].items()
     ]
-    columns = "tokens of a row,rows: a document each,padding,rows: packed,padding"
-    lines = [(f"{n:,}", line) for line, n in result["repeated_lines"]["examples"]]
-    parts: list[Any] = [table("Text", "what,figure", facts), spread]
-    parts.append(table("Rows", columns, rows))
+    columns = ["tokens of a row", "rows: a document each", "padding"]
+    columns += ["rows: packed", "padding"]
+    lines = [(line, f"{n:,}") for line, n in result["repeated_lines"]["examples"]]
+    parts: list[Any] = [
+        as_table("Text", ("what", "figure"), facts),
+        as_table("Tokens of a document", marks, spread),
+        as_table("Rows", columns, rows),
+    ]
     if lines:
-        parts.append(table("Repeated lines", "in documents,line", lines))
+        parts.append(as_table("Repeated lines", ("line", "in documents"), lines))
     parts += ["As the model sees it:", *(f"  {row}" for row in result["seen"])]
     problems = [*tokenizer["notes"], *result["problems"]]
     parts += ["\nTo look at before training:"] * bool(problems)
@@ -185,7 +161,9 @@ def split_as_text(result: dict[str, Any]) -> str:
     by += "; near-duplicates may stand on both sides (--near)." * (near is None)
     by += f"; {near:,} near-duplicates beside their first one." if near else ""
     return as_lines(
-        table("Split", "side,documents,of all,characters,folder", rows),
+        as_table(
+            "Split", ("side", "documents", "of all", "characters", "folder"), rows
+        ),
         by + "." * (near == 0),
         f"\nNext:\n  plmjax pretrain {result['to']}/train\n"
         f"  plmjax evaluate --model=RUN --text={result['to']}/test",

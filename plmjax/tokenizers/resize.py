@@ -124,7 +124,7 @@ def _joins(
         joined = _joined(tokenizer, pair)
         if count > -2 or joined is None:
             continue
-        changed = _join(split, counts, sorted(places[pair]), pair, joined)
+        changed = _join(split, counts, places[pair], pair, joined)
         for other, more in changed.items():
             pairs[other] += more
         for index in places.pop(pair):

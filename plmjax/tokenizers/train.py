@@ -152,24 +152,28 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
 def sample_documents(
     documents: Iterable[str], limit_bytes: int = SAMPLE_BYTES
 ) -> list[str]:
-    """Returns the documents with the lowest hashes, at most about limit_bytes of text.
+    """Returns the documents with the lowest hashes, at most limit_bytes, or one.
 
     They keep their order, but the set does not depend on it. One pass, bounded memory.
     """
     kept: list[tuple[int, int, str]] = []
+    lowest: list[tuple[int, str]] = []
     ceiling, total = 1 << 64, 0
     for text in documents:
         raw = text.encode()
-        rank = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
+        # Personal: by the plain hash, low ones are held out.
+        hashed = hashlib.blake2b(raw, digest_size=8, person=b"sample").digest()
+        rank = int.from_bytes(hashed, "big")
+        lowest = [min([*lowest, (rank, text)])]
         if rank >= ceiling:
             continue
         kept.append((rank, len(raw), text))
         total += len(raw)
-        while total > limit_bytes and len(kept) > 1:
+        while total > limit_bytes:
             ceiling //= 2
             kept = [item for item in kept if item[0] < ceiling]
             total = sum(size for _, size, _ in kept)
-    return [text for _, _, text in kept]
+    return [text for _, _, text in kept] or [text for _, text in lowest]
 
 
 def _train_wordpiece(config: TokenizerConfig, sample: list[str]) -> Tokenizer:

@@ -103,7 +103,6 @@ class Movement:
     times: int
     known: bool
     operation: str  # of the program: fusion, copy, the name of a library's kernel
-    name: str
     shape: str  # of its results
     source: str  # the operation in our code that it comes from
 
@@ -159,7 +158,6 @@ def movements(text: str) -> list[Movement]:
                 times=times,
                 known=known,
                 operation=target[1] if target else operation,
-                name=found["name"],
                 shape=shape,
                 source=source[1] if source else "",
             )

@@ -237,14 +237,8 @@ def make_step(
             "skipped": skipped.astype(jnp.float32),
         }
         metrics |= {name: (value, jnp.float32(1)) for name, value in figures.items()}
-        state = State(
-            step=state.step + 1,
-            params=params,
-            moments=moments,
-            average=average,
-            bad_steps=bad_steps,
-            skipped=skipped,
-        )
+        last = {"bad_steps": bad_steps, "skipped": skipped}
+        state = State(state.step + 1, params, moments, average, **last)
         # Without this the compiler may shard leaves that the rules replicate; the next
         # call would then compile again.
         shardings = sharding.shardings(mesh, state, zero1)

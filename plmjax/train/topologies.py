@@ -5,6 +5,7 @@ Both run on machines without such a device, and need its description alone.
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,21 +88,14 @@ def absent_devices(topology: str) -> list[Any]:
     """
     name, _, shape = topology.partition(":")
     chip = CHIPS.get(name)
-    if chip is None or (chip.slices and shape not in chip.slices):
-        raise _unknown(topology)
-    if chip.slices:
+    if chip and shape in chip.slices:
         return _tpus(topology, shape)
-    numbers = shape.split("x") if shape else ["1"]
-    if len(numbers) > 2 or not all(n.isdecimal() and int(n) for n in numbers):
-        raise _unknown(topology)
-    hosts, gpus = [1, *map(int, numbers)][-2:]
-    if hosts * gpus > 256:
-        raise _unknown(topology)
-    return _gpus(name, chip, f"1x{hosts}x{gpus}")
-
-
-def _unknown(topology: str) -> PlmjaxError:
-    return PlmjaxError(f"--topology={topology} is not known.", hint=f"Known: {KNOWN}.")
+    numbers = re.fullmatch(r"(?:(\d+)x)?(\d+)", shape or "1")
+    if chip and not chip.slices and numbers:
+        hosts, gpus = int(numbers[1] or 1), int(numbers[2])
+        if 0 < hosts * gpus <= 256:
+            return _gpus(name, chip, f"1x{hosts}x{gpus}")
+    raise PlmjaxError(f"--topology={topology} is not known.", hint=f"Known: {KNOWN}.")
 
 
 def _tpus(topology: str, shape: str) -> list[Any]:

@@ -10,8 +10,8 @@ import zipfile
 import pytest
 from test_sources import BODIES, JSON_LINES, documents, fails, table, write
 
-from plmjax import PlmjaxError
-from plmjax.data import archives, web
+from plmjax import PlmjaxError, machine
+from plmjax.data import archives
 from plmjax.data.config import DataConfig
 from plmjax.data.sources import SourceConfig, open_source
 
@@ -186,9 +186,9 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     def missing(module):
         raise ModuleNotFoundError(name=module)
 
-    monkeypatch.setattr(web.importlib, "import_module", missing)
+    monkeypatch.setattr(machine.importlib, "import_module", missing)
     path = write(tmp_path / "a.warc", b"")
-    fails(2, "needs the package warcio", "plmjax[data]", paths=path)
+    fails(2, "the package warcio", "plmjax[data]", paths=path)
 
 
 def test_a_data_set_is_streamed_from_the_hub(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from tests_common import sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data import clean
+from plmjax.data import inspect as inspect_lib
 from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.data.inspect import inspect
 from plmjax.data.prepare import is_held_out
@@ -102,6 +103,13 @@ def test_what_looks_wrong_is_said(name, vocabulary):
 def test_ordinary_text_has_no_remark(vocabulary):
     found = inspect(source_of(LINES), str(vocabulary[1]), log=lambda text: None)
     assert found["problems"] == [] and found["tokenizer"]["notes"] == []
+
+
+def test_counts_are_of_all_text_where_later_passes_read_less(monkeypatch, vocabulary):
+    monkeypatch.setattr(inspect_lib, "NEAR_CHARACTERS", 100)
+    found = inspect(source_of(LINES), str(vocabulary[1]), log=lambda text: None)
+    assert found["near_duplicates"]["documents"] < 10
+    assert found["source"]["counts"]["documents"] == len(LINES)
 
 
 def test_languages_need_a_package(monkeypatch, vocabulary):

@@ -30,6 +30,7 @@ from plmjax.data.mixture import (
 from plmjax.data.rows import gather, make_plan
 from plmjax.data.store import Split
 from plmjax.pretrain import mixtures
+from plmjax.tokenizers.train import sample_documents
 
 
 class Part(Stream, Split):
@@ -299,6 +300,8 @@ def test_the_vocabulary_sees_the_mixture():
     texts = [*sampled_documents(sources, some, None, 1)]
     counts = [sum(text.startswith(name) for text in texts) for name in ("aa", "bb")]
     assert counts[1] == 100 and 60 < counts[0] < 150
+    few = sample_documents(sampled_documents(sources, some, None, 1), 400)
+    assert 0.3 < sum(text.startswith("aa") for text in few) / len(few) < 0.7
     by_size = [MixedSource(name=n, paths=n) for n in "ab"]
     assert len([*sampled_documents(sources, by_size, None, 1)]) == 2100
 

@@ -155,6 +155,12 @@ def test_only_files_are_divided():
         divide(source, 3)
 
 
+def test_a_limit_of_documents_is_not_that_of_each_task(corpus):
+    source = open_source(SourceConfig(paths=(str(corpus),), max_documents=50))
+    with pytest.raises(PlmjaxError, match="max_documents .* not divided into tasks"):
+        divide(source, 3)
+
+
 SLURM = {
     "sbatch": """
 import os, subprocess, sys
@@ -212,6 +218,7 @@ def test_tasks_of_slurm(build, whole, tmp_path, monkeypatch):
         (["--executor=ray", "--tasks=2"], "needs ray, which is not installed"),
         (["--executor=slurm", "--tasks=2"], "`sbatch` is not on this machine"),
         (["--executor=local", "--tasks=2", "--sbatch=time=1"], "has no --sbatch"),
+        (["--executor=local", "--tasks=2"], "docstrings is not divided into tasks"),
         (["--to=there"], "holds notes.txt, and is no store"),
         (["--to=s3://a/b"], "must be a directory"),
     ],
@@ -227,4 +234,5 @@ def test_bad_options(options, words, tmp_path, monkeypatch, capsys):
     code = cli.main(["data", "prepare", "--to=a", *options])
     assert code in (2, 3)
     assert words in capsys.readouterr().err
+    assert not Path("a").exists()
     assert [p.name for p in Path("there").iterdir()] == ["notes.txt"]

@@ -239,6 +239,7 @@ def test_broken_and_bomb_gzip(tmp_path, monkeypatch):
     fails(3, "a.txt.gz cannot be read", kind="text", paths=path)
     path = write(tmp_path / "b.txt.gz", b"plain text")
     fails(3, "b.txt.gz cannot be read", kind="text", paths=path)
+    fails(3, "c.gz cannot be read", paths=write(tmp_path / "c.gz", b"plain text"))
     monkeypatch.setattr(blocks, "UNPACK_RATIO", 2)
     for ending, compress in PACKED.items():
         text = compress(b"a line of text\n" * 150_000)

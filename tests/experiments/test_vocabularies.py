@@ -8,9 +8,10 @@ from tests_common import sentences
 
 from plmjax import Exit, cli
 from plmjax import config as config_lib
+from plmjax.data.corpus import SourceConfig, make_source
 from plmjax.experiments import sweep
 from plmjax.experiments.trials import listed_trials
-from plmjax.experiments.vocabulary_choice import suggest
+from plmjax.experiments.vocabulary_choice import draw_sample, suggest
 from plmjax.pretrain import build
 from plmjax.pretrain.run import DEFAULT_CONFIG, pretrain
 from plmjax.tokenizers import Tokenizer
@@ -49,7 +50,20 @@ def test_train_gives_the_vocabulary_of_pretraining(call, tmp_path):
     theirs, _ = build.prepare_data(config, workdir, len, lambda tokenizer: None)
     assert Tokenizer.load("mine").digest == theirs.digest
     code, _, err = call("train", "text.txt", "--to=mine")
-    assert code == Exit.USAGE and "not an empty folder" in err
+    assert code == Exit.USAGE and "exists and is not empty" in err
+
+
+def test_train_reads_a_mixture(call, tmp_path):
+    (tmp_path / "more.txt").write_text("zebras zigzag\n" * 50)
+    names = [f"{{'name':'{n}','paths':'{n}.txt'}}" for n in ("text", "more")]
+    mixture = [f"--config.data.mixture=({','.join(names)})"]
+    mixture.append("--config.data.mixture_temperature=2")
+    code, out, err = call("train", *mixture, "--size=200", "--to=mixed")
+    assert code == Exit.OK, err
+    assert "zebras" in Tokenizer.load("mixed").vocab and "300 documents" not in err
+    write_vocabulary(tmp_path / "v.txt")
+    code, out, err = call("compare", "v.txt", "--text=more.txt", *mixture, "--json")
+    assert code == Exit.OK and json.loads(out)["vocabularies"][0]["documents"] == 50
 
 
 def write_vocabulary(path, *pieces):
@@ -62,7 +76,8 @@ def test_compare(call, tmp_path):
     write_vocabulary(tmp_path / "general.txt", "pl", "##as", "##mid")
     write_vocabulary(tmp_path / "science.txt", WHOLE)
     (tmp_path / "test.txt").write_text(f"a {WHOLE} a {WHOLE}.\n\nno more\n" * 20)
-    given = ("compare", "general.txt", "science.txt", "--text=test.txt", "--words=xy")
+    given = ("compare", "general.txt", "science.txt", "--text=test.txt")
+    given += ("--words=xy,x[/b]y",)
     code, out, err = call(*given, "--json", "--to=figures")
     assert code == Exit.OK, err
     result = json.loads(out)
@@ -78,6 +93,7 @@ def test_compare(call, tmp_path):
     assert files == {"compare.json", "compare.png"}
     code, out, _ = call(*given)
     assert code == Exit.OK and "words kept whole" in out and "3: pl ##as" in out
+    assert "x[/b]y (0)" in out  # no markup
 
 
 def test_choose(call, tmp_path):
@@ -101,6 +117,15 @@ def record(name, pieces, flops, length=0.25, unknown=0.0, **more):
     figures = {"name": name, "kind": "bpe", "vocab_size": pieces, "flops": flops}
     figures |= {"tokens_per_byte": length, "unknown_share": unknown, "bytes": 100}
     return figures | more
+
+
+def test_a_sample_holds_out_as_much_as_the_text():
+    config = config_lib.load(RunConfig, None, ["data.held_out_percent=10"])
+    texts = [f"text {n:04d}" for n in range(4000)]
+    source = make_source(SourceConfig(), lambda _: iter(texts), "x", {})
+    sample = draw_sample(config, source, lambda _: None, 4000)
+    total = len(sample.train) + len(sample.held_out)
+    assert total > 200 and 0.05 < len(sample.held_out) / total < 0.15
 
 
 def test_the_smallest_near_the_best_is_suggested():

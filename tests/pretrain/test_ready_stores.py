@@ -135,6 +135,21 @@ def test_damage_is_named(made, tmp_path, capsys, name, at, value, right, words):
     assert words in error and (name in error or "unigram" in error)
 
 
+def test_one_store_of_a_mixture_is_copied(made, tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text("\n".join(LINES[:200]) + f"\nThe end of {name}.\n")
+    mixture = tuple({"name": n, "paths": str(tmp_path / n)} for n in "ab")
+    path = f"tokenizer.path={made / 'both' / 'tokenizer'}"
+    _, store = make(tmp_path / "run", (), f"data.mixture={mixture}", path, text=False)
+    one = store.parts["b"]
+    stores.merge([str(one.directory)], str(tmp_path / "copy"))
+    with stores.opened(str(tmp_path / "copy")) as (_, copy):
+        assert copy.manifest == one.manifest
+    with pytest.raises(PlmjaxError, match="several stores"):
+        stores.merge([str(tmp_path / "run")], str(tmp_path / "more"))
+    assert not (tmp_path / "more").exists()
+
+
 # --- trained on
 
 

@@ -293,6 +293,8 @@ def test_sample_is_bounded_and_independent_of_order():
     assert 1000 < sum(map(len, sample)) <= 5000
     assert sorted(sample) == sorted(sample_documents(documents[::-1], 5000))
     assert sample_documents(documents, 10**6) == documents
+    for pair in itertools.pairwise(documents):  # neither fits beside the other
+        assert len(sample_documents(pair, max(map(len, pair)))) == 1
 
 
 # --- bad input

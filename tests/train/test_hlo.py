@@ -137,7 +137,7 @@ def test_groups_join_layers_and_are_sorted():
         source = (
             f"jit(step)/jvp(Encoder)/layer_{layer}.feed/layer_{layer}._around/ffn/a"
         )
-        return hlo.Movement(size, times, True, "fusion", "f", "f32[2]{0}", source)
+        return hlo.Movement(size, times, True, "fusion", "f32[2]{0}", source)
 
     found = program.by_group([one(10, 0), one(30, 1, times=2), one(5, 0)])
     assert found == [
