@@ -101,8 +101,9 @@ class SplitWriter:
 
     def _add_positions(self, ends: np.ndarray, begins: Any) -> None:
         for array, new in ((self._offsets, ends), (self._sentences, begins)):
-            for some in chunks(new) if array is not None else ():
-                array.append(self.tokens + some)
+            if array is not None:
+                for some in chunks(new):
+                    array.append(self.tokens + some)
 
     def _add_tokens(self, tokens: np.ndarray, starts: np.ndarray) -> None:
         while len(tokens):
