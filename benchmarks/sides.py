@@ -17,7 +17,6 @@ from plmjax import PlmjaxError
 
 PADDINGS = ("group_texts", "line_by_line")
 DTYPES = ("float32", "bfloat16")
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 # The objectives, and the default preset of each.
 DEFAULTS = {"mlm": "bert-mini", "electra": "electra-small", "distill": "bert-mini"}
 # The family of models that transformers can train with an objective.
@@ -52,8 +51,6 @@ class PeerConfig:
     to_loss: int = 0
     # Where both sides train: cpu or gpu.
     device: str = "cpu"
-    # The peer's implementation of attention; None: what transformers chooses.
-    attention: str | None = None
 
     def __post_init__(self):
         for name in ("rounds", "steps", "warm_up", "batch"):
@@ -70,15 +67,10 @@ class PeerConfig:
         self._check_family()
 
     def _check_family(self) -> None:
-        """Raises PlmjaxError for a preset that does not fit the objective or rows."""
+        """Raises PlmjaxError for a preset whose family does not fit the objective."""
         from plmjax.models import PRESETS
 
         family = _FAMILIES.get(self.objective)
-        if self.name in PRESETS and self.length > PRESETS[self.name].max_length:
-            raise PlmjaxError(
-                f"--length={self.length} is longer than the "
-                f"{PRESETS[self.name].max_length} positions of {self.name}."
-            )
         known = [n for n, preset in PRESETS.items() if preset.family == family]
         if family is not None and self.name not in known:
             raise PlmjaxError(
@@ -107,11 +99,13 @@ class Spec:
     padding: str = "group_texts"
     compile: bool = False
     device: str = "cpu"
-    attention: str | None = None
 
 
 class Worker:
-    """A process that serves the methods of `name`.Side(spec); use it with `with`."""
+    """A process that serves the methods of `name`.Side(spec); use it with `with`.
+
+    A name such as embed:Plmjax has the class in place of Side.
+    """
 
     def __init__(self, name: str, spec: Spec):
         self.name = name
@@ -163,7 +157,9 @@ def _serve(module: str, spec: str) -> None:
     # Libraries print to stdout, but the pipe is for answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = importlib.import_module(module).Side(Spec(**json.loads(spec)))
+    file, _, name = module.partition(":")
+    made = getattr(importlib.import_module(file), name or "Side")
+    side = made(Spec(**json.loads(spec)))
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         print(json.dumps(getattr(side, method)(*arguments)), file=answers, flush=True)
