@@ -34,7 +34,7 @@ VERBS = (
 )
 PROGRAMS = {
     f"benchmarks/{name}.py"
-    for name in ("attention", "bytes", "device", "peer", "prepare", "scaling")
+    for name in ("attention", "bytes", "device", "embed", "peer", "prepare", "scaling")
 }
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
