@@ -17,6 +17,7 @@ from plmjax import PlmjaxError
 
 PADDINGS = ("group_texts", "line_by_line")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 # The objectives, and the default preset of each.
 DEFAULTS = {"mlm": "bert-mini", "electra": "electra-small", "distill": "bert-mini"}
 # The family of models that transformers can train with an objective.
@@ -51,6 +52,8 @@ class PeerConfig:
     to_loss: int = 0
     # Where both sides train: cpu or gpu.
     device: str = "cpu"
+    # The peer's implementation of attention; None: what transformers chooses.
+    attention: str | None = None
 
     def __post_init__(self):
         for name in ("rounds", "steps", "warm_up", "batch"):
@@ -67,10 +70,15 @@ class PeerConfig:
         self._check_family()
 
     def _check_family(self) -> None:
-        """Raises PlmjaxError for a preset whose family does not fit the objective."""
+        """Raises PlmjaxError for a preset that does not fit the objective or rows."""
         from plmjax.models import PRESETS
 
         family = _FAMILIES.get(self.objective)
+        if self.name in PRESETS and self.length > PRESETS[self.name].max_length:
+            raise PlmjaxError(
+                f"--length={self.length} is longer than the "
+                f"{PRESETS[self.name].max_length} positions of {self.name}."
+            )
         known = [n for n, preset in PRESETS.items() if preset.family == family]
         if family is not None and self.name not in known:
             raise PlmjaxError(
@@ -99,6 +107,7 @@ class Spec:
     padding: str = "group_texts"
     compile: bool = False
     device: str = "cpu"
+    attention: str | None = None
 
 
 class Worker:
