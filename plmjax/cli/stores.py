@@ -101,10 +101,16 @@ def _prepare(args) -> int:
     from plmjax.workdir import Workdir
 
     workdir = Workdir(args.to)
-    new = workdir.create()
+    new, lock = workdir.create(), workdir / ".lock"
+    first = not lock.exists()
     tasks = executor and Tasks(workdir / "data" / ".tasks", executor, args.tasks, log)
     with workdir.locked(), no_empty_directory(new):
-        prepare_data(config, workdir, log, lambda tokenizer: None, tasks)
+        try:
+            prepare_data(config, workdir, log, lambda tokenizer: None, tasks, keep=True)
+        except BaseException:
+            if first and [*workdir.path.iterdir()] == [lock]:
+                lock.unlink()
+            raise
     log(f"`plmjax pretrain --config.data.store={args.to}` trains on it.")
     return Exit.OK
 

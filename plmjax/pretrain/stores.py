@@ -108,6 +108,11 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
         return merging.verify(result)
 
 
+def recipe_of(where: str) -> str:
+    """Returns the recipe of a run that takes the ready store `where`."""
+    return json.dumps(["store", where])
+
+
 def take(
     where: str, workdir: Workdir, settings: TokenizerConfig, needed: dict[str, Any]
 ) -> tuple[Tokenizer, Store]:
@@ -118,7 +123,7 @@ def take(
     Raises:
       PlmjaxError: the store is of another tokenizer or otherwise not as needed (3).
     """
-    recipe = json.dumps(["store", where])
+    recipe = recipe_of(where)
     known = workdir.read(RUN, store=str, recipe=str)
     if known is not None and known["recipe"] == recipe:
         return workdir.tokenizer(), workdir.store()
