@@ -83,6 +83,8 @@ def test_stores_that_do_not_fit_are_refused(made, tmp_path, monkeypatch, capsys)
         ((made / "a", made / "a"), "c", 2, "given twice"),
         ((made / "a", tmp_path), "c", 3, "is no store: it has no run.json"),
         ((made / "a", made / "b"), "full", 2, "is not empty"),
+        ((made / "a",), "s3:/x/y", 2, "Write --to=s3://x/y."),
+        ((made / "a",), "GS:x/y", 2, "Write --to=gs://x/y."),
         ((made / "a", made / "b"), "ftp://a/b", 2, "cannot be saved to ftp://a/b"),
     ):
         assert cli.main(["data", "merge", *map(str, inputs), f"--to={to}"]) == code
