@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,13 +131,38 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+_ADDRESS = re.compile("((gs|s3):)/*", re.IGNORECASE)
+
+
+def address(where: str | Path) -> str | None:
+    """Returns what names an object store, in its right spelling; None: a path."""
+    match = _ADDRESS.match(str(where))
+    return match and f"{match[1].lower()}//{str(where)[match.end() :]}"
+
+
 def check_new(path: Path, option: str = "--to") -> None:
-    """Raises PlmjaxError for a file, or a folder that is not empty."""
+    """Raises PlmjaxError for a file, an object store, or a folder that is not empty."""
+    if (right := address(path)) is not None:
+        raise PlmjaxError(
+            f"{option}={right} must be a directory.",
+            hint="Choose a directory, and copy it with the tools of the store.",
+        )
     with disk_errors(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise PlmjaxError(
                 f"{option}={path} exists and is not empty.",
                 hint="Choose a new folder, or remove it.",
+            )
+
+
+def check_outside(to: Path, paths: str | Sequence[str] | None) -> None:
+    """Raises PlmjaxError if `to` is in a folder of texts: it would be read as text."""
+    several = [paths, *paths.split(",")] if isinstance(paths, str) else paths or ()
+    for folder in (Path(path.strip()).expanduser() for path in several):
+        if folder.is_dir() and to.resolve().is_relative_to(folder.resolve()):
+            raise PlmjaxError(
+                f"--to={to} is inside {folder}, whose files are read as text.",
+                hint="Choose a folder beside it.",
             )
 
 

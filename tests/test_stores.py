@@ -211,7 +211,7 @@ def test_no_verb_works_with_a_damaged_store(broken, capsys, verb, kind):
     assert VERBS[verb](workdir, overrides) == Exit.DATA
     (error,) = capsys.readouterr().err.splitlines()[-1:]
     assert error.startswith(f"error: The prepared data are damaged: {store / named} is")
-    assert error.endswith(f"Delete {store}; the next run prepares it again.")
+    assert error.endswith(f"with its text and config; first delete {store}.")
     assert not Path("exported").exists()
 
 

@@ -9,13 +9,14 @@ from plmjax.cli import stores
 from plmjax.cli.domains import add_domains
 from plmjax.cli.options import (
     at_least_one,
+    check_plot,
     json_option,
     log,
     paths_option,
     print_result,
     unchecked_option,
 )
-from plmjax.files import check_new
+from plmjax.files import check_new, check_outside
 
 
 def add(verb) -> None:
@@ -48,11 +49,11 @@ def text_options(added: argparse.ArgumentParser) -> None:
     added.epilog = epilog + (added.epilog or "")
 
 
-def open_texts(args):
+def open_texts(args, to: Path | None = None):
     """Returns the source of PATHS, read as --config.data.KEY=VALUE says.
 
     Raises:
-      PlmjaxError: no paths, or files that are not read.
+      PlmjaxError: no paths, or files that are not read; `to` is among them.
     """
     from plmjax import config as config_lib
     from plmjax.data.config import DataConfig
@@ -68,6 +69,8 @@ def open_texts(args):
     given = {"data": {"source": {"paths": tuple(args.paths)}}} if args.paths else {}
     schema = dataclasses.make_dataclass("Texts", [field])
     data = config_lib.load(schema, None, args.overrides, given=given).data
+    if to is not None:
+        check_outside(to, data.source.paths)
     source = open_source(
         data.source, data.errors, data.encoding, unchecked=data.accept_warnings
     )
@@ -102,10 +105,7 @@ def _inspect(args) -> int:
     from plmjax.report.text import inspect_as_text, plot_lengths
 
     at_least_one(args, "workers")
-    if args.plot and not args.plot.endswith(".png"):
-        raise PlmjaxError(f"--plot={args.plot} must end with .png.")
-    if args.plot and not Path(args.plot).absolute().parent.is_dir():
-        raise PlmjaxError(f"--plot={args.plot}: there is no such folder.")
+    check_plot(args.plot)
     source = open_texts(args)
     result = inspect(source, args.tokenizer, workers=args.workers, log=log)
     if args.plot:
@@ -205,7 +205,7 @@ def _clean(args) -> int:
 
     base = to.with_name(f".{to.name}.tasks")
     result = clean_corpus(
-        open_texts(args),
+        open_texts(args, to),
         config,
         to,
         dropped=Path(args.dropped) if args.dropped else None,
@@ -253,10 +253,16 @@ def _split(args) -> int:
         percent = float(args.test.removesuffix("%"))
     except ValueError:
         raise PlmjaxError(f"--test={args.test} must be a share, such as 5%.") from None
+    if 0 < percent < 1 and not args.test.endswith("%"):
+        raise PlmjaxError(
+            f"--test={args.test} would be less than one percent: it is in percent.",
+            hint=f"Write --test={100 * percent:g}% for that share, or "
+            f"--test={args.test}%.",
+        )
     to = Path(args.to)
     check_new(to)
     result = split_corpus(
-        open_texts(args),
+        open_texts(args, to),
         to,
         percent,
         seed=args.seed,

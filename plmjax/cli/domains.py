@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from plmjax import PlmjaxError
 from plmjax.cli.options import (
+    check_plot,
     checkpoint_option,
     json_option,
     log,
@@ -29,21 +29,20 @@ def add_domains(verb, of) -> None:
         help="a file, folder or pattern for each domain; the first is home",
     )
     added.add_argument("--model", help="a run's workdir or a Hugging Face folder")
-    added.add_argument("--plot", metavar="PNG", help="draw the passages")
+    added.add_argument("--plot", metavar="FILE.png", help="draw the passages")
     checkpoint_option(added)
     json_option(added)
 
 
 def _domains(args) -> int:
+    check_plot(args.plot)
     start_jax()
     from plmjax.embed.domains import compare_domains
+    from plmjax.files import disk_errors
     from plmjax.report.domains import as_text, write_plot
 
-    if args.plot and not Path(args.plot).parent.is_dir():
-        raise PlmjaxError(
-            f"--plot={args.plot}: there is no such folder.", hint="Create it first."
-        )
     result = compare_domains(args.paths, args.model, args.checkpoint, log)
     if args.plot:
-        write_plot(result, Path(args.plot))
-    return print_result(args, result, as_text)
+        with disk_errors(Path(args.plot)):
+            write_plot(result, Path(args.plot))
+    return print_result(args, result | {"plot": args.plot}, as_text)

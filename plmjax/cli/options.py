@@ -364,6 +364,28 @@ def print_result(args, result: dict, as_text: Callable[[dict], str]) -> Exit:
     return Exit.OK
 
 
+def check_plot(plot: str | None) -> None:
+    """Raises PlmjaxError for a --plot that could not be written, before the work."""
+    if plot is None:
+        return
+    folder = Path(plot).absolute().parent
+    if not plot.endswith(".png"):
+        raise PlmjaxError(
+            f"--plot={plot} must end with .png.",
+            hint="For example --plot=plot.png.",
+        )
+    if not folder.is_dir():
+        raise PlmjaxError(
+            f"--plot={plot}: there is no such folder.", hint="Create it first."
+        )
+    if not os.access(folder, os.W_OK) or Path(plot).is_dir():
+        raise PlmjaxError(
+            f"--plot={plot} cannot be written.",
+            hint="Choose another file, or change the permissions of its folder.",
+            code=Exit.DISK,
+        )
+
+
 def log(message: str) -> None:
     """Prints a message to stderr, so that stdout holds the result alone."""
     print(message, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from plmjax.cli.options import (
     print_result,
     unchecked_option,
 )
+from plmjax.files import address, check_outside
 
 
 def add_prepare(verb, of) -> None:
@@ -95,16 +96,23 @@ def _prepare(args) -> int:
         args.overrides.append(f"data.workers={args.workers}")
     _check_target(args.to)
     config = load_config(args, None)
+    check_outside(Path(args.to), config.data.source.paths)
     from plmjax.data.parts import Tasks
     from plmjax.files import no_empty_directory
     from plmjax.pretrain.build import prepare_data
     from plmjax.workdir import Workdir
 
     workdir = Workdir(args.to)
-    new = workdir.create()
+    new, lock = workdir.create(), workdir / ".lock"
+    first = not lock.exists()
     tasks = executor and Tasks(workdir / "data" / ".tasks", executor, args.tasks, log)
     with workdir.locked(), no_empty_directory(new):
-        prepare_data(config, workdir, log, lambda tokenizer: None, tasks)
+        try:
+            prepare_data(config, workdir, log, lambda tokenizer: None, tasks, keep=True)
+        except BaseException:
+            if first and [*workdir.path.iterdir()] == [lock]:
+                lock.unlink()
+            raise
     log(f"`plmjax pretrain --config.data.store={args.to}` trains on it.")
     return Exit.OK
 
@@ -138,7 +146,7 @@ def executor_of(args):
 
 def _check_target(to: str) -> None:
     """Raises PlmjaxError if something else than a store, whole or not, is there."""
-    if "://" in to:
+    if "://" in to or address(to) is not None:
         raise PlmjaxError(
             f"--to={to} must be a directory.",
             hint="`plmjax data merge DIR --to=s3://...` copies a store.",

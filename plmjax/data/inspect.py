@@ -257,10 +257,12 @@ def _problems(result: dict[str, Any], mojibake: str) -> Iterator[str]:
     """Yields what looks wrong in the figures, each with what to do."""
     clean = "plmjax data clean --steps="
     counts = result["source"]["counts"]
-    longest, total = counts["longest_document_bytes"], counts["bytes"]
+    total = counts["bytes"]
+    # Without the white space at which it was cut, which the total lacks.
+    longest = min(counts["longest_document_bytes"], total)
     if longest > quality.MOST * total:
         yield (
-            f"One document has {min(longest / total, 1):.1%} of the text "
+            f"One document has {longest / max(total, 1):.1%} of the text "
             f"({longest:,} of {total:,} bytes). {quality.ends_of(result['source'])}"
         )
     for length, share in result["never_masked_share"].items():

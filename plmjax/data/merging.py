@@ -17,6 +17,7 @@ from plmjax.data.store import (
     UNIGRAM,
     Split,
     Store,
+    again,
     offsets_file,
     sentences_file,
     starts_file,
@@ -141,5 +142,5 @@ def _check_positions(
 def _wrong(store: Store, file: str, what: str) -> PlmjaxError:
     return DataError(
         f"{store.directory / file} holds {what}.",
-        hint=f"Delete {store.directory}, and prepare it again.",
+        hint=again(store.directory),
     )

@@ -211,8 +211,16 @@ def _open_array(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
+def again(directory: Path) -> str:
+    """Returns a hint for a damaged store; the text may be elsewhere."""
+    return (
+        "Copy it again from a whole one, or run `plmjax data prepare` again with its "
+        f"text and config; first delete {directory}."
+    )
+
+
 def _damaged(directory: Path, name: str, reason: str) -> PlmjaxError:
     return DataError(
         f"The prepared data are damaged: {directory / name} is {reason}.",
-        hint=f"Delete {directory}; the next run prepares it again.",
+        hint=again(directory),
     )

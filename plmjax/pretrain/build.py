@@ -18,7 +18,7 @@ from plmjax.data.corpus import describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.mixture import JoinedStore
 from plmjax.data.parts import Tasks, divide
-from plmjax.data.prepare import prepare, sizes
+from plmjax.data.prepare import prepare, sizes, store_key
 from plmjax.data.sources import Source
 from plmjax.data.store import Split, Store
 from plmjax.evaluate.model import Model
@@ -218,12 +218,13 @@ def prepare_data(
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
     tasks: Tasks | None = None,
+    keep: bool = False,
 ) -> tuple[Tokenizer, Store]:
     """Returns the run's tokenizer and token store; creates them the first time.
 
     A resumed run uses its first store, even if the text has changed since. `check`
     receives the tokenizer before all of the text is read. `tasks` prepares it on other
-    machines.
+    machines. `keep` refuses to replace a finished store by another.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
@@ -231,6 +232,8 @@ def prepare_data(
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
     if config.data.store is not None:
+        if keep and known is not None:
+            _check_same(workdir, known["recipe"] == stores.recipe_of(config.data.store))
         return _ready_data(config, config.data.store, workdir, log=log, check=check)
     sources = mixtures.open_sources(config.data)
     for source in sources.values() if tasks is not None else ():
@@ -245,8 +248,14 @@ def prepare_data(
             segmenter and dataclasses.asdict(segmenter),
         ]
     )
-    if known is not None and known.get("recipe") == recipe:
+    if keep and known is not None:
+        _check_same(workdir, known["recipe"] == recipe)
+    if known is not None and known["recipe"] == recipe:
         tokenizer = workdir.tokenizer()
+        if keep:
+            shape = tokenizer, config.data.held_out_percent, _sentences(config)
+            keys = {name: store_key(each, *shape) for name, each in sources.items()}
+            _check_same(workdir, keys == (known.get("parts") or {"": known["store"]}))
     else:
         texts = mixtures.documents(config.data, sources)
         tokenizer = get_tokenizer(settings, texts)
@@ -278,6 +287,16 @@ def prepare_data(
     if known != record:  # else another process of the run has written it
         write_json(workdir / "run.json", record)
     return tokenizer, store
+
+
+def _check_same(workdir: Workdir, same: bool) -> None:
+    """Raises PlmjaxError if the finished store of a folder is not the `same`."""
+    if not same:
+        raise PlmjaxError(
+            f"{workdir.path} holds a finished store of other text, or of another "
+            "config; nothing is written.",
+            hint="Choose another folder, or remove this one.",
+        )
 
 
 def _prepare(

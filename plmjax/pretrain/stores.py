@@ -17,7 +17,7 @@ from plmjax import DataError, Exit, PlmjaxError
 from plmjax.checkpoint.storage import open_storage
 from plmjax.data import merging
 from plmjax.data.store import MANIFEST, Store
-from plmjax.files import check_new, disk_errors, replacing_folder, write_json
+from plmjax.files import address, check_new, disk_errors, replacing_folder, write_json
 from plmjax.tokenizers import Tokenizer, TokenizerConfig
 from plmjax.workdir import Workdir
 
@@ -81,6 +81,10 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
       PlmjaxError: a store is damaged, or they do not fit together (code 3); something
         is at `to` (2); the disk or the object store fails (5).
     """
+    if (right := address(to)) not in (None, to):
+        raise PlmjaxError(
+            f"--to={to} is no address of an object store.", hint=f"Write --to={right}."
+        )
     if "://" not in to:
         check_new(Path(to))
     else:
@@ -108,6 +112,11 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
         return merging.verify(result)
 
 
+def recipe_of(where: str) -> str:
+    """Returns the recipe of a run that takes the ready store `where`."""
+    return json.dumps(["store", where])
+
+
 def take(
     where: str, workdir: Workdir, settings: TokenizerConfig, needed: dict[str, Any]
 ) -> tuple[Tokenizer, Store]:
@@ -118,7 +127,7 @@ def take(
     Raises:
       PlmjaxError: the store is of another tokenizer or otherwise not as needed (3).
     """
-    recipe = json.dumps(["store", where])
+    recipe = recipe_of(where)
     known = workdir.read(RUN, store=str, recipe=str)
     if known is not None and known["recipe"] == recipe:
         return workdir.tokenizer(), workdir.store()

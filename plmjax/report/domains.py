@@ -48,6 +48,7 @@ def as_text(result: Mapping[str, Any]) -> str:
             f"{names[0]} -> {advice['to']}: adapting{change} is {what} to pay "
             f"({'; '.join(advice['why'])})."
         )
+    text += [f"Plot: {result['plot']}"] if result.get("plot") else []
     title = f"Of the {result['words']:,} most frequent words, in common"
     return as_lines(
         as_table("Domains", ["", *heads], rows),

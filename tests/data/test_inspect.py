@@ -197,6 +197,18 @@ def test_the_commands(tmp_path, capsys):
     assert code == Exit.USAGE and "exists and is not empty" in err
     code, out, err = run(capsys, "inspect")
     assert code == Exit.USAGE and "the texts are missing" in err
+    for given, words in (
+        (("clean", tmp_path, f"--to={tmp_path / 'sub' / 'new'}"), "is inside"),
+        (("split", tmp_path, f"--to={tmp_path / 'sub'}"), "is inside"),
+        (("split", text, "--to=s3://a/b"), "--to=s3://a/b must be a directory"),
+        (("split", text, f"--to={tmp_path / 'sub'}", "--test=0.05"), "--test=5% for"),
+        (("inspect", text, "--plot=a.txt"), "must end with .png"),
+        (("domains", text, text, "--plot=a.txt"), "must end with .png"),
+        (("domains", text, text, f"--plot={tmp_path}/no/a.png"), "no such folder"),
+    ):
+        code, _, err = run(capsys, *given)
+        assert code == Exit.USAGE and words in err
+    assert not (tmp_path / "sub").exists()
     helped = cli.make_parser().verbs.choices["data"]._actions[-1].choices["clean"]
     said = " ".join(helped.format_help().split())
     assert ", ".join(clean.STEPS) in said and ",".join(clean.DEFAULT) in said

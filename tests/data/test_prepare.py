@@ -244,9 +244,9 @@ def test_damage_is_found(tokenizer, tmp_path, damage):
     else:
         path = store.directory / "manifest.json"
         path.write_text("{")
-    with fails(3, path.name, "Delete"):
+    with fails(3, path.name, "first delete"):
         open_store(store.directory, verify=True)
-    with fails(3, path.name, "Delete"):
+    with fails(3, path.name, "first delete"):
         build(tokenizer, tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_a_manifest_that_lacks_something(tokenizer, tmp_path, place, value):
         holder = holder[name]
     holder[last] = value
     (store.directory / "manifest.json").write_text(json.dumps(manifest))
-    with fails(3, "manifest.json", "not complete", "Delete"):
+    with fails(3, "manifest.json", "not complete", "first delete"):
         open_store(store.directory)
 
 

@@ -8,6 +8,7 @@ from tests_common import sentences
 
 from plmjax.cli import main
 from plmjax.embed import domains
+from plmjax.report.domains import as_text
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def test_domains_are_told_apart_and_drawn(texts, capsys):
     code, out, _ = call(capsys, texts, "home away mixed", f"--plot={plot}", "--json")
     assert code == 0 and plot.read_bytes().startswith(b"\x89PNG")
     found = json.loads(out)
+    assert found["plot"] == str(plot) and f"Plot: {plot}" in as_text(found)
     assert [d["documents"] for d in found["domains"]] == [200, 200, 200]
     assert sum(d["share"] for d in found["domains"]) == pytest.approx(1)
     row = found["overlap"][0]

@@ -83,11 +83,56 @@ def test_stores_that_do_not_fit_are_refused(made, tmp_path, monkeypatch, capsys)
         ((made / "a", made / "a"), "c", 2, "given twice"),
         ((made / "a", tmp_path), "c", 3, "is no store: it has no run.json"),
         ((made / "a", made / "b"), "full", 2, "is not empty"),
+        ((made / "a",), "s3:/x/y", 2, "Write --to=s3://x/y."),
+        ((made / "a",), "GS:x/y", 2, "Write --to=gs://x/y."),
         ((made / "a", made / "b"), "ftp://a/b", 2, "cannot be saved to ftp://a/b"),
     ):
         assert cli.main(["data", "merge", *map(str, inputs), f"--to={to}"]) == code
         assert words in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def files_of(folder):
+    """The content and the time of each file below a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in paths if p.suffix}
+
+
+def test_a_finished_store_is_kept(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("one", LINES[:250]), ("two", LINES[250:]), ("none", ())):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+    def prepare(*given, to="a"):
+        config = ["data.source.document=line", "tokenizer.vocab_size=80"]
+        options = [f"--config.{one}" for one in config]
+        code = cli.main(["data", "prepare", f"--to={to}", *options, *given])
+        return code, capsys.readouterr().err
+
+    assert prepare("one.txt")[0] == 0
+    before = files_of(tmp_path / "a")
+    for given in (
+        ["two.txt"],
+        ["one.txt", "--config.tokenizer.vocab_size=90"],
+        ["one.txt", "--config.data.held_out_percent=20"],
+        ["one.txt", "--config.data.sentences=punctuation"],
+        [f"--config.data.store={made / 'b'}"],
+    ):
+        code, said = prepare(*given)
+        assert code == 2 and "a holds a finished store of other text, or of" in said
+        assert files_of(tmp_path / "a") == before
+    code, said = prepare("one.txt")
+    assert code == 0 and "Prepared data found" in said
+    assert files_of(tmp_path / "a") == before
+    (tmp_path / "a" / "run.json").unlink()  # as one that was interrupted
+    assert prepare("one.txt")[0] == 0
+    assert {*files_of(tmp_path / "a")} == {*before}
+    # Of a text that cannot be prepared, nothing stays.
+    (tmp_path / "empty").mkdir()
+    assert prepare("none.txt", to="empty")[0] == 3
+    assert [*(tmp_path / "empty").iterdir()] == []
+    assert prepare("none.txt", to="new/deep")[0] == 3
+    assert not (tmp_path / "new").exists()
 
 
 def test_verify(made, tmp_path, capsys):
