@@ -210,7 +210,7 @@ WRONG = [
     (["--vocabulary={}/nothing"], "does not exist"),
     (["--add=9", "--to={}"], "exists and is not empty"),
     (["--add=9", "--to={}/bert"], "exists and is not empty"),
-    (["--add=9", "--to={}/empty.txt/x"], "which is a file"),
+    (["--add=9", "--to={}/away.txt/x"], "which is a file"),
 ]
 
 
