@@ -138,6 +138,7 @@ def _train(args) -> int:
     from plmjax.experiments import vocabularies
     from plmjax.files import disk_errors, replacing_folder
     from plmjax.tokenizers import describe, train_tokenizer
+    from plmjax.tokenizers.train import check_options
 
     if config.tokenizer.path is not None:
         raise PlmjaxError(
@@ -145,6 +146,7 @@ def _train(args) -> int:
             "none to train.",
             hint="Leave it out.",
         )
+    check_options(config.tokenizer)
     source = vocabularies.open_text(config)
     trained = train_tokenizer(config.tokenizer, vocabularies.counted(source, log))
     with disk_errors(to), replacing_folder(to) as new:

@@ -88,7 +88,10 @@ def adapt(
       PlmjaxError: the target exists, the text is empty, or the vocabulary cannot become
         what is asked.
     """
-    check_new(*((to,) if isinstance(to, Path) else (to.path, "--workdir")))
+    if isinstance(to, Workdir):
+        check_new(to.path, "--workdir")
+    else:
+        check_new(to)
     models = open_models(source, checkpoint)
     first = next(iter(models.values()))
     old = first.tokenizer
