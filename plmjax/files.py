@@ -121,15 +121,15 @@ def no_empty_directory(new: Sequence[Path]) -> Iterator[None]:
 @contextlib.contextmanager
 def removed_unless_done(path: Path) -> Iterator[None]:
     """Empties or removes a directory, new or empty before, if the block fails."""
-    new = missing(path)
+    made = missing(path)
     try:
         yield
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may write there
-            for parent in new[1:]:
-                parent.rmdir()
-            if not new:
+            for above in made[1:]:
+                above.rmdir()
+            if not made:
                 path.mkdir()
         raise
 

@@ -223,7 +223,7 @@ def probe(
         raise PlmjaxError(
             "the probe has not trained all of its models, so nothing is kept.",
             hint="See above; then give the command again.",
-            code=code,
+            code=Exit(code),
         )
     trials = listed_trials(root / "probe", plan)
     contenders = [open_contender(str(trial.directory)) for trial in trials]
