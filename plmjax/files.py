@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -119,6 +120,22 @@ def no_empty_directory(new: Sequence[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def removed_unless_done(path: Path) -> Iterator[None]:
+    """Empties or removes a directory, new or empty before, if the block fails."""
+    made = missing(path)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may write there
+            for above in made[1:]:
+                above.rmdir()
+            if not made:
+                path.mkdir()
+        raise
+
+
+@contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns errors of the disk into a PlmjaxError (exit code 5) that names `path`."""
     try:
@@ -141,13 +158,22 @@ def address(where: str | Path) -> str | None:
 
 
 def check_new(path: Path, option: str = "--to") -> None:
-    """Raises PlmjaxError for a file, an object store, or a folder that is not empty."""
+    """Raises PlmjaxError unless `path` is a directory that is empty or can be made."""
     if (right := address(path)) is not None:
         raise PlmjaxError(
             f"{option}={right} must be a directory.",
             hint="Choose a directory, and copy it with the tools of the store.",
         )
+    above = next((each for each in path.absolute().parents if each.exists()), path)
+    if above != path and not above.is_dir():
+        raise PlmjaxError(
+            f"{option}={path} is below {above}, which is a file.",
+            hint="Choose another folder.",
+        )
     with disk_errors(path):
+        place = path if path.exists() else above
+        if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise PlmjaxError(
                 f"{option}={path} exists and is not empty.",

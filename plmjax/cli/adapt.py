@@ -12,6 +12,7 @@ from plmjax.cli.options import (
     renamed,
     start_jax,
 )
+from plmjax.files import check_new
 
 
 def add_adapt(verb, of) -> None:
@@ -63,15 +64,16 @@ def add_adapt(verb, of) -> None:
 
 
 def _adapt(args) -> int:
-    start_jax()
-    from plmjax.pretrain import adapt
-    from plmjax.workdir import Workdir
-
     if (args.to is None) == (args.workdir is None):
         raise PlmjaxError(
             "it is not clear where the model should go.",
             hint="Give --to=DIR for a folder, or --workdir=RUN to train it further.",
         )
+    check_new(Path(args.to or args.workdir), "--to" if args.to else "--workdir")
+    start_jax()
+    from plmjax.pretrain import adapt
+    from plmjax.workdir import Workdir
+
     names = "vocabulary add keep min_frequency new".split()
     change = adapt.Change(**{name: getattr(args, name) for name in names})
     to = Workdir(args.workdir) if args.to is None else Path(args.to)

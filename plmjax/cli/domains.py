@@ -7,6 +7,7 @@ from plmjax.cli.options import (
     checkpoint_option,
     json_option,
     log,
+    not_empty,
     print_result,
     start_jax,
 )
@@ -28,7 +29,11 @@ def add_domains(verb, of) -> None:
         metavar="FILES",
         help="a file, folder or pattern for each domain; the first is home",
     )
-    added.add_argument("--model", help="a run's workdir or a Hugging Face folder")
+    added.add_argument(
+        "--model",
+        type=not_empty("--model"),
+        help="a run's workdir or a Hugging Face folder",
+    )
     added.add_argument("--plot", metavar="FILE.png", help="draw the passages")
     checkpoint_option(added)
     json_option(added)

@@ -9,6 +9,7 @@ from plmjax.cli.options import (
     chosen_input,
     input_options,
     log,
+    not_empty,
     print_json_line,
     print_run,
     saved_config,
@@ -53,6 +54,7 @@ def add(verb) -> None:
     added.add_argument(
         "--model",
         required=True,
+        type=not_empty("--model"),
         help="workdir or folder of a fine-tuned model; commas separate several",
     )
     input_options(added, "texts, with or without labels", "FILE.jsonl, .csv or .tsv")

@@ -10,6 +10,7 @@ from plmjax.cli.options import (
     json_option,
     log,
     model_option,
+    not_empty,
     print_json_line,
     renamed,
     standard_input,
@@ -31,6 +32,7 @@ def add(verb) -> None:
     added.add_argument("--workdir", help="a run, or a folder of a fine-tuned model")
     added.add_argument(
         "--model",
+        type=not_empty("--model"),
         action="append",
         default=[],
         help="with --text: workdirs or Hugging Face folders; the first is compared "

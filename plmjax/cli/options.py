@@ -20,8 +20,22 @@ DRY_RUNS = ("compile", "shapes")
 def model_option(added: argparse.ArgumentParser) -> None:
     """Adds --model."""
     added.add_argument(
-        "--model", required=True, help="a run's workdir or a Hugging Face folder"
+        "--model",
+        required=True,
+        type=not_empty("--model"),
+        help="a run's workdir or a Hugging Face folder",
     )
+
+
+def not_empty(option: str) -> Callable[[str], str]:
+    """Returns the `type` of an option that refuses an empty value."""
+
+    def check(value: str) -> str:
+        if not value.strip():
+            raise argparse.ArgumentTypeError(f"{option} is empty.")
+        return value
+
+    return check
 
 
 def input_options(added: argparse.ArgumentParser, files: str, output: str) -> None:

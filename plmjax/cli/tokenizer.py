@@ -4,7 +4,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from plmjax import Exit, PlmjaxError
+from plmjax import PlmjaxError
 from plmjax.cli.adapt import add_adapt
 from plmjax.cli.options import (
     json_option,
@@ -138,6 +138,7 @@ def _train(args) -> int:
     from plmjax.experiments import vocabularies
     from plmjax.files import disk_errors, replacing_folder
     from plmjax.tokenizers import describe, train_tokenizer
+    from plmjax.tokenizers.train import check_options
 
     if config.tokenizer.path is not None:
         raise PlmjaxError(
@@ -145,6 +146,7 @@ def _train(args) -> int:
             "none to train.",
             hint="Leave it out.",
         )
+    check_options(config.tokenizer)
     source = vocabularies.open_text(config)
     trained = train_tokenizer(config.tokenizer, vocabularies.counted(source, log))
     with disk_errors(to), replacing_folder(to) as new:
@@ -161,7 +163,10 @@ def _train(args) -> int:
 
 
 def _compare(args) -> int:
-    paths, args.paths = list(dict.fromkeys(args.paths)), []
+    paths, args.paths = args.paths, []
+    for number, path in enumerate(paths):
+        if Path(path).resolve() in map(Path.resolve, map(Path, paths[:number])):
+            raise PlmjaxError(f"the vocabulary {path} is given twice.")
     args.overrides += ["data.mixture=()", "data.mixture_temperature=None"]
     args.overrides.append(f"data.source.paths={args.text}")
     config, to = load_config(args, None), args.to and _target(args)
@@ -189,7 +194,8 @@ def _compare(args) -> int:
 
 
 def _choose(args) -> int:
-    sizes, kinds = numbers(args.sizes, "sizes"), args.kinds.split(",")
+    sizes = [*dict.fromkeys(numbers(args.sizes, "sizes"))]
+    kinds = [*dict.fromkeys(args.kinds.split(","))]
     given, to = args.overrides, _target(args)
     for kind in kinds:  # only checked
         args.overrides = [*given, f"tokenizer.kind={kind}"]
@@ -201,20 +207,18 @@ def _choose(args) -> int:
     start_jax()
     from plmjax.experiments import vocabularies
     from plmjax.experiments import vocabulary_choice as choice
-    from plmjax.files import disk_errors, write_json
+    from plmjax.files import disk_errors, removed_unless_done, write_json
 
     source = vocabularies.open_text(config)
     sample = choice.draw_sample(config, source, log, int(args.sample * 1e6))
     named = choice.candidates(config, sample, kinds, sizes, log)
     records = vocabularies.records_of(named, sample.held_out, config)
-    with disk_errors(to):
+    with disk_errors(to), removed_unless_done(to):
         for name, tokenizer in named.items():
             tokenizer.save(to / name)
         if args.probe is not None:
             with contextlib.redirect_stdout(sys.stderr):
-                code = choice.probe(config, sample, records, to, args.probe)
-            if code != Exit.OK:
-                return code
+                choice.probe(config, sample, records, to, args.probe)
         name, why = choice.suggest(records, config.model.preset or "this model")
         result = {"vocabularies": records, "suggestion": name, "reason": why}
         write_json(to / "choose.json", result)

@@ -57,6 +57,13 @@ class SourceConfig(Block, prefix="data.source."):
 
     def __post_init__(self):
         super().__post_init__()
+        given = self.paths if isinstance(self.paths, tuple) else (self.paths,)
+        if any(isinstance(path, str) and not path.strip() for path in given):
+            raise PlmjaxError(
+                "data.source.paths has an empty path.",
+                hint="Name files or folders (is a variable of the shell unset?); none "
+                "at all: data.source.paths=none.",
+            )
         if not isinstance(self.paths, tuple):
             return
         if not all(isinstance(path, str) for path in self.paths):

@@ -29,6 +29,7 @@ from plmjax.workdir import RunConfig
 
 MOST_UNKNOWN = 0.001  # of the tokens, of a vocabulary that is suggested
 CLOSE = 0.02  # costs and scores that differ by less decide for the smaller one
+_WARMUP_PERCENT = 5.0  # of a probe, where the recipe's share is not known
 _WINDOWS = 1000  # of held-out text, by which a probe compares
 
 
@@ -179,21 +180,34 @@ def probe(
     records: Sequence[Record],
     root: Path,
     megabytes: float,
-) -> int:
+) -> None:
     """Pretrains a model with each vocabulary; adds bits_per_byte to the records.
 
     `root` has the vocabularies. Each model is trained on `megabytes` of the sample, in
     as many steps as its tokens need, and guesses the same hidden words of the held-out
-    text. Returns the exit code of the trainings.
+    text. The length and batch of its rows are those of the recipe's first phase.
+
+    Raises:
+      PlmjaxError: a training fails or is stopped.
     """
     texts = root / "sample.jsonl"
     lines = (json.dumps({"text": t}) + "\n" for t in sample.train + sample.held_out)
     write_file(texts, "".join(lines).encode())
     source = {"kind": "jsonl", "paths": str(texts), "field": "text"}
+    shape = config.data.shapes[0]
+    batch = shape.batch or config.train.batch
     base = as_json(config_lib.to_dict(config))
     base["data"] |= {"source": source, "mixture": (), "mixture_temperature": None}
+    base["data"] |= {"phases": (), "batch_ramp": (), "length": shape.length}
+    # The recipe's warm-up, in proportion; what it says of steps is of its own length.
+    warm, whole = config.train.schedule.warmup_steps, config.train.steps
+    if warm is not None:
+        whole = whole or sum(steps for steps, *_ in config.data.phases)
+        share = min(100 * warm / whole, 50.0) if whole else _WARMUP_PERCENT
+        base["train"]["schedule"] |= {"warmup_steps": None, "warmup_percent": share}
+    base["train"] |= {"epochs": None, "batch": batch, "patience_evaluations": None}
     fixed = ("objective.unit=word",) if config.objective.kind == "mlm" else ()
-    row = config.train.batch * config.data.length
+    row = batch * shape.length
     values = []
     for record in records:
         steps = math.ceil(megabytes * 1e6 * record["tokens_per_byte"] / row)
@@ -206,7 +220,11 @@ def probe(
     plan = dataclasses.replace(plan, configs=tuple(map(plan.config, values)))
     code = sweep.sweep(plan, root / "probe", sweep.Options(), print)
     if code != Exit.OK:
-        return code
+        raise PlmjaxError(
+            "the probe has not trained all of its models, so nothing is kept.",
+            hint="See above; then give the command again.",
+            code=Exit(code),
+        )
     trials = listed_trials(root / "probe", plan)
     contenders = [open_contender(str(trial.directory)) for trial in trials]
     scores = score_texts(
@@ -215,4 +233,3 @@ def probe(
     for record, score, value in zip(records, scores, values, strict=True):
         record["bits_per_byte"] = score["bits_per_byte"]
         record["probe_steps"] = value["train.steps"]
-    return Exit.OK

@@ -26,7 +26,7 @@ from plmjax.interop.config_keys import KEYS
 from plmjax.interop.folder import TASK, hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.models.config import with_global_ids
-from plmjax.pretrain.export import check_target, folders_for, save_start
+from plmjax.pretrain.export import folders_for, save_start
 from plmjax.tokenizers import Encoded, Tokenizer, resize
 from plmjax.tokenizers.train import sample_documents
 from plmjax.workdir import Workdir
@@ -90,9 +90,9 @@ def adapt(
     """
     if isinstance(to, Workdir):
         check_new(to.path, "--workdir")
+    else:
+        check_new(to)
     models = open_models(source, checkpoint)
-    if isinstance(to, Path):
-        check_target(to, folders_for(to, models).values())
     first = next(iter(models.values()))
     old = first.tokenizer
     tokenizer = change.vocabulary and _ready(change.vocabulary, old)

@@ -19,6 +19,10 @@ SHOWN = 3  # examples of each cause
 SHOWN_CHARACTERS = 24  # longer examples are cut
 SAMPLE_CHARACTERS = 8_000_000  # about a second; further text is not looked at
 UNUSED_SHARE = 0.001  # of a vocabulary's pieces; fewer are not named
+_KEEPING = (
+    " (tokenizer.strip_accents=false keeps them, except for a tokenizer whose files "
+    "decide it)."
+)
 _FORMAT = ("Cf", "Co")  # joiners, soft hyphens, private characters
 
 
@@ -159,10 +163,12 @@ def describe(tokenizer: "Tokenizer") -> list[str]:
     return lines
 
 
-def describe_text(tokenizer: "Tokenizer", documents: Iterable[str]) -> tuple[str, ...]:
+def describe_text(
+    tokenizer: "Tokenizer", documents: Iterable[str], keeps: bool = False
+) -> tuple[str, ...]:
     """Returns one line for each kind of character that the documents lose.
 
-    Only the first SAMPLE_CHARACTERS are read.
+    Only the first SAMPLE_CHARACTERS are read. `keeps`: strip_accents is false already.
     """
     sample, size = [], 0
     for text in documents:
@@ -175,9 +181,8 @@ def describe_text(tokenizer: "Tokenizer", documents: Iterable[str]) -> tuple[str
     if dropped.marks:
         lines.append(
             f"Accents are dropped from the text: {dropped.marks:,} of {total:,} "
-            f"characters ({dropped.marks / total:.2%}), e.g. {', '.join(examples)} "
-            "(tokenizer.strip_accents=false keeps them, except for a tokenizer whose "
-            "files decide it)."
+            f"characters ({dropped.marks / total:.2%}), e.g. {', '.join(examples)}"
+            + ("." if keeps else _KEEPING)
         )
     if dropped.formats:
         lines.append(

@@ -48,6 +48,7 @@ UNIGRAM_BYTES = 16_000_000
 # letters far less: it keeps GPT-2's words, which RobertaTokenizer builds.
 MARKS_SHARE = 0.01
 
+MOST_LOST = 0.05  # of the chunks of k letters; more that are no piece are reported
 # k - 1 passes of the library over a text for each letter.
 MOST_OVERLAPPING = 64
 
@@ -96,7 +97,8 @@ def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenize
         return train_tokenizer(config, documents)
     segmenter = check_segmenter(config)
     tokenizer = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
-    tokenizer.notes += describe_text(tokenizer, documents)
+    keeps = config.strip_accents is False
+    tokenizer.notes += describe_text(tokenizer, documents, keeps)
     strips = normaliser(tokenizer.backend)("ŭ") == "u"
     if config.strip_accents not in (None, strips):
         tokenizer.notes += (
@@ -113,12 +115,7 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
     the tokenizer's notes state. Raises PlmjaxError if there is no text, or if
     config.vocab_size cannot hold its letters.
     """
-    if config.kind not in KINDS:
-        raise PlmjaxError(
-            f"tokenizer.kind={config.kind!r} is not known.",
-            hint=f"Known kinds: {', '.join(KINDS)}.",
-        )
-    _check_options(config)
+    check_options(config)
     segmenter = check_segmenter(config)
     limit = UNIGRAM_BYTES if config.kind in ("unigram", "kmer") else SAMPLE_BYTES
     sample = sample_documents(plain_documents(segmenter, documents), limit)
@@ -137,7 +134,8 @@ def train_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokeni
             f"{config.min_frequency} times, fewer than tokenizer.vocab_size="
             f"{config.vocab_size:,}: the vocabulary has {tokenizer.vocab_size:,}.",
         )
-    tokenizer.notes += describe_text(tokenizer, sample)
+    keeps = config.strip_accents is False
+    tokenizer.notes += describe_text(tokenizer, sample, keeps)
     if config.alphabet is not None:
         words = unknown_words(tokenizer, sample)
         share = words.unknown / max(words.words, 1)
@@ -221,13 +219,6 @@ def _train_bpe(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
 
     options = _normalisation(config)
     first = [*BPE_ORDER, *config.special_tokens]
-    floor = len(first) + 256
-    if config.vocab_size < floor:
-        raise PlmjaxError(
-            f"tokenizer.vocab_size={config.vocab_size} is too small: the bytes and "
-            f"special tokens alone are {floor}.",
-            hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
-        )
     share = _share_of_marks(sample)
     options["joins_marks"] = not config.strip_accents and share > MARKS_SHARE
     backend = bpe_backend(_numbered(first), [], **options)
@@ -310,7 +301,21 @@ def _train_sequences(config: TokenizerConfig, sample: list[str]) -> Tokenizer:
     letters = [] if overlap else sorted(kept)
     pieces = [*first, *letters, *(chunk for _, chunk in sorted(often))]
     vocab = _numbered(pieces[: config.vocab_size])
-    return Tokenizer(sequence_backend(vocab, **options, overlap=overlap), BERT)
+    backend = sequence_backend(vocab, **options, overlap=overlap)
+    tokenizer = Tokenizer(backend, BERT)
+    held = sum(chunk in vocab for chunk in chunks)
+    lost = 1 - sum(chunks[chunk] for chunk in chunks if chunk in vocab) / max(
+        chunks.total(), 1
+    )
+    if len(pieces) > config.vocab_size and lost >= MOST_LOST:
+        tokenizer.notes += (
+            f"tokenizer.vocab_size={config.vocab_size:,} holds {held:,} of the "
+            f"{len(chunks):,} {k}-mers of the text: {lost:.0%} of its chunks are no "
+            f"piece, and become {'[UNK]' if overlap else 'their letters'}. "
+            f"tokenizer.vocab_size={len(pieces):,} holds all that occur "
+            f"{config.min_frequency} times.",
+        )
+    return tokenizer
 
 
 def _normalisation(config: TokenizerConfig) -> dict[str, Any]:
@@ -331,8 +336,16 @@ def _commonest(config: TokenizerConfig, words: Mapping[str, int]) -> list[str]:
     return order[: config.alphabet]
 
 
-def _check_options(config: TokenizerConfig) -> None:
-    """Raises PlmjaxError for options that contradict each other or have no effect."""
+def check_options(config: TokenizerConfig) -> None:
+    """Raises PlmjaxError for options that cannot be, whatever the text is.
+
+    They contradict each other, have no effect, or are too small.
+    """
+    if config.kind not in KINDS:
+        raise PlmjaxError(
+            f"tokenizer.kind={config.kind!r} is not known.",
+            hint=f"Known kinds: {', '.join(KINDS)}.",
+        )
     orders = {"bpe": BPE_ORDER, "unigram": UNIGRAM_ORDER}
     known = [*orders.get(config.kind, WORDPIECE_ORDER), *config.special_tokens]
     for token, times in Counter(known).items():
@@ -347,6 +360,13 @@ def _check_options(config: TokenizerConfig) -> None:
                 hint=f"These are always there: {', '.join(known[:5])}.",
             )
     kind = config.kind
+    floor = len(known) + 256
+    if kind == "bpe" and config.vocab_size < floor:
+        raise PlmjaxError(
+            f"tokenizer.vocab_size={config.vocab_size} is too small: the bytes and "
+            f"special tokens alone are {floor}.",
+            hint=f"Set --config.tokenizer.vocab_size to {floor} or more.",
+        )
     for key, kinds in (
         ("alphabet", ("wordpiece", "unigram", "characters", "kmer")),
         ("longest_word", ("wordpiece",)),

@@ -164,6 +164,8 @@ def test_a_probe_compares_on_the_same_hidden_words(call, monkeypatch):
         *("--config.data.source.document=line", "--config.data.length=32"),
         *("--config.model.width=16", "--config.model.heads=2"),
         *("--config.model.ffn_width=16", "--config.model.layers=1"),
+        *("--config.data.phases=((900,32,8),)", "--config.data.batch_ramp=(9000,2)"),
+        *("--config.train.steps=none", "--config.train.schedule.warmup_steps=100"),
     )
     assert code == Exit.OK, err
     small, large = json.loads(out)["vocabularies"]
@@ -175,6 +177,16 @@ def test_a_probe_compares_on_the_same_hidden_words(call, monkeypatch):
     assert "bits a byte" in json.loads(out)["reason"]
 
 
+def test_a_probe_that_fails_leaves_nothing(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "sweep", lambda *_: Exit.NUMERIC)
+    given = ("choose", "text.txt", "--sizes=60,60", "--probe=0.002")
+    given += ("--config.data.held_out_percent=20", "--config.data.source.document=line")
+    code, _, err = call(*given, "--to=new/sizes")
+    assert code == Exit.NUMERIC and "not trained all of its models" in err
+    assert err.count("wordpiece-60: 60 pieces") == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_cannot_be_read_is_named(call, tmp_path):
     write_vocabulary(tmp_path / "good.txt")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
@@ -184,10 +196,15 @@ def test_what_cannot_be_read_is_named(call, tmp_path):
     text = "--text=text.txt"
     for given, code, said in (
         (("train", "text.txt", "--kind=kmr", "--to=x"), 2, "Did you mean kmer"),
+        (("train", "absent", "--kind=bpe", "--size=9", "--to=x"), 2, "alone are 261"),
+        (("train", "", "--to=x"), 2, "has an empty path"),
+        (("compare", "good.txt", "--text="), 2, "has an empty path"),
+        (("adapt", "--model=", "--text=a", "--to=x"), 2, "--model is empty"),
         (("train", "text.txt", "--siz=9", "--to=x"), 2, "Did you mean --size=9"),
         (("train", "text.txt", "--size=9", "--to=x"), 3, "vocab_size=9 can hold"),
         (("train", "empty.txt", "--to=x"), 3, "empty"),
         (("train", "text.txt", "--config.tokenizer.path=y", "--to=x"), 2, "none to"),
+        (("compare", "good.txt", "./good.txt", text), 2, "is given twice"),
         (("compare", "good.txt", "nowhere", text), 2, "no vocabulary 'nowhere'"),
         (("compare", "good.txt", "bytes.json", text), 4, "bytes.json"),
         (("compare", "good.txt", "prose.txt", text), 4, "prose.txt lacks"),

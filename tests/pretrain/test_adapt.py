@@ -208,7 +208,9 @@ WRONG = [
     (["--vocabulary={}/small"], "cannot write 100.0% of the words"),
     (["--vocabulary={}/twice"], "the special token [MASK] in two lines"),
     (["--vocabulary={}/nothing"], "does not exist"),
-    (["--add=9", "--to={}"], "which plmjax did not export"),
+    (["--add=9", "--to={}"], "exists and is not empty"),
+    (["--add=9", "--to={}/bert"], "exists and is not empty"),
+    (["--add=9", "--to={}/away.txt/x"], "which is a file"),
 ]
 
 
