@@ -10,6 +10,7 @@ from plmjax.cli.options import (
     json_option,
     load_config,
     log,
+    not_empty,
     numbers,
     paths_option,
     print_result,
@@ -75,7 +76,13 @@ def _add_compare(verb, of) -> None:
         metavar="VOCABULARY",
         help="a vocab.txt, a tokenizer.json, a folder with one, or a run's workdir",
     )
-    add("--text", required=True, metavar="FILES", help="files and patterns of the text")
+    add(
+        "--text",
+        required=True,
+        type=not_empty("--text"),
+        metavar="FILES",
+        help="files and patterns of the text",
+    )
     add("--words", metavar="WORD,...", help="words to show side by side")
     add("--to", metavar="DIR", help="new folder for the plot and the figures")
     json_option(added)

@@ -97,8 +97,7 @@ def get_tokenizer(config: TokenizerConfig, documents: Iterable[str]) -> Tokenize
         return train_tokenizer(config, documents)
     segmenter = check_segmenter(config)
     tokenizer = Tokenizer.load(config.path, config.lowercase, config.strip_accents)
-    keeps = config.strip_accents is False
-    tokenizer.notes += describe_text(tokenizer, documents, keeps)
+    tokenizer.notes += describe_text(tokenizer, documents)
     strips = normaliser(tokenizer.backend)("ŭ") == "u"
     if config.strip_accents not in (None, strips):
         tokenizer.notes += (

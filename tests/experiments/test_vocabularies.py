@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_named(call, tmp_path):
         (("train", "text.txt", "--kind=kmr", "--to=x"), 2, "Did you mean kmer"),
         (("train", "absent", "--kind=bpe", "--size=9", "--to=x"), 2, "alone are 261"),
         (("train", "", "--to=x"), 2, "has an empty path"),
-        (("compare", "good.txt", "--text="), 2, "has an empty path"),
+        (("compare", "good.txt", "--text="), 2, "--text is empty"),
         (("adapt", "--model=", "--text=a", "--to=x"), 2, "--model is empty"),
         (("train", "text.txt", "--siz=9", "--to=x"), 2, "Did you mean --size=9"),
         (("train", "text.txt", "--size=9", "--to=x"), 3, "vocab_size=9 can hold"),
