@@ -271,10 +271,10 @@ def test_nothing_is_left_behind_by_what_fails(tmp_path):
         )
     assert "--without=gopher-words" in error.value.hint
     (tmp_path / "file").write_text("x")
-    for to, code in (("file", 2), ("file/below", 5)):
+    for to in ("file", "file/below"):
         with pytest.raises(PlmjaxError) as error:
             clean_corpus.clean_corpus(source_of(CORPUS), CleanConfig(), tmp_path / to)
-        assert error.value.code == code
+        assert error.value.code == 2
 
     def stopped():
         yield from CORPUS
