@@ -20,12 +20,12 @@ FLOORS = (
     ("objectives",),
     ("interop", "train"),
     ("workdir",),
-    ("evaluate",),
-    ("baselines", "embed", "report"),
+    ("evaluate", "onnx"),
+    ("baselines", "embed", "report", "serve"),
     ("finetune", "pretrain"),
-    ("bench", "doctor", "experiments"),
+    ("bench", "compress", "doctor", "experiments"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "api"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Who may import what; everybody else sees arrays and functions.

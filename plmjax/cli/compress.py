@@ -1,0 +1,5 @@
+"""`plmjax compress`."""
+
+
+def add(verb) -> None:
+    """Adds the parser of `plmjax compress`."""

@@ -1,0 +1,5 @@
+"""`plmjax serve`."""
+
+
+def add(verb) -> None:
+    """Adds the parser of `plmjax serve`."""

@@ -1,0 +1,1 @@
+"""Smaller and faster models: numbers of fewer bits, fewer parts, fewer layers."""

@@ -1,0 +1,1 @@
+"""A folder served over HTTP, without JAX."""
