@@ -2,8 +2,6 @@
 made from the code.
 """
 
-import contextlib
-import io
 import posixpath
 import re
 from pathlib import Path
@@ -74,7 +72,7 @@ def _leaves(parser):
 
 def _keys() -> str:
     """Returns a page with every key of both kinds of runs."""
-    parts = ["# Keys\n\nEvery key of a config; [config.md](../config.md) explains them."]
+    parts = ["# Keys\n\nEvery key; [config.md](../config.md) explains them."]
     for title, schema in (("pretrain", RunConfig), ("finetune", FinetuneConfig)):
         values = config_lib.flatten(config_lib.to_dict(schema()))
         limits = config_lib.ranges(schema, "")
@@ -84,6 +82,6 @@ def _keys() -> str:
             for key, kind in config_lib.fields(schema, "")
             if key in values
         ]
-        head = f"## plmjax {title}\n\n| key | type | range | default |\n|---|---|---|---|"
-        parts.append("\n".join([head, *rows]))
+        head = "| key | type | range | default |\n|---|---|---|---|"
+        parts.append("\n".join([f"## plmjax {title}\n", head, *rows]))
     return "\n\n".join(parts) + "\n"
