@@ -1,21 +1,20 @@
-"""How long a call takes: median, 95th percentile, and what it handles a second."""
+"""How long calls take: median, 95th percentile, and what they handle a second."""
 
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-# Calls that are made before the first is timed: they compile and fill caches.
-_WARM_UP = 2
+_FEWEST = 3  # rounds, if they are slow
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call, and items a second.
+    """Milliseconds a call, and items a second, of so many rounds.
 
-    `spread` is half the width of the median's 95 % interval, as a share of it.
+    `spread` is half the width of a round's median 95 % interval, as a share of it.
     """
 
     median_ms: float
@@ -26,34 +25,41 @@ class Latency:
 
 
 def measure(
-    call: Callable[[], Any],
+    call: Callable[[], Any] | Sequence[Callable[[], Any]],
     rounds: int = 20,
     items: int = 1,
     spread: float = 0.05,
     seconds: float = 10.0,
 ) -> Latency:
-    """Times `call`, which handles `items` and returns when its result is there.
+    """Times rounds of a call or several, which return when their result is there.
 
-    After two calls that do not count there are at least `rounds`, and more until the
-    median is known to `spread` or until `seconds` are over; so a `spread` that stays
-    wide in the result says that the machine was not quiet.
+    A round handles `items`. After one that does not count, as it compiles, there are
+    `rounds`, and more until the median is known to `spread`; three are enough when
+    `seconds` are over. So a `spread` that stays wide says that the machine was not quiet.
     """
-    for _ in range(_WARM_UP):
-        call()
+    calls = [call] if callable(call) else call
+    for each in calls:
+        each()
     times_s: list[float] = []
-    total = 0.0
-    while len(times_s) < rounds or (total < seconds and _spread(times_s) > spread):
-        begin = time.perf_counter()
-        call()
-        times_s.append(time.perf_counter() - begin)
-        total += times_s[-1]
-    ordered, count = sorted(times_s), len(times_s)
+    totals_s: list[float] = []
+    total, wanted = 0.0, rounds
+    while len(totals_s) < min(rounds, _FEWEST) or (
+        total < seconds and len(totals_s) < wanted
+    ):
+        for each in calls:
+            begin = time.perf_counter()
+            each()
+            times_s.append(time.perf_counter() - begin)
+        totals_s.append(sum(times_s[-len(calls) :]))
+        total += totals_s[-1]
+        if len(totals_s) == wanted and _spread(totals_s) > spread:
+            wanted *= 2
     return Latency(
-        median_ms=1e3 * statistics.median(ordered),
-        p95_ms=1e3 * ordered[math.ceil(0.95 * count) - 1],
-        per_second=items * count / total,
-        rounds=count,
-        spread=_spread(ordered),
+        median_ms=1e3 * statistics.median(times_s),
+        p95_ms=1e3 * sorted(times_s)[math.ceil(0.95 * len(times_s)) - 1],
+        per_second=items * len(totals_s) / total,
+        rounds=len(totals_s),
+        spread=_spread(totals_s),
     )
 
 
