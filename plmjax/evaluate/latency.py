@@ -35,7 +35,7 @@ def measure(
 
     A round handles `items`. After one that does not count, as it compiles, there are
     `rounds`, and more until the median is known to `spread`; three are enough when
-    `seconds` are over. So a `spread` that stays wide says that the machine was not quiet.
+    `seconds` are over. So a wide `spread` says that the machine was not quiet.
     """
     calls = [call] if callable(call) else call
     for each in calls:
