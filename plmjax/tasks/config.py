@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 from plmjax import PlmjaxError
 from plmjax.config import Block, number
 from plmjax.data.columns import ColumnsConfig
-from plmjax.models.task_heads import PACKED_HEADS
 from plmjax.tasks import KINDS
 
 if TYPE_CHECKING:
@@ -113,6 +112,8 @@ class TaskConfig(Block, prefix="task."):
     def _check_packing(self) -> None:
         if self.rows == "single":
             return
+        from plmjax.models.task_heads import PACKED_HEADS  # needs jax
+
         if KINDS[self.kind].head not in PACKED_HEADS:
             raise PlmjaxError(
                 f"task.rows=packed is not for task.kind={self.kind}: its examples are "
