@@ -1,10 +1,21 @@
 """`plmjax serve`."""
 
-import argparse
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import at_least_one, log, not_empty
+
+_LIMITS = {
+    "batch": (int, 32, "requests that run at once"),
+    "wait_ms": (float, 3.0, "milliseconds that a request waits for others"),
+    "queue": (int, 256, "requests that may wait; further ones get 503"),
+    "max_bytes": (int, 1 << 20, "bytes of a request; larger ones get 413"),
+    "timeout": (
+        float,
+        10.0,
+        "seconds in which a request must arrive (else 408), and its answer (504)",
+    ),
+}
 
 
 def add(verb) -> None:
@@ -12,87 +23,47 @@ def add(verb) -> None:
     added = verb(
         "serve",
         _serve,
-        "answer over HTTP with a model that `plmjax compress` wrote, without JAX",
+        "answer over HTTP with a folder that `plmjax compress` wrote, without JAX",
         "plmjax compress --model=runs/sentiment --format=onnx --to=served\n"
-        "  plmjax serve --model=served --port=8000",
+        "  plmjax serve --model=served",
     )
     add = added.add_argument
-    add(
-        "--model",
-        required=True,
-        type=not_empty("--model"),
-        metavar="FOLDER",
-        help="a folder with onnx/model.onnx, from `plmjax compress`",
-    )
-    add("--file", metavar="NAME", help="which file in onnx/ (default: model.onnx)")
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address (default: 127.0.0.1, which only this machine reaches)",
-    )
-    add(
-        "--port",
-        type=int,
-        default=8000,
-        help="port (default: 8000); 0 finds a free one",
-    )
+    add("--model", required=True, type=not_empty("--model"), metavar="FOLDER")
+    add("--file", metavar="NAME", help="the model in onnx/ (default: model.onnx)")
+    host, port = "127.0.0.1", 8000
+    add("--host", default=host, help=f"address (default: {host}, this machine alone)")
+    add("--port", type=int, default=port, help=f"default: {port}; 0: one that is free")
     add("--threads", type=int, help="threads of the model (default: one a core)")
-    add("--batch", type=int, default=32, help="rows at once (default: 32)")
-    add(
-        "--wait_ms",
-        type=_not_negative,
-        default=3.0,
-        help="milliseconds that a request waits for others (default: 3)",
-    )
-    add(
-        "--queue",
-        type=int,
-        default=256,
-        help="requests that may wait, others get 503 (default: 256)",
-    )
-    add(
-        "--max_bytes",
-        type=int,
-        default=1 << 20,
-        help="bytes of a request, larger ones get 413 (default: 1048576)",
-    )
-    add(
-        "--timeout",
-        type=_not_negative,
-        default=10.0,
-        help="seconds for a body to arrive (408), and for its answer (504); at the "
-        "end, for what is in flight (default: 10)",
-    )
-
-
-def _not_negative(value: str) -> float:
-    number = float(value)
-    if not 0 <= number < 1e6:
-        raise argparse.ArgumentTypeError(f"{value} is not from 0 to a million.")
-    return number
+    for name, (kind, default, what) in _LIMITS.items():
+        text = f"{what} (default: {default:g})"
+        add(f"--{name}", type=kind, default=default, help=text)
 
 
 def _serve(args) -> int:
     at_least_one(args, "threads", "batch", "queue", "max_bytes")
+    if not (0 <= args.wait_ms <= 1000 and 0 < args.timeout <= 3600):
+        raise PlmjaxError(
+            f"--wait_ms={args.wait_ms:g} and --timeout={args.timeout:g} must be from 0 "
+            "to 1000 milliseconds, and at most 3600 seconds.",
+            hint="Leave them out for 3 and 10.",
+        )
     try:
-        from plmjax.serve.run import bind, is_loopback, open_server, serve
+        from plmjax.serve.run import bind, open_server, serve
         from plmjax.serve.worker import Limits
     except ModuleNotFoundError as error:
         raise PlmjaxError(
-            f"plmjax serve needs the package {error.name}.",
-            hint="pip install 'plmjax[serve]'",
+            f"plmjax serve needs {error.name}.", hint="pip install 'plmjax[serve]'"
         ) from error
-    names = ("batch", "wait_ms", "queue", "max_bytes", "timeout")
-    limits = Limits(**{name: getattr(args, name) for name in names})
-    bound = bind(args.host, args.port)
-    server = open_server(Path(args.model), args.file, args.threads, limits)
-    if not is_loopback(bound):
-        log(
-            f"WARNING: {args.host} can be reached from other machines, and nobody is "
-            "asked who they are. Put a proxy that does before it."
-        )
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    name = f"{args.model} at http://{host}:{bound.getsockname()[1]}/"
-    print(f"{name}{server.path}; Ctrl-C ends it.", flush=True)
-    print(serve(server, bound, limits))
+    limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
+    with bind(args.host, args.port) as bound:
+        server = open_server(Path(args.model), limits, args.file, args.threads)
+        host, port = bound.getsockname()[:2]
+        if not host.startswith("127.") and host != "::1":
+            log(
+                f"WARNING: other machines reach {host}, and nobody is asked who they "
+                "are. Put a proxy before it that does."
+            )
+        host = f"[{host}]" if ":" in host else host
+        print(f"{args.model} answers at http://{host}:{port}{server.path}", flush=True)
+        print(serve(server, bound, limits))
     return Exit.OK

@@ -1,6 +1,7 @@
 """What a model answers: requests as rows of tokens, and scores of rows as answers.
 
-Legend: B rows of a batch, L tokens a row, H width, V pieces of the vocabulary.
+Legend: N rows, K of their tokens that are read, L tokens a row, H width, V pieces of
+the vocabulary, C choices.
 """
 
 import abc
@@ -30,19 +31,11 @@ from plmjax.tasks.base import softmax
 from plmjax.tasks.config import TaskConfig, read_task
 from plmjax.tasks.features import make_features
 
-Row = tuple[np.ndarray, np.ndarray]  # ids and types [L]
 _MOST_GUESSES = 100
-_TOKENS = 1 << 13  # with padding, at once
+_TOKENS = 1 << 12  # with padding, at once
 _LOGITS = 1 << 26  # of a vocabulary head at once: 256 MB
-
-
-# The endpoint of each head.
-PATHS = {
-    "sequence": "classify",
-    "choices": "classify",
-    "tags": "tag",
-    "answers": "answer",
-}
+# The endpoint of each head of a task, and what a request may hold.
+_PATHS = dict(sequence="classify", choices="classify", tags="tag", answers="answer")
 _EXAMPLES = {
     "tokens": ["The", "words", "."],
     "question": "Who sat?",
@@ -52,88 +45,90 @@ _EXAMPLES = {
 
 
 class Asked(NamedTuple):
-    """The rows of a request, and what reads their scores.
+    """A request: rows, what reads their scores, and counts of what was cut, if any.
 
-    `report` counts tokens or words that were cut, if any.
+    `arrays` are tokens, segments and types [N, L], or [N, 1, L] for choices.
     """
 
-    rows: list[Row]
+    arrays: dict[str, np.ndarray]
     state: Any
     report: dict[str, int]
 
 
 class Endpoint(abc.ABC):
-    """What answers requests of one kind at /`path`; `example` is a body."""
+    """What answers requests at /`path`; `example` is one, `optional` further keys."""
 
     path: str
     example: Mapping[str, Any] = {"text": "A text."}
-    optional: tuple[str, ...] = ()  # further keys of an input
+    optional: tuple[str, ...] = ()
     per_token = True  # whether scores are of tokens
-    padded_to = 0  # tokens of the shortest row
+    batch_tokens = _TOKENS
 
     def __init__(self, session: Session):
         self.session, self.tokenizer = session, session.tokenizer
-        # How many tokens, with padding, may run at once.
-        self.most_tokens = _TOKENS
 
     def read(self, value: Any, where: str) -> Any:
         """Returns an input of a request: an object, or a string if a text suffices.
 
         Raises:
-          PlmjaxError: it lacks something, or has something else.
+          PlmjaxError: it lacks something, or the model cannot read it.
         """
-        known = (*self.example, *self.optional)
+        known = [*self.example, *self.optional]
         if isinstance(value, str) and "text" in known:
             value = {"text": value}
         if not isinstance(value, dict):
             what = f"there is a {type(value).__name__} where an object was expected."
-            raise bad_data(where, what, f"Send for example {self.example}.")
+            raise bad_data(where, what, f"Its keys are {', '.join(known)}.")
         for key in value.keys() - set(known):
-            raise bad_data(where, f"{key!r} is unknown.", nearest(key, [*known]))
+            raise bad_data(where, f"unknown key {key!r}.", nearest(key, known))
+        if "text" in value and not str(value["text"]).strip():
+            raise bad_data(where, "the text is empty.", "Send a text.")
         return self.checked(value, where)
 
     def checked(self, values: Mapping[str, Any], where: str) -> Any:
-        """Returns an input of its values by key."""
-        text = text_of(_of(values, "text", where), where, "text")
-        if not text.strip():
-            raise bad_data(where, "the text is empty.", "Send a text.")
-        return text
+        """Returns an input from its values by key."""
+        if "text" not in values:
+            raise bad_data(where, "it has no 'text'.", "Send one.")
+        return text_of(values["text"], where, "text")
 
     @abc.abstractmethod
     def ask(self, inputs: Sequence[Any]) -> Asked:
-        """Returns the rows of inputs.
-
-        Raises:
-          PlmjaxError: a text that the model cannot read.
-        """
+        """Returns the rows of a request, all of the same L for all requests."""
 
     @abc.abstractmethod
     def answers(self, asked: Asked, scores: list[np.ndarray]) -> list[dict[str, Any]]:
         """Returns an answer an input from the scores of all rows, in order."""
 
-    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Returns the scores of each row, padded to the longest: [its L, ...] or [...]."""
-        sizes = np.array([len(ids) for ids, _ in rows])
-        length = max(int(sizes.max()), self.padded_to)
-        ids_BL = np.full((len(rows), length), self.tokenizer.pad_id, np.int64)
-        types_BL = np.zeros_like(ids_BL)
-        for row, (ids, types) in enumerate(rows):
-            ids_BL[row, : len(ids)], types_BL[row, : len(ids)] = ids, types
-        mask_BL = (np.arange(length) < sizes[:, None]).astype(np.int64)
-        scores = self.run({"tokens": ids_BL, "segments": mask_BL, "types": types_BL})
-        if not self.per_token:
-            return list(scores)
-        return [row[:size] for row, size in zip(scores, sizes, strict=True)]
+    def score(self, several: Sequence[Asked]) -> list[np.ndarray]:
+        """Returns the scores of all rows: [K, ...] of their tokens, or [...]."""
+        arrays = {
+            name: np.concatenate([asked.arrays[name] for asked in several])
+            for name in several[0].arrays
+        }
+        found: list[Any] = [None] * len(arrays["tokens"])
+        read_NL = arrays.get("read", arrays["segments"]) > 0
+        for rows, outputs in self.session.batches(arrays, self.batch_tokens):
+            for row, value in zip(rows, self.pick(outputs), strict=True):
+                # A copy, so that the scores of other tokens need no memory.
+                kept = read_NL[row, : len(value)] if self.per_token else ...
+                found[row] = value[kept]
+        return found
 
-    def run(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Returns the scores of a batch, [B, L, ...] or [B, ...]."""
-        return self.session.score(arrays)["logits"]
+    def pick(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
+        return outputs["logits"]
 
-
-def _of(values: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in values:
-        raise bad_data(where, f"it has no {key!r}.", "Send it, too.")
-    return values[key]
+    def _one_row_each(self, several: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the arrays of rows of ids, without types."""
+        # If padding makes a difference there is none, as in `plmjax fill`.
+        pads, longest = self.session.facts["pads"], self.session.facts["max_length"]
+        length = max(map(len, several)) if pads else longest
+        tokens_NL = np.full((len(several), length), self.tokenizer.pad_id, np.int64)
+        for row, ids in enumerate(several):
+            tokens_NL[row, : len(ids)] = ids
+        segments_NL = np.arange(length) < np.array([[len(ids)] for ids in several])
+        types_NL = np.zeros_like(tokens_NL)
+        return {"tokens": tokens_NL, "segments": segments_NL, "types": types_NL}
 
 
 class Fill(Endpoint):
@@ -143,40 +138,36 @@ class Fill(Endpoint):
 
     def __init__(self, session):
         super().__init__(session)
-        logits = _LOGITS // self.tokenizer.vocab_size
-        self.most_tokens = 1 if session.facts["pads"] else min(_TOKENS, logits)
-        if causal := session.facts["causal"]:
+        logits = max(_LOGITS // self.tokenizer.vocab_size, 1)
+        self.batch_tokens = min(logits, _TOKENS)
+        if session.facts["causal"]:
             self.example = {"text": "The rows of a"}
-        self._causal = causal
 
     def checked(self, values, where):
         top = values.get("top", 5)
         if type(top) is not int or not 1 <= top <= _MOST_GUESSES:
             what = f"'top' is {top!r}, not a number from 1 to {_MOST_GUESSES}."
             raise bad_data(where, what, "5 is usual.")
-        return super().checked(values, where), top
+        text, facts = super().checked(values, where), self.session.facts
+        ids, masks = masked_row(self.tokenizer, text, facts["causal"])
+        check_size(len(ids), facts["max_length"])
+        return text, top, ids, masks
 
     def ask(self, inputs):
-        rows, positions = [], []
-        for text, _ in inputs:
-            ids, masks = masked_row(self.tokenizer, text, self._causal)
-            check_size(len(ids), self.session.facts["max_length"])
-            rows.append((ids, np.zeros_like(ids)))
-            positions.append(masks)
-        return Asked(rows, (inputs, positions), {})
+        arrays = self._one_row_each([ids for *_, ids, _ in inputs])
+        arrays["read"] = np.zeros_like(arrays["segments"])
+        for row, (*_, masks) in enumerate(inputs):
+            arrays["read"][row, masks] = True
+        return Asked(arrays, inputs, {})
 
     def answers(self, asked, scores):
         answers = []
-        for (text, top), at, scores_LV in zip(*asked.state, scores, strict=True):
-            p_KV = softmax(scores_LV[at, : self.tokenizer.vocab_size].astype(float))
-            best_KT = np.argsort(-p_KV, axis=-1, kind="stable")[:, :top]
-            masks = [
-                [
-                    guess._asdict()
-                    for guess in read_guesses(self.tokenizer, best, p[best])
-                ]
-                for best, p in zip(best_KT, p_KV, strict=True)
-            ]
+        for (text, top, *_), scores_KV in zip(asked.state, scores, strict=True):
+            masks = []
+            for p_V in softmax(scores_KV[:, : self.tokenizer.vocab_size].astype(float)):
+                best = np.argsort(-p_V, kind="stable")[:top]
+                guesses = read_guesses(self.tokenizer, best, p_V[best])
+                masks.append([guess._asdict() for guess in guesses])
             answers.append({"text": text, "masks": masks})
         return answers
 
@@ -186,20 +177,18 @@ class Detect(Endpoint):
 
     path = "detect"
 
-    def __init__(self, session):
-        super().__init__(session)
-        self.most_tokens = 1 if session.facts["pads"] else _TOKENS
+    def checked(self, values, where):
+        text = super().checked(values, where)
+        ids, encoded = plain_row(self.tokenizer, text)
+        check_size(len(ids), self.session.facts["max_length"])
+        return text, ids, encoded
 
     def ask(self, inputs):
-        several = [plain_row(self.tokenizer, text) for text in inputs]
-        for ids, _ in several:
-            check_size(len(ids), self.session.facts["max_length"])
-        rows = [(ids, np.zeros_like(ids)) for ids, _ in several]
-        return Asked(rows, (inputs, [encoded for _, encoded in several]), {})
+        return Asked(self._one_row_each([ids for _, ids, _ in inputs]), inputs, {})
 
     def answers(self, asked, scores):
         answers = []
-        for text, encoded, scores_L in zip(*asked.state, scores, strict=True):
+        for (text, _, encoded), scores_L in zip(asked.state, scores, strict=True):
             share_L = 1 / (1 + np.exp(-scores_L.astype(float)))
             pieces = read_suspects(self.tokenizer, encoded, share_L)
             answers.append({"text": text, "pieces": [one._asdict() for one in pieces]})
@@ -207,14 +196,14 @@ class Detect(Endpoint):
 
 
 class Embed(Endpoint):
-    """The vector of a text, as `plmjax embed` has it: long texts are windows' means."""
+    """The vector of a text, as `plmjax embed` has it: the mean of its windows'."""
 
-    path, per_token = "embed", False
+    path = "embed"
 
     def __init__(self, session):
         super().__init__(session)
-        self.padded_to = session.length if session.facts["pads"] else 0
-        self._pooling = session.facts["pooling"]
+        self.per_token = "sentence_embedding" not in session.outputs
+        self._output = "last_hidden_state" if self.per_token else "sentence_embedding"
 
     def ask(self, inputs):
         length = self.session.length
@@ -223,26 +212,21 @@ class Embed(Endpoint):
         layout = lay_out([stream], plan, length, self.tokenizer)
         return Asked(_rows(layout.arrays), plan.example, {})
 
-    def run(self, arrays):
-        outputs = self.session.score(arrays)
-        if "sentence_embedding" in outputs:
-            return outputs["sentence_embedding"]
-        real_BL1 = arrays["segments"][..., None]
-        return (outputs["last_hidden_state"] * real_BL1).sum(1) / real_BL1.sum(1)
+    def pick(self, outputs):
+        return outputs[self._output]
 
     def answers(self, asked, scores):
-        vectors_RH = np.stack(scores)
-        begin = np.searchsorted(asked.state, np.unique(asked.state))
-        if self._pooling == "max":
-            vectors_NH = np.maximum.reduceat(vectors_RH, begin)
+        begin = np.flatnonzero(np.diff(asked.state, prepend=-1))
+        vectors_NH = np.stack([x.mean(0) if self.per_token else x for x in scores])
+        if self.session.facts["pooling"] == "max":
+            vectors_NH = np.maximum.reduceat(vectors_NH, begin)
         else:
-            weight_R1 = np.array([[len(ids)] for ids, _ in asked.rows], np.float64)
-            sums_NH = np.add.reduceat(vectors_RH * weight_R1, begin)
-            total_N1 = np.add.reduceat(weight_R1, begin)
-            vectors_NH = (sums_NH / total_N1).astype(np.float32)
+            size_N1 = asked.arrays["segments"].sum(-1, keepdims=True).astype(float)
+            sums = np.add.reduceat(vectors_NH * size_N1, begin)
+            vectors_NH = (sums / np.add.reduceat(size_N1, begin)).astype(np.float32)
         # The shortest decimals that give the same float32.
-        numbers = vectors_NH.astype(str).astype(float)
-        return [{"vector": vector.tolist()} for vector in numbers]
+        numbers = vectors_NH.astype(str).astype(float).tolist()
+        return [{"vector": vector} for vector in numbers]
 
 
 class Predict(Endpoint):
@@ -250,97 +234,75 @@ class Predict(Endpoint):
 
     def __init__(self, session, config: TaskConfig):
         super().__init__(session)
-        self._kind, self._labels = KINDS[config.kind], session.labels
-        self.per_token = self._kind.head in ("tags", "answers")
-        self.padded_to = config.length if session.facts["pads"] else 0
+        self._kind = kind = KINDS[config.kind]
         # Keys of an input are the roles, whatever the columns of the training data.
-        trained = config.columns
-        pair = "pair" if trained.pair is not None else None
-        columns = ColumnsConfig(pair=pair, entities=trained.entities)
+        pair = "pair" if config.columns.pair is not None else None
+        columns = ColumnsConfig(pair=pair, entities=config.columns.entities)
         self._config = dataclasses.replace(config, columns=columns)
-        self.path = PATHS[str(self._kind.head)]
-        fields = [*self._kind.fields[:-1], *(["pair"] if pair else [])]
+        self.path = _PATHS[str(kind.head)]
+        self.per_token = kind.head in ("tags", "answers")
+        fields = [*kind.fields[:-1], *([pair] if pair else [])]
         entities = columns.names("entities") if columns.entities else []
         self.example = {name: _EXAMPLES.get(name, "A text.") for name in fields}
-        self.example |= dict.fromkeys(entities, 0)
-        self.optional = ("text",) if self._kind.per_word else ()
+        self.example |= dict(zip(entities, (0, 1, 2, 6), strict=False))
+        self.optional = ("text",) if kind.per_word else ()
 
     def checked(self, values, where):
         if self._kind.per_word and "text" in values:
-            text = text_of(values["text"], where, "text")
-            values = {"tokens": text.split()}
-        for key in self.example:
-            _of(values, key, where)
+            values = {"tokens": text_of(values["text"], where, "text").split()}
+        if lacks := [key for key in self.example if key not in values]:
+            raise bad_data(where, f"it has no {lacks[0]!r}.", "Send one.")
         texts, unit = self._kind.texts(values, where, self._config)
         return Example("0", where, texts, None, unit)
 
     def ask(self, inputs):
-        features = make_features(self._config, inputs, self.tokenizer, self._labels)
-        report = {
-            key: features.report.get(key, 0) for key in ("cut_tokens", "lost_words")
-        }
-        cut = {key: count for key, count in report.items() if count}
-        return Asked(_rows(features.arrays), (features, inputs), cut)
-
-    def run(self, arrays):
+        labels, keys = self.session.labels, ("cut_tokens", "lost_words")
+        features = make_features(self._config, inputs, self.tokenizer, labels)
+        arrays = _rows(features.arrays)
         if self._kind.head == "choices":  # each as the only one of its row
-            arrays = {name: array[:, None] for name, array in arrays.items()}
-        outputs = self.session.score(arrays)
+            real_NC = arrays["segments"].any(-1)
+            arrays = {name: x_NCL[real_NC][:, None] for name, x_NCL in arrays.items()}
+        report = {key: n for key in keys if (n := features.report.get(key))}
+        return Asked(arrays, (features, inputs), report)
+
+    def pick(self, outputs):
         if "start_logits" in outputs:
             return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
         return outputs["logits"]
 
     def answers(self, asked, scores):
         features, examples = asked.state
-        if self._kind.head == "choices":
+        kind, labels = self._kind, self.session.labels
+        if kind.head == "choices":
             real_NC = features.arrays["segments"].any(-1)
-            joined_NC = np.full(real_NC.shape, -np.inf, np.float32)
+            joined_NC = np.full(real_NC.shape, -np.inf)
             joined_NC[real_NC] = np.concatenate(scores)
             scores = list(joined_NC)
         scored = ((np.array([row]), one[None]) for row, one in enumerate(scores))
-        predicted = self._kind.decode(self._config, features, examples, scored)
+        predicted = kind.decode(self._config, features, examples, scored)
         return [
-            self._kind.record(
-                self._labels, one, self._kind.read(self._labels, one, value), value
-            )
-            for one, value in zip(examples, predicted, strict=True)
+            kind.record(labels, example, kind.read(labels, example, value), value)
+            for example, value in zip(examples, predicted, strict=True)
         ]
 
 
-def _rows(arrays: Mapping[str, np.ndarray]) -> list[Row]:
-    """Returns the rows of arrays [..., L] that are not empty, in order."""
-    tokens, types, real = (
-        arrays[name].reshape(-1, arrays[name].shape[-1])
-        for name in ("tokens", "types", "segments")
-    )
-    sizes = (real > 0).sum(-1)
-    return [
-        (ids[:size], kinds[:size])
-        for ids, kinds, size in zip(tokens, types, sizes, strict=True)
-        if size
-    ]
+def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: arrays[name] for name in ("tokens", "segments", "types")}
 
 
 def open_endpoint(folder: Path, session: Session) -> Endpoint:
     """Returns what a session answers.
 
     Raises:
-      PlmjaxError: nothing, or the description of its task cannot be read.
+      PlmjaxError: nothing, or the file of its task cannot be read.
     """
-    if session.kind in (
-        plain := {
-            "fill": Fill,
-            "next": Fill,
-            "detect": Detect,
-            "embed": Embed,
-        }
-    ):
+    plain = {"fill": Fill, "next": Fill, "detect": Detect, "embed": Embed}
+    if session.kind in plain:
         return plain[session.kind](session)
-    if session.kind not in KINDS:
-        raise PlmjaxError(
-            f"{folder} is a model of kind {session.kind}, which has no endpoint.",
-            hint="Serve a model that fills masks, detects replaced words, or was fine-"
-            "tuned.",
-            code=Exit.MODEL,
-        )
-    return Predict(session, read_task(folder, session.kind, session.labels))
+    if session.kind in KINDS:
+        return Predict(session, read_task(folder, session.kind, session.labels))
+    raise PlmjaxError(
+        f"{folder} is a model of kind {session.kind}, which has no endpoint.",
+        hint="Serve one that fills masks, detects words, embeds, or was fine-tuned.",
+        code=Exit.MODEL,
+    )

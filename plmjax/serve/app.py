@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,10 +24,10 @@ from starlette.routing import Route
 
 from plmjax import PlmjaxError, __version__, counted
 from plmjax.serve.answers import Endpoint
-from plmjax.serve.worker import Busy, Limits, TooMuch, Worker
+from plmjax.serve.worker import Busy, Limits, Worker
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Server:
@@ -35,40 +36,24 @@ class Server:
     def __init__(self, name: str, kind: str, endpoint: Endpoint, limits: Limits):
         self._about = {"model": name, "kind": kind, "version": __version__}
         self._endpoint, self._limits = endpoint, limits
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "plmjax_requests",
-            "Requests by endpoint and status.",
-            ["endpoint", "status"],
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "plmjax_request_seconds",
-            "Seconds from the head of a request to its answer.",
-            ["endpoint"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        rows = Histogram(
-            "plmjax_batch_rows",
-            "Rows of each batch of the model.",
-            buckets=_ROWS,
-            registry=registry,
-        )
-        queue = Gauge(
-            "plmjax_queue_requests",
-            "Requests that wait for a batch.",
-            registry=registry,
-        )
-        self.worker = Worker(endpoint, limits, rows.observe)
-        queue.set_function(lambda: self.worker.waiting)
-        self.path, self.answered = endpoint.path, 0
+        self._registry = CollectorRegistry()
+        figure: dict[str, Any] = {"registry": self._registry, "namespace": "plmjax"}
+        by, also = ["endpoint"], "status"
+        self._requests = Counter("requests", "Answers.", [*by, also], **figure)
+        about = "Seconds from the head of a request to its answer."
+        self._seconds = Histogram("seconds", about, by, buckets=_SECONDS, **figure)
+        about = "Requests of each batch of the model."
+        sizes = Histogram("batch_requests", about, buckets=_SIZES, **figure)
+        self.worker = Worker(endpoint, limits, sizes)
+        waiting = Gauge("queue_requests", "Requests that wait for a batch.", **figure)
+        waiting.set_function(lambda: self.worker.waiting)
+        self.path, self.answered = f"/{endpoint.path}", 0
         self.app = Starlette(
             routes=[
                 Route("/", self._index),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
-                Route(f"/{endpoint.path}", self._post, methods=["POST"]),
+                Route(self.path, self._post, methods=["POST"]),
             ],
             exception_handlers={HTTPException: self._no_route},
             lifespan=self._lifespan,
@@ -85,12 +70,9 @@ class Server:
         return JSONResponse(
             {
                 **self._about,
-                "endpoints": {
-                    f"POST /{self._endpoint.path}": example,
-                    "several at once": {"inputs": [example, example]},
-                    "GET /health": "whether it answers",
-                    "GET /metrics": "figures for Prometheus",
-                },
+                f"POST {self.path}": example,
+                "several at once": {"inputs": [example, example]},
+                "GET": ["/health", "/metrics"],
             }
         )
 
@@ -106,17 +88,14 @@ class Server:
         """Says what there is, for a path or method that is not."""
         assert isinstance(error, HTTPException)
         self._requests.labels("other", str(error.status_code)).inc()
-        path = f"/{self._endpoint.path}"
-        there = f"{self._about['model']} ({self._about['kind']}) answers POST {path}; "
-        there += "GET /, /health and /metrics tell more."
-        what = f"there is no {request.method} {request.url.path[:80]!r}."
-        headers = error.headers or {}
-        return _refusal(error.status_code, f"{what} {there}", headers)
+        what = f"there is no {request.method} {request.url.path[:80]}."
+        there = f"This model ({self._about['kind']}) answers POST {self.path}; GET / "
+        there += "shows how."
+        return _refusal(error.status_code, f"{what} {there}", error.headers)
 
     async def _post(self, request: Request) -> Response:
         """Answers one request; all of its errors are JSON with a sentence."""
         began = time.monotonic()
-        headers: dict[str, str] = {}
         try:
             body = await self._body(request)
             inputs, several = self._inputs(body)
@@ -135,12 +114,13 @@ class Server:
             late = f"there was no answer within {self._limits.timeout:g} seconds."
             response = _refusal(504, f"{late} Send shorter texts, or fewer at once.")
         except PlmjaxError as error:
-            response = _refusal(413 if isinstance(error, TooMuch) else 422, str(error))
+            response = _refusal(422, str(error))
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it
-        except Exception as error:  # the worker has printed where
+        except Exception as error:
+            traceback.print_exc()
             response = _refusal(500, f"a bug in plmjax: {type(error).__name__}.")
-        path = self._endpoint.path
+        path = self.path[1:]
         self._requests.labels(path, str(response.status_code)).inc()
         self._seconds.labels(path).observe(time.monotonic() - began)
         self.answered += response.status_code == 200
@@ -179,24 +159,15 @@ class Server:
         several = isinstance(value, dict) and "inputs" in value
         values = value["inputs"] if several else [value]
         if several and (not isinstance(values, list) or not values or len(value) > 1):
-            raise PlmjaxError(
-                '"inputs" must be a list of one or more, and the only key.',
-                hint=f'Send for example {{"inputs": [{example}]}}.',
-            )
-        if len(values) > self._limits.inputs:
-            raise TooMuch(
-                f"the request has {len(values):,} inputs; at most "
-                f"{self._limits.inputs} are read at once."
-            )
+            what = '"inputs" must be a list that is not empty, and the only key.'
+            raise _Refused(422, f'{what} Send for example {{"inputs": [{example}]}}.')
+        counts = {"inputs": len(values), "characters": _characters(values)}
+        for what, count in counts.items():
+            if count > (most := getattr(self._limits, what)):
+                many = f"the request has {count:,} {what}; at most {most:,} are read."
+                raise _Refused(413, f"{many} Send less at once.")
         names = [f"input {n}" if several else "the input" for n in range(len(values))]
-        for name, one in zip(names, values, strict=True):
-            if (size := _characters(one)) > self._limits.characters:
-                raise TooMuch(
-                    f"{name} has {size:,} characters; at most "
-                    f"{self._limits.characters:,} are read."
-                )
-        pairs = zip(values, names, strict=True)
-        return [self._endpoint.read(one, name) for one, name in pairs], several
+        return list(map(self._endpoint.read, values, names)), several
 
 
 class _Refused(Exception):
