@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import default_rng
 
 from plmjax import Exit, PlmjaxError, children
 from plmjax.config import nearest
@@ -49,7 +50,7 @@ class Subject(NamedTuple):
 
 
 def open_subject(name: str) -> Subject:
-    """Opens a run, a folder, or a preset with fresh weights.
+    """Opens a run, a folder, or a preset with random weights.
 
     Raises:
       PlmjaxError: it is none of them.
@@ -74,8 +75,11 @@ def open_subject(name: str) -> Subject:
             f"--model={name} is neither a folder nor a preset.",
             hint=nearest(name, [*PRESETS]),
         )
-    batch: Any = dict.fromkeys(ARRAYS, np.ones((1, 8), np.int32))
-    params = heads.init_model(PRESETS[name], jax.random.key(0), batch, ())
+    batch = dict.fromkeys(ARRAYS, jax.ShapeDtypeStruct((1, 8), "int32"))
+    make = functools.partial(heads.init_model, PRESETS[name], heads=())
+    shapes, random = jax.eval_shape(make, jax.random.key(0), batch), default_rng(0)
+    draw = functools.partial(random.standard_normal, dtype=np.float32)
+    params = jax.tree.map(lambda x: 0.02 * draw(x.shape), shapes)
     return Subject(PRESETS[name], params, None)
 
 

@@ -264,7 +264,7 @@ def _measure(
 def _published(preset: str | None) -> list[dict[str, Any]]:
     return [
         {
-            "backend": f"published: {device}",
+            "backend": device,
             "batch": batch,
             "length": length,
             "median_ms": 1e3 * seconds,
@@ -288,7 +288,7 @@ def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
 
 
 _COLUMNS = {"backend": "", "threads": "", "batch": "", "length": ","}
-_COLUMNS |= {"median_ms": ",.1f", "p95_ms": ",.1f", "documents_per_second": ",.1f"}
+_COLUMNS |= {"median_ms": ",.2f", "p95_ms": ",.2f", "documents_per_second": ",.1f"}
 _COLUMNS |= {"tokens_per_second": ",.0f", "fill": ".0%", "spread": ".0%"}
 _COLUMNS |= {"hours": ",.2f", "price": ",.2f"}
 
@@ -309,9 +309,11 @@ def as_text(result: dict[str, Any]) -> str:
     parts = [
         machine.as_text(result["machine"]),
         f"{on}; load average {before} before, {after} after",
-        _table(title, [*result["results"], *result["published"]]),
+        _table(title, result["results"]),
         *(f"{name} is left out: {why}" for name, why in result["left_out"].items()),
     ]
+    if result["published"]:
+        parts.append(_table("Published by others", result["published"]))
     if "estimates" in result:
         title = f"{result['documents']:,} documents on one such machine"
         parts.append(_table(title, result["estimates"]))
