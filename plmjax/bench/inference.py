@@ -37,6 +37,7 @@ BACKENDS: dict[str, tuple[tuple[str, ...], str]] = {"jax": ((), ""), "bf16": (()
 BACKENDS |= {"torch": _TORCH} | dict.fromkeys(FILES, _ONNX)
 # Measured unless others are asked for; fp16 and static also, if their files are there.
 _USUAL = ("jax", "onnx", "int8", "torch")
+_LENGTH = 128  # of a row, by default
 # {preset: its model, batches and lengths}, and the figures of those shapes that are
 # known: (device, batch, length, seconds a batch). They are of embedding papers.
 SHAPES = {"scibert": ("bert-base", "1,16,32", "128,256,512")}
@@ -51,7 +52,7 @@ def bench_inference(
     """Times each backend on each shape, in processes of their own.
 
     `options` are those of the command, with numbers in `batch`, `length` (None: the
-    model's longest) and `threads`.
+    model's longest; by default 128) and `threads`.
 
     Raises:
       PlmjaxError: no such model or backend, a length that the model does not have,
@@ -108,7 +109,8 @@ def _cases(options: Namespace, subject: Subject, folder: Path) -> list[dict]:
         # At even distances: files are often sorted.
         index = np.linspace(0, len(texts) - 1, min(options.texts, len(texts)))
         texts = [texts[round(i)] for i in index]
-    for length, batch in itertools.product(options.length, options.batch):
+    lengths = options.length or (min(_LENGTH, longest),)
+    for length, batch in itertools.product(lengths, options.batch):
         length = longest if length is None else length
         if not 8 <= length <= longest:
             raise PlmjaxError(

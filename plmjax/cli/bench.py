@@ -78,7 +78,7 @@ def _inference_options(add) -> None:
     add("--batch", help="rows at once (default: 1,8,32)")
     add(
         "--length",
-        help="tokens a row, and long for the model's longest (default: 128)",
+        help="tokens a row, such as 128,512; long: the model's longest (default: 128)",
     )
     add(
         "--backends",
@@ -158,7 +158,7 @@ def _bench_inference(args) -> int:
 
     at_least_one(args, "texts", "documents")
     check_plot(args.plot)
-    model, batch, length = inference.SHAPES.get(args.preset, (None, "1,8,32", "128"))
+    model, batch, length = inference.SHAPES.get(args.preset, (None, "1,8,32", ""))
     args.model = args.model or model
     if args.model is None:
         raise PlmjaxError("--model is missing.", hint="Give a folder or a preset.")
@@ -171,7 +171,7 @@ def _bench_inference(args) -> int:
     if min(args.batch + args.threads) < 1:
         raise PlmjaxError("--batch and --threads must be at least 1.")
     given = (args.length or length).split(",")
-    some = ",".join(each for each in given if each != "long")
+    some = ",".join(each for each in given if each not in ("", "long"))
     args.length = numbers(some, "length") if some else ()
     args.length += (None,) * ("long" in given)
     args.backends = args.backends and args.backends.split(",")
