@@ -23,12 +23,11 @@ from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.export import task_config
 from plmjax.models import EncoderConfig, task_heads
 from plmjax.models.global_tokens import with_room
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import Prediction
-from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.config import TaskConfig, read_task
 from plmjax.tasks.features import make_features
 from plmjax.tasks.labelled import check_labels, load_labelled, read_examples
 from plmjax.train import sharding
@@ -140,7 +139,8 @@ def _open(path: str) -> tuple[Model, dict]:
     folder = Path(path)
     if is_finetuned(folder):
         folder = finished(folder)
-    return model, task_config(folder, model.task.kind, model.task.labels)
+    task = read_task(folder, model.task.kind, model.task.labels)
+    return model, config_lib.to_dict(task)
 
 
 def predict(

@@ -30,8 +30,6 @@ OUT_OF_REACH = -1e30
 # The key of a batch for states that `encode` has computed before.
 STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
-# Those that can read several examples a row.
-PACKED_HEADS = ("sequence", "tags")
 
 
 class HeadConfig(Protocol):
