@@ -196,7 +196,7 @@ def full(model: Any, x: str, path: str, view: View) -> str:
             key = ops.transpose(rotate(ops, key, view.rotation), 0, 1, 3, 2)
         value = split_heads(model, x, f"{path}/{prefix}value")
         groups = config.heads // (config.kv_heads or config.heads)
-        if groups > 1:
+        if groups > 1 and not prefix:
             which = np.arange(config.heads) // groups
             key, value = (ops("Gather", y, which, axis=1) for y in (key, value))
         return query, key, value
