@@ -16,6 +16,7 @@ from onnx import TensorProto
 from plmjax.models import EncoderConfig
 from plmjax.models.attention import slopes
 from plmjax.models.disentangled import bucket
+from plmjax.models.nystrom import STEPS
 from plmjax.models.positions import frequencies
 from plmjax.onnx.ops import Ops
 
@@ -195,7 +196,7 @@ def full(model: Any, x: str, path: str, view: View) -> str:
             key = ops.transpose(rotate(ops, key, view.rotation), 0, 1, 3, 2)
         value = split_heads(model, x, f"{path}/{prefix}value")
         groups = config.heads // (config.kv_heads or config.heads)
-        if groups > 1:
+        if groups > 1 and not prefix:
             which = np.arange(config.heads) // groups
             key, value = (ops("Gather", y, which, axis=1) for y in (key, value))
         return query, key, value
@@ -258,4 +259,68 @@ def disentangled(model: Any, x: str, path: str, view: View) -> str:
     return ops("MatMul", weights, value)
 
 
-ATTENTION = {"full": full, "disentangled": disentangled, "blocks": full}
+def nystrom(model: Any, x: str, path: str, view: View) -> str:
+    """Attention by landmarks, and a convolution of the values; [B, N, L, D]."""
+    config, ops, rows = model.config, model.ops, view.rows
+    query, key, value = (
+        split_heads(model, x, f"{path}/{name}") for name in ("query", "key", "value")
+    )
+    if config.landmarks < config.max_length:
+        mixed = _by_landmarks(config, rows, query, key, value)
+    else:  # the exact softmax
+        turned = ops.transpose(key, 0, 1, 3, 2)
+        weights = softmax(ops, query, turned, rows.padding_B11L, config.head_width)
+        mixed = ops("MatMul", weights, value)
+    if not config.value_convolution:
+        return mixed
+    kernel = ops.transpose(ops.weight(f"{path}/value_convolution"), 3, 0, 1, 2)
+    real_B1L1 = ops("Unsqueeze", rows.real_BL1, [1])
+    half, real = config.value_convolution // 2, ops("Mul", value, real_B1L1)
+    around = ops("Conv", real, kernel, group=config.heads, pads=[half, 0, half, 0])
+    return ops("Add", mixed, around)
+
+
+def _by_landmarks(
+    config: EncoderConfig, rows: Rows, query: str, key: str, value: str
+) -> str:
+    """The product of three softmaxes and the values, as in models/nystrom.py."""
+    ops, count, width = rows.ops, config.landmarks, config.head_width
+    size_B1 = rows.size_B1
+    stretch_BL = ops("Mul", rows.index_L, count)
+    stretch_BL = ops("Div", stretch_BL, ops("Max", size_B1, count))
+    landmark_M1 = np.arange(count)[:, None]
+    member_BML = ops("Equal", ops("Unsqueeze", stretch_BL, [1]), landmark_M1)
+    real_B1L = ops("Cast", ops("Unsqueeze", rows.mask_BL, [1]), to=TensorProto.BOOL)
+    member_B1ML = ops("Unsqueeze", ops("And", member_BML, real_B1L), [1])
+    share_B1ML = ops("Cast", member_B1ML, to=TensorProto.FLOAT)
+    tokens_B1M1 = ops("Max", ops("ReduceSum", share_B1ML, [3]), 1.0)
+    query_M, key_M = (
+        ops("Div", ops("MatMul", share_B1ML, y), tokens_B1M1) for y in (query, key)
+    )
+    turned, turned_M = (ops.transpose(y, 0, 1, 3, 2) for y in (key, key_M))
+    far = softmax(ops, query_M, turned, rows.padding_B11L, width)
+    mixed = ops("MatMul", far, value)
+    # In a short document each token is a landmark, and takes what that sees.
+    short_B111 = ops("Unsqueeze", ops("LessOrEqual", size_B1, count), [2, 3])
+    seen = ops("Or", ops("Not", short_B111), ops.transpose(member_B1ML, 0, 1, 3, 2))
+    near = softmax(ops, query, turned_M, ops("Where", seen, 0.0, UNSEEN), width)
+    a = softmax(ops, query_M, turned_M, ops.constant(0.0), width)
+    largest = ops("ReduceMax", ops("ReduceSum", a, [2]), [1, 3])
+    z, one = ops("Div", ops.transpose(a, 0, 1, 3, 2), largest), np.eye(count)
+    for _ in range(STEPS):  # towards the inverse
+        az = inner = ops("MatMul", a, z)
+        for factor in (7, 15, 13):
+            scaled = (factor * one).astype(np.float32)
+            inner = ops("Sub", scaled, inner)
+            inner = ops("MatMul", az if factor != 13 else ops("Mul", z, 0.25), inner)
+        z = inner
+    solved = ops("Where", short_B111, mixed, ops("MatMul", z, mixed))
+    return ops("MatMul", near, solved)
+
+
+ATTENTION = {
+    "full": full,
+    "disentangled": disentangled,
+    "blocks": full,
+    "nystrom": nystrom,
+}

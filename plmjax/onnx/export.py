@@ -1,14 +1,15 @@
 """Writes models as folders with ONNX graphs, each checked against our own outputs."""
 
+import dataclasses
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import onnx
-import onnxruntime
 
 from plmjax import Exit, PlmjaxError, files
 from plmjax.evaluate.model import (
@@ -25,7 +26,8 @@ from plmjax.models import EncoderConfig, heads, task_heads
 from plmjax.models.global_tokens import with_room
 from plmjax.onnx.graph import build, check
 from plmjax.onnx.ops import OPSET
-from plmjax.onnx.session import FACTS, FOLDER, MODEL
+from plmjax.onnx.session import FACTS, FOLDER, MODEL, Session
+from plmjax.tasks.task import Task
 
 _TOLERANCE = 1e-4  # of an output, or of its largest value where that is above 1
 _FILE_BYTES = 2_000_000_000  # protobuf's files end at 2^31
@@ -57,16 +59,19 @@ def export(
             f"{source} has no model {part!r}.", hint=f"It has: {', '.join(models)}."
         )
     chosen = models if part is None else {part: models[part]}
-    for model in chosen.values():
+    for name, model in chosen.items():
         check(model.encoder)
+        # Whatever a run was trained in, its weights are float32.
+        exact = dataclasses.replace(model.encoder, dtype="float32", remat=False)
+        chosen[name] = dataclasses.replace(model, encoder=exact)
     with files.disk_errors(to), files.removed_unless_done(to):
         for name, model in chosen.items():
             folder = to / name if len(chosen) > 1 else to
             length = longest_row(str(source), model)
-            largest = _write(model, length, folder, _texts(source, model))
+            largest = write_model(model, length, folder, _texts(source, model))
             log(
-                f"Exported to {folder / FOLDER}, opset {OPSET}; the outputs differ from "
-                f"ours by {largest:.1g} at most."
+                f"Exported to {folder / FOLDER}, opset {OPSET}; its outputs are ours, "
+                f"within {largest:.1g}."
             )
     return to
 
@@ -82,8 +87,13 @@ def _texts(source: Path, model: Model) -> dict[str, str]:
     return texts
 
 
-def _write(model: Model, length: int, folder: Path, texts: dict[str, str]) -> float:
-    """Writes and checks one model; returns the largest difference to ours."""
+def write_model(
+    model: Model, length: int, folder: Path, texts: Mapping[str, str]
+) -> float:
+    """Writes and checks one model in float32; returns the largest difference to ours.
+
+    `length` is that of the tokenizer's longest row, `texts` are further files.
+    """
     config, task = model.encoder, model.task
     kind = "embed" if task is None else task.kind.replace("embeddings", "embed")
     if task is None:
@@ -109,41 +119,34 @@ def _write(model: Model, length: int, folder: Path, texts: dict[str, str]) -> fl
     large = sum(len(array.raw_data) for array in built.graph.initializer) > _FILE_BYTES
     data = f"{MODEL}_data" if large else None
     onnx.save_model(built, path, save_as_external_data=large, location=data)
-    return max(_differences(model, path))
+    return max(_differences(model, Session(folder)))
 
 
-def _differences(model: Model, path: Path):
-    """Yields the largest difference of each output of rows of several lengths to ours.
+def _differences(model: Model, session: Session) -> Iterator[float]:
+    """Yields the largest difference to ours of each output, in two batches of rows.
 
     Raises:
       PlmjaxError: it is not within the tolerance.
     """
-    session = onnxruntime.InferenceSession(str(path))
-    names = [output.name for output in session.get_outputs()]
     wide = min(_interesting(model.encoder), model.encoder.max_length)
     for sizes in ([wide, wide // 2 + 1, 3], [min(9, wide)]):
         batch = _batch(model, sizes)
-        feed = {
-            "input_ids": batch["tokens"],
-            "attention_mask": batch["segments"],
-            "token_type_ids": batch["types"],
-        }
-        feed = {i.name: feed[i.name].astype(np.int64) for i in session.get_inputs()}
+        config = with_room(model.encoder, batch["tokens"], batch["segments"])
+        with jax.default_matmul_precision("highest"):
+            ours = _outputs(config, model.task, model.params, batch)
         real = batch["segments"] > 0
-        ours = _outputs(model, batch)
-        for name, theirs in zip(names, session.run(None, feed), strict=True):
-            wanted = np.asarray(ours[name])
-            apart = np.abs(np.asarray(theirs) - wanted)
-            if apart.shape[: real.ndim] == real.shape:
+        theirs = session.score(batch)
+        for name, wanted in zip(theirs, map(np.asarray, ours), strict=True):
+            apart = np.abs(theirs[name] - wanted)
+            if apart.shape[: real.ndim] == real.shape:  # padding may differ
                 apart, wanted = apart[real], wanted[real]
-            largest = float(apart.max(initial=0))
-            limit = _TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0)))
-            if not (apart.shape and largest <= limit):
+            largest = float(apart.max())
+            # Not the other way round: nan is in no limit.
+            if not largest <= _TOLERANCE * max(1.0, np.abs(wanted).max()):
                 raise PlmjaxError(
                     f"{name} of the ONNX graph differs from ours by {largest:.2g} in "
-                    f"rows of {', '.join(map(str, sizes))} tokens.",
-                    hint="Nothing was written. This should not happen: please report "
-                    "the model's config.",
+                    f"rows of {', '.join(map(str, sizes))} tokens; nothing is written.",
+                    hint="This should not happen: please report the model's config.",
                     code=Exit.NUMERIC,
                 )
             yield largest
@@ -184,40 +187,19 @@ def _batch(model: Model, sizes: list[int]) -> dict[str, np.ndarray]:
     return {name: array.astype(np.int32) for name, array in arrays.items()}
 
 
-def _outputs(model: Model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns our own outputs, by the names of the graph's."""
-    config, params, task = model.encoder, model.params, model.task
-    with jax.default_matmul_precision("highest"):
-        if task is not None and task.head is not None:
-            config = with_room(config, batch["tokens"], batch["segments"])
-            scores = _scores(config, task, params, batch)
-            if task.head == "answers":
-                return {"start_logits": scores[..., 0], "end_logits": scores[..., 1]}
-            return {"logits": scores}
-        config = with_room(config, batch["tokens"], batch["segments"])
-        if used := [head for head in _KINDS if head in params]:
-            rows, length = batch["tokens"].shape
-            every = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
-            more = {"mask_positions": every, "cls": np.zeros((rows, 1), np.int32)}
-            found = _heads(config, params, batch | more)
-            found = {k: x[:, 0] if k == "pair" else x for k, x in found.items()}
-            names = {"detector": "detector_logits", "pair": "seq_relationship_logits"}
-            return {
-                "logits" if head == used[0] else names[head]: found[head]
-                for head in used
-            }
-        states = _encode(config, params, batch, None)
-        pooling = task.pooling if task else "mean"
-        vectors = heads.pooled(states, batch["segments"], pooling)
-        return {"last_hidden_state": states, "sentence_embedding": vectors}
-
-
-_encode = jax.jit(heads.encode, static_argnums=0)
-_heads = jax.jit(heads.outputs, static_argnums=0)
-
-
-def _scores(config, task, params, batch):
-    return task_heads.task_logits(config, task, params, batch, None)
-
-
-_scores = jax.jit(_scores, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(config: EncoderConfig, task: Task | None, params, batch) -> list:
+    """Returns our own outputs, in the order of the graph's."""
+    if task is not None and task.head is not None:
+        scores = task_heads.task_logits(config, task, params, batch, None)
+        answers = task.head == "answers"
+        return [scores[..., 0], scores[..., 1]] if answers else [scores]
+    places = {"mask_positions": batch["positions"], "cls": batch["positions"][:, :1]}
+    found = heads.outputs(config, params, batch | places)
+    if found:
+        by_head = [found[head] for head in _KINDS if head in found]
+        return [x[:, 0] if x.shape[1:] == (1, 2) else x for x in by_head]
+    states = heads.encode(config, params, batch, None)
+    if task is None:
+        return [states]
+    return [states, heads.pooled(states, batch["segments"], task.pooling)]

@@ -37,7 +37,7 @@ class Ops:
         return names if outputs > 1 else names[0]
 
     def constant(self, value: Any) -> str:
-        """Returns the name of a constant: Python's integers are int64, floats float32."""
+        """Returns a constant's name: Python's integers are int64, floats float32."""
         array = np.asarray(value)
         if not isinstance(value, np.ndarray):
             array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)

@@ -1,7 +1,7 @@
 """Runs an exported folder by onnxruntime, without JAX, torch or onnx."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ class Session:
         self.labels: tuple[str, ...] = tuple(self.facts["labels"])
         self.length: int = self.facts["length"]
         self.tokenizer = Tokenizer.load(folder)
-        self._inputs = [each.name for each in self.session.get_inputs()]
         outputs = self.session.get_outputs()
         self.outputs = [each.name for each in outputs]
         self._per_token = [x.name for x in outputs if x.shape[1:2] == ["length"]]
@@ -89,11 +88,10 @@ class Session:
             filled = laid.arrays["segments"].sum(-1)
             for index, scores in self.batches(laid.arrays, batch_tokens):
                 for name, values in scores.items():
+                    cut = name in self._per_token
                     for row, value in zip(index, values, strict=True):
-                        short = (
-                            value[: filled[row]] if name in self._per_token else value
-                        )
-                        found[name][which[row]] = short
+                        value = value[: filled[row]] if cut else value
+                        found[name][which[row]] = value
         return found
 
     def batches(
@@ -114,17 +112,13 @@ class Session:
                 length = arrays["tokens"].shape[-1]
             count = max(batch_tokens // (length * texts), 1)
             rows, order = order[:count], order[count:]
-            yield (
-                rows,
-                self.score({k: x[rows][..., :length] for k, x in arrays.items()}),
-            )
+            some = {name: x[rows][..., :length] for name, x in arrays.items()}
+            yield rows, self.score(some)
 
-    def score(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def score(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the outputs by name for tokens, segments and types of a batch."""
-        feed = {
-            "input_ids": arrays["tokens"],
-            "attention_mask": arrays["segments"],
-            "token_type_ids": arrays["types"],
-        }
-        feed = {name: feed[name].astype(np.int64) for name in self._inputs}
+        ours = [arrays[name] for name in ("tokens", "segments", "types")]
+        # The last input is there only in models with several types.
+        given = zip(self.session.get_inputs(), ours, strict=False)
+        feed = {each.name: array.astype(np.int64) for each, array in given}
         return dict(zip(self.outputs, self.session.run(None, feed), strict=True))

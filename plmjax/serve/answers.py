@@ -32,7 +32,8 @@ from plmjax.tasks.config import TaskConfig, read_task
 from plmjax.tasks.features import make_features
 
 _MOST_GUESSES = 100
-_TOKENS = 1 << 12  # with padding, at once
+# With padding, at once: more save nothing on a CPU, where padding costs more.
+_TOKENS = 512
 _LOGITS = 1 << 26  # of a vocabulary head at once: 256 MB
 # The endpoint of each head of a task, and what a request may hold.
 _PATHS = dict(sequence="classify", choices="classify", tags="tag", answers="answer")

@@ -96,6 +96,8 @@ class Worker:
         for inputs, future in jobs:
             with _errors_to([future]):
                 asked.append((self._endpoint.ask(inputs), future))
+        if not asked:
+            return
         with _errors_to([future for _, future in asked]):
             scores = iter(self._endpoint.score([one for one, _ in asked]))
             for one, future in asked:
