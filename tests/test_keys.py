@@ -60,9 +60,16 @@ from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.pretrain.weights import start_weights
 from plmjax.tasks.task import Task
 from plmjax.train import sharding
-from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from plmjax.train.config import (
+    MeshConfig,
+    OptimizerConfig,
+    PruneConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from plmjax.train.job import initialise, step_for
 from plmjax.train.optimizer import make_optimizer
+from plmjax.train.pruning import make_pruning
 from plmjax.train.schedule import make_schedule
 from plmjax.workdir import RunConfig, Workdir
 
@@ -74,6 +81,7 @@ BLOCKS = {
     "distill": DistillConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
+    "prune": PruneConfig,
     "train": TrainConfig,
     "start": StartConfig,
     "seeds": SeedsConfig,
@@ -973,6 +981,35 @@ def _(name):
             if "kind" in change and len(change) == 1:
                 plain = ScheduleConfig(**usual)
             assert curves[0] != [rate_at(plain, step, 20, 0.5) for step in range(20)]
+
+
+# {key: (value, shares of zeros after each of four steps)}; what pruning holds at 0 in a
+# step is in tests/train/test_pruning.py.
+PRUNED = {
+    "sparsity": (0.5, (0, 0.4375, 0.4375, 0.5)),
+    "begin_percent": (50.0, (0, 0, 0.4375 / 0.5 * 0.8, 0.8)),
+    "end_percent": (50.0, (0.7, 0.8, 0.8, 0.8)),
+    "stages": (4, tuple(0.8 * (1 - (1 - i / 4) ** 3) for i in range(1, 5))),
+    "keep_zeros": (True, (0, 0.7, 0.7, 0.8)),
+}
+
+
+@row("train.prune", *(f"prune.{name}" for name in PRUNED))
+def _(name):
+    usual = PruneConfig(sparsity=0.8, end_percent=100.0, stages=2)
+    field = name.partition(".")[2]
+    value, expected = PRUNED.get(field, (None, (0, 0.7, 0.7, 0.8)))
+    config = dataclasses.replace(usual, **{field: value} if value is not None else {})
+    kernel = np.random.default_rng(0).permutation(np.arange(1.0, 121)).reshape(12, 10)
+    prune, shares = make_pruning(config, 4), []
+    params = {"encoder": {"layer_0": {"ffn": {"up": {"kernel": jnp.asarray(kernel)}}}}}
+    for step in range(4):
+        params = jax.jit(prune)(params, step)
+        left = params["encoder"]["layer_0"]["ffn"]["up"]["kernel"]
+        shares.append(float((left == 0).mean()))
+    np.testing.assert_allclose(shares, expected, atol=0.5 / 120)
+    assert make_pruning(PruneConfig(), 4) is None
+    assert make_pruning(PruneConfig(keep_zeros=True), 4) is not None
 
 
 # Two jobs: what a step is told, and all of it otherwise.
