@@ -150,6 +150,8 @@ FINETUNING = TRAIN | {
     "start.classifier_dropout": RATE,
     "objective.label_smoothing": RATE,
     "objective.rdrop_weight": (NOT_NEGATIVE, [-TINY]),
+    "objective.teacher_share": SHARE,
+    "objective.teacher_temperature": (ABOVE, [0.0]),
     "mixout": RATE,
     "lora.rank": ([0, 1], [-1]),
     "lora.alpha": ([-1.0, 0.0, HUGE], []),

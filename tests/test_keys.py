@@ -34,6 +34,8 @@ from plmjax.finetune.config import (
 )
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
+from plmjax.finetune.teacher import with_teacher
+from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads, platform, task_heads
 from plmjax.models.layers import dropout
 from plmjax.models.task_heads import task_logits
@@ -1312,6 +1314,33 @@ def _(made):
             loss, means["loss"] + weight * means["rdrop"], rtol=1e-5
         )
         assert "rdrop" not in loss_of(parts, train=False)[1]
+
+
+@row("supervised.teacher", "supervised.teacher_share", "supervised.teacher_temperature")
+def _(name, made):
+    field, folder = name.partition(".")[2], made.root / "teacher"
+    theirs = made.parts("start.from_scratch=True", "seeds.init=7")
+    model = theirs.encoder, theirs.params, theirs.model.tokenizer
+    export_folder(folder, *model, card="A card.", task=theirs.task)
+    usual = {"teacher": str(folder), "teacher_share": 0.25}
+    usual |= {"teacher_temperature": 2.0}
+    changes = {"teacher_share": 1.0, "teacher_temperature": 5.0}
+    usual |= {key: value for key, value in changes.items() if key == field}
+    keys = [f"objective.{key}={value}" for key, value in usual.items()]
+    silent = ("start.dropout=0.0", "start.classifier_dropout=0.0")
+    parts = with_teacher(made.parts(*keys, *silent), lambda line: None)
+    loss, means, batch = loss_of(parts)
+    scores = task_logits(parts.encoder, parts.task, parts.params, batch, None)
+    t = usual["teacher_temperature"]
+    ours, theirs = np.float64(scores) / t, np.float64(batch["teacher"]) / t
+    logs = ours - np.log(np.exp(ours).sum(-1, keepdims=True))
+    targets = np.exp(theirs) / np.exp(theirs).sum(-1, keepdims=True)
+    soft = -(targets * logs).sum(-1).mean() * t * t
+    np.testing.assert_allclose(means["teacher_loss"], soft, rtol=1e-5)
+    share = usual["teacher_share"]
+    expected = share * soft + (1 - share) * means["loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert "teacher_loss" not in loss_of(parts, train=False)[1]
 
 
 @row("task.temperature")
