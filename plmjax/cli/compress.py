@@ -1,5 +1,6 @@
 """`plmjax compress`."""
 
+import argparse
 from pathlib import Path
 
 from plmjax.cli.options import (
@@ -27,8 +28,8 @@ def add(verb) -> None:
     added.add_argument(
         "--format",
         metavar="NAMES",
-        help="onnx, float16, int8, int8-static, hf-bfloat16 or hf-float16; several "
-        "joined by commas; A+B: B of what A writes",
+        help="onnx, float16, int8, int8-static, hf-bfloat16, hf-float16 or prune; "
+        "several joined by commas; A+B: B of what A writes",
     )
     added.add_argument(
         "--data",
@@ -60,7 +61,38 @@ def add(verb) -> None:
         metavar="TOKENS",
         help="of the text whose latency is measured (default: the median of the data)",
     )
+    _add_prune_options(added)
     json_option(added)
+
+
+def _add_prune_options(added: argparse.ArgumentParser) -> None:
+    """Adds what --format=prune cuts."""
+    pruning = added.add_argument_group("what --format=prune cuts")
+    pruning.add_argument("--layers", type=int, metavar="N", help="so many layers")
+    pruning.add_argument(
+        "--layers_by",
+        choices=("loss", "top"),
+        default="loss",
+        help="those whose absence costs the least loss (default), or the last",
+    )
+    for name, what in (
+        ("heads", "of the attention heads, by importance"),
+        ("neurons", "of the inner neurons of each layer, by importance"),
+    ):
+        pruning.add_argument(
+            f"--{name}", type=float, metavar="SHARE", help=f"a share {what}"
+        )
+    pruning.add_argument(
+        "--sparsity",
+        type=lambda text: text if text == "2:4" else float(text),
+        metavar="SHARE",
+        help="a share of each kernel's weights becomes 0; or 2:4, two of four",
+    )
+    pruning.add_argument(
+        "--curve",
+        action="store_true",
+        help="score the model by what is left of each, as a table and a plot",
+    )
 
 
 def _compress(args) -> int:

@@ -10,7 +10,15 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError, files, machine
 from plmjax.compress.formats import FOLDERS, GRAPHS, TRIED, Given, parse_formats
-from plmjax.compress.score import Labelled, Part, Run, Text, run_by_jax, run_by_onnx
+from plmjax.compress.score import (
+    Labelled,
+    Part,
+    Run,
+    Text,
+    own_documents,
+    run_by_jax,
+    run_by_onnx,
+)
 from plmjax.console import as_lines, as_table, ignore_line
 from plmjax.data.sources import SourceConfig, open_source
 from plmjax.evaluate.latency import measure
@@ -25,7 +33,6 @@ from plmjax.evaluate.model import (
 from plmjax.pretrain.export import export as export_run
 from plmjax.workdir import Workdir
 
-_DOCUMENTS = 2000  # of a run's held-out text, at most
 _LENGTH = 32  # tokens of the text whose latency is measured, without a held-out part
 
 
@@ -112,7 +119,7 @@ def compress(
                 hint="Give --data=FILE: labelled examples of its task, or text.",
             )
         length = options["length"] or (part.median if part else _LENGTH)
-        forms = _Forms(Given(name, model, options), source, root)
+        forms = _Forms(Given(name, model, options, part, log), source, root)
         result = {"model": name, "metric": part and part.metric, "length": length}
         result |= {"cores": machine.cores(), "rows": []}
         measured = _measured(forms, formats, part, length, log)
@@ -169,16 +176,10 @@ def _held_out(name: str, source: Path, model: Model, data: str | None) -> Part |
     if data is not None:
         documents = open_source(SourceConfig(paths=(data,))).documents()
     elif is_run(path):
-        documents = _own_documents(Workdir(path), model)
+        documents = own_documents(name, model)
     else:
         return None
     return Text(source, model, documents)
-
-
-def _own_documents(workdir: Workdir, model: Model) -> Iterator[str]:
-    split = workdir.store().split("held_out")
-    for begin, end in zip(split.offsets[:_DOCUMENTS], split.offsets[1:], strict=False):
-        yield model.tokenizer.decode(split.read(np.arange(begin, end))[0])
 
 
 def _measured(

@@ -9,9 +9,10 @@ texts, H width.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,13 +23,16 @@ from plmjax.evaluate.batches import make_batches
 from plmjax.evaluate.model import Model, longest_row, open_models
 from plmjax.evaluate.texts import Contender, make_plan, row_arrays
 from plmjax.finetune.predict import Predictor, labelled_examples
-from plmjax.models import Platform, heads
+from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.global_tokens import with_room
 from plmjax.models.task_heads import OUT_OF_REACH, task_logits
 from plmjax.tasks import KINDS
 from plmjax.tasks.features import make_features
+from plmjax.tasks.task import Task
+from plmjax.workdir import Workdir
 
 _BATCH = 16
+_DOCUMENTS = 2000  # of a run's own text, at most
 _WINDOWS = 400  # of text, in which words are hidden
 # A batch -> its scores as task_logits gives them, or those of each token: of the
 # vocabulary [B, L, V], whether it was replaced [B, L], its vector [B, L, H].
@@ -41,31 +45,32 @@ def run_by_jax(model: Model) -> Run:
     encoder = dataclasses.replace(model.encoder, dtype="float32", remat=False)
     params = jax.device_put(model.params)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def call(encoder, params, batch):
-        if model.task is not None:
-            return task_logits(
-                encoder, model.task, params, batch, None, platform=platform
-            )
-        x_BLH = heads.encode(encoder, params, batch, None, platform)
-        x_TH = x_BLH.reshape(-1, encoder.width)
-        shape = batch["tokens"].shape
-        if "detector" in params:
-            logits = heads.detector_logits(encoder, params, x_TH, platform)
-            return logits.reshape(shape)
-        if "head" in params:
-            logits = heads.vocabulary_logits(encoder, params, x_TH, platform)
-            return logits.reshape(*shape, -1)
-        return x_BLH
-
     def run(batch):
         fitting = with_room(encoder, batch["tokens"], batch["segments"])
         names = ("tokens", "segments", "positions", "types")
         given = {name: batch[name] for name in names}
         with jax.default_matmul_precision("highest"):
-            return np.asarray(call(fitting, params, given))
+            scores = _outputs(fitting, model.task, platform, params, given)
+        return np.asarray(scores)
 
     return run
+
+
+# Shared by models of one shape.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _outputs(encoder: EncoderConfig, task: Task | None, platform, params, batch) -> Any:
+    if task is not None:
+        return task_logits(encoder, task, params, batch, None, platform=platform)
+    x_BLH = heads.encode(encoder, params, batch, None, platform)
+    x_TH = x_BLH.reshape(-1, encoder.width)
+    shape = batch["tokens"].shape
+    if "detector" in params:
+        logits = heads.detector_logits(encoder, params, x_TH, platform)
+        return logits.reshape(shape)
+    if "head" in params:
+        logits = heads.vocabulary_logits(encoder, params, x_TH, platform)
+        return logits.reshape(*shape, -1)
+    return x_BLH
 
 
 def run_by_onnx(file: Path, model: Model) -> Run:
@@ -101,6 +106,16 @@ def run_by_onnx(file: Path, model: Model) -> Run:
         return logits
 
     return run
+
+
+def own_documents(
+    run: str, model: Model, split: Literal["train", "held_out"] = "held_out"
+) -> Iterator[str]:
+    """Yields documents of a run's own text, as its tokenizer spells them."""
+    tokens = Workdir(run).store().split(split)
+    ends = itertools.pairwise(tokens.offsets[: _DOCUMENTS + 1])
+    for begin, end in ends:
+        yield model.tokenizer.decode(tokens.read(np.arange(begin, end))[0])
 
 
 class Part(abc.ABC):

@@ -72,6 +72,10 @@ class Multilabel(TaskKind):
     def divergence(self, p, q):
         return losses.binary_divergence(p, q)
 
+    def soft_loss(self, scores, teacher, temperature):
+        targets = jax.nn.sigmoid(teacher / temperature)
+        return temperature**2 * self.loss(scores / temperature, targets, 0.0)
+
     def probabilities(self, scores):
         return 1 / (1 + np.exp(-scores))
 
