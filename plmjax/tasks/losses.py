@@ -62,6 +62,8 @@ def softened_cross_entropy(scores, teacher, temperature: float) -> "jax.Array":
     import jax
     import jax.numpy as jnp
 
+    from plmjax.models.task_heads import OUT_OF_REACH
+
     teacher = jax.nn.softmax(teacher / temperature)
     out = scores <= 0.5 * OUT_OF_REACH
     logs = jnp.where(out, 0.0, jax.nn.log_softmax(scores / temperature))
