@@ -334,6 +334,19 @@ class Workdir:
         write_json(self.path / "environment.json", environment())
 
 
+def locked_by(directory: Path) -> str | None:
+    """Returns the name of the process that locks a workdir; None if it is free."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return None
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return file.read().strip() or "another process"
+    return None
+
+
 @contextlib.contextmanager
 def training_session(
     workdir: Workdir, config: Any, mesh, log: Callable[[str], Any]

@@ -87,6 +87,7 @@ class MetricWriter:
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
         self._outlets: list[Outlet] = []
+        self._reached = step
         self.evaluated: set[int] = set()
         self.skips: list[list[int]] = []
         if self._active:
@@ -120,6 +121,7 @@ class MetricWriter:
 
         A failing disk does not stop the run: the record is written with the next one.
         """
+        self._reached = step
         if kind == "evaluation":
             self.evaluated.add(step)
         if not self._active:
@@ -168,7 +170,7 @@ class MetricWriter:
         for outlet in self._outlets:
             outlet.close()
         if self._active:
-            note_end(self.path.parent)
+            note_end(self.path.parent, self._reached)
 
     def check(self) -> None:
         """Checks after close() that everything was written.
@@ -193,26 +195,22 @@ def note_start(directory: Path, step: int) -> None:
     """
     starts, lock = read_starts(directory), directory / ".lock"
     if starts and starts[-1]["ended"] is None:
-        starts = [*starts[:-1], _ended(directory, starts[-1])]
+        path = directory / "metrics.jsonl"
+        records, _ = scan_metrics(path)
+        ended = path.stat().st_mtime if records else 0.0
+        starts[-1]["ended"] = max(ended, starts[-1]["began"])
+        starts[-1]["reached"] = records[-1]["step"] if records else 0
     # The lock was written before the text was read and the step compiled.
     began = lock.stat().st_mtime if lock.exists() else time.time()
-    starts.append({"step": step, "began": began, "ended": None, "reached": None})
-    _write_starts(directory, starts)
+    new = {"step": step, "began": began, "ended": None, "reached": None}
+    _write_starts(directory, [*starts, new])
 
 
-def note_end(directory: Path) -> None:
-    """Notes in starts.json that the process ends now."""
+def note_end(directory: Path, reached: int) -> None:
+    """Notes in starts.json that the process ends now, after the step `reached`."""
     if starts := read_starts(directory):
-        end = _ended(directory, starts[-1]) | {"ended": time.time()}
-        _write_starts(directory, [*starts[:-1], end])
-
-
-def _ended(directory: Path, start: dict) -> dict:
-    path, seen = directory / "metrics.jsonl", []
-    if path.exists() and path.stat().st_mtime > start["began"]:
-        seen = [(path.stat().st_mtime, r["step"]) for r in scan_metrics(path)[0][-1:]]
-    at, reached = seen[-1] if seen else (start["began"], start["step"])
-    return start | {"ended": at, "reached": reached}
+        starts[-1] |= {"ended": time.time(), "reached": reached}
+        _write_starts(directory, starts)
 
 
 def _write_starts(directory: Path, starts: list[dict]) -> None:
@@ -222,14 +220,12 @@ def _write_starts(directory: Path, starts: list[dict]) -> None:
 
 def read_starts(directory: Path) -> list[dict]:
     """Returns what note_start and note_end have noted; [] if that is damaged."""
+    names = ("step", "began", "ended", "reached")
     try:
         starts = json.loads((directory / "starts.json").read_text())["starts"]
-        return [{name: start[name] for name in _START} for start in starts]
+        return [{name: start[name] for name in names} for start in starts]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-
-
-_START = ("step", "began", "ended", "reached")
 
 
 def read_metrics(path: Path) -> list[dict]:

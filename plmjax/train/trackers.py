@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from plmjax.train.config import TRACKERS, TrainConfig
 _WAITING = 10_000  # records; a tracker that is further behind is given up
 _CLOSE_SECONDS = 60.0
 _EXPERIMENTS = ("sweep.json", "study.json", "pseudo.json")
-_SECRET = re.compile(
-    r"key|token(?!iz)|secret|passw|credential|signature", re.IGNORECASE
-)
+_NAMES = "(?:key|token(?!s|iz)|secret|passw|credential|signature)"
+_SECRET = re.compile(_NAMES, re.IGNORECASE)
 _USERINFO = re.compile(r"(\w://)[^/@\s]+@")
-_QUERY = re.compile(r"([?&]([^=&\s]+)=)[^&\s#]+")
+_PARAMETER = re.compile(rf"([?&][^=&\s]*{_NAMES}[^=&\s]*=)[^&\s#]+", re.IGNORECASE)
 
 
 def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,26 +37,20 @@ def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
     These are texts whose key names one, users and passwords of URLs, and parameters of
     URLs that name one. A number is none: num_tokens stays.
     """
-    return {key: _redact(key, value) for key, value in flatten(config).items()}
 
-
-def _redact(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _redact(f"{key}.{name}", some) for name, some in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redact(key, item) for item in value]
-    if not isinstance(value, str):
+    def clean(key: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [clean(key, item) for item in value]
+        if isinstance(value, str):
+            return "[redacted]" if _SECRET.search(key) else without_secrets(value)
         return value
-    return "[redacted]" if _SECRET.search(key) else without_secrets(value)
+
+    return {key: clean(key, value) for key, value in flatten(config).items()}
 
 
 def without_secrets(text: str) -> str:
     """Returns a text whose URLs have no user, password or secret parameter."""
-
-    def parameter(match: re.Match) -> str:
-        return f"{match[1]}[redacted]" if _SECRET.search(match[2]) else match[0]
-
-    return _QUERY.sub(parameter, _USERINFO.sub(r"\1", text))
+    return _PARAMETER.sub(r"\1[redacted]", _USERINFO.sub(r"\1", text))
 
 
 def check(config: TrainConfig) -> None:
@@ -141,26 +134,20 @@ def open_outlets(
     return [Outlet(name, lambda name=name: make(name), log) for name in names]
 
 
-def _names(directory: Path) -> dict[str, str | None]:
-    """Returns the name of a run, and of the sweep or study that it belongs to."""
+def _names(directory: Path) -> dict[str, Any]:
+    """Returns name and root of a run, and the sweep or study that is its group."""
     here = directory.resolve()
     for above in here.parents:
         if any((above / name).exists() for name in _EXPERIMENTS):
             name = "-".join((above.name, *here.relative_to(above).parts))
-            return {"name": name.replace("-trials-", "-"), "group": above.name}
-    return {"name": here.name, "group": None}
+            name = name.replace("-trials-", "-")
+            return {"name": name, "group": above.name, "root": above}
+    return {"name": here.name, "group": None, "root": here}
 
 
-class _Tracker:
-    """What trackers share; `id` is what trackers.json keeps."""
+class _TensorBoard:
+    id = None
 
-    id: str | None = None
-
-    def rewind(self, step: int) -> None:
-        """Does nothing: steps that are run again replace the records before."""
-
-
-class _TensorBoard(_Tracker):
     def __init__(self, saved: str | None, *, directory: Path, step: int, **_: Any):
         self._folder, self._board = str(directory / "tensorboard"), None
         self.rewind(step)
@@ -171,11 +158,10 @@ class _TensorBoard(_Tracker):
 
         self.close()
         # If its writer's thread dies, one more record still fits the queue.
-        more = {"max_queue": 1000, "purge_step": step + 1}
-        self._board = tensorboardX.SummaryWriter(self._folder, **more)
+        more: Any = {"max_queue": 1000, "purge_step": step + 1}
+        self._board: Any = tensorboardX.SummaryWriter(self._folder, **more)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        assert self._board is not None and self._board.file_writer is not None
         if not self._board.file_writer.event_writer._worker.is_alive():
             self._board = None  # its full queue would block us
             raise OSError(f"{self._folder} cannot be written")
@@ -187,47 +173,60 @@ class _TensorBoard(_Tracker):
             self._board.close()
 
 
-class _WandB(_Tracker):
+class _WandB:
     def __init__(self, saved, *, directory, config, name, group, **_: Any):
         import wandb
 
         self.id = saved or uuid.uuid4().hex
         # Neither the command line nor the machine: they may name secrets.
-        private = {"x_disable_meta": True, "disable_git": True, "save_code": False}
-        settings = wandb.Settings(console="off", x_save_requirements=False, **private)
-        project = os.environ.get("WANDB_PROJECT", "plmjax")
-        where = os.environ.get("WANDB_DIR", str(directory))
+        private: Any = {"x_disable_meta": True, "disable_git": True}
+        private |= {"save_code": False, "x_save_requirements": False}
         self._run = wandb.init(
-            project=project,
-            dir=where,
+            project=os.environ.get("WANDB_PROJECT", "plmjax"),
+            dir=os.environ.get("WANDB_DIR", str(directory)),
             id=self.id,
             resume="allow",
             name=name,
             group=group,
             config=config,
-            settings=settings,
+            settings=wandb.Settings(console="off", **private),
         )
-        self._run.define_metric("step")
+        # Its own steps cannot go back, as ours do after a kill.
         self._run.define_metric("*", step_metric="step")
 
+    def rewind(self, step: int) -> None:
+        """Does nothing: steps that are run again have the values they had."""
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        # Its own steps cannot go back, as ours do after a kill.
         self._run.log({**values, "step": step})
 
     def close(self) -> None:
         self._run.finish()
 
 
-class _MLflow(_Tracker):
-    def __init__(self, saved, *, directory, config, name, group, **_: Any):
-        import mlflow
-        from mlflow import entities
+class _Trackio(_WandB):
+    def __init__(self, saved, *, config, name, group, **_: Any):
+        import trackio
 
-        self._metric = entities.Metric
-        default = (directory / "mlruns").resolve().as_uri()
-        where = os.environ.get("MLFLOW_TRACKING_URI", default)
-        self._client = mlflow.MlflowClient(where)
-        self.id = saved
+        self.id = saved or f"{name}-{uuid.uuid4().hex[:6]}"
+        about = {"group": group, "config": config, "embed": False}
+        about |= {"auto_log_cpu": False, "auto_log_gpu": False}
+        project = os.environ.get("TRACKIO_PROJECT", "plmjax")
+        self._run = trackio.init(project, self.id, resume="allow", **about)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+
+class _MLflow(_WandB):
+    def __init__(self, saved, *, config, name, group, root, **_: Any):
+        from mlflow import MlflowClient, entities
+
+        self._metric, where = entities.Metric, os.environ.get("MLFLOW_TRACKING_URI")
+        if where is None:  # mlflow-skinny lacks what its default, SQLite, needs
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            where = (root / "mlruns").as_uri()
+        self._client, self.id = MlflowClient(where), saved
         if saved is not None:
             return self._client.update_run(saved, "RUNNING")
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "plmjax")
@@ -236,8 +235,8 @@ class _MLflow(_Tracker):
         tags = {"group": group} if group else {}
         self.id = self._client.create_run(at, run_name=name, tags=tags).info.run_id
         params = [entities.Param(k, str(v)[:6000]) for k, v in config.items()]
-        for some in _hundreds(params):
-            self._client.log_batch(self.id, params=some)
+        for begin in range(0, len(params), 100):  # it takes no more at once
+            self._client.log_batch(self.id, params=params[begin : begin + 100])
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -246,26 +245,6 @@ class _MLflow(_Tracker):
 
     def close(self) -> None:
         self._client.set_terminated(self.id)
-
-
-class _Trackio(_Tracker):
-    def __init__(self, saved, *, config, name, group, **_: Any):
-        import trackio
-
-        self.id = saved or f"{name}-{uuid.uuid4().hex[:6]}"
-        project = os.environ.get("TRACKIO_PROJECT", "plmjax")
-        about = {"group": group, "config": config, "embed": False}
-        self._run = trackio.init(project, self.id, resume="allow", **about)
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _hundreds(items: list) -> Iterator[list]:
-    return (items[at : at + 100] for at in range(0, len(items), 100))
 
 
 def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
