@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plmjax import counted
-from plmjax.cli.options import json_option, log, print_result
+from plmjax import Exit, counted
+from plmjax.cli.options import json_option, log, print_result, start_jax
 from plmjax.files import disk_errors
 
 _POLL_SECONDS = 2.0
@@ -30,6 +30,36 @@ def add(verb) -> None:
         help="write the page again as long as a run goes on; Ctrl-C ends it",
     )
     json_option(added)
+
+    added = verb(
+        "repro",
+        _repro,
+        "print the commands that make a run again: code, packages, text, config",
+        "plmjax repro runs/mine",
+    )
+    added.add_argument("workdir", metavar="WORKDIR", help="the directory of the run")
+    only = added.add_mutually_exclusive_group()
+    only.add_argument(
+        "--against", metavar="DIR", help="check that DIR is the same run, bit for bit"
+    )
+    only.add_argument(
+        "--diff", action="store_true", help="print what had changed since its commit"
+    )
+
+
+def _repro(args) -> int:
+    from plmjax.experiments import repro
+
+    path = Path(args.workdir)
+    if args.diff:
+        print(repro.open_run(path)[1]["diff"] or "", end="")
+    elif args.against:
+        print(repro.compare(path, Path(args.against)))
+    else:
+        start_jax()
+        for line in repro.commands(path):
+            print(line)
+    return Exit.OK
 
 
 def _report(args) -> int:

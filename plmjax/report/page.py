@@ -60,12 +60,15 @@ def cell(value, text: str) -> str:
     return f'<td data-value="{key}">{html.escape(text)}'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table that a click on a column sorts; its cells are HTML."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], more: str = "") -> str:
+    """Returns a table that a click on a column sorts; its cells are HTML.
+
+    `more` is a class besides "sortable": "prose" for cells of several lines.
+    """
     cells = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
-        '<div class="wide"><table class="sortable">'
+        f'<div class="wide"><table class="sortable {more}">'
         f"<thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
@@ -145,6 +148,8 @@ figcaption { font-size: .95rem; }
   stroke-linejoin: round; }
 mark { background: light-dark(#ffe3b8, #6b4a12); color: inherit; padding: 0 .15em; }
 mark + small { opacity: .7; }
+.prose td { white-space: normal; text-align: left; min-width: 8rem;
+  vertical-align: top; }
 .controls { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }
 a { color: inherit; }
 """

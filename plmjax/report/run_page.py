@@ -80,7 +80,8 @@ def _as_html(part: Part) -> str | None:
     if part.rows:
         cells = [[c if isinstance(c, tuple) else (c, c) for c in r] for r in part.rows]
         rows = [[page.cell(value, text) for value, text in row] for row in cells]
-        body = page.table(part.head, rows)
+        long = any(len(str(text)) > _CUT for row in cells for _, text in row)
+        body = page.table(part.head, rows, "prose" * long)
     body += part.html
     if part.figures:
         first, *others = part.figures.items()
