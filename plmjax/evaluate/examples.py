@@ -119,37 +119,6 @@ class Examples:
             shown.append((text.strip(), truth))
         return shown
 
-    def seen(self, most: int = 2) -> list[list[tuple[str, str | None]]]:
-        """Returns the first rows that are shown, as the model sees them.
-
-        Each is a list of (text, the word that was there); None: nothing is hidden.
-        """
-        return [
-            self._seen(row) for row in sorted({row for row, _ in self.slots})[:most]
-        ]
-
-    def _seen(self, row: int) -> list[tuple[str, str | None]]:
-        few = {name: array[row] for name, array in self.batch.items()}
-        used = few["weights"] > 0
-        hidden = dict(
-            zip(few["mask_positions"][used], few["labels"][used], strict=True)
-        )
-        ids, parts = few["tokens"], []
-        real = np.flatnonzero(few["segments"] > 0)
-        # The places before which a part begins: at a hidden token and after it.
-        ends = {at + more for at in hidden for more in (0, 1)} if not self.shift else {}
-        for some in np.split(real, [n for n, at in enumerate(real) if at in ends]):
-            if len(some):
-                was = None if self.shift else hidden.get(some[0])
-                texts = [ids[some], *([] if was is None else [[was]])]
-                text, *more = (self.model.tokenizer.decode(t).strip() for t in texts)
-                parts.append((text, more[0] if more else None))
-        return parts
-
-    def record(self) -> dict:
-        """Returns what examples.json holds besides the guesses of each step."""
-        return {"texts": self.texts(), "seen": self.seen(), "causal": bool(self.shift)}
-
 
 def table(record: dict, before: dict, after: dict) -> Table:
     """Returns the guesses of two steps in examples.json, ready to print."""

@@ -40,14 +40,11 @@ def commands(path: Path) -> Iterator[str]:
     (workdir, then), now = open_run(path), environment()
     here = shlex.quote(str(workdir.path))
     yield from _code(then, now, here)
-    for name in sorted(then["variables"].keys() | now["variables"].keys()):
-        value = then["variables"].get(name)
-        if value != now["variables"].get(name):
-            known = value is not None
-            yield f"export {name}={shlex.quote(value)}" if known else f"unset {name}"
+    for name, value in then["variables"].items():
+        yield f"export {name}={shlex.quote(value)}"
     for name in ("python", "devices", "processes"):
         if then[name] != now[name]:
-            yield f"# WARNING: {name} was {then[name]} and is {now[name]}: other digits."
+            yield f"# WARNING: {name} was {then[name]}; {now[name]} rounds otherwise."
     yield f"cd {shlex.quote(then['directory'])}"
     saved = workdir.read("config.json") or {}
     if "task" not in saved:

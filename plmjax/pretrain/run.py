@@ -40,6 +40,7 @@ from plmjax.pretrain.build import (
 from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
+from plmjax.report.dry_run import masked_row_as_seen
 from plmjax.report.scores import score_lines
 from plmjax.train import sharding
 from plmjax.train.job import Training, Watched
@@ -264,11 +265,14 @@ def _keep_guesses(setup: PretrainSetup) -> Callable[[dict, int], None]:
         except PlmjaxError:  # of an earlier version, or damaged
             before = None
         kept = {one["step"]: one for one in before["guesses"]} if before else {}
-        lines, right = made[0].guess(view)
+        (one,), objective = made, setup.objective
+        lines, right = one.guess(view)
+        seen = masked_row_as_seen(objective, setup.tokenizer, one.batch)
+        texts = {"texts": one.texts(), "seen": seen, "causal": bool(one.shift)}
         kept[step] = {"step": step, "lines": lines, "right": right}
         guesses = [kept[step] for step in sorted(kept)]
         with contextlib.suppress(OSError):  # no reason to stop the run
-            write_json(path, made[0].record() | {"guesses": guesses})
+            write_json(path, texts | {"guesses": guesses})
 
     def all_processes(params: dict, step: int) -> None:
         params = processes.gather_to_host(params)

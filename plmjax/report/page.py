@@ -147,7 +147,6 @@ figcaption { font-size: .95rem; }
 .annotation-text { paint-order: stroke; stroke: Canvas; stroke-width: .3em;
   stroke-linejoin: round; }
 mark { background: light-dark(#ffe3b8, #6b4a12); color: inherit; padding: 0 .15em; }
-mark + small { opacity: .7; }
 .prose td { white-space: normal; text-align: left; min-width: 8rem;
   vertical-align: top; }
 .controls { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }

@@ -3,6 +3,7 @@
 import datetime
 import html
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,22 +233,13 @@ def _examples(some: Sequence[Run]) -> Iterator[Part]:
         head = ["text", "was", *(f"step {one['step']:,}" for one in steps)]
         yield Part(f"Guesses over time: {name}", note, head, rows)
     for name, record in kept[:1]:
-        note = f"{name}: a marked token is hidden, or changed; after it what it was."
-        body = "".join(
-            f"<p>{' '.join(map(_marked, row))}</p>" for row in record["seen"]
+        note, seen = f"A held-out row of {name}.", record["seen"].strip()
+        # With what was there: [MASK=word], [other=word], [=word].
+        body = re.sub(
+            r"\[[^\s\]]*=[^\s\]]+\]", r"<mark>\g<0></mark>", html.escape(seen)
         )
-        texts = (
-            " ".join(f"**{text}** ({was})" if was else text for text, was in row)
-            for row in record["seen"]
-        )
-        title = "Masks as the model sees them"
-        if not record["causal"]:
-            yield Part(title, note, html=body, text="\n\n".join(texts))
-
-
-def _marked(part: tuple[str, str | None]) -> str:
-    text, was = (html.escape(some or "") for some in part)
-    return f"<mark>{text}</mark> <small>{was}</small>" if was else text
+        body = f"<p>{body}</p>"
+        yield Part("Masks as the model sees them", note, html=body, text=seen)
 
 
 _CONTROLS = """<form class="controls" id="controls">

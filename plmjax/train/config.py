@@ -9,13 +9,7 @@ from plmjax import PlmjaxError
 from plmjax.config import Block, number
 
 SEED: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
-# {what train.trackers may name: the package to install}.
-TRACKERS = {
-    "tensorboard": "tensorboardX",
-    "wandb": "wandb",
-    "mlflow": "mlflow-skinny",
-    "trackio": "trackio",
-}
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:

@@ -91,7 +91,7 @@ class MetricWriter:
         self.evaluated: set[int] = set()
         self.skips: list[list[int]] = []
         if self._active:
-            note_start(self.path.parent, step)
+            self._note_start(step)
         self.rewind(step)
         if self._active:
             self._outlets = open_outlets(trackers, Path(directory), step, log)
@@ -170,7 +170,32 @@ class MetricWriter:
         for outlet in self._outlets:
             outlet.close()
         if self._active:
-            note_end(self.path.parent, self._reached)
+            self._starts[-1] |= {"ended": time.time(), "reached": self._reached}
+            self._save_starts()
+
+    def _note_start(self, step: int) -> None:
+        """Notes in starts.json that this process goes on after `step`.
+
+        If the one before was killed, its last record says until when that ran. Times
+        are seconds since 1970.
+        """
+        self._starts = read_starts(self.path.parent)
+        if self._starts and (last := self._starts[-1])["ended"] is None:
+            records, _ = scan_metrics(self.path)
+            ended = self.path.stat().st_mtime if records else 0.0
+            reached = records[-1]["step"] if records else 0
+            last |= {"ended": max(ended, last["began"]), "reached": reached}
+        # The lock was written before the text was read and the step compiled.
+        lock = self.path.with_name(".lock")
+        began = lock.stat().st_mtime if lock.exists() else time.time()
+        new = {"step": step, "began": began, "ended": None, "reached": None}
+        self._starts.append(new)
+        self._save_starts()
+
+    def _save_starts(self) -> None:
+        with contextlib.suppress(OSError):  # no reason to stop a run
+            starts = {"starts": self._starts}
+            write_json(self.path.with_name("starts.json"), starts)
 
     def check(self) -> None:
         """Checks after close() that everything was written.
@@ -187,39 +212,8 @@ class MetricWriter:
             )
 
 
-def note_start(directory: Path, step: int) -> None:
-    """Notes in starts.json that a process goes on after `step`, and since when it runs.
-
-    If the one before was killed, its last record says until when that ran. Times are
-    seconds since 1970.
-    """
-    starts, lock = read_starts(directory), directory / ".lock"
-    if starts and starts[-1]["ended"] is None:
-        path = directory / "metrics.jsonl"
-        records, _ = scan_metrics(path)
-        ended = path.stat().st_mtime if records else 0.0
-        starts[-1]["ended"] = max(ended, starts[-1]["began"])
-        starts[-1]["reached"] = records[-1]["step"] if records else 0
-    # The lock was written before the text was read and the step compiled.
-    began = lock.stat().st_mtime if lock.exists() else time.time()
-    new = {"step": step, "began": began, "ended": None, "reached": None}
-    _write_starts(directory, [*starts, new])
-
-
-def note_end(directory: Path, reached: int) -> None:
-    """Notes in starts.json that the process ends now, after the step `reached`."""
-    if starts := read_starts(directory):
-        starts[-1] |= {"ended": time.time(), "reached": reached}
-        _write_starts(directory, starts)
-
-
-def _write_starts(directory: Path, starts: list[dict]) -> None:
-    with contextlib.suppress(OSError):  # no reason to stop a run
-        write_json(directory / "starts.json", {"starts": starts})
-
-
 def read_starts(directory: Path) -> list[dict]:
-    """Returns what note_start and note_end have noted; [] if that is damaged."""
+    """Returns the starts that starts.json has noted; [] if it is damaged."""
     names = ("step", "began", "ended", "reached")
     try:
         starts = json.loads((directory / "starts.json").read_text())["starts"]

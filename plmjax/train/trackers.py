@@ -57,10 +57,11 @@ def check(config: TrainConfig) -> None:
     """Raises PlmjaxError if a tracker is named whose package is not installed."""
     for name in config.tracker_names:
         module = {"tensorboard": "tensorboardX"}.get(name, name)
+        package = {"mlflow": "mlflow-skinny"}.get(name, module)
         if importlib.util.find_spec(module) is None:
             raise PlmjaxError(
                 f"train.trackers names {name}, which is not installed.",
-                hint=f"pip install {TRACKERS[name]}, or leave it out.",
+                hint=f"pip install {package}, or leave it out.",
             )
 
 
@@ -126,7 +127,9 @@ def open_outlets(
         saved = read(path)
         config = redacted(read(directory / "config.json"))
         about = {"directory": directory, "step": step, "config": config}
-        tracker = _KINDS[name](saved.get(name), **about, **_names(directory))
+        tracker = _KINDS[TRACKERS.index(name)](
+            saved.get(name), **about, **_names(directory)
+        )
         if tracker.id != saved.get(name):
             write_json(path, saved | {name: tracker.id})
         return tracker
@@ -137,12 +140,10 @@ def open_outlets(
 def _names(directory: Path) -> dict[str, Any]:
     """Returns name and root of a run, and the sweep or study that is its group."""
     here = directory.resolve()
-    for above in here.parents:
-        if any((above / name).exists() for name in _EXPERIMENTS):
-            name = "-".join((above.name, *here.relative_to(above).parts))
-            name = name.replace("-trials-", "-")
-            return {"name": name, "group": above.name, "root": above}
-    return {"name": here.name, "group": None, "root": here}
+    above = [a for a in here.parents if any((a / n).exists() for n in _EXPERIMENTS)]
+    root = above[0] if above else here
+    name = "-".join([root.name, *here.relative_to(root).parts])
+    return {"name": name, "group": root.name if above else None, "root": root}
 
 
 class _TensorBoard:
@@ -256,9 +257,4 @@ def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-_KINDS = {
-    "tensorboard": _TensorBoard,
-    "wandb": _WandB,
-    "mlflow": _MLflow,
-    "trackio": _Trackio,
-}
+_KINDS = (_TensorBoard, _WandB, _MLflow, _Trackio)

@@ -678,7 +678,7 @@ def test_examples_are_drawn_like_what_the_accuracy_counts(pretrained, monkeypatc
     lines, hits = shown.guess()
     assert hits == sum(right[slot] for slot in shown.slots) > 0
     guessed = {"lines": lines, "right": hits}
-    table = examples.table(shown.record(), guessed, guessed)
+    table = examples.table({"texts": shown.texts(), "causal": False}, guessed, guessed)
     assert f"{hits} of {len(lines)} are guessed right" in str(table.caption)
     # Pieces are shown as their words, but for what the row has cut off.
     known = {word for line in sentences(60) for word in re.findall(r"\w+|\.", line)}
