@@ -51,18 +51,20 @@ class Examples:
         drawn = np.random.default_rng(seed).permutation(len(slots))[:count]
         self.slots = [(int(row), int(slot)) for row, slot in slots[np.sort(drawn)]]
 
-    def guess(self, top: int = 3) -> tuple[list[str], int]:
+    def guess(self, model: Model | None = None, top: int = 3) -> tuple[list[str], int]:
         """Returns the guesses, one line an example, and how many first ones are right.
 
-        A piece is shown within its word, with the word's other pieces as they were.
+        `model` has other parameters. A piece is shown within its word, with the word's
+        other pieces as they were.
         """
+        model = model or self.model
         rows = np.array([row for row, _ in self.slots])
         slots = np.array([[slot] for _, slot in self.slots])
         few = {name: array[rows] for name, array in self.batch.items()}
         # The vocabulary head runs only on the slots that are shown.
         few["mask_positions"] = np.take_along_axis(few["mask_positions"], slots, 1)
         lines, right = [], 0
-        guessed = guesses(self.model, self.model.params, few, top)
+        guessed = guesses(model, model.params, few, top)
         for (row, slot), (best,) in zip(self.slots, guessed, strict=True):
             right += best[0].piece == self.batch["labels"][row, slot]
             words = [(self._word(row, slot, g.piece), g.probability) for g in best]
@@ -117,21 +119,24 @@ class Examples:
             shown.append((text.strip(), truth))
         return shown
 
-    def table(self, before: list[str], after: list[str], right: int) -> Table:
-        """Returns the examples with both guesses, ready to print."""
-        what = "and what comes next" if self.shift else "masked"
-        table = Table(title=f"Held-out text, {what}", show_lines=True, title_style="")
-        for name in ("text", "was", "guesses before", "guesses after"):
-            table.add_column(name, overflow="fold")
-        for (text, truth), old, new in zip(self.texts(), before, after, strict=True):
-            # Text keeps rich from reading "[MASK]" as markup.
-            table.add_row(Text(text), Text(truth), Text(old), Text(new))
-        table.caption = (
-            f"Drawn at random: {right} of {len(after)} are guessed right "
-            f"({right / len(after):.0%}); the accuracy below is that of all."
-        )
-        table.caption_style = ""
-        return table
+
+def table(record: dict, before: dict, after: dict) -> Table:
+    """Returns the guesses of two steps in examples.json, ready to print."""
+    what = "and what comes next" if record["causal"] else "masked"
+    table = Table(title=f"Held-out text, {what}", show_lines=True, title_style="")
+    for name in ("text", "was", "guesses before", "guesses after"):
+        table.add_column(name, overflow="fold")
+    lines = zip(record["texts"], before["lines"], after["lines"], strict=True)
+    for (text, truth), old, new in lines:
+        # Text keeps rich from reading "[MASK]" as markup.
+        table.add_row(Text(text), Text(truth), Text(old), Text(new))
+    right, count = after["right"], len(after["lines"])
+    table.caption = (
+        f"Drawn at random: {right} of {count} are guessed right "
+        f"({right / count:.0%}); the accuracy below is that of all."
+    )
+    table.caption_style = ""
+    return table
 
 
 def held_out_words(

@@ -38,7 +38,7 @@ from plmjax.tasks.labelled import Labelled, load_labelled
 from plmjax.tasks.remarks import remarks
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer, unknown_words
-from plmjax.train import sharding
+from plmjax.train import sharding, trackers
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
 
@@ -337,6 +337,7 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
             hint="Give a word2vec file, or leave it out.",
         )
     train = config.train
+    trackers.check(train)
     if train.checkpoints is not None:
         Checkpoints(train.checkpoints)  # refuses a URL of another kind
     sharding.check_batch(mesh, train.batch, train.accumulation)

@@ -1,5 +1,6 @@
 """The main job: trains a model on text and exports it in the Hugging Face format."""
 
+import contextlib
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from plmjax.evaluate.examples import (
     as_text,
     first_sentence,
     held_out_words,
+    table,
     word_to_hide,
 )
 from plmjax.evaluate.held_out import (
@@ -38,6 +40,7 @@ from plmjax.pretrain.build import (
 from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
+from plmjax.report.dry_run import masked_row_as_seen
 from plmjax.report.scores import score_lines
 from plmjax.train import sharding
 from plmjax.train.job import Training, Watched
@@ -163,7 +166,7 @@ def training_of(
     def first_state(shapes: State) -> State:
         del shapes
         state = fresh_state(setup, log)
-        save_examples(setup, state.params)
+        keep(state.params, 0)
         return state
 
     def score(weights: dict, watched: Watched, done: int) -> dict[str, float]:
@@ -175,8 +178,12 @@ def training_of(
             some = evaluations[objective], weights, frozen, setup.mesh
             return evaluate(*some, watched(batches))
 
-        return source_scores(setup.objective, sums, batches, [*setup.store.parts])
+        scores = source_scores(setup.objective, sums, batches, [*setup.store.parts])
+        if scores:
+            keep(weights, done)
+        return scores
 
+    keep = _keep_guesses(setup)
     return Training(
         directory=setup.workdir.path,
         checkpoints=setup.workdir.checkpoints_of(setup.config.train),
@@ -241,18 +248,43 @@ def _random_rows(setup: PretrainSetup, count: int = 64) -> dict:
     )
 
 
-def save_examples(setup: PretrainSetup, params) -> None:
-    """Saves the untrained model's guesses, to show them beside the trained one's."""
-    params = processes.gather_to_host(params)
+def _keep_guesses(setup: PretrainSetup) -> Callable[[dict, int], None]:
+    """Returns a function (params, step) that adds guesses to examples.json.
 
-    def save() -> None:
-        with sharding.alone():
-            examples = _examples(setup, params)
-            if examples is not None:
-                before, _ = examples.guess()
-                write_json(setup.workdir / "examples.json", {"before": before})
+    They are of the same masked rows at each step.
+    """
+    path, made = setup.workdir / "examples.json", []
 
-    processes.run_on_all(lambda: save() if processes.is_first() else None)
+    def keep(params: dict, step: int) -> None:
+        view = with_head(_trained(setup, params, step).models(), "head")
+        made.extend([_examples(setup, params)] if not made else [])
+        if view is None or made[0] is None:
+            return
+        try:
+            before = setup.workdir.read(path.name, guesses=list)
+        except PlmjaxError:  # of an earlier version, or damaged
+            before = None
+        kept = {one["step"]: one for one in before["guesses"]} if before else {}
+        (one,), objective = made, setup.objective
+        lines, right = one.guess(view)
+        seen = masked_row_as_seen(objective, setup.tokenizer, one.batch)
+        texts = {"texts": one.texts(), "seen": seen, "causal": bool(one.shift)}
+        kept[step] = {"step": step, "lines": lines, "right": right}
+        guesses = [kept[step] for step in sorted(kept)]
+        with contextlib.suppress(OSError):  # no reason to stop the run
+            write_json(path, texts | {"guesses": guesses})
+
+    def all_processes(params: dict, step: int) -> None:
+        params = processes.gather_to_host(params)
+
+        def first() -> None:
+            if processes.is_first():
+                with sharding.alone():
+                    keep(params, step)
+
+        processes.run_on_all(first)
+
+    return all_processes
 
 
 def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
@@ -272,11 +304,10 @@ def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> d
 def _finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
     workdir, weights, values = setup.workdir, result.weights, result.scores
     baseline = unigram_loss(setup.store, setup.tokenizer)
-    saved = workdir.read("examples.json", before=list)
-    examples = _examples(setup, weights)
-    # A run begun by an earlier version has saved other examples.
-    if saved and examples and len(saved["before"]) == len(examples.slots):
-        console().print(examples.table(saved["before"], *examples.guess()))
+    saved = workdir.read("examples.json") or {}
+    steps = {one["step"]: one for one in saved.get("guesses", ())}
+    if {0, result.step} <= steps.keys():
+        console().print(table(saved, steps[0], steps[result.step]))
     for line in score_lines(setup.objective, values, baseline):
         log(line)
     for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):

@@ -281,7 +281,12 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
     [=word]. Pairs of sentences come with their labels.
     """
-    row = {name: array[0] for name, array in masked(objective, batch).items()}
+    return masked_row_as_seen(objective, tokenizer, masked(objective, batch))
+
+
+def masked_row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
+    """Returns row_as_seen of a batch that `masked` has returned."""
+    row = {name: array[0] for name, array in batch.items()}
     chosen = {}
     if not any(part.encoder.causal for part in objective.models.values()):
         chosen = {

@@ -9,6 +9,7 @@ from plmjax import PlmjaxError
 from plmjax.config import Block, number
 
 SEED: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:
@@ -168,9 +169,17 @@ class TrainConfig(Block, prefix="train."):
     # run counts as hung and ends, to be started again; none: it waits for ever.
     hang_after_seconds: float | None = number(600.0, above=0)
     tensorboard: bool = True
+    # Further trackers of the records: wandb, mlflow, trackio; joined by commas.
+    trackers: tuple | str = ()
 
     def __post_init__(self):
         super().__post_init__()
+        for name in self.tracker_names:
+            _require(
+                name in TRACKERS,
+                f"train.trackers has {name!r}.",
+                f"It may name {', '.join(TRACKERS)}.",
+            )
         _require(
             self.steps is None or self.epochs is None,
             f"train.steps={self.steps} and train.epochs={self.epochs} both set the "
@@ -206,6 +215,14 @@ class TrainConfig(Block, prefix="train."):
             "would not be 0.",
             "Leave train.ema_decay and train.average_from_percent out.",
         )
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers to write to, TensorBoard among them."""
+        named = self.trackers
+        named = named.split(",") if isinstance(named, str) else named
+        first = ["tensorboard"] * self.tensorboard
+        return tuple(dict.fromkeys([*first, *(str(name).strip() for name in named)]))
 
     @property
     def averages(self) -> bool:

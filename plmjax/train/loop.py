@@ -168,7 +168,7 @@ class Fit:
         self.turn = self.rollbacks = self.evaluations = 0
         self.writer = processes.run_on_all(
             lambda: MetricWriter(
-                training.directory, self.config.tensorboard, self.now, log
+                training.directory, self.config.tracker_names, self.now, log
             )
         )
         # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
