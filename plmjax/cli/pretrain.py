@@ -52,6 +52,23 @@ def add(verb) -> None:
         "(also v5p, v6e; needs plmjax[tpu]), h100, h200:8 (plmjax[topology])",
     )
     added.add_argument(
+        "--device",
+        metavar="NAME",
+        help="with --dry_run: the time on these devices, too: h100, v5e:16, a100,v4",
+    )
+    added.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="the share of the peak that --device reaches (default: 0.4)",
+    )
+    added.add_argument(
+        "--price_per_hour",
+        type=float,
+        metavar="N",
+        help="with --dry_run: the price of a device, for the price of the run",
+    )
+    added.add_argument(
         "--yes",
         action="store_const",
         const=True,
@@ -148,6 +165,9 @@ def _pretrain(args) -> int:
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
+    for option in ("device", "price_per_hour"):
+        if getattr(args, option) is not None and not args.dry_run:
+            raise PlmjaxError(f"--{option} needs --dry_run.", hint="Add --dry_run.")
     if args.topology and args.dry_run != "compile":
         raise PlmjaxError(
             f"--topology={args.topology} has an effect only if the step is compiled "
@@ -177,8 +197,11 @@ def _pretrain(args) -> int:
         config = _planned(args, Workdir(workdir), config, clock)
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
+        from plmjax.report.cost import Asked
 
-        dry_run(config, workdir, args.dry_run == "compile", args.topology)
+        devices = tuple(args.device.split(",")) if args.device else ()
+        asked = Asked(devices, args.mfu, args.price_per_hour)
+        dry_run(config, workdir, args.dry_run == "compile", args.topology, asked)
         return Exit.OK
     if group and processes.is_first():
         import jax

@@ -11,6 +11,7 @@ from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.run import on_devices, training_of
+from plmjax.report.cost import NOTHING
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -45,6 +46,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
             lambda blocks: _task_table(setup, mesh, blocks),
             lambda batch: _first_row(setup, batch),
             compiles,
+            setup.batches.steps,
+            NOTHING,
         )
 
 

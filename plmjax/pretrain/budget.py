@@ -137,8 +137,8 @@ def rows_for(tokens: float, length: int, devices: int) -> int:
 
 
 def rate_for(width: int) -> float:
-    """Returns the peak rate: 3e-3 at width 256, falling with its root."""
-    return float(f"{min(3e-3 * math.sqrt(256 / width), 4e-3):.1e}")
+    """Returns the peak rate: 2e-3 to width 256, then falling with the root."""
+    return float(f"{2e-3 * math.sqrt(256 / max(width, 256)):.1e}")
 
 
 def chosen(rungs: Sequence[Rung]) -> Rung:
@@ -350,7 +350,7 @@ def _explained(
         (
             "rate",
             f"{train.optimizer.learning_rate:g}",
-            "3e-3 at width 256, falls with its root",
+            "2e-3 to width 256, then falls with its root",
         ),
         (
             "schedule",
