@@ -73,7 +73,7 @@ MAY_CHANGE = frozenset(
     data.workers data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor
     mesh.zero1 data.source.license data.source.rights data.source.url card.license
     card.language card.datasets card.base_model train.accumulation model.remat
-    train.attention
+    train.attention train.schedule.ends
     """.split()
 )
 # Those of them that change the order of sums, and so the last digits of each step.

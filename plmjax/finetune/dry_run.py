@@ -12,6 +12,7 @@ from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.run import on_devices, training_of
 from plmjax.finetune.teacher import with_teacher
+from plmjax.report.cost import NOTHING
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -48,6 +49,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
             lambda blocks: _task_table(setup, mesh, blocks),
             lambda batch: _first_row(setup, batch),
             compiles,
+            setup.batches.steps,
+            NOTHING,
         )
 
 

@@ -1,8 +1,9 @@
 """The main job: trains a model on text and exports it in the Hugging Face format."""
 
 import contextlib
+import dataclasses
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from plmjax.report.curves import plot_curves
 from plmjax.report.dry_run import masked_row_as_seen
 from plmjax.report.scores import score_lines
 from plmjax.train import sharding
+from plmjax.train.clock import Clock
 from plmjax.train.job import Training, Watched
 from plmjax.train.loop import Result, evaluate, fit
 from plmjax.train.metrics import Sums
@@ -71,8 +73,11 @@ DEFAULT_CONFIG = {
 }
 
 
-def pretrain(config: RunConfig, path: Path) -> dict:
+def pretrain(config: RunConfig, path: Path, clock: Clock | None = None) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
+
+    With a clock, the training ends when its time is up; the config needs
+    train.schedule.ends.
 
     Returns the final scores. A run stopped by a signal returns {"stopped": name,
     "step": saved}. Several processes each read their rows; one of them writes, draws
@@ -98,11 +103,29 @@ def pretrain(config: RunConfig, path: Path) -> dict:
                 "this is not what one run of that length would have been."
             )
         setup = _build(config, workdir, mesh, log if leads else None)
-        result = fit(training_of(setup, frozen_arrays(setup), log), log)
+        if clock is not None:
+            setup = dataclasses.replace(setup, loader=setup.loader.endless())
+        training = training_of(setup, frozen_arrays(setup), log)
+        if clock is not None:
+            clock.write = lambda ends: workdir.write_config(_ending(config, ends))
+            training = dataclasses.replace(
+                training, steps=config.train.steps, clock=clock
+            )
+        result = fit(training, log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
+        if clock is not None:
+            setup = dataclasses.replace(setup, config=workdir.config())
         with result.exporting(workdir / "export"):
             return finish(setup, result, log)
+
+
+def _ending(config: RunConfig, ends: Sequence) -> RunConfig:
+    """Returns the config with which a run without a clock repeats these ends."""
+    pairs = tuple(map(tuple, ends))
+    schedule = dataclasses.replace(config.train.schedule, ends=pairs)
+    train = dataclasses.replace(config.train, steps=pairs[-1][1], schedule=schedule)
+    return dataclasses.replace(config, train=train)
 
 
 def _build(

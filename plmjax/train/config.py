@@ -1,6 +1,7 @@
 """The blocks of a config that training reads: optimizer, schedule, mesh, intervals."""
 
 import dataclasses
+import itertools
 import math
 import re
 from typing import Any, Literal
@@ -94,6 +95,25 @@ class ScheduleConfig(Block, prefix="train.schedule."):
     decay_percent: float = number(20.0, at_least=0, at_most=100)
     decay_shape: Literal["linear", "sqrt"] = "linear"
     final_percent: float = number(0.0, at_least=0, at_most=100)
+    # linear, with warmup_steps: ((step, end), ...), from each step on the rate falls
+    # toward that end, the last one train.steps; --minutes writes what it has aimed at.
+    ends: tuple = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        flat = [n for pair in self.ends if isinstance(pair, tuple) for n in pair]
+        steps = [self.warmup_steps, *flat[::2]]
+        _require(
+            not self.ends
+            or self.kind == "linear"
+            and len(flat) == 2 * len(self.ends)
+            and all(type(n) is int for n in (*steps, *flat))
+            and all(a <= b for a, b in itertools.pairwise(steps))
+            and all(a < b for a, b in zip(flat[::2], flat[1::2], strict=True)),
+            f"train.schedule.ends is {self.ends!r}; it must be ((step, end), ...), in "
+            "ascending order from train.schedule.warmup_steps on, with kind=linear.",
+            "`plmjax pretrain --minutes=M` writes it into config.json.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +215,12 @@ class TrainConfig(Block, prefix="train."):
             self.spike_sigmas is None or self.on_bad_step != "skip",
             "train.spike_sigmas needs train.on_bad_step=rollback or raise: when the "
             "loss of a step is known, its update cannot be skipped any more.",
+        )
+        ends = self.schedule.ends
+        _require(
+            not ends or self.steps == ends[-1][1],
+            f"train.steps={self.steps} is not the last end of train.schedule.ends.",
+            "To train for another time, remove that key: train.schedule.ends=().",
         )
         decay, since = self.ema_decay, self.average_from_percent
         _require(

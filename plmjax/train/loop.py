@@ -30,11 +30,16 @@ from plmjax.train.metrics import (
     peak_flops,
 )
 from plmjax.train.rollback import BadStep
+from plmjax.train.schedule import moved_share
 from plmjax.train.step import State
 
 # Steps in flight on the device before their metrics are read: enough that the device
 # never waits for the host, few enough that memory stays bounded.
 _IN_FLIGHT = 2
+# After so many steps the step is compiled, and those before it are read.
+_COMPILED = _IN_FLIGHT + 2
+# The batches that a training with a clock reads ahead have this end.
+_ENDLESS = 2**31 - 1
 
 
 @dataclasses.dataclass
@@ -43,7 +48,8 @@ class Progress:
 
     Seconds of training and tokens since the first step; for the steps since the last
     record of metrics: sums, number, tokens, FLOPs and seconds; the last losses, to
-    detect spikes; the batches that are left out (see rollback.py).
+    detect spikes; the batches that are left out (see rollback.py); of a training with a
+    clock the ends it was aimed at (train.schedule.ends), and the seconds it has spent.
     """
 
     seconds: float = 0.0
@@ -55,6 +61,8 @@ class Progress:
     window_seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)
     skips: list[list[int]] = dataclasses.field(default_factory=list)
+    ends: list[list[int]] = dataclasses.field(default_factory=list)
+    spent: float = 0.0
 
     @classmethod
     def of(cls, meta: dict) -> "Progress":
@@ -129,6 +137,7 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
             run.begin()
             while run.has_next_step():
                 bad = run.step()
+                run.aim()
                 if bad is not None:
                     run.roll_back(bad)
                 elif run.evaluation_due() or run.save_due():
@@ -174,7 +183,15 @@ class Fit:
         # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
-        self.display = TrainingDisplay(training.steps, self.now)
+        schedule = self.config.schedule
+        if not schedule.ends or not self.progress.ends:
+            self.progress.ends = [list(pair) for pair in schedule.ends]
+        if training.clock is not None:
+            training.clock.began -= self.progress.spent
+        # The steps and seconds of training at the last aim, and the step of the next.
+        self.aimed: tuple[int, float] | None = None
+        self.next_aim = self.now + _COMPILED
+        self.display = TrainingDisplay(self.steps, self.now)
         self.objective: Any = None  # that of `train_step`
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
@@ -187,7 +204,8 @@ class Fit:
         self.log(
             f"Model: {training.encoder.layers} layers x {training.encoder.width}, "
             f"{tree.count(self.shapes.params):,} parameters, {training.encoder.dtype}; "
-            f"{training.steps:,} steps on {training.mesh.size} {kind}"
+            f"{'about ' * (training.clock is not None)}{training.steps:,} steps on "
+            f"{training.mesh.size} {kind}"
             + (f" of {jax.process_count()} processes." if processes.several() else ".")
         )
         for sentence in sharding.undivided(training.mesh, self.shapes.params):
@@ -205,12 +223,18 @@ class Fit:
             self.checkpoints.load(saved, self.shapes),
             Progress.of(meta),
         )
-        if saved >= training.steps:
-            done = f"{saved:,} of {training.steps:,} steps"
+        if saved >= (steps := (self.progress.ends or [[0, training.steps]])[-1][1]):
+            done = f"{saved:,} of {steps:,} steps"
             self.log(f"{training.directory} is finished: {done} done.")
         else:
             self.log(f"Going on from step {saved:,}.")
         return state
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, as far as is known."""
+        ends = self.progress.ends
+        return ends[-1][1] if ends else self.training.steps
 
     def begin(self) -> None:
         """Makes up for an evaluation that a signal interrupted in the last start."""
@@ -222,13 +246,13 @@ class Fit:
                 with self.watchdog.resting():
                     self.checkpoints.wait()  # has_lost_patience reads the best step
         self.over = self.has_lost_patience()
-        if self.now < self.training.steps and not self.over:
+        if self.now < self.steps and not self.over:
             self.log(f"Ctrl-C saves the step and stops the run. {RESUME}")
         self.batches = self.upcoming()
 
     def has_next_step(self) -> bool:
         """Returns True if another step is to run; all processes call it each time."""
-        ended = self.now >= self.training.steps or self.over
+        ended = self.now >= self.steps or self.over
         return not ended and not self.stop.due(self.turn)
 
     def step(self) -> BadStep | None:
@@ -246,7 +270,11 @@ class Fit:
             self.watchdog.compiles()
             self.display.announce(self.now, "compiling")
             self.compiled_for = shapes
-        self.state, metrics = self.train_step(self.state, training.frozen, rows)
+        rate = {}
+        if ends := self.progress.ends:
+            peak, schedule = self.config.optimizer.learning_rate, self.config.schedule
+            rate["rate"] = np.float32(peak * moved_share(schedule, ends, self.now))
+        self.state, metrics = self.train_step(self.state, training.frozen, rows, **rate)
         if compiles:
             self.display.announce(self.now, "")
         self.now, self.turn = self.now + 1, self.turn + 1
@@ -256,15 +284,40 @@ class Fit:
         self.watchdog.moved(self.now)
         return bad
 
+    def aim(self) -> None:
+        """Moves the end of the schedule to where the time of the clock is up.
+
+        All processes call it after the same steps; the first one's clock counts.
+        """
+        clock, schedule = self.training.clock, self.config.schedule
+        if clock is None or not self.next_aim <= self.now < self.steps:
+            return
+        before, self.aimed = self.aimed, (self.now, self.progress.seconds)
+        if before is None:
+            self.next_aim = self.now + 2 * _COMPILED
+            return
+        clock.measured(self.progress.seconds - before[1], self.now - before[0])
+        left = clock.steps_left(self.config.evaluate_every_steps)
+        left = processes.broadcast_from_first(left)
+        self.next_aim = self.now + max(left // 8, 1)
+        warm = schedule.warmup_steps or 0
+        if self.now < warm:  # nothing has fallen yet
+            self.progress.ends = [[warm, max(self.now + left, warm + 1)]]
+        else:
+            self.progress.ends = [*self.progress.ends, [self.now, self.now + left]]
+        self.display.resize(self.steps)
+
     def pause(self) -> None:
         """Evaluates and saves where due."""
-        with self.meter.paused():
+        with self.meter.paused() as begin:
             self.scores, best = None, False
             if self.evaluation_due() and not self.stop.received and self.evaluate():
                 best = self.is_best()
                 self.over = not best and self.has_lost_patience()
             if self.save_due() or best or self.over:
                 self.save()
+            if self.training.clock is not None:
+                self.training.clock.pause = time.perf_counter() - begin
 
     def end(self) -> None:
         """Saves if a signal stopped the training, and waits for running saves."""
@@ -333,7 +386,7 @@ class Fit:
 
     def evaluation_due(self) -> bool:
         """Returns True if the current step is one to evaluate."""
-        every, last = self.config.evaluate_every_steps, self.training.steps
+        every, last = self.config.evaluate_every_steps, self.steps
         return self.now > 0 and (self.now % every == 0 or self.now == last)
 
     def evaluate(self) -> bool:
@@ -388,16 +441,20 @@ class Fit:
 
     def save_due(self) -> bool:
         """Returns True if the current step is one to save."""
-        every, last = self.config.checkpoint_every_steps, self.training.steps
+        every, last = self.config.checkpoint_every_steps, self.steps
         return self.now % every == 0 or self.now == last
 
     def save(self) -> None:
         """Starts saving the state, with its scores if it was evaluated."""
+        if (clock := self.training.clock) is not None:
+            self.progress.spent = clock.spent()
+            if jax.process_index() == 0:
+                clock.write(self.progress.ends)
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]
             meta["rank"] = self.rank()
-        ended = self.now == self.training.steps or self.over
+        ended = self.now == self.steps or self.over
         last = ended or self.stop.received is not None
         with self.watchdog.resting():  # saving has its time limit
             self.checkpoints.save(self.now, self.state, meta, last)
@@ -459,7 +516,8 @@ class Fit:
         def batch(step: int) -> dict:
             return self.training.batch(step, rollback.skipped_batches(skips, step))
 
-        return read_ahead(batch, self.now, self.training.steps)
+        endless = self.training.clock is not None
+        return read_ahead(batch, self.now, _ENDLESS if endless else self.steps)
 
 
 _LOWER = "Lower train.optimizer.learning_rate or warm up for longer."
@@ -474,10 +532,13 @@ class _Meter:
         self._mark = time.perf_counter()
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Context manager whose time counts neither as training nor in tokens/s."""
+    def paused(self) -> Iterator[float]:
+        """Context manager whose time counts neither as training nor in tokens/s.
+
+        Its value is the time.perf_counter() of its begin.
+        """
         self._spend(self._elapsed())
-        yield
+        yield self._mark
         self._mark = time.perf_counter()
 
     def _elapsed(self) -> float:

@@ -195,7 +195,8 @@ def make_step(
 ) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    The seed is an argument of the program, so that runs of several seeds compile once.
+    The seed is an argument of the program, so that runs of several seeds compile once;
+    so may be the `rate`, which then replaces the schedule's.
     The average is exponential with `ema_decay`, or the plain mean of the weights after
     each step from `average_from` on. An update is skipped and counted if its loss or
     gradient is not finite. With `zero1` the gradients, like the moments, are also
@@ -209,7 +210,7 @@ def make_step(
         assert average_from is not None
         return 1 / jnp.maximum(step - average_from + 1, 1).astype(jnp.float32)
 
-    def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
+    def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
         how = {"accumulation": accumulation, "zero1": zero1}
@@ -219,7 +220,7 @@ def make_step(
             grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        rate = schedule(state.step)
+        rate = schedule(state.step) if rate is None else rate
 
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
