@@ -45,6 +45,7 @@ def add(verb) -> None:
         help="train although the text looks wrong: short for "
         "--config.data.accept_warnings=True",
     )
+    added.set_defaults(own_objective=None)  # plmjax.fit sets it
 
 
 def _config(args):
@@ -135,4 +136,4 @@ def _pretrain(args) -> int:
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
     from plmjax.pretrain.run import pretrain
 
-    return stopped(pretrain(config, workdir))
+    return stopped(pretrain(config, workdir, args.own_objective))

@@ -26,6 +26,7 @@ from plmjax.evaluate.held_out import (
 )
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
+from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
     PretrainSetup,
@@ -68,10 +69,13 @@ DEFAULT_CONFIG = {
 }
 
 
-def pretrain(config: RunConfig, path: Path) -> dict:
+Make = Callable[..., Objective] | None
+
+
+def pretrain(config: RunConfig, path: Path, make: Make = None) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
 
-    Returns the final scores. A run stopped by a signal returns {"stopped": name,
+    `make` makes the user's own objective (plmjax.fit in api.py). Returns the final scores. A run stopped by a signal returns {"stopped": name,
     "step": saved}. Several processes each read their rows; one of them writes, draws
     and exports.
 
@@ -84,6 +88,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
     def make_mesh() -> jax.sharding.Mesh:
         mesh = sharding.make_mesh(config.mesh)
         check(config, mesh)
+        workdir.check_objective(_name(make))
         return mesh
 
     mesh = processes.run_on_all(make_mesh)
@@ -94,7 +99,7 @@ def pretrain(config: RunConfig, path: Path) -> dict:
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
-        setup = _build(config, workdir, mesh, log if leads else None)
+        setup = _build(config, workdir, mesh, log if leads else None, make)
         result = fit(training_of(setup, frozen_arrays(setup), log), log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
@@ -102,11 +107,19 @@ def pretrain(config: RunConfig, path: Path) -> dict:
             return finish(setup, result, log)
 
 
+def _name(make: Make) -> str | None:
+    if make is None:
+        return None
+    named = make if hasattr(make, "__qualname__") else type(make)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def _build(
     config: RunConfig,
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any] | None,
+    own: Make,
 ) -> PretrainSetup:
     """Builds the run, and writes its config and environment.
 
@@ -115,7 +128,7 @@ def _build(
     """
 
     def make(log: Callable[[str], Any]) -> PretrainSetup:
-        setup = build(config, workdir, mesh, log)
+        setup = build(config, workdir, mesh, log, own)
         held_out(setup)  # writes its plan file, too
         workdir.check_length(setup.steps)
         return setup
@@ -129,6 +142,10 @@ def _build(
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.record(config, workdir, setup.teacher)
+        if own is None:
+            (workdir / "objective.json").unlink(missing_ok=True)
+        else:
+            write_json(workdir / "objective.json", {"objective": _name(own)})
         if setup.mixture:
             write_json(workdir / "mixture.json", {"sources": setup.mixture})
         workdir.write_environment()
@@ -337,5 +354,7 @@ def suggested_commands(setup: PretrainSetup, best: bool = False) -> list[str]:
         f"plmjax evaluate --workdir={model}",
         f"plmjax export --workdir={model} --to=DIR",
     ]
+    if setup.workdir.own_objective is not None:
+        lines = lines[:-2]  # only its export can be opened
     ending = " --checkpoint=best" * best
     return [f"  {line}{ending * ('checkpoint' not in line)}" for line in lines]
