@@ -9,16 +9,15 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plmjax.api import (
-        evaluate,
-        export,
-        finetune,
-        fit,
-        import_,
-        load,
-        predict,
-        pretrain,
-    )
+    from plmjax.api import embed as embed
+    from plmjax.api import evaluate as evaluate
+    from plmjax.api import export as export
+    from plmjax.api import finetune as finetune
+    from plmjax.api import fit as fit
+    from plmjax.api import import_ as import_
+    from plmjax.api import load as load
+    from plmjax.api import predict as predict
+    from plmjax.api import pretrain as pretrain
 
 __version__ = "0.1.0"
 

@@ -33,8 +33,8 @@ def pretrain(*texts: str | Path, keys: Keys | None = None, **options: Any) -> di
     """Trains a model on text files, or resumes the run in `workdir`.
 
     Returns the held-out scores by name; {"stopped": signal, "step": saved} of a run
-    that a signal stopped. `plmjax pretrain --help` describes the options, docs/config.md
-    the `keys`.
+    that a signal stopped. `plmjax pretrain --help` describes the options,
+    docs/config.md the `keys`.
 
     Raises:
       PlmjaxError: an error that the user can fix; so do all functions here.
@@ -140,7 +140,10 @@ class Loaded:
         return follows(self._model("pair"), first, second)
 
     def embed(self, texts: str | Sequence[str], **options: Any) -> "np.ndarray":
-        """Returns a float32 vector a text, [texts, width]; options of `plmjax embed`."""
+        """Returns a float32 vector a text, [texts, width].
+
+        The options are those of embed/vectors.py's EmbedConfig: pooling, normalize ...
+        """
         from plmjax.embed.run import embed_texts
         from plmjax.embed.vectors import EmbedConfig
         from plmjax.evaluate.model import longest_row

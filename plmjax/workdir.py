@@ -322,9 +322,11 @@ class Workdir:
     def check_objective(self, name: str | None) -> None:
         """Raises PlmjaxError if the run here was begun with another own objective."""
         if self.begun and name != (before := self.own_objective):
+            names = (one or "that of its config" for one in (before, name))
             raise PlmjaxError(
-                f"{self.path} was begun with the objective {before or 'of its config'}, "
-                f"not with {name or 'that of its config'}.",
+                "{} was begun with another objective: {}, not {}.".format(
+                    self.path, *names
+                ),
                 hint="plmjax.fit with the first one resumes it.",
             )
 

@@ -230,7 +230,7 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
     config = workdir.config()
     if (name := workdir.own_objective) is not None:
         raise PlmjaxError(
-            f"the checkpoints of {workdir.path} are of an objective of its own, {name}.",
+            f"{workdir.path} was trained by plmjax.fit with {name}.",
             hint=f"Use its export, {workdir / 'export'}.",
         )
     tokenizer = workdir.tokenizer()

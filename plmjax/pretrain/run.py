@@ -75,9 +75,9 @@ Make = Callable[..., Objective] | None
 def pretrain(config: RunConfig, path: Path, make: Make = None) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
 
-    `make` makes the user's own objective (plmjax.fit in api.py). Returns the final scores. A run stopped by a signal returns {"stopped": name,
-    "step": saved}. Several processes each read their rows; one of them writes, draws
-    and exports.
+    `make` makes the user's own objective (plmjax.fit in api.py). Returns the final
+    scores. A run stopped by a signal returns {"stopped": name, "step": saved}. Several
+    processes each read their rows; one of them writes, draws and exports.
 
     Raises:
       PlmjaxError: an error that the user can fix.
@@ -111,7 +111,7 @@ def _name(make: Make) -> str | None:
     if make is None:
         return None
     named = make if hasattr(make, "__qualname__") else type(make)
-    return f"{named.__module__}.{named.__qualname__}"
+    return named.__qualname__
 
 
 def _build(

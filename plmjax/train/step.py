@@ -88,7 +88,8 @@ def init_state(
     scale = None
     if any(view.encoder.dtype == "float16" for view in objective.models.values()):
         scale = LossScale(jnp.array(loss_scale, jnp.float32), counts[3])
-    return State(counts[0], params, moments, average, *counts[1:3], scale)
+    more = {"bad_steps": counts[1], "skipped": counts[2], "loss_scale": scale}
+    return State(counts[0], params, moments, average, **more)
 
 
 def micro_batch(batch, index, count: int):
