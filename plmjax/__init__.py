@@ -104,8 +104,8 @@ def _rebuild(kind, message, hint, code):
 
 # The verbs of the command line, each a function of plmjax (api.py); also load and fit.
 VERBS = """bench compare compress config data detect doctor embed evaluate export extend
-fill finetune fit import_ launch load next predict pretrain pseudo report serve sweep
-tokenizer""".split()
+fill finetune fit import_ launch load next predict pretrain pseudo report repro serve
+sweep tokenizer""".split()
 
 
 class _Verb(types.ModuleType):

@@ -194,9 +194,12 @@ def _run(
     """
     parser, results = make_parser(), []
     command = [verb.rstrip("_"), *map(str, words)]
-    known = parser.of(*command)._option_string_actions
+    chosen = parser.of(*command)
+    known = chosen._option_string_actions
     given = {name.rstrip("_"): value for name, value in options.items()}
-    if "--json" in known and str(given.get("output", "")) != "-":
+    # Without a file, what `output` writes is returned.
+    output = given.get("output", chosen.get_default("output"))
+    if "--json" in known and output != "-":
         given.setdefault("json", True)
     for name, value in given.items():
         several = isinstance(value, list | tuple)
