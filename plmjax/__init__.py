@@ -2,6 +2,22 @@
 
 import enum
 import errno
+import importlib
+import importlib.util
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plmjax.api import embed as embed
+    from plmjax.api import evaluate as evaluate
+    from plmjax.api import export as export
+    from plmjax.api import finetune as finetune
+    from plmjax.api import fit as fit
+    from plmjax.api import import_ as import_
+    from plmjax.api import load as load
+    from plmjax.api import predict as predict
+    from plmjax.api import pretrain as pretrain
 
 __version__ = "0.1.0"
 
@@ -84,3 +100,40 @@ class DataError(PlmjaxError):
 
 def _rebuild(kind, message, hint, code):
     return kind(message, hint=hint, code=code)
+
+
+# The verbs of the command line, each a function of plmjax (api.py); also load and fit.
+VERBS = """bench compare compress config data detect doctor embed evaluate export extend
+fill finetune fit import_ launch load next predict pretrain pseudo report repro serve
+sweep tokenizer""".split()
+
+
+class _Verb(types.ModuleType):
+    """A module that has the name of a verb, such as plmjax.pretrain: it is called."""
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        api: Any = importlib.import_module("plmjax.api")
+        return getattr(api, self.__name__.partition(".")[2])(*given, **options)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python sets each submodule here, whoever imports it first.
+        if name in VERBS and isinstance(value, types.ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module("plmjax.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *VERBS})

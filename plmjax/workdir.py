@@ -2,7 +2,7 @@
 
 workdir/
   config.json  environment.json  run.json  metrics.jsonl  teacher.json (distillation)
-  mixture.json (data.mixture)
+  mixture.json (data.mixture)  objective.json (plmjax.fit)
   tokenizer/  data/  checkpoints/  tensorboard/  plots/  export/
 """
 
@@ -314,6 +314,22 @@ class Workdir:
         paired = "task" in config and KINDS[config["task"]["kind"]].head is None
         return {k: v for k, v in changed.items() if paired and k == _ROUNDING[0]}
 
+    @property
+    def own_objective(self) -> str | None:
+        """The name of the objective that plmjax.fit was given for the run, or None."""
+        return (self.read("objective.json", objective=str) or {}).get("objective")
+
+    def check_objective(self, name: str | None) -> None:
+        """Raises PlmjaxError if the run here was begun with another own objective."""
+        if self.begun and name != (before := self.own_objective):
+            names = (one or "that of its config" for one in (before, name))
+            raise PlmjaxError(
+                "{} was begun with another objective: {}, not {}.".format(
+                    self.path, *names
+                ),
+                hint="plmjax.fit with the first one resumes it.",
+            )
+
     def check_length(self, steps: int) -> None:
         """Raises PlmjaxError if the run in the directory has more steps than these."""
         saved = Checkpoints(self.checkpoints).steps()
@@ -464,11 +480,15 @@ def make_objective(
     tokenizer: Tokenizer,
     teacher: EncoderConfig | None = None,
     platform: Platform = ANY,
+    make: Callable[..., Objective] | None = None,
 ) -> Objective:
-    """Returns the objective of a run; distillation needs the teacher's encoder."""
+    """Returns the objective of a run; distillation needs the teacher's encoder.
+
+    `make` is a user's own, in place of the one that the config names.
+    """
     pieces = Pieces(
         tokenizer.mask_id, tokenizer.special_ids, tuple(tokenizer.token_bytes.tolist())
     )
-    make = OBJECTIVES[config.objective.kind]
+    make = make or OBJECTIVES[config.objective.kind]
     more = (teacher,) if isinstance(config.objective, DistillConfig) else ()
     return make(config.objective, encoder, pieces, *more, platform=platform)

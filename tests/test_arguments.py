@@ -223,7 +223,8 @@ def test_the_right_spelling_is_named(verb, words, meant, error):
         ("--model=bert-base", "--config=NAME chooses a recipe, and `plmjax import`"),
         # Nothing is near.
         ("--bogus=x", "has no option --bogus=x. `plmjax pretrain --help` lists them."),
-        ("--fp16", "Set model.dtype=bfloat16 in pretraining"),
+        ("--bf16", "Set model.dtype=bfloat16 in pretraining"),
+        ("--fp16", "Set model.dtype=float16 in pretraining"),
         ("--config.warmup_ratio=0.1", "train.schedule.warmup_percent: 6 is a ratio"),
         ("--resume_from_checkpoint=x", "--workdir of a run resumes that run"),
     ],

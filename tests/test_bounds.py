@@ -62,6 +62,8 @@ TRAIN = {
     "train.prune.stages": COUNT,
     "train.ema_decay": ([TINY, 1 - TINY], [0.0, 1.0]),
     "train.average_from_percent": ([0.0, 100 - 1e-6], [-TINY, 100.0]),
+    "train.loss_scale": ([1.0, 2.0**24], [1 - TINY, 2.0**25]),
+    "train.loss_scale_steps": COUNT,
     "train.log_every_steps": COUNT,
     "train.evaluate_every_steps": COUNT,
     "train.checkpoint_every_steps": COUNT,

@@ -57,8 +57,17 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path):
-    """Yields (line, dotted module) of each import, whether at the top or inside."""
-    for node in nodes_of(path):
+    """Yields (line, dotted module) of each import, whether at the top or inside.
+
+    But not what plmjax/__init__.py imports for type checkers alone: the functions of
+    api.py, which it imports late.
+    """
+    nodes = nodes_of(path)
+    if path == ROOT / "__init__.py":
+        checked = [n for n in nodes if ast.unparse(n).startswith("if TYPE_CHECKING")]
+        hidden = {inner for node in checked for inner in ast.walk(node)}
+        nodes = [node for node in nodes if node not in hidden]
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name

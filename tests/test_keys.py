@@ -95,8 +95,8 @@ BLOCKS = {
 # When something happens in the loop: tests/train/ and tests/test_cli.py.
 OF_THE_LOOP = """log_every_steps evaluate_every_steps checkpoint_every_steps checkpoints
 patience_evaluations keep_checkpoints on_bad_step max_bad_steps spike_sigmas
-rollback_batches max_rollbacks hang_after_seconds tensorboard
-trackers""".split()
+rollback_batches max_rollbacks hang_after_seconds tensorboard trackers loss_scale
+ loss_scale_steps""".split()
 # What a training brings with it, a row each: the kinds of blocks, and blocks in blocks.
 ROWS = {}
 

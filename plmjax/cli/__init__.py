@@ -50,7 +50,10 @@ def run_program(
 ) -> int:
     """Runs a separate program, for example one of benchmarks/, like a verb."""
     argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except PlmjaxError as error:
+        return _fail(error.message, error.hint, error.code)
     _prepare(args, [file, *argv])
     try:
         return args.run(args)

@@ -1,6 +1,6 @@
 """`plmjax doctor`."""
 
-from plmjax.cli.options import at_least_one, json_option
+from plmjax.cli.options import at_least_one, json_option, print_result
 
 
 def add(verb) -> None:
@@ -24,11 +24,9 @@ def add(verb) -> None:
 
 
 def _doctor(args) -> int:
-    import json
-
     from plmjax.doctor.report import as_dict, as_text, examine, exit_code
 
     at_least_one(args, "num_processes")
     checks = examine(args.workdir, args.num_processes)
-    print(json.dumps(as_dict(checks)) if args.json else as_text(checks))
+    print_result(args, as_dict(checks), lambda _: as_text(checks))
     return exit_code(checks)

@@ -1,7 +1,6 @@
 """`plmjax embed`: vectors of texts, or of their words."""
 
 import contextlib
-import json
 from pathlib import Path
 
 from plmjax import RESUME, Exit, PlmjaxError, counted
@@ -159,7 +158,7 @@ def _embed(args) -> int:
             seen=seen,
         )
     if args.json:
-        print(json.dumps(result.figures() | {"output": args.output}))
+        print_json_line(result.figures() | {"output": args.output})
     else:
         _print_summary(result, output, "words" if args.words else "texts")
     return Exit.RESUMABLE if result.stopped else Exit.OK

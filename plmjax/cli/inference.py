@@ -1,6 +1,5 @@
 """Verbs that use trained models: evaluate, fill, next, detect."""
 
-import json
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
@@ -12,6 +11,7 @@ from plmjax.cli.options import (
     model_option,
     not_empty,
     print_json_line,
+    print_result,
     renamed,
     standard_input,
     start_jax,
@@ -84,6 +84,7 @@ def add(verb) -> None:
     added.add_argument("second", metavar="B", help="the second sentence")
     model_option(added)
     checkpoint_option(added)
+    json_option(added)
 
     added = verb(
         "detect",
@@ -94,13 +95,13 @@ def add(verb) -> None:
     added.add_argument("text", help="a text in which words may have been replaced")
     model_option(added)
     checkpoint_option(added)
+    json_option(added)
 
 
 def _evaluate(args) -> int:
     start_jax()
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import is_finetuned, is_folder, open_run
-    from plmjax.files import without_nan
     from plmjax.pretrain.start import teacher_arrays
     from plmjax.report.scores import as_text
     from plmjax.workdir import Workdir
@@ -128,13 +129,13 @@ def _evaluate(args) -> int:
     run = open_run(workdir, args.checkpoint)
     frozen = teacher_arrays(run.config, workdir)
     scores = score_run(run, frozen, workdir, args.batch, args.rows)
-    if args.json:
-        print(json.dumps(without_nan({"step": run.step} | scores)))
-        return Exit.OK
-    rows = int(scores.pop("rows"))
-    print(f"{args.workdir}, step {run.step:,}, {rows:,} held-out rows")
-    _print_scores(scores, lambda name, value: as_text(name, value, 4))
-    return Exit.OK
+
+    def lines(scores: dict) -> str:
+        step, rows = scores.pop("step"), int(scores.pop("rows"))
+        header = f"{args.workdir}, step {step:,}, {rows:,} held-out rows"
+        return _table(header, scores, lambda name, value: as_text(name, value, 4))
+
+    return print_result(args, {"step": run.step} | scores, lines)
 
 
 def _evaluate_text(args, models: list[str]) -> int:
@@ -176,15 +177,14 @@ def _evaluate_text(args, models: list[str]) -> int:
         bar.show(done, name)
 
     records = score_texts(contenders, plan, args.batch, seen)
-    if args.json:
-        print(json.dumps(figures | {"models": records, "notes": lines}))
-        return Exit.OK
-    print("\n".join([*text_lines(records), *lines]))
-    return Exit.OK
+    return print_result(
+        args,
+        figures | {"models": records, "notes": lines},
+        lambda _: "\n".join([*text_lines(records), *lines]),
+    )
 
 
 def _evaluate_task(args) -> int:
-    from plmjax.files import without_nan
     from plmjax.finetune.predict import evaluate
 
     if args.rows is not None or args.checkpoint != "newest":
@@ -194,20 +194,20 @@ def _evaluate_task(args) -> int:
             hint="Remove them.",
         )
     scores = evaluate(args.workdir, args.input, batch=args.batch, log=log)
-    if args.json:
-        print(json.dumps(without_nan(scores)))
-        return Exit.OK
-    among = scores.pop("candidates", None)
-    header = f"{args.workdir}, {int(scores.pop('examples')):,} examples"
-    print(header if among is None else f"{header}, {int(among):,} candidates each")
-    _print_scores(scores, lambda name, value: f"{value:.4f}")
-    return Exit.OK
+
+    def lines(scores: dict) -> str:
+        among = scores.pop("candidates", None)
+        header = f"{args.workdir}, {int(scores.pop('examples')):,} examples"
+        header += "" if among is None else f", {int(among):,} candidates each"
+        return _table(header, scores, lambda name, value: f"{value:.4f}")
+
+    return print_result(args, scores, lines)
 
 
-def _print_scores(scores: dict, text) -> None:
+def _table(header: str, scores: dict, text) -> str:
     width = max(map(len, scores)) + 2
-    for name, value in scores.items():
-        print(f"{name.replace('_', ' '):{width}}{text(name, value)}")
+    lines = (f"{n.replace('_', ' '):{width}}{text(n, v)}" for n, v in scores.items())
+    return "\n".join([header, *lines])
 
 
 def _fill(args) -> int:
@@ -239,8 +239,9 @@ def _next(args) -> int:
     from plmjax.evaluate.model import open_model
 
     model = open_model(args.model, args.checkpoint, head="pair")
-    print(f"{follows(model, args.first, args.second):.2%}  that B follows A")
-    return Exit.OK
+    share = follows(model, args.first, args.second)
+    result = {"probability": share}
+    return print_result(args, result, lambda _: f"{share:.2%}  that B follows A")
 
 
 def _detect(args) -> int:
@@ -249,8 +250,14 @@ def _detect(args) -> int:
     from plmjax.evaluate.model import open_model
 
     model = open_model(args.model, args.checkpoint, head="detector")
-    for suspect in detect(model, args.text):
-        mark = "<- replaced?" if suspect.probability > 0.5 else ""
-        text = suspect.text if suspect.begins_word else f"  {suspect.text}"
-        print(f"{suspect.probability:7.2%}  {text}  {mark}".rstrip())
-    return Exit.OK
+    suspects = detect(model, args.text)
+
+    def lines(_) -> str:
+        return "\n".join(
+            f"{suspect.probability:7.2%}  {' ' * 2 * (not suspect.begins_word)}"
+            f"{suspect.text}{'  <- replaced?' * (suspect.probability > 0.5)}".rstrip()
+            for suspect in suspects
+        )
+
+    pieces = [suspect._asdict() for suspect in suspects]
+    return print_result(args, {"text": args.text, "pieces": pieces}, lines)

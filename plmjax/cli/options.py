@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import contextvars
 import dataclasses
 import json
 import os
@@ -15,6 +16,10 @@ from plmjax.cli import spelling
 from plmjax.files import without_nan
 
 DRY_RUNS = ("compile", "shapes")
+# In Python (api.py): the records that a verb hands over in place of printing them.
+COLLECTED: contextvars.ContextVar[list | None] = contextvars.ContextVar(
+    "collected", default=None
+)
 
 
 def model_option(added: argparse.ArgumentParser) -> None:
@@ -146,7 +151,10 @@ def _is_json_object(line: str) -> bool:
 
 
 def print_json_line(record: dict) -> None:
-    """Prints a record as one line of JSON on standard output."""
+    """Prints a record as one line of JSON on standard output; in Python, returns it."""
+    if (collected := COLLECTED.get()) is not None:
+        collected.append(record)
+        return
     # Other encodings could not write all characters.
     encoding = sys.stdout.encoding or "utf8"  # a StringIO has none
     utf8 = encoding.lower().replace("-", "") == "utf8"
@@ -236,6 +244,8 @@ def stopped(result: dict) -> Exit:
     """Prints the signal and saved step, if any; returns the exit code of a training."""
     from plmjax import processes
 
+    if (collected := COLLECTED.get()) is not None:
+        collected.append(result)
     if "stopped" not in result:
         return Exit.OK
     if processes.is_first():

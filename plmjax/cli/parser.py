@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from plmjax import Exit, PlmjaxError, __version__
+from plmjax import PlmjaxError, __version__
 from plmjax.cli import (
     bench,
     compare,
@@ -42,11 +42,10 @@ class _Parser(argparse.ArgumentParser):
     verbs: Any = None
 
     def error(self, message: str) -> NoReturn:
-        """Prints an error and exits with 2."""
+        """Raises PlmjaxError (exit code 2)."""
         if not message.endswith((".", "?")):
             message += f". `{self.prog} --help` has an example."
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(int(Exit.USAGE))
+        raise PlmjaxError(message)
 
     def _check_value(self, action, value):
         if isinstance(action, argparse._SubParsersAction):
@@ -67,14 +66,18 @@ class _Parser(argparse.ArgumentParser):
             self._refuse(unknown, args, dict(zip(words, values, strict=False)))
         return args
 
-    def _refuse(self, unknown: Sequence[str], args, after: dict[str, str]) -> NoReturn:
-        """Ends with an error for unknown words; `after` has the word after each."""
+    def of(self, *words: Any) -> Any:
+        """Returns the parser of a verb and what follows it, such as bench train."""
         parser: Any = self
-        for name in ("verb", "what"):  # the parser of the verb, such as bench train
+        for word in words:
             for action in parser._actions:
                 if isinstance(action, argparse._SubParsersAction):
-                    chosen: Any = getattr(args, name, None)
-                    parser = action.choices.get(chosen, parser)
+                    parser = action.choices.get(word, parser)
+        return parser
+
+    def _refuse(self, unknown: Sequence[str], args, after: dict[str, str]) -> NoReturn:
+        """Ends with an error for unknown words; `after` has the word after each."""
+        parser = self.of(args.verb, getattr(args, "what", None))
         options = [*parser._option_string_actions]
         keys = spelling.keys_of(args.verb) if hasattr(args, "config") else []
         hints = [
@@ -90,8 +93,9 @@ class _Parser(argparse.ArgumentParser):
         """Returns a command's options, and its `overrides` of the config.
 
         Raises:
-          PlmjaxError: options that do not belong together, or no such recipe.
-          SystemExit: an unknown option, or one that only prints.
+          PlmjaxError: an unknown option, options that do not belong together, or no
+            such recipe.
+          SystemExit: an option that only prints.
         """
         words = _joined(arguments)
         overrides, words = _split_by_prefix(words, "--config.")

@@ -75,6 +75,7 @@ def add(verb) -> None:
         help="train although the text looks wrong: short for "
         "--config.data.accept_warnings=True",
     )
+    added.set_defaults(own_objective=None)  # plmjax.fit sets it
 
 
 def _seconds(option: str, unit: float, text: str) -> float:
@@ -209,7 +210,7 @@ def _pretrain(args) -> int:
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
     from plmjax.pretrain.run import pretrain
 
-    result = pretrain(config, workdir, clock)
+    result = pretrain(config, workdir, clock, args.own_objective)
     if clock is not None and "stopped" not in result and processes.is_first():
         print(f"\n{clock.spent():,.0f} of {clock.seconds:,.0f} s. The same run again:")
         print(f"  plmjax pretrain --config={workdir / 'config.json'} --workdir=DIR")

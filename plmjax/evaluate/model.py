@@ -83,7 +83,11 @@ def open_model(path: str, checkpoint: str = "newest", head: str = "head") -> Mod
     Raises:
       PlmjaxError: as `open_models`, or no model has the head.
     """
-    models = open_models(path, checkpoint)
+    return require_head(open_models(path, checkpoint), path, head)
+
+
+def require_head(models: dict[str, Model], path: str, head: str) -> Model:
+    """Returns the model with a head, as `with_head`; PlmjaxError if there is none."""
     if (model := with_head(models, head)) is not None:
         return model
     what, objective = _WITHOUT[head]
@@ -112,6 +116,8 @@ def open_models(path: str, checkpoint: str = "newest") -> dict[str, Model]:
     if is_finetuned(directory):
         model = _from_folder(finished(directory), "model")
         return {"model": dataclasses.replace(model, name=directory.resolve().name)}
+    if is_run(directory) and Workdir(directory).own_objective is not None:
+        directory = finished(directory)
     folders = model_folders(directory)
     if not folders and not (directory / "config.json").exists():
         raise PlmjaxError(
@@ -172,15 +178,15 @@ def is_finetuned(directory: Path) -> bool:
 
 
 def finished(workdir: Path) -> Path:
-    """Returns the folder with the model of a fine-tuning.
+    """Returns the folder with the model of a fine-tuning, or of plmjax.fit.
 
     Raises:
-      PlmjaxError: the fine-tuning is not finished.
+      PlmjaxError: the training is not finished.
     """
     folder = workdir / "export"
-    if not is_folder(folder):
+    if not model_folders(folder):
         raise PlmjaxError(
-            f"the fine-tuning in {workdir} is not finished: it has no export.",
+            f"the training in {workdir} is not finished: it has no export.",
             hint=RESUME,
             code=Exit.MODEL,
         )
@@ -222,6 +228,11 @@ def open_run(workdir: Workdir, checkpoint: str = "newest") -> Trained:
       PlmjaxError: no run, or no good checkpoint.
     """
     config = workdir.config()
+    if (name := workdir.own_objective) is not None:
+        raise PlmjaxError(
+            f"{workdir.path} was trained by plmjax.fit with {name}.",
+            hint=f"Use its export, {workdir / 'export'}.",
+        )
     tokenizer = workdir.tokenizer()
     checkpoints = Checkpoints(workdir.checkpoints)
     step = checkpoints.good_step(_wanted_step(checkpoints, checkpoint))

@@ -56,6 +56,7 @@ class Predictor:
         Raises:
           PlmjaxError: one has no head of a task, or they are of several tasks.
         """
+        self.paths = paths
         opened = [(path, *_open(path)) for path in paths]
         (first, one, values), *others = opened
         for path, model, _ in others:
@@ -144,7 +145,7 @@ def _open(path: str) -> tuple[Model, dict]:
 
 
 def predict(
-    models: Sequence[str],
+    models: Sequence[str] | Predictor,
     source: str | list[str],
     to: Path | Callable[[dict], Any],
     overrides: Sequence[str] = (),
@@ -161,12 +162,13 @@ def predict(
     """
     if isinstance(to, Path):
         _check_output(to)
-    predictor = Predictor(models, overrides, file, batch)
+    open_already = isinstance(models, Predictor)
+    predictor = models if open_already else Predictor(models, overrides, file, batch)
     if KINDS[predictor.config.kind].head is None:
         raise PlmjaxError(
-            f"--model={','.join(models)} makes vectors of texts; it has nothing to "
-            "predict.",
-            hint=f"`plmjax embed --model={models[0]} --input="
+            f"--model={','.join(predictor.paths)} makes vectors of texts; it has "
+            "nothing to predict.",
+            hint=f"`plmjax embed --model={predictor.paths[0]} --input="
             f"{source if isinstance(source, str) else 'TEXTS.txt'} "
             "--output=FILE.npy` writes them.",
         )

@@ -17,6 +17,7 @@ from plmjax import PlmjaxError, with_article
 from plmjax.interop import config_json, sentence_files, task_names
 from plmjax.interop.card import CardFacts, model_card
 from plmjax.interop.config_keys import KEYS
+from plmjax.interop.flax_file import FLAX, read_flax
 from plmjax.interop.folder import (
     CARD,
     CONFIG,
@@ -27,6 +28,7 @@ from plmjax.interop.folder import (
 from plmjax.interop.names import class_of
 from plmjax.interop.safetensors_file import (
     DETECTOR,
+    INDEX,
     WEIGHTS,
     find_tensors,
     load_json,
@@ -203,7 +205,13 @@ def _read_folder(folder: Path) -> Imported:
     config, pad_id, notes = config_json.from_json(body, str(path))
     named = body.get("architectures")
     heads = config_json.native_heads(body, config.family, str(path))
-    tensors = find_tensors(folder, class_of(config.family, named))
+    if (folder / FLAX).is_file() and not any(
+        (folder / n).is_file() for n in (WEIGHTS, INDEX)
+    ):
+        tensors = read_flax(folder / FLAX)
+        notes.append(f"Weights are read from {FLAX}.")
+    else:
+        tensors = find_tensors(folder, class_of(config.family, named))
     if heads is None:
         selection = select_tensors(folder, config, tensors, named, notes)
         config_json.check_head(config, selection.heads, str(path))

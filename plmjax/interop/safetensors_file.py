@@ -34,11 +34,15 @@ _DAMAGED = "Copy or download the file again."
 
 
 class Tensor(NamedTuple):
-    """A tensor that is not read yet: its file, its type in the file, and its shape."""
+    """A tensor that is not read yet: its file, its type in the file, and its shape.
+
+    `array` is its content if the file was read as a whole (flax_file.py).
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    array: np.ndarray | None = None
 
 
 def refusal(message: str, hint: str) -> PlmjaxError:
@@ -103,7 +107,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     end = 0
     for name in in_order:
         start, stop = header[name]["data_offsets"]
-        _, dtype, shape = tensors[name]
+        _, dtype, shape, _ = tensors[name]
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise refusal(
                 f"{path}: the header is wrong about {name}: {list(shape)} of {dtype} "
@@ -251,9 +255,11 @@ def read_tensor(name: str, tensor: Tensor) -> np.ndarray:
             f"{tensor.file}: {name} holds {tensor.dtype}, not floating-point weights.",
             "Save the model without quantisation.",
         )
-    # A memory map would kill the process if the file shrank during the read.
-    with safe_open(tensor.file, framework="numpy", backend="pread") as file:
-        stored = file.get_tensor(name)  # numpy knows bfloat16 through jax
+    stored = tensor.array
+    if stored is None:
+        # A memory map would kill the process if the file shrank during the read.
+        with safe_open(tensor.file, framework="numpy", backend="pread") as file:
+            stored = file.get_tensor(name)  # numpy knows bfloat16 through jax
     with np.errstate(over="ignore"):
         array = stored.astype(np.float32)
     if not np.isfinite(array).all():

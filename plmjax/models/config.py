@@ -115,7 +115,7 @@ class EncoderConfig(Block, prefix="model."):
     attention_dropout: float = number(0.1, at_least=0, below=1)
     init_std: float = number(0.02, at_least=0)
     # The type of activations; parameters are always float32.
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     # Rematerialisation in the backward pass, to save memory: full layers (about a third
     # more work), or "dots", everything in a layer but its matrix products.
     remat: bool | Literal["dots"] = False

@@ -57,6 +57,7 @@ def refusal(config: EncoderConfig, kind: str) -> str | None:
         ("attention", config.attention, ("full",)),
         ("positions", config.positions, ("learned", "rope", "none")),
         ("global_tokens", config.global_tokens, ("none",)),
+        ("dtype", config.dtype, ("float32", "bfloat16")),
         ("width / model.heads", config.head_width, WIDTHS[kind]),
     ):
         if value not in known:
@@ -80,9 +81,19 @@ def training_platform(
     `wanted` is train.attention: xla, pallas, or auto, which is pallas where it can be.
 
     Raises:
-      PlmjaxError: pallas cannot be.
+      PlmjaxError: pallas cannot be, or float16 on a TPU.
     """
-    platform = Platform.of(devices)
+    platform, encoders = Platform.of(devices), list(encoders)
+    half = any(one.dtype == "float16" for one in encoders)
+    if half and platform.kind == "tpu":
+        raise PlmjaxError(
+            "model.dtype=float16 is for GPUs without bfloat16, which a TPU has.",
+            hint="Set --config.model.dtype=bfloat16.",
+        )
+    if half and platform.kind == "cpu":
+        log(
+            "model.dtype=float16 is for GPUs; a CPU converts it, and float32 is faster."
+        )
     reasons = [why for one in encoders if (why := refusal(one, platform.kind))]
     if wanted == "pallas" and reasons:
         raise PlmjaxError(

@@ -41,6 +41,7 @@ from plmjax.tokenizers import (
     get_tokenizer,
 )
 from plmjax.train import sharding, trackers
+from plmjax.train.config import TrainConfig
 from plmjax.train.schedule import make_schedule
 from plmjax.workdir import (
     RunConfig,
@@ -126,6 +127,12 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             hint="Set --config.objective.pairs=none, or give all text as data.source.",
         )
     encoder = resolve(config.model, vocab_size=1, pad_id=1)
+    if encoder.dtype != "float16" and config.train.loss_scale != TrainConfig.loss_scale:
+        raise PlmjaxError(
+            f"train.loss_scale={config.train.loss_scale:g} has no effect with "
+            f"model.dtype={encoder.dtype}.",
+            hint="Leave it out, or set --config.model.dtype=float16.",
+        )
     if isinstance(mesh, jax.sharding.Mesh):  # of a plan, the devices are not known
         platform_of(config, mesh)
     check_lengths(config, encoder)
@@ -381,8 +388,12 @@ def build(
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any],
+    make: Callable[..., Objective] | None = None,
 ) -> PretrainSetup:
-    """Builds everything but the parameters; reads or creates the data."""
+    """Builds everything but the parameters; reads or creates the data.
+
+    `make` is the user's own objective, if any.
+    """
     teacher = teachers.load(config, workdir)
     taught_by = None if teacher is None else teacher.encoder
     platform = platform_of(config, mesh, taught_by, log)
@@ -393,7 +404,8 @@ def build(
         encoder = encoder_config(config, tokenizer, done)
         # Checked again, because RoBERTa's first position depends on the tokenizer.
         check_lengths(config, encoder)
-        return encoder, make_objective(config, encoder, tokenizer, taught_by, platform)
+        given = config, encoder, tokenizer, taught_by, platform, make
+        return encoder, make_objective(*given)
 
     def check_tokenizer(tokenizer: Tokenizer) -> None:
         if teacher is not None:

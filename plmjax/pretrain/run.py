@@ -29,6 +29,7 @@ from plmjax.evaluate.held_out import (
 )
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
+from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
     PretrainSetup,
@@ -73,11 +74,16 @@ DEFAULT_CONFIG = {
 }
 
 
-def pretrain(config: RunConfig, path: Path, clock: Clock | None = None) -> dict:
+Make = Callable[..., Objective] | None
+
+
+def pretrain(
+    config: RunConfig, path: Path, clock: Clock | None = None, make: Make = None
+) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
 
     With a clock, the training ends when its time is up; the config needs
-    train.schedule.ends.
+    train.schedule.ends. `make` makes the user's own objective (plmjax.fit in api.py).
 
     Returns the final scores. A run stopped by a signal returns {"stopped": name,
     "step": saved}. Several processes each read their rows; one of them writes, draws
@@ -92,6 +98,7 @@ def pretrain(config: RunConfig, path: Path, clock: Clock | None = None) -> dict:
     def make_mesh() -> jax.sharding.Mesh:
         mesh = sharding.make_mesh(config.mesh)
         check(config, mesh)
+        workdir.check_objective(_name(make))
         return mesh
 
     mesh = processes.run_on_all(make_mesh)
@@ -102,7 +109,7 @@ def pretrain(config: RunConfig, path: Path, clock: Clock | None = None) -> dict:
                 "WARNING: the learning-rate schedule is stretched to the new length; "
                 "this is not what one run of that length would have been."
             )
-        setup = _build(config, workdir, mesh, log if leads else None)
+        setup = _build(config, workdir, mesh, log if leads else None, make)
         if clock is not None:
             setup = dataclasses.replace(setup, loader=setup.loader.endless())
         training = training_of(setup, frozen_arrays(setup), log)
@@ -128,11 +135,19 @@ def _ending(config: RunConfig, ends: Sequence) -> RunConfig:
     return dataclasses.replace(config, train=train)
 
 
+def _name(make: Make) -> str | None:
+    if make is None:
+        return None
+    named = make if hasattr(make, "__qualname__") else type(make)
+    return named.__qualname__
+
+
 def _build(
     config: RunConfig,
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any] | None,
+    own: Make,
 ) -> PretrainSetup:
     """Builds the run, and writes its config and environment.
 
@@ -141,7 +156,7 @@ def _build(
     """
 
     def make(log: Callable[[str], Any]) -> PretrainSetup:
-        setup = build(config, workdir, mesh, log)
+        setup = build(config, workdir, mesh, log, own)
         held_out(setup)  # writes its plan file, too
         workdir.check_length(setup.steps)
         return setup
@@ -155,6 +170,10 @@ def _build(
         # Written after the data, so that unreadable text leaves no run behind.
         workdir.write_config(config)
         teachers.record(config, workdir, setup.teacher)
+        if own is None:
+            (workdir / "objective.json").unlink(missing_ok=True)
+        else:
+            write_json(workdir / "objective.json", {"objective": _name(own)})
         if setup.mixture:
             write_json(workdir / "mixture.json", {"sources": setup.mixture})
         workdir.write_environment()
@@ -391,5 +410,7 @@ def suggested_commands(setup: PretrainSetup, best: bool = False) -> list[str]:
         f"plmjax evaluate --workdir={model}",
         f"plmjax export --workdir={model} --to=DIR",
     ]
+    if setup.workdir.own_objective is not None:
+        lines = lines[:-2]  # only its export can be opened
     ending = " --checkpoint=best" * best
     return [f"  {line}{ending * ('checkpoint' not in line)}" for line in lines]

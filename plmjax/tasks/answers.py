@@ -162,7 +162,7 @@ class Answers(TaskKind):
     def soft_loss(self, scores, teacher, temperature):
         both = _by_end(scores), _by_end(teacher)
         each = losses.softened_cross_entropy(*both, temperature)
-        return jnp.mean(each, axis=-1)
+        return each.mean(axis=-1)
 
     def decode(self, config, features, examples, scored):
         """The best stretches of all windows; "no answer" has its lowest score."""

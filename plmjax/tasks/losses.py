@@ -93,6 +93,14 @@ def binary_cross_entropy(scores, labels) -> "jax.Array":
     return (jax.nn.softplus(scores) - labels * scores).mean(axis=-1)
 
 
+def softened_binary_cross_entropy(scores, teacher, temperature: float) -> "jax.Array":
+    """Returns [U] of log odds and a teacher's [U, C], times temperature squared."""
+    import jax
+
+    targets = jax.nn.sigmoid(teacher / temperature)
+    return temperature**2 * binary_cross_entropy(scores / temperature, targets)
+
+
 def binary_divergence(p, q) -> "jax.Array":
     """Returns [U]: as `symmetric_divergence`, the mean over C of log odds [U, C]."""
     import jax

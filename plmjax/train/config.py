@@ -160,6 +160,11 @@ class TrainConfig(Block, prefix="train."):
     # Keeps the plain mean of the weights from this share of the steps on (SWA; Izmailov
     # et al. 2018, arXiv:1803.05407), used like the exponential average.
     average_from_percent: float | None = number(None, at_least=0, below=100)
+    # With model.dtype=float16: what the loss is multiplied with, so that its gradients
+    # do not vanish. It doubles after so many good steps in a row; where a gradient
+    # overflows, it is halved and the update is skipped (arXiv:1710.03740).
+    loss_scale: float = number(65536.0, at_least=1, at_most=2**24)
+    loss_scale_steps: int = number(2000, at_least=1)
     log_every_steps: int = number(10, at_least=1)
     evaluate_every_steps: int = number(250, at_least=1)
     checkpoint_every_steps: int = number(250, at_least=1)

@@ -83,6 +83,7 @@ def initialise(objective: Objective, config: TrainConfig) -> Callable[[dict], St
         make_optimizer(config.optimizer),
         config.seed,
         ema=config.averages,
+        loss_scale=config.loss_scale,
     )
 
 
@@ -112,6 +113,7 @@ def step_for(
         accumulation=config.accumulation,
         ema_decay=config.ema_decay,
         average_from=config.average_from(steps),
+        loss_scale_steps=config.loss_scale_steps,
         zero1=zero1,
         prune=make_pruning(config.prune, steps),
     )

@@ -24,6 +24,35 @@ ROW_AXES = ("data", "fsdp")
 EVALUATION_SEED = 0x5EED
 
 
+# In float32, so that the scaled loss stays finite.
+_LARGEST_SCALE = 2.0**24
+
+
+class LossScale(NamedTuple):
+    """The factor of a float16 loss, whose small gradients would otherwise vanish."""
+
+    value: jax.Array  # float32
+    steps: jax.Array  # int32: good steps since it changed
+
+    def after(self, good, overflows, growth_steps: int) -> "LossScale":
+        """Returns the next step's: doubled after enough good steps in a row, halved
+        where the gradient of a finite loss overflows (arXiv:1710.03740)."""
+        steps = jnp.where(good, self.steps + 1, 0)
+        grows = steps >= growth_steps
+        value = jnp.where(grows, self.value * 2, self.value)
+        value = jnp.where(overflows, jnp.maximum(self.value / 2, 1.0), value)
+        return LossScale(jnp.minimum(value, _LARGEST_SCALE), jnp.where(grows, 0, steps))
+
+    def figures(self, norm, overflows) -> dict:
+        """Returns the metrics of a step: an overflow's norm would make means infinite.
+
+        `norm` is that of the gradient.
+        """
+        one = jnp.float32(1)
+        counted = (jnp.where(overflows, 0, number) for number in (norm, one))
+        return {"loss_scale": (self.value, one), "gradient_norm": tuple(counted)}
+
+
 class State(NamedTuple):
     """The state of a training that checkpoints store; a pytree."""
 
@@ -33,6 +62,7 @@ class State(NamedTuple):
     average: dict | None  # of params over steps, exponential or plain
     bad_steps: jax.Array  # int32: updates skipped in a row
     skipped: jax.Array  # int32: updates skipped in all
+    loss_scale: LossScale | None = None  # where a model computes in float16
 
 
 class _Moments(NamedTuple):
@@ -41,14 +71,26 @@ class _Moments(NamedTuple):
     moments: Any
 
 
-def init_state(objective: Objective, optimizer, seed: int, batch, ema: bool) -> State:
+def init_state(
+    objective: Objective,
+    optimizer,
+    seed: int,
+    batch,
+    ema: bool,
+    *,
+    loss_scale: float = 1.0,
+) -> State:
     """Returns the state before the first step."""
     params = objective.init(jax.random.key(seed), batch)
     # A copy: one buffer cannot be donated twice.
     average = jax.tree.map(jnp.copy, params) if ema else None
     moments = optimizer.init(params)
-    counts = [jnp.array(0, jnp.int32) for _ in range(3)]
-    return State(counts[0], params, moments, average, *counts[1:])
+    counts = [jnp.array(0, jnp.int32) for _ in range(4)]
+    scale = None
+    if any(view.encoder.dtype == "float16" for view in objective.models.values()):
+        scale = LossScale(jnp.array(loss_scale, jnp.float32), counts[3])
+    more = {"bad_steps": counts[1], "skipped": counts[2], "loss_scale": scale}
+    return State(counts[0], params, moments, average, **more)
 
 
 def micro_batch(batch, index, count: int):
@@ -72,6 +114,8 @@ def gradients(
 ) -> Callable:
     """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over rows.
 
+    A fifth argument multiplies the loss that is differentiated, and divides the result.
+
     `params` and `frozen`, arrays or shapes, give the sharding of each leaf; gradients
     are sharded like the moments of these parameters. A batch is split into
     `accumulation` micro-batches.
@@ -84,17 +128,22 @@ def gradients(
     by_hand = sharding.is_row_parallel(mesh) and mesh.size > 1
     collect = _collectives if by_hand else _constraints
     gather, reduce = collect(mesh, (params, frozen), divided)
-    loss_and_grads = jax.value_and_grad(objective.loss, has_aux=True)
 
-    def summed(params, frozen, batch, key):
+    def scaled(params, frozen, batch, key, scale):
+        loss, metrics = objective.loss(params, frozen, batch, key, True)
+        return loss if scale is None else loss * scale, metrics
+
+    loss_and_grads = jax.value_and_grad(scaled, has_aux=True)
+
+    def summed(params, frozen, batch, key, scale=None):
         params, frozen = gather((params, frozen))
         if accumulation == 1:
-            (loss, metrics), grads = loss_and_grads(params, frozen, batch, key, True)
+            (loss, metrics), grads = loss_and_grads(params, frozen, batch, key, scale)
         else:
 
             def part(i):
                 rows = micro_batch(batch, i, accumulation)
-                return loss_and_grads(params, frozen, rows, key, True)
+                return loss_and_grads(params, frozen, rows, key, scale)
 
             # The sum starts from zeros, not part(0), so the model is compiled once.
             shapes = jax.eval_shape(part, 0)
@@ -102,6 +151,8 @@ def gradients(
             (loss, metrics), grads = jax.lax.fori_loop(
                 0, accumulation, lambda i, s: jax.tree.map(jnp.add, s, part(i)), zeros
             )
+        if scale is not None:
+            loss, grads = jax.tree.map(lambda x: x / scale, (loss, grads))
         # Counted here, so that it is part of the only reduction.
         seen = jnp.sum(batch["segments"] > 0, dtype=jnp.float32)
         metrics |= {"tokens": (seen, jnp.float32(accumulation))}
@@ -112,13 +163,14 @@ def gradients(
     specs = jax.tree.map(
         lambda s: s.spec, (*_shardings(mesh, (params, frozen)), divided)
     )
-    return jax.shard_map(
+    mapped = jax.shard_map(
         summed,
         mesh=mesh,
-        in_specs=(*specs[:2], sharding.ROWS, P()),
+        in_specs=(*specs[:2], sharding.ROWS, P(), P()),
         out_specs=(P(), P(), specs[2]),
         check_vma=False,
     )
+    return lambda *given: mapped(*given, *[None] * (5 - len(given)))
 
 
 def _shardings(mesh: Mesh, trees: tuple) -> list:
@@ -190,6 +242,7 @@ def make_step(
     accumulation: int = 1,
     ema_decay: float | None = None,
     average_from: int | None = None,
+    loss_scale_steps: int = 2000,
     zero1: bool = False,
     prune: Callable | None = None,
 ) -> functools.partial:
@@ -199,9 +252,10 @@ def make_step(
     so may be the `rate`, which then replaces the schedule's.
     The average is exponential with `ema_decay`, or the plain mean of the weights after
     each step from `average_from` on. An update is skipped and counted if its loss or
-    gradient is not finite. With `zero1` the gradients, like the moments, are also
-    divided over the data axis. prune(params, step) prunes the parameters after a step;
-    with it, zeros of the layers' kernels neither learn nor count in the gradient.
+    gradient is not finite; where only a float16 loss is scaled too far, it is skipped
+    alone. With `zero1` the gradients, like the moments, are also divided over the data
+    axis. prune(params, step) prunes the parameters after a step; with it, zeros of the
+    layers' kernels neither learn nor count in the gradient.
     """
 
     def share_of_newest(step):
@@ -215,11 +269,15 @@ def make_step(
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
         how = {"accumulation": accumulation, "zero1": zero1}
         summed = gradients(objective, mesh, state.params, frozen, **how)
-        loss, metrics, grads = summed(state.params, frozen, batch, key)
+        scale = state.loss_scale
+        given = state.params, frozen, batch, key, scale and scale.value
+        loss, metrics, grads = summed(*given)
         if prune is not None:
             grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # Not bad: only the scale was too large.
+        overflows = scale is not None and jnp.isfinite(loss) & ~good & (scale.value > 1)
         rate = schedule(state.step) if rate is None else rate
 
         direction, moments = optimizer.update(grads, state.moments, state.params)
@@ -237,8 +295,8 @@ def make_step(
                 share = jnp.where(good, share, 0)
             # In the plain mean, unchanged weights after a skipped update count again.
             average = optax.incremental_update(params, average, share)
-        bad_steps = jnp.where(good, 0, state.bad_steps + 1)
-        skipped = state.skipped + jnp.where(good, 0, 1)
+        bad_steps = jnp.where(good | overflows, 0, state.bad_steps + 1)
+        skipped = state.skipped + jnp.where(good | overflows, 0, 1)
         figures = {
             "objective": loss,
             "gradient_norm": norm,
@@ -247,7 +305,10 @@ def make_step(
             "skipped": skipped.astype(jnp.float32),
         }
         metrics |= {name: (value, jnp.float32(1)) for name, value in figures.items()}
-        last = {"bad_steps": bad_steps, "skipped": skipped}
+        if scale is not None:
+            metrics |= scale.figures(norm, overflows)
+            scale = scale.after(good, overflows, loss_scale_steps)
+        last = {"bad_steps": bad_steps, "skipped": skipped, "loss_scale": scale}
         state = State(state.step + 1, params, moments, average, **last)
         # Without this the compiler may shard leaves that the rules replicate; the next
         # call would then compile again.
