@@ -220,7 +220,10 @@ class Load:
             took.append(time.perf_counter() - begin)
             alone.append(json.loads(answer)["vector"])
         connection.close()
-        self.alone = _unit(np.array(alone, np.float32))
+        vectors = np.array(alone, np.float32)
+        # Random weights give vectors that differ little from their mean.
+        self.mean = vectors.mean(0)
+        self.alone = _unit(vectors - self.mean)
         order = np.random.default_rng(0).integers(len(self.bodies), size=requests)
         load_average, used = os.getloadavg()[0], _processor_seconds(pid)
         began = time.perf_counter()
@@ -286,7 +289,8 @@ class Load:
         number, answer, *_ = one
         if answer is None or self.alone is None:
             return None
-        vector = _unit(np.array(json.loads(answer)["vector"], np.float32))
+        vector = np.array(json.loads(answer)["vector"], np.float32)
+        vector = _unit(vector - self.mean)
         apart = np.linalg.norm(self.alone - vector, axis=1)
         return float(apart[number]) if apart.argmin() == number else None
 

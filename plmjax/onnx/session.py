@@ -37,6 +37,8 @@ class Session:
         path = Path(folder) / FOLDER / file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Threads that wait would take a processor from all others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
