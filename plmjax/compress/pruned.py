@@ -151,7 +151,7 @@ class _Pruner:
 
 
 def _show(given: Given, curves: dict[str, list[tuple[float, float]]], to: Path) -> None:
-    metric = given.part.metric if given.part else "score"
+    metric = (given.part and given.part.metric) or "score"
     points = {name: dict(curve) for name, curve in curves.items()}
     shares = sorted({left for some in points.values() for left in some}, reverse=True)
     rows = [
