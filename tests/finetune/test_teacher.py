@@ -51,7 +51,8 @@ def setup_of(root, *overrides: str):
 def test_training_rows_come_with_the_scores_that_the_teacher_predicts(root):
     with one_device():
         setup, _ = setup_of(root, "task.buckets=(12,)")
-        predicted = Predictor([str(root / "tagger")], ["length=16"]).predict(setup.data.train)
+        predictor = Predictor([str(root / "tagger")], ["length=16"])
+        predicted = predictor.predict(setup.data.train)
     features, kind = setup.features["train"], KINDS["tags"]
     assert features.word is not None
     for index in range(8):
