@@ -3,7 +3,7 @@
   plmjax pretrain 'wiki/*.txt.gz' --config=tinybert:path/to/bert-base-uncased \\
       --workdir=runs/tinybert
   plmjax finetune --config=tinybert_task:runs/teacher-task \\
-      --config.model=runs/tinybert --config.task.train=train.csv --workdir=runs/tinybert-task
+      --config.model=runs/tinybert --config.task.train=train.csv --workdir=runs/tiny
 
 After Jiao et al. (2019, arXiv:1909.10351): four layers x 312 follow the layers 2, 5, 8
 and 11 of twelve (counted from 0), by the squared error of their states. Their loss of

@@ -1,7 +1,7 @@
 """TinyBERT's second stage: a task from its labels and from a fine-tuned teacher.
 
   plmjax finetune --config=tinybert_task:runs/teacher-task \\
-      --config.model=runs/tinybert --config.task.train=train.csv --workdir=runs/tinybert-task
+      --config.model=runs/tinybert --config.task.train=train.csv --workdir=runs/tiny
 
 The argument is the teacher, a model fine-tuned for the same labels; the student may be
 any other: one of distill/tinybert, or by --config.start.layers=2 the first layers of
