@@ -29,10 +29,10 @@ class Limits:
     """
 
     batch: int = 32
-    wait_ms: float = 3.0
+    wait_ms: float = 3
     queue: int = 256
     max_bytes: int = 1 << 20
-    timeout: float = 10.0
+    timeout: float = 10
     inputs: int = 128
     characters: int = 100_000
 
