@@ -116,6 +116,30 @@ def assert_equal(found, right):
         assert found == (pytest.approx(right, abs=3e-6, rel=1e-5) if close else right)
 
 
+def assert_same_form(found, shown):
+    """Compares types, keys, and lists as far as they are shown."""
+    assert type(found) is type(shown)
+    if isinstance(shown, dict):
+        assert found.keys() == shown.keys()
+        for key in shown:
+            assert_same_form(found[key], shown[key])
+    elif isinstance(shown, list):
+        assert len(found) >= len(shown)
+        for one, other in zip(found, shown, strict=False):
+            assert_same_form(one, other)
+
+
+EXAMPLE = re.compile(r"^curl -s \S+/(\w+) -d '(.+)'\n(.+)$", re.M)
+_PATHS = {"tag": "tags", "answer": "answers", "embed": "embeddings"}
+_PATHS["classify"] = "classes"
+# {kind: body and answer of its example in docs/serve.md}.
+SHOWN = {
+    _PATHS.get(path, path): (body, json.loads(answer))
+    for path, body, answer in EXAMPLE.findall((ROOT / "docs/serve.md").read_text())
+}
+assert len(SHOWN) == 6
+
+
 @pytest.mark.parametrize(
     "kind", campaign([*TASKS, *HEADS], "tags", "answers", "embeddings", "fill")
 )
@@ -127,6 +151,9 @@ def test_answers_are_those_of_the_other_verbs(kind, folders, tmp_path):
     with client_of(onnx) as (server, client):
         answer = client.post(server.path, json={"inputs": inputs}).json()
         alone = client.post(server.path, json=inputs[-1]).json()
+        if kind in SHOWN:
+            body, shown = SHOWN[kind]
+            assert_same_form(client.post(server.path, content=body).json(), shown)
     assert_equal(answer.pop("answers"), right)
     # What was cut is said; windows cut nothing.
     assert (answer.pop("cut_tokens", 0) > 0) == (kind in ("regression", "multilabel"))
