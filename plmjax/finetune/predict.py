@@ -229,25 +229,46 @@ def evaluate(
     predictor = Predictor([path], overrides, batch=batch)
     settings, labels = predictor.config, predictor.labels
     kind = KINDS[settings.kind]
-    if source is not None:
-        examples = read_input(settings, source, labelled=True)
-        check_labels(settings.kind, examples, labels, source)
-    elif is_finetuned(Path(path)):
-        saved = Workdir(path, FinetuneConfig).read("config.json") or {}
-        config = config_lib.build(FinetuneConfig, saved)
-        data = split_of(config, load_labelled(config.task))
-        examples = data.test or data.held_out
-        log(f"The {'test' if data.test else 'held-out'} part of its own data.")
-    else:
-        raise PlmjaxError(
-            f"{path} is a folder without labelled data.", hint="Give --input=FILE."
-        )
+    examples = labelled_examples(predictor, path, source, ("test", "held_out"), log)
     predicted = predictions.read(
         settings, labels, examples, predictor.predict(examples)
     )
     truth = [example.label for example in examples]
     scores = kind.scores(truth, predicted, labels, settings)
     return scores | {"examples": len(examples)} | kind.score_context(examples)
+
+
+def labelled_examples(
+    predictor: Predictor,
+    path: str,
+    source: str | None,
+    parts: Sequence[str],
+    log: Callable[[str], Any] = print,
+    option: str = "--input",
+) -> tuple[Example, ...]:
+    """Returns the examples of labelled files.
+
+    Without files they are the first of these parts that the data of the fine-tuning in
+    `path` has.
+
+    Raises:
+      PlmjaxError: a folder without files, a label that the model does not know.
+    """
+    settings = predictor.config
+    if source is not None:
+        examples = read_input(settings, source, labelled=True, option=option)
+        check_labels(settings.kind, examples, predictor.labels, source)
+        return examples
+    if not is_finetuned(Path(path)):
+        raise PlmjaxError(
+            f"{path} is a folder without labelled data.", hint=f"Give {option}=FILE."
+        )
+    saved = Workdir(path, FinetuneConfig).read("config.json") or {}
+    config = config_lib.build(FinetuneConfig, saved)
+    data = split_of(config, load_labelled(config.task))
+    part = next(part for part in parts if getattr(data, part))
+    log(f"The {part.replace('_', '-')} part of its own data.")
+    return getattr(data, part)
 
 
 def read_input(

@@ -3,319 +3,226 @@
 What a query does not see is a large negative number beside its score, so local and
 block sparse attention need memory that grows with the square of the length.
 
-Legend: B rows, N heads, M heads of keys and values, L tokens a row (Q queries, K keys),
-D head width, R = 2 * position_buckets rows of the table of distances, S landmarks.
+Legend: B rows, N heads, L tokens a row, D head width, K ids, M landmarks, or distances.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from plmjax.models import EncoderConfig
 from plmjax.models.attention import slopes
 from plmjax.models.disentangled import bucket
 from plmjax.models.nystrom import STEPS
 from plmjax.models.positions import frequencies
-from plmjax.onnx.ops import Ops
+from plmjax.onnx.ops import Ops, Value
 
 # In place of minus infinity, so that the softmax of padding is a number.
 UNSEEN = -1e30
 
 
-class View:
-    """What the tokens of a batch see, in layers of a kind, and how they are rotated."""
-
-    def __init__(self, config: EncoderConfig, rows: "Rows", kind: str):
-        ops = rows.ops
-        self.rows, self.kind = rows, kind
-        self.global_BL = None
-        self.bias = rows.padding_B11L
-        local = kind == "local"
-        seen = None
-        if local or config.causal:
-            # Query minus key; half of a window is to each side, or all of it before.
-            half = config.window // 2
-            distance = rows.distance_LL
-            low, high = (0, half - 1) if config.causal else (-half, half)
-            if local:
-                seen = ops("LessOrEqual", distance, high)
-            if config.causal or local:
-                above = ops("GreaterOrEqual", distance, low)
-                seen = above if seen is None else ops("And", seen, above)
-        if local and config.global_tokens != "none":
-            self.global_BL = rows.chosen(config)
-            seen = ops("Or", seen, ops("Unsqueeze", self.global_BL, [1, 2]))
-        if seen is not None:
-            unseen = ops("Where", seen, 0.0, UNSEEN)
-            self.bias = ops("Add", self.bias, unseen)
-        if config.attention == "blocks":
-            self.bias = ops("Add", self.bias, rows.blocks_LL(config))
-        if config.positions == "alibi":
-            away = ops("Cast", ops("Abs", rows.distance_LL), to=TensorProto.FLOAT)
-            slope_N11 = np.array(slopes(config.heads), np.float32)[:, None, None]
-            self.bias = ops("Sub", self.bias, ops("Mul", slope_N11, away))
-        self.rotation: tuple[str, str] | None = None
-        if config.positions == "rope":
-            speed, factor = frequencies(config, kind)
-            angle = np.arange(config.max_positions, dtype=np.float32)[:, None] * speed
-            tables = (np.cos(angle) * factor, np.sin(angle) * factor)
-            self.rotation = tuple(
-                ops.cut(ops.constant(t.astype(np.float32)), 0, 0, rows.length)
-                for t in tables
-            )  # type: ignore
-
-
 class Rows:
     """The inputs of a batch, and what follows from them for all layers."""
 
-    def __init__(self, ops: Ops, tokens_BL: str, mask_BL: str):
+    def __init__(
+        self, ops: Ops, tokens_BL: Value, mask_BL: Value, types_BL: Value | None = None
+    ):
         self.ops, self.tokens_BL, self.mask_BL = ops, tokens_BL, mask_BL
-        self.shape = ops("Shape", tokens_BL)
-        self.length = ops.cut(self.shape, 0, 1, 2)
-        mask_B11L = ops("Unsqueeze", mask_BL, [1, 2])
-        mask_B11L = ops("Cast", mask_B11L, to=TensorProto.FLOAT)
-        self.padding_B11L = ops("Mul", ops("Sub", 1.0, mask_B11L), UNSEEN)
-        self.real_BL1 = ops(
-            "Cast", ops("Unsqueeze", mask_BL, [2]), to=TensorProto.FLOAT
-        )
-        self._index: str | None = None
-        self._distance: str | None = None
+        self.types_BL = types_BL
+        self.length = ops("Shape", tokens_BL).cut(0, 1, 2)
+        end = ops("Squeeze", self.length, [0])
+        self.index_L: Value = ops("Range", np.array(0), end, np.array(1))
+        self.size_B1 = mask_BL.reduce("Sum", 1, keep=True)
+        self.real_BL1 = mask_BL.unsqueeze(2).to(float)
+        missing_B11L = ops("Sub", 1.0, mask_BL.unsqueeze(1, 2).to(float))
+        self.padding_B11L = missing_B11L * UNSEEN
 
-    @property
-    def index_L(self) -> str:
-        """The indices of a row's tokens."""
-        if self._index is None:
-            end = self.ops("Squeeze", self.length, [0])
-            zero, one = (np.array(n, np.int64) for n in (0, 1))
-            self._index = self.ops("Range", zero, end, one)
-        return self._index
-
-    @property
-    def distance_LL(self) -> str:
-        """The index of the query minus that of the key."""
-        if self._distance is None:
-            ops = self.ops
-            pair = [ops("Unsqueeze", self.index_L, [axis]) for axis in (1, 0)]
-            self._distance = ops("Sub", *pair)
-        return self._distance
-
-    @property
-    def size_B1(self) -> str:
-        """The number of a row's tokens without padding."""
-        return self.ops("ReduceSum", self.mask_BL, [1])
-
-    def chosen(self, config: EncoderConfig) -> str:
+    def chosen(self, config: EncoderConfig) -> Value:
         """Which tokens the config's rule makes global, bool [B, L]."""
-        ops = self.ops
-        real_BL = ops("Cast", self.mask_BL, to=TensorProto.BOOL)
-        first_L = ops("Equal", self.index_L, 0)
-        if config.global_tokens == "first":
-            return ops("And", real_BL, first_L)
         ids_K = np.array(config.global_ids, np.int64)
-        hits_BLK = ops("Equal", ops("Unsqueeze", self.tokens_BL, [2]), ids_K)
-        hits_BLK = ops("Cast", hits_BLK, to=TensorProto.INT64)
-        named_BL = ops("ReduceMax", hits_BLK, [2], keepdims=0)
-        before_BL = ops("Sub", ops("CumSum", named_BL, np.array(1, np.int64)), named_BL)
-        after_BL = ops("Pad", ops.cut(named_BL, 1, 0, -1), [0, 1, 0, 0])
-        named_BL, after_BL = (
-            ops("Cast", x, to=TensorProto.BOOL) for x in (named_BL, after_BL)
-        )
-        other_BL, none_BL = ops("Not", named_BL), ops("Equal", before_BL, 0)
-        if config.global_tokens == "question":
-            wanted_BL = ops("And", none_BL, other_BL)
-        elif config.global_tokens == "sentences":
-            end_B1 = ops("Sub", self.size_B1, 1)
-            inner_BL = ops("And", after_BL, ops("Less", self.index_L, end_B1))
-            wanted_BL = ops("Or", first_L, ops("And", inner_BL, other_BL))
-        elif config.global_tokens == "second":
-            second_BL = ops(
-                "And", ops("And", named_BL, after_BL), ops("Equal", before_BL, 1)
-            )
-            wanted_BL = ops("And", ops("Not", none_BL), ops("Not", second_BL))
-        else:  # listed
-            wanted_BL = named_BL
-        return ops("And", wanted_BL, real_BL)
+        first_L = self.index_L.equals(0)
+        hits_BLK = self.tokens_BL.unsqueeze(2).equals(ids_K).to(int)
+        count_BL = hits_BLK.reduce("Max", 2) if len(ids_K) else self.mask_BL
+        named_BL = count_BL.to(bool)
+        before_BL = self.ops("CumSum", count_BL, np.array(1)) - count_BL
+        after_BL = self.ops("Pad", count_BL.cut(1, 0, -1), [0, 1, 0, 0]).to(bool)
+        wanted_BL = {
+            "first": lambda: first_L,
+            "listed": lambda: named_BL,
+            "question": lambda: before_BL.equals(0) & ~named_BL,
+            "second": lambda: (
+                ~before_BL.equals(0) & ~(named_BL & after_BL & before_BL.equals(1))
+            ),
+            "sentences": lambda: (
+                first_L | after_BL & ~named_BL & (self.index_L < self.size_B1 - 1)
+            ),
+        }[config.global_tokens]()
+        return wanted_BL & self.mask_BL.to(bool)
 
-    def blocks_LL(self, config: EncoderConfig) -> str:
+    def blocks_LL(self, config: EncoderConfig) -> Value:
         """What BigBird's plan of blocks adds to scores in evaluation, float32 [L, L].
 
         As in models/blocks.py: blocks beside, the first 1 + random_blocks times, the
         last; the first and the last see all. Short rows see all.
         """
-        ops = self.ops
-        block_L = ops("Div", self.index_L, config.block)
-        last = ops("Div", ops("Sub", self.length, 1), config.block)
-        short = ops("Less", self.length, config.shortest_sparse)
-
-        def ends(x: str) -> str:
-            return ops("Or", ops("Equal", x, 0), ops("Equal", x, last))
-
-        query_L1, key_1L = (ops("Unsqueeze", block_L, [axis]) for axis in (1, 0))
-        beside = ops("LessOrEqual", ops("Abs", ops("Sub", query_L1, key_1L)), 1)
-        seen = ops("Or", beside, ends(key_1L))
-        inner = ops("Where", seen, 0.0, UNSEEN)
-        often = math.log1p(config.random_blocks)
-        inner = ops("Where", ops("Equal", key_1L, 0), often, inner)
-        return ops("Where", ops("Or", ends(query_L1), short), 0.0, inner)
+        block_L, last = (x // config.block for x in (self.index_L, self.length - 1))
+        query_L1, key_1L = block_L.unsqueeze(1), block_L.unsqueeze(0)
+        seen = self.ops("Abs", query_L1 - key_1L) <= 1
+        seen = (seen | key_1L.equals(last)).where(0.0, UNSEEN)
+        seen = key_1L.equals(0).where(math.log1p(config.random_blocks), seen)
+        sees_all = query_L1.equals(0) | query_L1.equals(last)
+        return (sees_all | (self.length < config.shortest_sparse)).where(0.0, seen)
 
 
-def split_heads(model: Any, x: str, path: str, *, turned: bool = False) -> str:
-    """Projects x [B, L, H] to [B, N, L, D]; `turned`: [B, N, D, L]."""
-    y = model.dense(x, path)
-    y = model.ops.reshape(y, 0, 0, -1, model.config.head_width)
-    return model.ops.transpose(y, *((0, 2, 3, 1) if turned else (0, 2, 1, 3)))
+class View:
+    """What the tokens of a batch see, in layers of a kind, and how they are rotated.
+
+    `bias` [B, 1 or N, 1 or L, L] is added to scores; `global_BL` marks global tokens.
+    """
+
+    def __init__(self, config: EncoderConfig, rows: Rows, kind: str):
+        self.rows, self.bias, ops = rows, rows.padding_B11L, rows.ops
+        local, half = kind == "local", config.window // 2
+        self.global_BL = None
+        distance_LL = rows.index_L.unsqueeze(1) - rows.index_L.unsqueeze(0)
+        if local or config.causal:  # half of a window to each side, or all of it before
+            seen = distance_LL >= (0 if config.causal else -half)
+            if local:
+                seen &= distance_LL <= half - config.causal
+            if local and config.global_tokens != "none":
+                self.global_BL = rows.chosen(config)
+                seen |= self.global_BL.unsqueeze(1, 2)
+            self.bias += seen.where(0.0, UNSEEN)
+        if config.attention == "blocks":
+            self.bias += rows.blocks_LL(config)
+        if config.positions == "alibi":
+            slope_N11 = np.array(slopes(config.heads), np.float32)[:, None, None]
+            self.bias -= ops("Abs", distance_LL).to(float) * slope_N11
+        self.rotation = None
+        if config.positions == "rope":
+            speed, factor = frequencies(config, kind)
+            angle = np.arange(config.max_positions, dtype=np.float32)[:, None] * speed
+            self.rotation = [
+                ops.constant((turn(angle) * factor).astype(np.float32))
+                for turn in (np.cos, np.sin)
+            ]
 
 
-def rotate(ops: Ops, x: str, rotation: tuple[str, str]) -> str:
-    """Rotates pairs (i, i + D / 2) of dimensions of [B, N, L, D]."""
-    cos, sin = rotation
-    a, b = ops("Split", x, outputs=2, axis=-1, num_outputs=2)
-    first = ops("Sub", ops("Mul", a, cos), ops("Mul", b, sin))
-    second = ops("Add", ops("Mul", b, cos), ops("Mul", a, sin))
-    return ops("Concat", first, second, axis=-1)
+def heads_of(model: Any, x: Value, path: str, *names: str) -> list[Value]:
+    """Projects x [B, L, H] to [B, N, L, D] by each name."""
+    width = model.config.head_width
+    projected = [model.dense(x, f"{path}/{name}") for name in names]
+    return [y.reshape(0, 0, -1, width).transpose(0, 2, 1, 3) for y in projected]
 
 
-def softmax(ops: Ops, query: str, turned_key: str, bias: str, width: int) -> str:
-    """The weights of the keys [B, N, D, K] for queries [B, N, Q, D]."""
-    scores = ops("Div", ops("MatMul", query, turned_key), math.sqrt(width))
-    return ops("Softmax", ops("Add", scores, bias), axis=-1)
+def rotate(x_BNLD: Value, rotation: list[Value] | None, length: Any) -> Value:
+    """Rotates pairs (i, i + D / 2) of dimensions, of the first `length` tokens."""
+    if rotation is None:
+        return x_BNLD
+    cos, sin = (table.cut(0, 0, length) for table in rotation)
+    a, b = x_BNLD.ops("Split", x_BNLD, outputs=2, axis=-1, num_outputs=2)
+    return x_BNLD.ops("Concat", a * cos - b * sin, b * cos + a * sin, axis=-1)
 
 
-def full(model: Any, x: str, path: str, view: View) -> str:
+def weigh(query: Value, key: Value, bias: Any, width: int) -> Value:
+    """The weights [B, N, Q, K] of keys for queries of `width`."""
+    scores = (query @ key.transpose(0, 1, 3, 2)) / math.sqrt(width)
+    return query.ops("Softmax", scores + bias, axis=-1)
+
+
+def full(model: Any, x: Value, path: str, view: View) -> Value:
     """Softmax attention to all keys that a token sees; [B, N, L, D]."""
-    config, ops = model.config, model.ops
-
-    def projected(prefix: str, of: str = x, rotation=view.rotation):
-        query = split_heads(model, of, f"{path}/{prefix}query")
-        if rotation is not None:
-            query = rotate(ops, query, rotation)
-        key = split_heads(model, x, f"{path}/{prefix}key", turned=view.rotation is None)
-        if view.rotation is not None:
-            key = ops.transpose(rotate(ops, key, view.rotation), 0, 1, 3, 2)
-        value = split_heads(model, x, f"{path}/{prefix}value")
-        groups = config.heads // (config.kv_heads or config.heads)
-        if groups > 1 and not prefix:
-            which = np.arange(config.heads) // groups
-            key, value = (ops("Gather", y, which, axis=1) for y in (key, value))
-        return query, key, value
-
-    query, key, value = projected("")
-    weights = softmax(ops, query, key, view.bias, config.head_width)
-    mixed = ops("MatMul", weights, value)
+    config, length, turns = model.config, view.rows.length, view.rotation
+    query, key, value = heads_of(model, x, path, "query", "key", "value")
+    query, key = rotate(query, turns, length), rotate(key, turns, length)
+    groups = config.heads // (config.kv_heads or config.heads)
+    if groups > 1:
+        which = np.arange(config.heads) // groups
+        key, value = (x.ops("Gather", y, which, axis=1) for y in (key, value))
+    mixed = weigh(query, key, view.bias, config.head_width) @ value
     if view.global_BL is None:
         return mixed
     # The global tokens see all of their document, by projections of their own.
-    of, rotation = x, view.rotation
+    key, value = heads_of(model, x, path, "global_key", "global_value")
+    key = rotate(key, turns, length)
     if config.global_tokens == "first":
-        of = ops.cut(x, 1, 0, 1)
-        if rotation is not None:
-            rotation = tuple(ops.cut(table, 0, 0, 1) for table in rotation)
-    query, key, value = projected("global_", of, rotation)
-    padding = view.rows.padding_B11L
-    weights = softmax(ops, query, key, padding, config.head_width)
-    where = ops("Unsqueeze", view.global_BL, [1, 3])
-    return ops("Where", where, ops("MatMul", weights, value), mixed)
+        x, length = x.cut(1, 0, 1), 1
+    (query,) = heads_of(model, x, path, "global_query")
+    query, padding = rotate(query, turns, length), view.rows.padding_B11L
+    theirs = weigh(query, key, padding, config.head_width) @ value
+    return view.global_BL.unsqueeze(1, 3).where(theirs, mixed)
 
 
-def disentangled(model: Any, x: str, path: str, view: View) -> str:
+def disentangled(model: Any, x: Value, path: str, view: View) -> Value:
     """Scores of contents and of distances (DeBERTa); [B, N, L, D]."""
-    config, ops, rows = model.config, model.ops, view.rows
+    config, length = model.config, view.rows.length
+    query, key, value = heads_of(model, x, path, "query", "key", "value")
     prefix = "" if config.share_position_projections else "position_"
-    query, key, value = (
-        split_heads(model, x, f"{path}/{name}") for name in ("query", "key", "value")
-    )
-    table_1RH = ops("Unsqueeze", model.distances, [0])
-    at_query, at_key = (
-        split_heads(model, table_1RH, f"{path}/{prefix}{name}")
-        for name in ("query", "key")
-    )
-    # Slices of tables for the longest row: distances 1 - L to L, and their opposites.
+    names = (f"{prefix}query", f"{prefix}key")
+    tables = heads_of(model, model.distances.unsqueeze(0), path, *names)
+    # Distances 1 - L to L of the longest row, of which shorter ones have the middle.
     longest = config.max_length
-    ahead = np.arange(2 * longest) - (longest - 1)
-    begin = ops("Sub", longest, rows.length)
-    end = ops("Add", rows.length, longest)
+    ahead_M = np.arange(2 * longest) - (longest - 1)
+    begin, end = x.ops("Sub", longest, length), length + longest
 
-    def scores(y: str, table: str, distance: np.ndarray) -> str:
+    def scores(y: Value, table: Value, distance_M: np.ndarray) -> Value:
         """y_i . table[row of j - i], [B, N, L, L]; see disentangled.skew."""
-        known = bucket(distance, config.position_buckets, config.max_positions)
-        row_M = ops.cut(ops.constant(known.astype(np.int64)), 0, begin, end)
-        table = ops.transpose(ops("Gather", table, row_M, axis=2), 0, 1, 3, 2)
-        flat = ops.reshape(ops("MatMul", y, table), 0, 0, -1)
-        odd = ops("Sub", ops("Mul", rows.length, 2), 1)
-        first = ops("Sub", rows.length, 1)
-        last = ops("Add", first, ops("Mul", rows.length, odd))
-        flat = ops.cut(flat, 2, first, last)
-        shape = ops("Concat", [0, 0], rows.length, odd, axis=0)
-        return ops.cut(ops("Reshape", flat, shape), 3, 0, rows.length)
+        row_M = bucket(distance_M, config.position_buckets, config.max_positions)
+        row_M = x.ops.constant(row_M.astype(np.int64)).cut(0, begin, end)
+        table = x.ops("Gather", table, row_M, axis=2).transpose(0, 1, 3, 2)
+        first, odd = length - 1, length * 2 - 1
+        flat = (y @ table).reshape(0, 0, -1).cut(2, first, first + length * odd)
+        return flat.reshape(0, 0, length, odd).cut(3, 0, length)
 
-    products = ops("MatMul", query, ops.transpose(key, 0, 1, 3, 2))
-    from_key = ops.transpose(scores(key, at_query, ahead), 0, 1, 3, 2)
-    total = ops("Add", products, scores(query, at_key, -ahead))
-    total = ops("Add", total, from_key)
-    total = ops("Div", total, math.sqrt(3 * config.head_width))
-    weights = ops("Softmax", ops("Add", total, view.bias), axis=-1)
-    return ops("MatMul", weights, value)
+    total = query @ key.transpose(0, 1, 3, 2) + scores(query, tables[1], -ahead_M)
+    total += scores(key, tables[0], ahead_M).transpose(0, 1, 3, 2)
+    total /= math.sqrt(3 * config.head_width)
+    return x.ops("Softmax", total + view.bias, axis=-1) @ value
 
 
-def nystrom(model: Any, x: str, path: str, view: View) -> str:
+def nystrom(model: Any, x: Value, path: str, view: View) -> Value:
     """Attention by landmarks, and a convolution of the values; [B, N, L, D]."""
-    config, ops, rows = model.config, model.ops, view.rows
-    query, key, value = (
-        split_heads(model, x, f"{path}/{name}") for name in ("query", "key", "value")
-    )
+    config, rows = model.config, view.rows
+    query, key, value = heads_of(model, x, path, "query", "key", "value")
     if config.landmarks < config.max_length:
         mixed = _by_landmarks(config, rows, query, key, value)
     else:  # the exact softmax
-        turned = ops.transpose(key, 0, 1, 3, 2)
-        weights = softmax(ops, query, turned, rows.padding_B11L, config.head_width)
-        mixed = ops("MatMul", weights, value)
+        mixed = weigh(query, key, view.bias, config.head_width) @ value
     if not config.value_convolution:
         return mixed
-    kernel = ops.transpose(ops.weight(f"{path}/value_convolution"), 3, 0, 1, 2)
-    real_B1L1 = ops("Unsqueeze", rows.real_BL1, [1])
-    half, real = config.value_convolution // 2, ops("Mul", value, real_B1L1)
-    around = ops("Conv", real, kernel, group=config.heads, pads=[half, 0, half, 0])
-    return ops("Add", mixed, around)
+    kernel = x.ops.weight(f"{path}/value_convolution").transpose(3, 0, 1, 2)
+    half, real = config.value_convolution // 2, value * rows.real_BL1.unsqueeze(1)
+    pads = [half, 0, half, 0]
+    return mixed + x.ops("Conv", real, kernel, group=config.heads, pads=pads)
 
 
 def _by_landmarks(
-    config: EncoderConfig, rows: Rows, query: str, key: str, value: str
-) -> str:
+    config: EncoderConfig, rows: Rows, query: Value, key: Value, value: Value
+) -> Value:
     """The product of three softmaxes and the values, as in models/nystrom.py."""
-    ops, count, width = rows.ops, config.landmarks, config.head_width
-    size_B1 = rows.size_B1
-    stretch_BL = ops("Mul", rows.index_L, count)
-    stretch_BL = ops("Div", stretch_BL, ops("Max", size_B1, count))
-    landmark_M1 = np.arange(count)[:, None]
-    member_BML = ops("Equal", ops("Unsqueeze", stretch_BL, [1]), landmark_M1)
-    real_B1L = ops("Cast", ops("Unsqueeze", rows.mask_BL, [1]), to=TensorProto.BOOL)
-    member_B1ML = ops("Unsqueeze", ops("And", member_BML, real_B1L), [1])
-    share_B1ML = ops("Cast", member_B1ML, to=TensorProto.FLOAT)
-    tokens_B1M1 = ops("Max", ops("ReduceSum", share_B1ML, [3]), 1.0)
-    query_M, key_M = (
-        ops("Div", ops("MatMul", share_B1ML, y), tokens_B1M1) for y in (query, key)
-    )
-    turned, turned_M = (ops.transpose(y, 0, 1, 3, 2) for y in (key, key_M))
-    far = softmax(ops, query_M, turned, rows.padding_B11L, width)
-    mixed = ops("MatMul", far, value)
+    count, width = config.landmarks, config.head_width
+    stretch_BL = rows.index_L * count // rows.size_B1.at_least(count)
+    member_BML = stretch_BL.unsqueeze(1).equals(np.arange(count)[:, None])
+    member_B1ML = (member_BML & rows.mask_BL.unsqueeze(1).to(bool)).unsqueeze(1)
+    share_B1ML = member_B1ML.to(float)
+    tokens_B1M1 = share_B1ML.reduce("Sum", 3, keep=True).at_least(1.0)
+    query_M, key_M = ((share_B1ML @ y) / tokens_B1M1 for y in (query, key))
+    mixed = weigh(query_M, key, rows.padding_B11L, width) @ value
     # In a short document each token is a landmark, and takes what that sees.
-    short_B111 = ops("Unsqueeze", ops("LessOrEqual", size_B1, count), [2, 3])
-    seen = ops("Or", ops("Not", short_B111), ops.transpose(member_B1ML, 0, 1, 3, 2))
-    near = softmax(ops, query, turned_M, ops("Where", seen, 0.0, UNSEEN), width)
-    a = softmax(ops, query_M, turned_M, ops.constant(0.0), width)
-    largest = ops("ReduceMax", ops("ReduceSum", a, [2]), [1, 3])
-    z, one = ops("Div", ops.transpose(a, 0, 1, 3, 2), largest), np.eye(count)
+    short_B111 = (rows.size_B1 <= count).unsqueeze(2, 3)
+    seen = ~short_B111 | member_B1ML.transpose(0, 1, 3, 2)
+    near = weigh(query, key_M, seen.where(0.0, UNSEEN), width)
+    a = weigh(query_M, key_M, 0.0, width)
+    largest = a.reduce("Sum", 2, keep=True).reduce("Max", 3, keep=True)
+    z = a.transpose(0, 1, 3, 2) / largest.reduce("Max", 1, keep=True)
     for _ in range(STEPS):  # towards the inverse
-        az = inner = ops("MatMul", a, z)
-        for factor in (7, 15, 13):
-            scaled = (factor * one).astype(np.float32)
-            inner = ops("Sub", scaled, inner)
-            inner = ops("MatMul", az if factor != 13 else ops("Mul", z, 0.25), inner)
+        az = inner = a @ z
+        for factor, left in ((7, az), (15, az), (13, z * 0.25)):
+            one = (factor * np.eye(count)).astype(np.float32)
+            inner = left @ a.ops("Sub", one, inner)
         z = inner
-    solved = ops("Where", short_B111, mixed, ops("MatMul", z, mixed))
-    return ops("MatMul", near, solved)
+    return near @ short_B111.where(mixed, z @ mixed)
 
 
 ATTENTION = {
