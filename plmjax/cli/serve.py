@@ -36,7 +36,7 @@ def add(verb) -> None:
 
 
 def _serve(args) -> int:
-    at_least_one(args, "threads", "batch", "queue", "max_bytes", "timeout")
+    at_least_one(args, "threads", *(_LIMITS.keys() - {"wait_ms"}))
     try:
         from plmjax.serve.run import bind, open_server, serve
         from plmjax.serve.worker import Limits
