@@ -82,15 +82,16 @@ class Endpoint(abc.ABC):
             raise bad_data(where, what, f"Its keys are {', '.join(known)}.")
         for key in value.keys() - set(known):
             raise bad_data(where, f"unknown key {key!r}.", nearest(key, known))
-        if "text" in value and not str(value["text"]).strip():
-            raise bad_data(where, "the text is empty.", "Send a text.")
+        for key in self.example.keys() - value.keys():
+            raise bad_data(where, f"it has no {key!r}.", "Send one.")
         return self.checked(value, where)
 
     def checked(self, values: Mapping[str, Any], where: str) -> Any:
         """Returns an input from its values by key."""
-        if "text" not in values:
-            raise bad_data(where, "it has no 'text'.", "Send one.")
-        return text_of(values["text"], where, "text")
+        text = text_of(values["text"], where, "text")
+        if not text.strip():
+            raise bad_data(where, "the text is empty.", "Send a text.")
+        return text
 
     @abc.abstractmethod
     def ask(self, inputs: Sequence[Any]) -> Asked:
@@ -109,15 +110,11 @@ class Endpoint(abc.ABC):
         found: list[Any] = [None] * len(arrays["tokens"])
         read_NL = arrays.get("read", arrays["segments"]) > 0
         for rows, outputs in self.session.batches(arrays, self.batch_tokens):
-            for row, value in zip(rows, self.pick(outputs), strict=True):
+            for row, value in zip(rows, _scores(outputs), strict=True):
                 # A copy, so that the scores of other tokens need no memory.
                 kept = read_NL[row, : len(value)] if self.per_token else ...
                 found[row] = value[kept]
         return found
-
-    def pick(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
-        return outputs["logits"]
 
     def _one_row_each(self, several: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the arrays of rows of ids, without types."""
@@ -204,7 +201,6 @@ class Embed(Endpoint):
     def __init__(self, session):
         super().__init__(session)
         self.per_token = "sentence_embedding" not in session.outputs
-        self._output = "last_hidden_state" if self.per_token else "sentence_embedding"
 
     def ask(self, inputs):
         length = self.session.length
@@ -212,9 +208,6 @@ class Embed(Endpoint):
         plan = plan_rows([stream.sizes], self.tokenizer, length, length - 2)
         layout = lay_out([stream], plan, length, self.tokenizer)
         return Asked(_rows(layout.arrays), plan.example, {})
-
-    def pick(self, outputs):
-        return outputs[self._output]
 
     def answers(self, asked, scores):
         begin = np.flatnonzero(np.diff(asked.state, prepend=-1))
@@ -246,13 +239,15 @@ class Predict(Endpoint):
         entities = columns.names("entities") if columns.entities else []
         self.example = {name: _EXAMPLES.get(name, "A text.") for name in fields}
         self.example |= dict(zip(entities, (0, 1, 2, 6), strict=False))
-        self.optional = ("text",) if kind.per_word else ()
+
+    def read(self, value, where):
+        if self._kind.per_word:  # a text will do
+            text = value.get("text") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                value = {"tokens": text_of(text, where, "text").split()}
+        return super().read(value, where)
 
     def checked(self, values, where):
-        if self._kind.per_word and "text" in values:
-            values = {"tokens": text_of(values["text"], where, "text").split()}
-        if lacks := [key for key in self.example if key not in values]:
-            raise bad_data(where, f"it has no {lacks[0]!r}.", "Send one.")
         texts, unit = self._kind.texts(values, where, self._config)
         return Example("0", where, texts, None, unit)
 
@@ -265,11 +260,6 @@ class Predict(Endpoint):
             arrays = {name: x_NCL[real_NC][:, None] for name, x_NCL in arrays.items()}
         report = {key: n for key in keys if (n := features.report.get(key))}
         return Asked(arrays, (features, inputs), report)
-
-    def pick(self, outputs):
-        if "start_logits" in outputs:
-            return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
-        return outputs["logits"]
 
     def answers(self, asked, scores):
         features, examples = asked.state
@@ -285,6 +275,14 @@ class Predict(Endpoint):
             kind.record(labels, example, kind.read(labels, example, value), value)
             for example, value in zip(examples, predicted, strict=True)
         ]
+
+
+def _scores(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
+    if "start_logits" in outputs:
+        return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
+    names = ("logits", "sentence_embedding", "last_hidden_state")
+    return next(outputs[name] for name in names if name in outputs)
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,10 +14,6 @@ from plmjax.serve.answers import Asked, Endpoint
 _Job = tuple[Sequence[Any], Future]
 
 
-class Busy(Exception):
-    """Too many requests wait, or the server ends."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What a request may ask for, and what may wait.
@@ -67,10 +63,10 @@ class Worker:
         """Returns the future answers of a request, and its report.
 
         Raises:
-          Busy: too many requests wait, or the thread has ended.
+          queue.Full: too many requests wait, or the thread has ended.
         """
         if not self.ready or self.waiting >= self._limits.queue:
-            raise Busy
+            raise queue.Full
         future: Future = Future()
         self._queue.put((inputs, future))
         return future
