@@ -18,13 +18,7 @@ from plmjax.data.columns import ColumnsConfig
 from plmjax.data.examples import Example
 from plmjax.data.layout import encode_texts, lay_out, plan_rows
 from plmjax.data.records import bad_data, text_of
-from plmjax.evaluate.prompts import (
-    check_size,
-    masked_row,
-    plain_row,
-    read_guesses,
-    read_suspects,
-)
+from plmjax.evaluate import prompts
 from plmjax.onnx.session import Session
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import softmax
@@ -147,8 +141,8 @@ class Fill(Endpoint):
             what = f"'top' is {top!r}, not a number from 1 to {_MOST_GUESSES}."
             raise bad_data(where, what, "5 is usual.")
         text, facts = super().checked(values, where), self.session.facts
-        ids, masks = masked_row(self.tokenizer, text, facts["causal"])
-        check_size(len(ids), facts["max_length"])
+        ids, masks = prompts.masked_row(self.tokenizer, text, facts["causal"])
+        prompts.check_size(len(ids), facts["max_length"])
         return text, top, ids, masks
 
     def ask(self, inputs):
@@ -164,7 +158,7 @@ class Fill(Endpoint):
             masks = []
             for p_V in softmax(scores_KV[:, : self.tokenizer.vocab_size].astype(float)):
                 best = np.argsort(-p_V, kind="stable")[:top]
-                guesses = read_guesses(self.tokenizer, best, p_V[best])
+                guesses = prompts.read_guesses(self.tokenizer, best, p_V[best])
                 masks.append([guess._asdict() for guess in guesses])
             answers.append({"text": text, "masks": masks})
         return answers
@@ -177,8 +171,8 @@ class Detect(Endpoint):
 
     def checked(self, values, where):
         text = super().checked(values, where)
-        ids, encoded = plain_row(self.tokenizer, text)
-        check_size(len(ids), self.session.facts["max_length"])
+        ids, encoded = prompts.plain_row(self.tokenizer, text)
+        prompts.check_size(len(ids), self.session.facts["max_length"])
         return text, ids, encoded
 
     def ask(self, inputs):
@@ -188,7 +182,7 @@ class Detect(Endpoint):
         answers = []
         for (text, _, encoded), scores_L in zip(asked.state, scores, strict=True):
             share_L = 1 / (1 + np.exp(-scores_L.astype(float)))
-            pieces = read_suspects(self.tokenizer, encoded, share_L)
+            pieces = prompts.read_suspects(self.tokenizer, encoded, share_L)
             answers.append({"text": text, "pieces": [one._asdict() for one in pieces]})
         return answers
 

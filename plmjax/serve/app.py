@@ -9,14 +9,7 @@ import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -38,16 +31,18 @@ class Server:
     def __init__(self, name: str, kind: str, endpoint: Endpoint, limits: Limits):
         self._about = {"model": name, "kind": kind, "version": __version__}
         self._endpoint, self._limits = endpoint, limits
-        self._registry = CollectorRegistry()
-        figure: dict[str, Any] = {"registry": self._registry, "namespace": "plmjax"}
-        by, also = ["endpoint"], "status"
-        self._requests = Counter("requests", "Answers.", [*by, also], **figure)
+        self._registry = prometheus.CollectorRegistry()
+        own: dict[str, Any] = {"registry": self._registry, "namespace": "plmjax"}
+        by, about = ["endpoint"], "Answers, errors too."
+        counter, histogram = prometheus.Counter, prometheus.Histogram
+        self._requests = counter("requests", about, [*by, "status"], **own)
         about = "Seconds from the head of a request to its answer."
-        self._seconds = Histogram("seconds", about, by, buckets=_SECONDS, **figure)
+        self._seconds = histogram("seconds", about, by, buckets=_SECONDS, **own)
         about = "Requests of each batch of the model."
-        sizes = Histogram("batch_requests", about, buckets=_SIZES, **figure)
+        sizes = histogram("batch_requests", about, buckets=_SIZES, **own)
         self.worker = Worker(endpoint, limits, sizes)
-        waiting = Gauge("queue_requests", "Requests that wait for a batch.", **figure)
+        about = "Requests that wait for a batch."
+        waiting = prometheus.Gauge("queue_requests", about, **own)
         waiting.set_function(lambda: self.worker.waiting)
         self.path, self.answered = f"/{endpoint.path}", 0
         self.app = Starlette(
@@ -68,23 +63,17 @@ class Server:
         await asyncio.to_thread(self.worker.close)
 
     async def _index(self, request: Request) -> Response:
-        example = dict(self._endpoint.example)
-        return JSONResponse(
-            {
-                **self._about,
-                f"POST {self.path}": example,
-                "several at once": {"inputs": [example, example]},
-                "GET": ["/health", "/metrics"],
-            }
-        )
+        example, also = dict(self._endpoint.example), ["/health", "/metrics"]
+        here = {f"POST {self.path}": example, "or": {"inputs": [example]}, "GET": also}
+        return JSONResponse(self._about | here)
 
     async def _health(self, request: Request) -> Response:
         ready = self.worker.ready
         return JSONResponse({"ready": ready, **self._about}, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        figures = generate_latest(self._registry)
-        return Response(figures, media_type=CONTENT_TYPE_LATEST)
+        figures = prometheus.generate_latest(self._registry)
+        return Response(figures, media_type=prometheus.CONTENT_TYPE_LATEST)
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
         """Says what there is, for a path or method that is not."""
