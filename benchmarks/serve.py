@@ -84,8 +84,11 @@ def make_model(place: Path, sentences: list[str]) -> Path:
     from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=8192), sentences)
-    config = EncoderConfig(vocab_size=tokenizer.vocab_size, **SHAPE)
-    batch = {name: np.zeros(x.shape, np.int32) for name, x in some_shapes().items()}
+    shape: Any = SHAPE
+    config = EncoderConfig(vocab_size=tokenizer.vocab_size, **shape)
+    batch: Any = {
+        name: np.zeros(x.shape, np.int32) for name, x in some_shapes().items()
+    }
     params = init_model(config, jax.random.key(0), batch, ())
     more: dict[str, Any] = {"length": 256, "task": Task("embeddings")}
     export_folder(
@@ -321,7 +324,7 @@ class Load:
 
     def end(self, child: subprocess.Popen, port: int, number: int):
         """Returns the answers until a signal, and the seconds until the end."""
-        left = collections.deque(np.arange(100_000) % len(self.bodies))
+        left = collections.deque(n % len(self.bodies) for n in range(100_000))
 
         async def load():
             sending = asyncio.create_task(self.send(port, left))
