@@ -84,16 +84,16 @@ def make_model(place: Path, sentences: list[str]) -> Path:
     from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=8192), sentences)
-    config = EncoderConfig(vocab_size=tokenizer.vocab_size, **SHAPE)
-    shapes = jax.eval_shape(
-        lambda batch: init_model(config, jax.random.key(0), batch, ()), some_shapes()
-    )
-    random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: random.normal(0, 0.05, x.shape).astype(np.float32), shapes
-    )
+    shape: Any = SHAPE
+    config = EncoderConfig(vocab_size=tokenizer.vocab_size, **shape)
+    batch: Any = {
+        name: np.zeros(x.shape, np.int32) for name, x in some_shapes().items()
+    }
+    params = init_model(config, jax.random.key(0), batch, ())
     more: dict[str, Any] = {"length": 256, "task": Task("embeddings")}
-    export_folder(place / "hub", config, params, tokenizer, "Random.", **more)
+    export_folder(
+        place / "hub", config, jax.device_get(params), tokenizer, "Random.", **more
+    )
     return export(place / "hub", place / "served", log=lambda line: None)
 
 
@@ -224,7 +224,8 @@ class Load:
         # Random weights give vectors that differ little from their mean.
         self.mean = vectors.mean(0)
         self.alone = _unit(vectors - self.mean)
-        order = np.random.default_rng(0).integers(len(self.bodies), size=requests)
+        drawn = np.random.default_rng(0).integers(len(self.bodies), size=requests)
+        order = collections.deque(drawn.tolist())
         load_average, used = os.getloadavg()[0], _processor_seconds(pid)
         began = time.perf_counter()
         good, bad = await asyncio.gather(self.send(port, order), self.misbehave(port))
@@ -246,9 +247,8 @@ class Load:
             "bad": bad,
         }
 
-    async def send(self, port: int, order: np.ndarray) -> list[tuple]:
+    async def send(self, port: int, left: collections.deque[int]) -> list[tuple]:
         """Returns (sentence, its answer or None, seconds, when) of each request."""
-        left = collections.deque(order.tolist())
         done: list[tuple] = []
 
         async def client() -> None:
@@ -324,15 +324,16 @@ class Load:
 
     def end(self, child: subprocess.Popen, port: int, number: int):
         """Returns the answers until a signal, and the seconds until the end."""
-        order = np.arange(100_000) % len(self.bodies)
+        left = collections.deque(n % len(self.bodies) for n in range(100_000))
 
         async def load():
-            sending = asyncio.create_task(self.send(port, order))
+            sending = asyncio.create_task(self.send(port, left))
             await asyncio.sleep(1)
             begin = time.perf_counter()
             child.send_signal(number)
             await asyncio.to_thread(child.wait, 60)
             seconds = time.perf_counter() - begin
+            left.clear()
             return await sending, seconds
 
         return asyncio.run(load())

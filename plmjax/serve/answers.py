@@ -18,13 +18,7 @@ from plmjax.data.columns import ColumnsConfig
 from plmjax.data.examples import Example
 from plmjax.data.layout import encode_texts, lay_out, plan_rows
 from plmjax.data.records import bad_data, text_of
-from plmjax.evaluate.prompts import (
-    check_size,
-    masked_row,
-    plain_row,
-    read_guesses,
-    read_suspects,
-)
+from plmjax.evaluate import prompts
 from plmjax.onnx.session import Session
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import softmax
@@ -82,15 +76,16 @@ class Endpoint(abc.ABC):
             raise bad_data(where, what, f"Its keys are {', '.join(known)}.")
         for key in value.keys() - set(known):
             raise bad_data(where, f"unknown key {key!r}.", nearest(key, known))
-        if "text" in value and not str(value["text"]).strip():
-            raise bad_data(where, "the text is empty.", "Send a text.")
+        for key in self.example.keys() - value.keys():
+            raise bad_data(where, f"it has no {key!r}.", "Send one.")
         return self.checked(value, where)
 
     def checked(self, values: Mapping[str, Any], where: str) -> Any:
         """Returns an input from its values by key."""
-        if "text" not in values:
-            raise bad_data(where, "it has no 'text'.", "Send one.")
-        return text_of(values["text"], where, "text")
+        text = text_of(values["text"], where, "text")
+        if not text.strip():
+            raise bad_data(where, "the text is empty.", "Send a text.")
+        return text
 
     @abc.abstractmethod
     def ask(self, inputs: Sequence[Any]) -> Asked:
@@ -109,15 +104,11 @@ class Endpoint(abc.ABC):
         found: list[Any] = [None] * len(arrays["tokens"])
         read_NL = arrays.get("read", arrays["segments"]) > 0
         for rows, outputs in self.session.batches(arrays, self.batch_tokens):
-            for row, value in zip(rows, self.pick(outputs), strict=True):
+            for row, value in zip(rows, _scores(outputs), strict=True):
                 # A copy, so that the scores of other tokens need no memory.
                 kept = read_NL[row, : len(value)] if self.per_token else ...
                 found[row] = value[kept]
         return found
-
-    def pick(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
-        return outputs["logits"]
 
     def _one_row_each(self, several: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the arrays of rows of ids, without types."""
@@ -150,8 +141,8 @@ class Fill(Endpoint):
             what = f"'top' is {top!r}, not a number from 1 to {_MOST_GUESSES}."
             raise bad_data(where, what, "5 is usual.")
         text, facts = super().checked(values, where), self.session.facts
-        ids, masks = masked_row(self.tokenizer, text, facts["causal"])
-        check_size(len(ids), facts["max_length"])
+        ids, masks = prompts.masked_row(self.tokenizer, text, facts["causal"])
+        prompts.check_size(len(ids), facts["max_length"])
         return text, top, ids, masks
 
     def ask(self, inputs):
@@ -167,7 +158,7 @@ class Fill(Endpoint):
             masks = []
             for p_V in softmax(scores_KV[:, : self.tokenizer.vocab_size].astype(float)):
                 best = np.argsort(-p_V, kind="stable")[:top]
-                guesses = read_guesses(self.tokenizer, best, p_V[best])
+                guesses = prompts.read_guesses(self.tokenizer, best, p_V[best])
                 masks.append([guess._asdict() for guess in guesses])
             answers.append({"text": text, "masks": masks})
         return answers
@@ -180,8 +171,8 @@ class Detect(Endpoint):
 
     def checked(self, values, where):
         text = super().checked(values, where)
-        ids, encoded = plain_row(self.tokenizer, text)
-        check_size(len(ids), self.session.facts["max_length"])
+        ids, encoded = prompts.plain_row(self.tokenizer, text)
+        prompts.check_size(len(ids), self.session.facts["max_length"])
         return text, ids, encoded
 
     def ask(self, inputs):
@@ -191,7 +182,7 @@ class Detect(Endpoint):
         answers = []
         for (text, _, encoded), scores_L in zip(asked.state, scores, strict=True):
             share_L = 1 / (1 + np.exp(-scores_L.astype(float)))
-            pieces = read_suspects(self.tokenizer, encoded, share_L)
+            pieces = prompts.read_suspects(self.tokenizer, encoded, share_L)
             answers.append({"text": text, "pieces": [one._asdict() for one in pieces]})
         return answers
 
@@ -204,7 +195,6 @@ class Embed(Endpoint):
     def __init__(self, session):
         super().__init__(session)
         self.per_token = "sentence_embedding" not in session.outputs
-        self._output = "last_hidden_state" if self.per_token else "sentence_embedding"
 
     def ask(self, inputs):
         length = self.session.length
@@ -212,9 +202,6 @@ class Embed(Endpoint):
         plan = plan_rows([stream.sizes], self.tokenizer, length, length - 2)
         layout = lay_out([stream], plan, length, self.tokenizer)
         return Asked(_rows(layout.arrays), plan.example, {})
-
-    def pick(self, outputs):
-        return outputs[self._output]
 
     def answers(self, asked, scores):
         begin = np.flatnonzero(np.diff(asked.state, prepend=-1))
@@ -246,13 +233,15 @@ class Predict(Endpoint):
         entities = columns.names("entities") if columns.entities else []
         self.example = {name: _EXAMPLES.get(name, "A text.") for name in fields}
         self.example |= dict(zip(entities, (0, 1, 2, 6), strict=False))
-        self.optional = ("text",) if kind.per_word else ()
+
+    def read(self, value, where):
+        if self._kind.per_word:  # a text will do
+            text = value.get("text") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                value = {"tokens": text_of(text, where, "text").split()}
+        return super().read(value, where)
 
     def checked(self, values, where):
-        if self._kind.per_word and "text" in values:
-            values = {"tokens": text_of(values["text"], where, "text").split()}
-        if lacks := [key for key in self.example if key not in values]:
-            raise bad_data(where, f"it has no {lacks[0]!r}.", "Send one.")
         texts, unit = self._kind.texts(values, where, self._config)
         return Example("0", where, texts, None, unit)
 
@@ -265,11 +254,6 @@ class Predict(Endpoint):
             arrays = {name: x_NCL[real_NC][:, None] for name, x_NCL in arrays.items()}
         report = {key: n for key in keys if (n := features.report.get(key))}
         return Asked(arrays, (features, inputs), report)
-
-    def pick(self, outputs):
-        if "start_logits" in outputs:
-            return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
-        return outputs["logits"]
 
     def answers(self, asked, scores):
         features, examples = asked.state
@@ -285,6 +269,14 @@ class Predict(Endpoint):
             kind.record(labels, example, kind.read(labels, example, value), value)
             for example, value in zip(examples, predicted, strict=True)
         ]
+
+
+def _scores(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
+    if "start_logits" in outputs:
+        return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
+    names = ("logits", "sentence_embedding", "last_hidden_state")
+    return next(outputs[name] for name in names if name in outputs)
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

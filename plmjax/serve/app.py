@@ -3,19 +3,13 @@
 import asyncio
 import contextlib
 import json
+import queue
 import time
 import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -24,10 +18,11 @@ from starlette.routing import Route
 
 from plmjax import PlmjaxError, __version__, counted
 from plmjax.serve.answers import Endpoint
-from plmjax.serve.worker import Busy, Limits, Worker
+from plmjax.serve.worker import Limits, Worker
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_CLOSE = {"Connection": "close"}
 
 
 class Server:
@@ -36,16 +31,18 @@ class Server:
     def __init__(self, name: str, kind: str, endpoint: Endpoint, limits: Limits):
         self._about = {"model": name, "kind": kind, "version": __version__}
         self._endpoint, self._limits = endpoint, limits
-        self._registry = CollectorRegistry()
-        figure: dict[str, Any] = {"registry": self._registry, "namespace": "plmjax"}
-        by, also = ["endpoint"], "status"
-        self._requests = Counter("requests", "Answers.", [*by, also], **figure)
+        self._registry = prometheus.CollectorRegistry()
+        own: dict[str, Any] = {"registry": self._registry, "namespace": "plmjax"}
+        by, about = ["endpoint"], "Answers, errors too."
+        counter, histogram = prometheus.Counter, prometheus.Histogram
+        self._requests = counter("requests", about, [*by, "status"], **own)
         about = "Seconds from the head of a request to its answer."
-        self._seconds = Histogram("seconds", about, by, buckets=_SECONDS, **figure)
+        self._seconds = histogram("seconds", about, by, buckets=_SECONDS, **own)
         about = "Requests of each batch of the model."
-        sizes = Histogram("batch_requests", about, buckets=_SIZES, **figure)
+        sizes = histogram("batch_requests", about, buckets=_SIZES, **own)
         self.worker = Worker(endpoint, limits, sizes)
-        waiting = Gauge("queue_requests", "Requests that wait for a batch.", **figure)
+        about = "Requests that wait for a batch."
+        waiting = prometheus.Gauge("queue_requests", about, **own)
         waiting.set_function(lambda: self.worker.waiting)
         self.path, self.answered = f"/{endpoint.path}", 0
         self.app = Starlette(
@@ -66,23 +63,17 @@ class Server:
         await asyncio.to_thread(self.worker.close)
 
     async def _index(self, request: Request) -> Response:
-        example = dict(self._endpoint.example)
-        return JSONResponse(
-            {
-                **self._about,
-                f"POST {self.path}": example,
-                "several at once": {"inputs": [example, example]},
-                "GET": ["/health", "/metrics"],
-            }
-        )
+        example, also = dict(self._endpoint.example), ["/health", "/metrics"]
+        here = {f"POST {self.path}": example, "or": {"inputs": [example]}, "GET": also}
+        return JSONResponse(self._about | here)
 
     async def _health(self, request: Request) -> Response:
         ready = self.worker.ready
         return JSONResponse({"ready": ready, **self._about}, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        figures = generate_latest(self._registry)
-        return Response(figures, media_type=CONTENT_TYPE_LATEST)
+        figures = prometheus.generate_latest(self._registry)
+        return Response(figures, media_type=prometheus.CONTENT_TYPE_LATEST)
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
         """Says what there is, for a path or method that is not."""
@@ -104,9 +95,9 @@ class Server:
                 answers, report = await future
             content = {"answers": answers} if several else answers[0]
             response = JSONResponse(content | report)
-        except _Refused as refused:
-            response = _refusal(refused.status, str(refused), {"Connection": "close"})
-        except Busy:
+        except HTTPException as error:
+            response = _refusal(error.status_code, error.detail, error.headers)
+        except queue.Full:
             waits = counted(self.worker.waiting, "request")
             busy = f"the server is busy: {waits} wait. Try again later."
             response = _refusal(503, busy, {"Retry-After": "1"})
@@ -137,10 +128,12 @@ class Server:
                         chunks.append(chunk)
         except TimeoutError:
             late = f"the body did not arrive within {self._limits.timeout:g} seconds."
-            raise _Refused(408, f"{late} Only {size:,} bytes did.") from None
+            raise HTTPException(
+                408, f"{late} Only {size:,} bytes did.", _CLOSE
+            ) from None
         if size > self._limits.max_bytes:
             large = f"the body has {size:,} bytes; at most {self._limits.max_bytes:,}"
-            raise _Refused(413, f"{large} are read. Send fewer texts at once.")
+            raise HTTPException(413, f"{large} are read. Send fewer texts at once.")
         return b"".join(chunks)
 
     def _inputs(self, body: bytes) -> tuple[list[Any], bool]:
@@ -155,27 +148,21 @@ class Server:
         except (ValueError, RecursionError) as error:
             broken = f"the body is not JSON ({str(error)[:80]})." if body else ""
             broken = broken or "the body is empty."
-            raise _Refused(400, f"{broken} Send for example {example}.") from None
+            raise HTTPException(400, f"{broken} Send for example {example}.") from None
         several = isinstance(value, dict) and "inputs" in value
         values = value["inputs"] if several else [value]
         if several and (not isinstance(values, list) or not values or len(value) > 1):
             what = '"inputs" must be a list that is not empty, and the only key.'
-            raise _Refused(422, f'{what} Send for example {{"inputs": [{example}]}}.')
+            raise HTTPException(
+                422, f'{what} Send for example {{"inputs": [{example}]}}.'
+            )
         counts = {"inputs": len(values), "characters": _characters(values)}
         for what, count in counts.items():
             if count > (most := getattr(self._limits, what)):
                 many = f"the request has {count:,} {what}; at most {most:,} are read."
-                raise _Refused(413, f"{many} Send less at once.")
+                raise HTTPException(413, f"{many} Send less at once.")
         names = [f"input {n}" if several else "the input" for n in range(len(values))]
         return list(map(self._endpoint.read, values, names)), several
-
-
-class _Refused(Exception):
-    """An error of HTTP itself: its status and a sentence."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status = status
 
 
 def _refusal(status: int, sentence: str, headers: Any = None) -> JSONResponse:

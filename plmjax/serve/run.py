@@ -36,10 +36,12 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
       PlmjaxError: the port is in use, or the address is not of this machine.
     """
+    if not 0 <= port < 1 << 16:
+        raise PlmjaxError(f"--port={port} is not from 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise PlmjaxError(
             f"cannot listen at {host}, port {port}: {error}.",
             hint="Choose another --port, or 0 for a free one.",

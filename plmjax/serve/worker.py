@@ -14,10 +14,6 @@ from plmjax.serve.answers import Asked, Endpoint
 _Job = tuple[Sequence[Any], Future]
 
 
-class Busy(Exception):
-    """Too many requests wait, or the server ends."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What a request may ask for, and what may wait.
@@ -29,10 +25,10 @@ class Limits:
     """
 
     batch: int = 32
-    wait_ms: float = 3.0
+    wait_ms: float = 3
     queue: int = 256
     max_bytes: int = 1 << 20
-    timeout: float = 10.0
+    timeout: float = 10
     inputs: int = 128
     characters: int = 100_000
 
@@ -67,10 +63,10 @@ class Worker:
         """Returns the future answers of a request, and its report.
 
         Raises:
-          Busy: too many requests wait, or the thread has ended.
+          queue.Full: too many requests wait, or the thread has ended.
         """
         if not self.ready or self.waiting >= self._limits.queue:
-            raise Busy
+            raise queue.Full
         future: Future = Future()
         self._queue.put((inputs, future))
         return future
