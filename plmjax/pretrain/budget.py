@@ -109,8 +109,8 @@ def vocabulary(corpus: Corpus) -> int:
 
 
 def held_out_percent(size: int) -> float:
-    """Returns the percentage of the text to keep apart: of 300 kB, .1 to 5 %."""
-    return round(min(max(100 * 3e5 / max(size, 1), 0.1), 5.0), 2)
+    """Returns the percentage of the text to keep apart: of 100 kB, .1 to 5 %."""
+    return round(min(max(100 * 1e5 / max(size, 1), 0.1), 5.0), 2)
 
 
 def model_of(layers: int, width: int) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def rows_for(tokens: float, length: int, devices: int) -> int:
     1,024 tokens a step for two million, and more by the square root: what a model
     learns first depends on the number of updates.
     """
-    wanted = 1024 * math.sqrt(max(tokens, 1) / 2e6) / length / devices
-    return devices * 2 ** max(round(math.log2(max(wanted, 1))), math.ceil(3 / devices))
+    wanted = max(1024 * math.sqrt(tokens / 2e6) / length, 8)
+    return devices * 2 ** max(round(math.log2(wanted / devices)), 0)
 
 
 def rate_for(width: int) -> float:
@@ -251,6 +251,8 @@ def _climb(
                     break
             end = end or clock.spent() + _TIMING * clock.seconds
             speed = tokens / seconds_a_step(setup)
+        held_out = setup.store.manifest["splits"]["held_out"]["tokens"]
+        clock.pause = held_out / speed / 3  # the forward pass alone
         tokens = speed * max(clock.left(), 0.0)
         rungs.append(rung._replace(speed=speed, tokens=tokens))
         if tokens < rung.wanted:
@@ -273,7 +275,7 @@ def _finished(
     }
     config = _of_shape(load, choices, rung.shape, **more)
     seconds = config.train.batch * length / rung.speed
-    steps = int(clock.left() / seconds)
+    steps = int((clock.left() - clock.pause) / seconds)
     if steps < LEAST_STEPS:
         least = clock.seconds - clock.left() + 2 * LEAST_STEPS * seconds
         raise PlmjaxError(
@@ -281,10 +283,13 @@ def _finished(
             f"training steps here, after {duration(clock.spent())} for the start.",
             hint=f"At least {math.ceil(least / 6) / 10:g} minutes make sense.",
         )
-    return with_steps(config, steps, seconds)
+    evaluations = min(int(clock.left() / 10 / clock.pause), 6)
+    return with_steps(config, steps, seconds, evaluations)
 
 
-def with_steps(config: RunConfig, steps: int, seconds: float) -> RunConfig:
+def with_steps(
+    config: RunConfig, steps: int, seconds: float, evaluations: int = 5
+) -> RunConfig:
     """Returns the config of so many steps of so many seconds, with its intervals."""
     kept = dataclasses.replace(config.train.schedule, kind="linear", ends=())
     warm = max(warmup_steps(kept, steps), 1)
@@ -294,7 +299,7 @@ def with_steps(config: RunConfig, steps: int, seconds: float) -> RunConfig:
         steps=steps,
         epochs=None,
         schedule=schedule,
-        evaluate_every_steps=max(steps // 6, 1),
+        evaluate_every_steps=steps // max(evaluations, 1) + 1,
         checkpoint_every_steps=max(min(steps // 3, int(300 / seconds)), 1),
         log_every_steps=max(min(steps // 50, 10), 1),
     )
