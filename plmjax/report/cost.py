@@ -154,7 +154,6 @@ def disk_line(training: Training, state: State) -> str:
     """Returns what checkpoints need on disk."""
     size, kept = tree.size_in_bytes(state), training.config.keep_checkpoints + 1
     return (
-        f"A checkpoint has {size / 1e6:,.1f} MB; up to {kept} are kept, the best among "
-        f"them: {size * kept / 1e6:,.1f} MB. The exported weights have "
-        f"{tree.size_in_bytes(state.params) / 1e6:,.1f} MB."
+        f"Disk: {size / 1e6:,.1f} MB a checkpoint, of which up to {kept} are kept; "
+        f"{tree.size_in_bytes(state.params) / 1e6:,.1f} MB of exported weights."
     )
