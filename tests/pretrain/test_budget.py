@@ -205,6 +205,3 @@ def test_a_command_with_minutes_trains_and_exports(tmp_path):
     assert json.loads((run / "scores.json").read_text())["step"] == steps
     assert (run / "export" / "model.safetensors").exists()
     assert "1 x 64" in given.stdout and "1,024 wordpiece" in given.stdout
-    # Nothing of the time is left for a resumed run.
-    more = run_cli("pretrain", minutes, where)
-    assert more.returncode == 0 and f"{steps:,} of {steps:,} steps done" in more.stdout
