@@ -72,7 +72,7 @@ from plmjax.train.config import (
 from plmjax.train.job import initialise, step_for
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.pruning import make_pruning
-from plmjax.train.schedule import make_schedule
+from plmjax.train.schedule import make_schedule, moved_share
 from plmjax.workdir import RunConfig, Workdir
 
 BLOCKS = {
@@ -967,6 +967,14 @@ SCHEDULES = {
         {"kind": kind, "final_percent": 30.0} for kind in ("linear", "cosine", "wsd")
     ],
 }
+
+
+@row("schedule.ends")
+def _():
+    config = ScheduleConfig(warmup_steps=2, ends=((2, 10), (6, 8)))
+    shares = [moved_share(config, config.ends, step) for step in range(9)]
+    expected = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.0]
+    np.testing.assert_allclose(shares, expected)
 
 
 @row(*(f"schedule.{name}" for name in SCHEDULES))

@@ -49,8 +49,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
             lambda blocks: _task_table(setup, mesh, blocks),
             lambda batch: _first_row(setup, batch),
             compiles,
-            setup.batches.steps,
-            NOTHING,
+            epoch=setup.batches.steps,
+            asked=NOTHING,
         )
 
 

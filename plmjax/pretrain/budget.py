@@ -41,6 +41,7 @@ TOKENS_A_WEIGHT = 5
 # Share of the budget for timing models, and for preparing text, of which a core is
 # assumed to prepare so many bytes a second.
 _TIMING, _PREPARING, _BYTES_A_SECOND = 0.15, 0.1, 1.5e6
+_LEAST_BYTES = 5e6
 _TIMED_STEPS = 6
 # Fewer steps teach nothing, and so do not make sense.
 LEAST_STEPS = 50
@@ -109,8 +110,8 @@ def vocabulary(corpus: Corpus) -> int:
 
 
 def held_out_percent(size: int) -> float:
-    """Returns the percentage of the text to keep apart: of 300 kB, .1 to 5 %."""
-    return round(min(max(100 * 3e5 / max(size, 1), 0.1), 5.0), 2)
+    """Returns the percentage of the text to keep apart: of 100 kB, .1 to 5 %."""
+    return round(min(max(1e7 / size, 0.1), 5.0), 2)
 
 
 def model_of(layers: int, width: int) -> dict[str, Any]:
@@ -132,8 +133,8 @@ def rows_for(tokens: float, length: int, devices: int) -> int:
     1,024 tokens a step for two million, and more by the square root: what a model
     learns first depends on the number of updates.
     """
-    wanted = 1024 * math.sqrt(max(tokens, 1) / 2e6) / length / devices
-    return devices * 2 ** max(round(math.log2(max(wanted, 1))), math.ceil(3 / devices))
+    wanted = max(1024 * math.sqrt(tokens / 2e6) / length, 8)
+    return devices * 2 ** max(round(math.log2(wanted / devices)), 0)
 
 
 def rate_for(width: int) -> float:
@@ -179,6 +180,7 @@ def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
     corpus, choices = None, {}
     if base.data.store is None:
         most = _PREPARING * clock.seconds * _BYTES_A_SECOND * machine.cores()
+        most = max(most, _LEAST_BYTES)
         sources = mixtures.open_sources(base.data)
         corpus = look(mixtures.documents(base.data, sources), most)
         choices = _text_choices(corpus)
@@ -190,7 +192,7 @@ def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
     rungs = _climb(load, choices, workdir, mesh, clock)
     rung = chosen(rungs)
     config = _finished(load, choices, rung, mesh.size, clock)
-    for part in _explained(config, base, corpus, rungs, clock):
+    for part in _explained(config, corpus, rungs, clock):
         console().print(part)
     return config
 
@@ -243,7 +245,9 @@ def _climb(
             phase = setup.loader.phases[0]
             tokens = phase.batch * phase.plan.length * phase.plan.fill
             flops = setup.flops(0) / tokens
-            rung = Rung(shape, config, weights_of(setup.encoder), flops)
+            encoder = setup.encoder
+            real = encoder.layers, encoder.width
+            rung = Rung(real, config, weights_of(encoder), flops)
             if rungs:  # at as many FLOPs a second as the last one
                 last = rungs[-1]
                 guess = last.speed * last.flops / flops * clock.left()
@@ -251,6 +255,8 @@ def _climb(
                     break
             end = end or clock.spent() + _TIMING * clock.seconds
             speed = tokens / seconds_a_step(setup)
+        held_out = setup.store.manifest["splits"]["held_out"]["tokens"]
+        clock.pause = held_out / speed / 3  # the forward pass alone
         tokens = speed * max(clock.left(), 0.0)
         rungs.append(rung._replace(speed=speed, tokens=tokens))
         if tokens < rung.wanted:
@@ -266,14 +272,14 @@ def _finished(
     Raises:
       PlmjaxError: there are too few of them.
     """
-    length, width = rung.config.data.length, rung.config.model.width or rung.shape[1]
+    length = rung.config.data.length
     more = {
         "batch": rows_for(rung.tokens, length, devices),
-        "optimizer": {"learning_rate": rate_for(width)},
+        "optimizer": {"learning_rate": rate_for(rung.shape[1])},
     }
     config = _of_shape(load, choices, rung.shape, **more)
     seconds = config.train.batch * length / rung.speed
-    steps = int(clock.left() / seconds)
+    steps = int((clock.left() - clock.pause) / seconds)
     if steps < LEAST_STEPS:
         least = clock.seconds - clock.left() + 2 * LEAST_STEPS * seconds
         raise PlmjaxError(
@@ -281,10 +287,13 @@ def _finished(
             f"training steps here, after {duration(clock.spent())} for the start.",
             hint=f"At least {math.ceil(least / 6) / 10:g} minutes make sense.",
         )
-    return with_steps(config, steps, seconds)
+    evaluations = min(int(clock.left() / 10 / clock.pause), 6)
+    return with_steps(config, steps, seconds, evaluations)
 
 
-def with_steps(config: RunConfig, steps: int, seconds: float) -> RunConfig:
+def with_steps(
+    config: RunConfig, steps: int, seconds: float, evaluations: int = 5
+) -> RunConfig:
     """Returns the config of so many steps of so many seconds, with its intervals."""
     kept = dataclasses.replace(config.train.schedule, kind="linear", ends=())
     warm = max(warmup_steps(kept, steps), 1)
@@ -294,7 +303,7 @@ def with_steps(config: RunConfig, steps: int, seconds: float) -> RunConfig:
         steps=steps,
         epochs=None,
         schedule=schedule,
-        evaluate_every_steps=max(steps // 6, 1),
+        evaluate_every_steps=steps // max(evaluations, 1) + 1,
         checkpoint_every_steps=max(min(steps // 3, int(300 / seconds)), 1),
         log_every_steps=max(min(steps // 50, 10), 1),
     )
@@ -302,75 +311,47 @@ def with_steps(config: RunConfig, steps: int, seconds: float) -> RunConfig:
 
 
 def _explained(
-    config: RunConfig,
-    base: RunConfig,
-    corpus: Corpus | None,
-    rungs: Sequence[Rung],
-    clock: Clock,
+    config: RunConfig, corpus: Corpus | None, rungs: Sequence[Rung], clock: Clock
 ) -> list:
     """Returns tables of the models that were timed, and of each choice and why."""
-    train, model, rung = config.train, config.model, chosen(rungs)
+    train, data, rung = config.train, config.data, chosen(rungs)
     timed = [
         [
-            f"{r.config.model.layers} x {r.config.model.width}",
+            "{} x {}".format(*r.shape),
             f"{r.weights:,}",
             f"{r.speed:,.0f}",
-            f"{r.tokens / 1e6:,.1f}M",
-            f"{r.wanted / 1e6:,.1f}M" + " <" * (r is rung),
+            f"{r.tokens / 1e6:,.1f}M of {r.wanted / 1e6:,.1f}M",
         ]
         for r in rungs
     ]
-    columns = ("layers x width", "weights", "tokens/s", "tokens in time", "wanted")
-    tokens = train.batch * config.data.length
-    text = "prepared before" if corpus is None else f"{corpus.size / 1e6:,.1f} MB"
-    why = ""
+    columns = ("layers x width", "weights", "tokens/s", "tokens in time, of wanted")
+    text, why = "prepared before", ""
     if corpus is not None:
-        why = f"{corpus.documents:,} documents, {corpus.characters:,} characters"
-        if corpus.cut:
-            why += f"; only the first: more takes over {_PREPARING:.0%} of the time"
+        text = f"{corpus.size / 1e6:,.1f} MB, {corpus.documents:,} documents"
+        why = f"its first; more takes over {_PREPARING:.0%} of the time" * corpus.cut
+    pieces = f"{config.tokenizer.vocab_size:,} {config.tokenizer.kind}"
+    tokens = f"{train.batch} rows, {train.batch * data.length:,} tokens"
     rows = [
         ("text", text, why),
-        (
-            "vocabulary",
-            f"{config.tokenizer.vocab_size:,} {config.tokenizer.kind}",
-            "8,192 for 10 MB, twice for 100; 1.5 times the characters",
-        ),
+        ("held out", f"{data.held_out_percent:g} %", "100 kB, .1 to 5 %"),
+        ("vocabulary", pieces, "8,192 for 10 MB, twice as many for 100"),
         (
             "model",
-            f"{model.preset} {model.layers} x {model.width}",
-            f"the largest timed that sees {TOKENS_A_WEIGHT} tokens a weight, or the "
-            "first",
+            timed[rungs.index(rung)][0],
+            "the largest with tokens enough, or 1st",
         ),
-        ("length", f"{config.data.length}", "short rows learn most in a given time"),
-        (
-            "batch",
-            f"{train.batch} rows, {tokens:,} tokens",
-            "many small updates first; grows with the root of the tokens",
-        ),
-        (
-            "rate",
-            f"{train.optimizer.learning_rate:g}",
-            "2e-3 to width 256, then falls with its root",
-        ),
-        (
-            "schedule",
-            f"linear to 0, about {train.steps:,} steps",
-            "its end moves to when the time is up",
-        ),
-        (
-            "held out",
-            f"{config.data.held_out_percent:g} %",
-            f"measured every {train.evaluate_every_steps:,} steps",
-        ),
+        ("length", f"{data.length}", "short rows learn most in a given time"),
+        ("batch", tokens, "many small updates first; more with the tokens"),
+        ("rate", f"{train.optimizer.learning_rate:g}", "2e-3 to width 256, then less"),
+        ("steps", f"about {train.steps:,}", "linear to 0, which moves with the time"),
+        ("evaluated", f"every {train.evaluate_every_steps:,}", "a tenth of the time"),
     ]
-    budget = f"A budget of {duration(clock.seconds)}"
-    heard = f"{machine.cores()} cores" if jax.default_backend() == "cpu" else ""
+    spent = f"{duration(clock.spent())} spent, {duration(clock.after)} for the export"
     return [
-        as_table(f"Models timed here ({heard or jax.devices()[0]})", columns, timed),
+        as_table(f"Models timed on {jax.devices()[0].device_kind}", columns, timed),
         as_table(
-            f"{budget}: {duration(clock.spent())} spent, {duration(clock.after)} kept "
-            "for the export",
-            ("choice", "", "why"),
+            f"A budget of {duration(clock.seconds)}: {spent}",
+            ("choice", "", "why, unless the config sets it"),
             rows,
         ),
     ]

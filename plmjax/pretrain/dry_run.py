@@ -58,8 +58,8 @@ def dry_run(
             lambda blocks: _plan_table(setup, blocks),
             functools.partial(row_as_seen, setup.objective, setup.tokenizer),
             compiles,
-            setup.loader.phases[0].plan.rows / setup.loader.phases[0].batch,
-            asked,
+            epoch=setup.loader.phases[0].plan.rows / setup.loader.phases[0].batch,
+            asked=asked,
         )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,10 @@ def pretrain(
             return finish(setup, result, log)
 
 
-def _ending(config: RunConfig, ends: Sequence) -> RunConfig:
+def _ending(config: RunConfig, ends: tuple) -> RunConfig:
     """Returns the config with which a run without a clock repeats these ends."""
-    pairs = tuple(map(tuple, ends))
-    schedule = dataclasses.replace(config.train.schedule, ends=pairs)
-    train = dataclasses.replace(config.train, steps=pairs[-1][1], schedule=schedule)
+    schedule = dataclasses.replace(config.train.schedule, ends=ends)
+    train = dataclasses.replace(config.train, steps=ends[-1][1], schedule=schedule)
     return dataclasses.replace(config, train=train)
 
 

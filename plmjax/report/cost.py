@@ -12,7 +12,7 @@ from plmjax import PlmjaxError, tree
 from plmjax.console import as_table, duration
 from plmjax.models.flops import encoder_parts
 from plmjax.train.job import Training, initialise
-from plmjax.train.metrics import PEAK_FLOPS
+from plmjax.train.metrics import PEAK_FLOPS, peak_of_kind
 from plmjax.train.step import State
 from plmjax.train.timing import run_steps
 from plmjax.train.topologies import CHIPS
@@ -56,13 +56,10 @@ def peak_of(device: str) -> tuple[float, int]:
       PlmjaxError: it is not known, or the number is none.
     """
     name, _, count = device.partition(":")
-    peaks = {kind.lower().split()[-1]: peak for kind, peak in PEAK_FLOPS.items()}
-    peaks |= {
-        name: peak
-        for name, chip in CHIPS.items()
-        for kind, peak in PEAK_FLOPS.items()
-        if chip.kind.startswith(kind)
+    peaks: dict[str, Any] = {
+        kind.lower().split()[-1]: peak for kind, peak in PEAK_FLOPS.items()
     }
+    peaks |= {name: peak_of_kind(chip.kind) for name, chip in CHIPS.items()}
     known = sorted(peaks.keys() - {"lite"})
     if name not in known or not (count or "1").isdecimal() or not int(count or 1):
         raise PlmjaxError(
@@ -116,7 +113,9 @@ def time_steps(training: Training, compiled: Any, state: State) -> list[float]:
     )
     made = jax.jit(make, out_shardings=shardings)(first)
     batches = iter([batch] * (TIMED + 1))
-    _, timed = run_steps(compiled, made, frozen, batches, training.mesh, TIMED + 1)
+    _, timed = run_steps(
+        compiled, made, frozen, batches, mesh=training.mesh, steps=TIMED + 1
+    )
     return timed.steps_s[-TIMED:]
 
 
@@ -154,7 +153,6 @@ def disk_line(training: Training, state: State) -> str:
     """Returns what checkpoints need on disk."""
     size, kept = tree.size_in_bytes(state), training.config.keep_checkpoints + 1
     return (
-        f"A checkpoint has {size / 1e6:,.1f} MB; up to {kept} are kept, the best among "
-        f"them: {size * kept / 1e6:,.1f} MB. The exported weights have "
-        f"{tree.size_in_bytes(state.params) / 1e6:,.1f} MB."
+        f"Disk: {size / 1e6:,.1f} MB a checkpoint, of which up to {kept} are kept; "
+        f"{tree.size_in_bytes(state.params) / 1e6:,.1f} MB of exported weights."
     )

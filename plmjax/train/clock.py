@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,7 +17,7 @@ class Clock:
     seconds: float
     began: float
     after: float = 0.0
-    write: Callable[[Sequence], Any] = lambda ends: None
+    write: Callable[[tuple], Any] = lambda ends: None
     # Seconds of one step, and of the last pause (evaluation and checkpoint).
     step: float | None = None
     pause: float = 0.0

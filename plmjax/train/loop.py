@@ -49,7 +49,7 @@ class Progress:
     Seconds of training and tokens since the first step; for the steps since the last
     record of metrics: sums, number, tokens, FLOPs and seconds; the last losses, to
     detect spikes; the batches that are left out (see rollback.py); of a training with a
-    clock the ends it was aimed at (train.schedule.ends), and the seconds it has spent.
+    clock the seconds that it has spent.
     """
 
     seconds: float = 0.0
@@ -61,7 +61,6 @@ class Progress:
     window_seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)
     skips: list[list[int]] = dataclasses.field(default_factory=list)
-    ends: list[list[int]] = dataclasses.field(default_factory=list)
     spent: float = 0.0
 
     @classmethod
@@ -171,6 +170,7 @@ class Fit:
         processes.run_on_all(lambda: memory.check_state(training, self.shapes, log))
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
+        self.ends = self.config.schedule.ends
         self.state = self._first_or_saved_state()
         # `now` counts all steps, `turn` those since this process started.
         self.now = self.start = int(self.state.step)
@@ -183,9 +183,6 @@ class Fit:
         # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
-        schedule = self.config.schedule
-        if not schedule.ends or not self.progress.ends:
-            self.progress.ends = [list(pair) for pair in schedule.ends]
         if training.clock is not None:
             training.clock.began -= self.progress.spent
         # The steps and seconds of training at the last aim, and the step of the next.
@@ -223,8 +220,8 @@ class Fit:
             self.checkpoints.load(saved, self.shapes),
             Progress.of(meta),
         )
-        if saved >= (steps := (self.progress.ends or [[0, training.steps]])[-1][1]):
-            done = f"{saved:,} of {steps:,} steps"
+        if saved >= self.steps:
+            done = f"{saved:,} of {self.steps:,} steps"
             self.log(f"{training.directory} is finished: {done} done.")
         else:
             self.log(f"Going on from step {saved:,}.")
@@ -233,8 +230,7 @@ class Fit:
     @property
     def steps(self) -> int:
         """The number of steps, as far as is known."""
-        ends = self.progress.ends
-        return ends[-1][1] if ends else self.training.steps
+        return self.ends[-1][1] if self.ends else self.training.steps
 
     def begin(self) -> None:
         """Makes up for an evaluation that a signal interrupted in the last start."""
@@ -271,9 +267,9 @@ class Fit:
             self.display.announce(self.now, "compiling")
             self.compiled_for = shapes
         rate = {}
-        if ends := self.progress.ends:
-            peak, schedule = self.config.optimizer.learning_rate, self.config.schedule
-            rate["rate"] = np.float32(peak * moved_share(schedule, ends, self.now))
+        if self.ends:
+            share = moved_share(self.config.schedule, self.ends, self.now)
+            rate["rate"] = np.float32(self.config.optimizer.learning_rate * share)
         self.state, metrics = self.train_step(self.state, training.frozen, rows, **rate)
         if compiles:
             self.display.announce(self.now, "")
@@ -292,19 +288,18 @@ class Fit:
         clock, schedule = self.training.clock, self.config.schedule
         if clock is None or not self.next_aim <= self.now < self.steps:
             return
-        before, self.aimed = self.aimed, (self.now, self.progress.seconds)
-        if before is None:
+        last, self.aimed = self.aimed, (self.now, self.progress.seconds)
+        if last is None:
             self.next_aim = self.now + 2 * _COMPILED
             return
-        clock.measured(self.progress.seconds - before[1], self.now - before[0])
+        clock.measured(self.progress.seconds - last[1], self.now - last[0])
         left = clock.steps_left(self.config.evaluate_every_steps)
         left = processes.broadcast_from_first(left)
         self.next_aim = self.now + max(left // 8, 1)
         warm = schedule.warmup_steps or 0
-        if self.now < warm:  # nothing has fallen yet
-            self.progress.ends = [[warm, max(self.now + left, warm + 1)]]
-        else:
-            self.progress.ends = [*self.progress.ends, [self.now, self.now + left]]
+        begin, end = max(self.now, warm), self.now + left
+        before = tuple(pair for pair in self.ends if pair[0] < begin)
+        self.ends = (*before, (begin, max(end, begin + 1)))
         self.display.resize(self.steps)
 
     def pause(self) -> None:
@@ -449,7 +444,7 @@ class Fit:
         if (clock := self.training.clock) is not None:
             self.progress.spent = clock.spent()
             if jax.process_index() == 0:
-                clock.write(self.progress.ends)
+                clock.write(self.ends)
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]

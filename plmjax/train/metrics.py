@@ -32,7 +32,11 @@ PEAK_FLOPS = {
 
 def peak_flops(device: Any = None) -> float | None:
     """Returns the peak FLOP/s of a device, None if unknown; by default, of ours."""
-    kind = (device or jax.devices()[0]).device_kind
+    return peak_of_kind((device or jax.devices()[0]).device_kind)
+
+
+def peak_of_kind(kind: str) -> float | None:
+    """Returns the peak FLOP/s of a device of jax's kind, None if unknown."""
     matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return matches[0] if matches else None
 
