@@ -121,7 +121,7 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_delays_nobody(
         raise ConnectionError(f"no route to https://me:{CANARY}@host")
 
     fakes["trackio"].log = fail
-    fakes["wandb"].log = lambda values: hold.wait(30)
+    fakes["wandb"].log = lambda values: hold.wait(10)
     monkeypatch.setattr(trackers, "_CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(trackers, "_WAITING", 3)
     sys.modules["mlflow"].MlflowClient = lambda where: 1 / 0
@@ -131,10 +131,15 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_delays_nobody(
     for step in range(2, 9):
         writer.write("train", step, {"loss": 1.0})
     writer.close()
+    slow: list[str] = []
+    writer = MetricWriter(run, ("wandb",), 8, slow.append)
+    writer.write("train", 9, {"loss": 1.0})
+    writer.close()
     hold.set()
+    assert "wandb gets no more records: it has not ended" in slow[0]
     assert sorted(line.split()[1] for line in said) == ["mlflow", "trackio", "wandb"]
     assert CANARY not in " ".join(said) and "https://host" in " ".join(said)
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 9
 
 
 def test_a_tracker_that_is_missing_is_an_error_before_work(tmp_path, capsys):
