@@ -219,7 +219,10 @@ def test_the_right_spelling_is_named(verb, words, meant, error):
     ("words", "sentence"),
     [
         ("--wandb", "Metrics are in metrics.jsonl and tensorboard/ of the workdir"),
-        ("--config.report_to=wandb", "train.tensorboard=False turns the latter off."),
+        (
+            "--config.report_to=wandb",
+            "train.trackers=wandb,mlflow,trackio sends them there",
+        ),
         ("--model=bert-base", "--config=NAME chooses a recipe, and `plmjax import`"),
         # Nothing is near.
         ("--bogus=x", "has no option --bogus=x. `plmjax pretrain --help` lists them."),

@@ -51,20 +51,18 @@ class Examples:
         drawn = np.random.default_rng(seed).permutation(len(slots))[:count]
         self.slots = [(int(row), int(slot)) for row, slot in slots[np.sort(drawn)]]
 
-    def guess(self, model: Model | None = None, top: int = 3) -> tuple[list[str], int]:
+    def guess(self, top: int = 3) -> tuple[list[str], int]:
         """Returns the guesses, one line an example, and how many first ones are right.
 
-        `model` has other parameters. A piece is shown within its word, with the word's
-        other pieces as they were.
+        A piece is shown within its word, with the word's other pieces as they were.
         """
-        model = model or self.model
         rows = np.array([row for row, _ in self.slots])
         slots = np.array([[slot] for _, slot in self.slots])
         few = {name: array[rows] for name, array in self.batch.items()}
         # The vocabulary head runs only on the slots that are shown.
         few["mask_positions"] = np.take_along_axis(few["mask_positions"], slots, 1)
         lines, right = [], 0
-        guessed = guesses(model, model.params, few, top)
+        guessed = guesses(self.model, self.model.params, few, top)
         for (row, slot), (best,) in zip(self.slots, guessed, strict=True):
             right += best[0].piece == self.batch["labels"][row, slot]
             words = [(self._word(row, slot, g.piece), g.probability) for g in best]

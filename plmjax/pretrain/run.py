@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -298,34 +299,33 @@ def _keep_guesses(setup: PretrainSetup) -> Callable[[dict, int], None]:
 
     def keep(params: dict, step: int) -> None:
         view = with_head(_trained(setup, params, step).models(), "head")
-        made.extend([_examples(setup, params)] if not made else [])
-        if view is None or made[0] is None:
+        made.extend([] if made else [_examples(setup, params)])
+        if view is None or (one := made[0]) is None:
             return
         try:
-            before = setup.workdir.read(path.name, guesses=list)
-        except PlmjaxError:  # of an earlier version, or damaged
-            before = None
-        kept = {one["step"]: one for one in before["guesses"]} if before else {}
-        (one,), objective = made, setup.objective
-        lines, right = one.guess(view)
-        seen = masked_row_as_seen(objective, setup.tokenizer, one.batch)
-        texts = {"texts": one.texts(), "seen": seen, "causal": bool(one.shift)}
+            before = json.loads(path.read_text())["guesses"]
+            kept = {old["step"]: old for old in before}
+        except (OSError, ValueError, KeyError, TypeError):
+            kept = {}  # there is none, or of an earlier version
+        one.model = view
+        lines, right = one.guess()
         kept[step] = {"step": step, "lines": lines, "right": right}
-        guesses = [kept[step] for step in sorted(kept)]
+        seen = masked_row_as_seen(setup.objective, setup.tokenizer, one.batch)
+        texts = {"texts": one.texts(), "seen": seen, "causal": bool(one.shift)}
         with contextlib.suppress(OSError):  # no reason to stop the run
-            write_json(path, texts | {"guesses": guesses})
+            write_json(path, texts | {"guesses": [kept[at] for at in sorted(kept)]})
+        one.model = dataclasses.replace(view, params={})  # the host's memory
 
-    def all_processes(params: dict, step: int) -> None:
+    def on_first(params: dict, step: int) -> None:
+        if processes.is_first():
+            with sharding.alone():
+                keep(params, step)
+
+    def gather(params: dict, step: int) -> None:
         params = processes.gather_to_host(params)
+        processes.run_on_all(lambda: on_first(params, step))
 
-        def first() -> None:
-            if processes.is_first():
-                with sharding.alone():
-                    keep(params, step)
-
-        processes.run_on_all(first)
-
-    return all_processes
+    return gather
 
 
 def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:

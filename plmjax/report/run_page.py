@@ -218,7 +218,7 @@ def _differences(some: Sequence[Run]) -> Part:
 def _examples(some: Sequence[Run]) -> Iterator[Part]:
     """Yields what runs guessed for the same hidden words over time, and masked rows."""
     kept = [(run.name, run.read("examples.json")) for run in some]
-    kept = [(name, record) for name, record in kept if record.get("guesses")]
+    kept = [(n, r) for n, r in kept if {"guesses", "texts", "seen"} <= r.keys()]
     for name, record in kept[:_WITH_GUESSES]:
         steps = record["guesses"]
         steps = [

@@ -251,9 +251,9 @@ class TrainConfig(Block, prefix="train."):
     def tracker_names(self) -> tuple[str, ...]:
         """The trackers to write to, TensorBoard among them."""
         named = self.trackers
-        named = named.split(",") if isinstance(named, str) else named
-        first = ["tensorboard"] * self.tensorboard
-        return tuple(dict.fromkeys([*first, *(str(name).strip() for name in named)]))
+        names = named.split(",") if isinstance(named, str) else map(str, named)
+        names = [*["tensorboard"] * self.tensorboard, *map(str.strip, names)]
+        return tuple(dict.fromkeys(filter(None, names)))
 
     @property
     def averages(self) -> bool:

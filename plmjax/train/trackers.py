@@ -229,7 +229,8 @@ class _MLflow(_WandB):
             where = (root / "mlruns").as_uri()
         self._client, self.id = MlflowClient(where), saved
         if saved is not None:
-            return self._client.update_run(saved, "RUNNING")
+            self._client.update_run(saved, "RUNNING")
+            return
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "plmjax")
         known = self._client.get_experiment_by_name(title)
         at = known.experiment_id if known else self._client.create_experiment(title)
