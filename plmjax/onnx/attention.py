@@ -109,10 +109,10 @@ class View:
             ]
 
 
-def heads_of(model: Any, x: Value, path: str, *names: str) -> list[Value]:
-    """Projects x [B, L, H] to [B, N, L, D] by each name."""
+def heads_of(model: Any, x: Value, path: str, names: str) -> list[Value]:
+    """Projects x [B, L, H] to [B, N, L, D] by each of the names."""
     width = model.config.head_width
-    projected = [model.dense(x, f"{path}/{name}") for name in names]
+    projected = [model.dense(x, f"{path}/{name}") for name in names.split()]
     return [y.reshape(0, 0, -1, width).transpose(0, 2, 1, 3) for y in projected]
 
 
@@ -134,7 +134,7 @@ def weigh(query: Value, key: Value, bias: Any, width: int) -> Value:
 def full(model: Any, x: Value, path: str, view: View) -> Value:
     """Softmax attention to all keys that a token sees; [B, N, L, D]."""
     config, length, turns = model.config, view.rows.length, view.rotation
-    query, key, value = heads_of(model, x, path, "query", "key", "value")
+    query, key, value = heads_of(model, x, path, "query key value")
     query, key = rotate(query, turns, length), rotate(key, turns, length)
     groups = config.heads // (config.kv_heads or config.heads)
     if groups > 1:
@@ -144,7 +144,7 @@ def full(model: Any, x: Value, path: str, view: View) -> Value:
     if view.global_BL is None:
         return mixed
     # The global tokens see all of their document, by projections of their own.
-    key, value = heads_of(model, x, path, "global_key", "global_value")
+    key, value = heads_of(model, x, path, "global_key global_value")
     key = rotate(key, turns, length)
     if config.global_tokens == "first":
         x, length = x.cut(1, 0, 1), 1
@@ -157,10 +157,10 @@ def full(model: Any, x: Value, path: str, view: View) -> Value:
 def disentangled(model: Any, x: Value, path: str, view: View) -> Value:
     """Scores of contents and of distances (DeBERTa); [B, N, L, D]."""
     config, length = model.config, view.rows.length
-    query, key, value = heads_of(model, x, path, "query", "key", "value")
+    query, key, value = heads_of(model, x, path, "query key value")
     prefix = "" if config.share_position_projections else "position_"
-    names = (f"{prefix}query", f"{prefix}key")
-    tables = heads_of(model, model.distances.unsqueeze(0), path, *names)
+    names = f"{prefix}query {prefix}key"
+    tables = heads_of(model, model.distances.unsqueeze(0), path, names)
     # Distances 1 - L to L of the longest row, of which shorter ones have the middle.
     longest = config.max_length
     ahead_M = np.arange(2 * longest) - (longest - 1)
@@ -184,7 +184,7 @@ def disentangled(model: Any, x: Value, path: str, view: View) -> Value:
 def nystrom(model: Any, x: Value, path: str, view: View) -> Value:
     """Attention by landmarks, and a convolution of the values; [B, N, L, D]."""
     config, rows = model.config, view.rows
-    query, key, value = heads_of(model, x, path, "query", "key", "value")
+    query, key, value = heads_of(model, x, path, "query key value")
     if config.landmarks < config.max_length:
         mixed = _by_landmarks(config, rows, query, key, value)
     else:  # the exact softmax

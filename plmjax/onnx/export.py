@@ -35,14 +35,7 @@ _FILE_BYTES = 2_000_000_000  # protobuf's files end at 2^31
 _KINDS = {"head": "fill", "detector": "detect", "pair": "pair"}
 
 
-def export(
-    source: Path,
-    to: Path,
-    *,
-    checkpoint: str = "newest",
-    part: str | None = None,
-    log: Callable[[str], Any] = print,
-) -> Path:
+def export(source: Path, to: Path, log: Callable[[str], Any] = print) -> Path:
     """Writes a run, fine-tuning or Hugging Face folder as a folder with an ONNX graph.
 
     `to` gets onnx/model.onnx beside config and tokenizer, as optimum and
@@ -53,26 +46,15 @@ def export(
         ONNX, or the outputs differ from ours; then nothing is left behind.
     """
     files.check_new(to)
-    models = open_models(str(source), checkpoint)
-    if part is not None and part not in models:
-        raise PlmjaxError(
-            f"{source} has no model {part!r}.", hint=f"It has: {', '.join(models)}."
-        )
-    chosen = models if part is None else {part: models[part]}
-    for name, model in chosen.items():
+    models = open_models(str(source))
+    for model in models.values():
         check(model.encoder)
-        # Whatever a run was trained in, its weights are float32.
-        exact = dataclasses.replace(model.encoder, dtype="float32", remat=False)
-        chosen[name] = dataclasses.replace(model, encoder=exact)
-    with files.disk_errors(to), files.removed_unless_done(to):
-        for name, model in chosen.items():
-            folder = to / name if len(chosen) > 1 else to
-            length = longest_row(str(source), model)
-            largest = write_model(model, length, folder, _texts(source, model))
-            log(
-                f"Exported to {folder / FOLDER}, opset {OPSET}; its outputs are ours, "
-                f"within {largest:.1g}."
-            )
+    with files.disk_errors(to), files.replacing_folder(to) as new:
+        for name, model in models.items():
+            inner = name if len(models) > 1 else ""
+            length, texts = longest_row(str(source), model), _texts(source, model)
+            largest = write_model(model, length, new / inner, texts)
+            log(f"{to / inner}: opset {OPSET}, outputs are ours within {largest:.1g}.")
     return to
 
 
@@ -80,8 +62,8 @@ def _texts(source: Path, model: Model) -> dict[str, str]:
     """Returns the model card, and how a fine-tuned model reads its input."""
     texts = {CARD: f"# {model.name}\n\nExported by plmjax to ONNX.\n"}
     directory = finished(source) if is_finetuned(source) else source
-    folder = model_folders(directory).get(model.part)
-    for name in (CARD, TASK) if folder is not None else ():
+    folder = model_folders(directory).get(model.part, directory)
+    for name in (CARD, TASK):
         if (folder / name).is_file():
             texts[name] = (folder / name).read_text(encoding="utf-8")
     return texts
@@ -94,16 +76,16 @@ def write_model(
 
     `length` is that of the tokenizer's longest row, `texts` are further files.
     """
-    config, task = model.encoder, model.task
-    kind = "embed" if task is None else task.kind.replace("embeddings", "embed")
-    if task is None:
-        kind = next((k for h, k in _KINDS.items() if h in model.params), kind)
+    # Whatever a run was trained in, its weights are float32.
+    config = dataclasses.replace(model.encoder, dtype="float32", remat=False)
+    model, task = dataclasses.replace(model, encoder=config), model.task
+    kind = next((k for h, k in _KINDS.items() if h in model.params), "embed")
+    kind = kind if task is None or task.head is None else task.kind
     facts = {
         "kind": "next" if kind == "fill" and config.causal else kind,
         "labels": task.labels if task else (),
         "pooling": task.pooling if task else "mean",
         "causal": config.causal,
-        "token_types": config.token_types,
         "max_length": config.max_length,
         "length": length,
         # BigBird's blocks are counted in the row, with its padding.

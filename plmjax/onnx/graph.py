@@ -249,7 +249,7 @@ def build(
         scores = outputs["logits"][0].reshape(shape.cut(0, 0, 2))
         real = mask.reduce("Max", 2).to(bool)
         outputs = {"logits": (real.where(scores, OUT_OF_REACH), axes[:2])}
-    given = dict.fromkeys(names, axes)
+    given = {name: axes for name in names}
     return model.ops.model(
         given, outputs, {"plmjax_version": __version__} | (facts or {})
     )

@@ -123,4 +123,5 @@ class Session:
         # The last input is there only in models with several types.
         given = zip(self.session.get_inputs(), ours, strict=False)
         feed = {each.name: array.astype(np.int64) for each, array in given}
-        return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+        found: Any = self.session.run(None, feed)
+        return dict(zip(self.outputs, found, strict=True))

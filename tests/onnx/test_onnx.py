@@ -121,7 +121,7 @@ def test_each_family_has_the_logits_of_transformers(case):
 
 ALL = [(family, kind) for family in POOLERS["sequence"] for kind in TASKS]
 KEPT = [("bert", "choices"), ("bigbird", "answers"), ("eurobert", "late")]
-KEPT += [("modernbert", "tags"), ("longformer", "max"), ("distilbert", "classes")]
+KEPT += [("modernbert", "tags"), ("roberta", "max"), ("distilbert", "classes")]
 
 
 def has(family, kind):
@@ -153,7 +153,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", campaign([*VARIANTS], "second", "sentences", "turned"))
+@pytest.mark.parametrize("name", campaign([*VARIANTS], "second", "turned"))
 def test_what_only_plmjax_has(name, tmp_path):
     changes = {"family": "longformer"} | VARIANTS[name]
     if name == "convolved":
@@ -212,10 +212,6 @@ def test_models_of_two_parts_and_with_external_data(tmp_path, monkeypatch):
         assert session.kind == kind
         (logits,) = session.run(["the row of a matrix"])["logits"]
         assert np.isfinite(logits).all()
-    one = export(tmp_path / "hub", tmp_path / "one", part="generator")
-    assert Session(one).kind == "fill"
-    with pytest.raises(PlmjaxError, match="has no model 'teacher'"):
-        export(tmp_path / "hub", tmp_path / "other", part="teacher")
 
 
 def test_what_differs_from_ours_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
@@ -230,7 +226,7 @@ def test_what_differs_from_ours_is_refused_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(PlmjaxError, match="differs from ours by") as caught:
         export(hub, tmp_path / "to")
     assert caught.value.code == Exit.NUMERIC
-    assert not (tmp_path / "to").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
 
 
 def test_bad_input_is_refused_before_work(tmp_path, monkeypatch):
