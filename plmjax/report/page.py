@@ -147,8 +147,8 @@ figcaption { font-size: .95rem; }
 .annotation-text { paint-order: stroke; stroke: Canvas; stroke-width: .3em;
   stroke-linejoin: round; }
 mark { background: light-dark(#ffe3b8, #6b4a12); color: inherit; padding: 0 .15em; }
-.prose td { white-space: normal; text-align: left; min-width: 8rem;
-  vertical-align: top; }
+.prose td, .prose th { white-space: normal; text-align: left; vertical-align: top; }
+.prose td { min-width: 8rem; }
 .controls { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }
 a { color: inherit; }
 """
