@@ -29,14 +29,19 @@ def test_a_corpus_is_read_until_its_end_or_the_limit():
 
 @pytest.mark.parametrize(
     ("size", "characters", "pieces"),
-    [(1e7, 90, 8192), (1e8, 90, 16384), (1e5, 90, 2048), (4e6, 5000, 8192)],
+    [
+        (10**7, 90, 8192),
+        (10**8, 90, 16384),
+        (10**5, 90, 2048),
+        (4 * 10**6, 5000, 8192),
+    ],
 )
 def test_the_vocabulary_follows_the_text(size, characters, pieces):
     assert budget.vocabulary(budget.Corpus(size, 1, characters, False)) == pieces
 
 
 def test_what_is_held_out_is_enough_and_not_much():
-    sizes = (1e5, 1e7, 1e12)
+    sizes = (10**5, 10**7, 10**12)
     assert [budget.held_out_percent(size) for size in sizes] == [5.0, 1.0, 0.1]
 
 
