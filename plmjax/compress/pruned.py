@@ -103,8 +103,9 @@ class _Pruner:
         encoder = model.encoder
         if name == "layers":
             cut = sorted(self.order(value))
-            line = f"Layers: {', '.join(map(str, cut))} of {encoder.layers} are cut"
-            return prune.without_layers(model, cut), f"{line}, counted from 0."
+            line = f"Layers: {encoder.layers - value} of {encoder.layers} are left, "
+            line += f"without {', '.join(map(str, cut))} (counted from 0)."
+            return prune.without_layers(model, cut), line
         if name == "neurons":
             small = prune.without_neurons(model, self.scores(model), value)
             widths = f"{small.encoder.ffn_width:,} of {encoder.ffn_width:,}"

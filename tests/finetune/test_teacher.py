@@ -50,7 +50,7 @@ def setup_of(root, *overrides: str):
 
 def test_training_rows_come_with_the_scores_that_the_teacher_predicts(root):
     with one_device():
-        setup, _ = setup_of(root, "task.buckets=(12,)")
+        setup, _ = setup_of(root, "task.buckets=(8,10,12,14)")
         predictor = Predictor([str(root / "tagger")], ["length=16"])
         predicted = predictor.predict(setup.data.train)
     features, kind = setup.features["train"], KINDS["tags"]
@@ -60,8 +60,9 @@ def test_training_rows_come_with_the_scores_that_the_teacher_predicts(root):
         scores = np.float64(features.arrays["teacher"][index, at])
         expected = np.asarray(predicted[int(features.example[index])])
         np.testing.assert_allclose(kind.probabilities(scores), expected, atol=1e-5)
-    batch = setup.batches.batch(0)
-    assert batch["teacher"].shape[:2] == batch["tokens"].shape
+    batches = [setup.batches.batch(step) for step in range(setup.batches.steps)]
+    assert len({batch["tokens"].shape for batch in batches}) > 1
+    assert all(b["teacher"].shape[:2] == b["tokens"].shape for b in batches)
     assert len(setup.origin["teacher"]) == 32
 
 
