@@ -203,8 +203,8 @@ def _by_landmarks(
     """The product of three softmaxes and the values, as in models/nystrom.py."""
     count, width = config.landmarks, config.head_width
     stretch_BL = rows.index_L * count // rows.size_B1.at_least(count)
-    member_BML = stretch_BL.unsqueeze(1).equals(np.arange(count)[:, None])
-    member_B1ML = (member_BML & rows.mask_BL.unsqueeze(1).to(bool)).unsqueeze(1)
+    # Padding is beyond the last stretch, or in landmarks that no token sees.
+    member_B1ML = stretch_BL.unsqueeze(1, 2).equals(np.arange(count)[:, None])
     share_B1ML = member_B1ML.to(float)
     tokens_B1M1 = share_B1ML.reduce("Sum", 3, keep=True).at_least(1.0)
     query_M, key_M = ((share_B1ML @ y) / tokens_B1M1 for y in (query, key))

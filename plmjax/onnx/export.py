@@ -101,6 +101,7 @@ def write_model(
     large = sum(len(array.raw_data) for array in built.graph.initializer) > _FILE_BYTES
     data = f"{MODEL}_data" if large else None
     onnx.save_model(built, path, save_as_external_data=large, location=data)
+    del built  # as large as the model, and so are the two that are compared
     return max(_differences(model, Session(folder)))
 
 
