@@ -6,27 +6,32 @@ Legend: B rows, L tokens a row, V vocabulary, H width, T rows times tokens.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from plmjax import Exit, PlmjaxError
 from plmjax.data.task_batches import batches_in_order
 from plmjax.evaluate import predictions
 from plmjax.evaluate.batches import make_batches
 from plmjax.evaluate.model import Model, longest_row
 from plmjax.evaluate.texts import Contender, make_plan, row_arrays
 from plmjax.finetune.predict import Predictor, labelled_examples
-from plmjax.models import Platform, heads
+from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.global_tokens import with_room
 from plmjax.models.task_heads import task_logits
 from plmjax.tasks import KINDS
 from plmjax.tasks.features import make_features
+from plmjax.tasks.task import Task
+from plmjax.workdir import Workdir
 
 _BATCH = 16
 _LENGTHS = (16, 32, 64, 128, 256)  # of batches of rows that fit
+_DOCUMENTS = 2000  # of a run's own text, at most
 _WINDOWS = 400  # of text, in which words are hidden
 # A batch -> scores as task_logits gives them, or those of each token: of the vocabulary
 # [B, L, V], whether it was replaced [B, L], or its vector [B, L, H].
@@ -40,27 +45,40 @@ def run_by_jax(model: Model) -> Run:
     platform = Platform.of(jax.devices())
     params = jax.device_put(model.params)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def call(encoder, params, batch):
-        if model.task is not None:
-            given = (encoder, model.task, params, batch, None)
-            return task_logits(*given, platform=platform)
-        x_BLH = heads.encode(encoder, params, batch, None, platform)
-        x_TH, shape = x_BLH.reshape(-1, encoder.width), batch["tokens"].shape
-        if "detector" in params:
-            return heads.detector_logits(encoder, params, x_TH, platform).reshape(shape)
-        if "head" in params:
-            logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
-            return logits_TV.reshape(*shape, -1)
-        return x_BLH
-
     def run(batch):
         encoder = with_room(model.encoder, batch["tokens"], batch["segments"])
         names = ("tokens", "segments", "positions", "types")
+        given = {name: batch[name] for name in names}
         with jax.default_matmul_precision("highest"):
-            return np.asarray(call(encoder, params, {n: batch[n] for n in names}))
+            scores = _outputs(encoder, model.task, platform, params, given)
+        return _finite(np.asarray(scores))
 
     return run
+
+
+# Shared by models of one shape.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _outputs(encoder: EncoderConfig, task: Task | None, platform, params, batch) -> Any:
+    if task is not None:
+        return task_logits(encoder, task, params, batch, None, platform=platform)
+    x_BLH = heads.encode(encoder, params, batch, None, platform)
+    x_TH, shape = x_BLH.reshape(-1, encoder.width), batch["tokens"].shape
+    if "detector" in params:
+        return heads.detector_logits(encoder, params, x_TH, platform).reshape(shape)
+    if "head" in params:
+        logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
+        return logits_TV.reshape(*shape, -1)
+    return x_BLH
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise PlmjaxError(
+            "an output of the compressed model is not finite.",
+            hint="Leave this format out.",
+            code=Exit.NUMERIC,
+        )
+    return scores
 
 
 def run_by_onnx(file: Path) -> Run:
@@ -77,11 +95,21 @@ def run_by_onnx(file: Path) -> Run:
             }
         by_name = session.score(batch)
         if session.kind == "answers":
-            return np.stack([by_name["start_logits"], by_name["end_logits"]], -1)
-        scores = next(by_name[name] for name in _OUTPUTS if name in by_name)
+            ends = [by_name["start_logits"], by_name["end_logits"]]
+            return _finite(np.stack(ends, -1))
+        scores = _finite(next(by_name[name] for name in _OUTPUTS if name in by_name))
         return scores.reshape(*shape[:-1], *scores.shape[1:]) if vectors else scores
 
     return run
+
+
+def own_documents(
+    run: str, model: Model, split: Literal["train", "held_out"] = "held_out"
+) -> Iterator[str]:
+    """Yields documents of a run's own text, as its tokenizer spells them."""
+    tokens = Workdir(run).store().split(split)
+    for begin, end in itertools.pairwise(tokens.offsets[: _DOCUMENTS + 1]):
+        yield model.tokenizer.decode(tokens.read(np.arange(begin, end))[0])
 
 
 class Labelled:
@@ -139,7 +167,7 @@ class Text:
     def __init__(self, folder: Path, model: Model, documents: Iterable[str]):
         """Raises PlmjaxError if the text has no word to hide."""
         self.guesses = "head" in model.params and "detector" not in model.params
-        self.metric = "hidden words" if self.guesses else None
+        self.metric = "hidden words" if self.guesses else "score"
         self.pad_id = model.tokenizer.pad_id
         contender = Contender(str(folder), model, longest_row(str(folder), model))
         self.rows = make_plan([contender], documents, _WINDOWS).rows[0]
@@ -174,3 +202,6 @@ class Text:
             x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (predicted, first)
         ]
         return 100 * float((unit[0] * unit[1]).sum(-1).mean())
+
+
+Part = Labelled | Text

@@ -7,7 +7,6 @@ Legend: B rows, L tokens a row, H width, N heads, V vocabulary, C choices.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx

@@ -160,6 +160,11 @@ class Answers(TaskKind):
         each = losses.symmetric_divergence(_by_end(p), _by_end(q))
         return jnp.mean(each, axis=-1)
 
+    def soft_loss(self, scores, teacher, temperature):
+        both = _by_end(scores), _by_end(teacher)
+        each = losses.softened_cross_entropy(*both, temperature)
+        return jnp.mean(each, axis=-1)
+
     def decode(self, config, features, examples, scored):
         """The best stretches of all windows; "no answer" has its lowest score."""
         assert features.spans is not None

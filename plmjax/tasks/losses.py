@@ -45,6 +45,17 @@ def cross_entropy(scores, labels, smoothing: float) -> jax.Array:
     return -jnp.sum(targets * logs, axis=-1)
 
 
+def softened_cross_entropy(scores, teacher, temperature: float) -> jax.Array:
+    """Returns [U] of scores and a teacher's scores [U, C], times temperature squared.
+
+    Hinton et al. 2015, arXiv:1503.02531. What cannot be chosen has no part in it.
+    """
+    teacher = jax.nn.softmax(teacher / temperature)
+    out = scores <= 0.5 * OUT_OF_REACH
+    logs = jnp.where(out, 0.0, jax.nn.log_softmax(scores / temperature))
+    return -(temperature**2) * jnp.sum(teacher * logs, axis=-1)
+
+
 def is_best(scores, labels) -> jax.Array:
     """Returns [U] float32, 1 where the class with the highest score is the label."""
     if labels.ndim == scores.ndim:

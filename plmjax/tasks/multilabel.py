@@ -76,6 +76,10 @@ class Multilabel(TaskKind):
         each = (jax.nn.sigmoid(p) - jax.nn.sigmoid(q)) * (p - q)
         return 0.5 * jnp.mean(each, axis=-1)
 
+    def soft_loss(self, scores, teacher, temperature):
+        targets = jax.nn.sigmoid(teacher / temperature)
+        return temperature**2 * self.loss(scores / temperature, targets, 0.0)
+
     def probabilities(self, scores):
         return 1 / (1 + np.exp(-scores))
 

@@ -96,6 +96,25 @@ class ScheduleConfig(Block, prefix="train.schedule."):
 
 
 @dataclasses.dataclass(frozen=True)
+class PruneConfig(Block, prefix="train.prune."):
+    """Pruning while a model trains; see pruning.py."""
+
+    # The share of the weights of each kernel of the layers that are 0 in the end.
+    sparsity: float = number(0.0, at_least=0, below=1)
+    # Between these shares of the steps weights are pruned, in so many stages.
+    begin_percent: float = number(0.0, at_least=0, at_most=100)
+    end_percent: float = number(50.0, at_least=0, at_most=100)
+    stages: int = number(20, at_least=1)
+    # Weights that are 0 stay 0, as in a model that was pruned before.
+    keep_zeros: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Whether zeros are kept; a schedule keeps those that it makes."""
+        return self.keep_zeros or self.sparsity > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig(Block, prefix="train."):
     """Length of training, batch size, and intervals."""
 
@@ -113,6 +132,7 @@ class TrainConfig(Block, prefix="train."):
     init_from: str | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    prune: PruneConfig = dataclasses.field(default_factory=PruneConfig)
     # Decay of an exponential moving average of the weights, which is then evaluated
     # and exported; none: no average.
     ema_decay: float | None = number(None, above=0, below=1)
@@ -173,6 +193,18 @@ class TrainConfig(Block, prefix="train."):
             f"train.ema_decay={decay} and train.average_from_percent={since} both set "
             "how weights are averaged.",
             "Give one of them.",
+        )
+        begin, end = self.prune.begin_percent, self.prune.end_percent
+        _require(
+            begin <= end,
+            f"train.prune.begin_percent={begin:g} is after end_percent={end:g}.",
+            "Prune from an earlier to a later share of the steps.",
+        )
+        _require(
+            not (self.prune.on and self.averages),
+            "train.prune makes weights 0, and an average of them over the steps "
+            "would not be 0.",
+            "Leave train.ema_decay and train.average_from_percent out.",
         )
 
     @property

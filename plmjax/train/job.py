@@ -16,6 +16,7 @@ from plmjax.objectives import Objective
 from plmjax.train import sharding
 from plmjax.train.config import TrainConfig
 from plmjax.train.optimizer import make_optimizer
+from plmjax.train.pruning import make_pruning
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, init_state, make_step
 
@@ -109,6 +110,7 @@ def step_for(
         ema_decay=config.ema_decay,
         average_from=config.average_from(steps),
         zero1=zero1,
+        prune=make_pruning(config.prune, steps),
     )
 
 

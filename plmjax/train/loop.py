@@ -359,10 +359,17 @@ class Fit:
         done = int(self.state.step)
         return self.training.score(weights_of(self.state), watched, done)
 
+    def rank(self) -> float:
+        """Returns the rank of the last scores; infinite before all is pruned."""
+        assert self.scores is not None
+        prune, done = self.config.prune, 100 * self.now / self.training.steps
+        if prune.sparsity and done < prune.end_percent:
+            return math.inf
+        return self.training.rank(self.scores)
+
     def is_best(self) -> bool:
         """Returns True if the last scores rank better than all saved steps."""
-        assert self.scores is not None
-        rank = self.training.rank(self.scores)
+        rank = self.rank()
         # The step that is being written may be the best so far.
         with self.watchdog.resting():
             self.checkpoints.wait(patient=False)
@@ -389,7 +396,7 @@ class Fit:
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]
-            meta["rank"] = self.training.rank(self.scores)
+            meta["rank"] = self.rank()
         ended = self.now == self.training.steps or self.over
         last = ended or self.stop.received is not None
         with self.watchdog.resting():  # saving has its time limit

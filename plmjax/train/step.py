@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from plmjax.objectives import Key, Objective
 from plmjax.train import sharding
+from plmjax.train.pruning import hold_zeros
 
 # Mesh axes that split the rows of a batch.
 ROW_AXES = ("data", "fsdp")
@@ -190,6 +191,7 @@ def make_step(
     ema_decay: float | None = None,
     average_from: int | None = None,
     zero1: bool = False,
+    prune: Callable | None = None,
 ) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
@@ -197,7 +199,8 @@ def make_step(
     The average is exponential with `ema_decay`, or the plain mean of the weights after
     each step from `average_from` on. An update is skipped and counted if its loss or
     gradient is not finite. With `zero1` the gradients, like the moments, are also
-    divided over the data axis.
+    divided over the data axis. prune(params, step) prunes the parameters after a step;
+    with it, zeros of the layers' kernels neither learn nor count in the gradient.
     """
 
     def share_of_newest(step):
@@ -212,14 +215,20 @@ def make_step(
         how = {"accumulation": accumulation, "zero1": zero1}
         summed = gradients(objective, mesh, state.params, frozen, **how)
         loss, metrics, grads = summed(state.params, frozen, batch, key)
+        if prune is not None:
+            grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = schedule(state.step)
 
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        if prune is not None:
+            params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        if prune is not None:  # after a skipped update, too: its stage may be the last
+            params = prune(params, state.step)
         average: Any = state.average
         if average is not None:
             share = share_of_newest(state.step)
