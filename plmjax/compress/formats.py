@@ -1,20 +1,19 @@
 """The formats of `plmjax compress`, by name."""
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plmjax import DataError, Exit, PlmjaxError, machine
-from plmjax.compress.score import Part
-from plmjax.console import ignore_line
+from plmjax.compress.pruned import write_pruned
+from plmjax.compress.score import Given
 from plmjax.data.layout import encode_texts, lay_out, plan_rows
 from plmjax.data.sources import SourceConfig, open_source
-from plmjax.evaluate.model import Model, longest_row
+from plmjax.evaluate.model import longest_row
 
 _ROWS = 200  # of calibration
 _LEAST_ROWS = 16
@@ -24,22 +23,6 @@ _INT8: dict[str, Any] = {
     "op_types_to_quantize": ["MatMul", "Gather"],
     "per_channel": True,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What a format may read beside the model's folder.
-
-    `name` is what the user calls the model, a run's workdir or a folder; `options` are
-    those of the command by name: data, calibrate and those that belong to a format;
-    `part` is what forms are scored on.
-    """
-
-    name: str
-    model: Model
-    options: Mapping[str, Any]
-    part: Part | None = None
-    log: Callable[[str], Any] = ignore_line
 
 
 # (what is given, a Hugging Face folder in float32, a path): writes the path, a folder,
@@ -153,13 +136,6 @@ def _folder_in(kind: str) -> Write:
     return write
 
 
-def _pruned(given: Given, source: Path, to: Path) -> None:
-    """The model without the heads, neurons, layers or weights that options name."""
-    from plmjax.compress.pruned import write_pruned  # which reads Given
-
-    write_pruned(given, source, to)
-
-
 # Those with a file in onnx/.
 GRAPHS: dict[str, tuple[str, Write]] = {
     "onnx": ("model.onnx", lambda given, source, to: None),
@@ -171,7 +147,7 @@ GRAPHS: dict[str, tuple[str, Write]] = {
 FOLDERS: dict[str, Write] = {
     "hf-float16": _folder_in("float16"),
     "hf-bfloat16": _folder_in("bfloat16"),
-    "prune": _pruned,
+    "prune": write_pruned,
 }
 
 

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.compress.formats import Given
 from plmjax.compress.prune import Loss
-from plmjax.compress.score import Text, own_documents
+from plmjax.compress.score import Given, Text, own_documents
 from plmjax.data.task_batches import batch_of
 from plmjax.evaluate.model import Model, is_run
 from plmjax.evaluate.texts import row_arrays

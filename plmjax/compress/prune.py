@@ -5,6 +5,7 @@ dense layer, B rows.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -16,57 +17,71 @@ import numpy as np
 from plmjax import PlmjaxError, tree
 from plmjax.evaluate.model import Model
 from plmjax.models import EncoderConfig
-from plmjax.train.pruning import map_kernels, smallest_zeroed, two_of_four
+from plmjax.train.pruning import kernels, map_kernels, smallest_zeroed, two_of_four
 
 # The loss of an encoder's parameters on a batch of rows.
 Loss = Callable[[EncoderConfig, dict, dict], jax.Array]
 # {block: [N] or [F]}, as "encoder/layer_0/attention" or "encoder/layer_0/ffn".
 Scores = Mapping[str, np.ndarray]
+_UNIT = 16  # rows of which a loss is computed at once
 _LAYER = re.compile(r"encoder/layer_(\d+)/(.*)")
 # The kernels that read the heads and the neurons of a block: a gate scales their rows.
 _GATED = re.compile(r"(.*/(?:attention|ffn))/(?:output|down)/kernel")
 
 
+def totals(model: Model) -> dict[str, int]:
+    """Returns how much there is to cut for each option."""
+    encoder, flat = model.encoder, tree.flatten(model.params)
+    attentions = sum(name.endswith("attention/output/kernel") for name in flat)
+    return {
+        "layers": encoder.layers,
+        "heads": attentions * encoder.heads,
+        "neurons": encoder.ffn_width,
+        "sparsity": sum(x.size for x in kernels(model.params)),
+    }
+
+
 def check(model: Model, asked: Mapping[str, Any]) -> None:
     """Raises PlmjaxError for {option: value} that cuts nothing, all, or cannot."""
-    encoder, flat = model.encoder, tree.flatten(model.params)
-    heads = sum(name.endswith("attention/output/kernel") for name in flat)
-    totals = {"heads": heads * encoder.heads, "neurons": encoder.ffn_width}
-    for name, share in asked.items():
-        if name == "layers" or share == "2:4":
+    encoder, whole = model.encoder, totals(model)
+    for name, value in asked.items():
+        if value == "2:4":
+            odd = [len(x) for x in kernels(model.params) if len(x) % 4]
+            if odd:
+                raise PlmjaxError(
+                    "--sparsity=2:4 needs kernels of a multiple of four inputs; "
+                    f"{model.name} has one of {odd[0]:,}.",
+                    hint="Give a share, as --sparsity=.5.",
+                )
             continue
-        count, total = round(share * totals.get(name, 10**9)), totals.get(name, 10**9)
-        if not 0 < count < total:
-            what = f" of {total:,}" if name in totals else ""
+        count = value if name == "layers" else round(value * whole[name])
+        if not 0 < count < whole[name]:
             raise PlmjaxError(
-                f"--{name}={share:g} would cut "
-                f"{f'none{what}' if 0 <= share < 0.5 else f'all{what}'}."
-                if 0 <= share <= 1
-                else f"--{name}={share:g} is no share.",
-                hint="Give a share above 0 and below 1 that cuts some and leaves some.",
+                f"--{name}={value:g} would cut {count:,} of {whole[name]:,}.",
+                hint=f"Give 1 to {whole[name] - 1}."
+                if name == "layers"
+                else "Give a share above 0 and below 1 that cuts some and leaves some.",
             )
-    layers = asked.get("layers", 1)
-    if "layers" in asked and not 0 < layers < encoder.layers:
+    separate = encoder.sharing == "none" or (encoder.sharing, encoder.groups) == (
+        "all",
+        1,
+    )
+    if "layers" in asked and not separate:
         raise PlmjaxError(
-            f"--layers={layers}: {model.name} has {encoder.layers} layers, of which 1 "
-            f"to {encoder.layers - 1} can be cut.",
+            f"--layers: the layers of {model.name} share parameters (model.sharing="
+            f"{encoder.sharing!r}, {encoder.groups} sets); none can be cut alone.",
+            hint="Leave --layers out.",
         )
-    if "layers" in asked and encoder.sharing != "none":
-        if (encoder.sharing, encoder.groups) != ("all", 1):
-            raise PlmjaxError(
-                f"--layers: the layers of {model.name} share parameters (model.sharing="
-                f"{encoder.sharing!r}, {encoder.groups} sets); none can be cut alone.",
-                hint="Leave --layers out.",
-            )
-    if asked.get("sparsity") == "2:4":
-        odd = []
-        map_kernels(lambda x: odd.append(len(x)) if len(x) % 4 else None, model.params)
-        if odd:
-            raise PlmjaxError(
-                f"--sparsity=2:4 needs kernels of a multiple of four inputs; "
-                f"{model.name} has one of {odd[0]:,}.",
-                hint="Give a share, as --sparsity=.5.",
-            )
+
+
+def _units(rows: Mapping[str, np.ndarray], size: int) -> dict[str, jax.Array]:
+    """Returns rows [N, ...] as units of `size`, [N // size, size, ...]."""
+    size = min(size, len(rows["tokens"]))
+    count = len(rows["tokens"]) // size
+    return {
+        name: jnp.asarray(x[: count * size]).reshape(count, size, *x.shape[1:])
+        for name, x in rows.items()
+    }
 
 
 def importance(
@@ -95,12 +110,7 @@ def importance(
             slopes[block] = jnp.abs(slope_I)
         return slopes
 
-    count = len(rows["tokens"]) // size
-    units = {
-        name: jnp.asarray(x[: count * size]).reshape(count, size, *x.shape[1:])
-        for name, x in rows.items()
-    }
-    slopes = jax.jit(lambda units: jax.lax.map(of_unit, units))(units)
+    slopes = jax.jit(lambda units: jax.lax.map(of_unit, units))(_units(rows, size))
     means = {block: np.asarray(x).mean(0) for block, x in slopes.items()}
     return {
         block: x / max(np.sqrt(np.square(x).sum()), 1e-30)
@@ -112,14 +122,19 @@ def importance(
 
 def weakest_layers(loss: Loss, rows: Mapping, model: Model, count: int) -> list[int]:
     """Returns layers to leave out, in order: each costs the least loss of the rest."""
-    judge, cut = jax.jit(loss, static_argnums=0), []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def judge(encoder: EncoderConfig, params: dict, units: dict) -> jax.Array:
+        return jnp.mean(jax.lax.map(lambda u: loss(encoder, params, u), units))
+
+    units, cut = _units(rows, _UNIT), []
     first = 1 if _keeps_first(model.encoder) else 0
     for _ in range(count):
         others = [i for i in range(first, model.encoder.layers) if i not in cut]
         losses = []
         for layer in others:
             smaller = without_layers(model, [*cut, layer])
-            losses.append(float(judge(smaller.encoder, smaller.params, rows)))
+            losses.append(float(judge(smaller.encoder, smaller.params, units)))
         cut.append(others[int(np.argmin(losses))])
     return cut
 
@@ -232,8 +247,6 @@ def _changed(model: Model, encoder: EncoderConfig, params: Mapping[str, Any]) ->
 
 
 def zero_share(model: Model) -> tuple[int, int]:
-    """Returns how many of a model's parameters are 0 and in its kernels, and all."""
-    flat = tree.flatten(model.params)
-    kernels = [np.asarray(x) for name, x in flat.items() if name.endswith("/kernel")]
-    zeros = sum(x.size - int(np.count_nonzero(x)) for x in kernels)
+    """Returns how many weights of the layers' kernels are 0, and all parameters."""
+    zeros = sum(x.size - int(np.count_nonzero(x)) for x in kernels(model.params))
     return zeros, tree.count(model.params)

@@ -1,15 +1,15 @@
 """The format `prune`: a smaller folder, or one with zeros, and the curve beside it."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from plmjax import PlmjaxError, tree
 from plmjax.compress import prune
-from plmjax.compress.formats import Given
 from plmjax.compress.judge import Judge, make_judge
-from plmjax.compress.score import run_by_jax
+from plmjax.compress.score import Given, run_by_jax
 from plmjax.console import as_lines, as_table
 from plmjax.evaluate.model import Model, longest_row, open_models
 from plmjax.files import write_json
@@ -103,15 +103,13 @@ class _Pruner:
         encoder = model.encoder
         if name == "layers":
             cut = sorted(self.order(value))
-            line = f"Layers: {', '.join(map(str, cut))} of {encoder.layers} are cut"
-            return prune.without_layers(model, cut), f"{line}, counted from 0."
+            line = f"Layers: {encoder.layers - value} of {encoder.layers} are left, "
+            line += f"without {', '.join(map(str, cut))} (counted from 0)."
+            return prune.without_layers(model, cut), line
         if name == "neurons":
             small = prune.without_neurons(model, self.scores(model), value)
-            left = small.encoder.ffn_width
-            return (
-                small,
-                f"Neurons: {left:,} of {encoder.ffn_width:,} are left a layer.",
-            )
+            widths = f"{small.encoder.ffn_width:,} of {encoder.ffn_width:,}"
+            return small, f"Neurons: {widths} are left in each layer."
         if name == "heads":
             heads = prune.weakest_heads(model, self.scores(model), value)
             each = ", ".join(f"{len(cut)}" for cut in heads.values())
@@ -129,11 +127,10 @@ class _Pruner:
 
     def curve(self, name: str) -> Iterator[tuple[float, float]]:
         """Yields (share that is left of a part, score of the model)."""
-        part, encoder = self.given.part, self.model.encoder
+        part = self.given.part
         if part is None:
             raise PlmjaxError("--curve needs a score.", hint="Give --data=FILE.")
-        total = {"layers": encoder.layers, "neurons": encoder.ffn_width}.get(name, 0)
-        total = encoder.layers * encoder.heads if name == "heads" else total or 10**9
+        total = prune.totals(self.model)[name]
         cuts: list[Any] = [x / 10 for x in range(1, 10) if 0 < round(x / 10 * total)]
         if name == "layers":
             self.order(total - 1)
@@ -151,15 +148,14 @@ class _Pruner:
 
 
 def _show(given: Given, curves: dict[str, list[tuple[float, float]]], to: Path) -> None:
-    metric = given.part.metric if given.part else "score"
+    metric = (given.part and given.part.metric) or "score"
     points = {name: dict(curve) for name, curve in curves.items()}
-    shares = sorted({left for some in points.values() for left in some}, reverse=True)
     rows = [
         (
             f"{left:.0%}",
-            *(f"{some[left]:.2f}" if left in some else "" for some in points.values()),
+            *(f"{p[left]:.2f}" if left in p else "" for p in points.values()),
         )
-        for left in shares
+        for left in sorted({*itertools.chain(*points.values())}, reverse=True)
     ]
     title = f"{metric.replace('_', ' ')} %, by what is left"
     given.log(as_lines(as_table(title, ["left", *curves], rows)))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, files, machine
-from plmjax.compress.formats import FOLDERS, GRAPHS, Given, parse_formats
+from plmjax.compress.formats import FOLDERS, GRAPHS, parse_formats
 from plmjax.compress.score import (
+    Given,
     Labelled,
     Part,
     Text,

@@ -5,9 +5,10 @@ All forms get the same batches, in float32 by jax, or by onnxruntime.
 Legend: B rows, L tokens a row, V vocabulary, H width, T rows times tokens.
 """
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from plmjax import Exit, PlmjaxError
+from plmjax.console import ignore_line
 from plmjax.data.task_batches import batches_in_order
 from plmjax.evaluate import predictions
 from plmjax.evaluate.batches import make_batches
@@ -205,3 +207,19 @@ class Text:
 
 
 Part = Labelled | Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a format may read beside the model's folder.
+
+    `name` is what the user calls the model, a run's workdir or a folder; `options` are
+    those of the command by name: data, calibrate and those that belong to a format;
+    `part` is what forms are scored on.
+    """
+
+    name: str
+    model: Model
+    options: Mapping[str, Any]
+    part: Part | None = None
+    log: Callable[[str], Any] = ignore_line

@@ -20,6 +20,7 @@ from plmjax.finetune.build import FinetuneSetup, digest_of, with_arrays
 from plmjax.interop.folder import check_is_folder
 from plmjax.models.global_tokens import with_room
 from plmjax.tasks.features import make_features
+from plmjax.tasks.task import Task
 from plmjax.train import sharding
 
 
@@ -73,46 +74,49 @@ def with_teacher(
 def _rows(setup: FinetuneSetup, teacher: Model, path: str) -> Features:
     """Returns the training rows as the teacher's tokenizer writes them."""
     task, config, ours = setup.task, setup.data.config, setup.features["train"]
-    theirs = teacher.task
-
-    def refusal(message: str, hint: str) -> PlmjaxError:
-        return PlmjaxError(
-            f"objective.teacher={path} {message}", hint=hint, code=Exit.MODEL
-        )
-
-    if theirs is None or (theirs.kind, theirs.labels) != (task.kind, task.labels):
-        what = "no head of a task" if theirs is None else f"a task of {theirs.kind}"
-        labels = ", ".join(theirs.labels) if theirs else ""
-        raise refusal(
-            f"has {what}{f' ({labels})' if labels else ''}; the student learns "
-            f"{task.kind} ({', '.join(task.labels)}).",
-            "Fine-tune the teacher on the same labels first.",
-        )
-    if config.rows == "packed" or setup.added.examples:
-        raise refusal(
-            "scores rows of one example, but task.rows='packed' or pseudo-labelled "
-            "examples make others.",
-            "Set --config.task.rows=single, without pseudo-labels.",
-        )
-    if config.length > teacher.encoder.max_length:
-        raise refusal(
-            f"has positions for {teacher.encoder.max_length} tokens, and task.length="
-            f"{config.length}.",
-            f"Set --config.task.length={teacher.encoder.max_length}.",
-        )
-    if teacher.tokenizer.digest == setup.model.tokenizer.digest:
-        return ours
-    features = make_features(
-        config, setup.data.train, teacher.tokenizer, setup.data.labels
+    theirs, tokenizer, most = (
+        teacher.task,
+        teacher.tokenizer,
+        teacher.encoder.max_length,
     )
-    per_token = ours.word is not None or ours.spans is not None
+
+    def check(right: bool, what: str, hint: str) -> None:
+        if not right:
+            message = f"objective.teacher={path} {what}."
+            raise PlmjaxError(message, hint=hint, code=Exit.MODEL)
+
+    def named(some: Task | None) -> str:
+        return f"{some.kind} ({', '.join(some.labels)})" if some else "no task"
+
+    check(
+        theirs is not None and (theirs.kind, theirs.labels) == (task.kind, task.labels),
+        f"has learnt {named(theirs)}, and the student learns {named(task)}",
+        "Fine-tune the teacher on the same labels first.",
+    )
+    check(
+        config.rows != "packed" and not setup.added.examples,
+        "scores rows of one example, but task.rows='packed' or pseudo-labelled "
+        "examples make others",
+        "Set --config.task.rows=single, without pseudo-labels.",
+    )
+    check(
+        config.length <= most,
+        f"has positions for {most} tokens, and task.length={config.length}",
+        f"Set --config.task.length={most}.",
+    )
+    if tokenizer.digest == setup.model.tokenizer.digest:
+        return ours
+    features = make_features(config, setup.data.train, tokenizer, setup.data.labels)
     hint = "Start the student from a model with the teacher's tokenizer"
-    if per_token:
-        why = f"a task of {task.kind} has scores for each token."
-        raise refusal(f"has another tokenizer, and {why}", f"{hint}.")
-    if not np.array_equal(features.example, ours.example):
-        why = f"makes {features.rows:,} rows where the student has {ours.rows:,}."
-        raise refusal(
-            f"has another tokenizer, and {why}", f"{hint}, or lengthen task.length."
-        )
+    check(
+        ours.word is None and ours.spans is None,
+        f"has another tokenizer, and a task of {task.kind} has scores for each token",
+        f"{hint}.",
+    )
+    check(
+        np.array_equal(features.example, ours.example),
+        f"has another tokenizer, and makes {features.rows:,} rows where the student "
+        f"has {ours.rows:,}",
+        f"{hint}, or lengthen task.length.",
+    )
     return features

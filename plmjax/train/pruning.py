@@ -28,6 +28,11 @@ def map_kernels(f: Callable, params, *others) -> dict:
     )
 
 
+def kernels(params) -> list:
+    """Returns the kernels of the layers."""
+    return [x for name, x in tree.flatten(params).items() if _KERNEL.fullmatch(name)]
+
+
 def smallest_zeroed(x_IO: jax.Array, share) -> jax.Array:
     """Returns a kernel whose smallest weights, a share of all, are 0."""
     order = jnp.argsort(jnp.abs(x_IO).ravel(), stable=True)

@@ -224,11 +224,11 @@ def test_a_smaller_folder_is_written_with_the_curve(tuned, small):
     "options, message",
     [
         ({}, "what to cut"),
-        ({"heads": 1.0}, "all of 4"),
-        ({"heads": 0.01}, "none of 4"),
-        ({"neurons": 1.5}, "no share"),
-        ({"sparsity": -0.1}, "no share"),
-        ({"layers": 2}, "has 2 layers, of which 1 to 1"),
+        ({"heads": 1.0}, "would cut 4 of 4"),
+        ({"heads": 0.01}, "would cut 0 of 4"),
+        ({"neurons": 1.5}, "would cut 48 of 32"),
+        ({"sparsity": -0.1}, "would cut -"),
+        ({"layers": 2}, "layers=2 would cut 2 of 2"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_before_any_work(
@@ -268,6 +268,6 @@ def test_transformers_loads_a_pruned_folder(small):
     with torch.no_grad():
         found = theirs(input_ids=torch.tensor(rows["tokens"], dtype=torch.long)).logits
     assert (
-        theirs.config.num_hidden_layers == 2 and theirs.config.intermediate_size == 24
+        theirs.config.num_hidden_layers == 1 and theirs.config.intermediate_size == 24
     )
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
