@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from plmjax import Exit
 from plmjax.cli.options import (
     at_least_one,
     json_option,
@@ -25,41 +26,32 @@ def add(verb) -> None:
     )
     model_option(added)
     added.add_argument("--to", required=True, metavar="DIR", help="the new folder")
-    added.add_argument(
-        "--format",
-        metavar="NAMES",
-        help="onnx, float16, int8, int8-static, hf-bfloat16, hf-float16 or prune; "
-        "several joined by commas; A+B: B of what A writes",
-    )
-    added.add_argument(
-        "--data",
-        metavar="FILE",
-        help="labelled examples of the model's task, or text, to score on (default: "
-        "the held-out part of the run)",
-    )
-    added.add_argument(
-        "--calibrate",
-        metavar="TEXTS",
-        help="text like that which the model will read, for int8-static",
-    )
-    added.add_argument(
-        "--target_ms",
-        type=float,
-        metavar="MS",
-        help="write the first format whose median latency is at most so long",
-    )
+    for option, metavar, kind, what in (
+        (
+            "--format",
+            "NAMES",
+            str,
+            "onnx, float16, int8, int8-static, hf-bfloat16, hf-"
+            "float16, prune; several joined by commas; A+B: B of what A writes",
+        ),
+        (
+            "--data",
+            "FILE",
+            str,
+            "labelled examples of the model's task, or text, to "
+            "score on (default: the run's held-out part)",
+        ),
+        ("--calibrate", "TEXTS", str, "text like that to be read, for int8-static"),
+        ("--target_ms", "MS", float, "write the first format as fast as this"),
+        ("--length", "TOKENS", int, "of the text that is timed (default: the median)"),
+    ):
+        added.add_argument(option, metavar=metavar, type=kind, help=what)
     added.add_argument(
         "--max_drop",
+        metavar="POINTS",
         type=float,
         default=1.0,
-        metavar="POINTS",
-        help="of the score that a format may lose to meet the target (default: 1)",
-    )
-    added.add_argument(
-        "--length",
-        type=int,
-        metavar="TOKENS",
-        help="of the text whose latency is measured (default: the median of the data)",
+        help="that the score may lose to meet the target (default: 1)",
     )
     _add_prune_options(added)
     json_option(added)
@@ -98,11 +90,13 @@ def _add_prune_options(added: argparse.ArgumentParser) -> None:
 def _compress(args) -> int:
     at_least_one(args, "length")
     start_jax()
-    from plmjax.compress.run import Unreached, as_text, compress
+    from plmjax.compress.run import as_text, compress
 
-    try:
-        result = compress(args.model, Path(args.to), vars(args), log)
-    except Unreached as error:
-        print_result(args, error.result, as_text)
-        raise
-    return print_result(args, result, as_text)
+    compress(
+        args.model,
+        Path(args.to),
+        vars(args),
+        show=lambda result: print_result(args, result, as_text),
+        log=log,
+    )
+    return Exit.OK

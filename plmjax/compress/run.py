@@ -2,17 +2,18 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plmjax import Exit, PlmjaxError, files, machine
-from plmjax.compress.formats import FOLDERS, GRAPHS, TRIED, Given, parse_formats
+from plmjax.compress.formats import FOLDERS, GRAPHS, parse_formats
 from plmjax.compress.score import (
+    Given,
     Labelled,
-    Run,
+    Part,
     Text,
     own_documents,
     run_by_jax,
@@ -32,16 +33,11 @@ from plmjax.evaluate.model import (
 from plmjax.pretrain.export import export as export_run
 from plmjax.workdir import Workdir
 
-_LENGTH = 32  # tokens of the text whose latency is measured, without a held-out part
+_LENGTH = 32  # tokens of the text that is timed, if there is no held-out part
+_CUTS = ("layers", "heads", "neurons", "sparsity")  # options of `prune`
 
 
-class Unreached(PlmjaxError):
-    """No format meets the target; `result` is the table."""
-
-    result: dict[str, Any]
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Forms:
     """Forms of the model in `source`, below `root`; each is written once."""
 
@@ -50,109 +46,112 @@ class _Forms:
     root: Path
 
     def folder(self, parts: tuple[str, ...]) -> Path:
-        """Returns the Hugging Face folder that these formats make, one of the other."""
-        if not parts:
-            return self.source
+        """Returns the Hugging Face folder that formats make, one after the other."""
         to = self.root / "+".join(parts)
-        if not to.exists():
+        if parts and not to.exists():
             FOLDERS[parts[-1]](self.given, self.folder(parts[:-1]), to)
-        return to
+        return to if parts else self.source
 
     def write(self, parts: tuple[str, ...]) -> Path:
-        """Returns the file of a graph, or the folder, that these formats make."""
+        """Returns the graph, or the folder, that formats make."""
         if parts[-1] in FOLDERS:
             return self.folder(parts)
         from plmjax.onnx.export import export
 
         source, (file, write) = self.folder(parts[:-1]), GRAPHS[parts[-1]]
-        to = self.root / "+".join([*parts[:-1], "onnx"])
+        to = self.root / "+".join((*parts[:-1], "onnx"))
         if not to.exists():
             export(source, to, log=ignore_line)
-        write(self.given, source, to)
+        write(self.given, source, to / "onnx" / file)
         return to / "onnx" / file
-
-    def place(self, written: list[Path], to: Path) -> None:
-        """Moves forms to a folder: the plain model's graphs, or the only one, itself.
-
-        The others become subfolders.
-        """
-        owners = [path.parents[1] if path.is_file() else path for path in written]
-        for owner in dict.fromkeys(owners):
-            for file in owner.glob("onnx/*.onnx"):
-                if file not in written:
-                    file.unlink()
-            alone = len({*owners}) == 1 or owner.name == "onnx"
-            target = to if alone else to / owner.name
-            target.mkdir(exist_ok=True)
-            for item in [*owner.iterdir()]:
-                item.rename(target / item.name)
 
 
 def compress(
-    name: str, to: Path, options: dict[str, Any], log: Callable[[str], Any]
-) -> dict[str, Any]:
+    name: str,
+    to: Path,
+    options: dict[str, Any],
+    show: Callable[[dict[str, Any]], Any],
+    log: Callable[[str], Any],
+) -> None:
     """Writes a model in the formats of `options`, or the first that meets its target.
 
-    Returns the table, {"rows": [...], ...}, which is in to/compress.json, too.
+    `show` gets the table, {"rows": [...], ...}, which is in to/compress.json, too.
 
     Raises:
-      PlmjaxError: an error that the user can fix; `to` is then as it was before.
-      Unreached: no format meets the target (code 4).
+      PlmjaxError: an error that the user can fix, or no format meets the target (code
+        4, after `show`); `to` is then as it was before.
     """
     target = options["target_ms"]
-    formats = parse_formats(_asked(options))
+    if target is None and options["format"] is None:
+        raise PlmjaxError(
+            "it is not clear what to write.",
+            hint="Give --format=onnx,int8 or another, or --target_ms=5.",
+        )
+    static = ",int8-static" * bool(options["calibrate"])
+    formats = parse_formats(options["format"] or f"onnx,float16,int8{static}")
     files.check_new(to)
-    with (
-        files.disk_errors(to),
-        files.removed_unless_done(to),
-        files.replacing_folder(to) as new,
-    ):
+    with files.disk_errors(to), files.replacing_folder(to) as new:
         root = new / ".forms"
-        root.mkdir()
         source = _source(name, root / "original")
         model = _open(source)
         part = _held_out(name, source, model, options["data"])
         if target is not None and part is None:
             raise PlmjaxError(
-                f"there is nothing to score {name} on, which --max_drop needs.",
+                f"there is nothing to score {name} on, which --target_ms needs.",
                 hint="Give --data=FILE: labelled examples of its task, or text.",
             )
         length = options["length"] or (part.median if part else _LENGTH)
         forms = _Forms(Given(name, model, options, part, log), source, root)
-        result = {"model": name, "metric": part and part.metric, "length": length}
-        result |= {"cores": machine.cores(), "rows": []}
-        measured = _measured(forms, formats, part, length, log)
-        written = []
-        for path, row in measured:
-            result["rows"].append(row)
-            if path is None or (target is not None and not _meets(row, options)):
+        tried = [("original", forms, ()), *(("+".join(f), forms, f) for f in formats)]
+        if options["format"] is None:
+            tried += _pruned(forms)
+        result: dict[str, Any] = {
+            "model": name,
+            "metric": part.metric if part else "score",
+        }
+        result |= {"length": length, "cores": machine.cores(), "rows": []}
+        written, first = [], None
+        for label, form, parts in tried:
+            log(f"{label} ...")
+            try:
+                path, row, first = _measured(form, label, parts, length, first)
+            except PlmjaxError as error:
+                if target is None or not parts:
+                    raise
+                log(f"{label} is left out: {error}")
                 continue
-            written.append(path)
-            if target is not None:
-                result["winner"] = row["format"]
+            result["rows"].append(row)
+            if parts and (target is None or _meets(row, options)):
+                written.append(path)
+            if written and target is not None:
+                result["winner"] = label
                 break
+        show(result)
         if not written:
-            raise _unreached(result, options)
-        forms.place(written, new)
-        shutil.rmtree(root)
+            raise _unreached(result["rows"][1:], options)
+        _place(written, new, root)
         files.write_json(new / "compress.json", result)
-    return result
 
 
-def _asked(options: dict[str, Any]) -> str:
-    """Returns the names of the formats to try."""
-    if options["target_ms"] is None and options["format"] is None:
-        raise PlmjaxError(
-            "it is not clear what to write.",
-            hint="Give --format=onnx,int8 or another, or --target_ms=5.",
+def _pruned(forms: _Forms) -> list[tuple[str, _Forms, tuple[str, ...]]]:
+    """Returns what a target tries last: what is asked to be cut, or fewer layers."""
+    given, parts = forms.given, ("prune", "int8")
+    if any(given.options[name] is not None for name in _CUTS):
+        return [("prune+int8", forms, parts)]
+    cut = []
+    for count in range(1, given.model.encoder.layers):
+        fewer = dataclasses.replace(given, options={**given.options, "layers": count})
+        root = forms.root / f"layers-{count}"
+        cut.append(
+            (f"prune+int8 --layers={count}", _Forms(fewer, forms.source, root), parts)
         )
-    tried = [n for n in TRIED if n != "int8-static" or options["calibrate"]]
-    return options["format"] or ",".join(tried)
+    return cut
 
 
 def _source(name: str, to: Path) -> Path:
     """Returns the Hugging Face folder of a model; that of a run is written to `to`."""
     path = Path(name)
+    to.parent.mkdir()
     if is_finetuned(path):
         return finished(path)
     if is_run(path):
@@ -165,138 +164,110 @@ def _open(folder: Path) -> Model:
     return next(iter(open_models(str(folder)).values()))
 
 
-def _held_out(
-    name: str, source: Path, model: Model, data: str | None
-) -> Labelled | Text | None:
+def _held_out(name: str, source: Path, model: Model, data: str | None) -> Part | None:
     """Returns what to score on; None if there is nothing."""
-    path = Path(name)
-    if model.task is not None:
-        if data is None and not is_finetuned(path):
-            return None
-        return Labelled(source, model, name, data)
-    if data is not None:
-        documents = open_source(SourceConfig(paths=(data,))).documents()
-    elif is_run(path):
-        documents = own_documents(name, model)
-    else:
+    if data is None and not is_run(Path(name)):
         return None
-    return Text(source, model, documents)
+    if model.task is not None:
+        return Labelled(source, model, name, data)
+    if data is None:
+        return Text(source, model, own_documents(name, model))
+    return Text(source, model, open_source(SourceConfig(paths=(data,))).documents())
 
 
 def _measured(
-    forms: _Forms,
-    formats: list[tuple[str, ...]],
-    part: Labelled | Text | None,
-    length: int,
-    log: Callable[[str], Any],
-) -> Iterator[tuple[Path | None, dict[str, Any]]]:
-    """Yields (path, row of the table): the original without its path, then formats."""
-    first = None
-    for parts in [None, *formats]:
-        label = "original" if parts is None else "+".join(parts)
-        log(f"{label} ...")
-        path = forms.source if parts is None else forms.write(parts)
-        graph = path.is_file()
-        model = forms.given.model if graph else _open(path)
-        run = run_by_onnx(path) if graph else run_by_jax(model)
-        run = _finite(run, label)
-        row: dict[str, Any] = {"format": label}
-        row["runtime"] = "onnxruntime" if graph else "jax"
-        row |= {"score": None, "drop": None, "agreement": None}
-        if part is not None:
-            row["score"], predicted = part.score(run)
-            if first is None:
-                first = row["score"], predicted
-            row["agreement"] = part.agreement(predicted, first[1])
-            change = 100 - row["agreement"]
-            row["drop"] = change if first[0] is None else first[0] - row["score"]
-        sample = _sample(model, length)
-        latency = measure(lambda run=run, sample=sample: run(sample))
-        row |= {"bytes": _bytes(path), "median_ms": latency.median_ms}
-        row |= {"p95_ms": latency.p95_ms}
-        yield (None if parts is None else path), row
+    forms: _Forms, label: str, parts: tuple[str, ...], length: int, first: Any
+) -> tuple[Path, dict[str, Any], Any]:
+    """Returns a form's path, its row of the table, and its score and predictions.
 
-
-def _finite(run: Run, label: str) -> Run:
-    def checked(batch):
-        scores = run(batch)
-        if not np.isfinite(scores).all():
-            raise PlmjaxError(
-                f"{label}: an output of the model is not finite.",
-                hint="Leave this format out.",
-                code=Exit.NUMERIC,
-            )
-        return scores
-
-    return checked
+    `first` is the last of these for the original, None for the original itself.
+    """
+    path, part = forms.write(parts) if parts else forms.source, forms.given.part
+    graph = path.is_file()
+    run = run_by_onnx(path) if graph else run_by_jax(_open(path))
+    row: dict[str, Any] = {"format": label, "run": "onnxruntime" if graph else "jax"}
+    row |= dict.fromkeys(("score", "drop", "agreement"))
+    if part is not None:
+        score, predicted = part.score(run)
+        first = first or (score, predicted)
+        agreement = part.agreement(predicted, first[1])
+        drop = 100 - agreement if score is None else first[0] - score
+        row |= {"score": score, "drop": drop, "agreement": agreement}
+    sample = _sample(forms.given.model, length)
+    latency = measure(lambda: run(sample))
+    several = path.parent.glob(f"{path.name}*") if graph else path.glob("*.safe*")
+    row["bytes"] = sum(file.stat().st_size for file in several)
+    row |= {"median_ms": latency.median_ms, "p95_ms": latency.p95_ms}
+    return path, row, first
 
 
 def _sample(model: Model, length: int) -> dict[str, np.ndarray]:
     """Returns a batch of one row of `length` tokens, whose ids do not matter."""
-    ids = np.arange(length, dtype=np.int32) % model.tokenizer.vocab_size
-    rows = (1, 1, length) if _has_several(model) else (1, length)
-    zeros = np.zeros(rows, np.int32)
+    task = model.task
+    several = task is not None and task.head in (None, "choices")
+    zeros = np.zeros((1, 1, length) if several else (1, length), np.int32)
+    count = zeros + np.arange(length, dtype=np.int32)
     return {
-        "tokens": zeros + ids,
+        "tokens": count % model.tokenizer.vocab_size,
         "segments": zeros + 1,
-        "positions": zeros + np.arange(length, dtype=np.int32),
+        "positions": count,
         "types": zeros,
     }
 
 
-def _has_several(model: Model) -> bool:
-    return model.task is not None and model.task.head in (None, "choices")
+def _place(written: list[Path], to: Path, root: Path) -> None:
+    """Moves forms to `to`: the plain model's graphs, or the only ones, as they are.
 
-
-def _bytes(path: Path) -> int:
-    several = path.parent.glob(f"{path.name}*") if path.is_file() else None
-    return sum(f.stat().st_size for f in several or path.glob("*.safetensors"))
+    Others become folders of it, and what is left below `root` is removed.
+    """
+    owners = [path.parents[1] if path.is_file() else path for path in written]
+    for owner in dict.fromkeys(owners):
+        for graph in {*owner.glob("onnx/*.onnx*")}:
+            if not any(graph.name.startswith(path.name) for path in written):
+                graph.unlink()
+        alone = len({*owners}) == 1 or owner.name == "onnx"
+        target = to if alone else to / owner.name
+        target.mkdir(exist_ok=True)
+        for item in [*owner.iterdir()]:
+            item.rename(target / item.name)
+    shutil.rmtree(root)
 
 
 def _meets(row: dict[str, Any], options: dict[str, Any]) -> bool:
-    return (
-        row["median_ms"] <= options["target_ms"] and row["drop"] <= options["max_drop"]
-    )
+    fast = row["median_ms"] <= options["target_ms"]
+    return fast and row["drop"] <= options["max_drop"]
 
 
-def _unreached(result: dict[str, Any], options: dict[str, Any]) -> Unreached:
-    most = options["max_drop"]
-    rows = result["rows"][1:]
-    near = min(rows, key=lambda row: (row["drop"] > most, row["median_ms"]))
-    error = Unreached(
-        f"no format meets --target_ms={options['target_ms']:g} and "
-        f"--max_drop={most:g}; nothing is written. The nearest is {near['format']}: "
-        f"{near['median_ms']:.2f} ms, {near['drop']:.2f} points lost.",
-        hint="Change the target, or distil into a smaller model: `plmjax pretrain "
-        "--config=distill`.",
+def _unreached(rows: list[dict[str, Any]], options: dict[str, Any]) -> PlmjaxError:
+    target, most = options["target_ms"], options["max_drop"]
+    near = min(rows, key=lambda row: (not row["drop"] <= most, row["median_ms"]))
+    return PlmjaxError(
+        f"no format meets --target_ms={target:g} and --max_drop={most:g}; nothing is "
+        f"written. The nearest is {near['format']}: {near['median_ms']:.2f} ms, "
+        f"{near['drop']:.2f} points lost.",
+        hint="Change the target, or train a smaller model.",
         code=Exit.MODEL,
     )
-    error.result = result
-    return error
 
 
 def as_text(result: dict[str, Any]) -> str:
     """Returns the table for the screen."""
 
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
+    def shown(row: dict[str, Any], *names: str) -> list[str]:
+        return ["-" if row[name] is None else f"{row[name]:.2f}" for name in names]
 
     rows = [
         (
             row["format"],
-            row["runtime"],
-            *(shown(row[name]) for name in ("score", "drop", "agreement")),
-            f"{row['bytes'] / 1e6:.1f}",
-            *(shown(row[name]) for name in ("median_ms", "p95_ms")),
+            row["run"],
+            *shown(row, "score", "drop", "agreement"),
+            f"{row['bytes'] / 1e6:.2f}",
+            *shown(row, "median_ms", "p95_ms"),
         )
         for row in result["rows"]
     ]
-    metric = (result["metric"] or "score").replace("_", " ")
-    columns = ["format", "runtime", f"{metric} %", "points lost", "as before %"]
-    columns += ["MB", "median ms", "95 % ms"]
-    lines = [
-        f"Milliseconds: one text of {result['length']} tokens, {result['cores']} cores."
-    ]
-    if "winner" in result:
-        lines.append(f"{result['winner']} meets the target.")
+    columns = ["format", "run by", f"{result['metric'].replace('_', ' ')} %"]
+    columns += ["points lost", "as before %", "MB", "median ms", "95th ms"]
+    lines = [f"ms: a text of {result['length']} tokens, {result['cores']} cores."]
+    lines += [f"{result['winner']} meets the target."] if "winner" in result else []
     return as_lines(as_table(result["model"], columns, rows), *lines)

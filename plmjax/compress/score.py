@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from plmjax import Exit, PlmjaxError
 from plmjax.console import ignore_line
 from plmjax.data.task_batches import batches_in_order
 from plmjax.evaluate import predictions
@@ -49,14 +50,15 @@ def run_by_jax(model: Model) -> Run:
     def run(batch):
         encoder = with_room(model.encoder, batch["tokens"], batch["segments"])
         names = ("tokens", "segments", "positions", "types")
-        rows = {name: batch[name] for name in names}
+        given = {name: batch[name] for name in names}
         with jax.default_matmul_precision("highest"):
-            return np.asarray(_outputs(encoder, model.task, platform, params, rows))
+            scores = _outputs(encoder, model.task, platform, params, given)
+        return _finite(np.asarray(scores))
 
     return run
 
 
-# Compiled once for models of one shape.
+# Shared by models of one shape.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _outputs(encoder: EncoderConfig, task: Task | None, platform, params, batch) -> Any:
     if task is not None:
@@ -69,6 +71,16 @@ def _outputs(encoder: EncoderConfig, task: Task | None, platform, params, batch)
         logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
         return logits_TV.reshape(*shape, -1)
     return x_BLH
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise PlmjaxError(
+            "an output of the compressed model is not finite.",
+            hint="Leave this format out.",
+            code=Exit.NUMERIC,
+        )
+    return scores
 
 
 def run_by_onnx(file: Path) -> Run:
@@ -85,8 +97,9 @@ def run_by_onnx(file: Path) -> Run:
             }
         by_name = session.score(batch)
         if session.kind == "answers":
-            return np.stack([by_name["start_logits"], by_name["end_logits"]], -1)
-        scores = next(by_name[name] for name in _OUTPUTS if name in by_name)
+            ends = [by_name["start_logits"], by_name["end_logits"]]
+            return _finite(np.stack(ends, -1))
+        scores = _finite(next(by_name[name] for name in _OUTPUTS if name in by_name))
         return scores.reshape(*shape[:-1], *scores.shape[1:]) if vectors else scores
 
     return run
@@ -156,7 +169,7 @@ class Text:
     def __init__(self, folder: Path, model: Model, documents: Iterable[str]):
         """Raises PlmjaxError if the text has no word to hide."""
         self.guesses = "head" in model.params and "detector" not in model.params
-        self.metric = "hidden words" if self.guesses else None
+        self.metric = "hidden words" if self.guesses else "score"
         self.pad_id = model.tokenizer.pad_id
         contender = Contender(str(folder), model, longest_row(str(folder), model))
         self.rows = make_plan([contender], documents, _WINDOWS).rows[0]
