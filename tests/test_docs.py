@@ -30,7 +30,7 @@ ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
 VERBS = (
     "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
-    "import|extend|sweep|launch|doctor|bench|data|tokenizer"
+    "import|extend|compress|sweep|launch|doctor|bench|data|tokenizer"
 )
 PROGRAMS = {
     f"benchmarks/{name}.py"

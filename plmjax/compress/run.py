@@ -70,8 +70,8 @@ def compress(
     name: str,
     to: Path,
     options: dict[str, Any],
-    show: Callable[[dict[str, Any]], Any],
     log: Callable[[str], Any],
+    show: Callable[[dict[str, Any]], Any] = lambda result: None,
 ) -> None:
     """Writes a model in the formats of `options`, or the first that meets its target.
 
