@@ -1,6 +1,7 @@
 """`plmjax compress`: smaller forms of a model, and what each of them costs."""
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,11 @@ class _Forms:
         to = self.root / "+".join((*parts[:-1], "onnx"))
         if not to.exists():
             export(source, to, log=ignore_line)
-        write(self.given, source, to / "onnx" / file)
+        logging.disable(logging.WARNING)  # onnxruntime's advice is not for users
+        try:
+            write(self.given, source, to / "onnx" / file)
+        finally:
+            logging.disable(logging.NOTSET)
         return to / "onnx" / file
 
 
