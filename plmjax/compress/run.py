@@ -1,6 +1,7 @@
 """`plmjax compress`: smaller forms of a model, and what each of them costs."""
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,11 @@ class _Forms:
         to = self.root / "+".join((*parts[:-1], "onnx"))
         if not to.exists():
             export(source, to, log=ignore_line)
-        write(self.given, source, to / "onnx" / file)
+        logging.disable(logging.WARNING)  # onnxruntime's advice is not for users
+        try:
+            write(self.given, source, to / "onnx" / file)
+        finally:
+            logging.disable(logging.NOTSET)
         return to / "onnx" / file
 
 
@@ -70,8 +75,8 @@ def compress(
     name: str,
     to: Path,
     options: dict[str, Any],
-    show: Callable[[dict[str, Any]], Any],
     log: Callable[[str], Any],
+    show: Callable[[dict[str, Any]], Any] = lambda result: None,
 ) -> None:
     """Writes a model in the formats of `options`, or the first that meets its target.
 
