@@ -2,12 +2,14 @@
 made from the code.
 """
 
+import inspect
 import posixpath
 import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
+from plmjax import api
 from plmjax import config as config_lib
 from plmjax.cli.parser import make_parser
 from plmjax.finetune.config import FinetuneConfig
@@ -20,6 +22,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
     "launch/README.md": "launchers.md",
+    "launch/container/README.md": "container.md",
 }
 _SOURCE = {page: file for file, page in OUTSIDE.items()}
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)#:]*)(#[^)]*)?\)")
@@ -29,6 +32,7 @@ def on_files(files, config):
     """Adds the pages that are not in docs/."""
     made = {page: (ROOT / file).read_text() for file, page in OUTSIDE.items()}
     made |= {"reference/commands.md": _commands(), "reference/keys.md": _keys()}
+    made["reference/python.md"] = _functions()
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -68,6 +72,22 @@ def _leaves(parser):
     for action in verbs:
         for choice in action.choices.values():
             yield from _leaves(choice)
+
+
+def _functions() -> str:
+    """Returns a page with the functions of plmjax.api, as their docstrings tell."""
+    parts = ["# Python\n\n[api.md](../api.md) shows how to use these."]
+    for name, value in vars(api).items():
+        if getattr(value, "__module__", "") != api.__name__ or name.startswith("_"):
+            continue
+        methods = vars(value).items() if isinstance(value, type) else ()
+        shown = [(name, value), *((f"{name}.{n}", f) for n, f in methods)]
+        for title, each in shown:
+            if inspect.getdoc(each) and not title.rpartition(".")[2].startswith("_"):
+                given = inspect.signature(each) if callable(each) else ""
+                text = inspect.cleandoc(each.__doc__ or "")
+                parts.append(f"## {title}\n\n```text\n{title}{given}\n\n{text}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _keys() -> str:
