@@ -321,7 +321,7 @@ class Workdir:
 
     def check_objective(self, name: str | None) -> None:
         """Raises PlmjaxError if the run here was begun with another own objective."""
-        if self.begun and name != (before := self.own_objective):
+        if name != (before := self.own_objective) and self.begun:
             names = (one or "that of its config" for one in (before, name))
             raise PlmjaxError(
                 "{} was begun with another objective: {}, not {}.".format(

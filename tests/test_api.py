@@ -182,7 +182,8 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     smoothed.__qualname__ = "Smoothed"
     keys = KEYS | text
     scores = plmjax.fit(smoothed, workdir=run, keys=keys)
-    assert calls and scores == json.loads((run / "scores.json").read_text()) | scores
+    kept = json.loads((run / "scores.json").read_text())
+    assert calls and scores.items() <= kept.items()
     assert scores["loss"] > 0 and options.COLLECTED.get() is None
     # The objective of the config would give another loss: it is resumed by no other.
     with pytest.raises(

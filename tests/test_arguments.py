@@ -63,7 +63,7 @@ def test_a_recipe_is_named_by_its_verb(verb, typed, full, tmp_path, monkeypatch)
 def test_what_is_no_recipe_is_answered_with_what_there_is(error):
     message = error("pretrain", "--config=elektra")
     assert "`plmjax pretrain` has no recipe 'elektra'. Did you mean electra?" in message
-    assert "It has albert, bert," in message and "distill/docstrings;" in message
+    assert "It has albert, bert," in message and "distill/docstrings," in message
     assert "It is one of `plmjax finetune`." in error("pretrain", "--config=classes")
     assert "It is one of `plmjax pretrain`." in error("sweep", "--config=electra:tiny")
     few = error("pretrain", "--config=electra:huge")

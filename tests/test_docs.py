@@ -42,7 +42,7 @@ FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh|card"
 NAMED = re.compile(rf"(?:`|--config\.)((?:{BLOCKS})\.[a-z0-9_.]*[a-z0-9_])")
-FILES = re.compile(r"\.(json|jsonl|py|md|txt|safetensors|npz|npy|png)$")
+FILES = re.compile(r"\.(csv|json|jsonl|py|md|txt|safetensors|npz|npy|png)$")
 
 
 def prose(page: Path) -> str:
