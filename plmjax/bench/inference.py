@@ -258,17 +258,22 @@ def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
     return sorted(fastest.values(), key=lambda row: (row["length"], row["hours"]))
 
 
-_COLUMNS = {"backend": "", "threads": "", "batch": "", "length": ","}
-_COLUMNS |= {"median_ms": ",.2f", "p95_ms": ",.2f", "documents_per_second": ",.1f"}
-_COLUMNS |= {"tokens_per_second": ",.0f", "fill": ".0%", "spread": ".0%"}
-_COLUMNS |= {"hours": ",.2f", "price": ",.2f"}
+# {figure: its title and its format}.
+_COLUMNS = {name: (name, "") for name in ("backend", "threads", "batch", "length")}
+_COLUMNS |= {"median_ms": ("median ms", ",.2f"), "p95_ms": ("95 % ms", ",.2f")}
+_COLUMNS |= {"cpu_ms": ("CPU ms", ",.2f"), "documents_per_second": ("docs/s", ",.1f")}
+_COLUMNS |= {"tokens_per_second": ("tokens/s", ",.0f"), "fill": ("full", ".0%")}
+_COLUMNS |= {name: (name, ",.2f") for name in ("hours", "price")}
+_COLUMNS |= {"spread": ("spread", ".0%")}
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]):
-    names = [name for name in _COLUMNS if any(name in row for row in rows)]
-    titles = [c.replace("_per_second", "/s").replace("_", " ") for c in names]
-    cells = [[format(r[c], _COLUMNS[c]) if c in r else "" for c in names] for r in rows]
-    return as_table(title, titles, cells)
+    shown = {k: v for k, v in _COLUMNS.items() if any(k in row for row in rows)}
+    cells = [
+        [format(row[k], how) if k in row else "" for k, (_, how) in shown.items()]
+        for row in rows
+    ]
+    return as_table(title, [title for title, _ in shown.values()], cells)
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -39,6 +39,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
+    def process_time(self) -> float:
+        return self.now / 2
+
     def call(self) -> None:
         self.now += self.steps[self.calls % len(self.steps)]
         self.calls += 1
@@ -63,6 +66,7 @@ def test_calls_are_made_until_the_median_is_known(monkeypatch):
     found = measured(monkeypatch, slow, rounds=20, seconds=1)
     assert (found.rounds, found.median_ms, found.p95_ms) == (3, 2000, 6000)
     assert found.per_second == pytest.approx(1 / 3)
+    assert found.cpu_ms == pytest.approx(1500)  # (1 + 2 + 6) / 3 calls / 2
 
 
 def test_a_round_is_all_of_several_calls(monkeypatch):
