@@ -10,7 +10,7 @@ import numpy as np
 
 from plmjax import Exit, PlmjaxError, files, machine
 from plmjax.compress.formats import FOLDERS, GRAPHS, TRIED, Given, parse_formats
-from plmjax.compress.score import Labelled, Part, Run, Text, run_by_jax, run_by_onnx
+from plmjax.compress.score import Labelled, Run, Text, run_by_jax, run_by_onnx
 from plmjax.console import as_lines, as_table, ignore_line
 from plmjax.data.sources import SourceConfig, open_source
 from plmjax.evaluate.latency import measure
@@ -159,13 +159,15 @@ def _open(folder: Path) -> Model:
     return next(iter(open_models(str(folder)).values()))
 
 
-def _held_out(name: str, source: Path, model: Model, data: str | None) -> Part | None:
+def _held_out(
+    name: str, source: Path, model: Model, data: str | None
+) -> Labelled | Text | None:
     """Returns what to score on; None if there is nothing."""
     path = Path(name)
     if model.task is not None:
         if data is None and not is_finetuned(path):
             return None
-        return Labelled(source, name, data)
+        return Labelled(source, model, name, data)
     if data is not None:
         documents = open_source(SourceConfig(paths=(data,))).documents()
     elif is_run(path):
@@ -184,7 +186,7 @@ def _own_documents(workdir: Workdir, model: Model) -> Iterator[str]:
 def _measured(
     forms: _Forms,
     formats: list[tuple[str, ...]],
-    part: Part | None,
+    part: Labelled | Text | None,
     length: int,
     log: Callable[[str], Any],
 ) -> Iterator[tuple[Path | None, dict[str, Any]]]:
@@ -196,7 +198,7 @@ def _measured(
         path = forms.source if parts is None else forms.write(parts)
         graph = path.is_file()
         model = forms.given.model if graph else _open(path)
-        run = run_by_onnx(path, model) if graph else run_by_jax(model)
+        run = run_by_onnx(path) if graph else run_by_jax(model)
         run = _finite(run, label)
         row: dict[str, Any] = {"format": label}
         row["runtime"] = "onnxruntime" if graph else "jax"

@@ -1,208 +1,176 @@
-"""How good a form of a model is: its score on a held-out part, and its latency.
+"""The score of a form of a model on a held-out part.
 
-All forms get the same batches in our names, in float32 by jax, or by onnxruntime.
+All forms get the same batches, in float32 by jax, or by onnxruntime.
 
-Legend: B rows, L tokens a row, K hidden pieces of a row, V vocabulary, C choices or
-texts, H width.
+Legend: B rows, L tokens a row, V vocabulary, H width, T rows times tokens.
 """
 
-import abc
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from plmjax import PlmjaxError
 from plmjax.data.task_batches import batches_in_order
+from plmjax.evaluate import predictions
 from plmjax.evaluate.batches import make_batches
-from plmjax.evaluate.model import Model, longest_row, open_models
+from plmjax.evaluate.model import Model, longest_row
 from plmjax.evaluate.texts import Contender, make_plan, row_arrays
 from plmjax.finetune.predict import Predictor, labelled_examples
 from plmjax.models import Platform, heads
 from plmjax.models.global_tokens import with_room
-from plmjax.models.task_heads import OUT_OF_REACH, task_logits
+from plmjax.models.task_heads import task_logits
 from plmjax.tasks import KINDS
 from plmjax.tasks.features import make_features
 
 _BATCH = 16
+_LENGTHS = (16, 32, 64, 128, 256)  # of batches of rows that fit
 _WINDOWS = 400  # of text, in which words are hidden
-# A batch -> its scores as task_logits gives them, or those of each token: of the
-# vocabulary [B, L, V], whether it was replaced [B, L], its vector [B, L, H].
+# A batch -> scores as task_logits gives them, or those of each token: of the vocabulary
+# [B, L, V], whether it was replaced [B, L], or its vector [B, L, H].
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
+# The outputs of a graph; the first that is there is used.
+_OUTPUTS = ("sentence_embedding", "detector_logits", "logits", "last_hidden_state")
 
 
 def run_by_jax(model: Model) -> Run:
     """Returns the model as a function of batches, compiled for each of their shapes."""
     platform = Platform.of(jax.devices())
-    encoder = dataclasses.replace(model.encoder, dtype="float32", remat=False)
     params = jax.device_put(model.params)
 
     @functools.partial(jax.jit, static_argnums=0)
     def call(encoder, params, batch):
         if model.task is not None:
-            return task_logits(
-                encoder, model.task, params, batch, None, platform=platform
-            )
+            given = (encoder, model.task, params, batch, None)
+            return task_logits(*given, platform=platform)
         x_BLH = heads.encode(encoder, params, batch, None, platform)
-        x_TH = x_BLH.reshape(-1, encoder.width)
-        shape = batch["tokens"].shape
+        x_TH, shape = x_BLH.reshape(-1, encoder.width), batch["tokens"].shape
         if "detector" in params:
-            logits = heads.detector_logits(encoder, params, x_TH, platform)
-            return logits.reshape(shape)
+            return heads.detector_logits(encoder, params, x_TH, platform).reshape(shape)
         if "head" in params:
-            logits = heads.vocabulary_logits(encoder, params, x_TH, platform)
-            return logits.reshape(*shape, -1)
+            logits_TV = heads.vocabulary_logits(encoder, params, x_TH, platform)
+            return logits_TV.reshape(*shape, -1)
         return x_BLH
 
     def run(batch):
-        fitting = with_room(encoder, batch["tokens"], batch["segments"])
+        encoder = with_room(model.encoder, batch["tokens"], batch["segments"])
         names = ("tokens", "segments", "positions", "types")
-        given = {name: batch[name] for name in names}
         with jax.default_matmul_precision("highest"):
-            return np.asarray(call(fitting, params, given))
+            return np.asarray(call(encoder, params, {n: batch[n] for n in names}))
 
     return run
 
 
-def run_by_onnx(file: Path, model: Model) -> Run:
-    """Returns a graph of the model as a function of batches."""
-    from onnxruntime import InferenceSession
+def run_by_onnx(file: Path) -> Run:
+    """Returns FOLDER/onnx/FILE as a function of batches."""
+    from plmjax.onnx.session import Session
 
-    session = InferenceSession(file, providers=["CPUExecutionProvider"])
-    inputs = {given.name for given in session.get_inputs()}
-    outputs = [given.name for given in session.get_outputs()]
-    task = model.task
+    session = Session(file.parents[1], file.name)
 
     def run(batch):
-        shape = batch["tokens"].shape
-        rows = {
-            "input_ids": batch["tokens"],
-            "attention_mask": batch["segments"] > 0,
-            "token_type_ids": batch["types"],
-        }
-        feeds = {k: v.astype(np.int64) for k, v in rows.items() if k in inputs}
-        if task is None or task.head != "choices":
-            feeds = {k: v.reshape(-1, shape[-1]) for k, v in feeds.items()}
-        by_name = dict(zip(outputs, session.run(None, feeds), strict=True))
-        if task is not None and task.head is None:
-            return by_name["sentence_embedding"].reshape(*shape[:-1], -1)
-        if task is not None and task.head == "answers":
-            ends = [by_name["start_logits"], by_name["end_logits"]]
-            scores, real = np.stack(ends, -1), (batch["segments"] > 0)[..., None]
-            return np.where(real, scores, OUT_OF_REACH)
-        logits = by_name.get("logits", by_name.get("last_hidden_state"))
-        if task is not None and task.head == "choices":
-            real = (batch["segments"] > 0).any(-1)
-            return np.where(real, logits, OUT_OF_REACH)
-        return logits
+        shape, vectors = batch["tokens"].shape, session.kind == "embed"
+        if vectors:  # [B, texts, L]
+            batch = {
+                k: x.reshape(-1, shape[-1]) for k, x in batch.items() if x.ndim > 1
+            }
+        by_name = session.score(batch)
+        if session.kind == "answers":
+            return np.stack([by_name["start_logits"], by_name["end_logits"]], -1)
+        scores = next(by_name[name] for name in _OUTPUTS if name in by_name)
+        return scores.reshape(*shape[:-1], *scores.shape[1:]) if vectors else scores
 
     return run
 
 
-class Part(abc.ABC):
-    """A held-out part: `metric` names its score, `median` is its tokens a row."""
+class Labelled:
+    """Examples of the task of a fine-tuned model, in `folder`.
 
-    metric: str
-    median: int
+    `metric` names the score, `median` is the tokens of a row.
+    """
 
-    @abc.abstractmethod
-    def score(self, run: Run) -> tuple[float | None, Any]:
-        """Returns the score in points (None: there is none), and what was predicted."""
-
-    @abc.abstractmethod
-    def agreement(self, predicted: Any, first: Any) -> float:
-        """Returns the share of predictions that are those of the first, in percent."""
-
-
-class Labelled(Part):
-    """Examples of the task of a fine-tuned model."""
-
-    def __init__(self, folder: Path, model: str, data: str | None):
-        """Reads labelled files, or the held-out part of a fine-tuning.
+    def __init__(self, folder: Path, model: Model, name: str, data: str | None):
+        """Reads labelled files, or the held-out part of the fine-tuning `name`.
 
         Raises:
-          PlmjaxError: as `finetune.predict.evaluate`.
+          PlmjaxError: as `labelled_examples`.
         """
         predictor = Predictor([str(folder)], ["rows=single"])
         self.config, self.labels = predictor.config, predictor.labels
         self.kind = KINDS[self.config.kind]
         self.metric = self.kind.usual_metric(self.labels)
-        self.examples = labelled_examples(predictor, model, data, ("held_out", "test"))
-        tokenizer = next(iter(open_models(str(folder)).values())).tokenizer
-        self.features = make_features(
-            self.config, self.examples, tokenizer, self.labels
-        )
+        parts = ("held_out", "test")
+        self.examples = labelled_examples(predictor, name, data, parts, option="--data")
+        given = (self.config, self.examples, model.tokenizer, self.labels)
+        self.features = make_features(*given)
         self.median = int(np.median(self.features.sizes()))
 
-    def score(self, run):
-        def scored():
-            buckets = [2**n for n in range(4, 12) if 2**n < self.features.length]
-            for rows, batch in batches_in_order(self.features, _BATCH, lengths=buckets):
-                yield rows[rows >= 0], run(batch)[rows >= 0]
-
-        predicted = self.kind.decode(
-            self.config, self.features, self.examples, scored()
+    def score(self, run: Run) -> tuple[float | None, Any]:
+        """Returns the score in points, and what is predicted."""
+        scored = (
+            (rows[rows >= 0], run(batch)[rows >= 0])
+            for rows, batch in batches_in_order(self.features, _BATCH, lengths=_LENGTHS)
         )
-        read = [
-            self.kind.read(self.labels, example, prediction)
-            for example, prediction in zip(self.examples, predicted, strict=True)
-        ]
+        decoded = self.kind.decode(self.config, self.features, self.examples, scored)
+        read = predictions.read(self.config, self.labels, self.examples, decoded)
         truth = [example.label for example in self.examples]
         scores = self.kind.scores(truth, read, self.labels, self.config)
         return 100 * scores[self.metric], read
 
-    def agreement(self, predicted, first):
-        if isinstance(first[0], float):  # numbers differ by rounding
+    def agreement(self, predicted: Any, first: Any) -> float:
+        """Returns the share of predictions, or tags, that are those of the first."""
+        if isinstance(first[0], float):  # no two numbers are equal: their correlation
             return 100 * float(np.corrcoef(predicted, first)[0, 1])
         if self.kind.per_word:
             predicted, first = (sum(map(list, each), []) for each in (predicted, first))
-        same = [a == b for a, b in zip(predicted, first, strict=True)]
-        return 100 * float(np.mean(same))
+        return 100 * float(
+            np.mean([a == b for a, b in zip(predicted, first, strict=True)])
+        )
 
 
-class Text(Part):
-    """Windows of text: words are hidden from a model that guesses words.
+class Text:
+    """Windows of text, with hidden words if the model guesses words.
 
-    Of a model that does not, only the agreement is known: of the verdicts of a
-    detector, or the cosines of vectors.
+    Other models have no score here; their predictions are the verdicts of a detector,
+    or vectors.
     """
 
-    def __init__(self, folder: Path, model: Model, documents):
+    def __init__(self, folder: Path, model: Model, documents: Iterable[str]):
         """Raises PlmjaxError if the text has no word to hide."""
         self.guesses = "head" in model.params and "detector" not in model.params
-        self.metric = "words" if self.guesses else "-"
-        contender = Contender(str(folder), model, longest_row(str(folder), model))
-        if not self.guesses and model.tokenizer.mask_id is None:
-            raise PlmjaxError("x")
+        self.metric = "hidden words" if self.guesses else None
         self.pad_id = model.tokenizer.pad_id
+        contender = Contender(str(folder), model, longest_row(str(folder), model))
         self.rows = make_plan([contender], documents, _WINDOWS).rows[0]
+        for row in self.rows if not self.guesses else ():
+            row.tokens[row.at] = row.labels  # nothing is hidden
         self.sizes = np.array([len(row.tokens) for row in self.rows])
         self.median = int(np.median(self.sizes))
 
-    def score(self, run):
-        best, right = [], []
-        longest = self.sizes.max()
+    def score(self, run: Run) -> tuple[float | None, Any]:
+        """Returns the share of hidden pieces that are right, and what is predicted."""
+        predicted, right = [], []
+        longest = int(self.sizes.max())
         for one in make_batches(self.sizes, longest, _BATCH * longest):
             some = [self.rows[index] for index in one.rows]
-            batch, _, _ = row_arrays(some, self.pad_id, one.size, one.length, 1)
+            shape = (one.size, one.length, one.length)
+            batch, _, _ = row_arrays(some, self.pad_id, *shape)
             for row, scores in zip(some, run(batch), strict=False):
                 if self.guesses:
-                    best.append(scores[row.at].argmax(-1))
-                    right.append(best[-1] == row.labels)
+                    predicted.append(scores[row.at].argmax(-1))
+                    right.append(predicted[-1] == row.labels)
                 else:
-                    best.append(scores[: len(row.tokens)])
-        predicted = np.concatenate(best)
+                    scores = scores[: len(row.tokens)]
+                    predicted.append(scores if scores.ndim > 1 else scores > 0)
         score = 100 * float(np.concatenate(right).mean()) if right else None
-        return score, predicted
+        return score, np.concatenate(predicted)
 
-    def agreement(self, predicted, first):
-        if predicted.ndim == 2:
-            norms = [np.linalg.norm(x, axis=-1) for x in (predicted, first)]
-            cosines = (predicted * first).sum(-1) / np.prod(norms, axis=0)
-            return 100 * float(cosines.mean())
-        same = predicted == first if self.guesses else (predicted > 0) == (first > 0)
-        return 100 * float(same.mean())
+    def agreement(self, predicted: np.ndarray, first: np.ndarray) -> float:
+        """Returns the share of equal predictions, or the mean cosine of vectors."""
+        if predicted.ndim == 1:
+            return 100 * float((predicted == first).mean())
+        unit = [
+            x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (predicted, first)
+        ]
+        return 100 * float((unit[0] * unit[1]).sum(-1).mean())
