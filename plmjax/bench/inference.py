@@ -260,8 +260,8 @@ def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
 
 # {figure: its title and its format}.
 _COLUMNS = {name: (name, "") for name in ("backend", "threads", "batch", "length")}
-_COLUMNS |= {"median_ms": ("median ms", ",.2f"), "p95_ms": ("95 % ms", ",.2f")}
-_COLUMNS |= {"cpu_ms": ("CPU ms", ",.2f"), "documents_per_second": ("docs/s", ",.1f")}
+_COLUMNS |= {"median_ms": ("median ms", ".5g"), "p95_ms": ("95 % ms", ".5g")}
+_COLUMNS |= {"cpu_ms": ("CPU ms", ".5g"), "documents_per_second": ("docs/s", ".5g")}
 _COLUMNS |= {"tokens_per_second": ("tokens/s", ",.0f"), "fill": ("full", ".0%")}
 _COLUMNS |= {name: (name, ",.2f") for name in ("hours", "price")}
 _COLUMNS |= {"spread": ("spread", ".0%")}

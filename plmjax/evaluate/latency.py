@@ -14,7 +14,7 @@ _FEWEST = 3  # rounds, if they are slow
 class Latency:
     """Milliseconds a call, and items a second, of so many rounds.
 
-    `cpu_ms` is the mean of all threads' processor time, which other work disturbs least.
+    `cpu_ms` is the mean processor time of all threads, the least disturbed by others.
     `spread` is half the width of a round's median 95 % interval, as a share of it.
     """
 
