@@ -1,29 +1,23 @@
 """The backends of `plmjax bench inference`, each measured in a process of its own.
 
-  python -m plmjax.bench.backends SPEC
-
 Thread pools of two runtimes in one process would compete, and their sizes are fixed at
-the start. SPEC is JSON: the "folder" that inference.py has filled, the "parent" to die
-with, and "model", "backend", "threads", "seconds" and "cases". The output is a line of
-JSON a case.
+the start.
 
 Legend: B rows, L tokens a row, H width.
 """
 
 import dataclasses
 import functools
-import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import default_rng
 
-from plmjax import Exit, PlmjaxError, children
+from plmjax import PlmjaxError, children
 from plmjax.config import nearest
 from plmjax.evaluate.latency import measure
 from plmjax.tokenizers import Tokenizer
@@ -158,38 +152,38 @@ def _ids(batch: Batch) -> dict[str, np.ndarray]:
     return {k: batch[v][:, :longest].astype(np.int64) for k, v in names.items()}
 
 
-def main(spec: str) -> int:
-    """Measures one backend."""
-    given = json.loads(spec)
-    if not children.die_with(given["parent"], signal.SIGKILL):
-        return Exit.RESUMABLE
-    backend, threads, folder = given["backend"], given["threads"], Path(given["folder"])
-    if hasattr(os, "sched_setaffinity"):  # before any runtime counts the cores
+def limit(threads: int, parent: int) -> None:
+    """Begins the process of a backend, before any runtime counts the cores."""
+    children.die_with(parent, signal.SIGKILL)
+    os.dup2(2, 1)  # libraries print to stdout, which is for the result
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    # Libraries print to stdout, but the pipe is for answers alone.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    pads = backend in ("jax", "bf16")
+    names = "NPROC", "OMP_NUM_THREADS"
+    os.environ |= dict.fromkeys(names, str(threads)) | {"JAX_NUM_CPU_DEVICES": "1"}
+
+
+@functools.cache
+def open_backend(
+    backend: str, threads: int, model: str, folder: Path
+) -> tuple[Prepare, str]:
+    """Returns what prepares batches, and the device."""
     if backend in FILES:
-        prepare, device = _onnx(folder / "onnx" / FILES[backend], threads)
-    elif backend == "torch":
-        prepare, device = _torch(folder, threads)
-    else:
-        dtype = "bfloat16" if backend == "bf16" else "float32"
-        prepare, device = _jax(given["model"], dtype)
-    for case in given["cases"]:
-        with np.load(folder / case) as saved:
-            count = len(saved) // len(ARRAYS)
-            batches = [{k: saved[f"{k}{i}"] for k in ARRAYS} for i in range(count)]
-        latency = measure([*map(prepare, batches)], seconds=given["seconds"])
-        tokens = sum(int((batch["segments"] > 0).sum()) for batch in batches)
-        read = [b["tokens"] if pads else _ids(b)["input_ids"] for b in batches]
-        fill = tokens / sum(ids.size for ids in read)
-        result = {"device": device, "fill": fill, "tokens": tokens}
-        result |= dataclasses.asdict(latency)
-        print(json.dumps(result), file=answers, flush=True)
-    return Exit.OK
+        return _onnx(folder / "onnx" / FILES[backend], threads)
+    if backend == "torch":
+        return _torch(folder, threads)
+    return _jax(model, "bfloat16" if backend == "bf16" else "float32")
 
 
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+def timed(backend: tuple, batches: Sequence[Batch], seconds: float) -> dict[str, Any]:
+    """Returns the figures of some batches, by the arguments of `open_backend`."""
+    prepare, device = open_backend(*backend)
+    latency = measure([*map(prepare, batches)], seconds=seconds)
+    tokens = sum(int((batch["segments"] > 0).sum()) for batch in batches)
+    pads = backend[0] in ("jax", "bf16")
+    read = [b["tokens"] if pads else _ids(b)["input_ids"] for b in batches]
+    fill = tokens / sum(ids.size for ids in read)
+    return dataclasses.asdict(latency) | {
+        "tokens_per_second": latency.per_second * tokens,
+        "fill": fill,
+        "device": device,
+    }

@@ -5,14 +5,13 @@ are given as they are have their heads.
 """
 
 import itertools
-import json
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from plmjax import DataError, Exit, PlmjaxError, machine
-from plmjax.bench.backends import ARRAYS, FILES, Subject, open_subject
+from plmjax.bench.backends import ARRAYS, FILES, Subject, limit, open_subject, timed
 from plmjax.console import as_lines, as_table
 from plmjax.data.inputs import read_inputs
 from plmjax.embed.rows import FRAME, arrays, make_rows
@@ -67,14 +66,13 @@ def bench_inference(
     with tempfile.TemporaryDirectory() as name:
         folder, subject = Path(name), open_subject(options.model)
         encoder = subject.encoder
-        cases = _cases(options, subject, folder)
+        cases = _cases(options, subject)
         ready = _prepare(options, subject, folder, left_out)
         del subject  # its memory is for the backends
         for backend, threads in itertools.product(ready, options.threads or (most,)):
-            about = {"backend": backend, "threads": threads}
             try:
-                for row in _measure(options, about, folder, cases):
-                    results.append(about | row)
+                for row in _measure(options, backend, threads, folder, cases):
+                    results.append(row)
                     log(f"{backend}, {row['batch']} x {row['length']}: measured")
             except PlmjaxError as error:
                 if options.backends:
@@ -83,7 +81,12 @@ def bench_inference(
     result: dict[str, Any] = {"model": options.model, "layers": encoder.layers}
     result |= {"width": encoder.width, "machine": machine.facts()}
     result |= {"load": [before, machine.load_average()], "results": results}
-    result |= {"left_out": left_out, "published": _published(options.preset)}
+    result |= {"left_out": left_out, "published": []}
+    for device, batch, length, seconds in _PUBLISHED.get(options.preset, ()):
+        row = {"backend": device, "batch": batch, "length": length}
+        row |= {"median_ms": 1e3 * seconds, "documents_per_second": batch / seconds}
+        row["tokens_per_second"] = batch * length / seconds
+        result["published"].append(row)
     if options.documents:
         result["documents"] = options.documents
         result["estimates"] = _estimates(options, results)
@@ -93,8 +96,8 @@ def bench_inference(
 # --- the rows
 
 
-def _cases(options: Namespace, subject: Subject, folder: Path) -> list[dict]:
-    """Writes the batches of each case; returns its facts and the name of its file."""
+def _cases(options: Namespace, subject: Subject) -> list[tuple[dict, int, list[dict]]]:
+    """Returns the shape, the number of documents and the batches of each case."""
     cases, texts, longest = [], [], subject.encoder.max_length
     if options.input is not None:
         if subject.tokenizer is None:
@@ -120,11 +123,7 @@ def _cases(options: Namespace, subject: Subject, folder: Path) -> list[dict]:
         batches = [_random(subject.encoder.vocab_size, batch, length)]
         if texts and subject.tokenizer:
             batches = _own(subject.tokenizer, texts, batch, length)
-        flat = {f"{k}{i}": v for i, one in enumerate(batches) for k, v in one.items()}
-        case: dict[str, Any] = {"batch": batch, "length": length}
-        case |= {"documents": len(texts) or batch, "file": f"{length}-{batch}.npz"}
-        np.savez(folder / case["file"], allow_pickle=False, **flat)
-        cases.append(case)
+        cases.append(({"batch": batch, "length": length}, len(texts) or batch, batches))
     return cases
 
 
@@ -220,61 +219,31 @@ def _write_onnx(subject: Subject, files: Path, backend: str) -> str | None:
 
 
 def _measure(
-    options: Namespace, about: dict[str, Any], folder: Path, cases: Sequence[dict]
+    options: Namespace, backend: str, threads: int, folder: Path, cases: Sequence
 ) -> Iterator[dict[str, Any]]:
     """Yields the figures of each case, as a backend's process measures them.
 
     Raises:
-      PlmjaxError: the process died.
+      PlmjaxError: the backend failed, or its process died.
     """
-    spec = about | {"model": options.model, "seconds": options.seconds}
-    spec |= {"folder": str(folder), "parent": os.getpid()}
-    spec["cases"] = [case["file"] for case in cases]
-    threads = dict.fromkeys(("NPROC", "OMP_NUM_THREADS"), str(about["threads"]))
-    log = folder / "backend.log"
-    with open(log, "w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "plmjax.bench.backends", json.dumps(spec)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | threads | {"JAX_NUM_CPU_DEVICES": "1"},
-        )
-    with process:
-        try:
-            for case, line in zip(cases, process.stdout or (), strict=False):
-                row = json.loads(line)
-                rate = row.pop("per_second")
-                row["documents_per_second"] = rate * case["documents"]
-                row["tokens_per_second"] = rate * row.pop("tokens")
-                yield {"batch": case["batch"], "length": case["length"]} | row
-            process.wait()
-        finally:
-            process.kill()
-    if process.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise PlmjaxError(
-            f"the backend {about['backend']} failed: {' '.join(last)}",
-            hint="Leave it out of --backends, or give a smaller --batch.",
-            code=Exit.MODEL,
-        )
+    what = backend, threads, options.model, folder
+    how: dict = {"mp_context": multiprocessing.get_context("spawn")}
+    how |= {"initializer": limit, "initargs": (threads, os.getpid())}
+    with ProcessPoolExecutor(1, **how) as pool:
+        for shape, documents, batches in cases:
+            try:
+                row = pool.submit(timed, what, batches, options.seconds).result()
+            except Exception as error:  # each runtime has its own
+                raise PlmjaxError(
+                    f"the backend {backend} failed: {error}",
+                    hint="Leave it out of --backends, or give a smaller --batch.",
+                    code=Exit.MODEL,
+                ) from error
+            row["documents_per_second"] = row.pop("per_second") * documents
+            yield {"backend": backend, "threads": threads} | shape | row
 
 
 # --- what it costs, and how it is shown
-
-
-def _published(preset: str | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "backend": device,
-            "batch": batch,
-            "length": length,
-            "median_ms": 1e3 * seconds,
-            "documents_per_second": batch / seconds,
-            "tokens_per_second": batch * length / seconds,
-        }
-        for device, batch, length, seconds in _PUBLISHED.get(preset or "", ())
-    ]
 
 
 def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
@@ -289,17 +258,22 @@ def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
     return sorted(fastest.values(), key=lambda row: (row["length"], row["hours"]))
 
 
-_COLUMNS = {"backend": "", "threads": "", "batch": "", "length": ","}
-_COLUMNS |= {"median_ms": ",.2f", "p95_ms": ",.2f", "documents_per_second": ",.1f"}
-_COLUMNS |= {"tokens_per_second": ",.0f", "fill": ".0%", "spread": ".0%"}
-_COLUMNS |= {"hours": ",.2f", "price": ",.2f"}
+# {figure: its title and its format}.
+_COLUMNS = {name: (name, "") for name in ("backend", "threads", "batch", "length")}
+_COLUMNS |= {"median_ms": ("median ms", ".5g"), "p95_ms": ("95 % ms", ".5g")}
+_COLUMNS |= {"cpu_ms": ("CPU ms", ".5g"), "documents_per_second": ("docs/s", ".5g")}
+_COLUMNS |= {"tokens_per_second": ("tokens/s", ",.0f"), "fill": ("full", ".0%")}
+_COLUMNS |= {name: (name, ",.2f") for name in ("hours", "price")}
+_COLUMNS |= {"spread": ("spread", ".0%")}
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]):
-    names = [name for name in _COLUMNS if any(name in row for row in rows)]
-    titles = [c.replace("_per_second", "/s").replace("_", " ") for c in names]
-    cells = [[format(r[c], _COLUMNS[c]) if c in r else "" for c in names] for r in rows]
-    return as_table(title, titles, cells)
+    shown = {k: v for k, v in _COLUMNS.items() if any(k in row for row in rows)}
+    cells = [
+        [format(row[k], how) if k in row else "" for k, (_, how) in shown.items()]
+        for row in rows
+    ]
+    return as_table(title, [title for title, _ in shown.values()], cells)
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def add(verb) -> None:
         "time a model by batch, length, backend and threads, and say what many "
         "documents take",
         "plmjax bench inference --model=runs/mine --batch=1,32 --length=128,512\n"
-        "  plmjax bench inference --model=bert-base --input=papers.jsonl --length=long "
+        "  plmjax bench inference --model=runs/mine --input=papers.jsonl --length=long "
         "--documents=4000000 --price_per_hour=2.5",
         of=benches,
     )
