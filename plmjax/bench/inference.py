@@ -260,17 +260,23 @@ def _estimates(options: Namespace, results: Sequence[dict]) -> list[dict]:
 
 # {figure: its title and its format}.
 _COLUMNS = {name: (name, "") for name in ("backend", "threads", "batch", "length")}
-_COLUMNS |= {"median_ms": ("median ms", ".5g"), "p95_ms": ("95 % ms", ".5g")}
-_COLUMNS |= {"cpu_ms": ("CPU ms", ".5g"), "documents_per_second": ("docs/s", ".5g")}
+_COLUMNS |= {"median_ms": ("ms", ""), "p95_ms": ("95 % ms", "")}
+_COLUMNS |= {"cpu_ms": ("CPU ms", ""), "documents_per_second": ("docs/s", "")}
 _COLUMNS |= {"tokens_per_second": ("tokens/s", ",.0f"), "fill": ("full", ".0%")}
 _COLUMNS |= {name: (name, ",.2f") for name in ("hours", "price")}
 _COLUMNS |= {"spread": ("spread", ".0%")}
 
 
+def _cell(value: Any, how: str) -> str:
+    if isinstance(value, float) and not how:  # three digits, or all whole ones
+        how = ",.0f" if value >= 100 else ".3g"
+    return format(value, how)
+
+
 def _table(title: str, rows: Sequence[dict[str, Any]]):
     shown = {k: v for k, v in _COLUMNS.items() if any(k in row for row in rows)}
     cells = [
-        [format(row[k], how) if k in row else "" for k, (_, how) in shown.items()]
+        [_cell(row[k], how) if k in row else "" for k, (_, how) in shown.items()]
         for row in rows
     ]
     return as_table(title, [title for title, _ in shown.values()], cells)

@@ -146,7 +146,7 @@ def test_a_model_is_measured_and_a_collection_costs(model, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = " ".join(inference.as_text(result).split())
     # The published row: 256 x 512 tokens in 2.116 s.
-    assert re.search(r"RTX 2080 Ti .* 2116 .* 121 .* 61,943", shown), shown
+    assert re.search(r"RTX 2080 Ti .* 2,116 .* 121 .* 61,943", shown), shown
     assert "4,000,000 documents on one such machine" in shown
 
 

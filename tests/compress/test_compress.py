@@ -116,7 +116,8 @@ def test_the_first_form_that_meets_the_target_is_written(
 
     def measured(call):
         last = [line for line in said if line.endswith(" ...")][-1]
-        return Latency(1.0 if last == f"{fast} ..." else 9.0, 9.0, 1.0, 1, 0.0)
+        median = 1.0 if last == f"{fast} ..." else 9.0
+        return Latency(median, 9.0, 9.0, 1.0, rounds=1, spread=0.0)
 
     monkeypatch.setattr(compress_lib, "measure", measured)
     to, shown = tmp_path / "to", []
