@@ -62,8 +62,10 @@ def config_of(family="bert", **changes):
 
 
 def model_of(config, heads=(), task=None):
-    # Larger than at the start of training, so that attention is far from uniform.
-    params = jax.tree.map(lambda x: 3 * x, draw(config, heads))
+    params = draw(config, heads)
+    if config.attention == "nystrom":
+        # So that attention is far from uniform, and sees which are its landmarks.
+        params = jax.tree.map(lambda x: 3 * x, params)
     if task is not None and task.head is not None:
         shapes = jax.eval_shape(
             lambda key: init_head(config, task.head, task.outputs, key),
@@ -139,7 +141,7 @@ def test_each_head_has_our_outputs(family, kind, tmp_path):
     config, task = config_of(family), TASKS[kind]
     if task.head is not None:
         check(config, task.head, task.head_pooling)
-    assert apart(model_of(config, task=task), tmp_path) < 2e-5
+    assert apart(model_of(config, task=task), tmp_path) < 3e-6
 
 
 VARIANTS = {
@@ -160,7 +162,7 @@ def test_what_only_plmjax_has(name, tmp_path):
     if name == "convolved":
         changes |= {"convolution_width": 3, "positions": "learned", "token_types": 2}
     config = config_of(changes.pop("family"), **changes)
-    assert apart(model_of(config, ("detector", "pair")), tmp_path) < 2e-5
+    assert apart(model_of(config, ("detector", "pair")), tmp_path) < 3e-6
 
 
 def test_a_folder_is_what_optimum_reads_and_runs_texts_of_all_lengths(tmp_path, capsys):
