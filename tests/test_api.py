@@ -70,6 +70,19 @@ def test_each_verb_is_a_function():
     assert typed == {name for name in plmjax.VERBS if name in vars(api)} - {"config"}
 
 
+def test_a_module_with_the_name_of_a_verb_is_called():
+    assert plmjax.config("show", "bert_mini")["train.batch"]["value"] == 32
+    assert plmjax.config("validate", "bert_mini") is None
+
+
+@pytest.mark.parametrize("texts, top", [(None, 5), ([5], 5), ("a [MASK]", -3)])
+def test_wrong_values_are_answered_in_words(texts, top, monkeypatch):
+    monkeypatch.setattr(api.Loaded, "__init__", lambda self: None)
+    monkeypatch.setattr(api.Loaded, "_model", lambda self, head: None)
+    with pytest.raises(PlmjaxError, match="must be a"):
+        api.Loaded().fill(texts, top=top)  # type: ignore[call-arg]
+
+
 def given(monkeypatch, verb: str, *words, **more):
     """The parsed options of a call, without the verb's work."""
     seen = {}
@@ -195,7 +208,9 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     more = plmjax.fit(smoothed, workdir=run, steps=3)
     assert more["loss"] != scores["loss"]
     assert "Going on from step 2." in capsys.readouterr().out
-    records = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    records = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3]
 
     model = plmjax.load(run)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from plmjax import PlmjaxError
 from plmjax import config as config_lib
 from plmjax.cli import recipes
-from plmjax.cli.options import json_option, print_json_line
+from plmjax.cli.options import COLLECTED, json_option, print_json_line
 
 _NAMES = "a recipe, FILE.py[:argument], config.json, or the workdir of a run"
 
@@ -90,6 +90,14 @@ def _load(name: str, overrides: Sequence[str] = ()) -> Any:
     return config_lib.load(verb_of(values).config, None, overrides, values)
 
 
+def _print(record: dict) -> None:
+    """Prints a record as JSON for people; in Python, returns it."""
+    if COLLECTED.get() is None:
+        print(json.dumps(record, indent=2))
+    else:
+        print_json_line(record)
+
+
 def _show(args) -> None:
     shown = {
         key: {"value": value, "type": kind} | ({"range": limits} if limits else {})
@@ -97,7 +105,7 @@ def _show(args) -> None:
             _load(args.name, args.overrides)
         )
     }
-    print(json.dumps(shown, indent=2))
+    _print(shown)
 
 
 def _validate(args) -> None:
@@ -133,7 +141,7 @@ def _schema(args) -> None:
 
     schema = _block((FINETUNE if args.kind == "finetune" else PRETRAIN).config)
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    print(json.dumps(dialect | schema, indent=2))
+    _print(dialect | schema)
 
 
 def _block(schema: type) -> dict:

@@ -99,6 +99,8 @@ def _clock(args, began: float):
     option = "--hours" if args.minutes is None else "--minutes"
     keys = ("train.steps", "train.epochs", "train.schedule.kind", "train.schedule.ends")
     given = [f"--config.{o}" for o in args.overrides if o.startswith(keys)]
+    if args.train_steps is not None:
+        given = [f"--steps={args.train_steps}"]
     if args.minutes and args.hours:
         given = ["--hours"]
     for name in ("show_config", "coordinator", "num_processes"):
@@ -160,7 +162,8 @@ def _pretrain(args) -> int:
     from plmjax import config as config_lib
     from plmjax.workdir import RunConfig, Workdir
 
-    began = time.monotonic()
+    # What Python's start has taken at least.
+    began = time.monotonic() - time.process_time()
     clock = _clock(args, began)
     config, workdir = _config(args)
     if args.show_config:
@@ -196,6 +199,8 @@ def _pretrain(args) -> int:
     check_directory(workdir, "config.json")
     if clock is not None:
         config = _planned(args, Workdir(workdir), config, clock)
+        if Workdir(workdir).is_finished(config.train.steps):
+            clock = None
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
         from plmjax.report.cost import Asked

@@ -94,7 +94,7 @@ def _text(workdir: Workdir, config: RunConfig, directory: str) -> Iterator[str]:
     for name, source in sources.items():
         manifest = workdir.read(f"data/{parts.get(name)}/manifest.json") or {}
         if manifest.get("source", {}).get("fingerprint") == source.fingerprint:
-            yield f"# The text {name} is the same: {source.fingerprint}."
+            yield f"# The text{name and ' '}{name} is the same: {source.fingerprint}."
         else:
             yield f"# WARNING: the text {name} is not what the run has read."
 

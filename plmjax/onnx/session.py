@@ -52,7 +52,7 @@ class Session:
         except Exception as error:  # onnxruntime has a class for each of its errors
             raise PlmjaxError(
                 f"{folder} holds no {FOLDER}/{file} beside a config.json that plmjax "
-                f"exported ({type(error).__name__}).",
+                "exported.",
                 hint="`plmjax compress --format=onnx --model=RUN --to=DIR` makes one.",
                 code=Exit.MODEL,
             ) from error

@@ -194,6 +194,11 @@ def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
     config = _finished(load, choices, rung, mesh.size, clock)
     for part in _explained(config, corpus, rungs, clock):
         console().print(part)
+    if clock.spent() > clock.seconds / 2:
+        console().print(
+            f"WARNING: {duration(clock.spent())} of {duration(clock.seconds)} are gone "
+            "before training, as each model that is timed compiles. Give more minutes."
+        )
     return config
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, with_article
 from plmjax.config import nearest
 from plmjax.data.columns import ColumnsConfig
 from plmjax.data.examples import Example
@@ -72,7 +72,8 @@ class Endpoint(abc.ABC):
         if isinstance(value, str) and "text" in known:
             value = {"text": value}
         if not isinstance(value, dict):
-            what = f"there is a {type(value).__name__} where an object was expected."
+            kind = with_article(type(value).__name__)
+            what = f"there is {kind} where an object was expected."
             raise bad_data(where, what, f"Its keys are {', '.join(known)}.")
         for key in value.keys() - set(known):
             raise bad_data(where, f"unknown key {key!r}.", nearest(key, known))
