@@ -274,14 +274,12 @@ def test_the_page_of_names_is_the_table_of_the_hints():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(ROOT / "docs" / "plmjax.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=500, resources=resources).execute()
+    notebook = json.loads((ROOT / "docs" / "plmjax.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    program = "\n".join("".join(cell["source"]) for cell in code)
+    done = run_python("-c", f"import os; os.chdir({str(tmp_path)!r})\n{program}")
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "my-model" / "model.safetensors").exists()
 
 

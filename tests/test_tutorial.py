@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from finetune_common import records, write
+from finetune_common import records
 
 from plmjax.cli import main
 
@@ -29,7 +29,8 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch):
         text = (ROOT / "docs" / f"{page}.md").read_text()
         (tmp_path / "texts" / f"{page}.txt").write_text(text)
     for part in ("train", "test"):
-        write(tmp_path / f"{part}.csv", records("classes", 24))
+        rows = [f'"{r["text"]}",{r["label"]}\n' for r in records("classes", 24)]
+        (tmp_path / f"{part}.csv").write_text("text,label\n" + "".join(rows))
     page = (ROOT / "docs" / "tutorial.md").read_text()
     commands = re.findall(r"^```sh\nplmjax (.*?)^```", page, re.M | re.S)
     commands = [line for block in commands for line in block.split("\nplmjax ")]

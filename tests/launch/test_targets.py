@@ -239,7 +239,7 @@ def test_a_wheel_holds_the_templates(tmp_path):
     )
     found = target / "plmjax" / "launch" / "templates"
     assert not found.is_symlink()
-    for path in (ROOT / "launch").iterdir():
+    for path in filter(Path.is_file, (ROOT / "launch").iterdir()):
         assert (found / path.name).read_bytes() == path.read_bytes()
     # Nor does it hold anything else of a checkout.
     assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {
