@@ -264,7 +264,7 @@ _COLUMNS |= {"median_ms": ("ms", ""), "p95_ms": ("95 % ms", "")}
 _COLUMNS |= {"cpu_ms": ("CPU ms", ""), "documents_per_second": ("docs/s", "")}
 _COLUMNS |= {"tokens_per_second": ("tokens/s", ",.0f"), "fill": ("full", ".0%")}
 _COLUMNS |= {name: (name, "") for name in ("hours", "price")}
-_COLUMNS |= {"spread": ("spread", ".0%")}
+_COLUMNS |= {"spread": ("±", ".0%")}
 
 
 def _cell(value: Any, how: str) -> str:
