@@ -167,7 +167,7 @@ def test_a_run_that_ends_in_time_is_repeated_by_its_config(tmp_path):
         (["--minutes=0"], "--minutes=0 must be a number above 0"),
         (["--hours=-1"], "--hours=-1 must be a number above 0"),
         (["--minutes=nan"], "must be a number above 0"),
-        (["--minutes=5", "--steps=3"], "cannot be combined with --config.train.steps"),
+        (["--minutes=5", "--steps=3"], "cannot be combined with --steps=3"),
         (["--minutes=5", "--hours=1"], "--minutes cannot be combined with --hours"),
         (["--minutes=5", "--show_config"], "combined with --show_config"),
         (["--device=h100"], "--device needs --dry_run"),
