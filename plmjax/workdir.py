@@ -314,9 +314,10 @@ class Workdir:
         paired = "task" in config and KINDS[config["task"]["kind"]].head is None
         return {k: v for k, v in changed.items() if paired and k == _ROUNDING[0]}
 
-    def is_finished(self, steps: int) -> bool:
+    def is_finished(self, steps: int | None) -> bool:
         """Whether the run in the directory has so many steps."""
-        return Checkpoints(self.checkpoints).steps()[-1:] >= [steps]
+        saved = Checkpoints(self.checkpoints).steps()
+        return steps is not None and bool(saved) and saved[-1] >= steps
 
     @property
     def own_objective(self) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
 from plmjax.cli.options import (
+    COLLECTED,
     load_config,
     paths_option,
     print_run,
@@ -162,8 +163,8 @@ def _pretrain(args) -> int:
     from plmjax import config as config_lib
     from plmjax.workdir import RunConfig, Workdir
 
-    # What Python's start has taken at least.
-    began = time.monotonic() - time.process_time()
+    # What Python's start has taken at least; not what a notebook did before.
+    began = time.monotonic() - (COLLECTED.get() is None) * time.process_time()
     clock = _clock(args, began)
     config, workdir = _config(args)
     if args.show_config:

@@ -52,6 +52,7 @@ _AFTER_SECONDS, _AFTER_SHARE = 3.0, 0.1
 _OF_STEPS = (
     *("data.phases", "train.average_from_percent"),
     *("objective.final_probability", "objective.probabilities"),
+    "train.prune.sparsity",
 )
 
 Load = Callable[[dict], RunConfig]
@@ -205,7 +206,7 @@ def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
 def _check_keys(config: RunConfig) -> None:
     """Raises PlmjaxError for keys that need to know the number of steps."""
     for key, value in config_lib.flatten(config_lib.to_dict(config)).items():
-        if key in _OF_STEPS and value not in (None, ()):
+        if key in _OF_STEPS and value not in (None, (), 0):
             raise PlmjaxError(
                 f"{key} divides a number of steps that is known before training; with "
                 "--minutes or --hours it is not.",

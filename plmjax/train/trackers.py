@@ -23,7 +23,7 @@ from plmjax.files import write_json
 from plmjax.train.config import TRACKERS, TrainConfig
 
 _WAITING = 10_000  # records; a tracker that is further behind is given up
-_CLOSE_SECONDS = 60.0
+_OPEN_SECONDS, _CLOSE_SECONDS = 20.0, 60.0
 _EXPERIMENTS = ("sweep.json", "study.json", "pseudo.json")
 _NAMES = "(?:key|token(?!s|iz)|secret|passw|credential|signature)"
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
@@ -39,6 +39,8 @@ def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def clean(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):  # a source of a mixture
+            return {name: clean(name, one) for name, one in value.items()}
         if isinstance(value, list | tuple):
             return [clean(key, item) for item in value]
         if isinstance(value, str):
@@ -66,17 +68,20 @@ def check(config: TrainConfig) -> None:
 
 
 class Outlet:
-    """A tracker fed by a thread: if it fails or hangs, one warning, and no delay."""
+    """A tracker fed by a thread: if it fails or hangs, one warning, and no delay.
+
+    Only its begin is waited for, some seconds: imports in two threads may collide.
+    """
 
     def __init__(self, name: str, make: Callable[[], Any], log: Callable[[str], Any]):
         self._name, self._log, self._ended = name, log, False
         self._calls: queue.Queue = queue.Queue(_WAITING)
-        try:
-            self._tracker = make()
-        except (Exception, SystemExit) as error:
-            return self._give_up(error)
-        self._thread = threading.Thread(target=self._feed, daemon=True, name=name)
+        self._thread = threading.Thread(
+            target=self._feed, args=(make,), daemon=True, name=name
+        )
+        self._made = threading.Event()
         self._thread.start()
+        self._made.wait(_OPEN_SECONDS)
 
     def call(self, method: str, *arguments: Any) -> None:
         """Queues a call of the tracker."""
@@ -95,14 +100,18 @@ class Outlet:
                 self._give_up(f"it has not ended after {_CLOSE_SECONDS:g} s")
         self._ended = True
 
-    def _feed(self) -> None:
+    def _feed(self, make: Callable[[], Any]) -> None:
         method = ""
         try:
+            tracker = make()
+            self._made.set()
             while method != "close" and not self._ended:
                 method, arguments = self._calls.get()
-                getattr(self._tracker, method)(*arguments)
+                getattr(tracker, method)(*arguments)
         except (Exception, SystemExit) as error:
             self._give_up(error)
+        finally:
+            self._made.set()
 
     def _give_up(self, why: Any) -> None:
         if not self._ended:
@@ -118,7 +127,7 @@ def open_outlets(
 
     trackers.json keeps the ids by which a later start goes on in the same runs.
     """
-    path = directory / "trackers.json"
+    path, one_writes = directory / "trackers.json", threading.Lock()
 
     def read(file: Path) -> dict:
         return json.loads(file.read_text()) if file.exists() else {}
@@ -131,7 +140,8 @@ def open_outlets(
             saved.get(name), **about, **_names(directory)
         )
         if tracker.id != saved.get(name):
-            write_json(path, saved | {name: tracker.id})
+            with one_writes:
+                write_json(path, read(path) | {name: tracker.id})
         return tracker
 
     return [Outlet(name, lambda name=name: make(name), log) for name in names]

@@ -182,9 +182,10 @@ def test_options_that_make_no_sense_are_refused(options, message, capsys, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_keys_that_need_the_number_of_steps_are_refused():
-    config = config_lib.load(RunConfig, None, ["train.average_from_percent=50"])
-    with pytest.raises(PlmjaxError, match=r"average_from_percent divides"):
+@pytest.mark.parametrize("key", ["average_from_percent=50", "prune.sparsity=.5"])
+def test_keys_that_need_the_number_of_steps_are_refused(key):
+    config = config_lib.load(RunConfig, None, [f"train.{key}"])
+    with pytest.raises(PlmjaxError, match=f"{key.partition('=')[0]} divides"):
         budget.plan(lambda layer: config, None, Clock(60.0, 0.0))  # type: ignore
 
 

@@ -66,6 +66,8 @@ def run_of_a_sweep(tmp_path):
     values = config_lib.to_dict(RunConfig())
     values["train"]["checkpoints"] = f"s3://me:{CANARY}@host/b?sig=1&X-Token={CANARY}"
     values["data"]["source"]["api_key"] = [CANARY]
+    source = {"paths": f"s3://me:{CANARY}@host/x", "api_key": CANARY}
+    values["data"]["mixture"] = [source]
     values["model"]["num_tokens"] = 7
     (run / "config.json").write_text(json.dumps(values))
     return run
@@ -140,6 +142,28 @@ def test_a_tracker_that_fails_or_hangs_warns_once_and_delays_nobody(
     assert sorted(line.split()[1] for line in said) == ["mlflow", "trackio", "wandb"]
     assert CANARY not in " ".join(said) and "https://host" in " ".join(said)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_tracker_that_is_slow_to_begin_holds_nobody_up(tmp_path, fakes, monkeypatch):
+    run, said, hold = run_of_a_sweep(tmp_path), [], threading.Event()
+    begin, main = sys.modules["wandb"].init, threading.current_thread()
+    monkeypatch.setattr(trackers, "_OPEN_SECONDS", 0.1)
+
+    def init(**given):
+        assert threading.current_thread() is not main
+        hold.wait(10)
+        return begin(**given)
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    writer = MetricWriter(run, NAMES, 0, said.append)
+    writer.write("train", 1, {"loss": 1.0})
+    assert not fakes["wandb"]
+    hold.set()
+    writer.close()
+    assert said == []
+    assert [name for name, _ in fakes["wandb"]].count("log") == 1
+    saved = json.loads((run / "trackers.json").read_text())
+    assert sorted(saved) == sorted(NAMES)
 
 
 def test_a_tracker_that_is_missing_is_an_error_before_work(tmp_path, capsys):
