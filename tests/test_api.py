@@ -182,7 +182,9 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     smoothed.__qualname__ = "Smoothed"
     keys = KEYS | text
     scores = plmjax.fit(smoothed, workdir=run, keys=keys)
-    assert calls and scores == json.loads((run / "scores.json").read_text()) | scores
+    assert calls and json.loads((run / "scores.json").read_text()) == scores | {
+        "step": 2
+    }
     assert scores["loss"] > 0 and options.COLLECTED.get() is None
     # The objective of the config would give another loss: it is resumed by no other.
     with pytest.raises(
@@ -194,7 +196,8 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     more = plmjax.fit(smoothed, workdir=run, steps=3)
     assert more["loss"] != scores["loss"]
     assert "Going on from step 2." in capsys.readouterr().out
-    records = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3]
 
     model = plmjax.load(run)
