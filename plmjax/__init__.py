@@ -4,6 +4,7 @@ import enum
 import errno
 import importlib
 import importlib.util
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from plmjax.api import pretrain as pretrain
 
 __version__ = "0.1.0"
+
+
+# onnxruntime would send events to its maker, and keep an id in a file; it reads this
+# when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class Exit(enum.IntEnum):

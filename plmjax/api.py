@@ -10,11 +10,12 @@ import functools
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plmjax import VERBS, Exit, PlmjaxError, config, machine
+from plmjax import VERBS, Exit, PlmjaxError, machine
+from plmjax import config as config_lib
 from plmjax.cli.options import COLLECTED, start_jax
 from plmjax.cli.parser import make_parser
 
@@ -125,6 +126,8 @@ class Loaded:
         """Returns the `top` guesses (text, probability, piece) of each [MASK]."""
         from plmjax.evaluate.fill import fill
 
+        if type(top) is not int or top < 1:
+            raise PlmjaxError(f"top={top!r} must be a whole number above 0.")
         return [fill(self._model("head"), text, top) for text in _listed(texts)]
 
     def detect(self, texts: str | Sequence[str]) -> "list[list[Suspect]]":
@@ -149,7 +152,7 @@ class Loaded:
         from plmjax.evaluate.model import longest_row
 
         model = next(iter(self.models.values()))
-        settings = config.build(EmbedConfig, options)
+        settings = config_lib.build(EmbedConfig, options)
         return embed_texts(
             model, _listed(texts), settings, longest_row(self.path, model)
         )
@@ -176,7 +179,13 @@ class Loaded:
 
 
 def _listed(values: Any) -> list:
-    return [values] if isinstance(values, str | Mapping) else list(values)
+    if isinstance(values, str | Mapping):
+        return [values]
+    if isinstance(values, Iterable):
+        values = list(values)
+        if all(isinstance(value, str | Mapping) for value in values):
+            return values
+    raise PlmjaxError(f"{values!r} must be a text, or a list of texts.")
 
 
 def call(verb: str, *words: Any, keys: Keys | None = None, **options: Any) -> Any:
@@ -210,7 +219,7 @@ def _run(
         elif value is not None and value is not False:
             text = ",".join(map(str, value)) if several else value
             command.append(f"--{name}={text}")
-    for key, value in config.flatten(keys or {}).items():
+    for key, value in config_lib.flatten(keys or {}).items():
         command.append(f"--config.{key}={value}")
     try:
         args = parser.read(command)
@@ -223,7 +232,7 @@ def _run(
         code = args.run(args)
     finally:
         COLLECTED.reset(token)
-    if code not in (Exit.OK, Exit.RESUMABLE) and not results:
+    if code not in (None, Exit.OK, Exit.RESUMABLE) and not results:
         raise PlmjaxError(f"plmjax.{verb} did not succeed.", code=Exit(code))
     return results
 

@@ -552,13 +552,18 @@ def load(
     return build(schema, values)
 
 
-def show(config: Any) -> None:
-    """Prints every key of a config with its value, type and range."""
+def described(config: Any) -> Iterator[tuple[str, Any, str, str]]:
+    """Yields (dotted key, value, type, range or "") of every key of a config."""
     values, limits = flatten(to_dict(config)), ranges(type(config))
     for key, kind in fields(type(config)):
         if key in values:  # other keys belong to another kind of a block
-            permitted = f", {limits[key]}" if key in limits else ""
-            print(f"{key} = {values[key]!r}  ({describe(kind)}{permitted})")
+            yield key, values[key], describe(kind), str(limits.get(key, ""))
+
+
+def show(config: Any) -> None:
+    """Prints every key of a config with its value, type and range."""
+    for key, value, kind, limits in described(config):
+        print(f"{key} = {value!r}  ({kind}{f', {limits}' if limits else ''})")
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:

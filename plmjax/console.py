@@ -122,6 +122,12 @@ class Bar:
         elif self._active and description:
             print(f"{self.unit} {done:,}/{self.total:,}  {description}", flush=True)
 
+    def resize(self, total: int) -> None:
+        """Changes the number of items in all."""
+        self.total = total
+        if self._progress:
+            self._progress.update(self._task, total=total)
+
     def print_line(self, message: str) -> None:
         """Prints a line without tearing the bar."""
         if not self._active:

@@ -163,14 +163,14 @@ def read(path: str | Path) -> str:
         return ""
 
 
-def package(name: str) -> Any:
-    """Imports a package of the extra `data`; PlmjaxError if it is missing."""
+def package(name: str, extra: str = "data") -> Any:
+    """Imports a package of an extra of plmjax; PlmjaxError if it is missing."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise PlmjaxError(
             f"the package {error.name} is not installed.",
-            hint="pip install 'plmjax[data]'",
+            hint=f"pip install 'plmjax[{extra}]'",
         ) from None
 
 

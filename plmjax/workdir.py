@@ -69,11 +69,11 @@ MAY_CHANGE = frozenset(
     train.steps train.epochs train.log_every_steps train.evaluate_every_steps
     train.checkpoint_every_steps train.keep_checkpoints train.max_bad_steps
     train.on_bad_step train.spike_sigmas train.rollback_batches train.max_rollbacks
-    train.hang_after_seconds train.patience_evaluations train.tensorboard data.workers
-    data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor mesh.zero1
-    data.source.license data.source.rights data.source.url
-    card.license card.language card.datasets card.base_model train.accumulation
-    model.remat train.attention
+    train.hang_after_seconds train.patience_evaluations train.tensorboard train.trackers
+    data.workers data.accept_warnings objective.teacher mesh.data mesh.fsdp mesh.tensor
+    mesh.zero1 data.source.license data.source.rights data.source.url card.license
+    card.language card.datasets card.base_model train.accumulation model.remat
+    train.attention train.schedule.ends
     """.split()
 )
 # Those of them that change the order of sums, and so the last digits of each step.
@@ -314,6 +314,10 @@ class Workdir:
         paired = "task" in config and KINDS[config["task"]["kind"]].head is None
         return {k: v for k, v in changed.items() if paired and k == _ROUNDING[0]}
 
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run in the directory has so many steps."""
+        return Checkpoints(self.checkpoints).steps()[-1:] >= [steps]
+
     @property
     def own_objective(self) -> str | None:
         """The name of the objective that plmjax.fit was given for the run, or None."""
@@ -321,7 +325,7 @@ class Workdir:
 
     def check_objective(self, name: str | None) -> None:
         """Raises PlmjaxError if the run here was begun with another own objective."""
-        if self.begun and name != (before := self.own_objective):
+        if name != (before := self.own_objective) and self.begun:
             names = (one or "that of its config" for one in (before, name))
             raise PlmjaxError(
                 "{} was begun with another objective: {}, not {}.".format(
@@ -346,26 +350,21 @@ class Workdir:
         write_json(self.path / "config.json", values, sort_keys=True)
 
     def write_environment(self) -> None:
-        """Writes the environment of the run: versions, devices, host, git commit."""
-        import jax
+        """Writes the environment of the run: `environment()`."""
+        write_json(self.path / "environment.json", environment())
 
-        names = (
-            "jax jaxlib flax optax orbax-checkpoint tensorstore numpy tokenizers grain"
-        ).split()
-        write_json(
-            self.path / "environment.json",
-            {
-                "plmjax": __version__,
-                "commit": _commit(),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "host": socket.gethostname(),
-                "cores": os.cpu_count(),
-                "devices": [device.device_kind for device in jax.devices()],
-                "processes": jax.process_count(),
-                "packages": {name: metadata.version(name) for name in names},
-            },
-        )
+
+def locked_by(directory: Path) -> str | None:
+    """Returns the name of the process that locks a workdir; None if it is free."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return None
+    with open(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return file.read().strip() or "another process"
+    return None
 
 
 @contextlib.contextmanager
@@ -412,17 +411,47 @@ def _naming_the_saved_step(workdir: Workdir) -> Iterator[None]:
         raise KeyboardInterrupt(text) from error
 
 
-def _commit() -> str | None:
-    """Returns the git commit of plmjax's checkout, or None if it has none."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
+CHECKOUT = Path(__file__).parents[1]
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint tensorstore numpy tokenizers grain"
+# They change what is computed, and hold no secrets; others are not recorded.
+VARIABLES = "XLA_FLAGS LIBTPU_INIT_ARGS JAX_PLATFORMS JAX_NUM_CPU_DEVICES"
+_DIFF_BYTES = 500_000
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, devices, host, directory, git commit and changes since it."""
+    import jax
+
+    diff = _git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-color") or ""
+    commit = _git("describe", "--always", "--dirty", "--abbrev=40") or ""
+    return {
+        "plmjax": __version__,
+        "commit": commit.strip() or None,
+        # Of tracked files alone: others may hold secrets.
+        "diff": diff if len(diff.encode()) <= _DIFF_BYTES else None,
+        "diff_bytes": len(diff.encode()),
+        "directory": os.getcwd(),
+        "variables": {k: v for k in VARIABLES.split() if (v := os.environ.get(k))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "packages": {name: metadata.version(name) for name in PACKAGES.split()},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Returns what git says of plmjax's checkout, or None if there is none."""
+    if not (CHECKOUT / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(CHECKOUT), *arguments]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        result = subprocess.run(command, capture_output=True, timeout=10)
+        return result.stdout.decode()
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    return result.stdout.strip() or None
 
 
 def encoder_config(

@@ -70,6 +70,19 @@ def test_each_verb_is_a_function():
     assert typed == {name for name in plmjax.VERBS if name in vars(api)} - {"config"}
 
 
+def test_a_module_with_the_name_of_a_verb_is_called():
+    assert plmjax.config("show", "bert_mini")["train.batch"]["value"] == 32
+    assert plmjax.config("validate", "bert_mini") is None
+
+
+@pytest.mark.parametrize("texts, top", [(None, 5), ([5], 5), ("a [MASK]", -3)])
+def test_wrong_values_are_answered_in_words(texts, top, monkeypatch):
+    monkeypatch.setattr(api.Loaded, "__init__", lambda self: None)
+    monkeypatch.setattr(api.Loaded, "_model", lambda self, head: None)
+    with pytest.raises(PlmjaxError, match="must be a"):
+        api.Loaded().fill(texts, top=top)  # type: ignore[call-arg]
+
+
 def given(monkeypatch, verb: str, *words, **more):
     """The parsed options of a call, without the verb's work."""
     seen = {}
@@ -182,9 +195,8 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     smoothed.__qualname__ = "Smoothed"
     keys = KEYS | text
     scores = plmjax.fit(smoothed, workdir=run, keys=keys)
-    assert calls and json.loads((run / "scores.json").read_text()) == scores | {
-        "step": 2
-    }
+    kept = json.loads((run / "scores.json").read_text())
+    assert calls and scores.items() <= kept.items()
     assert scores["loss"] > 0 and options.COLLECTED.get() is None
     # The objective of the config would give another loss: it is resumed by no other.
     with pytest.raises(
@@ -196,8 +208,9 @@ def test_an_objective_of_ones_own_trains_resumes_and_exports(
     more = plmjax.fit(smoothed, workdir=run, steps=3)
     assert more["loss"] != scores["loss"]
     assert "Going on from step 2." in capsys.readouterr().out
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3]
 
     model = plmjax.load(run)
@@ -261,14 +274,12 @@ def test_the_page_of_names_is_the_table_of_the_hints():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(ROOT / "docs" / "plmjax.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=500, resources=resources).execute()
+    notebook = json.loads((ROOT / "docs" / "plmjax.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    program = "\n".join("".join(cell["source"]) for cell in code)
+    done = run_python("-c", f"import os; os.chdir({str(tmp_path)!r})\n{program}")
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "my-model" / "model.safetensors").exists()
 
 

@@ -63,7 +63,7 @@ def test_a_recipe_is_named_by_its_verb(verb, typed, full, tmp_path, monkeypatch)
 def test_what_is_no_recipe_is_answered_with_what_there_is(error):
     message = error("pretrain", "--config=elektra")
     assert "`plmjax pretrain` has no recipe 'elektra'. Did you mean electra?" in message
-    assert "It has albert, bert," in message and "distill/docstrings;" in message
+    assert "It has albert, bert," in message and "distill/docstrings," in message
     assert "It is one of `plmjax finetune`." in error("pretrain", "--config=classes")
     assert "It is one of `plmjax pretrain`." in error("sweep", "--config=electra:tiny")
     few = error("pretrain", "--config=electra:huge")
@@ -219,7 +219,10 @@ def test_the_right_spelling_is_named(verb, words, meant, error):
     ("words", "sentence"),
     [
         ("--wandb", "Metrics are in metrics.jsonl and tensorboard/ of the workdir"),
-        ("--config.report_to=wandb", "train.tensorboard=False turns the latter off."),
+        (
+            "--config.report_to=wandb",
+            "train.trackers=wandb,mlflow,trackio sends them there",
+        ),
         ("--model=bert-base", "--config=NAME chooses a recipe, and `plmjax import`"),
         # Nothing is near.
         ("--bogus=x", "has no option --bogus=x. `plmjax pretrain --help` lists them."),

@@ -70,12 +70,71 @@ def test_a_run_says_where_it_is_and_holds_what_the_docs_say(trained):
     assert names >= {
         "config.json",
         "environment.json",
+        "examples.json",
         "metrics.jsonl",
+        "starts.json",
         "checkpoints",
         "tokenizer",
         "plots",
         "export",
     }
+
+
+@pytest.mark.slow
+def test_the_printed_commands_make_the_same_run_again(trained, tmp_path):
+    folder, _ = trained
+    run = tmp_path / "my run"
+    shutil.copytree(folder / "runs/mine", run)
+    found = run_cli("repro", run)
+    assert found.returncode == Exit.OK, found.stderr
+    lines = found.stdout
+    assert "# The code is the same" in lines and "# The text  is the same" in lines
+    assert "WARNING" not in lines and "pip install" not in lines
+    shell = f'set -e; plmjax() {{ "{sys.executable}" -m plmjax "$@"; }}\n{lines}'
+    again = subprocess.run(
+        ["bash", "-c", shell],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment(PYTHONPATH=str(PACKAGE.parent)),
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Equal bit for bit: data, and 12 records." in again.stdout
+    # Another seed is another run.
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 7, ', '"step": 7, "loss2": 1, '))
+    found = run_cli("repro", run, f"--against={run}-again")
+    assert (
+        found.returncode == Exit.DATA and "the record train of step 7" in found.stderr
+    )
+
+
+def test_repro_names_what_is_not_the_same(trained, call, tmp_path):
+    folder, _ = trained
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "environment.json", "run.json"):
+        shutil.copy(folder / "runs/mine" / name, run / name)
+    noted = json.loads((run / "environment.json").read_text())
+    commit = "0123456789" * 4
+    packages = noted["packages"] | {"optax": "0.0.1"}
+    noted |= {"commit": f"{commit}-dirty", "diff": "a diff", "packages": packages}
+    noted |= {"devices": ["TPU v4"] * 4, "variables": {"XLA_FLAGS": "--a b"}}
+    (run / "environment.json").write_text(json.dumps(noted))
+    code, out, _ = call("repro", run)
+    assert code == Exit.OK
+    clone, checkout, apply, install, variable, *more = out.splitlines()
+    assert clone.endswith(" plmjax-0123456789") and checkout.endswith(f" {commit}")
+    assert apply.endswith(f"{run} --diff | git -C plmjax-0123456789 apply")
+    assert install == "pip install -e ./plmjax-0123456789 optax==0.0.1"
+    assert variable == "export XLA_FLAGS='--a b'"
+    assert "devices was ['TPU v4', " in more[0] and "is not what the run" in out
+    assert call("repro", run, "--diff")[1] == "a diff"
+    (run / "environment.json").unlink()
+    code, _, err = call("repro", run)
+    assert code == Exit.USAGE and "does not say how it was made" in err
+    code, _, err = call("repro", tmp_path)
+    assert code == Exit.USAGE and "holds no run" in err
 
 
 @pytest.fixture

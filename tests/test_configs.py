@@ -39,6 +39,7 @@ FINETUNE = {
     "glue": ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"),
     "squad": ("", "cmrc"),
     "tags": ("", "upos", "xpos"),
+    "tinybert_task": ("",),
 }
 ALBERT = [f"{n}-{v}" for v in ("v1", "v2") for n in ("base", "large", "xlarge")]
 # "" is a recipe without an argument, or with its default.
@@ -67,6 +68,8 @@ ARGUMENTS = {
     # Their argument is the teacher.
     "distill/distilbert": ("",),
     "distill/docstrings": ("",),
+    "distill/minilm": ("",),
+    "distill/tinybert": ("",),
 }
 RECIPES = [
     f"{name}.py:{argument}".rstrip(":")
@@ -118,7 +121,7 @@ def load(recipe: str, overrides=()) -> dict:
 
 def teacher_of(recipe: str):
     """Returns the encoder that a recipe of configs/distill follows; None elsewhere."""
-    if recipe == "distill/distilbert.py":
+    if recipe in [f"distill/{n}.py" for n in ("distilbert", "minilm", "tinybert")]:
         return PRESETS["bert-base"]
     if recipe == "distill/docstrings.py":
         built = config_lib.load(RunConfig, base=pretrain.DEFAULT_CONFIG)
@@ -171,6 +174,9 @@ def test_a_recipe_builds_its_state_and_shards_it(recipe):
     )
     make = functools.partial(OBJECTIVES[config.objective.kind], config.objective)
     make(encoder, pieces, *more)
+    if getattr(config.objective, "layers", ()):  # named for as many as the student has
+        block = dataclasses.replace(config.objective, layers=())  # type: ignore
+        make = functools.partial(OBJECTIVES[block.kind], block)
     optimizer = make_optimizer(config.train.optimizer)
 
     def sizes(layers: int) -> np.ndarray:

@@ -30,17 +30,19 @@ ALL_KEYS = KEYS | dict(config.fields(FinetuneConfig))
 
 VERBS = (
     "pretrain|finetune|compare|pseudo|predict|evaluate|fill|next|detect|embed|export|"
-    "import|extend|sweep|launch|doctor|bench|data|tokenizer"
+    "import|extend|sweep|launch|doctor|bench|data|tokenizer|serve|compress|config|"
+    "report|repro"
 )
 PROGRAMS = {
     f"benchmarks/{name}.py"
     for name in ("attention", "bytes", "device", "embed", "peer", "prepare", "scaling")
 }
+PROGRAMS |= {"benchmarks/serve.py"}
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A key as the text names it: `train.steps`, --config.train.steps=5.
 BLOCKS = "data|tokenizer|model|objective|train|mesh|card"
 NAMED = re.compile(rf"(?:`|--config\.)((?:{BLOCKS})\.[a-z0-9_.]*[a-z0-9_])")
-FILES = re.compile(r"\.(json|jsonl|py|md|txt|safetensors|npz|npy|png)$")
+FILES = re.compile(r"\.(csv|json|jsonl|py|md|txt|safetensors|npz|npy|png)$")
 
 
 def prose(page: Path) -> str:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import io
 import re
+import types
+import typing
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from tests_common import TINY
 from plmjax import tree
 from plmjax.cli import main
 from plmjax.objectives import MLM, OBJECTIVES, ElectraConfig, MLMConfig
+from plmjax.report import cost
 from plmjax.report import dry_run as lib
 from plmjax.train import sharding
 from plmjax.train.collectives import Collective
@@ -179,10 +182,48 @@ def test_a_dry_run_compiles_the_step_and_reads_it(mesh, corpus, tmp_path, capsys
     workdir = tmp_path / "run"
     paths = f"--config.data.source.paths={corpus}"
     arguments = ["pretrain", *TINY, paths, f"--workdir={workdir}", "--dry_run", *mesh]
-    assert main(arguments) == 0
+    assert main([*arguments, "--device=h100:8", "--price_per_hour=2"]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines()[5:])) <= 100
     assert re.search(r"[\d,]+ MB a device: state and batch [\d.]+, temporaries", shown)
     assert re.search(r"fsdp \(\d\) +│ +all-gather", shown)
+    assert re.search(r"here, by three real steps │ +[\d,.]+ │", shown)
+    assert "h100:8, at an MFU of 40%" in shown and "price at 2 an hour" in shown
     assert "nothing was trained" in shown
     assert not (workdir / "checkpoints").exists()
+
+
+def training_of(objective, **more):
+    fields = {"objective": objective, "steps": 100, "flops": lambda step: 4e15}
+    return types.SimpleNamespace(**fields, mesh=types.SimpleNamespace(size=2), **more)
+
+
+def test_the_work_of_all_blocks_is_that_of_the_objective():
+    objective = MLM(MLMConfig(), encoder(layers=3), pieces(96))
+    params = state_of(objective).params
+    shown = text(cost.work_table(training_of(objective), params, 16))  # type: ignore
+    rows = re.findall(r"│ ([a-z-]+) +│ +([\d,]+) .* ([\d,]+) │ +[\d.]+% │", shown)
+    numbers = {n: [int(x.replace(",", "")) for x in two] for n, *two in rows}
+    assert [*numbers] == ["embeddings", "attention", "feed-forward", "heads"]
+    assert sum(one for one, _ in numbers.values()) == tree.count(params)
+    total = sum(flops for _, flops in numbers.values())
+    assert total == pytest.approx(objective.flops(16) / 16, abs=4)
+    # Two products forward and four backward, of 32 x 64 and back in three layers.
+    assert numbers["feed-forward"][1] == 6 * 3 * 2 * 32 * 64
+    assert numbers["attention"][0] == 3 * (4 * 32 * 33 + 2 * 32)
+
+
+def test_times_and_prices_follow_from_steps_peaks_and_devices():
+    asked = cost.Asked(("h100:8", "v5e"), 0.5, 3.0)
+    training: typing.Any = training_of(None)
+    shown = text(cost.cost_table(training, 50, [2.0, 36.0, 72.0], asked), 120)
+    rows = [
+        re.split(r" *│ *", line)[1:-1] for line in shown.splitlines() if "│" in line
+    ]
+    # 100 steps of 36 s are an hour of two devices.
+    assert rows[0][1:] == ["36,000.0", "30:00", "1:00:00", "1.00", "6.00"]
+    seconds = 4e15 / (8 * 989e12 * 0.5)
+    assert rows[1][1] == f"{1e3 * seconds:,.1f}"
+    assert rows[1][-1] == f"{100 * seconds / 3600 * 8 * 3:,.2f}"
+    assert rows[2][1] == f"{1e3 * 4e15 / (197e12 * 0.5):,.1f}"
+    assert cost.cost_table(training, 50, [], cost.NOTHING) == ""

@@ -20,7 +20,8 @@ FLOORS = (
     ("objectives",),
     ("interop", "train"),
     ("workdir",),
-    ("evaluate", "onnx"),
+    ("evaluate",),
+    ("onnx",),
     ("baselines", "embed", "report", "serve"),
     ("finetune", "pretrain"),
     ("bench", "compress", "doctor", "experiments"),
@@ -36,8 +37,13 @@ ONLY = {
     "flax": {"models", "objectives"},
     "plotly": {"report"},
     "matplotlib": {"report"},
+    "onnx": {"onnx", "compress", "bench"},
+    "onnxruntime": {"onnx", "compress", "bench"},
 }
-WITHOUT_JAX = {"tokenizers", "data"}
+WITHOUT_JAX = {"tokenizers", "data", "serve"}
+# What runs an exported folder is there without these, with all that it imports.
+SERVED = ("onnx/session.py", "serve/*.py")
+HEAVY = {"jax", "jaxlib", "flax", "torch", "onnx", "datasets", "safetensors"}
 
 
 @functools.cache
@@ -106,6 +112,31 @@ def test_no_files_import_each_other_in_a_circle():
         graph[name] = (found & names.keys()) - {name, name.rpartition(".")[0]}
     # Raises CycleError, which names the files.
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_what_is_served_needs_neither_jax_nor_onnx():
+    waiting = [path for pattern in SERVED for path in ROOT.glob(pattern)]
+    seen = {*waiting}
+    assert len(waiting) > 3
+    while waiting:
+        path = waiting.pop()
+        for node in ast.parse(path.read_text()).body:  # what is inside comes later
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for top, *parts in (module.split(".") for module in modules):
+                assert top not in HEAVY, f"{path}:{node.lineno} imports {top}"
+                inner = range(len(parts) + 1) if top == "plmjax" else ()
+                folders = [ROOT.joinpath(*parts[:n]) for n in inner]
+                files = [x.with_suffix(".py") for x in folders[1:]]
+                files += [x / "__init__.py" for x in folders]
+                new = {x for x in files if x.is_file()} - seen
+                seen |= new
+                waiting += new
+    assert ROOT / "tokenizers/tokenizer.py" in seen
 
 
 def test_functions_fit_on_a_screen_and_calls_name_what_they_pass():

@@ -34,6 +34,8 @@ from plmjax.finetune.config import (
 )
 from plmjax.finetune.lora import LoraConfig
 from plmjax.finetune.start import StartConfig
+from plmjax.finetune.teacher import with_teacher
+from plmjax.interop.huggingface import export_folder
 from plmjax.models import EncoderConfig, heads, platform, task_heads
 from plmjax.models.layers import dropout
 from plmjax.models.task_heads import task_logits
@@ -60,10 +62,17 @@ from plmjax.pretrain.run import DEFAULT_CONFIG
 from plmjax.pretrain.weights import start_weights
 from plmjax.tasks.task import Task
 from plmjax.train import sharding
-from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from plmjax.train.config import (
+    MeshConfig,
+    OptimizerConfig,
+    PruneConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from plmjax.train.job import initialise, step_for
 from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
+from plmjax.train.pruning import make_pruning
+from plmjax.train.schedule import make_schedule, moved_share
 from plmjax.workdir import RunConfig, Workdir
 
 BLOCKS = {
@@ -74,6 +83,7 @@ BLOCKS = {
     "distill": DistillConfig,
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
+    "prune": PruneConfig,
     "train": TrainConfig,
     "start": StartConfig,
     "seeds": SeedsConfig,
@@ -85,8 +95,8 @@ BLOCKS = {
 # When something happens in the loop: tests/train/ and tests/test_cli.py.
 OF_THE_LOOP = """log_every_steps evaluate_every_steps checkpoint_every_steps checkpoints
 patience_evaluations keep_checkpoints on_bad_step max_bad_steps spike_sigmas
-rollback_batches max_rollbacks hang_after_seconds tensorboard loss_scale
-loss_scale_steps""".split()
+rollback_batches max_rollbacks hang_after_seconds tensorboard trackers loss_scale
+ loss_scale_steps""".split()
 # What a training brings with it, a row each: the kinds of blocks, and blocks in blocks.
 ROWS = {}
 
@@ -959,6 +969,14 @@ SCHEDULES = {
 }
 
 
+@row("schedule.ends")
+def _():
+    config = ScheduleConfig(warmup_steps=2, ends=((2, 10), (6, 8)))
+    shares = [moved_share(config, config.ends, step) for step in range(9)]
+    expected = [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.0]
+    np.testing.assert_allclose(shares, expected)
+
+
 @row(*(f"schedule.{name}" for name in SCHEDULES))
 def _(name):
     usual = {"kind": "linear", "warmup_percent": 10.0}
@@ -974,6 +992,35 @@ def _(name):
             if "kind" in change and len(change) == 1:
                 plain = ScheduleConfig(**usual)
             assert curves[0] != [rate_at(plain, step, 20, 0.5) for step in range(20)]
+
+
+# {key: (value, shares of zeros after each of four steps)}; what pruning holds at 0 in a
+# step is in tests/train/test_pruning.py.
+PRUNED = {
+    "sparsity": (0.5, (0, 0.4375, 0.4375, 0.5)),
+    "begin_percent": (50.0, (0, 0, 0.4375 / 0.5 * 0.8, 0.8)),
+    "end_percent": (50.0, (0.7, 0.8, 0.8, 0.8)),
+    "stages": (4, tuple(0.8 * (1 - (1 - i / 4) ** 3) for i in range(1, 5))),
+    "keep_zeros": (True, (0, 0.7, 0.7, 0.8)),
+}
+
+
+@row("train.prune", *(f"prune.{name}" for name in PRUNED))
+def _(name):
+    usual = PruneConfig(sparsity=0.8, end_percent=100.0, stages=2)
+    field = name.partition(".")[2]
+    value, expected = PRUNED.get(field, (None, (0, 0.7, 0.7, 0.8)))
+    config = dataclasses.replace(usual, **{field: value} if value is not None else {})
+    kernel = np.random.default_rng(0).permutation(np.arange(1.0, 121)).reshape(12, 10)
+    prune, shares = make_pruning(config, 4), []
+    params = {"encoder": {"layer_0": {"ffn": {"up": {"kernel": jnp.asarray(kernel)}}}}}
+    for step in range(4):
+        params = jax.jit(prune)(params, step)
+        left = params["encoder"]["layer_0"]["ffn"]["up"]["kernel"]
+        shares.append(float((left == 0).mean()))
+    np.testing.assert_allclose(shares, expected, atol=0.5 / 120)
+    assert make_pruning(PruneConfig(), 4) is None
+    assert make_pruning(PruneConfig(keep_zeros=True), 4) is not None
 
 
 # Two jobs: what a step is told, and all of it otherwise.
@@ -1276,6 +1323,33 @@ def _(made):
             loss, means["loss"] + weight * means["rdrop"], rtol=1e-5
         )
         assert "rdrop" not in loss_of(parts, train=False)[1]
+
+
+@row("supervised.teacher", "supervised.teacher_share", "supervised.teacher_temperature")
+def _(name, made):
+    field, folder = name.partition(".")[2], made.root / "teacher"
+    theirs = made.parts("start.from_scratch=True", "seeds.init=7")
+    model = theirs.encoder, theirs.params, theirs.model.tokenizer
+    export_folder(folder, *model, card="A card.", task=theirs.task)
+    usual = {"teacher": str(folder), "teacher_share": 0.25}
+    usual |= {"teacher_temperature": 2.0}
+    changes = {"teacher_share": 1.0, "teacher_temperature": 5.0}
+    usual |= {key: value for key, value in changes.items() if key == field}
+    keys = [f"objective.{key}={value}" for key, value in usual.items()]
+    silent = ("start.dropout=0.0", "start.classifier_dropout=0.0")
+    parts = with_teacher(made.parts(*keys, *silent), lambda line: None)
+    loss, means, batch = loss_of(parts)
+    scores = task_logits(parts.encoder, parts.task, parts.params, batch, None)
+    t = usual["teacher_temperature"]
+    ours, theirs = np.float64(scores) / t, np.float64(batch["teacher"]) / t
+    logs = ours - np.log(np.exp(ours).sum(-1, keepdims=True))
+    targets = np.exp(theirs) / np.exp(theirs).sum(-1, keepdims=True)
+    soft = -(targets * logs).sum(-1).mean() * t * t
+    np.testing.assert_allclose(means["teacher_loss"], soft, rtol=1e-5)
+    share = usual["teacher_share"]
+    expected = share * soft + (1 - share) * means["loss"]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert "teacher_loss" not in loss_of(parts, train=False)[1]
 
 
 @row("task.temperature")

@@ -5,7 +5,7 @@ data give the same predictions.
 """
 
 import dataclasses
-import statistics
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +30,7 @@ from plmjax.baselines.text_features import (
 )
 from plmjax.baselines.watch import OutOfTime, Watch
 from plmjax.data.examples import Example
+from plmjax.evaluate.latency import measure
 from plmjax.evaluate.model import Model
 from plmjax.metrics.comparison import SAME, Comparison
 from plmjax.metrics.retrieval import Vectors, rank_pairs
@@ -107,14 +108,8 @@ def _latency(predict: Predict, examples: Sequence[Example]) -> float:
     """Returns the median milliseconds of one example, the second time it is read."""
     indices = np.linspace(0, len(examples) - 1, min(_TIMED, len(examples)))
     some = [[examples[round(index)]] for index in indices]
-    for one in some:  # compiles
-        predict(one)
-    times = []
-    for one in some:
-        begin = time.perf_counter()
-        predict(one)
-        times.append(time.perf_counter() - begin)
-    return 1000 * statistics.median(times)
+    calls = [functools.partial(predict, one) for one in some]
+    return measure(calls, rounds=1).median_ms
 
 
 Fit = Callable[[], Predict]

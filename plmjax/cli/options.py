@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from plmjax import RESUME, Exit, PlmjaxError
@@ -302,11 +302,12 @@ def print_run(workdir: Path, keeps: bool) -> None:
         print("Config: the run's, changed by the options of this command.")
 
 
-def load_config(args, workdir: Path | None):
+def load_config(args, workdir: Path | None, chosen: Mapping | None = None):
     """Returns the config of a pretraining.
 
     Of the run that is in the directory, an import into it, and the built-in default,
-    the first that is there is its base. A file replaces the first and the last. Texts
+    the first that is there is its base. A file replaces the first and the last, and so
+    do values `chosen` for a budget, which lie below an import and the file. Texts
     of the command have their own kind, unless the config's is of data sets.
     """
     from plmjax import config as config_lib
@@ -318,7 +319,11 @@ def load_config(args, workdir: Path | None):
     base = {} if args.config else saved
     if not base and workdir:
         base = imported_layer(Workdir(workdir))
-    if args.config is None and not base:
+    if chosen is not None and not saved:
+        # An imported model is not mixed with the chosen one.
+        both = [key for key in chosen if key != "model" and key in base]
+        base = {**chosen, **base} | {k: {**chosen[k], **base[k]} for k in both}
+    elif args.config is None and not base:
         base = DEFAULT_CONFIG
     texts: dict = _texts(args)
 

@@ -1,7 +1,12 @@
 """`plmjax pretrain`."""
 
+import argparse
+import contextlib
+import functools
 import json
+import math
 import re
+import time
 from pathlib import Path
 
 from plmjax import Exit, PlmjaxError
@@ -32,11 +37,36 @@ def add(verb) -> None:
         "prepare the data, then print sizes, shardings, memory, steps and the first "
         "row",
     )
+    for unit, seconds in (("minutes", 60.0), ("hours", 3600.0)):
+        added.add_argument(
+            f"--{unit}",
+            type=functools.partial(_seconds, f"--{unit}", seconds),
+            metavar="N",
+            help=f"{unit} for the whole command: measures, chooses what the config "
+            "does not set, and ends in time; of a resumed run, those of all its starts",
+        )
     added.add_argument(
         "--topology",
         metavar="NAME",
         help="with --dry_run: compile for devices that need not be there: v5e:4x4 "
         "(also v5p, v6e; needs plmjax[tpu]), h100, h200:8 (plmjax[topology])",
+    )
+    added.add_argument(
+        "--device",
+        metavar="NAME",
+        help="with --dry_run: the time on these devices, too: h100, v5e:16, a100,v4",
+    )
+    added.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="the share of the peak that --device reaches (default: 0.4)",
+    )
+    added.add_argument(
+        "--price_per_hour",
+        type=float,
+        metavar="N",
+        help="with --dry_run: the price of a device, for the price of the run",
     )
     added.add_argument(
         "--yes",
@@ -46,6 +76,42 @@ def add(verb) -> None:
         "--config.data.accept_warnings=True",
     )
     added.set_defaults(own_objective=None)  # plmjax.fit sets it
+
+
+def _seconds(option: str, unit: float, text: str) -> float:
+    """Returns the seconds of --minutes or --hours."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := unit * float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{option}={text} must be a number above 0.")
+
+
+def _clock(args, began: float):
+    """Returns the clock of --minutes or --hours, or None.
+
+    Raises:
+      PlmjaxError: another option sets the length of training.
+    """
+    from plmjax.train.clock import Clock
+
+    if args.minutes is None and args.hours is None:
+        return None
+    option = "--hours" if args.minutes is None else "--minutes"
+    keys = ("train.steps", "train.epochs", "train.schedule.kind", "train.schedule.ends")
+    given = [f"--config.{o}" for o in args.overrides if o.startswith(keys)]
+    if args.train_steps is not None:
+        given = [f"--steps={args.train_steps}"]
+    if args.minutes and args.hours:
+        given = ["--hours"]
+    for name in ("show_config", "coordinator", "num_processes"):
+        given += [f"--{name}"] * (getattr(args, name) not in (None, False))
+    if given:
+        raise PlmjaxError(
+            f"{option} cannot be combined with {given[0]}.",
+            hint=f"{option} measures what this machine can do, and sets steps and "
+            "schedule; --dry_run shows what it chooses.",
+        )
+    return Clock(args.minutes or args.hours, began)
 
 
 def _config(args):
@@ -94,12 +160,18 @@ def run_name(config) -> str:
 
 def _pretrain(args) -> int:
     from plmjax import config as config_lib
-    from plmjax.workdir import RunConfig
+    from plmjax.workdir import RunConfig, Workdir
 
+    # What Python's start has taken at least.
+    began = time.monotonic() - time.process_time()
+    clock = _clock(args, began)
     config, workdir = _config(args)
     if args.show_config:
         config_lib.show(config)
         return Exit.OK
+    for option in ("device", "price_per_hour"):
+        if getattr(args, option) is not None and not args.dry_run:
+            raise PlmjaxError(f"--{option} needs --dry_run.", hint="Add --dry_run.")
     if args.topology and args.dry_run != "compile":
         raise PlmjaxError(
             f"--topology={args.topology} has an effect only if the step is compiled "
@@ -125,10 +197,17 @@ def _pretrain(args) -> int:
     from plmjax.experiments.runs import check_directory
 
     check_directory(workdir, "config.json")
+    if clock is not None:
+        config = _planned(args, Workdir(workdir), config, clock)
+        if Workdir(workdir).is_finished(config.train.steps):
+            clock = None
     if args.dry_run:
         from plmjax.pretrain.dry_run import dry_run
+        from plmjax.report.cost import Asked
 
-        dry_run(config, workdir, args.dry_run == "compile", args.topology)
+        devices = tuple(args.device.split(",")) if args.device else ()
+        asked = Asked(devices, args.mfu, args.price_per_hour)
+        dry_run(config, workdir, args.dry_run == "compile", args.topology, asked)
         return Exit.OK
     if group and processes.is_first():
         import jax
@@ -136,4 +215,29 @@ def _pretrain(args) -> int:
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
     from plmjax.pretrain.run import pretrain
 
-    return stopped(pretrain(config, workdir, args.own_objective))
+    result = pretrain(config, workdir, clock, args.own_objective)
+    if clock is not None and "stopped" not in result and processes.is_first():
+        print(f"\n{clock.spent():,.0f} of {clock.seconds:,.0f} s. The same run again:")
+        print(f"  plmjax pretrain --config={workdir / 'config.json'} --workdir=DIR")
+    return stopped(result)
+
+
+def _planned(args, workdir, config, clock):
+    """Returns the config of a budget; that of a run that has begun stays.
+
+    Raises:
+      PlmjaxError: the run began with a number of steps.
+    """
+    from plmjax.pretrain.budget import plan
+
+    if not workdir.begun:
+        return plan(
+            lambda layer: load_config(args, workdir.path, layer), workdir, clock
+        )
+    if not config.train.schedule.ends:
+        raise PlmjaxError(
+            f"{workdir.path} holds a run of {config.train.steps:,} steps, which began "
+            "without --minutes or --hours.",
+            hint="Resume it without them, or choose another --workdir.",
+        )
+    return config

@@ -16,6 +16,7 @@ _FOLDERS = {
     "data": ("pretrain", "distill"),
     "tokenizer": ("pretrain", "distill"),
     "sweep": ("sweeps",),
+    "config": ("pretrain", "distill", "finetune"),
 }
 
 

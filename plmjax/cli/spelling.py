@@ -19,9 +19,11 @@ def keys_of(verb: str) -> list[str]:
         "data": [RunConfig],
         "tokenizer": [RunConfig],
         "sweep": [RunConfig, FinetuneConfig],
+        "config": [RunConfig, FinetuneConfig],
         "predict": [TaskConfig],
     }.get(verb, [FinetuneConfig])
-    return [key for schema in schemas for key, _ in config_lib.fields(schema)]
+    keys = (key for schema in schemas for key, _ in config_lib.fields(schema))
+    return [*dict.fromkeys(keys)]
 
 
 def option(word: str, value: str, options: Sequence[str], keys: Sequence[str]) -> str:

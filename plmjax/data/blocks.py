@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from charset_normalizer import from_bytes
-
 from plmjax import DataError, PlmjaxError
 from plmjax.data.archives import ERRORS, UNPACK_RATIO, open_member, size_of
 from plmjax.data.corpus import Tally, not_utf8, unreadable
@@ -228,5 +226,7 @@ def guess_encoding(raw: bytes, start: int = 0) -> str | None:
 
 
 def _guess(raw: bytes, names: tuple[str, ...]) -> str | None:
+    from charset_normalizer import from_bytes
+
     best = from_bytes(raw[:GUESS_BYTES], cp_isolation=[*names]).best()
     return None if best is None else best.encoding.replace("utf_16_", "utf-16-")

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 NONE = -1  # the label where there is none
+TEACHER = "teacher"  # the name of a teacher's scores in a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Features:
     [N, L] int32 ([N, C, L] for kinds of task with C texts side by side in a row):
     tokens, segments (1 real, 0 padding), positions, types; word_start bool. [N]: row
     int32, its number; weight float32. label: see `label_array` of the kind of task.
-    states: a frozen encoder's output (added by plmjax/finetune/cached.py).
+    states: a frozen encoder's output (added by plmjax/finetune/cached.py); teacher:
+    another model's scores of the rows (finetune/teacher.py).
 
     `example` [N] int32 is the example of each row. `spans` [N, L, 2] int32, if answers
     are looked for, are each token's characters in the context, -1 elsewhere. `word`

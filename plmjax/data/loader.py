@@ -124,6 +124,18 @@ class Loader:
         firsts = zip(np.maximum.accumulate(begins).tolist(), phases, strict=True)
         self._group = [p.plan.length if p.mix else first for first, p in firsts]
 
+    def endless(self) -> "Loader":
+        """Returns the loader whose last phase goes on."""
+        *phases, last = self.phases
+        return Loader(
+            self.split,
+            [*phases, dataclasses.replace(last, steps=2**31 - 1)],
+            self.tokenizer,
+            self.seed,
+            copies=self.copies,
+            mine=self.mine,
+        )
+
     @property
     def steps(self) -> int:
         """The steps of all phases."""

@@ -44,7 +44,7 @@ def mixed_sources(
     """Returns the sources of data.mixture; missing keys are those of data.source.
 
     Raises:
-      PlmjaxError: an entry is wrong, or two have one name.
+      PlmjaxError: an entry is wrong, or two have one name or one text.
     """
     if defaults.paths or defaults.dataset:
         raise PlmjaxError(
@@ -68,6 +68,15 @@ def mixed_sources(
         raise PlmjaxError(
             f"data.mixture has two sources with the name {min(twice)!r}.",
             hint="Rename one of them; files of one source go into one 'paths'.",
+        )
+    own = {"name": "", "weight": None, "max_epochs": None}
+    texts = [dataclasses.replace(source, **own) for source in sources]
+    if twice := [
+        n for n, text in zip(names, texts, strict=True) if texts.count(text) > 1
+    ]:
+        raise PlmjaxError(
+            f"data.mixture: the sources {' and '.join(twice)} are the same text.",
+            hint="Name it once, with the sum of their weights.",
         )
     return tuple(sources)
 

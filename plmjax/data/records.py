@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import DataError, PlmjaxError
+from plmjax import DataError, PlmjaxError, with_article
 from plmjax.config import nearest
 from plmjax.data.archives import open_member
 from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
@@ -79,7 +79,11 @@ def text_of(value: Any, where: str, column: str) -> str:
       PlmjaxError: it is empty, not text, or has half a surrogate pair.
     """
     if not isinstance(value, str):
-        kind = "empty" if value is None else f"a {type(value).__name__}, not text"
+        kind = (
+            "empty"
+            if value is None
+            else f"{with_article(type(value).__name__)}, not text"
+        )
         raise bad_data(
             where, f"the column {column!r} is {kind}.", "Fix or remove the record."
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from plmjax import PlmjaxError
-from plmjax.data.features import NONE, Features
+from plmjax.data.features import NONE, TEACHER, Features
 from plmjax.data.loader import Batch, permute
 
 _PER_TOKEN = ("tokens", "segments", "positions", "types", "word_start")
@@ -100,7 +100,9 @@ def batch_of(features: Features, rows: np.ndarray, length: int | None = None) ->
     """
     per_token: set[str] = set(_PER_TOKEN)
     if features.word is not None:  # a label for each word
-        per_token.add("label")
+        per_token |= {"label", TEACHER}
+    if features.spans is not None:
+        per_token.add(TEACHER)
     arrays = {}
     empty = rows < 0
     for name, array in features.arrays.items():
@@ -111,8 +113,8 @@ def batch_of(features: Features, rows: np.ndarray, length: int | None = None) ->
         elif name == "label" and values.dtype == np.int32 and features.spans is None:
             fill = NONE
         values[empty] = fill
-        if name == "label" and name in per_token:
-            values = values[:, :length]  # a last axis may hold probabilities
+        if name in ("label", TEACHER):  # a last axis may hold probabilities
+            values = values[:, :length] if name in per_token else values
         elif name == "states":
             # The axis of tokens; its size is 1 if a pooler reads only one.
             values = values[..., :length, :]

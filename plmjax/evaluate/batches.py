@@ -16,6 +16,11 @@ class Batch(NamedTuple):
     rows: np.ndarray
 
 
+def rounded(size: int, longest: int) -> int:
+    """Returns the next of few row lengths that holds `size` tokens."""
+    return min(next(n for n in _LENGTHS if n >= size), longest)
+
+
 def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Batch]:
     """Groups rows of `sizes` tokens into batches of few shapes, the longest first.
 

@@ -117,21 +117,24 @@ class Examples:
             shown.append((text.strip(), truth))
         return shown
 
-    def table(self, before: list[str], after: list[str], right: int) -> Table:
-        """Returns the examples with both guesses, ready to print."""
-        what = "and what comes next" if self.shift else "masked"
-        table = Table(title=f"Held-out text, {what}", show_lines=True, title_style="")
-        for name in ("text", "was", "guesses before", "guesses after"):
-            table.add_column(name, overflow="fold")
-        for (text, truth), old, new in zip(self.texts(), before, after, strict=True):
-            # Text keeps rich from reading "[MASK]" as markup.
-            table.add_row(Text(text), Text(truth), Text(old), Text(new))
-        table.caption = (
-            f"Drawn at random: {right} of {len(after)} are guessed right "
-            f"({right / len(after):.0%}); the accuracy below is that of all."
-        )
-        table.caption_style = ""
-        return table
+
+def table(record: dict, before: dict, after: dict) -> Table:
+    """Returns the guesses of two steps in examples.json, ready to print."""
+    what = "and what comes next" if record["causal"] else "masked"
+    table = Table(title=f"Held-out text, {what}", show_lines=True, title_style="")
+    for name in ("text", "was", "guesses before", "guesses after"):
+        table.add_column(name, overflow="fold")
+    lines = zip(record["texts"], before["lines"], after["lines"], strict=True)
+    for (text, truth), old, new in lines:
+        # Text keeps rich from reading "[MASK]" as markup.
+        table.add_row(Text(text), Text(truth), Text(old), Text(new))
+    right, count = after["right"], len(after["lines"])
+    table.caption = (
+        f"Drawn at random: {right} of {count} are guessed right "
+        f"({right / count:.0%}); the accuracy below is that of all."
+    )
+    table.caption_style = ""
+    return table
 
 
 def held_out_words(

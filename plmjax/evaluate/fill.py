@@ -1,22 +1,12 @@
 """Guesses words: `plmjax fill`, and the examples that pretraining shows."""
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 
-from plmjax import PlmjaxError
 from plmjax.evaluate.model import Model
+from plmjax.evaluate.prompts import Guess, check_size, masked_row, read_guesses
 from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.global_tokens import with_room
-
-
-class Guess(NamedTuple):
-    """One piece of the vocabulary, its probability and its id."""
-
-    text: str
-    probability: float
-    piece: int
 
 
 def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
@@ -28,43 +18,10 @@ def fill(model: Model, text: str, top: int = 5) -> list[list[Guess]]:
       PlmjaxError: no mask in the text (a mask, for a causal model), or more tokens than
         the model has positions.
     """
-    tokenizer = model.tokenizer
-    inner = encode_text(model, text)
-    if model.encoder.causal:
-        ids = np.asarray([tokenizer.cls_id, *inner], np.int32)
-        positions = np.asarray([len(ids) - 1])
-        if tokenizer.mask_id in inner:
-            raise PlmjaxError(
-                "the text has a mask, but the model reads one side only and guesses "
-                "what comes next.",
-                hint="Give the text up to the word to guess.",
-            )
-    else:
-        ids = np.asarray([tokenizer.cls_id, *inner, tokenizer.sep_id], np.int32)
-        positions = np.flatnonzero(ids == tokenizer.mask_id)
-    if not len(positions):
-        spelling = tokenizer.specials.mask
-        also = "" if spelling == "[MASK]" else f" or {spelling}, which is this model's"
-        raise PlmjaxError(
-            f"the text {text!r} has no [MASK]{also}.",
-            hint='Write for example: plmjax fill "The [MASK] of a matrix" --model=DIR',
-        )
+    ids, positions = masked_row(model.tokenizer, text, model.encoder.causal)
     batch = one_row(model, ids)
     batch["mask_positions"] = positions[None].astype(np.int32)
     return guesses(model, model.params, batch, top)[0]
-
-
-def encode_text(model: Model, text: str) -> list[int]:
-    """Returns the ids of a text from the command line, with [MASK] as the mask token.
-
-    Raises:
-      PlmjaxError: the text is not UTF-8.
-    """
-    if not text.isascii() and text.encode(errors="replace").decode() != text:
-        raise PlmjaxError(
-            "the text is not UTF-8.", hint="Check the encoding of your terminal."
-        )
-    return model.tokenizer.encode_prompt(text)
 
 
 def one_row(
@@ -78,12 +35,7 @@ def one_row(
     Raises:
       PlmjaxError: the row is longer than the model's positions.
     """
-    if len(ids) > model.encoder.max_length:
-        raise PlmjaxError(
-            f"{what} {len(ids)} tokens; the model has positions for "
-            f"{model.encoder.max_length}.",
-            hint="Shorten it.",
-        )
+    check_size(len(ids), model.encoder.max_length, what)
     types = np.zeros_like(ids) if types is None else types
     return {
         "tokens": ids[None],
@@ -111,10 +63,7 @@ def guesses(model: Model, params, batch, top: int) -> list[list[list[Guess]]]:
     best, pieces = jax.device_get(jax.lax.top_k(probability_BKV, top))
     return [
         [
-            [
-                Guess(model.tokenizer.decode([piece]).strip(), float(p), int(piece))
-                for piece, p in zip(ids, values, strict=True)
-            ]
+            read_guesses(model.tokenizer, ids, values)
             for ids, values in zip(row_ids, row_values, strict=True)
         ]
         for row_ids, row_values in zip(pieces, best, strict=True)

@@ -264,7 +264,7 @@ def guess(
     for one in batches:
         some = [rows[index] for index in one.rows]
         shape = (one.size, one.length, slots[one.length])
-        arrays = _arrays(some, model.tokenizer.pad_id, *shape)
+        arrays = row_arrays(some, model.tokenizer.pad_id, *shape)
         # By default, GPUs and TPUs round float32 to ten bits or fewer.
         with jax.default_matmul_precision("highest"):
             fitting = with_room(encoder, arrays[0]["tokens"], arrays[0]["segments"])
@@ -280,8 +280,8 @@ def guess(
     return Guessed(nats, right, sum(len(row.at) for row in rows), hits)
 
 
-def _arrays(rows: Sequence[Row], pad_id: int, size: int, length: int, slots: int):
-    """Returns the batch, and positions and labels [B, K] of its slots."""
+def row_arrays(rows: Sequence[Row], pad_id: int, size: int, length: int, slots: int):
+    """Returns rows as a batch, and positions and labels [B, K] of their slots."""
     tokens = np.full((size, length), pad_id, np.int32)
     segments, types = np.zeros_like(tokens), np.zeros_like(tokens)
     at, labels = np.zeros((2, size, slots), np.int32)

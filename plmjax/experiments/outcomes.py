@@ -16,9 +16,9 @@ State = Literal["finished", "failed", "waiting"]
 HARMLESS = frozenset(
     """
     train.log_every_steps train.keep_checkpoints train.hang_after_seconds
-    train.tensorboard mesh.data mesh.fsdp mesh.tensor mesh.zero1 baselines
-    baselines_seconds vectors name card.license card.language card.datasets
-    card.base_model
+    train.tensorboard train.trackers mesh.data mesh.fsdp mesh.tensor mesh.zero1
+    baselines baselines_seconds vectors name card.license card.language
+    card.datasets card.base_model
     """.split()
 )
 

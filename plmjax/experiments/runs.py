@@ -1,7 +1,6 @@
 """The runs of an experiment on disk: is a directory the run that was begun?"""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.experiments.verbs import Verb, verb_of
 from plmjax.train.metrics import read_metrics
-from plmjax.workdir import Workdir
+from plmjax.workdir import Workdir, locked_by
 
 
 class Run:
@@ -123,19 +122,6 @@ def naming(name: str) -> Iterator[None]:
             raise
         message = f"{name}: {error.message}"
         raise PlmjaxError(message, hint=error.hint, code=error.code) from error
-
-
-def locked_by(directory: Path) -> str | None:
-    """Returns the name of the process that locks a workdir; None if it is free."""
-    lock = directory / ".lock"
-    if not lock.exists():
-        return None
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return file.read().strip() or "another process"
-    return None
 
 
 def wait_until_free(

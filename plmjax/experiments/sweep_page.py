@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from plmjax import PlmjaxError, counted
 from plmjax.console import duration
 from plmjax.experiments import sweep_plots as plots
+from plmjax.experiments import sweep_results, trials
 from plmjax.experiments.local import how_ended
 from plmjax.experiments.search import study_of
+from plmjax.experiments.space import Choices, Numbers
 from plmjax.experiments.sweep_plan import Plan, as_text, describe, short_names
 from plmjax.experiments.sweep_results import Outcome, settings, value_of
 from plmjax.experiments.trials import Result
 from plmjax.report import page, scores
+from plmjax.report.run_page import Part
+from plmjax.workdir import Workdir
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -137,6 +141,14 @@ def _figure(name: str, value: float | None) -> str:
 def _importance(outcome: Outcome, study: "Study | None", missing: str) -> str | None:
     if missing:
         return page.section("Importance", missing)
+    title, shares, note = importance(outcome, study)
+    return page.section("Importance", page.plot(title, plots.bars(shares)), note)
+
+
+def importance(
+    outcome: Outcome, study: "Study | None"
+) -> tuple[str, dict[str, float], str]:
+    """Returns a title, the share of each key in the results, and how it is computed."""
     if study is not None:
         shares = plots.importance(study, outcome)
         title = "What makes trials good: the share of each key"
@@ -147,7 +159,36 @@ def _importance(outcome: Outcome, study: "Study | None", missing: str) -> str | 
         how = "Epsilon squared, over the finished trials; what keys do together is in "
         how += "none of the bars."
     few = " Few trials: a lead, not a result." if len(outcome.finished) < 20 else ""
-    return page.section("Importance", page.plot(title, plots.bars(shares)), how + few)
+    return title, shares, how + few
+
+
+def saved_importance(root: Path) -> Part | None:
+    """Returns the importance of a sweep's keys for the page of `plmjax report`.
+
+    None: the folder is no sweep, or has no results yet.
+
+    Raises:
+      PlmjaxError: a file is damaged, or Optuna is missing for a search.
+    """
+    definition, ended = (Workdir(root).read(f"{n}.json") for n in ("sweep", "results"))
+    if definition is None or ended is None:
+        return None
+    objective, maximise = ended["objective"], ended["maximise"]
+    read = [trials.read_result(trial, objective) for trial in trials.saved_trials(root)]
+    drawn, study = definition.get("space"), None
+    if drawn is not None:
+        ranges = {
+            key: Choices(tuple(r["values"])) if "values" in r else Numbers(**r)
+            for key, r in drawn.items()
+        }
+        study = study_of(read, ranges, maximise)
+    title, shares, note = importance(
+        sweep_results.outcome(read, objective, maximise), study
+    )
+    rows = [[key, (share, f"{share:.1%}")] for key, share in shares.items()]
+    figure = {title: plots.bars(shares)} if shares else {}
+    heading = f"Which parameter mattered: {root.name}"
+    return Part(heading, note, ["key", "share"], rows, figure)
 
 
 def _failures(outcome: Outcome) -> str:

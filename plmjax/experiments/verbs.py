@@ -21,7 +21,7 @@ from plmjax.train import sharding
 from plmjax.workdir import RunConfig
 
 # The number of devices is known only where a trial runs.
-_ONE = typing.cast(
+ONE = typing.cast(
     jax.sharding.Mesh, jax.sharding.AbstractMesh((1, 1, 1), sharding.AXES)
 )
 
@@ -73,7 +73,7 @@ def choose_objective(
 
 
 def _check_finetune(config: FinetuneConfig) -> None:
-    check(config, _ONE)
+    check(config, ONE)
     path = str(config.model)
     check_is_folder(Path(path), path, f"the model {path}")
     _read(config)
@@ -104,5 +104,5 @@ def _figures(scores: dict[str, Any]) -> dict[str, float]:
     return scores["held_out"] | test
 
 
-PRETRAIN = Verb("pretrain", RunConfig, lambda c: check_run(c, _ONE), dict, True)
+PRETRAIN = Verb("pretrain", RunConfig, lambda c: check_run(c, ONE), dict, True)
 FINETUNE = Verb("finetune", FinetuneConfig, _check_finetune, _figures, False)

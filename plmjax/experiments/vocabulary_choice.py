@@ -116,6 +116,11 @@ def suggest(records: Sequence[Record], model: str) -> tuple[str, str]:
         if other is not chosen and other["kind"] == chosen["kind"]:
             than = f"{more:.1%} longer" if more > 0 else f"{-more:.1%} shorter"
             why += f"; {other['vocab_size']:,} pieces make the text {than}"
+    if (
+        chosen["vocab_size"] == max(r["vocab_size"] for r in records)
+        and len(records) > 1
+    ):
+        why += "; it is the largest that was tried: try larger --sizes, too"
     if left_out:
         why += f"; more than {MOST_UNKNOWN:.1%} unknown: {', '.join(left_out)}"
     return chosen["name"], f"{why}."

@@ -38,7 +38,7 @@ from plmjax.tasks.labelled import Labelled, load_labelled
 from plmjax.tasks.remarks import remarks
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import Tokenizer, unknown_words
-from plmjax.train import sharding
+from plmjax.train import sharding, trackers
 from plmjax.train.config import TrainConfig
 from plmjax.train.groups import without_frozen
 
@@ -66,6 +66,7 @@ class FinetuneSetup:
     batches: TaskBatches
     metric: str
     added: Added
+    teacher: str | None = None  # a digest of the weights of the task's teacher
 
     @property
     def train(self) -> TrainConfig:
@@ -101,10 +102,10 @@ class FinetuneSetup:
         texts = [repr(e).encode() for e in (*self.data.train, *self.data.held_out)]
         texts += self.added.bytes()
         return {
-            "start": _digest([*leaves, repr(self.encoder).encode()]),
-            "labelled data": _digest([*texts, repr(self.data.labels).encode()]),
+            "start": digest_of([*leaves, repr(self.encoder).encode()]),
+            "labelled data": digest_of([*texts, repr(self.data.labels).encode()]),
             "tokenizer": self.model.tokenizer.digest,
-        }
+        } | ({"teacher": self.teacher} if self.teacher else {})
 
     @property
     def last(self) -> str:
@@ -116,11 +117,30 @@ class FinetuneSetup:
         return getattr(self.data, split)
 
 
-def _digest(pieces: list[bytes]) -> str:
+def digest_of(pieces: list[bytes]) -> str:
+    """Returns a digest of a list of bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(hashlib.blake2b(piece).digest())
     return digest.hexdigest()
+
+
+def with_arrays(
+    setup: FinetuneSetup, arrays: dict[str, np.ndarray], **more: Any
+) -> FinetuneSetup:
+    """Returns a setup whose training batches hold further arrays, a row a row."""
+    old = setup.features["train"]
+    features = dataclasses.replace(old, arrays=old.arrays | arrays)
+    batches = TaskBatches(
+        features,
+        setup.batches.size,
+        setup.batches.seed,
+        lengths=setup.data.config.buckets,
+        mine=setup.batches.mine,
+    )
+    return dataclasses.replace(
+        setup, features=setup.features | {"train": features}, batches=batches, **more
+    )
 
 
 def build(
@@ -317,6 +337,7 @@ def check(config: FinetuneConfig, mesh: jax.sharding.Mesh) -> None:
             hint="Give a word2vec file, or leave it out.",
         )
     train = config.train
+    trackers.check(train)
     if train.checkpoints is not None:
         Checkpoints(train.checkpoints)  # refuses a URL of another kind
     sharding.check_batch(mesh, train.batch, train.accumulation)

@@ -4,7 +4,6 @@ The head is then trained on these states, and a step costs only the head. The en
 runs without dropout, as its states are the same in every epoch.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +13,8 @@ import numpy as np
 
 from plmjax import PlmjaxError, processes
 from plmjax.data.features import Features
-from plmjax.data.task_batches import TaskBatches
 from plmjax.evaluate.predictions import score_rows
-from plmjax.finetune.build import FinetuneSetup
+from plmjax.finetune.build import FinetuneSetup, with_arrays
 from plmjax.machine import usable_memory
 from plmjax.models import Platform
 from plmjax.models.task_heads import POOLERS, STATES, encode
@@ -49,7 +47,8 @@ def with_states(
     processes.run_on_all(lambda: _check_memory(task, features.rows, one))
     if not reads:
         zero = np.zeros((1, *one.shape[1:]), one.dtype)
-        return _holding(setup, np.broadcast_to(zero, (features.rows, *one.shape[1:])))
+        states_N = np.broadcast_to(zero, (features.rows, *one.shape[1:]))
+        return with_arrays(setup, {STATES: states_N})
     params = jax.device_put(params, sharding.shardings(mesh, params))
     read = jax.jit(states, out_shardings=sharding.replicated(mesh))
     kept = np.zeros((features.rows, *one.shape[1:]), one.dtype)
@@ -63,26 +62,11 @@ def with_states(
         f"Features of {features.rows:,} rows, read once: {kept.nbytes / 1e6:,.1f} MB. "
         "The encoder is not run again in training."
     )
-    return _holding(setup, kept)
+    return with_arrays(setup, {STATES: kept})
 
 
 def _first(features: Features) -> dict[str, np.ndarray]:
     return {name: array[:1] for name, array in features.arrays.items()}
-
-
-def _holding(setup: FinetuneSetup, states: np.ndarray) -> FinetuneSetup:
-    old = setup.features["train"]
-    features = dataclasses.replace(old, arrays=old.arrays | {STATES: states})
-    batches = TaskBatches(
-        features,
-        setup.batches.size,
-        setup.batches.seed,
-        lengths=setup.data.config.buckets,
-        mine=setup.batches.mine,
-    )
-    return dataclasses.replace(
-        setup, features=setup.features | {"train": features}, batches=batches
-    )
 
 
 def _check_memory(task: Task, rows: int, one: jax.ShapeDtypeStruct) -> None:

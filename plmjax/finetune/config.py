@@ -100,6 +100,13 @@ class FinetuneConfig(Block):
                 f"but lora.rank={self.lora.rank} does not train them anyway.",
                 hint="Give one of them.",
             )
+        for name, on in (("mixout", self.mixout), ("lora.rank", self.lora.rank)):
+            if on and self.train.prune.on:
+                raise PlmjaxError(
+                    f"train.prune makes weights of the trained kernels 0, and {name}="
+                    f"{on} adds others to them.",
+                    hint="Give one of them.",
+                )
         optimizer = self.train.optimizer
         if self.lora.rank and (
             optimizer.freeze is not None

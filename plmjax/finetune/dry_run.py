@@ -11,6 +11,8 @@ from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.run import on_devices, training_of
+from plmjax.finetune.teacher import with_teacher
+from plmjax.report.cost import NOTHING
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -36,7 +38,9 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     workdir = Workdir(path, FinetuneConfig)
     workdir.check_same_config(config)
     with jax.set_mesh(mesh):
-        setup = with_states(build(config, mesh, print_line), print_line, reads=False)
+        setup = build(config, mesh, print_line)
+        setup = with_teacher(setup, print_line, reads=False)
+        setup = with_states(setup, print_line, reads=False)
         workdir.check_length(setup.steps)
         if compiles:
             setup = on_devices(setup)
@@ -45,6 +49,8 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
             lambda blocks: _task_table(setup, mesh, blocks),
             lambda batch: _first_row(setup, batch),
             compiles,
+            epoch=setup.batches.steps,
+            asked=NOTHING,
         )
 
 

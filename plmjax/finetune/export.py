@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
+from plmjax import tree
 from plmjax.evaluate.model import Model
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.interop.card import CardFacts, limits
-from plmjax.interop.folder import TASK, hub_name
+from plmjax.interop.folder import hub_name
 from plmjax.interop.huggingface import export_folder
 from plmjax.tasks import KINDS
-from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.config import TASK
 from plmjax.tasks.labelled import Labelled
 
 # Keys that locate the labelled data of one task; they do not apply to other data.
@@ -93,33 +93,3 @@ _HOW = {
     "test": "on the test examples, which nothing was chosen by",
     "held_out": "on the held-out examples, by which the best step was chosen",
 }
-
-
-def task_config(folder: Path, kind: str, labels: tuple[str, ...]) -> dict:
-    """Returns the input settings of a fine-tuned folder, as values of a TaskConfig.
-
-    A folder that plmjax did not write has the defaults.
-
-    Raises:
-      PlmjaxError: the file contradicts the model.
-    """
-    fresh = {"kind": kind, "labels": labels or None}
-    path = folder / TASK
-    if not path.exists():
-        return config_lib.to_dict(TaskConfig(**fresh))  # type: ignore[arg-type]
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        config = config_lib.build(TaskConfig, values, "task.")
-    except (ValueError, TypeError, RecursionError, OSError) as error:
-        raise PlmjaxError(
-            f"{path} cannot be read: {error}.",
-            hint="Export the model again, or remove the file.",
-            code=Exit.MODEL,
-        ) from error
-    if (config.kind, config.labels or ()) != (kind, labels):
-        raise PlmjaxError(
-            f"{path} is of another task than the model beside it.",
-            hint="Export the model again, or remove the file.",
-            code=Exit.MODEL,
-        )
-    return config_lib.to_dict(config)

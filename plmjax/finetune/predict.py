@@ -23,12 +23,11 @@ from plmjax.evaluate.model import Model, finished, is_finetuned, open_models
 from plmjax.files import disk_errors, replacing
 from plmjax.finetune.build import split_of
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.export import task_config
 from plmjax.models import EncoderConfig, task_heads
 from plmjax.models.global_tokens import with_room
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import Prediction
-from plmjax.tasks.config import TaskConfig
+from plmjax.tasks.config import TaskConfig, read_task
 from plmjax.tasks.features import make_features
 from plmjax.tasks.labelled import check_labels, load_labelled, read_examples
 from plmjax.train import sharding
@@ -141,7 +140,8 @@ def _open(path: str) -> tuple[Model, dict]:
     folder = Path(path)
     if is_finetuned(folder):
         folder = finished(folder)
-    return model, task_config(folder, model.task.kind, model.task.labels)
+    task = read_task(folder, model.task.kind, model.task.labels)
+    return model, config_lib.to_dict(task)
 
 
 def predict(
@@ -231,25 +231,46 @@ def evaluate(
     predictor = Predictor([path], overrides, batch=batch)
     settings, labels = predictor.config, predictor.labels
     kind = KINDS[settings.kind]
-    if source is not None:
-        examples = read_input(settings, source, labelled=True)
-        check_labels(settings.kind, examples, labels, source)
-    elif is_finetuned(Path(path)):
-        saved = Workdir(path, FinetuneConfig).read("config.json") or {}
-        config = config_lib.build(FinetuneConfig, saved)
-        data = split_of(config, load_labelled(config.task))
-        examples = data.test or data.held_out
-        log(f"The {'test' if data.test else 'held-out'} part of its own data.")
-    else:
-        raise PlmjaxError(
-            f"{path} is a folder without labelled data.", hint="Give --input=FILE."
-        )
+    examples = labelled_examples(predictor, path, source, ("test", "held_out"), log)
     predicted = predictions.read(
         settings, labels, examples, predictor.predict(examples)
     )
     truth = [example.label for example in examples]
     scores = kind.scores(truth, predicted, labels, settings)
     return scores | {"examples": len(examples)} | kind.score_context(examples)
+
+
+def labelled_examples(
+    predictor: Predictor,
+    path: str,
+    source: str | None,
+    parts: Sequence[str],
+    log: Callable[[str], Any] = print,
+    option: str = "--input",
+) -> tuple[Example, ...]:
+    """Returns the examples of labelled files.
+
+    Without files they are the first of these parts that the data of the fine-tuning in
+    `path` has.
+
+    Raises:
+      PlmjaxError: a folder without files, a label that the model does not know.
+    """
+    settings = predictor.config
+    if source is not None:
+        examples = read_input(settings, source, labelled=True, option=option)
+        check_labels(settings.kind, examples, predictor.labels, source)
+        return examples
+    if not is_finetuned(Path(path)):
+        raise PlmjaxError(
+            f"{path} is a folder without labelled data.", hint=f"Give {option}=FILE."
+        )
+    saved = Workdir(path, FinetuneConfig).read("config.json") or {}
+    config = config_lib.build(FinetuneConfig, saved)
+    data = split_of(config, load_labelled(config.task))
+    part = next(part for part in parts if getattr(data, part))
+    log(f"The {part.replace('_', '-')} part of its own data.")
+    return getattr(data, part)
 
 
 def read_input(

@@ -22,6 +22,7 @@ from plmjax.finetune.build import FinetuneSetup, build, check_origin, score_spli
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
+from plmjax.finetune.teacher import with_teacher
 from plmjax.interop.folder import check_replaceable
 from plmjax.objectives import Altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
@@ -64,6 +65,7 @@ def finetune(
         setup = processes.run_on_all(lambda: build(config, mesh, log, added))
         processes.run_on_all(note)
         _run_baselines(setup, workdir, log)
+        setup = with_teacher(setup, log)
         setup = on_devices(with_states(setup, log))
         predict = predictions.make_predict(setup.encoder, setup.task, mesh, setup.merge)
         result = fit(training_of(setup, workdir, predict), log)

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from plmjax import Exit, PlmjaxError, files
 from plmjax.interop import sentence_files
 from plmjax.interop.safetensors_file import DETECTOR, WEIGHTS, load_json
+from plmjax.tasks.config import TASK
 
 CONFIG, CARD = "config.json", "README.md"
-TASK = "plmjax_task.json"  # how a fine-tuned model reads its input
 # All files that an export may write, for any kind of tokenizer.
 _OURS = frozenset(
     f"""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -116,10 +116,7 @@ def export_folder(
             f"{task.kind if task else None}.",
             "Export a fine-tuned model together with its own task.",
         )
-    ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    body = config_json.to_any_json(
-        config, heads, *ids, task=task, mask_id=tokenizer.mask_id, length=length
-    )
+    body, texts = describe_model(config, heads, tokenizer, length, task)
     problem, outputs = body.get("only_plmjax"), task.outputs if task else 0
     if problem is None:
         tensors, detector = to_tensors(config, params, outputs)
@@ -127,25 +124,53 @@ def export_folder(
         tensors, detector = to_native(config, params, outputs), {}
     if isinstance(card, CardFacts):
         card = model_card(dataclasses.replace(card, only_plmjax=problem))
-    if task is not None and task.head is None:
-        pooling_files = sentence_files.to_files(task.pooling, config.width, length)
-        files = pooling_files | dict(files)
     check_replaceable(directory)
     with replacing_export(directory) as folder:
-        text = json.dumps(body, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_texts(folder, {**texts, CARD: card, **files})
         for name, arrays in ((WEIGHTS, tensors), (DETECTOR, detector)):
             if arrays:
                 save_file(arrays, folder / name, metadata={"format": "pt"})
                 # The library makes it unreadable for other users, unlike the files
                 # beside it.
                 shutil.copymode(folder / CONFIG, folder / name)
-        several = config.token_types > 1
-        tokenizer.save(folder, max_length=length, token_types=several, segmenter=False)
-        for name, text in {CARD: card, **files}.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
+        save_tokenizer(folder, config, tokenizer, length)
     return problem
+
+
+def describe_model(
+    config: EncoderConfig,
+    heads: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    task: Task | None,
+) -> tuple[dict, dict[str, str]]:
+    """Returns config.json, and {name: text} of it and of sentence-transformers' files.
+
+    `length` is the tokenizer's longest row in tokens.
+    """
+    ids = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+    body = config_json.to_any_json(
+        config, heads, *ids, task=task, mask_id=tokenizer.mask_id, length=length
+    )
+    texts = {CONFIG: json.dumps(body, indent=2, sort_keys=True) + "\n"}
+    if task is not None and task.head is None:
+        texts |= sentence_files.to_files(task.pooling, config.width, length)
+    return body, texts
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Writes {name: text} into a folder."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def save_tokenizer(
+    folder: Path, config: EncoderConfig, tokenizer: Tokenizer, length: int
+) -> None:
+    """Writes the tokenizer's files for rows of at most `length` tokens of a model."""
+    several = config.token_types > 1
+    tokenizer.save(folder, max_length=length, token_types=several, segmenter=False)
 
 
 def read_folder(path: str | Path) -> Imported:

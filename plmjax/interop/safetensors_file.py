@@ -207,9 +207,12 @@ def _model_tensors(folder: Path, kind: str) -> dict[str, Tensor]:
             f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )
     others = ", ".join(name for name in names if name.endswith(_OTHER_WEIGHTS))
+    hint = "Give a folder that holds one."
+    if "onnx" in names:
+        hint = "`plmjax serve` reads its onnx/; else give the model it was made of."
     raise refusal(
         f"{folder} has no {WEIGHTS}{f', only {others}' if others else ''}.",
-        "Give a folder that holds one.",
+        hint,
     )
 
 

@@ -12,17 +12,27 @@ from plmjax.models.platform import refusal
 
 def encoder_flops(config: EncoderConfig, length: int) -> float:
     """Returns the matrix FLOPs of training the encoder on a row (forward x 3)."""
+    return sum(encoder_parts(config, length).values())
+
+
+def encoder_parts(config: EncoderConfig, length: int) -> dict[str, float]:
+    """Returns those of its embeddings, attention and feed-forward layers."""
     width, inner, narrow = config.width, config.ffn_width, config.input_width
     shared = (config.kv_heads or config.heads) / config.heads
-    layer = 2 * (2 + 2 * shared) * width**2
-    layer += 2 * (3 if config.gated else 2) * width * inner
+    products = 2 * (2 + 2 * shared) * width**2
     if config.global_tokens != "none":  # keys and values as the global tokens see them
         kinds = [config.layer_kind(i) for i in range(config.layers)]
-        layer += 2 * 2 * width**2 * kinds.count("local") / config.layers
+        products += 2 * 2 * width**2 * kinds.count("local") / config.layers
+    forward = 2 * (3 if config.gated else 2) * width * inner
     once = 2 * narrow * width if narrow != width else 0
     once += 2 * config.convolution_width * width**2
-    others = 3.0 * length * (config.layers * layer + once)
-    return others + attention_flops(config, length, range(config.layers))
+    tokens = 3.0 * length
+    among = attention_flops(config, length, range(config.layers))
+    return {
+        "embeddings": tokens * once,
+        "attention": tokens * config.layers * products + among,
+        "feed-forward": tokens * config.layers * forward,
+    }
 
 
 def attention_flops(config: EncoderConfig, length: int, layers: Iterable[int]) -> float:

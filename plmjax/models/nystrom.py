@@ -20,7 +20,7 @@ from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
 from plmjax.models.tiles import Way
 
-_STEPS = 6  # of the iteration that approaches the inverse
+STEPS = 6  # of the iteration that approaches the inverse
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -102,7 +102,7 @@ def inverse(a_BNMM):
     one = jnp.eye(a_BNMM.shape[-1], dtype=a_BNMM.dtype)[None, None]
     largest_B = jnp.max(a_BNMM.sum(-2), axis=(1, 2))
     z_BNMM = a_BNMM.swapaxes(-1, -2) / largest_B[:, None, None, None]
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         az = jnp.matmul(a_BNMM, z_BNMM, precision=_EXACT)
         inner = 15 * one - jnp.matmul(az, 7 * one - az, precision=_EXACT)
         inner = 13 * one - jnp.matmul(az, inner, precision=_EXACT)

@@ -30,8 +30,6 @@ OUT_OF_REACH = -1e30
 # The key of a batch for states that `encode` has computed before.
 STATES = "states"
 TASK_HEADS = ("sequence", "tags", "answers", "choices")
-# Those that can read several examples a row.
-PACKED_HEADS = ("sequence", "tags")
 
 
 class HeadConfig(Protocol):
@@ -125,6 +123,11 @@ _DROPOUT = {
 }
 
 
+def pooler_of(family: str, head: str) -> Pooling | None:
+    """Returns what is before a head's classifier in a family; None: nothing."""
+    return POOLERS.get(head, _FOR_TOKENS).get(family)
+
+
 def default_dropout(config: EncoderConfig, head: str) -> float:
     """Returns transformers' default dropout before the classifier."""
     plain = head == "answers" and config.family != "bigbird"
@@ -148,7 +151,7 @@ class TaskHead(nn.Module):
     @nn.compact
     def __call__(self, x_TH: jax.Array, noise: Noise | None = None) -> jax.Array:
         config = self.config
-        pooling = POOLERS.get(self.head, _FOR_TOKENS).get(config.family)
+        pooling = pooler_of(config.family, self.head)
         if pooling is not None:
             if pooling.drops_before:
                 x_TH = dropout(x_TH, self.dropout, noise, f"{self.head}/pooler")

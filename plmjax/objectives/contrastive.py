@@ -73,7 +73,7 @@ class Contrastive(Objective):
 
     def __post_init__(self):
         task_heads.check(self.encoder)
-        for key in ("label_smoothing", "rdrop_weight"):
+        for key in ("label_smoothing", "rdrop_weight", "teacher"):
             if value := getattr(self.config, key):
                 raise PlmjaxError(
                     f"objective.{key}={value} means nothing for a task of kind "

@@ -350,8 +350,10 @@ def _check(config: DistillConfig, encoder: EncoderConfig, teacher: EncoderConfig
             hint="Give one that was trained with objective.kind=mlm.",
         )
     if config.attention_weight > 0:
-        kinds, counts = {encoder.attention, teacher.attention}, encoder.heads
-        if kinds != {"full"} or counts != teacher.heads:
+        kinds = {encoder.attention, teacher.attention}
+        counts = {encoder.heads, teacher.heads}
+        counts |= {model.kv_heads or model.heads for model in (encoder, teacher)}
+        if kinds != {"full"} or len(counts) > 1:
             raise PlmjaxError(
                 "objective.attention_weight compares the attention head by head, and "
                 f"student and teacher differ: {encoder.heads} heads of "
@@ -370,6 +372,8 @@ def _check_start(encoder: EncoderConfig, teacher: EncoderConfig):
         f"model.{name}={getattr(encoder, name)!r} (teacher: {getattr(teacher, name)!r})"
         for name in _SAME
         if getattr(encoder, name) != getattr(teacher, name)
+        # Block sparse attention has the parameters of full attention.
+        and {getattr(encoder, name), getattr(teacher, name)} != {"full", "blocks"}
     ]
     if encoder.token_types not in (0, teacher.token_types):
         wrong.append(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError
 from plmjax.config import number
+from plmjax.data.features import TEACHER
 from plmjax.models import EncoderConfig, flops, task_heads
 from plmjax.models.noise import Noise, hash32
 from plmjax.models.platform import ANY, Platform
@@ -33,6 +34,12 @@ class SupervisedConfig(ObjectiveConfig):
     # R-Drop (Liang et al. 2021, arXiv:2106.14448): weight of the divergence of two
     # passes with different dropout; 0: one pass.
     rdrop_weight: float = number(0.0, at_least=0)
+    # A fine-tuned model of the same task, a workdir or a folder, whose scores of the
+    # training rows are learnt beside their labels; their share of the loss; what
+    # softens both distributions.
+    teacher: str | None = None
+    teacher_share: float = number(0.5, at_least=0, at_most=1)
+    teacher_temperature: float = number(2.0, above=0)
 
 
 def row_losses(kind: str, scores, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -120,6 +127,11 @@ class Supervised(Objective):
             divergence_U = kind.divergence(scores, others)
             total_U = loss_U + self.config.rdrop_weight * divergence_U
             metrics["rdrop"] = (jnp.sum(divergence_U * used_U), count)
+        if train and self.config.teacher is not None:
+            share, degrees = self.config.teacher_share, self.config.teacher_temperature
+            soft_U = kind.soft_loss(scores, batch[TEACHER], degrees)
+            total_U = (1 - share) * total_U + share * soft_U
+            metrics["teacher_loss"] = (jnp.sum(soft_U * used_U), count)
         score_U = jax.lax.stop_gradient(kind.score(scores, labels))
         metrics["loss"] = (jnp.sum(loss_U * used_U), count)
         metrics[kind.score_name] = (jnp.sum(score_U * used_U), count)

@@ -40,7 +40,7 @@ from plmjax.tokenizers import (
     describe,
     get_tokenizer,
 )
-from plmjax.train import sharding
+from plmjax.train import sharding, trackers
 from plmjax.train.config import TrainConfig
 from plmjax.train.schedule import make_schedule
 from plmjax.workdir import (
@@ -117,6 +117,7 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f"data.phases and train.{given[0]} both set how long to train.",
             hint=f"Set --config.train.{given[0]}=none, or --config.data.phases='()'.",
         )
+    trackers.check(config.train)
     if config.train.checkpoints is not None:
         Checkpoints(config.train.checkpoints)  # refuses a URL of another kind
     if config.data.mixture and config.objective.pairs_config is not None:

@@ -11,6 +11,7 @@ from plmjax.console import ignore_line, print_line
 from plmjax.pretrain.build import PretrainSetup, build, check, held_out
 from plmjax.pretrain.run import training_of
 from plmjax.pretrain.start import frozen_shapes
+from plmjax.report.cost import NOTHING, Asked
 from plmjax.report.dry_run import (
     SIZES,
     Block,
@@ -26,13 +27,17 @@ from plmjax.workdir import RunConfig, Workdir, training_session
 
 
 def dry_run(
-    config: RunConfig, path: Path, compiles: bool = True, topology: str | None = None
+    config: RunConfig,
+    path: Path,
+    compiles: bool = True,
+    topology: str | None = None,
+    asked: Asked = NOTHING,
 ) -> None:
     """Builds everything but the parameters and prints a description of the run.
 
     The run itself reuses the tokenizer and the token store in `path`, and the step, if
     it is compiled. With a `topology` the run is one on these devices, which need not be
-    there: v5e:4x4.
+    there: v5e:4x4. `asked` are devices whose time is estimated, and a price.
 
     Raises:
       PlmjaxError: an error that the user can fix; `path` holds another run.
@@ -53,6 +58,8 @@ def dry_run(
             lambda blocks: _plan_table(setup, blocks),
             functools.partial(row_as_seen, setup.objective, setup.tokenizer),
             compiles,
+            epoch=setup.loader.phases[0].plan.rows / setup.loader.phases[0].batch,
+            asked=asked,
         )
 
 

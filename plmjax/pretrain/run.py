@@ -1,5 +1,8 @@
 """The main job: trains a model on text and exports it in the Hugging Face format."""
 
+import contextlib
+import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from plmjax.evaluate.examples import (
     as_text,
     first_sentence,
     held_out_words,
+    table,
     word_to_hide,
 )
 from plmjax.evaluate.held_out import (
@@ -39,8 +43,10 @@ from plmjax.pretrain.build import (
 from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
+from plmjax.report.dry_run import masked_row_as_seen
 from plmjax.report.scores import score_lines
 from plmjax.train import sharding
+from plmjax.train.clock import Clock
 from plmjax.train.job import Training, Watched
 from plmjax.train.loop import Result, evaluate, fit
 from plmjax.train.metrics import Sums
@@ -72,12 +78,17 @@ DEFAULT_CONFIG = {
 Make = Callable[..., Objective] | None
 
 
-def pretrain(config: RunConfig, path: Path, make: Make = None) -> dict:
+def pretrain(
+    config: RunConfig, path: Path, clock: Clock | None = None, make: Make = None
+) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
 
-    `make` makes the user's own objective (plmjax.fit in api.py). Returns the final
-    scores. A run stopped by a signal returns {"stopped": name, "step": saved}. Several
-    processes each read their rows; one of them writes, draws and exports.
+    With a clock, the training ends when its time is up; the config needs
+    train.schedule.ends. `make` makes the user's own objective (plmjax.fit in api.py).
+
+    Returns the final scores. A run stopped by a signal returns {"stopped": name,
+    "step": saved}. Several processes each read their rows; one of them writes, draws
+    and exports.
 
     Raises:
       PlmjaxError: an error that the user can fix.
@@ -100,11 +111,28 @@ def pretrain(config: RunConfig, path: Path, make: Make = None) -> dict:
                 "this is not what one run of that length would have been."
             )
         setup = _build(config, workdir, mesh, log if leads else None, make)
-        result = fit(training_of(setup, frozen_arrays(setup), log), log)
+        if clock is not None:
+            setup = dataclasses.replace(setup, loader=setup.loader.endless())
+        training = training_of(setup, frozen_arrays(setup), log)
+        if clock is not None:
+            clock.write = lambda ends: workdir.write_config(_ending(config, ends))
+            training = dataclasses.replace(
+                training, steps=config.train.steps, clock=clock
+            )
+        result = fit(training, log)
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
+        if clock is not None:
+            setup = dataclasses.replace(setup, config=workdir.config())
         with result.exporting(workdir / "export"):
             return finish(setup, result, log)
+
+
+def _ending(config: RunConfig, ends: tuple) -> RunConfig:
+    """Returns the config with which a run without a clock repeats these ends."""
+    schedule = dataclasses.replace(config.train.schedule, ends=ends)
+    train = dataclasses.replace(config.train, steps=ends[-1][1], schedule=schedule)
+    return dataclasses.replace(config, train=train)
 
 
 def _name(make: Make) -> str | None:
@@ -180,7 +208,7 @@ def training_of(
     def first_state(shapes: State) -> State:
         del shapes
         state = fresh_state(setup, log)
-        save_examples(setup, state.params)
+        keep(state.params, 0)
         return state
 
     def score(weights: dict, watched: Watched, done: int) -> dict[str, float]:
@@ -192,8 +220,12 @@ def training_of(
             some = evaluations[objective], weights, frozen, setup.mesh
             return evaluate(*some, watched(batches))
 
-        return source_scores(setup.objective, sums, batches, [*setup.store.parts])
+        scores = source_scores(setup.objective, sums, batches, [*setup.store.parts])
+        if scores:
+            keep(weights, done)
+        return scores
 
+    keep = _keep_guesses(setup)
     return Training(
         directory=setup.workdir.path,
         checkpoints=setup.workdir.checkpoints_of(setup.config.train),
@@ -258,18 +290,42 @@ def _random_rows(setup: PretrainSetup, count: int = 64) -> dict:
     )
 
 
-def save_examples(setup: PretrainSetup, params) -> None:
-    """Saves the untrained model's guesses, to show them beside the trained one's."""
-    params = processes.gather_to_host(params)
+def _keep_guesses(setup: PretrainSetup) -> Callable[[dict, int], None]:
+    """Returns a function (params, step) that adds guesses to examples.json.
 
-    def save() -> None:
-        with sharding.alone():
-            examples = _examples(setup, params)
-            if examples is not None:
-                before, _ = examples.guess()
-                write_json(setup.workdir / "examples.json", {"before": before})
+    They are of the same masked rows at each step.
+    """
+    path, made = setup.workdir / "examples.json", []
 
-    processes.run_on_all(lambda: save() if processes.is_first() else None)
+    def keep(params: dict, step: int) -> None:
+        view = with_head(_trained(setup, params, step).models(), "head")
+        made.extend([] if made else [_examples(setup, params)])
+        if view is None or (one := made[0]) is None:
+            return
+        try:
+            before = json.loads(path.read_text())["guesses"]
+            kept = {old["step"]: old for old in before}
+        except (OSError, ValueError, KeyError, TypeError):
+            kept = {}  # there is none, or of an earlier version
+        one.model = view
+        lines, right = one.guess()
+        kept[step] = {"step": step, "lines": lines, "right": right}
+        seen = masked_row_as_seen(setup.objective, setup.tokenizer, one.batch)
+        texts = {"texts": one.texts(), "seen": seen, "causal": bool(one.shift)}
+        with contextlib.suppress(OSError):  # no reason to stop the run
+            write_json(path, texts | {"guesses": [kept[at] for at in sorted(kept)]})
+        one.model = dataclasses.replace(view, params={})  # the host's memory
+
+    def on_first(params: dict, step: int) -> None:
+        if processes.is_first():
+            with sharding.alone():
+                keep(params, step)
+
+    def gather(params: dict, step: int) -> None:
+        params = processes.gather_to_host(params)
+        processes.run_on_all(lambda: on_first(params, step))
+
+    return gather
 
 
 def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
@@ -289,11 +345,10 @@ def finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> d
 def _finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> dict:
     workdir, weights, values = setup.workdir, result.weights, result.scores
     baseline = unigram_loss(setup.store, setup.tokenizer)
-    saved = workdir.read("examples.json", before=list)
-    examples = _examples(setup, weights)
-    # A run begun by an earlier version has saved other examples.
-    if saved and examples and len(saved["before"]) == len(examples.slots):
-        console().print(examples.table(saved["before"], *examples.guess()))
+    saved = workdir.read("examples.json") or {}
+    steps = {one["step"]: one for one in saved.get("guesses", ())}
+    if {0, result.step} <= steps.keys():
+        console().print(table(saved, steps[0], steps[result.step]))
     for line in score_lines(setup.objective, values, baseline):
         log(line)
     for path in plot_curves(workdir.path, setup.objective.token_loss, baseline):

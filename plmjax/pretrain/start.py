@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import processes
+from plmjax import processes, tree
 from plmjax.console import ignore_line
 from plmjax.evaluate.model import Model
 from plmjax.objectives import DistillConfig
@@ -44,6 +44,14 @@ def fresh_state(setup: PretrainSetup, log: Callable[[str], Any]) -> State:
     # Only the shapes matter, but all processes must have the same values.
     batch = jax.tree.map(lambda x: np.zeros_like(x[:1]), setup.loader.batch(0))
     shapes = jax.eval_shape(make, batch)
+    if setup.teacher is not None:
+        student = setup.objective.models["model"].extract(shapes.params)
+        ours, theirs = tree.count(student), tree.count(setup.teacher.params)
+        if ours > theirs:
+            log(
+                f"WARNING: the student has {ours:,} parameters, more than the "
+                f"{theirs:,} of its teacher."
+            )
     shardings = sharding.shardings(setup.mesh, shapes, setup.config.mesh.zero1)
     state = jax.jit(make, out_shardings=shardings)(batch)
     if setup.config.train.init_from is not None:

@@ -112,6 +112,21 @@ def plot_confusion(
             )
 
 
+def plot_pruning(
+    path: Path, metric: str, curves: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """Draws scores in percent by the share that is left, {part: [(share, score)]}."""
+    with png(path) as (plot,):
+        for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+            left, scores = zip(*curve, strict=True)
+            plot.plot(left, scores, marker="o", markersize=3, color=colour, label=name)
+        plot.xaxis.set_inverted(True)
+        plot.xaxis.set_major_formatter("{x:.0%}")
+        plot.set_xlabel("what is left")
+        plot.set_ylabel(f"{axis_title(metric)} (%)")
+        plot.legend(frameon=False)
+
+
 def plot_rates(
     path: Path, metric: str, curves: Mapping[str, Mapping[float, Sequence[float]]]
 ) -> None:

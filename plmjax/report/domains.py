@@ -15,6 +15,7 @@ _FIGURES = {  # of a model
     "unknown_share": ("unknown", "{:.2%}"),
     "tokens_per_word": ("tokens a word", "{:.2f}"),
 }
+_SMALL = 100_000  # bytes of a sample, below which words are counted by chance
 
 
 def as_text(result: Mapping[str, Any]) -> str:
@@ -41,6 +42,11 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"Clusters of passages: purity {result['purity']:.3f} "
         f"({result['purity_by_chance']:.3f} by chance).",
     ]
+    if result["sample_bytes"] < _SMALL:
+        text.append(
+            f"Each sample has only {result['sample_bytes']:,} bytes: too few words for "
+            f"figures to trust (better {_SMALL:,} or more of each domain)."
+        )
     for advice in result["advice"]:
         what = "likely" if advice["likely"] else "unlikely"
         change = " with another vocabulary" if advice["vocabulary"] else ""

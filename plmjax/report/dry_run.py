@@ -1,6 +1,7 @@
 """Describes a training without running it: sizes, shardings, memory, communication."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -26,6 +27,7 @@ from plmjax.models.flops import (
 )
 from plmjax.models.task_heads import TASK_HEADS
 from plmjax.objectives import Objective
+from plmjax.report.cost import Asked, cost_table, disk_line, time_steps, work_table
 from plmjax.tokenizers import Tokenizer
 from plmjax.train import collectives, hlo, sharding
 from plmjax.train.job import Training, shapes_of, step_for
@@ -281,7 +283,12 @@ def row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
     A masked word appears as [MASK=word], a replaced one as [other=word], a kept one as
     [=word]. Pairs of sentences come with their labels.
     """
-    row = {name: array[0] for name, array in masked(objective, batch).items()}
+    return masked_row_as_seen(objective, tokenizer, masked(objective, batch))
+
+
+def masked_row_as_seen(objective: Objective, tokenizer: Tokenizer, batch: dict) -> str:
+    """Returns row_as_seen of a batch that `masked` has returned."""
+    row = {name: array[0] for name, array in batch.items()}
     chosen = {}
     if not any(part.encoder.causal for part in objective.models.values()):
         chosen = {
@@ -340,11 +347,13 @@ def show_training(
     figures: Callable[[list[Block]], Table],
     first_row: Callable[[dict], str],
     compiles: bool,
+    epoch: float,
+    asked: Asked,
 ) -> None:
-    """Prints the sizes, shardings, `figures` and communication of a training.
+    """Prints the sizes, shardings, `figures`, communication and cost of a training.
 
-    `first_row` makes text of a batch.
-    With `compiles`, it compiles the step, which the training reuses later.
+    `first_row` makes text of a batch. An epoch has so many steps.
+    With `compiles`, it compiles the step, which the training reuses later, and runs it.
     """
     out, mesh, zero1 = console(), training.mesh, training.zero1
     given = training.objective, training.config, mesh, zero1
@@ -357,6 +366,8 @@ def show_training(
     out.print(figures(blocks))
     kind, attention = mesh.devices.flat[0].platform, training.config.attention
     out.print(attention_table(training.objective, kind, attention))
+    out.print(work_table(training, state.params, batch["tokens"].shape[-1]))
+    print_line(disk_line(training, state))
     check_state(training, state, print_line)
     checkpoints = Checkpoints(training.checkpoints)
     if saved := checkpoints.steps():
@@ -365,6 +376,7 @@ def show_training(
         checkpoints.check_room(state)
     print_line("\nThe first row, as the model sees it:")
     console().print(first_row(batch), markup=False)
+    seconds = []
     if compiles:
         print_line("\nCompiling the step; Ctrl-C if you have seen enough.")
         begin = time.monotonic()
@@ -385,6 +397,10 @@ def show_training(
         print_compiled(compiled, mesh, training.flops(0), time.monotonic() - begin)
         if (needed := sum(_sizes(compiled).values())) > device_memory(mesh):
             raise too_large(mesh, "the compiled step", needed, training.less_memory)
+        if absent_chip(mesh) is None:
+            run = functools.partial(compiled, **step.keywords)
+            seconds = time_steps(training, run, state)
+    out.print(cost_table(training, epoch, seconds, asked))
     print_line("\nDry run: nothing was trained.")
 
 

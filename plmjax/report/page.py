@@ -16,20 +16,25 @@ from plmjax.report import figures
 from plmjax.report.figures import Figure
 
 
-def write(path: Path, title: str, sections: Sequence[str | None]) -> Path:
-    """Writes the page atomically and returns its path."""
+def write(
+    path: Path, title: str, sections: Sequence[str | None], script: str = ""
+) -> Path:
+    """Writes the page atomically and returns its path.
+
+    `script` may define adapt(figure), which changes each figure before it is drawn.
+    """
     title = html.escape(title)
     body = "\n".join(section for section in sections if section)
-    script = hint = ""
+    drawing = hint = ""
     if _JSON in body:
-        script = _figure_script()
+        drawing = _figure_script()
         hint = "<noscript>The figures need JavaScript; the tables do not.</noscript>"
     text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{title}</h1>\n{hint}{body}\n<script>{_SORT}</script>{script}"
+        f"<body><h1>{title}</h1>\n{hint}{body}\n<script>{_SORT}{script}</script>{drawing}"
         "</body></html>\n"
     )
     write_file(path, text.encode())
@@ -55,12 +60,15 @@ def cell(value, text: str) -> str:
     return f'<td data-value="{key}">{html.escape(text)}'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table that a click on a column sorts; its cells are HTML."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], more: str = "") -> str:
+    """Returns a table that a click on a column sorts; its cells are HTML.
+
+    `more` is a class besides "sortable": "prose" for cells of several lines.
+    """
     cells = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
-        '<div class="wide"><table class="sortable">'
+        f'<div class="wide"><table class="sortable {more}">'
         f"<thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
@@ -138,6 +146,10 @@ figcaption { font-size: .95rem; }
 /* The halo keeps letters readable where lines cross them. */
 .annotation-text { paint-order: stroke; stroke: Canvas; stroke-width: .3em;
   stroke-linejoin: round; }
+mark { background: light-dark(#ffe3b8, #6b4a12); color: inherit; padding: 0 .15em; }
+.prose td, .prose th { white-space: normal; text-align: left; vertical-align: top; }
+.prose td { min-width: 8rem; }
+.controls { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }
 a { color: inherit; }
 """
 
@@ -166,7 +178,8 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const config = {responsive: true, displayModeBar: matchMedia("(hover: hover)").matches
   && "hover", displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]]};
 const draw = () => document.querySelectorAll("figure").forEach(figure => {
-  const {data, layout} = JSON.parse(figure.querySelector("script").textContent);
+  const {data, layout} = (globalThis.adapt ?? (drawn => drawn))(
+    JSON.parse(figure.querySelector("script").textContent));
   layout.template = templates[dark.matches ? "dark" : "light"];
   Plotly.react(figure.querySelector("div div"), data, layout, config);
 });

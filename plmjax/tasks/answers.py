@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from plmjax.data.examples import Example
@@ -151,14 +150,19 @@ class Answers(TaskKind):
 
     def loss(self, scores, labels, smoothing):
         each = losses.cross_entropy(_by_end(scores), labels, smoothing)
-        return jnp.mean(each, axis=-1)
+        return each.mean(axis=-1)
 
     def score(self, scores, labels):
-        return jnp.prod(losses.is_best(_by_end(scores), labels), axis=-1)
+        return losses.is_best(_by_end(scores), labels).prod(axis=-1)
 
     def divergence(self, p, q):
         each = losses.symmetric_divergence(_by_end(p), _by_end(q))
-        return jnp.mean(each, axis=-1)
+        return each.mean(axis=-1)
+
+    def soft_loss(self, scores, teacher, temperature):
+        both = _by_end(scores), _by_end(teacher)
+        each = losses.softened_cross_entropy(*both, temperature)
+        return each.mean(axis=-1)
 
     def decode(self, config, features, examples, scored):
         """The best stretches of all windows; "no answer" has its lowest score."""

@@ -216,6 +216,13 @@ class TaskKind(abc.ABC):
         """Returns [U] float32: a symmetric divergence of two passes' scores."""
         return losses.symmetric_divergence(p, q)
 
+    def soft_loss(self, scores: Any, teacher: Any, temperature: float) -> Any:
+        """Returns [U] float32: the cross-entropy to a teacher's softened scores.
+
+        Times the square of the temperature, so that gradients keep their size.
+        """
+        return losses.softened_cross_entropy(scores, teacher, temperature)
+
     # --- predictions
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:

@@ -1,18 +1,23 @@
 """The config of a fine-tuning task."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from plmjax import PlmjaxError
-from plmjax.config import Block, number
+from plmjax import Exit, PlmjaxError
+from plmjax.config import Block, build, number
 from plmjax.data.columns import ColumnsConfig
-from plmjax.models.task_heads import PACKED_HEADS
 from plmjax.tasks import KINDS
 
 if TYPE_CHECKING:
     KindName = str
 else:
     KindName = Literal[tuple(KINDS)]
+
+TASK = "plmjax_task.json"  # in a folder: how a fine-tuned model reads its input
+# Heads that can read several examples a row.
+_PACKED_HEADS = ("sequence", "tags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,7 @@ class TaskConfig(Block, prefix="task."):
     def _check_packing(self) -> None:
         if self.rows == "single":
             return
-        if KINDS[self.kind].head not in PACKED_HEADS:
+        if KINDS[self.kind].head not in _PACKED_HEADS:
             raise PlmjaxError(
                 f"task.rows=packed is not for task.kind={self.kind}: its examples are "
                 "compared within a row or with other rows.",
@@ -192,3 +197,32 @@ def _kinds(option: str) -> str:
     """Returns the kinds with an option: "a", or "a, b and c"."""
     *names, last = (name for name, kind in KINDS.items() if getattr(kind, option))
     return f"{', '.join(names)} and {last}" if names else last
+
+
+def read_task(folder: Path, kind: str, labels: tuple[str, ...]) -> TaskConfig:
+    """Returns the input settings of a fine-tuned folder.
+
+    A folder that plmjax did not write has the defaults.
+
+    Raises:
+      PlmjaxError: the file contradicts the model.
+    """
+    path = folder / TASK
+    if not path.exists():
+        return TaskConfig(kind=kind, labels=labels or None)  # type: ignore[arg-type]
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        config = build(TaskConfig, values, "task.")
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        raise PlmjaxError(
+            f"{path} cannot be read: {error}.",
+            hint="Export the model again, or remove the file.",
+            code=Exit.MODEL,
+        ) from error
+    if (config.kind, config.labels or ()) != (kind, labels):
+        raise PlmjaxError(
+            f"{path} is of another task than the model beside it.",
+            hint="Export the model again, or remove the file.",
+            code=Exit.MODEL,
+        )
+    return config

@@ -2,8 +2,6 @@
 
 import collections
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plmjax.data.records import bad_data
@@ -65,16 +63,17 @@ class Multilabel(TaskKind):
 
     def loss(self, scores, labels, smoothing):
         del smoothing
-        return jnp.mean(jax.nn.softplus(scores) - labels * scores, axis=-1)
+        return losses.binary_cross_entropy(scores, labels)
 
     def score(self, scores, labels):
         right = (scores > 0) == (labels > 0.5)
-        return jnp.mean(right.astype(jnp.float32), axis=-1)
+        return right.astype("float32").mean(axis=-1)
 
     def divergence(self, p, q):
-        # Each label has a distribution over yes and no; the score is its log odds.
-        each = (jax.nn.sigmoid(p) - jax.nn.sigmoid(q)) * (p - q)
-        return 0.5 * jnp.mean(each, axis=-1)
+        return losses.binary_divergence(p, q)
+
+    def soft_loss(self, scores, teacher, temperature):
+        return losses.softened_binary_cross_entropy(scores, teacher, temperature)
 
     def probabilities(self, scores):
         return 1 / (1 + np.exp(-scores))

@@ -1,6 +1,7 @@
 """The blocks of a config that training reads: optimizer, schedule, mesh, intervals."""
 
 import dataclasses
+import itertools
 import math
 import re
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from plmjax import PlmjaxError
 from plmjax.config import Block, number
 
 SEED: dict[str, Any] = {"at_least": 0, "at_most": 2**32 - 1}
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:
@@ -93,6 +95,44 @@ class ScheduleConfig(Block, prefix="train.schedule."):
     decay_percent: float = number(20.0, at_least=0, at_most=100)
     decay_shape: Literal["linear", "sqrt"] = "linear"
     final_percent: float = number(0.0, at_least=0, at_most=100)
+    # linear, with warmup_steps: ((step, end), ...), from each step on the rate falls
+    # toward that end, the last one train.steps; --minutes writes what it has aimed at.
+    ends: tuple = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        flat = [n for pair in self.ends if isinstance(pair, tuple) for n in pair]
+        steps = [self.warmup_steps, *flat[::2]]
+        _require(
+            not self.ends
+            or self.kind == "linear"
+            and len(flat) == 2 * len(self.ends)
+            and all(type(n) is int for n in (*steps, *flat))
+            and all(a <= b for a, b in itertools.pairwise(steps))
+            and all(a < b for a, b in zip(flat[::2], flat[1::2], strict=True)),
+            f"train.schedule.ends is {self.ends!r}; it must be ((step, end), ...), in "
+            "ascending order from train.schedule.warmup_steps on, with kind=linear.",
+            "`plmjax pretrain --minutes=M` writes it into config.json.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig(Block, prefix="train.prune."):
+    """Pruning while a model trains; see pruning.py."""
+
+    # The share of the weights of each kernel of the layers that are 0 in the end.
+    sparsity: float = number(0.0, at_least=0, below=1)
+    # Between these shares of the steps weights are pruned, in so many stages.
+    begin_percent: float = number(0.0, at_least=0, at_most=100)
+    end_percent: float = number(50.0, at_least=0, at_most=100)
+    stages: int = number(20, at_least=1)
+    # Weights that are 0 stay 0, as in a model that was pruned before.
+    keep_zeros: bool = False
+
+    @property
+    def on(self) -> bool:
+        """Whether zeros are kept; a schedule keeps those that it makes."""
+        return self.keep_zeros or self.sparsity > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +153,7 @@ class TrainConfig(Block, prefix="train."):
     init_from: str | None = None
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    prune: PruneConfig = dataclasses.field(default_factory=PruneConfig)
     # Decay of an exponential moving average of the weights, which is then evaluated
     # and exported; none: no average.
     ema_decay: float | None = number(None, above=0, below=1)
@@ -153,9 +194,17 @@ class TrainConfig(Block, prefix="train."):
     # run counts as hung and ends, to be started again; none: it waits for ever.
     hang_after_seconds: float | None = number(600.0, above=0)
     tensorboard: bool = True
+    # Further trackers of the records: wandb, mlflow, trackio; joined by commas.
+    trackers: tuple | str = ()
 
     def __post_init__(self):
         super().__post_init__()
+        for name in self.tracker_names:
+            _require(
+                name in TRACKERS,
+                f"train.trackers has {name!r}.",
+                f"It may name {', '.join(TRACKERS)}.",
+            )
         _require(
             self.steps is None or self.epochs is None,
             f"train.steps={self.steps} and train.epochs={self.epochs} both set the "
@@ -172,6 +221,12 @@ class TrainConfig(Block, prefix="train."):
             "train.spike_sigmas needs train.on_bad_step=rollback or raise: when the "
             "loss of a step is known, its update cannot be skipped any more.",
         )
+        ends = self.schedule.ends
+        _require(
+            not ends or self.steps == ends[-1][1],
+            f"train.steps={self.steps} is not the last end of train.schedule.ends.",
+            "To train for another time, remove that key: train.schedule.ends=().",
+        )
         decay, since = self.ema_decay, self.average_from_percent
         _require(
             decay is None or since is None,
@@ -179,6 +234,26 @@ class TrainConfig(Block, prefix="train."):
             "how weights are averaged.",
             "Give one of them.",
         )
+        begin, end = self.prune.begin_percent, self.prune.end_percent
+        _require(
+            begin <= end,
+            f"train.prune.begin_percent={begin:g} is after end_percent={end:g}.",
+            "Prune from an earlier to a later share of the steps.",
+        )
+        _require(
+            not (self.prune.on and self.averages),
+            "train.prune makes weights 0, and an average of them over the steps "
+            "would not be 0.",
+            "Leave train.ema_decay and train.average_from_percent out.",
+        )
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers to write to, TensorBoard among them."""
+        named = self.trackers
+        names = named.split(",") if isinstance(named, str) else map(str, named)
+        names = [*["tensorboard"] * self.tensorboard, *map(str.strip, names)]
+        return tuple(dict.fromkeys(filter(None, names)))
 
     @property
     def averages(self) -> bool:

@@ -14,8 +14,10 @@ from plmjax import LESS_MEMORY
 from plmjax.models import EncoderConfig
 from plmjax.objectives import Objective
 from plmjax.train import sharding
+from plmjax.train.clock import Clock
 from plmjax.train.config import TrainConfig
 from plmjax.train.optimizer import make_optimizer
+from plmjax.train.pruning import make_pruning
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import State, init_state, make_step
 
@@ -68,6 +70,8 @@ class Training:
     # The objective of a step, if it is not always `objective`; of equal parameters.
     objective_at: Callable[[int], Objective] | None = None
     activations: Callable[[], int] = lambda: 0
+    # Moves the end of the schedule; None: the training has its number of steps.
+    clock: Clock | None = None
     less_memory: str = LESS_MEMORY
 
 
@@ -111,6 +115,7 @@ def step_for(
         average_from=config.average_from(steps),
         loss_scale_steps=config.loss_scale_steps,
         zero1=zero1,
+        prune=make_pruning(config.prune, steps),
     )
 
 

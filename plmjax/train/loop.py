@@ -30,11 +30,16 @@ from plmjax.train.metrics import (
     peak_flops,
 )
 from plmjax.train.rollback import BadStep
+from plmjax.train.schedule import moved_share
 from plmjax.train.step import State
 
 # Steps in flight on the device before their metrics are read: enough that the device
 # never waits for the host, few enough that memory stays bounded.
 _IN_FLIGHT = 2
+# After so many steps the step is compiled, and those before it are read.
+_COMPILED = _IN_FLIGHT + 2
+# The batches that a training with a clock reads ahead have this end.
+_ENDLESS = 2**31 - 1
 
 
 @dataclasses.dataclass
@@ -43,7 +48,8 @@ class Progress:
 
     Seconds of training and tokens since the first step; for the steps since the last
     record of metrics: sums, number, tokens, FLOPs and seconds; the last losses, to
-    detect spikes; the batches that are left out (see rollback.py).
+    detect spikes; the batches that are left out (see rollback.py); of a training with a
+    clock the seconds that it has spent.
     """
 
     seconds: float = 0.0
@@ -55,6 +61,7 @@ class Progress:
     window_seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)
     skips: list[list[int]] = dataclasses.field(default_factory=list)
+    spent: float = 0.0
 
     @classmethod
     def of(cls, meta: dict) -> "Progress":
@@ -129,6 +136,7 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
             run.begin()
             while run.has_next_step():
                 bad = run.step()
+                run.aim()
                 if bad is not None:
                     run.roll_back(bad)
                 elif run.evaluation_due() or run.save_due():
@@ -162,19 +170,25 @@ class Fit:
         processes.run_on_all(lambda: memory.check_state(training, self.shapes, log))
         hang = training.directory / f"hang-{jax.process_index()}.txt"
         self.watchdog = Watchdog(self.config.hang_after_seconds, hang)
+        self.ends = self.config.schedule.ends
         self.state = self._first_or_saved_state()
         # `now` counts all steps, `turn` those since this process started.
         self.now = self.start = int(self.state.step)
         self.turn = self.rollbacks = self.evaluations = 0
         self.writer = processes.run_on_all(
             lambda: MetricWriter(
-                training.directory, self.config.tensorboard, self.now, log
+                training.directory, self.config.tracker_names, self.now, log
             )
         )
         # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
-        self.display = TrainingDisplay(training.steps, self.now)
+        if training.clock is not None:
+            training.clock.began -= self.progress.spent
+        # The steps and seconds of training at the last aim, and the step of the next.
+        self.aimed: tuple[int, float] | None = None
+        self.next_aim = self.now + _COMPILED
+        self.display = TrainingDisplay(self.steps, self.now)
         self.objective: Any = None  # that of `train_step`
         self.waiting: deque = deque()  # steps whose metrics have not been read
         self.scores: dict[str, float] | None = None  # of the last evaluation
@@ -187,7 +201,8 @@ class Fit:
         self.log(
             f"Model: {training.encoder.layers} layers x {training.encoder.width}, "
             f"{tree.count(self.shapes.params):,} parameters, {training.encoder.dtype}; "
-            f"{training.steps:,} steps on {training.mesh.size} {kind}"
+            f"{'about ' * (training.clock is not None)}{training.steps:,} steps on "
+            f"{training.mesh.size} {kind}"
             + (f" of {jax.process_count()} processes." if processes.several() else ".")
         )
         for sentence in sharding.undivided(training.mesh, self.shapes.params):
@@ -205,12 +220,17 @@ class Fit:
             self.checkpoints.load(saved, self.shapes),
             Progress.of(meta),
         )
-        if saved >= training.steps:
-            done = f"{saved:,} of {training.steps:,} steps"
+        if saved >= self.steps:
+            done = f"{saved:,} of {self.steps:,} steps"
             self.log(f"{training.directory} is finished: {done} done.")
         else:
             self.log(f"Going on from step {saved:,}.")
         return state
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, as far as is known."""
+        return self.ends[-1][1] if self.ends else self.training.steps
 
     def begin(self) -> None:
         """Makes up for an evaluation that a signal interrupted in the last start."""
@@ -222,13 +242,13 @@ class Fit:
                 with self.watchdog.resting():
                     self.checkpoints.wait()  # has_lost_patience reads the best step
         self.over = self.has_lost_patience()
-        if self.now < self.training.steps and not self.over:
+        if self.now < self.steps and not self.over:
             self.log(f"Ctrl-C saves the step and stops the run. {RESUME}")
         self.batches = self.upcoming()
 
     def has_next_step(self) -> bool:
         """Returns True if another step is to run; all processes call it each time."""
-        ended = self.now >= self.training.steps or self.over
+        ended = self.now >= self.steps or self.over
         return not ended and not self.stop.due(self.turn)
 
     def step(self) -> BadStep | None:
@@ -246,7 +266,11 @@ class Fit:
             self.watchdog.compiles()
             self.display.announce(self.now, "compiling")
             self.compiled_for = shapes
-        self.state, metrics = self.train_step(self.state, training.frozen, rows)
+        rate = {}
+        if self.ends:
+            share = moved_share(self.config.schedule, self.ends, self.now)
+            rate["rate"] = np.float32(self.config.optimizer.learning_rate * share)
+        self.state, metrics = self.train_step(self.state, training.frozen, rows, **rate)
         if compiles:
             self.display.announce(self.now, "")
         self.now, self.turn = self.now + 1, self.turn + 1
@@ -256,15 +280,39 @@ class Fit:
         self.watchdog.moved(self.now)
         return bad
 
+    def aim(self) -> None:
+        """Moves the end of the schedule to where the time of the clock is up.
+
+        All processes call it after the same steps; the first one's clock counts.
+        """
+        clock, schedule = self.training.clock, self.config.schedule
+        if clock is None or not self.next_aim <= self.now < self.steps:
+            return
+        last, self.aimed = self.aimed, (self.now, self.progress.seconds)
+        if last is None:
+            self.next_aim = self.now + 2 * _COMPILED
+            return
+        clock.measured(self.progress.seconds - last[1], self.now - last[0])
+        left = clock.steps_left(self.config.evaluate_every_steps)
+        left = processes.broadcast_from_first(left)
+        self.next_aim = self.now + max(left // 8, 1)
+        warm = schedule.warmup_steps or 0
+        begin, end = max(self.now, warm), self.now + left
+        before = tuple(pair for pair in self.ends if pair[0] < begin)
+        self.ends = (*before, (begin, max(end, begin + 1)))
+        self.display.resize(self.steps)
+
     def pause(self) -> None:
         """Evaluates and saves where due."""
-        with self.meter.paused():
+        with self.meter.paused() as begin:
             self.scores, best = None, False
             if self.evaluation_due() and not self.stop.received and self.evaluate():
                 best = self.is_best()
                 self.over = not best and self.has_lost_patience()
             if self.save_due() or best or self.over:
                 self.save()
+            if self.training.clock is not None:
+                self.training.clock.pause = time.perf_counter() - begin
 
     def end(self) -> None:
         """Saves if a signal stopped the training, and waits for running saves."""
@@ -333,7 +381,7 @@ class Fit:
 
     def evaluation_due(self) -> bool:
         """Returns True if the current step is one to evaluate."""
-        every, last = self.config.evaluate_every_steps, self.training.steps
+        every, last = self.config.evaluate_every_steps, self.steps
         return self.now > 0 and (self.now % every == 0 or self.now == last)
 
     def evaluate(self) -> bool:
@@ -359,10 +407,17 @@ class Fit:
         done = int(self.state.step)
         return self.training.score(weights_of(self.state), watched, done)
 
+    def rank(self) -> float:
+        """Returns the rank of the last scores; infinite before all is pruned."""
+        assert self.scores is not None
+        prune, done = self.config.prune, 100 * self.now / self.training.steps
+        if prune.sparsity and done < prune.end_percent:
+            return math.inf
+        return self.training.rank(self.scores)
+
     def is_best(self) -> bool:
         """Returns True if the last scores rank better than all saved steps."""
-        assert self.scores is not None
-        rank = self.training.rank(self.scores)
+        rank = self.rank()
         # The step that is being written may be the best so far.
         with self.watchdog.resting():
             self.checkpoints.wait(patient=False)
@@ -381,16 +436,20 @@ class Fit:
 
     def save_due(self) -> bool:
         """Returns True if the current step is one to save."""
-        every, last = self.config.checkpoint_every_steps, self.training.steps
+        every, last = self.config.checkpoint_every_steps, self.steps
         return self.now % every == 0 or self.now == last
 
     def save(self) -> None:
         """Starts saving the state, with its scores if it was evaluated."""
+        if (clock := self.training.clock) is not None:
+            self.progress.spent = clock.spent()
+            if jax.process_index() == 0:
+                clock.write(self.ends)
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]
-            meta["rank"] = self.training.rank(self.scores)
-        ended = self.now == self.training.steps or self.over
+            meta["rank"] = self.rank()
+        ended = self.now == self.steps or self.over
         last = ended or self.stop.received is not None
         with self.watchdog.resting():  # saving has its time limit
             self.checkpoints.save(self.now, self.state, meta, last)
@@ -452,7 +511,8 @@ class Fit:
         def batch(step: int) -> dict:
             return self.training.batch(step, rollback.skipped_batches(skips, step))
 
-        return read_ahead(batch, self.now, self.training.steps)
+        endless = self.training.clock is not None
+        return read_ahead(batch, self.now, _ENDLESS if endless else self.steps)
 
 
 _LOWER = "Lower train.optimizer.learning_rate or warm up for longer."
@@ -467,10 +527,13 @@ class _Meter:
         self._mark = time.perf_counter()
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Context manager whose time counts neither as training nor in tokens/s."""
+    def paused(self) -> Iterator[float]:
+        """Context manager whose time counts neither as training nor in tokens/s.
+
+        Its value is the time.perf_counter() of its begin.
+        """
         self._spend(self._elapsed())
-        yield
+        yield self._mark
         self._mark = time.perf_counter()
 
     def _elapsed(self) -> float:

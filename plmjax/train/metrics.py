@@ -1,9 +1,11 @@
-"""Writer and reader of a run's metrics: metrics.jsonl, and optionally TensorBoard."""
+"""Writer and reader of a run's metrics: metrics.jsonl, and trackers beside it."""
 
+import contextlib
 import errno
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import jax
 
 from plmjax import Exit, PlmjaxError
-from plmjax.files import without_nan, write_file
+from plmjax.files import without_nan, write_file, write_json
+from plmjax.train.trackers import Outlet, open_outlets, scalars
 
 # Dense bf16 peak of one device in FLOP/s, by jax's device kind (vendor data sheets).
 PEAK_FLOPS = {
@@ -29,7 +32,11 @@ PEAK_FLOPS = {
 
 def peak_flops(device: Any = None) -> float | None:
     """Returns the peak FLOP/s of a device, None if unknown; by default, of ours."""
-    kind = (device or jax.devices()[0]).device_kind
+    return peak_of_kind((device or jax.devices()[0]).device_kind)
+
+
+def peak_of_kind(kind: str) -> float | None:
+    """Returns the peak FLOP/s of a device of jax's kind, None if unknown."""
     matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
     return matches[0] if matches else None
 
@@ -72,7 +79,7 @@ class MetricWriter:
     def __init__(
         self,
         directory: Path,
-        tensorboard: bool,
+        trackers: tuple[str, ...],
         step: int,
         log: Callable[[str], Any] = print,
     ):
@@ -83,11 +90,15 @@ class MetricWriter:
         self._rewrite = False
         self.path = Path(directory) / "metrics.jsonl"
         self._active = jax.process_index() == 0
-        self._tensorboard = tensorboard
-        self._board: Any = None
+        self._outlets: list[Outlet] = []
+        self._reached = step
         self.evaluated: set[int] = set()
         self.skips: list[list[int]] = []
+        if self._active:
+            self._note_start(step)
         self.rewind(step)
+        if self._active:
+            self._outlets = open_outlets(trackers, Path(directory), step, log)
 
     def rewind(self, step: int) -> None:
         """Drops the records after a step, which will be run again.
@@ -106,22 +117,15 @@ class MetricWriter:
         if self._active and records:
             # If this fails, all records stay in memory until a later write succeeds.
             self._flush(rewrite=True)
-        if self._active and self._tensorboard:
-            import tensorboardX
-
-            self._close_board()
-            self._board = tensorboardX.SummaryWriter(
-                str(self.path.parent / "tensorboard"),
-                # If its writer thread dies, one more record still fits the queue.
-                max_queue=1000,
-                purge_step=step + 1,
-            )
+        for outlet in self._outlets:
+            outlet.call("rewind", step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one record, and its numbers for TensorBoard.
+        """Writes one record, and its numbers to the trackers.
 
         A failing disk does not stop the run: the record is written with the next one.
         """
+        self._reached = step
         if kind == "evaluation":
             self.evaluated.add(step)
         if not self._active:
@@ -129,10 +133,8 @@ class MetricWriter:
         record = {"kind": kind, "step": step} | without_nan(values)
         self._unwritten.append(json.dumps(record) + "\n")
         self._flush()
-        if self._board_lives():
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        for outlet in self._outlets:
+            outlet.call("write", step, scalars(kind, values))
 
     def _flush(self, rewrite: bool = False) -> None:
         """Appends the waiting records, or rewrites the file with them."""
@@ -166,10 +168,38 @@ class MetricWriter:
                 raise
 
     def close(self) -> None:
-        """Writes the waiting records and closes TensorBoard."""
+        """Writes the waiting records and closes the trackers."""
         if self._unwritten:
             self._flush()
-        self._close_board()
+        for outlet in self._outlets:
+            outlet.close()
+        if self._active:
+            self._starts[-1] |= {"ended": time.time(), "reached": self._reached}
+            self._save_starts()
+
+    def _note_start(self, step: int) -> None:
+        """Notes in starts.json that this process goes on after `step`.
+
+        If the one before was killed, its last record says until when that ran. Times
+        are seconds since 1970.
+        """
+        self._starts = read_starts(self.path.parent)
+        if self._starts and (last := self._starts[-1])["ended"] is None:
+            records, _ = scan_metrics(self.path)
+            ended = self.path.stat().st_mtime if records else 0.0
+            reached = records[-1]["step"] if records else 0
+            last |= {"ended": max(ended, last["began"]), "reached": reached}
+        # The lock was written before the text was read and the step compiled.
+        lock = self.path.with_name(".lock")
+        began = lock.stat().st_mtime if lock.exists() else time.time()
+        new = {"step": step, "began": began, "ended": None, "reached": None}
+        self._starts.append(new)
+        self._save_starts()
+
+    def _save_starts(self) -> None:
+        with contextlib.suppress(OSError):  # no reason to stop a run
+            starts = {"starts": self._starts}
+            write_json(self.path.with_name("starts.json"), starts)
 
     def check(self) -> None:
         """Checks after close() that everything was written.
@@ -185,23 +215,15 @@ class MetricWriter:
                 code=Exit.DISK,
             )
 
-    def _board_lives(self) -> bool:
-        """Whether TensorBoard still works; drops it if its thread has died.
 
-        Its full queue would otherwise block us.
-        """
-        if self._board is None:
-            return False
-        if self._board.file_writer.event_writer._worker.is_alive():
-            return True
-        self._log("WARNING: TensorBoard's files cannot be written any more.")
-        self._board = None
-        return False
-
-    def _close_board(self) -> None:
-        if self._board_lives():
-            self._board.close()
-        self._board = None
+def read_starts(directory: Path) -> list[dict]:
+    """Returns the starts that starts.json has noted; [] if it is damaged."""
+    names = ("step", "began", "ended", "reached")
+    try:
+        starts = json.loads((directory / "starts.json").read_text())["starts"]
+        return [{name: start[name] for name in names} for start in starts]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -210,9 +232,25 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
       PlmjaxError: another line is not a record; the message names it.
     """
+    records, damaged = scan_metrics(path)
+    for number, (trouble, last) in damaged.items():
+        if not last:
+            raise PlmjaxError(
+                f"{path}:{number} is not a record of a run: {trouble}.",
+                hint="Restore the file from a copy, or remove that line.",
+                code=Exit.DATA,
+            )
+    return records
+
+
+def scan_metrics(path: Path) -> tuple[list[dict], dict[int, tuple[str, bool]]]:
+    """Returns the records of a metrics.jsonl, and the lines that are none.
+
+    These are {line number: (what is wrong, whether it is the last line)}.
+    """
     if not path.exists():
-        return []
-    records = []
+        return [], {}
+    records, damaged = [], {}
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -223,13 +261,8 @@ def read_metrics(path: Path) -> list[dict]:
             trouble = "its kind, its step or a figure is missing"
         except (ValueError, RecursionError) as error:
             trouble = str(error)
-        if number < len(lines):
-            raise PlmjaxError(
-                f"{path}:{number} is not a record of a run: {trouble}.",
-                hint="Restore the file from a copy, or remove that line.",
-                code=Exit.DATA,
-            )
-    return records
+        damaged[number] = trouble, number == len(lines)
+    return records, damaged
 
 
 def _is_record(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """The learning rate as a function of the step."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
@@ -20,6 +21,20 @@ def warmup_steps(config: ScheduleConfig, steps: int) -> int:
             )
         return config.warmup_steps
     return min(round(config.warmup_percent / 100 * steps), steps - 1)
+
+
+def moved_share(config: ScheduleConfig, ends: Sequence, step: int) -> float:
+    """Returns the share of the peak at a step whose end was moved (schedule.ends)."""
+    warm, low = config.warmup_steps or 0, config.final_percent / 100
+    if step < warm:
+        return (step + 1) / warm
+    share = 1.0
+    for (begin, end), (until, _) in itertools.pairwise([*ends, (step, step)]):
+        at = min(until, step)
+        share = low + (share - low) * (1 - (at - begin) / (end - begin))
+        if at == step:
+            break
+    return share
 
 
 def make_schedule(config: ScheduleConfig, peak: float, steps: int) -> Callable:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from plmjax.objectives import Key, Objective
 from plmjax.train import sharding
+from plmjax.train.pruning import hold_zeros
 
 # Mesh axes that split the rows of a batch.
 ROW_AXES = ("data", "fsdp")
@@ -111,9 +112,10 @@ def gradients(
     accumulation: int = 1,
     zero1: bool = False,
 ) -> Callable:
-    """Returns (params, frozen, batch, key) -> (loss, metrics, grads), summed over rows.
+    """Returns (params, frozen, batch, key, scale) -> (loss, metrics, grads) of all.
 
-    A fifth argument multiplies the loss that is differentiated, and divides the result.
+    The scale, or None, multiplies the loss that is differentiated; the results are
+    divided by it.
 
     `params` and `frozen`, arrays or shapes, give the sharding of each leaf; gradients
     are sharded like the moments of these parameters. A batch is split into
@@ -130,19 +132,19 @@ def gradients(
 
     def scaled(params, frozen, batch, key, scale):
         loss, metrics = objective.loss(params, frozen, batch, key, True)
-        return loss if scale is None else loss * scale, metrics
+        return loss * scale, metrics
 
-    loss_and_grads = jax.value_and_grad(scaled, has_aux=True)
-
-    def summed(params, frozen, batch, key, scale=None):
+    def summed(params, frozen, batch, key, scale):
         params, frozen = gather((params, frozen))
+        function, last = (objective.loss, True) if scale is None else (scaled, scale)
+        loss_and_grads = jax.value_and_grad(function, has_aux=True)
         if accumulation == 1:
-            (loss, metrics), grads = loss_and_grads(params, frozen, batch, key, scale)
+            (loss, metrics), grads = loss_and_grads(params, frozen, batch, key, last)
         else:
 
             def part(i):
                 rows = micro_batch(batch, i, accumulation)
-                return loss_and_grads(params, frozen, rows, key, scale)
+                return loss_and_grads(params, frozen, rows, key, last)
 
             # The sum starts from zeros, not part(0), so the model is compiled once.
             shapes = jax.eval_shape(part, 0)
@@ -162,14 +164,13 @@ def gradients(
     specs = jax.tree.map(
         lambda s: s.spec, (*_shardings(mesh, (params, frozen)), divided)
     )
-    mapped = jax.shard_map(
+    return jax.shard_map(
         summed,
         mesh=mesh,
         in_specs=(*specs[:2], sharding.ROWS, P(), P()),
         out_specs=(P(), P(), specs[2]),
         check_vma=False,
     )
-    return lambda *given: mapped(*given, *[None] * (5 - len(given)))
 
 
 def _shardings(mesh: Mesh, trees: tuple) -> list:
@@ -243,23 +244,21 @@ def make_step(
     average_from: int | None = None,
     loss_scale_steps: int = 2000,
     zero1: bool = False,
+    prune: Callable | None = None,
 ) -> functools.partial:
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
-    The seed is an argument of the program, so that runs of several seeds compile once.
+    The seed is an argument of the program, so that runs of several seeds compile once;
+    so may be the `rate`, which then replaces the schedule's.
     The average is exponential with `ema_decay`, or the plain mean of the weights after
     each step from `average_from` on. An update is skipped and counted if its loss or
     gradient is not finite; where only a float16 loss is scaled too far, it is skipped
-    alone. With `zero1` the gradients, like the moments, are divided over data, too.
+    alone. With `zero1` the gradients, like the moments, are also divided over the data
+    axis. prune(params, step) prunes the parameters after a step; with it, zeros of the
+    layers' kernels neither learn nor count in the gradient.
     """
 
-    def share_of_newest(step):
-        if ema_decay is not None:
-            return 1 - ema_decay
-        assert average_from is not None
-        return 1 / jnp.maximum(step - average_from + 1, 1).astype(jnp.float32)
-
-    def step(state: State, frozen, batch, seed) -> tuple[State, dict]:
+    def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
         how = {"accumulation": accumulation, "zero1": zero1}
@@ -267,22 +266,25 @@ def make_step(
         scale = state.loss_scale
         given = state.params, frozen, batch, key, scale and scale.value
         loss, metrics, grads = summed(*given)
+        if prune is not None:
+            grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         # Not bad: only the scale was too large.
         overflows = scale is not None and jnp.isfinite(loss) & ~good & (scale.value > 1)
-        rate = schedule(state.step)
+        rate = schedule(state.step) if rate is None else rate
 
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        if prune is not None:
+            params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        if prune is not None:  # after a skipped update, too: its stage may be the last
+            params = prune(params, state.step)
         average: Any = state.average
         if average is not None:
-            share = share_of_newest(state.step)
-            if ema_decay is not None:
-                share = jnp.where(good, share, 0)
-            # In the plain mean, unchanged weights after a skipped update count again.
+            share = _share_of_newest(state.step, good, ema_decay, average_from)
             average = optax.incremental_update(params, average, share)
         bad_steps = jnp.where(good | overflows, 0, state.bad_steps + 1)
         skipped = state.skipped + jnp.where(good | overflows, 0, 1)
@@ -309,6 +311,15 @@ def make_step(
     options = {"xla_allow_excess_precision": False} if exact else None
     jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
     return functools.partial(jitted, seed=np.uint32(seed))
+
+
+def _share_of_newest(step, good, ema_decay: float | None, average_from: int | None):
+    """Returns the share of the weights after a step in their average."""
+    if ema_decay is not None:
+        return jnp.where(good, 1 - ema_decay, 0)
+    # In the plain mean, unchanged weights after a skipped update count again.
+    assert average_from is not None
+    return 1 / jnp.maximum(step - average_from + 1, 1).astype(jnp.float32)
 
 
 def lower(step: functools.partial, state, frozen, batch) -> jax.stages.Lowered:

@@ -241,6 +241,7 @@ def weights(*values) -> dict:
         ({"mixture": entries(eo={"name": "en"})}, "two sources with the name 'en'"),
         ({"mixture": entries(eo={"name": "a b"})}, "a source with the name 'a b'"),
         ({"mixture": entries(eo={"paths": None})}, "'eo' names no text"),
+        ({"mixture": entries(eo={"paths": "en"})}, "en and eo are the same text"),
         ({"mixture": entries(eo={"pathz": "x"})}, "data.mixture.pathz"),
         ({"mixture": entries(eo={"max_epochs": 0})}, "data.mixture.max_epochs is 0"),
         ({"mixture": ("a",)}, "each source is a dict"),

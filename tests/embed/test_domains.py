@@ -54,6 +54,7 @@ def test_domains_are_told_apart_and_drawn(texts, capsys):
     code, out, _ = call(capsys, texts, "home away")
     assert code == 0 and "purity 1.000 (0.500 by chance)" in out
     assert "home -> away: adapting is likely to pay (0% of the most" in out
+    assert "too few words for figures to trust" in out
 
 
 def test_a_model_reads_them(texts, capsys):

@@ -480,7 +480,7 @@ def test_texts_of_every_kind_of_file(tmp_path):
             "a.jsonl",
             b'{"text": "a"}\n{"text": 5}\n',
             "text",
-            "a.jsonl:2: the column 'text' is a int, not text",
+            "a.jsonl:2: the column 'text' is an int, not text",
             Exit.DATA,
         ),
         ("a.jsonl", b'{"text": null}\n', "text", "a.jsonl:1: .* is empty", Exit.DATA),

@@ -677,7 +677,8 @@ def test_examples_are_drawn_like_what_the_accuracy_counts(pretrained, monkeypatc
     shown = examples.Examples(run.objective, one, batch, 40)
     lines, hits = shown.guess()
     assert hits == sum(right[slot] for slot in shown.slots) > 0
-    table = shown.table(lines, lines, hits)
+    guessed = {"lines": lines, "right": hits}
+    table = examples.table({"texts": shown.texts(), "causal": False}, guessed, guessed)
     assert f"{hits} of {len(lines)} are guessed right" in str(table.caption)
     # Pieces are shown as their words, but for what the row has cut off.
     known = {word for line in sentences(60) for word in re.findall(r"\w+|\.", line)}

@@ -223,3 +223,29 @@ def test_what_diverged_does_not_hide_the_others():
     assert low < 1.0 and 1.2 < high < 3
     low, high = plots._limits([-5.0, 0.8, 0.9], maximise=True)
     assert 0 < low < 0.8 and 0.9 < high < 1
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_importance_is_read_from_the_disk(tmp_path, search):
+    """Of a list and of a search as `plmjax report` finds them."""
+    assert page.saved_importance(tmp_path) is None
+    space = {RATE: {"low": 1e-4, "high": 1e-2, "log": True, "whole": False}}
+    space[SEED] = {"values": [0, 1]}
+    definition = {"kind": "search", "space": space} if search else {"kind": "list"}
+    found = plan.load(sweep_file(tmp_path, GRID))
+    for number in range(8):
+        values = {RATE: (1e-4, 1e-3, 5e-3, 1e-2)[number // 2], SEED: number % 2}
+        trial = trials.new_trial(tmp_path, number, values, found.config(values))
+        trial.save()
+        scores = {"loss": 9.0 - number // 2, "step": 20}
+        for name, content in (("scores", scores), ("config", trial.config)):
+            (trial.directory / f"{name}.json").write_text(json.dumps(content))
+    for name, content in (
+        ("sweep", definition),
+        ("results", {"objective": "loss", "maximise": False}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    part = page.saved_importance(tmp_path)
+    assert part is not None and ("PED-ANOVA" in part.note) == search
+    (first, (share, _)), *_ = sorted(part.rows, key=lambda row: -row[1][0])
+    assert first == RATE and share > 0.8

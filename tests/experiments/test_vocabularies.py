@@ -144,6 +144,7 @@ def test_the_smallest_near_the_best_is_suggested():
         for r, bits in zip(records, [2, 3, 2.5, 1], strict=True)
     ]
     assert suggest(probed, "bert-base")[0] == "a"
+    assert "largest" not in why and "try larger" in suggest(records[:2], "bert-base")[1]
 
 
 def in_this_process(plan, root, options, log) -> int:

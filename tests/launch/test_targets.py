@@ -214,7 +214,10 @@ def test_templates_are_the_files_of_launch():
     """A link in a checkout; tests/test_package.py builds a wheel."""
     assert templates.FOLDER.resolve() == ROOT / "launch"
     used = {"local.sh", "slurm.sh", "tpu_vm.sh", "gke.yaml", "sky.yaml"}
-    assert {path.name for path in (ROOT / "launch").iterdir()} == used | {"README.md"}
+    assert {path.name for path in (ROOT / "launch").iterdir()} == used | {
+        "README.md",
+        "container",
+    }
     for name in used:
         assert "-m plmjax" not in (ROOT / "launch" / name).read_text()
 
@@ -236,7 +239,7 @@ def test_a_wheel_holds_the_templates(tmp_path):
     )
     found = target / "plmjax" / "launch" / "templates"
     assert not found.is_symlink()
-    for path in (ROOT / "launch").iterdir():
+    for path in filter(Path.is_file, (ROOT / "launch").iterdir()):
         assert (found / path.name).read_bytes() == path.read_bytes()
     # Nor does it hold anything else of a checkout.
     assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {
@@ -288,7 +291,10 @@ def test_mistakes_are_told_before_anything_is_written(options, message, here, ca
         ("# nothing\n\n", "holds no command"),
         ("plmjax pretrain\nrm -rf x", "c:2: a line must begin with plmjax, not 'rm'"),
         ("plmjax pretrain 'x", "c:1: No closing quotation"),
-        ("\nplmjax pretran", "c:2: `plmjax pretran`: `plmjax` has no verb"),
+        (
+            "\nplmjax pretran",
+            "c:2: `plmjax` has no verb 'pretran'. Did you mean pretrain",
+        ),
     ],
 )
 def test_a_file_of_commands_is_checked(lines, message, here, capsys):

@@ -100,7 +100,7 @@ def program(shape):
     def call(batch):
         with jax.set_mesh(mesh):
             placed = jax.device_put(params(), sharding.shardings(mesh, params()))
-            loss, _, grads = f(placed, {}, sharding.put_rows(mesh, batch), KEY)
+            loss, _, grads = f(placed, {}, sharding.put_rows(mesh, batch), KEY, None)
         return jax.device_get((loss, grads))
 
     return call

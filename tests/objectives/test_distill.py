@@ -360,6 +360,8 @@ def test_layers_are_spread_as_distilbert_spread_them():
         ({"start": "teacher"}, NARROW, {}, r"model.width=16 \(teacher: 24\)"),
         ({"start": "teacher"}, TEACHER, {"layers": 1}, "2 layers, more than"),
         ({"attention_weight": 1.0}, STUDENT, {"heads": 2}, "head by head"),
+        ({"attention_weight": 1.0}, STUDENT, {"kv_heads": 2}, "head by head"),
+        ({"start": "teacher"}, STUDENT, {"convolution_width": 3}, "convolution_width="),
     ],
 )
 def test_what_cannot_be_followed_is_refused(more, encoder, teacher, message):

@@ -556,7 +556,7 @@ def in_parts(case, out):
             for name, x in out.items()
             if name.endswith("weights") or name == "segments"
         }
-        found.append(run(case.params, frozen, out | left, KEY))
+        found.append(run(case.params, frozen, out | left, KEY, None))
     loss, metrics, gradient = jax.tree.map(np.add, *jax.device_get(found))
     assert metrics.pop("tokens") == ((out["segments"] > 0).sum(), 2)
     return loss, fetch(metrics), gradient

@@ -89,6 +89,24 @@ def test_a_student_may_start_from_a_teacher_that_shares_its_layers():
     )
 
 
+def test_a_student_of_local_attention_starts_from_a_teacher_of_full_attention():
+    local = {"layers": 1, "layer_kinds": ("local",), "window": 4}
+    long = {"family": "longformer", "global_tokens": "first", "token_types": 2}
+    blocks = {"layers": 1, "attention": "blocks", "block": 1, "random_blocks": 1}
+    theirs = model(TEACHER, 1)
+    layer = theirs["encoder"][f"layer_{TEACHER.layers - 1}"]
+    for changes in (local | long, blocks):
+        encoder = dataclasses.replace(STUDENT, **changes)
+        Distill(CONFIG, encoder, Pieces(4, (0,), (1,) * 8), TEACHER)
+        fresh = model(encoder, 2)
+        ours = students.start(CONFIG, encoder, fresh, TEACHER, {"teacher": theirs})
+        ours = ours["encoder"]["layer_0"]["attention"]
+        for name, block in ours.items():
+            expected = layer["attention"][name.removeprefix("global_")]["kernel"]
+            np.testing.assert_array_equal(block["kernel"], expected)
+        assert ("global_key" in ours) == ("layer_kinds" in changes)
+
+
 def tokenizer(pieces, kind="wordpiece"):
     """What of a tokenizer alignment reads; special tokens first."""
     vocab = {piece: number for number, piece in enumerate(pieces)}
@@ -137,6 +155,9 @@ def test_vocabularies_are_compared():
     assert "objective.align=strings" in str(caught.value.hint)
     (line,) = check(OURS, THEIRS, align="strings")
     assert "7 of the student's 8 pieces" in line
+    foreign = tokenizer([*OURS.vocab][:5] + [f"p{i}" for i in range(9)])
+    with pytest.raises(PlmjaxError, match=r"knows only 5 of the student's 14 pieces"):
+        check(foreign, THEIRS, align="strings")
     other = tokenizer([*"abcdefgh"], kind="bpe")
     with pytest.raises(PlmjaxError, match="pieces of one kind"):
         check(OURS, other, align="strings")
@@ -294,6 +315,10 @@ RECIPES = Path(__file__).parents[2] / "configs" / "distill"
 BERT = PRESETS["bert-base"]
 MINI = dataclasses.replace(PRESETS["bert-tiny"], width=256, heads=4, ffn_width=1024)
 EXPECTED = {"distilbert": (BERT, 66_985_530), "docstrings": (MINI, 8_831_802)}
+# The published encoders of 22.7M and 14.35M without their poolers, with our head; the
+# projection to 768, too, for hidden states.
+EXPECTED |= {"minilm": (BERT, 22_565_376 + 179_130)}
+EXPECTED |= {"tinybert": (BERT, 14_252_592 + 128_802 + 312 * 768)}
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)

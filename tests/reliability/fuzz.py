@@ -171,14 +171,14 @@ def _go_on(workdir: Path):
 def _examples(workdir: Path):
     from plmjax.workdir import Workdir
 
-    return Workdir(workdir).read("examples.json", before=list)
+    return Workdir(workdir).read("examples.json", guesses=list)
 
 
 def _records(workdir: Path):
     from plmjax.report.curves import plot_curves
     from plmjax.train.metrics import MetricWriter
 
-    MetricWriter(workdir, False, 3).close()
+    MetricWriter(workdir, (), 3).close()
     plot_curves(workdir, "loss")
 
 

@@ -174,7 +174,7 @@ def first_difference(reference: Path, workdir: Path) -> int | None:
 # because orbax lays the same arrays out differently each time.
 _MAY_DIFFER = re.compile(
     r"\.lock|environment\.json|metrics\.jsonl|checkpoints/.*|plots/.*|tensorboard/.*"
-    r"|\.xla/.*"
+    r"|\.xla/.*|starts\.json|examples\.json"
 )
 
 

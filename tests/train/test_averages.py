@@ -276,6 +276,8 @@ def test_a_job_steps_and_averages_as_its_config_says(monkeypatch, values, told, 
         "ema_decay": told[0],
         "average_from": told[1],
         "zero1": zero1,
+        "loss_scale_steps": 2000,
+        "prune": None,
     }
     state = job.initialise(Regression(), train)(make_batch(0))
     assert (state.average is None) == (told == (None, None))

@@ -108,7 +108,7 @@ def test_an_overflow_skips_its_update_on_every_mesh(mesh, accumulation):
     assert all((token[i] != token[i + 1]).any() for i in (1, 3, 4))
 
 
-HALF = ("--config.model.dtype=float16", "--config.train.loss_scale=1048576")
+HALF = ("--config.model.dtype=float16", "--config.train.loss_scale=1024")
 HALF += ("--config.train.loss_scale_steps=4", "--config.train.optimizer.clip_norm=none")
 
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_is_equal_to_the_bit(corpus, tmp_path, monkeypatch):
     for one, other in zip(final(tmp_path / "a"), final(tmp_path / "b"), strict=True):
         np.testing.assert_array_equal(one, other)
     scales = [r["loss_scale"] for r in records(tmp_path / "a", "train")]
-    assert scales[5] != 2**20 and len({*scales}) > 1
+    assert scales[4:6] == [2048, 2048]  # four good steps have doubled it
 
 
 def test_what_cannot_be_is_refused():
