@@ -1,6 +1,7 @@
 """Tiny models of every kind with an endpoint, exported to ONNX."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from finetune_common import one_device
-from interop.cases import draw
+from interop.cases import PATTERNS, draw
 from tests_common import WORDS, sentences
 
 from plmjax.interop.huggingface import export_folder
-from plmjax.models import EncoderConfig
+from plmjax.models import PRESETS, EncoderConfig
 from plmjax.models.task_heads import init_head
 from plmjax.onnx.export import export
 from plmjax.tasks.task import Task
@@ -30,20 +31,24 @@ TASKS: dict[str, tuple[Task, dict[str, Any]]] = {
 }
 HEADS = {"fill": ("head",), "detect": ("detector",), "encoder": ()}
 LENGTH = 16
+SIZES = {"layers": 1, "width": 16, "heads": 2, "ffn_width": 32, "max_positions": 32}
+# Others than BERT: BigBird's rows of 15 tokens and more depend on their padding.
+FAMILIES = {"bigbird": {"block": 2, "random_blocks": 1}, "gpt2": {}}
 
 
-def make(kind: str, to: Path) -> tuple[Path, Path]:
-    """Returns the folders of a model of random weights: for transformers, and ONNX."""
+def make(name: str, to: Path) -> tuple[Path, Path]:
+    """Returns the folders of a model of random weights: for transformers, and ONNX.
+
+    `name` is its kind, or kind-family.
+    """
+    kind, _, family = name.partition("-")
     tokenizer = train_tokenizer(TokenizerConfig(vocab_size=160), sentences(100))
-    config = EncoderConfig(
-        vocab_size=tokenizer.vocab_size,
-        layers=1,
-        width=16,
-        heads=2,
-        ffn_width=32,
-        max_positions=32,
-    )
+    pattern = PRESETS[PATTERNS[family]] if family else EncoderConfig()
+    sizes = SIZES | {"vocab_size": tokenizer.vocab_size} | FAMILIES.get(family, {})
+    config = dataclasses.replace(pattern, **sizes)
     task, settings = TASKS.get(kind, (None, {}))
+    if config.attention == "blocks":
+        settings = {**settings, "buckets": (8,)}
     params, files = draw(config, HEADS.get(kind, ())), {}
     if task is not None:
         if task.head is not None:

@@ -198,22 +198,18 @@ def _write_onnx(subject: Subject, files: Path, backend: str) -> str | None:
         return None
     if subject.params is None or backend not in _USUAL:
         return f"there is no onnx/{path.name}, which `plmjax compress` writes"
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     from plmjax.onnx import graph
+    from plmjax.onnx.export import save, write_int8
 
     if not whole.exists():
         try:
             made = graph.build(subject.encoder, {"encoder": subject.params["encoder"]})
         except PlmjaxError as error:
             return error.message
-        onnx.save(made, whole)
+        save(made, whole)
     if backend == "int8":
         logging.disable()  # it advises to prepare the model, which changes nothing
-        kinds = ["MatMul", "Gather"]
-        more: dict = {"per_channel": True, "op_types_to_quantize": kinds}
-        quantize_dynamic(whole, path, weight_type=QuantType.QInt8, **more)
+        write_int8(whole, path)
         logging.disable(logging.NOTSET)
     return None
 

@@ -123,6 +123,8 @@ def _explain(error: BaseException, args) -> int:
     except PlmjaxError as error:
         if args.debug:
             traceback.print_exc()
+        if _received and args.verb == "serve":  # as below
+            return _interrupted(args)
         return _fail(error.message, error.hint, error.code)
     except KeyboardInterrupt as error:
         return _interrupted(args, str(error))
@@ -179,6 +181,9 @@ def _interrupted(args, saved: str = "") -> int:
     # An interrupt in code run by exec (as dataclasses use it) leaves a mark that makes
     # `python -m` end by SIGINT with any exit code. The next exec clears the mark.
     exec("")
+    if getattr(args, "verb", None) == "serve":  # a server ends by a signal
+        print("Ended before it answered.", file=sys.stderr)
+        return Exit.OK
     resumes = getattr(args, "verb", None) in _RESUMED
     hint = RESUME if resumes else "Run the same command again."
     print("\n" + " ".join(filter(None, ("Interrupted.", saved, hint))), file=sys.stderr)

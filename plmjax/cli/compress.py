@@ -25,33 +25,43 @@ def add(verb) -> None:
         "  plmjax compress --model=runs/labels --target_ms=5 --max_drop=1 --to=small",
     )
     model_option(added)
-    added.add_argument("--to", required=True, metavar="DIR", help="the new folder")
-    for option, metavar, kind, what in (
-        (
-            "--format",
-            "NAMES",
-            str,
-            "onnx, float16, int8, int8-static, hf-bfloat16, hf-"
-            "float16, prune; several joined by commas; A+B: B of what A writes",
-        ),
-        (
-            "--data",
-            "FILE",
-            str,
-            "labelled examples of the model's task, or text, to "
-            "score on (default: the run's held-out part)",
-        ),
-        ("--calibrate", "TEXTS", str, "text like that to be read, for int8-static"),
-        ("--target_ms", "MS", float, "write the first format as fast as this"),
-        ("--length", "TOKENS", int, "of the text that is timed (default: the median)"),
-    ):
-        added.add_argument(option, metavar=metavar, type=kind, help=what)
-    added.add_argument(
+    add = added.add_argument
+    add("--to", required=True, metavar="DIR", help="the new folder")
+    add(
+        "--format",
+        metavar="NAMES",
+        help="onnx, float16, int8, int8-static, hf-bfloat16, hf-float16, prune; "
+        "several joined by commas; A+B: B of what A writes",
+    )
+    add(
+        "--data",
+        metavar="FILE",
+        help="labelled examples of the model's task, or text, to score on (default: "
+        "the run's held-out part)",
+    )
+    add(
+        "--calibrate",
+        metavar="TEXTS",
+        help="for int8-static: text like that to be read",
+    )
+    add(
+        "--target_ms",
+        type=float,
+        metavar="MS",
+        help="write only the first format in which a text takes at most so long",
+    )
+    add(
         "--max_drop",
-        metavar="POINTS",
         type=float,
         default=1.0,
-        help="that the score may lose to meet the target (default: 1)",
+        metavar="POINTS",
+        help="and loses at most POINTS of its score (default: 1)",
+    )
+    add(
+        "--length",
+        type=int,
+        metavar="TOKENS",
+        help="of the text that is timed (default: the median of the data)",
     )
     _add_prune_options(added)
     json_option(added)
@@ -59,32 +69,44 @@ def add(verb) -> None:
 
 def _add_prune_options(added: argparse.ArgumentParser) -> None:
     """Adds what --format=prune cuts."""
-    pruning = added.add_argument_group("what --format=prune cuts")
-    pruning.add_argument("--layers", type=int, metavar="N", help="so many layers")
-    pruning.add_argument(
+    add = added.add_argument_group(
+        "what --format=prune cuts; SHARE is .25 for a quarter"
+    ).add_argument
+    add("--layers", type=int, metavar="N", help="cut out N layers: a smaller model")
+    add(
         "--layers_by",
         choices=("loss", "top"),
         default="loss",
-        help="those whose absence costs the least loss (default), or the last",
+        help="which: those without which the loss is lowest (default), or the last",
     )
-    for name, what in (
-        ("heads", "of the attention heads, by importance"),
-        ("neurons", "of the inner neurons of each layer, by importance"),
-    ):
-        pruning.add_argument(
-            f"--{name}", type=float, metavar="SHARE", help=f"a share {what}"
-        )
-    pruning.add_argument(
-        "--sparsity",
-        type=lambda text: text if text == "2:4" else float(text),
+    add(
+        "--heads",
+        type=float,
         metavar="SHARE",
-        help="a share of each kernel's weights becomes 0; or 2:4, two of four",
+        help="set the least important attention heads to 0: a model of the same size",
     )
-    pruning.add_argument(
+    add(
+        "--neurons",
+        type=float,
+        metavar="SHARE",
+        help="cut out the least important inner neurons of each layer: a smaller model",
+    )
+    add(
+        "--sparsity",
+        type=share,
+        metavar="SHARE",
+        help="set the smallest weights of each kernel to 0, or (2:4) two of each four: "
+        "a model of the same size",
+    )
+    add(
         "--curve",
         action="store_true",
-        help="score the model by what is left of each, as a table and a plot",
+        help="also score the model by how much is cut: a table and curve.png",
     )
+
+
+def share(text: str) -> float | str:
+    return text if text == "2:4" else float(text)
 
 
 def _compress(args) -> int:

@@ -17,12 +17,6 @@ from plmjax.evaluate.model import longest_row
 
 _ROWS = 200  # of calibration
 _LEAST_ROWS = 16
-# Of a product one side is weights; those of two states, in attention, stay float. With
-# the table of tokens the file is half as large, at no loss that was measured.
-_INT8: dict[str, Any] = {
-    "op_types_to_quantize": ["MatMul", "Gather"],
-    "per_channel": True,
-}
 
 
 # (what is given, a Hugging Face folder in float32, a path): writes the path, a folder,
@@ -32,24 +26,26 @@ Write = Callable[[Given, Path, Path], Any]
 
 def _float16(given: Given, source: Path, to: Path) -> None:
     """Weights and states in float16; inputs and outputs keep their types."""
-    import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    graph = onnx.load(to.with_name("model.onnx"))
-    onnx.save(convert_float_to_float16(graph, keep_io_types=True), to)
+    from plmjax.onnx.export import save
+
+    graph = str(to.with_name("model.onnx"))  # read by it, as it may be large
+    save(convert_float_to_float16(graph, keep_io_types=True), to)
 
 
 def _int8(given: Given, source: Path, to: Path) -> None:
     """Weights in int8, states by the range that each product finds."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from plmjax.onnx.export import write_int8
 
-    graph, kind = to.with_name("model.onnx"), QuantType.QInt8
-    quantize_dynamic(graph, to, weight_type=kind, **_INT8)
+    write_int8(to.with_name("model.onnx"), to)
 
 
 def _int8_static(given: Given, source: Path, to: Path) -> None:
     """Weights in int8, states by the ranges that they have in the user's text."""
     from onnxruntime import quantization
+
+    from plmjax.onnx.export import INT8, has_data
 
     class Reader(quantization.CalibrationDataReader):
         rows = calibration_rows(given)
@@ -57,14 +53,16 @@ def _int8_static(given: Given, source: Path, to: Path) -> None:
         def get_next(self) -> Any:
             return next(self.rows, None)
 
+    graph = to.with_name("model.onnx")
     quantization.quantize_static(
-        to.with_name("model.onnx"),
+        graph,
         to,
         Reader(),
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         extra_options={"MatMulConstBOnly": True},
-        **_INT8,
+        use_external_data_format=has_data(graph),
+        **INT8,
     )
 
 

@@ -68,6 +68,11 @@ def write_pruned(given: Given, source: Path, to: Path) -> None:
     if given.options["curve"]:
         curves = {name: [*pruner.curve(name)] for name in asked}
         _show(given, curves, to)
+        if given.part and pruner.chance:
+            given.log(
+                f"Scored on {given.part.size}: what is lost is known to "
+                f"{pruner.chance:.1f} points (95 %), or better where it is little."
+            )
 
 
 class _Pruner:
@@ -77,6 +82,7 @@ class _Pruner:
         self.given, self.source, self.model = given, source, model
         self._scored: tuple[Any, Any] = None, None
         self._order: list[int] = []
+        self.chance = 0.0  # half of the widest interval of a loss in the curves
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -130,21 +136,31 @@ class _Pruner:
         part = self.given.part
         if part is None:
             raise PlmjaxError("--curve needs a score.", hint="Give --data=FILE.")
+        whole = part.score(run_by_jax(self.model))
+        if whole.score is None:
+            raise PlmjaxError(
+                f"{self.given.name} has no score, which --curve needs.",
+                hint="Leave --curve out.",
+            )
+        yield 1, whole.score
+        predicted = whole.predicted
         total = prune.totals(self.model)[name]
         cuts: list[Any] = [x / 10 for x in range(1, 10) if 0 < round(x / 10 * total)]
         if name == "layers":
             self.order(total - 1)
             cuts = [*range(1, total)]
-        for value in [0, *cuts]:
-            model = self.model
-            if name == "neurons" and value:  # by one program for all of them
-                scores = self.scores(model)
-                model = prune.without_neurons(model, scores, value, as_zeros=True)
-            elif value:
-                model, _ = self.cut(model, name, value)
-            score, _ = part.score(run_by_jax(model))
-            if score is not None:
-                yield 1 - (value / total if name == "layers" else value), score
+        for value in cuts:
+            if name == "neurons":  # by one program for all of them
+                scores = self.scores(self.model)
+                model = prune.without_neurons(self.model, scores, value, as_zeros=True)
+            else:
+                model, _ = self.cut(self.model, name, value)
+            score, predicted, _ = part.score(run_by_jax(model))
+            assert score is not None
+            yield 1 - (value / total if name == "layers" else value), score
+        # Where most is cut, most predictions are others.
+        low, high = part.interval(predicted, whole.predicted) or (0, 0)
+        self.chance = max(self.chance, (high - low) / 2)
 
 
 def _show(given: Given, curves: dict[str, list[tuple[float, float]]], to: Path) -> None:

@@ -15,6 +15,7 @@ from plmjax.compress.score import (
     Given,
     Labelled,
     Part,
+    Scored,
     Text,
     own_documents,
     run_by_jax,
@@ -97,7 +98,7 @@ def compress(
     files.check_new(to)
     with files.disk_errors(to), files.replacing_folder(to) as new:
         root = new / ".forms"
-        source = _source(name, root / "original")
+        source = _source(name, root / "original", log)
         model = _open(source)
         part = _held_out(name, source, model, options["data"])
         if target is not None and part is None:
@@ -110,11 +111,9 @@ def compress(
         tried = [("original", forms, ()), *(("+".join(f), forms, f) for f in formats)]
         if options["format"] is None:
             tried += _pruned(forms)
-        result: dict[str, Any] = {
-            "model": name,
-            "metric": part.metric if part else "score",
-        }
-        result |= {"length": length, "cores": machine.cores(), "rows": []}
+        result: dict[str, Any] = {"model": name, "length": length, "rows": []}
+        result |= {"metric": part.metric if part else "score"}
+        result |= {"scored": part and part.size, "cores": machine.cores()}
         written, first = [], None
         for label, form, parts in tried:
             log(f"{label} ...")
@@ -153,8 +152,11 @@ def _pruned(forms: _Forms) -> list[tuple[str, _Forms, tuple[str, ...]]]:
     return cut
 
 
-def _source(name: str, to: Path) -> Path:
-    """Returns the Hugging Face folder of a model; that of a run is written to `to`."""
+def _source(name: str, to: Path, log: Callable[[str], Any]) -> Path:
+    """Returns the Hugging Face folder of a model; that of a run is written to `to`.
+
+    Of ELECTRA's two it is the discriminator.
+    """
     path = Path(name)
     to.parent.mkdir()
     if is_finetuned(path):
@@ -162,7 +164,13 @@ def _source(name: str, to: Path) -> Path:
     if is_run(path):
         export_run(Workdir(path), to, ignore_line)
         path = to
-    return next(iter(model_folders(path).values()), path)
+    first, *others = model_folders(path) or ("",)
+    for other in others:
+        log(
+            f"{name} has a {first}, which is compressed, and a {other}: for that give "
+            f"--model=FOLDER/{other} of `plmjax export`."
+        )
+    return model_folders(path).get(first, path)
 
 
 def _open(folder: Path) -> Model:
@@ -181,23 +189,34 @@ def _held_out(name: str, source: Path, model: Model, data: str | None) -> Part |
 
 
 def _measured(
-    forms: _Forms, label: str, parts: tuple[str, ...], length: int, first: Any
-) -> tuple[Path, dict[str, Any], Any]:
-    """Returns a form's path, its row of the table, and its score and predictions.
+    forms: _Forms,
+    label: str,
+    parts: tuple[str, ...],
+    length: int,
+    first: Scored | None,
+) -> tuple[Path, dict[str, Any], Scored | None]:
+    """Returns a form's path, its row of the table, and the original's score.
 
-    `first` is the last of these for the original, None for the original itself.
+    `first` is that score, None for the original itself.
     """
     path, part = forms.write(parts) if parts else forms.source, forms.given.part
     graph = path.is_file()
     run = run_by_onnx(path) if graph else run_by_jax(_open(path))
     row: dict[str, Any] = {"format": label, "run": "onnxruntime" if graph else "jax"}
-    row |= dict.fromkeys(("score", "drop", "agreement"))
+    row |= dict.fromkeys(("score", "drop", "interval", "agreement", "bits_per_byte"))
     if part is not None:
-        score, predicted = part.score(run)
-        first = first or (score, predicted)
-        agreement = part.agreement(predicted, first[1])
-        drop = 100 - agreement if score is None else first[0] - score
-        row |= {"score": score, "drop": drop, "agreement": agreement}
+        score, predicted, bits = scored = part.score(run)
+        agreement = part.agreement(predicted, (first or scored).predicted)
+        row |= {"score": score, "bits_per_byte": bits, "agreement": agreement}
+        if first is None:
+            first, row["drop"] = scored, 0.0
+        elif score is None or first.score is None:
+            row["drop"] = 100 - agreement
+        else:
+            row["drop"] = first.score - score
+            same = not row["drop"] and agreement == 100
+            found = part.interval(predicted, first.predicted) if not same else None
+            row["interval"] = [0.0, 0.0] if same else found
     sample = _sample(forms.given.model, length)
     latency = measure(lambda: run(sample))
     several = path.parent.glob(f"{path.name}*") if graph else path.glob("*.safe*")
@@ -257,22 +276,36 @@ def _unreached(rows: list[dict[str, Any]], options: dict[str, Any]) -> PlmjaxErr
 
 def as_text(result: dict[str, Any]) -> str:
     """Returns the table for the screen."""
-
-    def shown(row: dict[str, Any], *names: str) -> list[str]:
-        return ["-" if row[name] is None else f"{row[name]:.2f}" for name in names]
-
-    rows = [
-        (
-            row["format"],
-            row["run"],
-            *shown(row, "score", "drop", "agreement"),
-            f"{row['bytes'] / 1e6:.2f}",
-            *shown(row, "median_ms", "p95_ms"),
-        )
-        for row in result["rows"]
-    ]
-    columns = ["format", "run by", f"{result['metric'].replace('_', ' ')} %"]
-    columns += ["points lost", "as before %", "MB", "median ms", "95th ms"]
+    names = {
+        "score": f"{result['metric'].replace('_', ' ')} %",
+        "bits_per_byte": "bits a byte",
+        "drop": "points lost",
+        "agreement": "as before %",
+        "megabytes": "MB",
+        "median_ms": "median ms",
+        "p95_ms": "95th ms",
+    }
+    rows = result["rows"]
+    if rows[0]["bits_per_byte"] is None:
+        del names["bits_per_byte"]
+    cells = []
+    for row in rows:
+        figures = {n: (row | {"megabytes": row["bytes"] / 1e6})[n] for n in names}
+        figures = {n: "-" if x is None else f"{x:.2f}" for n, x in figures.items()}
+        if row["interval"]:
+            figures["drop"] += " ({:.2f} to {:.2f})".format(*row["interval"])
+        cells.append((row["format"], row["run"], *figures.values()))
     lines = [f"ms: a text of {result['length']} tokens, {result['cores']} cores."]
+    if any(row["interval"] for row in rows):
+        lines.append(
+            f"Scored on {result['scored']}; in brackets is the 95 % interval: where it "
+            "holds 0, the loss may be chance."
+        )
+    if any(row["bytes"] > rows[0]["bytes"] for row in rows if row["run"] != "jax"):
+        lines.append(
+            "A graph is larger than the original where that is tiny, as it also holds "
+            "its operations and tables, or of 16 bits: onnx has 32."
+        )
     lines += [f"{result['winner']} meets the target."] if "winner" in result else []
-    return as_lines(as_table(result["model"], columns, rows), *lines)
+    columns = ["format", "run by", *names.values()]
+    return as_lines(as_table(result["model"], columns, cells), *lines)

@@ -8,14 +8,15 @@ Legend: B rows, L tokens a row, V vocabulary, H width, T rows times tokens.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.console import ignore_line
 from plmjax.data.task_batches import batches_in_order
 from plmjax.evaluate import predictions
@@ -23,11 +24,14 @@ from plmjax.evaluate.batches import make_batches
 from plmjax.evaluate.model import Model, longest_row
 from plmjax.evaluate.texts import Contender, make_plan, row_arrays
 from plmjax.finetune.predict import Predictor, labelled_examples
+from plmjax.metrics.comparison import compare_by
 from plmjax.models import EncoderConfig, Platform, heads
 from plmjax.models.global_tokens import with_room
 from plmjax.models.task_heads import task_logits
 from plmjax.tasks import KINDS
+from plmjax.tasks.base import softmax
 from plmjax.tasks.features import make_features
+from plmjax.tasks.scores import gain
 from plmjax.tasks.task import Task
 from plmjax.workdir import Workdir
 
@@ -38,8 +42,6 @@ _WINDOWS = 400  # of text, in which words are hidden
 # A batch -> scores as task_logits gives them, or those of each token: of the vocabulary
 # [B, L, V], whether it was replaced [B, L], or its vector [B, L, H].
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
-# The outputs of a graph; the first that is there is used.
-_OUTPUTS = ("sentence_embedding", "detector_logits", "logits", "last_hidden_state")
 
 
 def run_by_jax(model: Model) -> Run:
@@ -85,7 +87,7 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 def run_by_onnx(file: Path) -> Run:
     """Returns FOLDER/onnx/FILE as a function of batches."""
-    from plmjax.onnx.session import Session
+    from plmjax.onnx.session import Session, scores_of
 
     session = Session(file.parents[1], file.name)
 
@@ -95,11 +97,7 @@ def run_by_onnx(file: Path) -> Run:
             batch = {
                 k: x.reshape(-1, shape[-1]) for k, x in batch.items() if x.ndim > 1
             }
-        by_name = session.score(batch)
-        if session.kind == "answers":
-            ends = [by_name["start_logits"], by_name["end_logits"]]
-            return _finite(np.stack(ends, -1))
-        scores = _finite(next(by_name[name] for name in _OUTPUTS if name in by_name))
+        scores = _finite(scores_of(session.score(batch)))
         return scores.reshape(*shape[:-1], *scores.shape[1:]) if vectors else scores
 
     return run
@@ -114,10 +112,22 @@ def own_documents(
         yield model.tokenizer.decode(tokens.read(np.arange(begin, end))[0])
 
 
+class Scored(NamedTuple):
+    """A score in points, None if there is none, and what is predicted.
+
+    `bits` a byte are those of `plmjax evaluate --text`, for models that guess words.
+    """
+
+    score: float | None
+    predicted: Any
+    bits: float | None = None
+
+
 class Labelled:
     """Examples of the task of a fine-tuned model, in `folder`.
 
-    `metric` names the score, `median` is the tokens of a row.
+    `metric` names the score, `median` is the tokens of a row, `size` says how many
+    examples there are.
     """
 
     def __init__(self, folder: Path, model: Model, name: str, data: str | None):
@@ -135,18 +145,27 @@ class Labelled:
         given = (self.config, self.examples, model.tokenizer, self.labels)
         self.features = make_features(*given)
         self.median = int(np.median(self.features.sizes()))
+        self.size = counted(len(self.examples), "example")
+        self._truth = [example.label for example in self.examples]
 
-    def score(self, run: Run) -> tuple[float | None, Any]:
-        """Returns the score in points, and what is predicted."""
+    def score(self, run: Run) -> Scored:
+        """Returns the score of predictions."""
         scored = (
             (rows[rows >= 0], run(batch)[rows >= 0])
             for rows, batch in batches_in_order(self.features, _BATCH, lengths=_LENGTHS)
         )
         decoded = self.kind.decode(self.config, self.features, self.examples, scored)
         read = predictions.read(self.config, self.labels, self.examples, decoded)
-        truth = [example.label for example in self.examples]
-        scores = self.kind.scores(truth, read, self.labels, self.config)
-        return 100 * scores[self.metric], read
+        scores = self.kind.scores(self._truth, read, self.labels, self.config)
+        return Scored(100 * scores[self.metric], read)
+
+    def interval(self, predicted: Any, first: Any) -> list[float] | None:
+        """Returns the 95 % interval of the points that are lost; None of one text."""
+        if len(self._truth) < 2:
+            return None
+        both = self._truth, first, predicted
+        lost = gain(self.kind.name, self.metric, *both, self.labels, self.config)
+        return [100 * lost.low, 100 * lost.high]
 
     def agreement(self, predicted: Any, first: Any) -> float:
         """Returns the share of predictions, or tags, that are those of the first."""
@@ -169,32 +188,59 @@ class Text:
     def __init__(self, folder: Path, model: Model, documents: Iterable[str]):
         """Raises PlmjaxError if the text has no word to hide."""
         self.guesses = "head" in model.params and "detector" not in model.params
-        self.metric = "hidden words" if self.guesses else "score"
+        self.metric = "next tokens" if model.encoder.causal else "hidden words"
+        self.metric = self.metric if self.guesses else "score"
         self.pad_id = model.tokenizer.pad_id
         contender = Contender(str(folder), model, longest_row(str(folder), model))
-        self.rows = make_plan([contender], documents, _WINDOWS).rows[0]
+        plan = make_plan([contender], documents, _WINDOWS)
+        self.rows = plan.rows[0]
+        self.size = counted(len(self.rows), "window")
+        self._bytes = sum(plan.units(contender).bytes)
+        self._spelled_bits = 8 * sum(plan.spelled[0])
         for row in self.rows if not self.guesses else ():
             row.tokens[row.at] = row.labels  # nothing is hidden
         self.sizes = np.array([len(row.tokens) for row in self.rows])
         self.median = int(np.median(self.sizes))
 
-    def score(self, run: Run) -> tuple[float | None, Any]:
-        """Returns the share of hidden pieces that are right, and what is predicted."""
-        predicted, right = [], []
-        longest = int(self.sizes.max())
+    def score(self, run: Run) -> Scored:
+        """Returns the share of hidden pieces that are right."""
+        predicted: list[np.ndarray] = [np.empty(0)] * len(self.rows)
+        nats, longest = 0.0, int(self.sizes.max())
         for one in make_batches(self.sizes, longest, _BATCH * longest):
             some = [self.rows[index] for index in one.rows]
             shape = (one.size, one.length, one.length)
             batch, _, _ = row_arrays(some, self.pad_id, *shape)
-            for row, scores in zip(some, run(batch), strict=False):
+            for index, scores in zip(one.rows, run(batch), strict=False):
+                row = self.rows[index]
                 if self.guesses:
-                    predicted.append(scores[row.at].argmax(-1))
-                    right.append(predicted[-1] == row.labels)
+                    scores_KV = scores[row.at].astype(np.float64)
+                    predicted[index] = scores_KV.argmax(-1)
+                    p_KV = softmax(scores_KV)
+                    nats -= np.log(p_KV[np.arange(len(row.at)), row.labels]).sum()
                 else:
                     scores = scores[: len(row.tokens)]
-                    predicted.append(scores if scores.ndim > 1 else scores > 0)
-        score = 100 * float(np.concatenate(right).mean()) if right else None
-        return score, np.concatenate(predicted)
+                    predicted[index] = scores if scores.ndim > 1 else scores > 0
+        flat = np.concatenate(predicted)
+        if not self.guesses:
+            return Scored(None, flat)
+        score = 100 * self._hits(flat).sum() / len(flat)
+        bits = (nats / math.log(2) + self._spelled_bits) / self._bytes
+        return Scored(float(score), flat, float(bits))
+
+    def _hits(self, predicted: np.ndarray) -> np.ndarray:
+        """Returns how many pieces of each window are right."""
+        labels = [row.labels for row in self.rows]
+        begins = np.cumsum([0, *map(len, labels)])[:-1]
+        return np.add.reduceat(predicted == np.concatenate(labels), begins)
+
+    def interval(self, predicted: Any, first: Any) -> list[float] | None:
+        """Returns the 95 % interval of the points that are lost, over windows."""
+        if not self.guesses or len(self.rows) < 2:
+            return None
+        sizes = [len(row.labels) for row in self.rows]
+        both = (self._hits(x).tolist() for x in (first, predicted))
+        lost = compare_by(lambda sizes, hits: sum(hits) / sum(sizes), sizes, *both)
+        return [100 * lost.low, 100 * lost.high]
 
     def agreement(self, predicted: np.ndarray, first: np.ndarray) -> float:
         """Returns the share of equal predictions, or the mean cosine of vectors."""

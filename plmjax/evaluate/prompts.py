@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plmjax import PlmjaxError
+from plmjax.tasks.base import rounded
 from plmjax.tokenizers import Tokenizer
 from plmjax.tokenizers.words import Encoded
 
@@ -87,7 +88,7 @@ def read_guesses(
 ) -> list[Guess]:
     """Returns pieces of the vocabulary as guesses."""
     return [
-        Guess(tokenizer.decode([piece]).strip(), float(p), int(piece))
+        Guess(tokenizer.decode([piece]).strip(), rounded(p), int(piece))
         for piece, p in zip(pieces, probabilities, strict=True)
     ]
 
@@ -110,7 +111,7 @@ def read_suspects(
 ) -> list[Suspect]:
     """Returns each token of a text with its probability; `share_L` is of a row."""
     return [
-        Suspect(tokenizer.decode([piece]).strip(), bool(starts), float(p))
+        Suspect(tokenizer.decode([piece]).strip(), bool(starts), rounded(p))
         for piece, starts, p in zip(
             encoded.tokens, encoded.word_start, share_L[1:-1], strict=True
         )

@@ -33,6 +33,12 @@ _TOLERANCE = 1e-4  # of an output, or of its largest value where that is above 1
 _FILE_BYTES = 2_000_000_000  # protobuf's files end at 2^31
 # Heads of pretraining in the order of their outputs, and what a model with one is for.
 _KINDS = {"head": "fill", "detector": "detect", "pair": "pair"}
+# Of a product one side is weights; those of two states, in attention, stay float. With
+# the table of tokens the file is half as large, at no loss that was measured.
+INT8: dict[str, Any] = {
+    "op_types_to_quantize": ["MatMul", "Gather"],
+    "per_channel": True,
+}
 
 
 def export(source: Path, to: Path, log: Callable[[str], Any] = print) -> Path:
@@ -79,7 +85,8 @@ def write_model(
     # Whatever a run was trained in, its weights are float32.
     config = dataclasses.replace(model.encoder, dtype="float32", remat=False)
     model, task = dataclasses.replace(model, encoder=config), model.task
-    kind = next((k for h, k in _KINDS.items() if h in model.params), "embed")
+    kinds = [kind for head, kind in _KINDS.items() if head in model.params]
+    kind = "detect" if "detect" in kinds else [*kinds, "embed"][0]
     kind = kind if task is None or task.head is None else task.kind
     facts = {
         "kind": "next" if kind == "fill" and config.causal else kind,
@@ -97,12 +104,29 @@ def write_model(
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     write_texts(folder, {**about, **texts})
     save_tokenizer(folder, config, model.tokenizer, length)
-    path = folder / FOLDER / MODEL
-    large = sum(len(array.raw_data) for array in built.graph.initializer) > _FILE_BYTES
-    data = f"{MODEL}_data" if large else None
-    onnx.save_model(built, path, save_as_external_data=large, location=data)
+    save(built, folder / FOLDER / MODEL)
     del built  # as large as the model, and so are the two that are compared
     return max(_differences(model, Session(folder)))
+
+
+def save(built: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph; the weights of a large one are in a second file."""
+    large = sum(len(array.raw_data) for array in built.graph.initializer) > _FILE_BYTES
+    data = f"{path.name}_data" if large else None
+    onnx.save_model(built, path, save_as_external_data=large, location=data)
+
+
+def has_data(path: Path) -> bool:
+    """Whether the weights of a graph are in a second file."""
+    return path.with_name(f"{path.name}_data").exists()
+
+
+def write_int8(path: Path, to: Path) -> None:
+    """Writes a graph with weights in int8; states by the range that each one has."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    more = INT8 | {"use_external_data_format": has_data(path)}
+    quantize_dynamic(path, to, weight_type=QuantType.QInt8, **more)
 
 
 def _differences(model: Model, session: Session) -> Iterator[float]:

@@ -14,6 +14,9 @@ from plmjax.tokenizers import Tokenizer
 FOLDER, MODEL = "onnx", "model.onnx"
 FACTS = "plmjax"  # the key of what a file knows of its model
 _BATCH_TOKENS = 4096  # at once, with padding
+# What models are used for; the first output that is there. Some detectors have a
+# vocabulary head, too, that was never trained on masks.
+_SCORES = ("sentence_embedding", "detector_logits", "logits", "last_hidden_state")
 
 
 class Session:
@@ -30,11 +33,15 @@ class Session:
         """Opens FOLDER/onnx/FILE; `threads` of onnxruntime, None: one a core.
 
         Raises:
-          PlmjaxError: the folder holds no such model (code 4).
+          PlmjaxError: the folder holds no such model (code 4), or there is none.
         """
         import onnxruntime
 
-        path = Path(folder) / FOLDER / file
+        folder = Path(folder)
+        makes = "`plmjax compress --format=onnx --model=RUN --to=DIR` makes one."
+        if not folder.is_dir():
+            raise PlmjaxError(f"the model {folder} is not a folder.", hint=makes)
+        path = folder / FOLDER / file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Threads that wait would take a processor from all others.
@@ -42,7 +49,7 @@ class Session:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self.config = json.loads((Path(folder) / "config.json").read_text())
+            self.config = json.loads((folder / "config.json").read_text())
             have = onnxruntime.get_available_providers()
             wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
             self.session = onnxruntime.InferenceSession(
@@ -50,10 +57,13 @@ class Session:
             )
             saved = self.session.get_modelmeta().custom_metadata_map[FACTS]
         except Exception as error:  # onnxruntime has a class for each of its errors
+            there = sorted(other.name for other in path.parent.glob("*.onnx"))
+            if there and not path.exists():
+                makes = f"There is {' and '.join(there)}."
             raise PlmjaxError(
                 f"{folder} holds no {FOLDER}/{file} beside a config.json that plmjax "
                 "exported.",
-                hint="`plmjax compress --format=onnx --model=RUN --to=DIR` makes one.",
+                hint=makes,
                 code=Exit.MODEL,
             ) from error
         self.facts: dict[str, Any] = json.loads(saved)
@@ -97,22 +107,29 @@ class Session:
         return found
 
     def batches(
-        self, arrays: dict[str, np.ndarray], batch_tokens: int = _BATCH_TOKENS
+        self,
+        arrays: dict[str, np.ndarray],
+        batch_tokens: int = _BATCH_TOKENS,
+        lengths: Sequence[int] = (),
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Yields (rows, their outputs by name) of tokens, segments and types [N, L].
 
         Rows of similar length share a batch, as long as its longest, or one row if that
-        has more tokens; a model whose states depend on padding gets it all.
+        has more tokens. If states depend on padding, only rows of equal length do,
+        each first padded to the next of `lengths`, if there are any.
         """
         sizes = (arrays["segments"] > 0).sum(-1)
         sizes = sizes if sizes.ndim == 1 else sizes.max(1)
+        if (apart := self.facts["pads"]) and lengths:
+            known = np.unique(lengths)
+            sizes = known[np.searchsorted(known, sizes)]
         texts = arrays["tokens"][:1, ..., 0].size  # choices of a row
         order = np.argsort(-sizes, kind="stable")
         while len(order):
             length = int(max(sizes[order[0]], 1))
-            if self.facts["pads"]:
-                length = arrays["tokens"].shape[-1]
             count = max(batch_tokens // (length * texts), 1)
+            if apart:
+                count = min(count, np.count_nonzero(sizes[order] == length))
             rows, order = order[:count], order[count:]
             some = {name: x[rows][..., :length] for name, x in arrays.items()}
             yield rows, self.score(some)
@@ -125,3 +142,10 @@ class Session:
         feed = {each.name: array.astype(np.int64) for each, array in given}
         found: Any = self.session.run(None, feed)
         return dict(zip(self.outputs, found, strict=True))
+
+
+def scores_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the scores among a batch's outputs: [N, L, ...], of rows [N, ...]."""
+    if "start_logits" in outputs:
+        return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
+    return next(outputs[name] for name in _SCORES if name in outputs)

@@ -6,20 +6,21 @@ the vocabulary, C choices.
 
 import abc
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, with_article
+from plmjax import DataError, Exit, PlmjaxError, with_article
 from plmjax.config import nearest
 from plmjax.data.columns import ColumnsConfig
 from plmjax.data.examples import Example
 from plmjax.data.layout import encode_texts, lay_out, plan_rows
 from plmjax.data.records import bad_data, text_of
 from plmjax.evaluate import prompts
-from plmjax.onnx.session import Session
+from plmjax.onnx.session import Session, scores_of
 from plmjax.tasks import KINDS
 from plmjax.tasks.base import softmax
 from plmjax.tasks.config import TaskConfig, read_task
@@ -58,12 +59,16 @@ class Endpoint(abc.ABC):
     optional: tuple[str, ...] = ()
     per_token = True  # whether scores are of tokens
     batch_tokens = _TOKENS
+    # To which rows are padded, in models whose states depend on it; (): not at all.
+    lengths: tuple[int, ...] = ()
 
     def __init__(self, session: Session):
         self.session, self.tokenizer = session, session.tokenizer
 
     def read(self, value: Any, where: str) -> Any:
         """Returns an input of a request: an object, or a string if a text suffices.
+
+        `where` is its place in the request.
 
         Raises:
           PlmjaxError: it lacks something, or the model cannot read it.
@@ -74,18 +79,30 @@ class Endpoint(abc.ABC):
         if not isinstance(value, dict):
             kind = with_article(type(value).__name__)
             what = f"there is {kind} where an object was expected."
-            raise bad_data(where, what, f"Its keys are {', '.join(known)}.")
+            raise bad_data(where, what, self.hint)
         for key in value.keys() - set(known):
-            raise bad_data(where, f"unknown key {key!r}.", nearest(key, known))
+            meant = nearest(key, [*known, "inputs"])
+            raise bad_data(where, f"unknown key {key!r}.", meant)
         for key in self.example.keys() - value.keys():
-            raise bad_data(where, f"it has no {key!r}.", "Send one.")
-        return self.checked(value, where)
+            raise bad_data(where, f"it has no {key!r}.", self.hint)
+        try:
+            return self.checked(value, where)
+        except PlmjaxError as error:
+            what = error.message.removeprefix(f"{where}: ")
+            # Errors of data have hints on files.
+            hint = self.hint if isinstance(error, DataError) else error.hint
+            raise bad_data(where, what.replace("the column", "the key"), hint) from None
+
+    @property
+    def hint(self) -> str:
+        """How to mend a request."""
+        return f"Send for example {json.dumps(self.example)}."
 
     def checked(self, values: Mapping[str, Any], where: str) -> Any:
         """Returns an input from its values by key."""
         text = text_of(values["text"], where, "text")
         if not text.strip():
-            raise bad_data(where, "the text is empty.", "Send a text.")
+            raise bad_data(where, "the text is empty.", "")
         return text
 
     @abc.abstractmethod
@@ -104,8 +121,9 @@ class Endpoint(abc.ABC):
         }
         found: list[Any] = [None] * len(arrays["tokens"])
         read_NL = arrays.get("read", arrays["segments"]) > 0
-        for rows, outputs in self.session.batches(arrays, self.batch_tokens):
-            for row, value in zip(rows, _scores(outputs), strict=True):
+        how = self.batch_tokens, self.lengths
+        for rows, outputs in self.session.batches(arrays, *how):
+            for row, value in zip(rows, scores_of(outputs), strict=True):
                 # A copy, so that the scores of other tokens need no memory.
                 kept = read_NL[row, : len(value)] if self.per_token else ...
                 found[row] = value[kept]
@@ -113,9 +131,7 @@ class Endpoint(abc.ABC):
 
     def _one_row_each(self, several: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the arrays of rows of ids, without types."""
-        # If padding makes a difference there is none, as in `plmjax fill`.
-        pads, longest = self.session.facts["pads"], self.session.facts["max_length"]
-        length = max(map(len, several)) if pads else longest
+        length = self.session.facts["max_length"]
         tokens_NL = np.full((len(several), length), self.tokenizer.pad_id, np.int64)
         for row, ids in enumerate(several):
             tokens_NL[row, : len(ids)] = ids
@@ -140,7 +156,7 @@ class Fill(Endpoint):
         top = values.get("top", 5)
         if type(top) is not int or not 1 <= top <= _MOST_GUESSES:
             what = f"'top' is {top!r}, not a number from 1 to {_MOST_GUESSES}."
-            raise bad_data(where, what, "5 is usual.")
+            raise PlmjaxError(what, hint="5 is usual.")
         text, facts = super().checked(values, where), self.session.facts
         ids, masks = prompts.masked_row(self.tokenizer, text, facts["causal"])
         prompts.check_size(len(ids), facts["max_length"])
@@ -230,6 +246,7 @@ class Predict(Endpoint):
         self._config = dataclasses.replace(config, columns=columns)
         self.path = _PATHS[str(kind.head)]
         self.per_token = kind.head in ("tags", "answers")
+        self.lengths = (*config.buckets, config.length)  # as `plmjax predict`
         fields = [*kind.fields[:-1], *([pair] if pair else [])]
         entities = columns.names("entities") if columns.entities else []
         self.example = {name: _EXAMPLES.get(name, "A text.") for name in fields}
@@ -270,14 +287,6 @@ class Predict(Endpoint):
             kind.record(labels, example, kind.read(labels, example, value), value)
             for example, value in zip(examples, predicted, strict=True)
         ]
-
-
-def _scores(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the scores among the outputs of a batch, [N, L, ...] or [N, ...]."""
-    if "start_logits" in outputs:
-        return np.stack([outputs["start_logits"], outputs["end_logits"]], -1)
-    names = ("logits", "sentence_embedding", "last_hidden_state")
-    return next(outputs[name] for name in names if name in outputs)
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -142,26 +142,26 @@ class Server:
         Raises:
           PlmjaxError: it is not what the endpoint reads.
         """
-        example = json.dumps(self._endpoint.example)
+        hint = self._endpoint.hint
         try:
             value = json.loads(body)
         except (ValueError, RecursionError) as error:
             broken = f"the body is not JSON ({str(error)[:80]})." if body else ""
             broken = broken or "the body is empty."
-            raise HTTPException(400, f"{broken} Send for example {example}.") from None
+            raise HTTPException(400, f"{broken} {hint}") from None
         several = isinstance(value, dict) and "inputs" in value
         values = value["inputs"] if several else [value]
-        if several and (not isinstance(values, list) or not values or len(value) > 1):
+        good = several and isinstance(values, list) and values and len(value) == 1
+        if (several or isinstance(value, list)) and not good:
+            example = json.dumps({"inputs": [self._endpoint.example]})
             what = '"inputs" must be a list that is not empty, and the only key.'
-            raise HTTPException(
-                422, f'{what} Send for example {{"inputs": [{example}]}}.'
-            )
+            raise HTTPException(422, f"{what} Send for example {example}.")
         counts = {"inputs": len(values), "characters": _characters(values)}
         for what, count in counts.items():
             if count > (most := getattr(self._limits, what)):
                 many = f"the request has {count:,} {what}; at most {most:,} are read."
                 raise HTTPException(413, f"{many} Send less at once.")
-        names = [f"input {n}" if several else "the input" for n in range(len(values))]
+        names = [f"inputs[{n}]" if several else "the input" for n in range(len(values))]
         return list(map(self._endpoint.read, values, names)), several
 
 

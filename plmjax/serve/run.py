@@ -1,8 +1,10 @@
 """Opens a folder, binds a port, and serves until a signal."""
 
+import errno
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import h11
 import uvicorn
@@ -42,10 +44,13 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise PlmjaxError(
-            f"cannot listen at {host}, port {port}: {error}.",
-            hint="Choose another --port, or 0 for a free one.",
-        ) from error
+        if error.errno == errno.EADDRINUSE:
+            what = f"port {port} of {host} is in use."
+            hint = "Choose another --port, or 0 for a free one."
+        else:
+            what = f"cannot listen at {host}, port {port}: {error.strerror}."
+            hint = "--host=127.0.0.1 is this machine alone, 0.0.0.0 is for others, too."
+        raise PlmjaxError(what, hint=hint) from error
 
 
 def serve(server: Server, bound: socket.socket, limits: Limits) -> str:
@@ -64,14 +69,17 @@ def serve(server: Server, bound: socket.socket, limits: Limits) -> str:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(int(limits.timeout), 1),
     )
-    received: list[int] = []
-    # At the end uvicorn sends itself the signal again, as if it had no handler.
-    old = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    running, received = uvicorn.Server(config), []
+
+    def end(number: int, frame: Any) -> None:
+        received.append(number)
+        running.handle_exit(number, frame)
+
+    # Before uvicorn has its own handlers, and after: it sends itself the signal again.
+    signals = signal.SIGTERM, signal.SIGINT
+    old = {number: signal.signal(number, end) for number in signals}
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        running.run(sockets=[bound])
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

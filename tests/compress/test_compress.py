@@ -16,6 +16,8 @@ from plmjax.compress.run import compress
 from plmjax.evaluate.latency import Latency
 from plmjax.evaluate.model import open_models
 from plmjax.finetune.predict import evaluate
+from plmjax.onnx import export as export_lib
+from plmjax.onnx.session import Session
 
 FORMATS = "onnx,float16,int8,int8-static,hf-bfloat16,hf-float16"
 OPTIONS = {"format": None, "data": None, "calibrate": None, "target_ms": None}
@@ -97,6 +99,25 @@ def test_the_files_hold_numbers_of_so_many_bits(tuned, all_formats):
         half = next(iter(open_models(str(folder)).values()))
         one, two = (m.params["encoder"]["embeddings"]["token"] for m in (plain, half))
         assert 0 < np.abs(one - two).max() <= np.abs(one).max() / 256
+
+
+@pytest.mark.parametrize("kept", ["onnx,float16,int8,int8-static", "int8", "float16"])
+def test_large_graphs_have_their_weights_in_a_second_file(
+    tuned, all_formats, tmp_path, monkeypatch, kept
+):
+    """Each is complete without the others, and has the scores of a small one."""
+    monkeypatch.setattr(export_lib, "_FILE_BYTES", 1000)
+    texts = str(tuned.parent / "texts.txt")
+    result = table(tuned, tmp_path / "to", format=kept, calibrate=texts)
+    small = {row["format"]: row["score"] for row in all_formats[1]["rows"]}
+    assert {row["format"]: row["score"] for row in result["rows"][1:]} == {
+        name: small[name] for name in kept.split(",")
+    }
+    files = [path.name for path in (tmp_path / "to" / "onnx").iterdir()]
+    models = [name for name in files if name.endswith(".onnx")]
+    assert len(models) == len(files) / 2 == len(kept.split(","))
+    for name in models:
+        Session(tmp_path / "to", name).run(["the row"])
 
 
 @pytest.mark.parametrize(

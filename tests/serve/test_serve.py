@@ -59,6 +59,9 @@ def client_of(folder, **limits):
 def inputs_of(kind):
     """Inputs of a kind, of one row and of several."""
     several = [*texts(6, seed=1, most=8), *texts(3, seed=2, most=40)]
+    if kind == "fill-gpt2":
+        return [{"text": " ".join(text.split()[:7])} for text in several]
+    kind = kind.partition("-")[0]
     if kind == "fill":
         words = [text.split()[:7] for text in several]
         return [{"text": " ".join(["[MASK]", *some, "[MASK]"])} for some in words]
@@ -78,6 +81,7 @@ def inputs_of(kind):
 
 def wanted(kind, hub, inputs, tmp_path):
     """What the verbs that use JAX answer."""
+    kind = kind.partition("-")[0]
     if kind == "fill":
         model = open_model(str(hub))
         found = [fill(model, one["text"]) for one in inputs]
@@ -141,7 +145,11 @@ assert len(SHOWN) == 6
 
 
 @pytest.mark.parametrize(
-    "kind", campaign([*TASKS, *HEADS], "tags", "answers", "embeddings", "fill")
+    "kind",
+    campaign(
+        [*TASKS, *HEADS, "fill-bigbird", "classes-bigbird", "fill-gpt2"],
+        *("tags", "answers", "embeddings", "fill-bigbird"),
+    ),
 )
 def test_answers_are_those_of_the_other_verbs(kind, folders, tmp_path):
     hub, onnx = folders(kind)
@@ -200,17 +208,18 @@ BAD = [
     (b"[" * 50_000, 400, "is not JSON"),
     (b"9" * 5000, 400, "is not JSON"),
     (b"3", 422, "the input: there is an int where an object was expected"),
-    (b"[]", 422, "there is a list"),
-    (b"{}", 422, "the input: it has no 'tokens'"),
-    (b'{"tokens": []}', 422, "there are no tokens"),
-    (b'{"tokens": "a b"}', 422, "is a str, not a list"),
-    (b'{"tokens": [1]}', 422, "the input"),
+    (b'["a"]', 422, 'example {"inputs": [{"tokens": ["The", "words", "."]}]}.'),
+    (b"{}", 422, "the input: it has no 'tokens'. Send for example {"),
+    (b'{"input": ["a"]}', 422, "unknown key 'input'. Did you mean inputs?"),
+    (b'{"tokens": []}', 422, "there are no tokens. Send for example {"),
+    (b'{"tokens": "a b"}', 422, "the key 'tokens' is a str, not a list. Send for"),
+    (b'{"inputs": ["a", {"tokens": [1]}]}', 422, "inputs[1]: the key 'tokens' is an"),
     (b'{"tokens": ["\\ud800"]}', 422, "the input"),
     (b'{"token": ["a"]}', 422, "unknown key 'token'. Did you mean tokens?"),
     (b'{"text": "  "}', 422, "there are no tokens"),
     (b'{"text": {"a": 1}}', 422, "unknown key 'text'"),
     (b'{"inputs": []}', 422, "must be a list that is not empty"),
-    (b'{"inputs": [{"tokens": ["a"]}, 7]}', 422, "input 1: there is an int"),
+    (b'{"inputs": [{"tokens": ["a"]}, 7]}', 422, "inputs[1]: there is an int"),
     (b'{"inputs": ["a"], "top": 3}', 422, "the only key"),
     (json.dumps({"inputs": ["a"] * 5}).encode(), 413, "5 inputs; at most 4"),
     (json.dumps({"text": "a" * 2001}).encode(), 413, "2,001 characters; at most 2,000"),
@@ -400,15 +409,16 @@ def test_what_is_no_model_or_port_is_said(folders, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for given, code, words in (
-            ([f"--model={onnx}", f"--port={port}"], 2, "Address already in use"),
+            (
+                [f"--model={onnx}", f"--port={port}"],
+                2,
+                f"port {port} of 127.0.0.1 is in use.",
+            ),
             ([f"--model={onnx}", "--port=70000"], 2, "--port=70000"),
             ([f"--model={hub}", "--port=0"], 4, MAKES),
-            (
-                [f"--model={tmp_path}/no", "--port=0"],
-                4,
-                "plmjax compress --format=onnx",
-            ),
-            ([f"--model={onnx}", "--file=int8.onnx"], 4, "onnx/int8.onnx"),
+            ([f"--model={tmp_path}"], 4, MAKES),
+            ([f"--model={tmp_path}/no"], 2, f"no is not a folder. `{MAKES}"),
+            ([f"--model={onnx}", "--file=int8.onnx"], 4, "There is model.onnx."),
             ([f"--model={onnx}", "--timeout=0"], 2, "--timeout"),
             ([f"--model={onnx}", "--batch=0"], 2, "--batch"),
         ):
