@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -133,9 +134,21 @@ class _Package(types.ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
+def unknown(module: str, name: str, names: Iterable[str]) -> AttributeError:
+    """Returns the error of a module that has no such name, with the nearest one."""
+    import difflib
+
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f". Did you mean: {near[0]!r}?" if near else ""
+    # With a name and without an object, Python has nothing to add a second hint from.
+    return AttributeError(
+        f"module {module!r} has no attribute {name!r}{hint}", name=name, obj=None
+    )
+
+
 def __getattr__(name: str) -> Any:
     if name not in VERBS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise unknown(__name__, name, __dir__())
     if importlib.util.find_spec(f"{__name__}.{name}"):
         return importlib.import_module(f"{__name__}.{name}")
     return getattr(importlib.import_module("plmjax.api"), name)

@@ -6,15 +6,19 @@ The command line's parser is the only list of options and of their defaults: wha
 """
 
 import argparse
+import ast
+import contextlib
 import functools
 import json
+import keyword
 import re
+import reprlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plmjax import VERBS, Exit, PlmjaxError, machine
+from plmjax import VERBS, Exit, PlmjaxError, machine, unknown
 from plmjax import config as config_lib
 from plmjax.cli.options import COLLECTED, start_jax
 from plmjax.cli.parser import make_parser
@@ -95,6 +99,9 @@ def fit(
     model's EncoderConfig, `pieces` the special ids and bytes of the vocabulary. A class
     with these fields is one. A run is resumed with the same objective.
     """
+    if not callable(objective):
+        hint = "Give a function or a class; `plmjax.pretrain` has those of the config."
+        raise PlmjaxError(f"the objective {objective!r} cannot be called.", hint=hint)
     result = _run("pretrain", texts, keys, options, own_objective=objective)
     return result[0] if result else {}
 
@@ -104,11 +111,62 @@ def load(path: str | Path, checkpoint: str = "newest") -> "Loaded":
     return Loaded(path, checkpoint)
 
 
+@contextlib.contextmanager
+def _errors_as_python(options: Mapping[str, argparse.Action] = {}) -> Iterator[None]:
+    """Lets errors speak of a call: steps=2 for --steps=2, keys={...} for --config.KEY.
+
+    `options` are those of the verb: flags among them are NAME=True.
+    """
+
+    def value(text: str) -> str:
+        text = text.strip("'")
+        try:
+            return repr(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            return {"none": "None", "": "..."}.get(text, repr(text))
+
+    def name(text: str) -> str:
+        return text + "_" * keyword.iskeyword(text)
+
+    def option(match: re.Match) -> str:
+        flag = getattr(options.get(match[0]), "const", None) is not None
+        return f"{name(match[1])}={'True' * flag}"
+
+    def key(match: re.Match) -> str:
+        return f"keys={{{match[1]!r}: {value(match[2] or '')}}}"
+
+    def command(match: re.Match) -> str:
+        verb, *words = match[1].split()
+        pairs = [word.partition("=")[::2] for word in words]
+        words = [f"{k}={value(v)}" if v else k for k, v in pairs]
+        words = [word if word.startswith("--") else repr(word) for word in words]
+        return f"plmjax.{name(verb)}({', '.join(words)})"
+
+    def python(text: str) -> str:
+        text = re.sub(r"`plmjax ((?:(?!--help)[^`])+)`", command, text)
+        end = r"(?=[.,:;?)]*(?:\s|$))"  # punctuation of the sentence is no value
+        given = rf"(?:=('[^']*'|\S*?{end}))?"
+        text = re.sub(rf"--config\.([\w.]*\w){given}", key, text)
+        text = re.sub(r"--(?!help)(\w+)\b(?![=:])", option, text)
+        text = re.sub(r"--(?!help)(\w+)", lambda match: name(match[1]), text)
+        return text.replace("has no option", "has no argument")
+
+    try:
+        yield
+    except PlmjaxError as error:
+        error.message, error.hint = python(error.message), python(error.hint)
+        error.args = (error.message,)
+        raise
+
+
 class Loaded:
     """The models of a workdir or folder; a text alone stands for a list of one."""
 
+    @_errors_as_python()
     def __init__(self, path: str | Path, checkpoint: str = "newest"):
         """Opens the models; PlmjaxError if there are none."""
+        if not isinstance(path, str | Path) or not str(path):
+            raise PlmjaxError(f"{path!r} must be the path of a workdir or a folder.")
         machine.hide_absent_tpu()
         start_jax()
         from plmjax.evaluate.model import open_models
@@ -120,6 +178,7 @@ class Loaded:
 
         return require_head(self.models, self.path, head)
 
+    @_errors_as_python()
     def fill(
         self, texts: str | Sequence[str], top: int = 5
     ) -> "list[list[list[Guess]]]":
@@ -130,18 +189,21 @@ class Loaded:
             raise PlmjaxError(f"top={top!r} must be a whole number above 0.")
         return [fill(self._model("head"), text, top) for text in _listed(texts)]
 
+    @_errors_as_python()
     def detect(self, texts: str | Sequence[str]) -> "list[list[Suspect]]":
         """Returns each piece of the texts with its probability of a replacement."""
         from plmjax.evaluate.judge import detect
 
         return [detect(self._model("detector"), text) for text in _listed(texts)]
 
+    @_errors_as_python()
     def next(self, first: str, second: str) -> float:
         """Returns the probability that the second sentence follows the first."""
         from plmjax.evaluate.judge import follows
 
-        return follows(self._model("pair"), first, second)
+        return follows(self._model("pair"), *_listed([first, second]))
 
+    @_errors_as_python()
     def embed(self, texts: str | Sequence[str], **options: Any) -> "np.ndarray":
         """Returns a float32 vector a text, [texts, width].
 
@@ -157,18 +219,30 @@ class Loaded:
             model, _listed(texts), settings, longest_row(self.path, model)
         )
 
+    @_errors_as_python()
     def predict(self, examples: str | Mapping | Sequence) -> list[dict]:
         """Returns a prediction for each text, or each record of a task's columns."""
         from plmjax.finetune.predict import predict
 
-        given, found = _listed(examples), []
+        given, found = _listed(examples, str | Mapping, "text or a record"), []
         if not any(isinstance(example, Mapping) for example in given):
             predict(self._predictor, given, found.append)
             return found
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "examples.jsonl"
-            file.write_text("".join(f"{json.dumps(example)}\n" for example in given))
-            predict(self._predictor, str(file), found.append)
+            file, given = (
+                Path(folder) / "examples.jsonl",
+                _listed(given, Mapping, "record"),
+            )
+            try:
+                lines = (json.dumps(dict(example)) for example in given)
+                file.write_text("".join(f"{line}\n" for line in lines))
+                predict(self._predictor, str(file), found.append)
+            except TypeError as error:  # of json
+                message = f"a record holds what JSON cannot: {error}."
+                raise PlmjaxError(message, code=Exit.DATA) from error
+            except PlmjaxError as error:
+                error.message = error.message.replace(f"{file}:", "example ")
+                raise
         return found
 
     @functools.cached_property
@@ -178,14 +252,16 @@ class Loaded:
         return Predictor([self.path])
 
 
-def _listed(values: Any) -> list:
-    if isinstance(values, str | Mapping):
+def _listed(values: Any, kind: Any = str, name: str = "text") -> list:
+    """Returns a text, or several, as a list; of `predict` a record, or several."""
+    if isinstance(values, kind):
         return [values]
-    if isinstance(values, Iterable):
+    if isinstance(values, Iterable) and not isinstance(values, Mapping):
         values = list(values)
-        if all(isinstance(value, str | Mapping) for value in values):
+        if all(isinstance(value, kind) for value in values):
             return values
-    raise PlmjaxError(f"{values!r} must be a text, or a list of texts.")
+    wrong = reprlib.repr(values)
+    raise PlmjaxError(f"{wrong} must be a {name}, or a list of such.")
 
 
 def call(verb: str, *words: Any, keys: Keys | None = None, **options: Any) -> Any:
@@ -202,6 +278,12 @@ def _run(
     `more` are attributes of the parsed options that no option of the command line sets.
     """
     parser, results = make_parser(), []
+    if not isinstance(keys, Mapping | None):
+        hint = "For example keys={'train.batch': 16}."
+        raise PlmjaxError(f"keys={keys!r} must be a dict.", hint=hint)
+    if several := [word for word in words if isinstance(word, list | tuple)]:
+        message = f"plmjax.{verb}({several[0]!r}) must be given single words."
+        raise PlmjaxError(message, hint=f"plmjax.{verb}(*{several[0]!r}) are several.")
     command = [verb.rstrip("_"), *map(str, words)]
     chosen = parser.of(*command)
     known = chosen._option_string_actions
@@ -221,31 +303,21 @@ def _run(
             command.append(f"--{name}={text}")
     for key, value in config_lib.flatten(keys or {}).items():
         command.append(f"--config.{key}={value}")
-    try:
+    with _errors_as_python(known):
         args = parser.read(command)
-    except PlmjaxError as error:
-        raise _as_python(error) from None
-    vars(args).update(command=[], parser=parser, **more)
-    machine.hide_absent_tpu()
-    token = COLLECTED.set(results)
-    try:
-        code = args.run(args)
-    finally:
-        COLLECTED.reset(token)
+        vars(args).update(command=[], parser=parser, **more)
+        machine.hide_absent_tpu()
+        token = COLLECTED.set(results)
+        try:
+            code = args.run(args)
+        finally:
+            COLLECTED.reset(token)
     if code not in (None, Exit.OK, Exit.RESUMABLE) and not results:
         raise PlmjaxError(f"plmjax.{verb} did not succeed.", code=Exit(code))
     return results
 
 
-def _as_python(error: PlmjaxError) -> PlmjaxError:
-    """Returns an error of the options as one of a call: steps=2 for --steps=2."""
-    text = re.sub(r"`plmjax ([\w ]+?)`", r"plmjax.\1()", str(error))
-    text = re.sub(r"--config\.([\w.]+)=?([^\s,?]*)", r"keys={'\1': \2}", text)
-    text = text.replace(": }", ": ...}").replace("has no option", "has no argument")
-    return PlmjaxError(re.sub(r"--(?!help)(\w+)", r"\1", text), code=error.code)
-
-
 def __getattr__(name: str) -> Callable[..., Any]:
     if name not in VERBS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise unknown(__name__, name, VERBS)
     return functools.partial(call, name)

@@ -1,8 +1,9 @@
-"""Atomic writing of files, and their SHA-256."""
+"""Atomic writing of files, their SHA-256, and locks."""
 
 import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -206,3 +207,23 @@ def digest(path: Path) -> tuple[int, str]:
     with open(path, "rb") as file:
         sha = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), sha
+
+
+def locked_by(directory: Path) -> str | None:
+    """Returns the name of the process that locks a workdir; None if it is free."""
+    lock = directory / ".lock"
+    if not lock.exists():
+        return None
+    with open(lock) as file:
+        if flocked(file, fcntl.LOCK_SH):
+            return None
+        return file.read().strip() or "another process"
+
+
+def flocked(file: IO, kind: int) -> bool:
+    """Locks a file, or returns False if another process has locked it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -14,6 +14,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ from plmjax.data.config import DataConfig
 from plmjax.data.mixture import JoinedSplit, JoinedStore, join_plans
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
-from plmjax.files import missing, no_empty_directory, write_json
+from plmjax.files import flocked, missing, no_empty_directory, write_json
 from plmjax.interop.card import CardConfig
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.models.platform import ANY, Platform
@@ -162,15 +163,17 @@ class Workdir:
           PlmjaxError: another run has locked it.
         """
         with open(self.path / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise PlmjaxError(
-                    f"{self.path} is in use by {holder}.",
-                    hint="Wait for it, stop it, or choose another --workdir.",
-                ) from error
+            while not flocked(file, fcntl.LOCK_EX):
+                if not flocked(file, fcntl.LOCK_SH):
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise PlmjaxError(
+                        f"{self.path} is in use by {holder}.",
+                        hint="Wait for it, stop it, or choose another --workdir.",
+                    )
+                # A reader has it for a moment (locked_by).
+                fcntl.flock(file, fcntl.LOCK_UN)
+                time.sleep(0.01)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -353,19 +356,6 @@ class Workdir:
     def write_environment(self) -> None:
         """Writes the environment of the run: `environment()`."""
         write_json(self.path / "environment.json", environment())
-
-
-def locked_by(directory: Path) -> str | None:
-    """Returns the name of the process that locks a workdir; None if it is free."""
-    lock = directory / ".lock"
-    if not lock.exists():
-        return None
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return file.read().strip() or "another process"
-    return None
 
 
 @contextlib.contextmanager

@@ -75,12 +75,34 @@ def test_a_module_with_the_name_of_a_verb_is_called():
     assert plmjax.config("validate", "bert_mini") is None
 
 
-@pytest.mark.parametrize("texts, top", [(None, 5), ([5], 5), ("a [MASK]", -3)])
-def test_wrong_values_are_answered_in_words(texts, top, monkeypatch):
-    monkeypatch.setattr(api.Loaded, "__init__", lambda self: None)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.fill(None),
+        lambda model: model.fill([5]),
+        lambda model: model.fill({"text": "a [MASK]"}),
+        lambda model: model.fill("a [MASK]", top=-3),
+        lambda model: model.detect(5),
+        lambda model: model.next(None, "b"),
+        lambda model: model.predict(None),
+        lambda model: model.predict(["a", {"text": "b"}]),
+        lambda model: plmjax.load(None),  # type: ignore[arg-type]
+        lambda model: plmjax.pretrain("a.txt", keys=5),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_values_are_answered_in_words(call, monkeypatch):
+    model = api.Loaded.__new__(api.Loaded)
     monkeypatch.setattr(api.Loaded, "_model", lambda self, head: None)
-    with pytest.raises(PlmjaxError, match="must be a"):
-        api.Loaded().fill(texts, top=top)  # type: ignore[call-arg]
+    with pytest.raises(PlmjaxError, match="must be (a|the path)"):
+        call(model)
+    with pytest.raises(PlmjaxError, match="what JSON cannot: Object of type set"):
+        model.predict({"text": {1}})
+
+
+def test_a_misspelt_name_gets_one_hint():
+    done = run_python("-c", "import plmjax; plmjax.pretrian")
+    assert done.stderr.count("Did you mean") == 1
+    assert done.stderr.endswith("'pretrian'. Did you mean: 'pretrain'?\n")
 
 
 def given(monkeypatch, verb: str, *words, **more):
@@ -157,6 +179,13 @@ def test_a_call_is_a_command(words, more, line, monkeypatch):
         (lambda: plmjax.fill("a [MASK]"), "arguments are required: model"),
         (lambda: plmjax.bench("train", steps="x"), "steps: invalid int value: 'x'"),
         (lambda: plmjax.load("nothing"), "nothing"),
+        (lambda: plmjax.fit("a.txt"), "the objective 'a.txt' cannot be called."),
+        (lambda: plmjax.pretrain(["a", "b"]), "plmjax.pretrain(*['a', 'b']) are"),
+        (
+            lambda: plmjax.pretrain("a", minutes=1, steps=3),
+            "minutes= cannot be combined with steps=3. minutes= measures what this "
+            "machine can do, and sets steps and schedule; dry_run=True shows what",
+        ),
     ],
 )
 def test_a_wrong_call_says_what_is_right(call, message, capsys):
@@ -164,6 +193,25 @@ def test_a_wrong_call_says_what_is_right(call, message, capsys):
         call()
     assert message in str(caught.value)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "shell, python",
+    [
+        ("Set --config.train.steps=none, or leave", "Set keys={'train.steps': None}, "),
+        ("or --config.data.phases='()'.", "or keys={'data.phases': ()}."),
+        ("Lower --config.train.batch.", "Lower keys={'train.batch': ...}."),
+        (
+            "see `plmjax import --from=a/b --to=c`",
+            "plmjax.import_(from_='a/b', to='c')",
+        ),
+        ("`plmjax data --help` has", "`plmjax data --help` has"),
+    ],
+)
+def test_hints_speak_python(shell, python):
+    with pytest.raises(PlmjaxError) as caught, api._errors_as_python():
+        raise PlmjaxError("no.", hint=shell)
+    assert python in str(caught.value)
 
 
 def example() -> dict:

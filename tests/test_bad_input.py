@@ -22,8 +22,9 @@ def fail(capsys, tmp_path, monkeypatch):
 
     def run(code: Exit, *arguments) -> str:
         found = cli.main([str(argument) for argument in arguments])
-        err = capsys.readouterr().err
+        out, err = capsys.readouterr()
         assert found == code, err
+        assert "Run directory" not in out  # where nothing runs
         assert err.startswith("error: ") and "bug" not in err
         return err
 

@@ -88,7 +88,7 @@ def test_the_printed_commands_make_the_same_run_again(trained, tmp_path):
     found = run_cli("repro", run)
     assert found.returncode == Exit.OK, found.stderr
     lines = found.stdout
-    assert "# The code is the same" in lines and "# The text  is the same" in lines
+    assert "# The code is the same" in lines and "# The text is the same" in lines
     assert "WARNING" not in lines and "pip install" not in lines
     shell = f'set -e; plmjax() {{ "{sys.executable}" -m plmjax "$@"; }}\n{lines}'
     again = subprocess.run(
@@ -99,7 +99,7 @@ def test_the_printed_commands_make_the_same_run_again(trained, tmp_path):
         env=environment(PYTHONPATH=str(PACKAGE.parent)),
     )
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "Equal bit for bit: data, and 12 records." in again.stdout
+    assert "Equal bit for bit: data, weights, and 12 records." in again.stdout
     # Another seed is another run.
     path = run / "metrics.jsonl"
     path.write_text(path.read_text().replace('"step": 7, ', '"step": 7, "loss2": 1, '))
@@ -130,6 +130,11 @@ def test_repro_names_what_is_not_the_same(trained, call, tmp_path):
     assert variable == "export XLA_FLAGS='--a b'"
     assert "devices was ['TPU v4', " in more[0] and "is not what the run" in out
     assert call("repro", run, "--diff")[1] == "a diff"
+    (run / "objective.json").write_text('{"objective": "Smoothed"}')
+    *_, made, _, python, then = call("repro", run)[1].splitlines()
+    assert "plmjax.fit made this run in Python" in made and "Smoothed" in made
+    assert f"plmjax.fit(Smoothed, config='{run}/config.json', workdir=" in python
+    assert f"plmjax repro {run} --against={run}-again" in then
     (run / "environment.json").unlink()
     code, _, err = call("repro", run)
     assert code == Exit.USAGE and "does not say how it was made" in err

@@ -1,7 +1,9 @@
 """A run's directory between two starts: what may change, what is left, what is said."""
 
 import argparse
+import fcntl
 import os
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from plmjax import Exit, PlmjaxError, cli
 from plmjax import config as config_lib
 from plmjax.console import ignore_line
+from plmjax.files import locked_by
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -102,6 +105,18 @@ def test_a_start_beside_another_leaves_its_directory(session, tmp_path, monkeypa
         with pytest.raises(PlmjaxError, match="is in use"), session(path):
             pass
         assert path.is_dir()
+
+
+def test_a_reader_of_the_lock_refuses_no_run(tmp_path):
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as locked_by does
+        release = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        with Workdir(tmp_path).locked():
+            assert str(os.getpid()) in (locked_by(tmp_path) or "")
+        release.join()
+    assert locked_by(tmp_path) is None
 
 
 @pytest.mark.parametrize("step", [None, 20])

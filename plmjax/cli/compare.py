@@ -101,7 +101,8 @@ def finetune_repeated(args, config, workdir: Path) -> int:
     task = compare_plan.distinct([file], "task file")[file]
     setting = compare_plan.parse_setting("safe" if args.safe else "plain")
     repeats = repeats_of(args)
-    return _run(compare_plan.finetune_plan(workdir, task, setting, config, repeats))
+    study = compare_plan.finetune_plan(workdir, task, setting, config, repeats)
+    return _run(study, f"Run directory: {workdir}\n")
 
 
 def _compare(args) -> int:
@@ -139,8 +140,7 @@ def _compare(args) -> int:
         overrides=args.overrides,
         encoders=compare.encoders(),
     )
-    print(f"Study directory: {root}", flush=True)
-    return _run(study)
+    return _run(study, f"Study directory: {root}\n")
 
 
 def _tasks(args) -> list[str]:
@@ -183,7 +183,7 @@ def _pretrain_and_compare(args) -> int:
     return _run(study) if code == Exit.OK else code
 
 
-def _run(study) -> Exit:
+def _run(study, first: str = "") -> Exit:
     from plmjax import processes
     from plmjax.experiments import compare
     from plmjax.files import missing, no_empty_directory
@@ -192,5 +192,6 @@ def _run(study) -> Exit:
         if processes.is_first():
             print(text, end="", flush=True)
 
+    show(first)
     with no_empty_directory(missing(study.root)):
         return stopped(compare.study(study, show))

@@ -11,7 +11,7 @@ from plmjax.cli.options import (
     log,
     not_empty,
     print_json_line,
-    print_run,
+    run_printer,
     saved_config,
     start_jax,
     stopped,
@@ -94,23 +94,22 @@ def _finetune(args) -> int:
     from plmjax import processes
 
     processes.initialise(args.coordinator, args.num_processes, args.process_id)
-    if processes.is_first():
-        print_run(workdir, keeps and bool(saved_config(workdir, FinetuneConfig)))
+    log = run_printer(workdir, keeps and bool(saved_config(workdir, FinetuneConfig)))
     from plmjax.experiments.runs import check_directory
     from plmjax.finetune.run import finetune
 
     if not several:
         check_directory(workdir, "config.json")
     if args.dry_run:
-        return _dry_run(args, config, workdir)
+        return _dry_run(args, config, workdir, log)
     if args.safe:
         config = processes.run_on_all(lambda: compare.finetune_config(args, safe=True))
     if several:
         return compare.finetune_repeated(args, config, workdir)
-    return stopped(finetune(config, workdir))
+    return stopped(finetune(config, workdir, log))
 
 
-def _dry_run(args, config, workdir: Path) -> int:
+def _dry_run(args, config, workdir: Path, log) -> int:
     from plmjax.finetune.dry_run import dry_run
     from plmjax.processes import several
 
@@ -121,7 +120,7 @@ def _dry_run(args, config, workdir: Path) -> int:
         )
     if args.safe:
         config = compare.finetune_config(args, safe=True)
-    dry_run(config, workdir, compiles=args.dry_run == "compile")
+    dry_run(config, workdir, args.dry_run == "compile", log)
     return Exit.OK
 
 

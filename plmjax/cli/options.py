@@ -295,11 +295,22 @@ def saved_config(workdir: Path | None, schema: type) -> dict:
     return saved
 
 
-def print_run(workdir: Path, keeps: bool) -> None:
-    """Prints the directory of a training, and whether it `keeps` the config there."""
-    print(f"Run directory: {workdir}", flush=True)
-    if keeps:
-        print("Config: the run's, changed by the options of this command.")
+def run_printer(workdir: Path, keeps: bool) -> Callable[[str], None]:
+    """Returns print_line for a training; before its first line it names the directory.
+
+    And whether the run `keeps` the config there. A run that is refused prints neither.
+    """
+    kept = ["Config: the run's, changed by the options of this command."]
+    first = [f"Run directory: {workdir}", *kept * keeps]
+
+    def log(message: str) -> None:
+        from plmjax.console import print_line
+
+        while first:
+            print_line(first.pop(0))
+        print_line(message)
+
+    return log
 
 
 def load_config(args, workdir: Path | None, chosen: Mapping | None = None):

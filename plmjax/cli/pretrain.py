@@ -14,7 +14,7 @@ from plmjax.cli.options import (
     COLLECTED,
     load_config,
     paths_option,
-    print_run,
+    run_printer,
     saved_config,
     start_jax,
     stopped,
@@ -187,8 +187,8 @@ def _pretrain(args) -> int:
     from plmjax import processes
 
     group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
-    if processes.is_first():
-        print_run(workdir, not args.config and bool(saved_config(workdir, RunConfig)))
+    keeps = not args.config and bool(saved_config(workdir, RunConfig))
+    log = run_printer(workdir, keeps)
     if args.dry_run and group:
         raise PlmjaxError(
             "--dry_run describes a run in one process.",
@@ -208,7 +208,8 @@ def _pretrain(args) -> int:
 
         devices = tuple(args.device.split(",")) if args.device else ()
         asked = Asked(devices, args.mfu, args.price_per_hour)
-        dry_run(config, workdir, args.dry_run == "compile", args.topology, asked)
+        compiles = args.dry_run == "compile"
+        dry_run(config, workdir, compiles, args.topology, asked, log=log)
         return Exit.OK
     if group and processes.is_first():
         import jax
@@ -216,7 +217,7 @@ def _pretrain(args) -> int:
         print(f"{jax.process_count()} processes, found by: {group}.", flush=True)
     from plmjax.pretrain.run import pretrain
 
-    result = pretrain(config, workdir, clock, args.own_objective)
+    result = pretrain(config, workdir, clock, args.own_objective, log)
     if clock is not None and "stopped" not in result and processes.is_first():
         print(f"\n{clock.spent():,.0f} of {clock.seconds:,.0f} s. The same run again:")
         print(f"  plmjax pretrain --config={workdir / 'config.json'} --workdir=DIR")

@@ -88,7 +88,7 @@ def _report(args) -> int:
 
 def _watch(paths: list[Path], folder: Path, some: list) -> None:
     """Writes the page when a run has written, until none goes on."""
-    from plmjax.workdir import locked_by
+    from plmjax.files import locked_by
 
     seen = None
     while any(map(locked_by, {*paths, *(run.directory for run in some)})):

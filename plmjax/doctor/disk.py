@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plmjax.children import is_alive
 from plmjax.doctor.check import Check, ok, problem, warning
+from plmjax.files import locked_by
 
 _LEAST_BYTES, _FEW_BYTES = 200e6, 5e9
 _LEAST_FILES = 1000
@@ -141,18 +142,15 @@ def _held(workdir: Path) -> list[Check]:
     path = workdir / ".lock"
     if not path.exists():
         return []
-    with open(path) as file:
-        holder = file.read().strip()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if _is_dead(holder):
-                seen = f"locked by {holder}, which has ended"
-                fix = f"The file server still holds the lock: mv {path} {path}.old"
-                return [problem("run", seen, fix)]
-            fix = "Wait for it, or stop it, before you start another run there."
-            return [warning("run", f"{holder} uses {workdir}", fix)]
-    return [ok("run", f"no run uses {workdir}")]
+    holder = locked_by(workdir)
+    if holder is None:
+        return [ok("run", f"no run uses {workdir}")]
+    if _is_dead(holder):
+        seen = f"locked by {holder}, which has ended"
+        fix = f"The file server still holds the lock: mv {path} {path}.old"
+        return [problem("run", seen, fix)]
+    fix = "Wait for it, or stop it, before you start another run there."
+    return [warning("run", f"{holder} uses {workdir}", fix)]
 
 
 def _is_dead(holder: str) -> bool:

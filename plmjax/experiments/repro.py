@@ -11,8 +11,10 @@ from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.evaluate.model import is_run
 from plmjax.experiments.verbs import verb_of
+from plmjax.files import digest
 from plmjax.pretrain.mixtures import open_sources
 from plmjax.train.metrics import read_metrics
+from plmjax.train.trackers import without_secrets
 from plmjax.workdir import CHECKOUT, RunConfig, Workdir, environment
 
 # Files that a run may have in its own directory.
@@ -51,9 +53,17 @@ def commands(path: Path) -> Iterator[str]:
         yield from _text(workdir, config_lib.build(RunConfig, saved), then["directory"])
     values = config_lib.flatten(saved)
     own = {key: workdir.path / values[key] for key in _OWN_FILES if values.get(key)}
-    more = [f"--config.{key}={file}" for key, file in own.items() if file.exists()]
-    config, new = workdir / "config.json", f"{workdir.path}-again"
-    run = [verb_of(saved).name, f"--config={config}", f"--workdir={new}", *more]
+    own = {key: str(file) for key, file in own.items() if file.exists()}
+    config, new = str(workdir / "config.json"), f"{workdir.path}-again"
+    if (name := workdir.own_objective) is not None:
+        yield f"# WARNING: plmjax.fit made this run in Python, by the objective {name},"
+        yield "# whose code is not kept. Where you have it, go on in Python:"
+        keys = f", keys={own}" if own else ""
+        yield f"#   plmjax.fit({name}, config={config!r}, workdir={new!r}{keys})"
+        yield f"# and then: plmjax repro {here} --against={shlex.quote(new)}"
+        return
+    run = [verb_of(saved).name, f"--config={config}", f"--workdir={new}"]
+    run += [f"--config.{key}={file}" for key, file in own.items()]
     yield shlex.join(["plmjax", *run])
     yield f"plmjax repro {here} --against={shlex.quote(new)}"
 
@@ -89,37 +99,59 @@ def _text(workdir: Workdir, config: RunConfig, directory: str) -> Iterator[str]:
         with contextlib.chdir(directory):
             sources = open_sources(config.data)
     except (PlmjaxError, OSError) as error:
-        yield f"# WARNING: the text cannot be read: {' '.join(str(error).split())}"
+        why = without_secrets(" ".join(str(error).split()))
+        yield f"# WARNING: the text cannot be read: {why}"
         return
     for name, source in sources.items():
+        what = f"The text of {name}" if name else "The text"
         manifest = workdir.read(f"data/{parts.get(name)}/manifest.json") or {}
         if manifest.get("source", {}).get("fingerprint") == source.fingerprint:
-            yield f"# The text{name and ' '}{name} is the same: {source.fingerprint}."
+            yield f"# {what} is the same: {source.fingerprint}."
         else:
-            yield f"# WARNING: the text {name} is not what the run has read."
+            yield f"# WARNING: {what} is not what the run has read."
 
 
 def compare(path: Path, other: Path) -> str:
     """Returns what is equal in two runs.
 
     Raises:
-      PlmjaxError: the data or a record is not, and which (exit code 3).
+      PlmjaxError: the data, a record or the weights are not, and which (exit code 3).
     """
-    digests, records = [], []
-    for workdir in (Workdir(path), Workdir(other)):
-        checkpoints = Checkpoints(workdir.checkpoints)
-        meta = checkpoints.meta(checkpoints.steps()[-1]) if checkpoints.steps() else {}
-        digests.append({k: v for k, v in meta.items() if isinstance(v, str)})
-        found = read_metrics(workdir / "metrics.jsonl")
-        kept = [{k: v for k, v in r.items() if k not in _OF_THE_CLOCK} for r in found]
-        records.append({(r["kind"], r["step"]): r for r in kept})
-    trouble = [f"the {k}" for k, v in digests[0].items() if digests[1].get(k) != v]
-    trouble += [
-        f"the record {kind} of step {step:,}"
-        for kind, step in records[0]
-        if records[1].get((kind, step)) != records[0][kind, step]
-    ]
-    if trouble or not records[0]:
+    (ours, saved), (theirs, again) = _facts(path), _facts(other)
+    for step in saved.keys() & again.keys():  # others depend on where a run was stopped
+        ours |= saved[step]
+        theirs |= again[step]
+    trouble = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
+    if trouble or not ours:
         what = trouble[0] if trouble else "all of it: there are no records"
-        raise PlmjaxError(f"{other} is not {path}: {what} differs.", code=Exit.DATA)
-    return f"Equal bit for bit: data, and {len(records[0]):,} records."
+        more = f", and {len(trouble) - 1:,} more" * (len(trouble) > 1)
+        message = f"{other} is not {path}: {what} differs{more}."
+        raise PlmjaxError(message, code=Exit.DATA)
+    records = sum(isinstance(value, list) for value in ours.values())
+    return f"Equal bit for bit: data, weights, and {records:,} records."
+
+
+def _facts(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """Returns {what: value} of a run that are the same in the run made again.
+
+    And those of its checkpoints by step.
+    """
+    if not is_run(path):
+        raise PlmjaxError(f"{path} holds no run.", hint="Give the --workdir of one.")
+    workdir, facts = Workdir(path), {}
+    checkpoints = Checkpoints(workdir.checkpoints)
+    saved = {
+        step: {
+            f"the {name} of checkpoint {step:,}": value
+            for name, value in checkpoints.meta(step).items()
+            if isinstance(value, str)
+        }
+        for step in checkpoints.steps()
+    }
+    for record in read_metrics(workdir / "metrics.jsonl"):
+        kept = {k: v for k, v in record.items() if k not in _OF_THE_CLOCK}
+        what = f"the record {record['kind']} of step {record['step']:,}"
+        facts.setdefault(what, []).append(kept)  # rollbacks may go to one step
+    for file in sorted((workdir / "export").rglob("*.safetensors")):
+        facts[str(file.relative_to(path))] = digest(file)
+    return facts, saved

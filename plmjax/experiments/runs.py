@@ -10,8 +10,9 @@ from typing import Any
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.experiments.verbs import Verb, verb_of
+from plmjax.files import locked_by
 from plmjax.train.metrics import read_metrics
-from plmjax.workdir import Workdir, locked_by
+from plmjax.workdir import Workdir
 
 
 class Run:

@@ -6,11 +6,10 @@ import jax
 from jax.sharding import Mesh
 from rich.table import Table
 
-from plmjax.console import print_line
 from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
-from plmjax.finetune.run import on_devices, training_of
+from plmjax.finetune.run import Log, on_devices, training_of
 from plmjax.finetune.teacher import with_teacher
 from plmjax.report.cost import NOTHING
 from plmjax.report.dry_run import (
@@ -26,7 +25,7 @@ from plmjax.train import sharding
 from plmjax.workdir import Workdir
 
 
-def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
+def dry_run(config: FinetuneConfig, path: Path, compiles: bool, log: Log) -> None:
     """Builds everything of a fine-tuning and prints a description of it.
 
     The run itself reuses the compiled step; nothing else is left in `path`.
@@ -38,9 +37,9 @@ def dry_run(config: FinetuneConfig, path: Path, compiles: bool = True) -> None:
     workdir = Workdir(path, FinetuneConfig)
     workdir.check_same_config(config)
     with jax.set_mesh(mesh):
-        setup = build(config, mesh, print_line)
-        setup = with_teacher(setup, print_line, reads=False)
-        setup = with_states(setup, print_line, reads=False)
+        setup = build(config, mesh, log)
+        setup = with_teacher(setup, log, reads=False)
+        setup = with_states(setup, log, reads=False)
         workdir.check_length(setup.steps)
         if compiles:
             setup = on_devices(setup)

@@ -2,7 +2,9 @@
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.table import Table
@@ -32,6 +34,7 @@ def dry_run(
     compiles: bool = True,
     topology: str | None = None,
     asked: Asked = NOTHING,
+    log: Callable[[str], Any] = print_line,
 ) -> None:
     """Builds everything but the parameters and prints a description of the run.
 
@@ -50,7 +53,7 @@ def dry_run(
     if devices is not None:  # what the description needs, is computed here
         here = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     with training_session(workdir, config, here, ignore_line):
-        setup = build(config, workdir, mesh, print_line)
+        setup = build(config, workdir, mesh, log)
         held_out(setup)
         workdir.check_length(setup.steps)
         show_training(

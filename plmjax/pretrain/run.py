@@ -79,7 +79,11 @@ Make = Callable[..., Objective] | None
 
 
 def pretrain(
-    config: RunConfig, path: Path, clock: Clock | None = None, make: Make = None
+    config: RunConfig,
+    path: Path,
+    clock: Clock | None = None,
+    make: Make = None,
+    log: Callable[[str], Any] = print_line,
 ) -> dict:
     """Trains a model in `path`, or resumes the training begun there.
 
@@ -94,7 +98,7 @@ def pretrain(
       PlmjaxError: an error that the user can fix.
     """
     workdir = Workdir(path)
-    log = print_line if processes.is_first() else ignore_line
+    log = log if processes.is_first() else ignore_line
 
     def make_mesh() -> jax.sharding.Mesh:
         mesh = sharding.make_mesh(config.mesh)

@@ -10,10 +10,11 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax.evaluate.model import is_finetuned, is_folder, is_run
+from plmjax.files import locked_by
 from plmjax.tasks.scores import cost
 from plmjax.train.metrics import read_starts, scan_metrics
 from plmjax.train.trackers import redacted
-from plmjax.workdir import MAY_CHANGE, Workdir, locked_by
+from plmjax.workdir import MAY_CHANGE, Workdir
 
 # Two runs that differ in nothing else are repetitions of each other.
 _SEEDS = "train.seed", "name", "seeds."

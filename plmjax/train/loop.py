@@ -143,7 +143,9 @@ def fit(training: Training, log: Callable[[str], Any]) -> Result:
                     run.pause()
             run.end()
         return run.result()
-    except Exception as error:
+    except BaseException as error:
+        if run is not None:
+            run.writer.close("failed" if isinstance(error, Exception) else "stopped")
         shape = run.compiled_for and run.compiled_for["segments"] if run else None
         if (problem := memory.step_error(training, shape, error)) is None:
             raise
@@ -337,7 +339,7 @@ class Fit:
         Raises:
           PlmjaxError: a signal stopped the training, and a disk failed.
         """
-        self.writer.close()
+        self.writer.close("stopped" if self.stopped else "finished")
         failure = self._disk_failure()
         if self.stopped:
             if failure is not None:

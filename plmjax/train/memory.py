@@ -84,7 +84,9 @@ def too_large(
     )
 
 
-def step_error(training: Training, shape: Any, error: Exception) -> PlmjaxError | None:
+def step_error(
+    training: Training, shape: Any, error: BaseException
+) -> PlmjaxError | None:
     """Returns the error of a step whose memory is exhausted; None for other errors.
 
     `shape` is that of the batch; None before the first step.

@@ -167,14 +167,15 @@ class MetricWriter:
                 file.truncate(start)
                 raise
 
-    def close(self) -> None:
-        """Writes the waiting records and closes the trackers."""
+    def close(self, how: str = "finished") -> None:
+        """Writes the waiting records and closes the trackers: "stopped", "failed"."""
         if self._unwritten:
             self._flush()
         for outlet in self._outlets:
-            outlet.close()
+            outlet.close(how)
         if self._active:
-            self._starts[-1] |= {"ended": time.time(), "reached": self._reached}
+            end = {"ended": time.time(), "reached": self._reached, "how": how}
+            self._starts[-1] |= end
             self._save_starts()
 
     def _note_start(self, step: int) -> None:
@@ -217,11 +218,17 @@ class MetricWriter:
 
 
 def read_starts(directory: Path) -> list[dict]:
-    """Returns the starts that starts.json has noted; [] if it is damaged."""
+    """Returns the starts that starts.json has noted; [] if it is damaged.
+
+    "how" a start ended is None if it was killed.
+    """
     names = ("step", "began", "ended", "reached")
     try:
         starts = json.loads((directory / "starts.json").read_text())["starts"]
-        return [{name: start[name] for name in names} for start in starts]
+        return [
+            {name: start[name] for name in names} | {"how": start.get("how")}
+            for start in starts
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

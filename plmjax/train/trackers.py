@@ -1,6 +1,7 @@
 """Trackers that get a run's records beside metrics.jsonl, if train.trackers names them.
 
-Each has `write(step, values)`, `rewind(step)` and `close()`. Their own environment
+Each has `write(step, values)`, `rewind(step)` and `close(how)`, where `how` is
+"finished", "stopped" (by a signal) or "failed". Their own environment
 variables say where records go and as whom: no secret passes through a config.
 """
 
@@ -25,10 +26,11 @@ from plmjax.train.config import TRACKERS, TrainConfig
 _WAITING = 10_000  # records; a tracker that is further behind is given up
 _OPEN_SECONDS, _CLOSE_SECONDS = 20.0, 60.0
 _EXPERIMENTS = ("sweep.json", "study.json", "pseudo.json")
-_NAMES = "(?:key|token(?!s|iz)|secret|passw|credential|signature)"
+_NAMES = r"(?:key|token(?!s|iz)|secret|passw|pwd|credential|signature|\bsig\b)"
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
-_USERINFO = re.compile(r"(\w://)[^/@\s]+@")
-_PARAMETER = re.compile(rf"([?&][^=&\s]*{_NAMES}[^=&\s]*=)[^&\s#]+", re.IGNORECASE)
+_USERINFO = re.compile(r"(\w://)[^/\s]+@")  # up to the last @: passwords may have some
+# Of a URL, and of a connection string as Azure's: AccountKey=...;
+_PARAMETER = re.compile(rf"([?&;][^=&;\s]*{_NAMES}[^=&;\s]*=)[^&;\s#]+", re.IGNORECASE)
 
 
 def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,9 +93,9 @@ class Outlet:
             except queue.Full:
                 self._give_up("it does not keep up")
 
-    def close(self) -> None:
-        """Waits for the queued calls, up to a minute."""
-        self.call("close")
+    def close(self, how: str = "finished") -> None:
+        """Waits for the queued calls, up to a minute; `how` the training ended."""
+        self.call("close", how)
         if not self._ended:
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
@@ -167,7 +169,7 @@ class _TensorBoard:
         """Tells TensorBoard to drop what comes after `step`."""
         import tensorboardX
 
-        self.close()
+        self.close("")
         # If its writer's thread dies, one more record still fits the queue.
         more: Any = {"max_queue": 1000, "purge_step": step + 1}
         self._board: Any = tensorboardX.SummaryWriter(self._folder, **more)
@@ -179,7 +181,7 @@ class _TensorBoard:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, how: str) -> None:
         if self._board is not None:
             self._board.close()
 
@@ -211,8 +213,8 @@ class _WandB:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, how: str) -> None:
+        self._run.finish(exit_code=int(how == "failed"))
 
 
 class _Trackio(_WandB):
@@ -227,6 +229,9 @@ class _Trackio(_WandB):
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def close(self, how: str) -> None:
+        self._run.finish()  # it knows no other end
 
 
 class _MLflow(_WandB):
@@ -255,8 +260,9 @@ class _MLflow(_WandB):
         metrics = [self._metric(k, v, now, step) for k, v in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
-    def close(self) -> None:
-        self._client.set_terminated(self.id)
+    def close(self, how: str) -> None:
+        status = {"failed": "FAILED", "stopped": "KILLED"}.get(how, "FINISHED")
+        self._client.set_terminated(self.id, status)
 
 
 def scalars(kind: str, values: Mapping[str, Any]) -> dict[str, float]:

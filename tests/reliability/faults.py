@@ -135,7 +135,7 @@ def strike(group: Group, kind: str, chance: random.Random) -> int:
 
 def end(group: Group, kind: str, victim: int, phase: str) -> tuple[int, list[str]]:
     """Waits until all have ended by a fault; returns the victim's code and problems."""
-    if "Run directory" not in group.output(0) and len(group.processes) > 1:
+    if "processes, found by" not in group.output(0) and len(group.processes) > 1:
         # They have not met: the others wait five minutes for the victim, unless who
         # started them ends them, as launchers do.
         group.processes[victim].wait(LIMIT_SECONDS)

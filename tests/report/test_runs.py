@@ -65,6 +65,35 @@ def make(folder, schema=RunConfig, losses=(3.0, 2.0), **config):
     return folder
 
 
+def test_against_compares_all_that_is_made_again(tmp_path, capsys):
+    def weights(run, content):
+        (run / "export").mkdir(exist_ok=True)
+        (run / "export" / "model.safetensors").write_bytes(content)
+
+    def against():
+        return call(capsys, "repro", tmp_path / "a", f"--against={tmp_path}/b")
+
+    for name in "ab":
+        weights(make(tmp_path / name), b"1")
+    metrics = tmp_path / "b" / "metrics.jsonl"
+    text = metrics.read_text()
+    metrics.write_text(text.replace("50.0", "51.0"))  # steps a second
+    code, out, _ = against()
+    assert code == Exit.OK and "data, weights, and 4 records" in out
+    weights(tmp_path / "b", b"2")
+    assert "export/model.safetensors differs." in against()[2]
+    metrics.write_text(text.replace("3.0", "4.0"))
+    code, _, err = against()
+    assert code == Exit.DATA and "train of step 10 differs, and 1 more" in err
+    weights(tmp_path / "b", b"1")
+    metrics.write_text(text + '{"kind": "rollback", "step": 10}\n')
+    assert "the record rollback of step 10 differs." in against()[2]
+    assert (
+        "gone holds no run"
+        in call(capsys, "repro", tmp_path / "a", f"--against={tmp_path}/gone")[2]
+    )
+
+
 def call(capsys, *arguments) -> tuple[int, str, str]:
     code = cli.main([str(argument) for argument in arguments])
     return code, *capsys.readouterr()

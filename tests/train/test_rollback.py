@@ -16,6 +16,7 @@ from plmjax.objectives import Altered
 from plmjax.pretrain import build as run_lib
 from plmjax.pretrain import run as pretrain
 from plmjax.train import rollback, sharding
+from plmjax.train.metrics import read_starts
 from plmjax.train.rollback import BadStep
 from plmjax.workdir import RunConfig
 
@@ -141,6 +142,7 @@ def test_a_bad_step_stops_the_run_where_it_shall(corpus, tmp_path, monkeypatch):
         train(corpus, tmp_path, "--config.train.on_bad_step=raise")
     assert caught.value.code == Exit.NUMERIC
     assert "its 8 rows are" in caught.value.message
+    assert [start["how"] for start in read_starts(tmp_path)] == ["failed"]
     assert Checkpoints(tmp_path / "checkpoints").steps() == [5]
 
 

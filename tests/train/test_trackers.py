@@ -81,14 +81,15 @@ def test_each_tracker_gets_the_records_and_goes_on_in_its_run(tmp_path, fakes):
         writer.write("train", step + 1, record)
         writer.rewind(step + 1)  # after a bad step
         writer.write("evaluation", step + 2, {"loss": 0.5})
-        writer.close()
+        writer.close("failed" if step else "finished")
     assert said == []
     assert CANARY not in repr([*fakes.values()])
     first, again = (given[-1] for name, given in fakes["wandb"] if name == "init")
     assert first["id"] == again["id"] and first["resume"] == "allow"
     assert (first["name"], first["group"]) == ("rates-0003", "rates")
     assert (
-        first["config"]["train.checkpoints"] == "s3://host/b?sig=1&X-Token=[redacted]"
+        first["config"]["train.checkpoints"]
+        == "s3://host/b?sig=[redacted]&X-Token=[redacted]"
     )
     assert first["config"]["data.source.api_key"] == ["[redacted]"]
     assert first["config"]["model.num_tokens"] == 7
@@ -111,7 +112,25 @@ def test_each_tracker_gets_the_records_and_goes_on_in_its_run(tmp_path, fakes):
         ("evaluation/loss", 0.5, 2),
     ]
     assert all(len(batch.get("params", ())) <= 100 for batch in batches)
-    assert ("set_terminated", ("the-run",)) in fakes["mlflow"]
+    ends = [given[1] for name, given in fakes["mlflow"] if name == "set_terminated"]
+    codes = [
+        given[0]["exit_code"] for name, given in fakes["wandb"] if name == "finish"
+    ]
+    assert (ends, codes) == (["FINISHED", "FAILED"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://a.blob.core.windows.net/b?sv=2024&sig={CANARY}%3D&se=1",
+        f"https://user:{CANARY}@host/c and s3://me:p@{CANARY}@host/b",
+        f"hdfs://{CANARY}@host/x?Password={CANARY}#part",
+        f"BlobEndpoint=x;AccountKey={CANARY}==;EndpointSuffix=net",
+    ],
+)
+def test_a_text_keeps_no_secret_of_a_url(text):
+    shown = trackers.without_secrets(text)
+    assert CANARY not in shown and not shown.endswith("[redacted]")
 
 
 def test_a_tracker_that_fails_or_hangs_warns_once_and_delays_nobody(
