@@ -2,7 +2,7 @@
 
 workdir/
   config.json  environment.json  run.json  metrics.jsonl  teacher.json (distillation)
-  mixture.json (data.mixture)  objective.json (plmjax.fit)
+  mixture.json (data.mixture)  objective.json (plmjax.fit)  budget.json (--minutes)
   tokenizer/  data/  checkpoints/  tensorboard/  plots/  export/
 """
 
@@ -317,10 +317,22 @@ class Workdir:
         paired = "task" in config and KINDS[config["task"]["kind"]].head is None
         return {k: v for k, v in changed.items() if paired and k == _ROUNDING[0]}
 
+    def continues(self, config: Any) -> bool:
+        """Whether the run in the directory could be resumed with this config."""
+        try:
+            self.compare(self.read("config.json") or {}, config_lib.to_dict(config))
+        except PlmjaxError:
+            return False
+        return True
+
+    @property
+    def done(self) -> int:
+        """The steps of the newest checkpoint; 0 without one."""
+        return max(Checkpoints(self.checkpoints).steps(), default=0)
+
     def is_finished(self, steps: int | None) -> bool:
         """Whether the run in the directory has so many steps."""
-        saved = Checkpoints(self.checkpoints).steps()
-        return steps is not None and bool(saved) and saved[-1] >= steps
+        return steps is not None and self.done >= steps
 
     @property
     def own_objective(self) -> str | None:
@@ -340,12 +352,11 @@ class Workdir:
 
     def check_length(self, steps: int) -> None:
         """Raises PlmjaxError if the run in the directory has more steps than these."""
-        saved = Checkpoints(self.checkpoints).steps()
-        if saved and saved[-1] > steps:
+        if self.done > steps:
             raise PlmjaxError(
-                f"{self.path} has {saved[-1]:,} steps done already, and the config "
+                f"{self.path} has {self.done:,} steps done already, and the config "
                 f"asks for {steps:,}.",
-                hint=f"Set --config.train.steps={saved[-1]} or more, or leave it out.",
+                hint=f"Set --config.train.steps={self.done} or more, or leave it out.",
             )
 
     def write_config(self, config: Any) -> None:

@@ -330,7 +330,7 @@ def load_config(args, workdir: Path | None, chosen: Mapping | None = None):
     base = {} if args.config else saved
     if not base and workdir:
         base = imported_layer(Workdir(workdir))
-    if chosen is not None and not saved:
+    if chosen is not None and (args.config or not saved):
         # An imported model is not mixed with the chosen one.
         both = [key for key in chosen if key != "model" and key in base]
         base = {**chosen, **base} | {k: {**chosen[k], **base[k]} for k in both}

@@ -99,7 +99,9 @@ def _clock(args, began: float):
         return None
     option = "--hours" if args.minutes is None else "--minutes"
     keys = ("train.steps", "train.epochs", "train.schedule.kind", "train.schedule.ends")
-    given = [f"--config.{o}" for o in args.overrides if o.startswith(keys)]
+    linear = "train.schedule.kind=linear"
+    given = [o for o in args.overrides if o.startswith(keys) and o != linear]
+    given = [f"--config.{o}" for o in given]
     if args.train_steps is not None:
         given = [f"--steps={args.train_steps}"]
     if args.minutes and args.hours:
@@ -109,8 +111,8 @@ def _clock(args, began: float):
     if given:
         raise PlmjaxError(
             f"{option} cannot be combined with {given[0]}.",
-            hint=f"{option} measures what this machine can do, and sets steps and "
-            "schedule; --dry_run shows what it chooses.",
+            hint=f"{option} measures what this machine can do, and sets the steps; the "
+            "schedule is linear, as its end can be moved. --dry_run shows the choices.",
         )
     return Clock(args.minutes or args.hours, began)
 
@@ -189,17 +191,19 @@ def _pretrain(args) -> int:
     group = processes.initialise(args.coordinator, args.num_processes, args.process_id)
     keeps = not args.config and bool(saved_config(workdir, RunConfig))
     log = run_printer(workdir, keeps)
-    if args.dry_run and group:
+    if group and (args.dry_run or clock is not None):
+        what, hint = "--dry_run describes", "To see a mesh, set JAX_NUM_CPU_DEVICES=8"
+        if clock is not None:
+            what, hint = "--minutes and --hours plan", "Give --steps"
         raise PlmjaxError(
-            "--dry_run describes a run in one process.",
-            hint="Remove the options of several processes; to see a mesh, set "
-            "JAX_NUM_CPU_DEVICES=8.",
+            f"{what} a run in one process, and this is one of several ({group}).",
+            hint=f"{hint}, or start one process.",
         )
     from plmjax.experiments.runs import check_directory
 
     check_directory(workdir, "config.json")
     if clock is not None:
-        config = _planned(args, Workdir(workdir), config, clock)
+        config = _planned(args, Workdir(workdir), clock)
         if Workdir(workdir).is_finished(config.train.steps):
             clock = None
     if args.dry_run:
@@ -218,28 +222,42 @@ def _pretrain(args) -> int:
     from plmjax.pretrain.run import pretrain
 
     result = pretrain(config, workdir, clock, args.own_objective, log)
-    if clock is not None and "stopped" not in result and processes.is_first():
-        print(f"\n{clock.spent():,.0f} of {clock.seconds:,.0f} s. The same run again:")
-        print(f"  plmjax pretrain --config={workdir / 'config.json'} --workdir=DIR")
-    return stopped(result)
+    code = stopped(result)
+    if clock is not None:
+        if code == Exit.OK:
+            print("\nThe same run again, without a clock:")
+            print(f"  plmjax pretrain --config={workdir / 'config.json'} --workdir=DIR")
+        print(clock.used(Workdir(workdir).done))
+    return code
 
 
-def _planned(args, workdir, config, clock):
+def _planned(args, workdir, clock):
     """Returns the config of a budget; that of a run that has begun stays.
+
+    So it does of one that was stopped before its first checkpoint, if this command asks
+    for the same.
 
     Raises:
       PlmjaxError: the run began with a number of steps.
     """
-    from plmjax.pretrain.budget import plan
+    from plmjax import config as config_lib
+    from plmjax.pretrain import budget
+    from plmjax.workdir import RunConfig
 
-    if not workdir.begun:
-        return plan(
-            lambda layer: load_config(args, workdir.path, layer), workdir, clock
-        )
-    if not config.train.schedule.ends:
+    def load(layer: dict):
+        return load_config(args, workdir.path, layer)
+
+    own = [override.partition("=")[0] for override in args.overrides]
+    saved = config_lib.build(RunConfig, saved_config(workdir.path, RunConfig))
+    record = workdir.read("budget.json", **dict.fromkeys(clock.record(), float))
+    if record and saved.train.schedule.ends:
+        config = budget.resumed(load, saved, own)
+        if workdir.begun or workdir.continues(config):
+            clock.resume(record)
+            return config
+    if workdir.begun:
         raise PlmjaxError(
-            f"{workdir.path} holds a run of {config.train.steps:,} steps, which began "
-            "without --minutes or --hours.",
+            f"{workdir.path} holds a run that began without --minutes or --hours.",
             hint="Resume it without them, or choose another --workdir.",
         )
-    return config
+    return budget.plan(load, workdir, clock, own, args.own_objective)

@@ -188,17 +188,18 @@ def clean(text: str) -> tuple[str, int]:
 
 def cut(text: str, limit: int) -> Iterator[str]:
     """Yields the text in pieces of at most limit bytes, cut at white space if any."""
-    while len(text) * 4 > limit:  # a character has at most 4 bytes
-        raw = text[:limit].encode(errors="surrogatepass")
-        if len(raw) <= limit and len(text) <= limit:
+    at = 0
+    while (len(text) - at) * 4 > limit:  # a character has at most 4 bytes
+        raw = text[at : at + limit].encode(errors="surrogatepass")
+        if len(raw) <= limit and len(text) - at <= limit:
             break
         head = raw[:limit].decode(errors="ignore")
         blank = max(head.rfind(" "), head.rfind("\n"))
         # Without white space, cut anywhere, but take at least one character.
         end = blank + 1 if blank > 0 else max(len(head), 1)
-        yield text[:end]
-        text = text[end:]
-    yield text
+        yield text[at : at + end]
+        at += end
+    yield text[at:]
 
 
 def find_inputs(

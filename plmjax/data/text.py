@@ -208,13 +208,15 @@ def text_blocks(path: Path, decoding: Decoding, tally: Tally) -> Iterator[str]:
 
 def text_lines(blocks: Iterable[str]) -> Iterator[str]:
     """Yields the lines of blocks, each with its newline."""
-    remainder = ""
+    begun: list[str] = []  # joined once: a line may be as long as the file
     for block in blocks:
-        *lines, remainder = (remainder + block).split("\n")
+        *lines, rest = block.split("\n")
         for line in lines:
-            yield line + "\n"
-    if remainder:
-        yield remainder
+            yield "".join([*begun, line, "\n"])
+            begun = []
+        begun.append(rest)
+    if any(begun):
+        yield "".join(begun)
 
 
 def _columns(blocks: Iterable[str], config: SourceConfig, path: Path) -> Iterator[str]:

@@ -18,12 +18,12 @@ import numpy as np
 
 from plmjax import PlmjaxError, machine
 from plmjax import config as config_lib
-from plmjax.console import as_table, console, duration, ignore_line
+from plmjax.console import as_table, console, duration, ignore_line, print_line
 from plmjax.data.loader import read_ahead
 from plmjax.models import EncoderConfig
 from plmjax.models.flops import attention_flops, encoder_flops
 from plmjax.pretrain import mixtures
-from plmjax.pretrain.build import PretrainSetup, build, check
+from plmjax.pretrain.build import Make, PretrainSetup, build, check
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
 from plmjax.train import sharding
 from plmjax.train.clock import Clock
@@ -45,6 +45,8 @@ _LEAST_BYTES = 5e6
 _TIMED_STEPS = 6
 # Fewer steps teach nothing, and so do not make sense.
 LEAST_STEPS = 50
+# With a smaller budget a model is timed only if the estimate says that it is chosen.
+_SHORT = 300.0
 # Processor seconds for plots, examples and export, and their largest share of the time.
 _AFTER_SECONDS, _AFTER_SHARE = 3.0, 0.1
 
@@ -54,6 +56,10 @@ _OF_STEPS = (
     *("objective.final_probability", "objective.probabilities"),
     "train.prune.sparsity",
 )
+
+# Keys that a budget sets, unless the command does; and a value that no config has.
+INTERVALS = ("evaluate_every_steps", "checkpoint_every_steps", "log_every_steps")
+_UNSET = 2**31
 
 Load = Callable[[dict], RunConfig]
 
@@ -70,7 +76,8 @@ class Corpus(NamedTuple):
 class Rung(NamedTuple):
     """A model of the ladder: weights of its layers, FLOPs a token, tokens a second.
 
-    `tokens` are those that the time left has room for.
+    `row` and `tokens` are tokens without padding: of a row, and those that the time
+    left has room for. `start` are the seconds of the first step, which compiles.
     """
 
     shape: tuple[int, int]
@@ -79,6 +86,8 @@ class Rung(NamedTuple):
     flops: float
     speed: float = 0.0
     tokens: float = 0.0
+    row: float = 0.0
+    start: float = 0.0
 
     @property
     def wanted(self) -> float:
@@ -128,14 +137,14 @@ def model_of(layers: int, width: int) -> dict[str, Any]:
     }
 
 
-def rows_for(tokens: float, length: int, devices: int) -> int:
-    """Returns the batch for a training on so many tokens, a multiple of the devices.
+def rows_for(tokens: float, row: float, least: int) -> int:
+    """Returns the batch for a training on so many tokens, a multiple of `least`.
 
     1,024 tokens a step for two million, and more by the square root: what a model
-    learns first depends on the number of updates.
+    learns first depends on the number of updates. A row has `row` tokens.
     """
-    wanted = max(1024 * math.sqrt(tokens / 2e6) / length, 8)
-    return devices * 2 ** max(round(math.log2(wanted / devices)), 0)
+    wanted = max(1024 * math.sqrt(tokens / 2e6) / row, 8)
+    return least * 2 ** max(round(math.log2(wanted / least)), 0)
 
 
 def rate_for(width: int) -> float:
@@ -156,27 +165,34 @@ def weights_of(encoder: EncoderConfig) -> int:
     return round(products / (6 * 128))
 
 
-def seconds_a_step(setup: PretrainSetup) -> float:
-    """Times real steps of a training, after the one that compiles and another."""
+def time_steps(setup: PretrainSetup) -> tuple[float, float]:
+    """Times real steps of a training: the first, which compiles, and a usual one."""
     step = functools.partial(step_of(setup, setup.steps), rate=np.float32(0))
     run = functools.partial(
         run_steps, step, frozen=frozen_arrays(setup), mesh=setup.mesh
     )
     batches = read_ahead(setup.loader.batch, 0, _TIMED_STEPS + 2)
-    state, _ = run(state=fresh_state(setup, ignore_line), batches=batches, steps=2)
+    state, first = run(state=fresh_state(setup, ignore_line), batches=batches, steps=2)
     _, timed = run(state=state, batches=batches, steps=_TIMED_STEPS)
-    return statistics.median(timed.steps_s)
+    return first.steps_s[0], statistics.median(timed.steps_s)
 
 
-def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
+def plan(
+    load: Load,
+    workdir: Workdir,
+    clock: Clock,
+    own: Sequence[str] = (),
+    make: Make = None,
+) -> RunConfig:
     """Returns the config of a training that fits into the clock's time; prints it.
 
-    `load` makes the config of choices, which the user's keys override.
+    `load` makes the config of choices, which the user's keys override; `own` are those
+    of the command. `make` makes the user's own objective, if any.
 
     Raises:
       PlmjaxError: the time is too short, or a key of the config has its own length.
     """
-    base = load({})
+    base = load({"train": dict.fromkeys(INTERVALS, _UNSET)})
     _check_keys(base)
     corpus, choices = None, {}
     if base.data.store is None:
@@ -190,11 +206,15 @@ def plan(load: Load, workdir: Workdir, clock: Clock) -> RunConfig:
     busy = clock.spent() / max(time.process_time(), 0.1)
     after = _AFTER_SECONDS * max(busy, 1.0)
     clock.after = min(after, _AFTER_SHARE * clock.seconds)
-    rungs = _climb(load, choices, workdir, mesh, clock)
-    rung = chosen(rungs)
-    config = _finished(load, choices, rung, mesh.size, clock)
+    rungs = _climb(load, choices, workdir, mesh=mesh, clock=clock, make=make)
+    least = mesh.size * base.train.accumulation
+    more = {"least": least, "clock": clock, "own": own}
+    config = _finished(load, choices, chosen(rungs), **more)
+    clock.planned = float(config.train.steps or 0)
     for part in _explained(config, corpus, rungs, clock):
         console().print(part)
+    if replaced := _replaced(base, config):
+        print_line(f"The budget replaces keys of the config: {replaced}.")
     if clock.spent() > clock.seconds / 2:
         console().print(
             f"WARNING: {duration(clock.spent())} of {duration(clock.seconds)} are gone "
@@ -234,12 +254,21 @@ def _of_shape(load: Load, choices: dict, shape: tuple[int, int], **train) -> Run
 
 
 def _climb(
-    load: Load, choices: dict, workdir: Workdir, mesh: jax.sharding.Mesh, clock: Clock
+    load: Load,
+    choices: dict,
+    workdir: Workdir,
+    *,
+    mesh: jax.sharding.Mesh,
+    clock: Clock,
+    make: Make,
 ) -> list[Rung]:
     """Times models of the ladder until one would see too few tokens."""
     rungs: list[Rung] = []
     end = 0.0
     rows = mesh.size * (8 if mesh.devices.flat[0].platform == "cpu" else 64)
+    rows *= load({}).train.accumulation
+    # Larger models make more FLOPs a second, by how much is not known before.
+    doubt = 1 if clock.seconds < _SHORT else 2
     for shape in LADDER:
         config = _of_shape(load, choices, shape, batch=rows)
         check(config, mesh)
@@ -247,73 +276,114 @@ def _climb(
         if rungs and (config.model == rungs[-1].config.model or clock.spent() > end):
             break
         with training_session(workdir, config, mesh, ignore_line):
-            setup = build(config, workdir, mesh, ignore_line)
-            phase = setup.loader.phases[0]
-            tokens = phase.batch * phase.plan.length * phase.plan.fill
-            flops = setup.flops(0) / tokens
-            encoder = setup.encoder
+            setup = build(config, workdir, mesh, ignore_line, make)
+            phase, encoder = setup.loader.phases[0], setup.encoder
+            row = phase.plan.length * phase.plan.fill
+            flops = setup.flops(0) / (phase.batch * row)
             real = encoder.layers, encoder.width
-            rung = Rung(real, config, weights_of(encoder), flops)
+            rung = Rung(real, config, weights_of(encoder), flops, row=row)
             if rungs:  # at as many FLOPs a second as the last one
                 last = rungs[-1]
                 guess = last.speed * last.flops / flops * clock.left()
-                if guess < rung.wanted / 2:
+                if guess < rung.wanted / doubt:
                     break
             end = end or clock.spent() + _TIMING * clock.seconds
-            speed = tokens / seconds_a_step(setup)
+            start, step = time_steps(setup)
+        speed = phase.batch * row / step
         held_out = setup.store.manifest["splits"]["held_out"]["tokens"]
         clock.pause = held_out / speed / 3  # the forward pass alone
-        tokens = speed * max(clock.left(), 0.0)
-        rungs.append(rung._replace(speed=speed, tokens=tokens))
+        tokens = speed * max(clock.left() - start, 0.0)
+        rungs.append(rung._replace(start=start, speed=speed, tokens=tokens))
         if tokens < rung.wanted:
             break
     return rungs
 
 
 def _finished(
-    load: Load, choices: dict, rung: Rung, devices: int, clock: Clock
+    load: Load,
+    choices: dict,
+    rung: Rung,
+    *,
+    least: int,
+    clock: Clock,
+    own: Sequence[str],
 ) -> RunConfig:
     """Returns the config of the training of a rung, with its number of steps.
+
+    Its batch is a multiple of `least`.
 
     Raises:
       PlmjaxError: there are too few of them.
     """
-    length = rung.config.data.length
     more = {
-        "batch": rows_for(rung.tokens, length, devices),
+        "batch": rows_for(rung.tokens, rung.row, least),
         "optimizer": {"learning_rate": rate_for(rung.shape[1])},
     }
     config = _of_shape(load, choices, rung.shape, **more)
-    seconds = config.train.batch * length / rung.speed
-    steps = int((clock.left() - clock.pause) / seconds)
+    each = clock.step = config.train.batch * rung.row / rung.speed
+    left, evaluations = clock.left() - rung.start, 1
+    if "train.evaluate_every_steps" in own:
+        each += clock.pause / config.train.evaluate_every_steps
+    else:
+        evaluations = max(min(int(left / 10 / clock.pause), 6), 1)
+    steps = int((left - evaluations * clock.pause) / each)
     if steps < LEAST_STEPS:
-        least = clock.seconds - clock.left() + 2 * LEAST_STEPS * seconds
+        needed = clock.seconds - left + clock.pause + 2 * LEAST_STEPS * each
         raise PlmjaxError(
             f"a budget of {duration(clock.seconds)} has room for {max(steps, 0)} "
             f"training steps here, after {duration(clock.spent())} for the start.",
-            hint=f"At least {math.ceil(least / 6) / 10:g} minutes make sense.",
+            hint=f"At least {math.ceil(needed / 6) / 10:g} minutes make sense.",
         )
-    evaluations = min(int(clock.left() / 10 / clock.pause), 6)
-    return with_steps(config, steps, seconds, evaluations)
+    intervals = (
+        steps // evaluations + 1,
+        max(min(steps // 3, int(300 / each)), 1),
+        max(min(steps // 50, 10), 1),
+    )
+    return with_steps(config, steps, intervals, own)
 
 
 def with_steps(
-    config: RunConfig, steps: int, seconds: float, evaluations: int = 5
+    config: RunConfig, steps: int, intervals: Sequence[int], own: Sequence[str] = ()
 ) -> RunConfig:
-    """Returns the config of so many steps of so many seconds, with its intervals."""
+    """Returns the config of so many steps, with INTERVALS that are not `own` keys."""
     kept = dataclasses.replace(config.train.schedule, kind="linear", ends=())
+    if config.train.schedule.ends and "train.schedule.warmup_steps" not in own:
+        kept = dataclasses.replace(kept, warmup_steps=None)  # of another budget
     warm = max(warmup_steps(kept, steps), 1)
     schedule = dataclasses.replace(kept, warmup_steps=warm, ends=((warm, steps),))
+    every: dict[str, Any] = {
+        name: interval
+        for name, interval in zip(INTERVALS, intervals, strict=True)
+        if f"train.{name}" not in own
+    }
     train = dataclasses.replace(
-        config.train,
-        steps=steps,
-        epochs=None,
-        schedule=schedule,
-        evaluate_every_steps=steps // max(evaluations, 1) + 1,
-        checkpoint_every_steps=max(min(steps // 3, int(300 / seconds)), 1),
-        log_every_steps=max(min(steps // 50, 10), 1),
+        config.train, steps=steps, epochs=None, schedule=schedule, **every
     )
     return dataclasses.replace(config, train=train)
+
+
+def resumed(load: Load, saved: RunConfig, own: Sequence[str]) -> RunConfig:
+    """Returns the config that resumes a run, with its choices, steps and intervals."""
+    layer = config_lib.to_dict(saved)
+    layer["train"]["schedule"]["ends"] = ()  # a recipe may have another kind
+    config = load(layer)
+    names = [name for name in INTERVALS if f"train.{name}" not in own]
+    names += ["steps", "epochs", "schedule"]
+    length: dict[str, Any] = {name: getattr(saved.train, name) for name in names}
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, **length)
+    )
+
+
+def _replaced(base: RunConfig, config: RunConfig) -> str:
+    """Returns the keys of a recipe that the budget replaces, as KEY=VALUE."""
+    old, new = (config_lib.flatten(config_lib.to_dict(c)) for c in (base, config))
+    keys = ["steps", "epochs", "schedule.kind", "schedule.ends", *INTERVALS]
+    return ", ".join(
+        f"{key}={old[key]}"
+        for key in (f"train.{name}" for name in keys)
+        if old[key] not in (None, (), _UNSET, new[key])
+    )
 
 
 def _explained(
@@ -336,7 +406,7 @@ def _explained(
         text = f"{corpus.size / 1e6:,.1f} MB, {corpus.documents:,} documents"
         why = f"its first; more takes over {_PREPARING:.0%} of the time" * corpus.cut
     pieces = f"{config.tokenizer.vocab_size:,} {config.tokenizer.kind}"
-    tokens = f"{train.batch} rows, {train.batch * data.length:,} tokens"
+    tokens = f"{train.batch} rows, {train.batch * rung.row:,.0f} tokens"
     rows = [
         ("text", text, why),
         ("held out", f"{data.held_out_percent:g} %", "100 kB, .1 to 5 %"),

@@ -51,6 +51,9 @@ from plmjax.workdir import (
     row_plan,
 )
 
+# Makes a user's own objective (plmjax.fit); None: the config names one.
+Make = Callable[..., Objective] | None
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSetup:
@@ -388,7 +391,7 @@ def build(
     workdir: Workdir,
     mesh: jax.sharding.Mesh,
     log: Callable[[str], Any],
-    make: Callable[..., Objective] | None = None,
+    make: Make = None,
 ) -> PretrainSetup:
     """Builds everything but the parameters; reads or creates the data.
 

@@ -30,9 +30,9 @@ from plmjax.evaluate.held_out import (
 )
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
-from plmjax.objectives import Objective
 from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import (
+    Make,
     PretrainSetup,
     build,
     check,
@@ -73,9 +73,6 @@ DEFAULT_CONFIG = {
         "optimizer": {"learning_rate": 1e-3, "b2": 0.98},
     },
 }
-
-
-Make = Callable[..., Objective] | None
 
 
 def pretrain(
@@ -119,11 +116,22 @@ def pretrain(
             setup = dataclasses.replace(setup, loader=setup.loader.endless())
         training = training_of(setup, frozen_arrays(setup), log)
         if clock is not None:
-            clock.write = lambda ends: workdir.write_config(_ending(config, ends))
-            training = dataclasses.replace(
-                training, steps=config.train.steps, clock=clock
-            )
-        result = fit(training, log)
+            ends = config.train.schedule.ends
+
+            def write(ends: tuple) -> None:
+                if ends:
+                    workdir.write_config(_ending(config, ends))
+                with contextlib.suppress(OSError):  # no reason to stop the run
+                    write_json(workdir / "budget.json", clock.record())
+
+            clock.write = write
+            write(())  # a run may be killed before its first checkpoint
+            training = dataclasses.replace(training, steps=ends[-1][1], clock=clock)
+        try:
+            result = fit(training, log)
+        finally:
+            if clock is not None:
+                clock.write(())
         if result.stopped:
             return {"stopped": result.stopped, "step": result.saved}
         if clock is not None:

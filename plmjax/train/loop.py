@@ -48,8 +48,7 @@ class Progress:
 
     Seconds of training and tokens since the first step; for the steps since the last
     record of metrics: sums, number, tokens, FLOPs and seconds; the last losses, to
-    detect spikes; the batches that are left out (see rollback.py); of a training with a
-    clock the seconds that it has spent.
+    detect spikes; the batches that are left out (see rollback.py).
     """
 
     seconds: float = 0.0
@@ -61,7 +60,6 @@ class Progress:
     window_seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)
     skips: list[list[int]] = dataclasses.field(default_factory=list)
-    spent: float = 0.0
 
     @classmethod
     def of(cls, meta: dict) -> "Progress":
@@ -185,11 +183,9 @@ class Fit:
         # metrics.jsonl may know of a rollback that no checkpoint has recorded yet.
         left_out = processes.broadcast_from_first(self.writer.skips)
         self.progress.skips = max(self.progress.skips, left_out, key=len)
-        if training.clock is not None:
-            training.clock.began -= self.progress.spent
         # The steps and seconds of training at the last aim, and the step of the next.
         self.aimed: tuple[int, float] | None = None
-        self.next_aim = self.now + _COMPILED
+        self.next_aim = self.now + 1
         self.display = TrainingDisplay(self.steps, self.now)
         self.objective: Any = None  # that of `train_step`
         self.waiting: deque = deque()  # steps whose metrics have not been read
@@ -283,22 +279,23 @@ class Fit:
         return bad
 
     def aim(self) -> None:
-        """Moves the end of the schedule to where the time of the clock is up.
-
-        All processes call it after the same steps; the first one's clock counts.
-        """
-        clock, schedule = self.training.clock, self.config.schedule
+        """Moves the end of the schedule to where the time of the clock is up."""
+        clock, config = self.training.clock, self.config
         if clock is None or not self.next_aim <= self.now < self.steps:
             return
-        last, self.aimed = self.aimed, (self.now, self.progress.seconds)
-        if last is None:
-            self.next_aim = self.now + 2 * _COMPILED
-            return
-        clock.measured(self.progress.seconds - last[1], self.now - last[0])
-        left = clock.steps_left(self.config.evaluate_every_steps)
-        left = processes.broadcast_from_first(left)
-        self.next_aim = self.now + max(left // 8, 1)
-        warm = schedule.warmup_steps or 0
+        if self.aimed is not None:
+            seconds, steps = self.progress.seconds, self.now - self.aimed[0]
+            clock.measured(seconds - self.aimed[1], steps)
+        left = clock.steps_left(
+            config.evaluate_every_steps, config.checkpoint_every_steps
+        )
+        # The first aim, after the step that compiles, takes the time of a step from the
+        # plan or an earlier start.
+        self.next_aim = self.now + _COMPILED
+        if self.turn > _COMPILED:
+            self.aimed = self.now, self.progress.seconds
+            self.next_aim = self.now + max(left // 8, 1)
+        warm = config.schedule.warmup_steps or 0
         begin, end = max(self.now, warm), self.now + left
         before = tuple(pair for pair in self.ends if pair[0] < begin)
         self.ends = (*before, (begin, max(end, begin + 1)))
@@ -313,8 +310,9 @@ class Fit:
                 self.over = not best and self.has_lost_patience()
             if self.save_due() or best or self.over:
                 self.save()
-            if self.training.clock is not None:
-                self.training.clock.pause = time.perf_counter() - begin
+            if (clock := self.training.clock) is not None:
+                part = "pause" if self.scores else "save"
+                setattr(clock, part, time.perf_counter() - begin)
 
     def end(self) -> None:
         """Saves if a signal stopped the training, and waits for running saves."""
@@ -384,7 +382,10 @@ class Fit:
     def evaluation_due(self) -> bool:
         """Returns True if the current step is one to evaluate."""
         every, last = self.config.evaluate_every_steps, self.steps
-        return self.now > 0 and (self.now % every == 0 or self.now == last)
+        # An end that has moved may be near: one evaluation is then enough.
+        near = bool(self.ends) and last - self.now < every // 2
+        due = self.now == last or self.now % every == 0 and not near
+        return self.now > 0 and due
 
     def evaluate(self) -> bool:
         """Scores the state; returns False if a signal interrupted the evaluation."""
@@ -443,10 +444,8 @@ class Fit:
 
     def save(self) -> None:
         """Starts saving the state, with its scores if it was evaluated."""
-        if (clock := self.training.clock) is not None:
-            self.progress.spent = clock.spent()
-            if jax.process_index() == 0:
-                clock.write(self.ends)
+        if self.training.clock is not None:
+            self.training.clock.write(self.ends)
         meta = self.training.origin | dataclasses.asdict(self.progress)
         if self.scores is not None:
             meta["loss"] = self.scores["loss"]

@@ -17,7 +17,7 @@ from plmjax.data.config import DataConfig
 from plmjax.data.sentences import split_sentences
 from plmjax.data.sources import SourceConfig, open_source
 from plmjax.data.tables import choose_field
-from plmjax.data.text import Survey, choose_document
+from plmjax.data.text import Survey, choose_document, text_lines
 
 PACKED = {
     # Without the time of day, which would be in the names of tests.
@@ -216,6 +216,12 @@ def test_one_long_line_in_bounded_memory(tmp_path):
     size, growth_mb = map(int, done.stdout.split())
     assert size > 39_900_000
     assert growth_mb < 25
+
+
+def test_lines_are_joined_over_blocks():
+    blocks = ["a", "b\nc", "", "d\n", "\n", "e", "f"]
+    assert [*text_lines(blocks)] == ["ab\n", "cd\n", "\n", "ef"]
+    assert [*text_lines(["a\n", ""])] == ["a\n"]
 
 
 def test_bad_paths(tmp_path, monkeypatch):

@@ -4,22 +4,26 @@ import itertools
 import json
 import re
 import shutil
+import time
 
 import pytest
 from test_resume import assert_same_run, flat_state
 from tests_common import TINY, run_cli, sentences
 
-from plmjax import PlmjaxError
+from plmjax import PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.cli import main
+from plmjax.cli import pretrain as cli_pretrain
+from plmjax.cli.options import load_config
+from plmjax.cli.parser import make_parser
 from plmjax.models.config import resolve
 from plmjax.pretrain import budget
 from plmjax.pretrain.run import pretrain
 from plmjax.train.clock import Clock
 from plmjax.train.config import ScheduleConfig
 from plmjax.train.schedule import make_schedule, moved_share
-from plmjax.workdir import RunConfig
+from plmjax.workdir import RunConfig, Workdir
 
 
 def test_a_corpus_is_read_until_its_end_or_the_limit():
@@ -47,7 +51,10 @@ def test_what_is_held_out_is_enough_and_not_much():
 
 @pytest.mark.parametrize(
     ("tokens", "devices", "rows"),
-    [(1e5, 1, 8), (2e6, 1, 8), (3.2e7, 1, 32), (2e6, 8, 8), (3.2e7, 3, 24)],
+    [
+        *((1e5, 1, 8), (2e6, 1, 8), (3.2e7, 1, 32), (2e6, 8, 8), (3.2e7, 3, 24)),
+        (2e6, 32, 32),  # micro-batches of one row
+    ],
 )
 def test_the_batch_grows_with_the_root_of_the_tokens(tokens, devices, rows):
     assert budget.rows_for(tokens, 128, devices) == rows
@@ -111,23 +118,29 @@ def test_ends_that_are_none_are_refused(keys, message):
 
 def test_a_clock_leaves_time_for_pauses_and_the_export(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 130.0)
-    clock = Clock(seconds=100.0, began=100.0, after=10.0)
-    clock.measured(20.0, 10)
+    clock = Clock(seconds=100.0, began=100.0, after=10.0, step=2.0)
     clock.measured(8.0, 8)
-    clock.pause = 5.0
+    clock.pause, clock.save = 5.0, 4.0
     assert clock.step == 1.5 and clock.left() == 60.0
-    # 55 seconds, each step 1.5 and a tenth of a pause
-    assert clock.steps_left(10) == 27
+    # 55 seconds, each step 1.5 and shares of an evaluation and a checkpoint
+    assert clock.steps_left(10, 10**9) == 27
+    assert clock.steps_left(10, 4) == 18
+    again = Clock(seconds=200.0, began=120.0)
+    again.resume(clock.record())
+    assert again.spent() == 40.0 and again.steps_left(10, 4) == 48
+    clock.planned = 1234.0
+    used = "The budget: 0:30 of 1:40 are used; 1,001 steps done, 1,234 planned."
+    assert clock.used(1001) == used
     clock.seconds = 20.0
-    assert clock.steps_left(10) == 1
+    assert clock.steps_left(10, 4) == 1
 
 
 class Scripted(Clock):
-    """A clock that says in turn how many steps are left."""
+    """A clock that says in turn how many steps are left: after 1, 5, 8, 10, 11 ..."""
 
-    script = itertools.chain([24], range(9, 0, -1))
+    script = itertools.chain([39, 31, 16], range(14, 0, -1))
 
-    def steps_left(self, every: int) -> int:
+    def steps_left(self, evaluate_every: int, save_every: int) -> int:
         return next(self.script)
 
 
@@ -136,7 +149,7 @@ def config_of(folder):
     keys = [option.removeprefix("--config.") for option in TINY]
     keys += [f"data.source.paths={folder / 'corpus.txt'}", "model.layers=1"]
     config = config_lib.load(RunConfig, None, keys)
-    return budget.with_steps(config, 40, 1.0)
+    return budget.with_steps(config, 40, (9, 13, 1))
 
 
 def test_a_run_that_ends_in_time_is_repeated_by_its_config(tmp_path):
@@ -146,7 +159,8 @@ def test_a_run_that_ends_in_time_is_repeated_by_its_config(tmp_path):
     saved = json.loads((run / "config.json").read_text())
     ends = saved["train"]["schedule"]["ends"]
     assert saved["train"]["steps"] == ends[-1][1] == 24
-    assert ends[:3] == [[2, 40], [12, 36], [15, 24]]
+    assert ends[:3] == [[2, 40], [5, 36], [8, 24]]
+    assert json.loads((run / "budget.json").read_text())["spent"] > 0
     assert json.loads((run / "scores.json").read_text())["step"] == 24
     config = config_lib.build(RunConfig, saved)
     pretrain(config, again)
@@ -170,6 +184,7 @@ def test_a_run_that_ends_in_time_is_repeated_by_its_config(tmp_path):
         (["--minutes=5", "--steps=3"], "cannot be combined with --steps=3"),
         (["--minutes=5", "--hours=1"], "--minutes cannot be combined with --hours"),
         (["--minutes=5", "--show_config"], "combined with --show_config"),
+        (["--minutes=5", "--config.train.schedule.kind=wsd"], "schedule is linear"),
         (["--device=h100"], "--device needs --dry_run"),
         (["--dry_run", "--device=h99"], "--device=h99 is not known"),
         (["--dry_run", "--price_per_hour=0"], "--price_per_hour=0 must be above 0"),
@@ -187,6 +202,115 @@ def test_keys_that_need_the_number_of_steps_are_refused(key):
     config = config_lib.load(RunConfig, None, [f"train.{key}"])
     with pytest.raises(PlmjaxError, match=f"{key.partition('=')[0]} divides"):
         budget.plan(lambda layer: config, None, Clock(60.0, 0.0))  # type: ignore
+
+
+def load_with(*keys, **recipe):
+    """Returns a function from choices to the config, below a recipe and keys."""
+
+    def load(layer):
+        return config_lib.load(RunConfig, None, keys, layer, {"train": recipe})
+
+    return load
+
+
+def own_of(*keys):
+    return [key.partition("=")[0] for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("keys", "row", "batch", "seconds"),
+    [
+        ((), 128.0, 8, 1.024),
+        ((), 64.0, 16, 1.024),  # half of a row is padding
+        (("train.accumulation=16",), 128.0, 16, 2.048),
+    ],
+)
+def test_padding_and_micro_batches_are_counted(monkeypatch, keys, row, batch, seconds):
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    load, clock = load_with(*keys), Clock(1000.0, 0.0, pause=10.0)
+    rung = budget.Rung((2, 128), RunConfig(), 1, 1.0, 1000.0, 1e6, row, 20.0)
+    least = load({}).train.accumulation
+    more = {"least": least, "clock": clock, "own": own_of(*keys)}
+    train = budget._finished(load, {}, rung, **more).train
+    assert train.batch == batch and clock.step == pytest.approx(seconds)
+    # 980 seconds after the first step; six evaluations
+    assert train.steps == int((980 - 60) / seconds)
+    assert train.evaluate_every_steps == int(920 / seconds) // 6 + 1
+
+
+def test_own_intervals_are_kept_and_count(monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    keys = ("train.evaluate_every_steps=10", "train.log_every_steps=3")
+    load, clock = load_with(*keys), Clock(1000.0, 0.0, pause=10.0)
+    rung = budget.Rung((2, 128), RunConfig(), 1, 1.0, 1000.0, 1e6, 125.0)
+    more = {"least": 1, "clock": clock, "own": own_of(*keys)}
+    train = budget._finished(load, {}, rung, **more).train
+    assert train.steps == (1000 - 10) // 2  # a second, and a tenth of ten
+    assert (train.evaluate_every_steps, train.log_every_steps) == (10, 3)
+
+
+def test_keys_of_a_recipe_that_the_budget_replaces_are_named():
+    recipe = {"epochs": 3.0, "evaluate_every_steps": 250, "schedule": {"kind": "wsd"}}
+    keys = ("train.log_every_steps=10",)
+    load = load_with(*keys, **recipe)
+    base = load({"train": dict.fromkeys(budget.INTERVALS, budget._UNSET)})
+    config = budget.with_steps(load({}), 40, (9, 13, 1), own_of(*keys))
+    assert budget._replaced(base, config) == (
+        "train.epochs=3.0, train.schedule.kind=wsd, train.evaluate_every_steps=250"
+    )
+    train = config.train
+    assert (train.epochs, train.schedule.kind, train.log_every_steps) == (
+        *(None, "linear"),
+        10,
+    )
+
+
+RECIPE = """
+def get_config():
+    schedule = {"kind": "cosine"}
+    return {"model": {"layers": 3}, "train": {"steps": 10**6, "schedule": schedule}}
+"""
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_run_without_checkpoint_keeps_its_choices_and_budget(
+    recipe, tmp_path, monkeypatch
+):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    options = [f"--config={tmp_path / 'recipe.py'}"] * recipe
+    words = ["pretrain", "x.txt", f"--workdir={tmp_path}", "--minutes=5", *options]
+    parser = make_parser()
+    monkeypatch.setattr(budget, "plan", lambda *given: "planned again")
+
+    def planned(*more):
+        clock = Clock(300.0, time.monotonic())
+        made = cli_pretrain._planned(
+            parser.read([*words, *more]), Workdir(tmp_path), clock
+        )
+        return made, clock
+
+    assert planned()[0] == "planned again"
+    choices = {"model": budget.model_of(4, 256), "train": {"batch": 32}}
+    config = load_config(parser.read(words), tmp_path, choices)
+    config = budget.with_steps(config, 800, (90, 130, 7))
+    assert config.model.layers == (3 if recipe else 4) and config.train.batch == 32
+    Workdir(tmp_path).write_config(config)
+    spent = Clock(300.0, time.monotonic() - 70, planned=800.0)
+    (tmp_path / "budget.json").write_text(json.dumps(spent.record()))
+    again, clock = planned()
+    assert config_lib.to_dict(again) == config_lib.to_dict(config)
+    assert 70 < clock.spent() < 90 and clock.planned == 800
+    logged, _ = planned("--config.train.log_every_steps=1")
+    assert logged.train.log_every_steps == 1 and logged.train.steps == 800
+    assert planned("--config.model.layers=2")[0] == "planned again"
+
+
+def test_a_budget_of_several_processes_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(processes, "initialise", lambda *_: "Slurm")
+    where = f"--workdir={tmp_path / 'run'}"
+    assert main(["pretrain", "--minutes=1", where]) == 2
+    assert "plan a run in one process" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -211,3 +335,4 @@ def test_a_command_with_minutes_trains_and_exports(tmp_path):
     assert json.loads((run / "scores.json").read_text())["step"] == steps
     assert (run / "export" / "model.safetensors").exists()
     assert "1 x 64" in given.stdout and "1,024 wordpiece" in given.stdout
+    assert f"are used; {steps:,} steps done, " in given.stdout.splitlines()[-1]
