@@ -17,7 +17,7 @@ from train.test_resume import assert_same_run
 from train.test_resume import records as run_records
 
 import plmjax
-from plmjax import Exit, cli
+from plmjax import Exit, __main__, cli
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.cli import inference
 from plmjax.objectives import MLM
@@ -296,6 +296,12 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     assert process.returncode == Exit.RESUMABLE, err
     assert f"Stopped by {number.name}" in out and "Run the same command again" in out
     assert "Traceback" not in err
+
+
+def test_an_interrupt_before_the_verb(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGINT))
+    assert __main__.main() == Exit.RESUMABLE
+    assert capsys.readouterr().err == "\nInterrupted. Run the same command again.\n"
 
 
 def _importing(_):

@@ -98,6 +98,7 @@ def _prepare(args, argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.unraisablehook = _interrupt_again
 
 
@@ -242,5 +243,7 @@ def _prepare_process(argv: list[str], debug: bool) -> None:
     if debug:
         print("Restarting with huge pages (PLMJAX_HUGE_PAGES=0 turns this off).")
     sys.stdout.flush()
+    # Until the new process can answer a Ctrl-C.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     os.execve(sys.executable, [sys.executable, *argv], environment)
