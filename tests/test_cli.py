@@ -304,6 +304,20 @@ def test_an_interrupt_before_the_verb(monkeypatch, capsys):
     assert capsys.readouterr().err == "\nInterrupted. Run the same command again.\n"
 
 
+def test_huge_pages_restart_the_process_as_it_was_started(monkeypatch):
+    """`python -m` would import a tokenizers.py of the current folder."""
+    for name in ("GLIBC_TUNABLES", "PLMJAX_HUGE_PAGES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["/bin/plmjax", "doctor"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/plmjax", "doctor"])
+    monkeypatch.setattr(os, "execve", lambda _, argv, env: sys.exit(argv[1:]))
+    monkeypatch.setattr(cli.machine, "has_tpu", lambda: False)
+    monkeypatch.setattr(cli.Path, "exists", lambda _: False)
+    with pytest.raises(SystemExit) as restart:
+        cli.main()
+    assert restart.value.code == ["/bin/plmjax", "doctor"]
+
+
 def _importing(_):
     """Compiled modules make an ImportError of what interrupts their import."""
     try:
