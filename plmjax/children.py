@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 # Loaded here, since little is safe between fork and exec.
@@ -24,6 +25,20 @@ def die_with(parent: int, number: int) -> bool:
     if sys.platform == "linux":
         _LIBC.prctl(_SET_DEATH_SIGNAL, number)
     return os.getppid() == parent
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Delivers a Ctrl-C after the block; processes that start in it never get one.
+
+    A terminal sends it to all of them, and each that only works for us would print a
+    traceback.
+    """
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -101,7 +102,24 @@ def with_nan(scores: Mapping[str, float | None]) -> dict[str, float]:
 
 def missing(path: Path) -> list[Path]:
     """Returns which of a directory and its parents do not exist, the deepest first."""
-    return [each for each in (path, *path.parents) if not each.exists()]
+    return [each for each in (path, *path.parents) if not os.path.exists(each)]
+
+
+def did_you_mean(path: str | Path) -> str:
+    """Returns "Did you mean NEAR? " with what there is of a name like the missing one.
+
+    If a folder of the path is what is missing, it is the folder that is compared.
+    """
+    *_, gone = (Path(path), *missing(Path(path)))
+    with contextlib.suppress(OSError):
+        names = sorted(os.listdir(gone.parent))
+        near = difflib.get_close_matches(gone.name, names, n=2, cutoff=0.7)
+        if near and not os.path.exists(gone):
+            below = Path(path).relative_to(gone)
+            found = [gone.with_name(name) for name in near]
+            found = [f / below for f in found if (f / below).exists()] or found
+            return f"Did you mean {' or '.join(map(str, found))}? "
+    return ""
 
 
 @contextlib.contextmanager

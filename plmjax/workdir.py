@@ -27,7 +27,13 @@ from plmjax.data.config import DataConfig
 from plmjax.data.mixture import JoinedSplit, JoinedStore, join_plans
 from plmjax.data.rows import load_plan
 from plmjax.data.store import Split, Store, open_store
-from plmjax.files import flocked, missing, no_empty_directory, write_json
+from plmjax.files import (
+    did_you_mean,
+    flocked,
+    missing,
+    no_empty_directory,
+    write_json,
+)
 from plmjax.interop.card import CardConfig
 from plmjax.models.config import EncoderConfig, ModelConfig, resolve
 from plmjax.models.platform import ANY, Platform
@@ -213,7 +219,8 @@ class Workdir:
             what = "no config.json" if saved is None else "a Hugging Face config.json"
             raise PlmjaxError(
                 f"{self.path} holds no run: it has {what}.",
-                hint="Give the --workdir of `plmjax pretrain`.",
+                hint=did_you_mean(self.path)
+                + "Give the --workdir of `plmjax pretrain`.",
             )
         if "task" in saved:
             raise PlmjaxError(

@@ -71,6 +71,9 @@ def test_paths(fail):
     assert "matches no file" in fail(Exit.USAGE, *pretrain("no.txt"))
     assert "folder holds no files of kind text" in fail(Exit.USAGE, *pretrain("folder"))
     assert "matches no file" in fail(Exit.USAGE, *pretrain("folder/*.txt"))
+    Path("folder/books.txt").write_bytes(TEXT)
+    for wrong in ("folder/boks.txt", "flder/books.txt"):
+        assert "Did you mean folder/books.txt?" in fail(Exit.USAGE, *pretrain(wrong))
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe", b"\0"])
@@ -160,6 +163,9 @@ MODELS = [
     (("evaluate", "--workdir=nowhere"), Exit.USAGE, "holds no run"),
     (("evaluate", "--workdir=.", "--batch=0"), Exit.USAGE, "at least 1"),
     (("evaluate", "--workdir=folder"), Exit.MODEL, "model_type is 't5'"),
+    (("fill", "[MASK]", "--model=foldr"), Exit.USAGE, "Did you mean folder?"),
+    (("evaluate", "--workdir=foldr"), Exit.USAGE, "Did you mean folder?"),
+    (("report", "foldr"), Exit.USAGE, "Did you mean folder?"),
     (("export", "--workdir=folder", "--to=x"), Exit.USAGE, "holds no run"),
     (("export", "--workdir=nowhere", "--to=x"), Exit.USAGE, "holds no run"),
     (("import", "--from=nowhere", "--workdir=x"), Exit.USAGE, "is not a folder"),

@@ -17,7 +17,7 @@ from train.test_resume import assert_same_run
 from train.test_resume import records as run_records
 
 import plmjax
-from plmjax import Exit, cli
+from plmjax import Exit, __main__, cli
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.cli import inference
 from plmjax.objectives import MLM
@@ -301,6 +301,26 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
     assert process.returncode == Exit.RESUMABLE, err
     assert f"Stopped by {number.name}" in out and "Run the same command again" in out
     assert "Traceback" not in err
+
+
+def test_an_interrupt_before_the_verb(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGINT))
+    assert __main__.main() == Exit.RESUMABLE
+    assert capsys.readouterr().err == "\nInterrupted. Run the same command again.\n"
+
+
+def test_huge_pages_restart_the_process_as_it_was_started(monkeypatch):
+    """`python -m` would import a tokenizers.py of the current folder."""
+    for name in ("GLIBC_TUNABLES", "PLMJAX_HUGE_PAGES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["/bin/plmjax", "doctor"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/plmjax", "doctor"])
+    monkeypatch.setattr(os, "execve", lambda _, argv, env: sys.exit(argv[1:]))
+    monkeypatch.setattr(cli.machine, "has_tpu", lambda: False)
+    monkeypatch.setattr(cli.Path, "exists", lambda _: False)
+    with pytest.raises(SystemExit) as restart:
+        cli.main()
+    assert restart.value.code == ["/bin/plmjax", "doctor"]
 
 
 def _importing(_):

@@ -1,6 +1,6 @@
 """A Chinese BERT whose masks cover whole words (Cui et al. 2019, arXiv:1906.08101).
 
-  pip install 'plmjax[chinese]'
+  pip install -e ".[chinese]"
   plmjax pretrain 'texts/*.txt' --config=bert_chinese:base --workdir=runs/bert-chinese
 
 Argument: tiny (two cores) or base (default). The vocabulary stays characters; jieba's

@@ -18,6 +18,7 @@ from plmjax import (
     RESUME,
     Exit,
     PlmjaxError,
+    children,
     disk_hint,
     machine,
 )
@@ -27,6 +28,8 @@ from plmjax.cli.parser import make_parser
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
+    # As it was started: -m would put the current folder before the installed packages.
+    restart = sys.orig_argv[1:] if argv is None else ["-m", "plmjax", *argv]
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parse(argv)
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return Exit.OK
     if isinstance(args, int):
         return args
-    _prepare(args, ["-m", "plmjax", *argv])
+    _prepare(args, restart)
     try:
         code = args.run(args)  # with several processes, all run the same verb
         sys.stdout.flush()  # raises here, not at the exit, if the reader has gone
@@ -98,6 +101,7 @@ def _prepare(args, argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.unraisablehook = _interrupt_again
 
 
@@ -248,4 +252,5 @@ def _prepare_process(argv: list[str], debug: bool) -> None:
         print("Restarting with huge pages (PLMJAX_HUGE_PAGES=0 turns this off).")
     sys.stdout.flush()
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    os.execve(sys.executable, [sys.executable, *argv], environment)
+    with children.interrupted_later():  # when the new process can answer it
+        os.execve(sys.executable, [sys.executable, *argv], environment)

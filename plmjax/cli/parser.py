@@ -1,6 +1,7 @@
 """The parser: verbs in the order in which people use them."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises PlmjaxError (exit code 2)."""
+        message = re.sub("^argument (--.*): (?=\\1)", "", message)  # named twice
         if not message.endswith((".", "?")):
             message += f". `{self.prog} --help` has an example."
         raise PlmjaxError(message)

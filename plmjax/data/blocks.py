@@ -32,7 +32,7 @@ _FORMATS = (  # the hint is a sentence, or the ending that the name lacks
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", ".zst"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it."),
     (b"Rar!\x1a\x07", "a rar archive", "Unpack it."),
-    (b"PK\x03\x04", "a zip archive (or docx, xlsx, odt, epub)", "Unpack it."),
+    (b"PK\x03\x04", "a docx, xlsx, odt, epub or zip", "Unpack it, or e" + _EXPORT[1:]),
     (b"PAR1", "parquet", "Set --config.data.source.kind=parquet."),
     (b"%PDF-", "a PDF", _EXPORT),
     (b"{\\rtf", "RTF", _EXPORT),

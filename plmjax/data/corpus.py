@@ -14,7 +14,7 @@ from typing import Any, Literal
 from plmjax import DataError, PlmjaxError
 from plmjax.config import Block, nearest, number
 from plmjax.data.archives import container
-from plmjax.files import digest
+from plmjax.files import did_you_mean, digest
 
 RIGHTS = ("license", "rights", "url")  # keys of a source, for the model card
 CLEANING = 1  # increase it when clean() changes: it is part of every fingerprint
@@ -227,7 +227,8 @@ def find_inputs(
         raise PlmjaxError(f"{key} is empty.", hint=hint)
     chosen: dict[Path, None] = {}
     for pattern in patterns:
-        what, hint = "matches no file", "Check the spelling, or give an absolute path."
+        what, hint = "matches no file", did_you_mean(pattern)
+        hint = hint or "Check the spelling, or give an absolute path."
         if os.path.isdir(pattern):
             if files_in is not None:
                 chosen |= dict.fromkeys(files_in(Path(pattern)))
@@ -239,7 +240,7 @@ def find_inputs(
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             message = f"{key}: {pattern!r} {what} (in {Path.cwd()})."
-            raise PlmjaxError(message, hint=hint)
+            raise PlmjaxError(message, hint=hint.rstrip())
         chosen |= dict.fromkeys(files)
     return list(chosen)
 

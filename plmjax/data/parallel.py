@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+from plmjax.children import interrupted_later
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -39,7 +41,8 @@ def ordered_map(
     try:
         under_way: deque = deque()
         for item in items:
-            under_way.append(pool.submit(function, item))
+            with interrupted_later():  # here the pool starts its processes
+                under_way.append(pool.submit(function, item))
             if len(under_way) > 2 * workers:
                 yield under_way.popleft().result()
         while under_way:

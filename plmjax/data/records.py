@@ -24,6 +24,7 @@ from plmjax.config import nearest
 from plmjax.data.archives import open_member
 from plmjax.data.blocks import UTF8, Decoding, guess_encoding, raw_blocks
 from plmjax.data.corpus import Tally, unreadable
+from plmjax.files import did_you_mean
 
 LINE_BYTES = 1 << 28  # a JSON record must fit into memory
 ROWS = 1000  # read at once
@@ -313,7 +314,8 @@ def split_of(paths: str, role: str) -> tuple[Path, str]:
     if not os.path.isdir(os.path.expanduser(folder)):
         raise PlmjaxError(
             f"task.{role}: {folder!r} is not a folder (in {Path.cwd()}).",
-            hint='Give a local "folder" or "folder:split"; nothing is downloaded.',
+            hint=f'{did_you_mean(folder)}Give a local "folder" or "folder:split"; '
+            "nothing is downloaded.",
         )
     return Path(folder).expanduser(), split
 

@@ -38,9 +38,9 @@ def check_is_folder(folder: Path, given: object, name: str = "") -> None:
     repository = given if _HUB_NAME.fullmatch(str(given)) else "NAME"
     raise PlmjaxError(
         f"{name or given} is not a folder.",
-        hint="Give a run's workdir or a Hugging Face folder. plmjax downloads nothing: "
-        f"a model of the hub needs `hf download {repository} --local-dir={given}` "
-        "first.",
+        hint=f"{files.did_you_mean(folder)}Give a run's workdir or a Hugging Face "
+        "folder. plmjax downloads nothing: a model of the hub needs `hf download "
+        f"{repository} --local-dir={given}` first.",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from plmjax import Exit, PlmjaxError
 from plmjax.evaluate.model import is_finetuned, is_folder, is_run
-from plmjax.files import locked_by
+from plmjax.files import did_you_mean, locked_by
 from plmjax.tasks.scores import cost
 from plmjax.train.metrics import read_starts, scan_metrics
 from plmjax.train.trackers import redacted
@@ -94,7 +94,7 @@ def _folders(path: Path) -> list[Path]:
         what = "holds no run" if path.exists() else "does not exist"
         what = "is a Hugging Face folder, not a run" if is_folder(path) else what
         hint = "Give the --workdir of a training, a sweep or a study, or their folder."
-        raise PlmjaxError(f"{path} {what}.", hint=hint)
+        raise PlmjaxError(f"{path} {what}.", hint=did_you_mean(path) + hint)
     return runs
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plmjax import Exit, PlmjaxError
+from plmjax.files import did_you_mean
 from plmjax.tokenizers import sentencepiece
 from plmjax.tokenizers.backends import (
     ALBERT,
@@ -56,7 +57,8 @@ def read(
     elif not path.is_file():
         raise PlmjaxError(
             f"tokenizer.path={str(path)!r} does not exist (in {Path.cwd()}).",
-            hint="Give a folder, a tokenizer.json, vocab.txt, .spm or .model file.",
+            hint=f"{did_you_mean(path)}Give a folder, a tokenizer.json, vocab.txt, "
+            ".spm or .model file.",
         )
     settings = _settings(folder)
     if path.suffix in (".model", ".spm"):

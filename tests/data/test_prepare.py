@@ -1,8 +1,10 @@
 import errno
+import functools
 import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from plmjax import PlmjaxError
 from plmjax.data import prepare as room
 from plmjax.data import writing
 from plmjax.data.corpus import SourceConfig, make_source
+from plmjax.data.parallel import ordered_map
 from plmjax.data.prepare import open_store, prepare, store_key
 from plmjax.data.sentences import split_sentences
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
@@ -87,6 +90,12 @@ def test_same_bytes_for_every_number_of_workers(tokenizer, tmp_path, monkeypatch
     monkeypatch.setattr(room, "BATCH_BYTES", 2000)
     stores = [build(tokenizer, tmp_path / str(w), workers=w) for w in (1, 2, 3)]
     assert contents(stores[0]) == contents(stores[1]) == contents(stores[2])
+
+
+def test_a_ctrl_c_of_the_terminal_reaches_no_worker():
+    blocked = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    assert all(signal.SIGINT in of for of in ordered_map(blocked, [(), ()], 2))
+    assert signal.SIGINT not in blocked(())
 
 
 def test_errors_of_the_corpus_come_through_workers(tokenizer, tmp_path):

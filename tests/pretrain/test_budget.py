@@ -178,7 +178,7 @@ def test_a_run_that_ends_in_time_is_repeated_by_its_config(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--minutes=0"], "--minutes=0 must be a number above 0"),
+        (["--minutes=0"], "error: --minutes=0 must be a number above 0"),
         (["--hours=-1"], "--hours=-1 must be a number above 0"),
         (["--minutes=nan"], "must be a number above 0"),
         (["--minutes=5", "--steps=3"], "cannot be combined with --steps=3"),
