@@ -281,3 +281,21 @@ def test_the_map_of_the_house_names_every_room():
     package = ROOT / "plmjax"
     rooms = {f"{p.parent.name}/" for p in package.glob("*/__init__.py")}
     assert rooms | {p.name for p in package.glob("*.py")} - {"__main__.py"} <= named
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    build = pytest.importorskip("mkdocs.commands.build")
+    from mkdocs.config import load_config
+
+    config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
+    # Strict: a link to no page, or to no heading, ends the build.
+    build.build(config)
+    pages = [*tmp_path.rglob("*.html")]
+    assert len(pages) > 30
+    for page in pages:
+        loads = re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\" >]+)",
+            page.read_text(),
+        )
+        assert not loads, page
