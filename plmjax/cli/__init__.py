@@ -27,7 +27,7 @@ from plmjax.cli.parser import make_parser
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
-    argv = sys.argv[1:] if argv is None else argv
+    program, argv = argv is None, sys.argv[1:] if argv is None else argv
     try:
         args = _parse(argv)
         sys.stdout.flush()
@@ -40,9 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = args.run(args)  # with several processes, all run the same verb
         sys.stdout.flush()  # raises here, not at the exit, if the reader has gone
-        return code
     except BaseException as error:
-        return _leave(error, args)
+        code = _leave(error, args)
+    if program:  # a signal while Python ends would change the exit code
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def run_program(
@@ -95,7 +98,7 @@ def _prepare(args, argv: list[str]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ctrl-C and SIGTERM have the same effect here; training handles both itself.
     _received.clear()
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for number in _SIGNALS:
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     sys.unraisablehook = _interrupt_again
@@ -157,6 +160,7 @@ def _explain(error: BaseException, args) -> int:
 
 # Verbs that continue what was interrupted.
 _RESUMED = ("pretrain", "finetune", "compare", "pseudo", "sweep", "launch")
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _received: list[int] = []  # signals that have interrupted the verb
 
 
