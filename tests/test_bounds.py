@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_ranges import PLACES, limits_of, numbers
+from tests_common import batch_of
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
@@ -200,17 +201,7 @@ OF_TOKENIZER = Pieces(4, SPECIAL, tuple(range(1, PIECES + 1)))
 
 def rows_of_text() -> dict:
     random = np.random.default_rng(0)
-    tokens = random.integers(5, PIECES, (64, 16)).astype(np.int32)
-    index = np.tile(np.arange(16, dtype=np.int32), (64, 1))
-    return {
-        "tokens": tokens,
-        "segments": np.ones_like(tokens),
-        "positions": index,
-        "types": np.zeros_like(tokens),
-        "word_start": np.ones(tokens.shape, bool),
-        "row": np.arange(64, dtype=np.int32),
-        "copy": np.zeros(64, np.int32),
-    }
+    return batch_of(random.integers(5, PIECES, (64, 16)))
 
 
 def test_random_pieces_are_those_of_the_tokenizer():

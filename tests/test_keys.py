@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from finetune_common import config_of, make_folder, one_device, records, write
 from interop.cases import draw
-from tests_common import WORDS, sentences
+from tests_common import WORDS, batch_of, sentences
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -150,18 +150,11 @@ def a_batch(length: int = LENGTH) -> dict:
     shape = (ROWS_OF_BATCH, length)
     tokens = random.integers(5, 36, shape).astype(np.int32)
     tokens[:, 0], tokens[:, -1] = 2, 3
-    index = np.arange(length, dtype=np.int32)
-    return {
-        "tokens": tokens,
-        "segments": np.ones(shape, np.int32),
-        "positions": np.tile(index, (ROWS_OF_BATCH, 1)),
-        "types": np.zeros(shape, np.int32),
-        "word_start": np.tile(index % 2 == 1, (ROWS_OF_BATCH, 1)),
-        "row": np.arange(ROWS_OF_BATCH, dtype=np.int32),
-        "copy": np.zeros(ROWS_OF_BATCH, np.int32),
-        "cut": np.zeros(shape, bool),
+    batch = batch_of(tokens, cut=np.zeros(shape, bool))
+    return batch | {
+        "word_start": batch["positions"] % 2 == 1,
         "cls": np.zeros((ROWS_OF_BATCH, 1), np.int32),
-        "pair_label": (np.arange(ROWS_OF_BATCH, dtype=np.int32) % 2)[:, None],
+        "pair_label": batch["row"][:, None] % 2,
     }
 
 
