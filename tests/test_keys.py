@@ -42,7 +42,6 @@ from plmjax.models.task_heads import task_logits
 from plmjax.objectives import (
     CLM,
     MLM,
-    Altered,
     CLMConfig,
     Distill,
     DistillConfig,
@@ -52,6 +51,7 @@ from plmjax.objectives import (
     MLMConfig,
     Objective,
     Pieces,
+    altered,
     distances,
 )
 from plmjax.objectives.generator import GeneratorConfig
@@ -693,7 +693,7 @@ def _(made):
     for start in ("teacher", "fresh"):
         run = made.run("objective.kind=distill", f"objective.start={start}")
         init = lambda key, batch, run=run: zeros(run)  # noqa: E731
-        run = dataclasses.replace(run, objective=Altered(run.objective, init))
+        run = dataclasses.replace(run, objective=altered(run.objective, init=init))
         with jax.set_mesh(run.mesh):
             found[start] = fresh_state(run, lambda _: None).params
     theirs = open_model(str(made.folder)).params["encoder"]["layer_1"]["ffn"]["up"]
@@ -1387,9 +1387,7 @@ def _(made):
     steps = {loss_of(parts, moved, step=step)[0] for step in (0, 1)}
     assert len(steps | {there}) == 3
     # An entry is the start's, or so much further from it that the mean stays.
-    echo = mixout.mixout(
-        Altered(plain.objective, loss_override=lambda p, *_: p), 0.6
-    ).loss
+    echo = mixout.mixout(altered(plain.objective, loss=lambda p, *_: p), 0.6).loss
     mixed = tree.flatten(echo(moved, parts.frozen, {}, a_key(), True))
     name = "encoder/layer_1/ffn/up/kernel"
     start, now = tree.flatten(parts.params)[name], tree.flatten(moved)[name]
