@@ -43,7 +43,8 @@ def make_batch(shape):
     random = np.random.default_rng(0)
     batch = batch_of(random.integers(1, 13, shape))
     batch["types"] += batch["positions"] > 2
-    return jax.tree.map(jnp.asarray, batch)
+    names = ("tokens", "segments", "positions", "types")
+    return {name: jnp.asarray(batch[name]) for name in names}
 
 
 def shape_of(task):
