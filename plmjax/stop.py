@@ -122,12 +122,8 @@ class Watchdog:
         end: Callable[[int], Any] = os._exit,
         first: float = 10.0,
     ):
-        self._seconds, self._record, self._end, self._first = (
-            seconds,
-            record,
-            end,
-            first,
-        )
+        self._seconds, self._record = seconds, record
+        self._end, self._first = end, first
         self._took: deque[float] = deque(maxlen=100)
         self._moved = time.monotonic()
         self._step = 0

@@ -1,8 +1,9 @@
-"""Bounds and odd values: each bound at itself and one beyond, nan, and what is no row.
+"""Bounds of values, alone and beside others; what is no number, and what is no row.
 
 A value is refused by a PlmjaxError that names its key.
 """
 
+import collections
 import math
 import re
 
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_ranges import PLACES, limits_of, numbers
+from tests_common import batch_of
 
 from plmjax import Exit, PlmjaxError, tree
 from plmjax import config as config_lib
@@ -24,186 +27,99 @@ from plmjax.objectives.generator import GeneratorConfig
 from plmjax.objectives.masked import bytes_of
 from plmjax.workdir import RunConfig
 
-TINY, HUGE = 1e-9, 1e9
-SEED = [0, 2**32 - 1], [-1, 2**32]
-COUNT = [1], [0, -1]
-SIZE = [1], [0]
-SHARE = [0.0, 1.0], [-TINY, 1 + TINY]
-# None means no such thing; above 0, and below 1 or not.
-RATE = [0.0, 1 - TINY], [-TINY, 1.0]
-ABOVE, NOT_NEGATIVE = [TINY, HUGE], [0.0, HUGE]
-PERCENT = [0.0, 100.0], [-TINY, 100 + 1e-6]
-INSIDE_PERCENT = [TINY, 100 - 1e-6], [0.0, 100.0, -1.0]
-
-# {key: (values that are accepted, values that are refused)}; what else a value needs
-# stands in BESIDE.
-TRAIN = {
-    "train.steps": COUNT,
-    "train.epochs": (ABOVE, [0.0, -1.0]),
-    "train.batch": SIZE,
-    "train.accumulation": ([1, 16], [0, 17]),
-    "train.seed": SEED,
-    "train.optimizer.learning_rate": (ABOVE, [0.0, -TINY]),
-    "train.optimizer.b1": RATE,
-    "train.optimizer.b2": RATE,
-    "train.optimizer.eps": (NOT_NEGATIVE, [-TINY]),
-    "train.optimizer.weight_decay": (NOT_NEGATIVE, [-TINY]),
-    "train.optimizer.clip_norm": (ABOVE, [0.0, -TINY]),
-    "train.optimizer.layer_decay": ([TINY, 1.0], [0.0, 1 + TINY]),
-    "train.optimizer.freeze": ([0], [-1]),
-    "train.optimizer.unfreeze_every_steps": COUNT,
-    "train.schedule.warmup_percent": PERCENT,
-    "train.schedule.warmup_steps": ([0], [-1]),
-    "train.schedule.decay_percent": PERCENT,
-    "train.schedule.final_percent": PERCENT,
-    "train.prune.sparsity": RATE,
-    "train.prune.begin_percent": ([0.0, 50.0], [-TINY, 50.1, 100 + 1e-6]),
-    "train.prune.end_percent": PERCENT,
-    "train.prune.stages": COUNT,
-    "train.ema_decay": ([TINY, 1 - TINY], [0.0, 1.0]),
-    "train.average_from_percent": ([0.0, 100 - 1e-6], [-TINY, 100.0]),
-    "train.loss_scale": ([1.0, 2.0**24], [1 - TINY, 2.0**25]),
-    "train.loss_scale_steps": COUNT,
-    "train.log_every_steps": COUNT,
-    "train.evaluate_every_steps": COUNT,
-    "train.checkpoint_every_steps": COUNT,
-    "train.patience_evaluations": COUNT,
-    "train.keep_checkpoints": ([2], [1]),
-    "train.max_bad_steps": COUNT,
-    "train.spike_sigmas": (ABOVE, [0.0, -TINY]),
-    "train.rollback_batches": COUNT,
-    "train.max_rollbacks": COUNT,
-    "train.hang_after_seconds": (ABOVE, [0.0, -TINY]),
-    "mesh.data": SIZE,
-    "mesh.fsdp": SIZE,
-    "mesh.tensor": SIZE,
+TINY = 1e-9
+# The keys of both configs by their range, which test_ranges.py tries at its ends.
+RANGES = {
+    "at least 1": """
+    train.steps train.batch train.accumulation train.optimizer.unfreeze_every_steps
+    train.prune.stages train.loss_scale_steps train.log_every_steps
+    train.evaluate_every_steps train.checkpoint_every_steps train.patience_evaluations
+    train.max_bad_steps train.rollback_batches train.max_rollbacks mesh.data mesh.fsdp
+    mesh.tensor data.source.column data.source.max_documents data.workers
+    tokenizer.vocab_size tokenizer.min_frequency tokenizer.alphabet
+    tokenizer.longest_word tokenizer.stride model.vocab_size model.layers model.width
+    model.heads model.kv_heads model.global_limit model.block model.rope_factor
+    model.ffn_width model.embedding_width model.max_positions model.groups
+    model.landmarks objective.copies objective.generator.layers
+    objective.generator.width objective.generator.heads objective.generator.ffn_width
+    objective.generator.embedding_width task.stride task.max_answer_tokens start.layers
+    """,
+    "at least 0": """
+    train.optimizer.eps train.optimizer.weight_decay train.optimizer.freeze
+    train.schedule.warmup_steps model.random_blocks model.position_offset
+    model.token_types model.norm_eps model.convolution_width model.value_convolution
+    model.init_std objective.mlm_weight objective.pair_weight
+    objective.generator_weight objective.detector_weight objective.soft_weight
+    objective.cosine_weight objective.hidden_weight objective.attention_weight
+    start.reinit_layers objective.rdrop_weight lora.rank folds.fold
+    """,
+    "above 0": """
+    train.epochs train.optimizer.learning_rate train.optimizer.clip_norm
+    train.spike_sigmas train.hang_after_seconds model.rope_theta model.rope_local_theta
+    objective.temperature baselines_seconds task.temperature
+    objective.teacher_temperature
+    """,
+    "at least 0 and below 1": """
+    train.optimizer.b1 train.optimizer.b2 train.prune.sparsity model.dropout
+    model.attention_dropout start.dropout start.classifier_dropout
+    objective.label_smoothing mixout
+    """,
+    "above 0 and below 1": """
+    train.ema_decay objective.probability objective.final_probability
+    """,
+    "above 0 and at most 1": "train.optimizer.layer_decay",
+    "0 to 1": """
+    objective.mask_share objective.random_share objective.short_share
+    objective.teacher_share
+    """,
+    "0 to 100": """
+    train.schedule.warmup_percent train.schedule.decay_percent
+    train.schedule.final_percent train.prune.begin_percent train.prune.end_percent
+    """,
+    "at least 0 and below 100": "train.average_from_percent",
+    "above 0 and below 100": "data.held_out_percent task.held_out_percent",
+    "above 0 and at most 4": """
+    objective.generator.layers_fraction objective.generator.width_fraction
+    """,
+    "at least 2": """
+    train.keep_checkpoints model.window model.position_buckets folds.count
+    """,
+    "at least 4": "data.source.max_document_bytes",
+    "at least 8": "data.length task.length",
+    "1 to 16": "tokenizer.k",
+    f"1 to {2**24}": "train.loss_scale",
+    f"0 to {2**32 - 1}": "train.seed seeds.data seeds.init seeds.dropout folds.seed",
+    "None": "lora.alpha",
 }
-PRETRAINING = TRAIN | {
-    "data.source.column": COUNT,
-    "data.source.max_documents": COUNT,
-    "data.length": ([8], [7]),
-    "data.held_out_percent": INSIDE_PERCENT,
-    "data.workers": COUNT,
-    "tokenizer.vocab_size": COUNT,
-    "tokenizer.min_frequency": COUNT,
-    "tokenizer.alphabet": COUNT,
-    "tokenizer.longest_word": COUNT,
-    "tokenizer.k": ([1, 16], [0, 17]),
-    "tokenizer.stride": COUNT,
-    "model.vocab_size": ([40], [39]),
-    "model.layers": SIZE,
-    "model.width": SIZE,
-    "model.heads": SIZE,
-    "model.kv_heads": SIZE,
-    "model.window": ([2], [0, 1]),
-    "model.global_limit": COUNT,
-    "model.block": SIZE,
-    "model.random_blocks": ([0], [-1]),
-    "model.rope_theta": (ABOVE, [0.0, -TINY]),
-    "model.rope_local_theta": (ABOVE, [0.0, -TINY]),
-    "model.rope_factor": ([1.0, HUGE], [1 - TINY, 0.0]),
-    "model.ffn_width": SIZE,
-    "model.embedding_width": SIZE,
-    "model.max_positions": SIZE,
-    "model.position_offset": ([0], [-1]),
-    "model.token_types": ([0], [-1]),
-    "model.norm_eps": (NOT_NEGATIVE, [-TINY]),
-    "model.groups": SIZE,
-    "model.position_buckets": ([2], [1]),
-    "model.convolution_width": ([0, 1, 3], [-1, 2]),
-    "model.landmarks": SIZE,
-    "model.value_convolution": ([0, 3], [-1]),
-    "model.dropout": RATE,
-    "model.attention_dropout": RATE,
-    "model.init_std": (NOT_NEGATIVE, [-TINY]),
-    "objective.probability": ([TINY, 1 - TINY], [0.0, 1.0]),
-    "objective.final_probability": ([TINY, 1 - TINY], [0.0, 1.0]),
-    "objective.mask_share": ([0.0, 0.9], [-TINY, 0.9 + 1e-6]),
-    "objective.random_share": ([0.0, 0.2 - TINY], [-TINY, 0.2 + 1e-6]),
-    "objective.copies": COUNT,
-    "objective.short_share": SHARE,
-    "objective.mlm_weight": ([TINY, HUGE], [0.0, -TINY]),
-    "objective.pair_weight": (NOT_NEGATIVE, [-TINY]),
-    "objective.generator.layers": COUNT,
-    "objective.generator.width": COUNT,
-    "objective.generator.heads": COUNT,
-    "objective.generator.ffn_width": COUNT,
-    "objective.generator.embedding_width": COUNT,
-    "objective.generator.layers_fraction": ([TINY, 4.0], [0.0, 4 + TINY]),
-    "objective.generator.width_fraction": ([TINY, 4.0], [0.0, 4 + TINY]),
-    "objective.generator_weight": ([TINY, HUGE], [-TINY]),
-    "objective.detector_weight": (ABOVE, [0.0, -TINY]),
-    "objective.temperature": (ABOVE, [0.0, -TINY]),
-    "objective.soft_weight": (NOT_NEGATIVE, [-TINY]),
-    "objective.cosine_weight": (NOT_NEGATIVE, [-TINY]),
-    "objective.hidden_weight": (NOT_NEGATIVE, [-TINY]),
-    "objective.attention_weight": (NOT_NEGATIVE, [-TINY]),
+# {key: (accepted, refused beside the values of other keys)}.
+BESIDE_OTHERS = {
+    "train.accumulation": (16, 17),
+    "train.prune.begin_percent": (50.0, 50.1),
+    "model.vocab_size": (40, 39),
+    "model.convolution_width": (3, 2),
+    "objective.mask_share": (0.9, 0.9 + 1e-6),
+    "objective.random_share": (0.2 - TINY, 0.2 + 1e-6),
+    "objective.mlm_weight": (TINY, 0.0),
+    "objective.detector_weight": (TINY, 0.0),
+    "folds.fold": (2, 3),
 }
-FINETUNING = TRAIN | {
-    "baselines_seconds": (ABOVE, [0.0, -TINY]),
-    "task.held_out_percent": INSIDE_PERCENT,
-    "task.length": ([8], [7]),
-    "task.stride": COUNT,
-    "task.temperature": (ABOVE, [0.0, -TINY]),
-    "task.max_answer_tokens": COUNT,
-    "start.layers": COUNT,
-    "start.reinit_layers": ([0], [-1]),
-    "start.dropout": RATE,
-    "start.classifier_dropout": RATE,
-    "objective.label_smoothing": RATE,
-    "objective.rdrop_weight": (NOT_NEGATIVE, [-TINY]),
-    "objective.teacher_share": SHARE,
-    "objective.teacher_temperature": (ABOVE, [0.0]),
-    "mixout": RATE,
-    "lora.rank": ([0, 1], [-1]),
-    "lora.alpha": ([-1.0, 0.0, HUGE], []),
-    "seeds.data": SEED,
-    "seeds.init": SEED,
-    "seeds.dropout": SEED,
-    "folds.count": ([2], [1, 0, -1]),
-    "folds.fold": ([0, 2], [-1, 3]),
-    "folds.seed": SEED,
-}
-BESIDE = {
-    "train.spike_sigmas": {"train.on_bad_step": "raise"},
-    "train.epochs": {"train.steps": None},
-    "train.steps": {"train.epochs": None},
-    "model.position_buckets": {
-        "model.attention": "disentangled",
-        "model.positions": "none",
-    },
-    "model.groups": {"model.sharing": "all"},
-    "model.width": {"model.heads": 1},
-    "folds.fold": {"folds.count": 3},
-}
-SCHEMAS = {
-    "pretraining": (RunConfig, PRETRAINING),
-    "fine-tuning": (FinetuneConfig, FINETUNING),
-}
-BOUNDS = [(schema, key) for schema, (_, table) in SCHEMAS.items() for key in table]
-
-
-def nested(values: dict) -> dict:
-    return tree.unflatten({key.replace(".", "/"): v for key, v in values.items()})
+BESIDE = {"folds.fold": {"folds.count": 3}}
+DISTILLED = "temperature soft_weight cosine_weight hidden_weight attention_weight"
+SCHEMAS = {"pretraining": RunConfig, "fine-tuning": FinetuneConfig}
 
 
 def load(schema: str, key: str, value) -> None:
     """Builds all that checks a config by its values alone."""
-    kind = SCHEMAS[schema][0]
     values = BESIDE.get(key, {}) | {key: value}
-    block = key.split(".")[1] if "." in key else ""
-    if block.startswith(("generator", "detector")):
+    block, _, name = key.partition(".")
+    if name.startswith(("generator", "detector")):
         values["objective.kind"] = "electra"
-    if (
-        block == "temperature"
-        and key.startswith("objective")
-        or block in ("soft_weight cosine_weight hidden_weight attention_weight".split())
-    ):
+    elif block == "objective" and name in DISTILLED.split():
         values["objective.kind"] = "distill"
-    config = config_lib.load(kind, None, (), nested(values))
-    built = config
+    nested = tree.unflatten({k.replace(".", "/"): v for k, v in values.items()})
+    config = config_lib.load(SCHEMAS[schema], None, (), nested)
     if schema == "pretraining":
-        resolve(built.model, 40, 0)
+        resolve(config.model, 40, 0)
 
 
 def numeric(kind) -> dict[str, set]:
@@ -214,29 +130,37 @@ def numeric(kind) -> dict[str, set]:
     return {k: t & {"int", "float"} for k, t in named.items() if t & {"int", "float"}}
 
 
-def test_each_number_of_a_config_has_its_bounds_here():
-    for kind, table in SCHEMAS.values():
-        # These are checked in tests/data/: where documents are read, and as a number
-        # or a tuple of them.
-        elsewhere = {"data.source.max_document_bytes", "data.mixture_temperature"}
-        assert set(numeric(kind)) - elsewhere == set(table)
+NUMBERS = [
+    (schema, key, kinds)
+    for schema, config in SCHEMAS.items()
+    for key, kinds in numeric(config).items()
+    # It may be a tuple, and is checked in tests/data/.
+    if key != "data.mixture_temperature"
+]
 
 
-@pytest.mark.parametrize(("schema", "key"), BOUNDS)
-def test_a_bound_is_accepted_and_what_is_beyond_is_refused(schema, key):
-    accepted, refused = SCHEMAS[schema][1][key]
-    for value in accepted:
-        load(schema, key, value)
-    last = key.rsplit(".", 1)[-1]
-    for value in refused:
-        with pytest.raises(PlmjaxError, match=rf"\b{last}\b"):
-            load(schema, key, value)
+def test_each_number_of_a_config_has_its_range():
+    found = collections.defaultdict(set)
+    for block, prefix in PLACES:
+        for name in numbers(block):
+            found[str(limits_of(block, name))].add(f"{prefix}{name}")
+    assert found == {limits: {*keys.split()} for limits, keys in RANGES.items()}
+    assert {key for _, key, _ in NUMBERS} == set.union(*found.values())
 
 
-@pytest.mark.parametrize(("schema", "key"), BOUNDS)
-def test_what_is_no_number_is_refused(schema, key):
+@pytest.mark.parametrize("key", BESIDE_OTHERS)
+def test_a_bound_beside_other_values_is_accepted_and_what_is_beyond_is_refused(key):
+    schema = "fine-tuning" if key.startswith("folds.") else "pretraining"
+    accepted, refused = BESIDE_OTHERS[key]
+    load(schema, key, accepted)
+    with pytest.raises(PlmjaxError, match=rf"\b{key.rpartition('.')[2]}\b"):
+        load(schema, key, refused)
+
+
+@pytest.mark.parametrize(("schema", "key", "kinds"), NUMBERS)
+def test_what_is_no_number_is_refused(schema, key, kinds):
     odd = [math.nan, math.inf, -math.inf, True, "1", [1]]
-    if "float" in numeric(SCHEMAS[schema][0])[key]:
+    if "float" in kinds:
         odd += [10**400, -(10**400)]
     for value in odd:
         with pytest.raises(PlmjaxError, match=re.escape(key)):
@@ -277,17 +201,7 @@ OF_TOKENIZER = Pieces(4, SPECIAL, tuple(range(1, PIECES + 1)))
 
 def rows_of_text() -> dict:
     random = np.random.default_rng(0)
-    tokens = random.integers(5, PIECES, (64, 16)).astype(np.int32)
-    index = np.tile(np.arange(16, dtype=np.int32), (64, 1))
-    return {
-        "tokens": tokens,
-        "segments": np.ones_like(tokens),
-        "positions": index,
-        "types": np.zeros_like(tokens),
-        "word_start": np.ones(tokens.shape, bool),
-        "row": np.arange(64, dtype=np.int32),
-        "copy": np.zeros(64, np.int32),
-    }
+    return batch_of(random.integers(5, PIECES, (64, 16)))
 
 
 def test_random_pieces_are_those_of_the_tokenizer():

@@ -358,6 +358,25 @@ def test_a_signal_interrupts_whatever_python_does(run, monkeypatch, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
+def test_a_signal_after_the_end_leaves_the_exit_code(tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from plmjax import cli\n"
+        "from plmjax.cli import inference\n"
+        "inference._fill = lambda _: int(sys.argv[2])\n"
+        "class Late:\n"
+        "    numbers = 2, 12, 15\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid()):\n"
+        "        [kill(me, number) for number in self.numbers]\n"
+        "late = Late()\n"
+        "sys.exit(cli.main())\n"
+    )
+    for code in (Exit.OK, Exit.RESUMABLE):
+        command = [sys.executable, "-c", program, "fill", str(int(code)), "--model=a"]
+        ended = subprocess.run(command, capture_output=True, env=environment())
+        assert (ended.returncode, ended.stderr) == (code, b"")
+
+
 def test_a_signal_in_executed_text_leaves_the_exit_code_as_it_is(tmp_path):
     """dataclasses and namedtuples are made of text, which exec runs."""
     (tmp_path / "interrupted.py").write_text(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from finetune_common import config_of, make_folder, one_device, records, write
 from interop.cases import draw
-from tests_common import WORDS, sentences
+from tests_common import WORDS, batch_of, sentences
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -42,7 +42,6 @@ from plmjax.models.task_heads import task_logits
 from plmjax.objectives import (
     CLM,
     MLM,
-    Altered,
     CLMConfig,
     Distill,
     DistillConfig,
@@ -52,6 +51,7 @@ from plmjax.objectives import (
     MLMConfig,
     Objective,
     Pieces,
+    altered,
     distances,
 )
 from plmjax.objectives.generator import GeneratorConfig
@@ -150,18 +150,11 @@ def a_batch(length: int = LENGTH) -> dict:
     shape = (ROWS_OF_BATCH, length)
     tokens = random.integers(5, 36, shape).astype(np.int32)
     tokens[:, 0], tokens[:, -1] = 2, 3
-    index = np.arange(length, dtype=np.int32)
-    return {
-        "tokens": tokens,
-        "segments": np.ones(shape, np.int32),
-        "positions": np.tile(index, (ROWS_OF_BATCH, 1)),
-        "types": np.zeros(shape, np.int32),
-        "word_start": np.tile(index % 2 == 1, (ROWS_OF_BATCH, 1)),
-        "row": np.arange(ROWS_OF_BATCH, dtype=np.int32),
-        "copy": np.zeros(ROWS_OF_BATCH, np.int32),
-        "cut": np.zeros(shape, bool),
+    batch = batch_of(tokens, cut=np.zeros(shape, bool))
+    return batch | {
+        "word_start": batch["positions"] % 2 == 1,
         "cls": np.zeros((ROWS_OF_BATCH, 1), np.int32),
-        "pair_label": (np.arange(ROWS_OF_BATCH, dtype=np.int32) % 2)[:, None],
+        "pair_label": batch["row"][:, None] % 2,
     }
 
 
@@ -700,7 +693,7 @@ def _(made):
     for start in ("teacher", "fresh"):
         run = made.run("objective.kind=distill", f"objective.start={start}")
         init = lambda key, batch, run=run: zeros(run)  # noqa: E731
-        run = dataclasses.replace(run, objective=Altered(run.objective, init))
+        run = dataclasses.replace(run, objective=altered(run.objective, init=init))
         with jax.set_mesh(run.mesh):
             found[start] = fresh_state(run, lambda _: None).params
     theirs = open_model(str(made.folder)).params["encoder"]["layer_1"]["ffn"]["up"]
@@ -1394,9 +1387,7 @@ def _(made):
     steps = {loss_of(parts, moved, step=step)[0] for step in (0, 1)}
     assert len(steps | {there}) == 3
     # An entry is the start's, or so much further from it that the mean stays.
-    echo = mixout.mixout(
-        Altered(plain.objective, loss_override=lambda p, *_: p), 0.6
-    ).loss
+    echo = mixout.mixout(altered(plain.objective, loss=lambda p, *_: p), 0.6).loss
     mixed = tree.flatten(echo(moved, parts.frozen, {}, a_key(), True))
     name = "encoder/layer_1/ffn/up/kernel"
     start, now = tree.flatten(parts.params)[name], tree.flatten(moved)[name]

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 WORDS = """the model learns a word from its context and every row of the matrix holds
@@ -46,6 +48,21 @@ TINY = (
     "--config.train.checkpoint_every_steps=5",
     "--config.train.tensorboard=False",
 )
+
+
+def batch_of(tokens: Any, **others: Any) -> dict[str, np.ndarray]:
+    """Returns a batch of tokens [rows, ..., L], each row one document; `others` too."""
+    tokens = np.asarray(tokens, np.int32)
+    index = np.arange(tokens.shape[-1], dtype=np.int32)
+    return {
+        "tokens": tokens,
+        "segments": np.ones_like(tokens),
+        "positions": np.broadcast_to(index, tokens.shape).copy(),
+        "types": np.zeros_like(tokens),
+        "word_start": np.ones(tokens.shape, bool),
+        "row": np.arange(len(tokens), dtype=np.int32),
+        "copy": np.zeros(len(tokens), np.int32),
+    } | others
 
 
 # The environment of a child whose programs are compiled as users have them.

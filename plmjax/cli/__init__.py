@@ -28,6 +28,7 @@ from plmjax.cli.parser import make_parser
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (docs/cli.md lists them)."""
+    program = argv is None
     # As it was started: -m would put the current folder before the installed packages.
     restart = sys.orig_argv[1:] if argv is None else ["-m", "plmjax", *argv]
     argv = sys.argv[1:] if argv is None else argv
@@ -43,9 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = args.run(args)  # with several processes, all run the same verb
         sys.stdout.flush()  # raises here, not at the exit, if the reader has gone
-        return code
     except BaseException as error:
-        return _leave(error, args)
+        code = _leave(error, args)
+    if program:  # a signal while Python ends would change the exit code
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def run_program(
@@ -98,7 +102,7 @@ def _prepare(args, argv: list[str]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ctrl-C and SIGTERM have the same effect here; training handles both itself.
     _received.clear()
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for number in _SIGNALS:
         if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -163,6 +167,7 @@ def _explain(error: BaseException, args) -> int:
 
 # Verbs that continue what was interrupted.
 _RESUMED = ("pretrain", "finetune", "compare", "pseudo", "sweep", "launch")
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _received: list[int] = []  # signals that have interrupted the verb
 
 

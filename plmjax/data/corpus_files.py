@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plmjax import DataError, PlmjaxError, counted
-from plmjax.data.archives import ERRORS, container, is_archive, members
+from plmjax.data.archives import ENDINGS, ERRORS, container, is_archive, members
 from plmjax.data.blocks import UTF8, Decoding, ending, open_bytes, raw_blocks
 from plmjax.data.corpus import SourceConfig, find_inputs, relative_names, unreadable
 from plmjax.data.records import SEPARATORS, is_saved
@@ -117,6 +117,13 @@ def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
     known = [p for p in visible if not _ABOUT.match(p.name)] or visible
     files = [p for p in known if (k := KINDS.get(ending(p))) and kind in (None, k)]
     others = sorted({*visible} - {*files})
+    nested = [p for p in others if p.name.lower().endswith(ENDINGS)]
+    if not files and nested:
+        raise PlmjaxError(
+            f"data.source.paths: {folder} holds no texts, but archives inside an "
+            f"archive, which are not read: {', '.join(map(str, nested[:3]))}.",
+            hint=f"Unpack {container(nested[0])}.",
+        )
     if not files:
         names = sorted({path.suffix or path.name for path in others})[:5]
         what = "archive" if is_archive(folder) else "folder"
@@ -128,7 +135,7 @@ def _files_in(folder: Path, kind: str | None, notes: list[str]) -> list[Path]:
             f"'{folder}/**/*.ENDING'. Known: .{', .'.join(filter(None, KINDS))}.",
         )
     if hidden or others or any(container(path) != path for path in files[:1]):
-        example = f" ({others[0].name}, ...)" if others else ""
+        example = f" ({[*nested, *others][0].name}, ...)" if others else ""
         notes.append(
             f"{folder}: files read: {len(files):,}; left out: {hidden:,} hidden, "
             f"{len(others):,} of other kinds{example}."

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError, tree
 from plmjax.config import Block, number
-from plmjax.objectives import Altered, Objective
+from plmjax.objectives import Objective, altered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def lora(objective: Objective, config: LoraConfig) -> Objective:
         plain = merged(config, params, frozen)
         return objective.loss(plain, frozen, batch, key, train)
 
-    return Altered(objective, init, loss)
+    return altered(objective, init=init, loss=loss)
 
 
 def adapters(config: LoraConfig, encoder: dict, key: jax.Array) -> dict:

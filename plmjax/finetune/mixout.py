@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from plmjax import PlmjaxError, tree
 from plmjax.models.noise import Noise, keep
-from plmjax.objectives import Altered, Objective
+from plmjax.objectives import Objective, altered
 
 
 def anchor(params: dict) -> dict:
@@ -45,7 +45,7 @@ def mixout(objective: Objective, rate: float) -> Objective:
             )
         return objective.loss(params, frozen, batch, key, train)
 
-    return Altered(objective, loss_override=loss)
+    return altered(objective, loss=loss)
 
 
 def _mixed(noise: Noise, name: str, x, start, rate: float) -> jax.Array:

@@ -24,7 +24,7 @@ from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
 from plmjax.finetune.teacher import with_teacher
 from plmjax.interop.folder import check_replaceable
-from plmjax.objectives import Altered
+from plmjax.objectives import altered
 from plmjax.report.curves import plot_confusion, plot_curves, plot_scores
 from plmjax.report.scores import task_lines
 from plmjax.tasks import KINDS
@@ -168,7 +168,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
 
         # No random initialisation here: all seeds share one small program.
         def init(params: dict) -> State:
-            objective = Altered(setup.objective, lambda key, batch: params)
+            objective = altered(setup.objective, init=lambda key, batch: params)
             return initialise(objective, setup.train)({})
 
         return jax.jit(init, out_shardings=shardings)(params)

@@ -122,15 +122,20 @@ class EncoderConfig(Block, prefix="model."):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.width % self.heads:
-            raise PlmjaxError(
-                f"model.heads={self.heads} does not divide model.width={self.width}.",
-                hint="The nearest number of heads that does is "
-                f"{_nearest_divisor(self.width, self.heads)}.",
-            )
+        self._check_divides("heads", self.heads, "width")
         self._check_sharing()
         self._check_attention()
         self._check_positions()
+
+    def _check_divides(self, name: str, count: int, of: str) -> None:
+        size = getattr(self, of)
+        if size % count:
+            fits = [n for n in range(1, size + 1) if size % n == 0]
+            nearest = min(fits, key=lambda n: abs(n - count))
+            raise PlmjaxError(
+                f"model.{name}={count} does not divide model.{of}={size}.",
+                hint=f"The nearest number of {name} that does is {nearest}.",
+            )
 
     def _check_sharing(self) -> None:
         if self.groups > 1 and self.sharing == "none":
@@ -139,22 +144,11 @@ class EncoderConfig(Block, prefix="model."):
                 hint="Set model.sharing to 'all', 'attention' or 'ffn', or "
                 "model.groups to 1.",
             )
-        if self.layers % self.groups:
-            raise PlmjaxError(
-                f"model.groups={self.groups} does not divide "
-                f"model.layers={self.layers}.",
-                hint="The nearest number of groups that does is "
-                f"{_nearest_divisor(self.layers, self.groups)}.",
-            )
+        self._check_divides("groups", self.groups, "layers")
 
     def _check_attention(self) -> None:
         kv_heads = self.kv_heads or self.heads
-        if self.heads % kv_heads:
-            raise PlmjaxError(
-                f"model.kv_heads={kv_heads} does not divide model.heads={self.heads}.",
-                hint="The nearest number that does is "
-                f"{_nearest_divisor(self.heads, kv_heads)}.",
-            )
+        self._check_divides("kv_heads", kv_heads, "heads")
         if "local" in self.layer_kinds and self.sharing != "none":
             raise PlmjaxError(
                 f"model.sharing={self.sharing!r} needs layers of one kind, but "
@@ -304,11 +298,6 @@ class EncoderConfig(Block, prefix="model."):
     def max_length(self) -> int:
         """The largest row length that the positions allow, in tokens."""
         return self.max_positions - self.position_offset
-
-
-def _nearest_divisor(size: int, wanted: int) -> int:
-    fits = [n for n in range(1, size + 1) if size % n == 0]
-    return min(fits, key=lambda n: abs(n - wanted))
 
 
 # What a family has, but for the sizes.

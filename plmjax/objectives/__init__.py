@@ -1,6 +1,6 @@
 """Training objectives, each a frozen dataclass."""
 
-from plmjax.objectives.base import Altered, Key, ModelView, Objective, Pieces
+from plmjax.objectives.base import Key, ModelView, Objective, Pieces, altered
 from plmjax.objectives.clm import CLM, CLMConfig
 from plmjax.objectives.contrastive import Contrastive
 from plmjax.objectives.distill import Distill, DistillConfig
@@ -17,7 +17,6 @@ __all__ = [
     "CLM",
     "MLM",
     "OBJECTIVES",
-    "Altered",
     "CLMConfig",
     "Contrastive",
     "Distill",
@@ -31,4 +30,5 @@ __all__ = [
     "Pieces",
     "Supervised",
     "SupervisedConfig",
+    "altered",
 ]

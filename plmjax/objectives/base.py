@@ -1,6 +1,7 @@
 """The interface of objectives: a few pure functions, and the models they train."""
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -132,48 +133,15 @@ class Objective(abc.ABC):
         """Returns the matrix FLOPs of training on a row."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Altered(Objective):
-    """An objective with other initial parameters or another loss, where given."""
+def altered(objective: Objective, **methods: Callable[..., Any]) -> Objective:
+    """Returns the objective with another `init` or `loss`, functions of its arguments.
 
-    inner: Objective
-    init_override: Callable[[jax.Array, Batch], dict] | None = None
-    loss_override: Callable[..., tuple[jax.Array, Metrics]] | None = None
-
-    def init(self, key, batch):
-        return (self.init_override or self.inner.init)(key, batch)
-
-    def tables(self):
-        return self.inner.tables()
-
-    def corrupt(self, frozen, batch, key, progress):
-        return self.inner.corrupt(frozen, batch, key, progress)
-
-    def loss(self, params, frozen, batch, key, train):
-        return (self.loss_override or self.inner.loss)(
-            params, frozen, batch, key, train
-        )
-
-    @property
-    def models(self):
-        return self.inner.models
-
-    @property
-    def weights(self):
-        return self.inner.weights
-
-    def scores(self, means):
-        return self.inner.scores(means)
-
-    @property
-    def token_loss(self):
-        return self.inner.token_loss
-
-    def slots(self, length):
-        return self.inner.slots(length)
-
-    def flops(self, length):
-        return self.inner.flops(length)
+    They may call the methods of the given one, which stays as it is.
+    """
+    other = copy.copy(objective)
+    for name, method in methods.items():
+        object.__setattr__(other, name, method)  # it may be frozen
+    return other
 
 
 class ObjectiveConfig(Block, prefix="objective."):

@@ -235,17 +235,18 @@ def prepare_data(
 
     A resumed run uses its first store, even if the text has changed since. `check`
     receives the tokenizer before all of the text is read. `tasks` prepares it on other
-    machines. `keep` refuses to replace a finished store by another.
+    machines. `keep` makes a ready store, which no later call replaces by another.
     """
     if workdir.begun:
         tokenizer = workdir.tokenizer()
         check(tokenizer)
         return tokenizer, workdir.store()
     known = workdir.read("run.json", store=str, recipe=str)
+    keep = keep or (known or {}).get("ready") is True
     if config.data.store is not None:
         if keep and known is not None:
             _check_same(workdir, known["recipe"] == stores.recipe_of(config.data.store))
-        return _ready_data(config, config.data.store, workdir, log=log, check=check)
+        return _ready_data(config, config.data.store, workdir, log, check, keep)
     sources = mixtures.open_sources(config.data)
     for source in sources.values() if tasks is not None else ():
         divide(source, 1)  # refuses what it cannot divide
@@ -292,7 +293,7 @@ def prepare_data(
     store = JoinedStore(made) if config.data.mixture else made[""]
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
-    record: dict[str, Any] = {"store": store.key, "recipe": recipe}
+    record = stores.record(store.key, recipe, keep)
     if store.parts:
         record["parts"] = {name: part.key for name, part in store.parts.items()}
     if known != record:  # else another process of the run has written it
@@ -346,9 +347,9 @@ def _ready_data(
     config: RunConfig,
     where: str,
     workdir: Workdir,
-    *,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
+    keep: bool,
 ) -> tuple[Tokenizer, Store]:
     """Returns the tokenizer and the store of data.store, as those of the run."""
     data, rule = config.data, _sentences(config)
@@ -360,7 +361,7 @@ def _ready_data(
     needed = {"held_out_percent": data.held_out_percent}
     needed |= {"sentences": rule} if rule else {}
     settings = _tokenizer_settings(config, workdir)
-    tokenizer, store = stores.take(where, workdir, settings, needed)
+    tokenizer, store = stores.take(where, workdir, settings, needed, keep)
     log(f"Prepared data: {where} ({sizes(store.manifest['splits'])}).")
     check(tokenizer)
     if config.objective.pairs_config is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plmjax import DataError, Exit, PlmjaxError
-from plmjax.checkpoint.storage import open_storage
+from plmjax.checkpoint.storage import Storage, open_storage
 from plmjax.data import merging
 from plmjax.data.store import MANIFEST, Store
 from plmjax.files import address, check_new, disk_errors, replacing_folder, write_json
@@ -105,11 +105,16 @@ def merge(inputs: Sequence[str], to: str) -> dict[str, Any]:
                 key = store.key
                 _bring(store.directory, new / "data" / key, store.manifest)
             recipe = json.dumps(["stores", [store.key for _, store in several]])
-            write_json(new / RUN, {"store": key, "recipe": recipe})
+            write_json(new / RUN, record(key, recipe, ready=True))
         result = Workdir(path).store()
         if "://" in to:
             _send(path, to, result)
         return merging.verify(result)
+
+
+def record(key: str, recipe: str, ready: bool) -> dict[str, Any]:
+    """Returns the content of run.json; a `ready` store is not replaced by another."""
+    return {"store": key, "recipe": recipe} | ({"ready": True} if ready else {})
 
 
 def recipe_of(where: str) -> str:
@@ -118,20 +123,30 @@ def recipe_of(where: str) -> str:
 
 
 def take(
-    where: str, workdir: Workdir, settings: TokenizerConfig, needed: dict[str, Any]
+    where: str,
+    workdir: Workdir,
+    settings: TokenizerConfig,
+    needed: dict[str, Any],
+    keep: bool = False,
 ) -> tuple[Tokenizer, Store]:
     """Makes a ready store that of a run: by links, or by a copy of what is remote.
 
-    `needed` are values of the manifest, by name.
+    `needed` are values of the manifest, by name. With `keep` it is ready here, too.
 
     Raises:
-      PlmjaxError: the store is of another tokenizer or otherwise not as needed (3).
+      PlmjaxError: the store is of another tokenizer or otherwise not as needed (3), or
+        that of the run's own folder (2).
     """
     recipe = recipe_of(where)
     known = workdir.read(RUN, store=str, recipe=str)
     if known is not None and known["recipe"] == recipe:
         return workdir.tokenizer(), workdir.store()
     with opened(where) as (ready, store):
+        if ready.path.samefile(workdir.path):
+            raise PlmjaxError(
+                f"data.store={where} is the folder of the run itself.",
+                hint="Choose another --workdir, to which the store is linked.",
+            )
         for name, value in needed.items():
             if (has := store.manifest[name]) != value:
                 raise DataError(
@@ -153,7 +168,7 @@ def take(
             to = workdir / "data" / store.key
             if not to.exists():
                 _bring(store.directory, to, store.manifest, link="://" not in where)
-            write_json(workdir / RUN, {"store": store.key, "recipe": recipe})
+            write_json(workdir / RUN, record(store.key, recipe, keep))
     return workdir.tokenizer(), workdir.store()
 
 
@@ -194,15 +209,26 @@ def _fetch(where: str, to: Path) -> None:
 
 
 def _send(folder: Path, where: str, store: Store) -> None:
-    """Copies a store to an object store; what makes it one, run.json, comes last."""
+    """Copies a store to an object store; what makes it one, run.json, comes last.
+
+    If that fails, what has been copied is deleted.
+    """
     inside = [*store.manifest["files"], MANIFEST]
     paths = [*sorted((folder / "tokenizer").iterdir())]
     paths += [store.directory / name for name in inside]
-    with _answers(where):
+    with _answers(where), contextlib.ExitStack() as stack:
         storage = open_storage(where)
         for path in (*paths, folder / RUN):
             name = path.relative_to(folder).as_posix()
+            stack.callback(_delete, storage, name)
             storage.write(name, path.read_bytes())
+        stack.pop_all()
+
+
+def _delete(storage: Storage, name: str) -> None:
+    """Deletes a file of a failed copy, if the store still answers."""
+    with contextlib.suppress(OSError):
+        storage.delete(name)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import jax
 import optax
 
 from plmjax import PlmjaxError, tree
-from plmjax.objectives import Altered, Objective
+from plmjax.objectives import Objective, altered
 from plmjax.train.config import OptimizerConfig
 
 _LAYER = re.compile(r"(?:.*/)?encoder/layer_(\d+)/.*")
@@ -172,4 +172,4 @@ def without_frozen(config: OptimizerConfig, objective: Objective) -> Objective:
         )
         return objective.loss(params, *arguments)
 
-    return Altered(objective, loss_override=loss)
+    return altered(objective, loss=loss)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from finetune_common import make_folder, one_device, records, run, write
 from interop.cases import CASES, PATTERNS, draw
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError, tree
 from plmjax.compress import prune
@@ -24,12 +24,10 @@ SIZES |= {"max_positions": 24, "dropout": 0.0, "attention_dropout": 0.0}
 ALL = """bert eurobert albert distilbert deberta-v2 modernbert-long longformer bigbird
 nystromformer gpt2""".split()
 random = np.random.default_rng(3)
-BATCH = {
-    "tokens": random.integers(5, 40, (2, 9)).astype(np.int32),
-    "segments": np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32),
-    "positions": np.tile(np.arange(9, dtype=np.int32), (2, 1)),
-    "types": np.zeros((2, 9), np.int32),
-}
+BATCH = batch_of(
+    random.integers(5, 40, (2, 9)),
+    segments=np.array([[1] * 9, [1] * 6 + [0] * 3], np.int32),
+)
 
 
 @functools.cache

@@ -86,6 +86,12 @@ def test_archives_hold_other_kinds(tmp_path):
     assert documents(paths=path, field="body") == BODIES * 2
     make_zip(tmp_path / "c.zip", {"a.png": b"x"})
     fails(2, "the archive", "no files of a known kind", paths=f"{tmp_path}/c.zip")
+    inner = (tmp_path / make_tar(tmp_path / "d.tar.gz")).read_bytes()
+    path = make_zip(tmp_path / "e.zip", {"a.png": b"x", "b/D.tar.gz": inner})
+    fails(2, f"an archive, which are not read: {path}/b/D.tar.gz", paths=path)
+    path = make_zip(tmp_path / "f.zip", MEMBERS | {"c.zip": inner})
+    (note,) = open_source(SourceConfig(paths=path)).description["notes"]
+    assert "2 of other kinds (c.zip, ...)" in note
 
 
 @pytest.mark.parametrize(

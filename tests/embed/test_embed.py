@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from interop.cases import draw
-from tests_common import environment, sentences
+from tests_common import batch_of, environment, sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data.inputs import read_inputs
@@ -80,12 +80,7 @@ def states(model: Model, text: str, layers: int = 2) -> np.ndarray:
 def token_states(model: Model, tokens: np.ndarray, layers: int = 2) -> np.ndarray:
     tokenizer = model.tokenizer
     ids = np.array([[tokenizer.cls_id, *tokens, tokenizer.sep_id]], np.int32)
-    batch = {
-        "tokens": ids,
-        "segments": np.ones_like(ids),
-        "positions": np.arange(ids.shape[1], dtype=np.int32)[None],
-        "types": np.zeros_like(ids),
-    }
+    batch = batch_of(ids)
     if layers == 0:
         table, place, kind, norm = (
             model.params["encoder"]["embeddings"][name]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from interop.cases import draw
-from tests_common import sentences
+from tests_common import batch_of, sentences
 
 from plmjax import Exit, PlmjaxError, cli
 from plmjax.data.corpus import SourceConfig
@@ -61,13 +61,8 @@ def log_shares(model: Model, ids, at) -> np.ndarray:
     """Returns [K, V] log-probabilities at positions of one row."""
     row = np.zeros((1, LENGTH), np.int32)
     row[0, : len(ids)] = ids
-    batch = {
-        "tokens": row,
-        "segments": (np.arange(LENGTH) < len(ids)).astype(np.int32)[None],
-        "positions": np.arange(LENGTH, dtype=np.int32)[None],
-        "types": np.zeros_like(row),
-        "mask_positions": np.arange(LENGTH, dtype=np.int32)[None],
-    }
+    batch = batch_of(row, mask_positions=np.arange(LENGTH, dtype=np.int32)[None])
+    batch["segments"] *= batch["positions"] < len(ids)
     logits = np.asarray(outputs(model.encoder, model.params, batch)["head"])[0]
     logits = logits[list(at)].astype(float)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -11,7 +11,7 @@ from plmjax import PlmjaxError, tree
 from plmjax.finetune.lora import LoraConfig, adapters, base, lora, merged
 from plmjax.finetune.mixout import anchor, mixout
 from plmjax.models import EncoderConfig
-from plmjax.objectives import MLM, Altered, Key, MLMConfig, Pieces
+from plmjax.objectives import MLM, Key, MLMConfig, Pieces, altered
 
 KEY = Key(jnp.uint32(1), jnp.uint32(2))
 
@@ -37,7 +37,7 @@ def spy():
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(params)), params
 
     objective: Any = MLM(MLMConfig(), EncoderConfig(), Pieces(4, (0,), (1,)))
-    return Altered(objective, lambda key, batch: params(3), loss)
+    return altered(objective, init=lambda key, batch: params(3), loss=loss)
 
 
 def test_mixout_takes_a_share_of_the_start_and_keeps_the_mean():

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from interop.cases import draw
 
 from plmjax import PlmjaxError, tree
 from plmjax.evaluate.model import Model
@@ -14,7 +15,6 @@ from plmjax.finetune.build import check
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.start import StartConfig, describe, start
 from plmjax.models import EncoderConfig
-from plmjax.models.heads import init_model
 from plmjax.tasks.task import Task
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig
@@ -29,19 +29,8 @@ CLASSES = Task("classes", ("no", "yes", "maybe"))
 def model(heads=("head", "pair"), **changes) -> Model:
     """A model whose every parameter is random, biases too."""
     config = dataclasses.replace(CONFIG, **changes)
-    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
-    batch = dict.fromkeys(("tokens", "segments", "positions", "types"), ids)
-    shapes = jax.eval_shape(
-        lambda key, batch: init_model(config, key, batch, heads),
-        jax.random.key(0),
-        batch,
-    )
-    random = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes
-    )
     tokenizer: Any = None
-    return Model(config, params, tokenizer, "bert")
+    return Model(config, draw(config, heads), tokenizer, "bert")
 
 
 def apart(given: Model, found: dict) -> set[str]:

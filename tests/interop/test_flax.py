@@ -9,7 +9,7 @@ from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
 from interop.test_bad_input import refused
 from safetensors.numpy import load_file
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax.interop import read_folder
 from plmjax.tree import flatten
@@ -116,10 +116,7 @@ def test_the_weights_of_a_torch_model_give_its_logits(tiny, tmp_path):
     tensors.pop("bert.embeddings.position_ids", None)
     found = read_folder(as_flax(folder, tensors, by_name))
     ids = np.arange(5, 13, dtype=np.int32)[None]
-    at = np.arange(8, dtype=np.int32)[None]
-    zeros = np.zeros_like(ids)
-    batch = {"tokens": ids, "segments": zeros + 1, "positions": at, "types": zeros}
-    batch["mask_positions"] = at
+    batch = batch_of(ids, mask_positions=np.arange(8, dtype=np.int32)[None])
     ours = outputs(found.config, found.params, batch)["head"]
     with torch.no_grad():
         theirs = model(torch.from_numpy(ids).long()).logits.numpy()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from interop.cases import CASES
+from tests_common import batch_of
 
 from plmjax.interop import read_folder
 from plmjax.interop.names import FAMILIES, head_entries
@@ -119,16 +120,8 @@ def test_transformers_loads_an_export(tiny, tmp_path, case):
     given = tokenizer(texts[: 2 - case.startswith("nystrom")], padding=True)
     mask = np.array(given["attention_mask"])
     rows = {"tokens": np.array(given["input_ids"]), "mask": mask, "types": 0 * mask}
-    positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-    batch = {
-        "tokens": rows["tokens"],
-        "segments": mask,
-        "positions": positions,
-        "types": rows["types"],
-        "mask_positions": positions,
-        "cls": 0 * mask[:, :1],
-    }
-    batch = {key: array.astype(np.int32) for key, array in batch.items()}
+    batch = batch_of(rows["tokens"], segments=mask.astype(np.int32))
+    batch |= {"mask_positions": batch["positions"], "cls": batch["types"][:, :1]}
     found = outputs(model.config, model.params, batch)
     found["states"] = encode(model.config, model.params, batch, None)
     wanted = theirs_of(folder, rows, theirs)
@@ -206,10 +199,8 @@ def test_albert_that_shares_in_part_computes_the_same(tiny, tmp_path):
     tokens = np.arange(12).reshape(2, 6)
     rows = {"tokens": tokens, "mask": 1 + 0 * tokens, "types": 0 * tokens}
     wanted = theirs_of(folder, rows, theirs)["head"]
-    positions = np.broadcast_to(np.arange(6), tokens.shape)
-    batch = {"tokens": tokens, "segments": rows["mask"], "types": rows["types"]}
-    batch |= {"positions": positions, "mask_positions": positions}
-    batch = {key: array.astype(np.int32) for key, array in batch.items()}
+    batch = batch_of(tokens)
+    batch["mask_positions"] = batch["positions"]
     found = outputs(model.config, model.params, batch)["head"]
     assert np.abs(np.asarray(found) - wanted).max() < 1e-5
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, Noise, heads
@@ -41,14 +41,10 @@ NOISE = Noise(jnp.uint32(1), jnp.uint32(2), jnp.arange(2, dtype=jnp.int32))
 
 def make_batch(shape):
     random = np.random.default_rng(0)
-    tokens = jnp.asarray(random.integers(1, 13, shape), jnp.int32)
-    places = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
-    return {
-        "tokens": tokens,
-        "segments": jnp.ones(shape, jnp.int32),
-        "positions": places,
-        "types": (places > 2).astype(jnp.int32),
-    }
+    batch = batch_of(random.integers(1, 13, shape))
+    batch["types"] += batch["positions"] > 2
+    names = ("tokens", "segments", "positions", "types")
+    return {name: jnp.asarray(batch[name]) for name in names}
 
 
 def shape_of(task):

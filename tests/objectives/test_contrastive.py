@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests_common import batch_of
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
@@ -44,15 +45,10 @@ def make_batch(step=0):
     weight = np.ones(ROWS, np.float32)
     weight[-1] = 0
     table = random.integers(1, 16, (ROWS * TEXTS, LENGTH)).astype(np.int32)
-    batch = {
-        "tokens": table[number],
-        "segments": segments,
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape).copy(),
-        "types": np.zeros(shape, np.int32),
-        "row": random.permutation(100)[:ROWS].astype(np.int32),
-        "weight": weight,
-        "label": number,
-    }
+    row = random.permutation(100)[:ROWS].astype(np.int32)
+    batch = batch_of(
+        table[number], segments=segments, row=row, weight=weight, label=number
+    )
     for name in ("tokens", "segments", "positions", "label"):
         batch[name][-1] = 0
     return batch

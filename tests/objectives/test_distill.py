@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests_common import batch_of
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, heads
@@ -56,16 +57,10 @@ def make_batch(rows: int = 8, length: int = 16, seed: int = 0) -> dict:
     ] = 0
     tokens[:, [0, length // 2]] = 2
     tokens[segments == 0] = 0
-    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    return {
-        "tokens": tokens,
-        "segments": segments,
-        "positions": np.where(segments > 0, positions, 0).astype(np.int32),
-        "types": np.zeros_like(tokens),
-        "word_start": np.ones((rows, length), bool),
-        "row": np.arange(rows, dtype=np.int32) + 7,
-        "copy": np.zeros(rows, np.int32),
-    }
+    batch = batch_of(tokens, segments=segments)
+    batch["row"] += 7
+    batch["positions"] *= segments > 0
+    return batch
 
 
 @functools.cache

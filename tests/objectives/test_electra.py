@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError, tree
 from plmjax.interop import weights
@@ -58,16 +58,9 @@ def make_batch(rows: int = 8, length: int = 24, seed: int = 0) -> dict:
     segments[:, :half], segments[:, half:end] = 1, 2
     tokens[:, [0, half]], tokens[:, [half - 1, end - 1]] = 2, 3
     tokens[:, end:] = 0
-    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    return {
-        "tokens": tokens,
-        "segments": segments,
-        "positions": positions,
-        "types": np.zeros_like(tokens),
-        "word_start": random.random((rows, length)) < 0.6,
-        "row": random.permutation(1000)[:rows].astype(np.int32),
-        "copy": np.zeros(rows, np.int32),
-    }
+    starts = random.random((rows, length)) < 0.6
+    row = random.permutation(1000)[:rows].astype(np.int32)
+    return batch_of(tokens, segments=segments, word_start=starts, row=row)
 
 
 def key(step: int = 0, seed: int = 3) -> Key:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests_common import batch_of
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
@@ -38,15 +39,8 @@ def make_batch(rows: int = 512, length: int = 128, seed: int = 0):
     tokens[:, 0], tokens[:, 39], tokens[:, 40] = 2, 3, 2
     tokens[np.arange(rows), end - 1] = 3
     tokens[segments == 0] = 0
-    return {
-        "tokens": tokens,
-        "segments": segments,
-        "positions": np.tile(index.astype(np.int32), (rows, 1)),
-        "types": np.zeros_like(tokens),
-        "word_start": random.random((rows, length)) < 0.5,
-        "row": np.arange(rows, dtype=np.int32),
-        "copy": np.zeros(rows, np.int32),
-    }
+    starts = random.random((rows, length)) < 0.5
+    return batch_of(tokens, segments=segments, word_start=starts)
 
 
 @functools.cache

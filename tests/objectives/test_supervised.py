@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig
@@ -47,15 +47,13 @@ def make_batch(kind, rows=8, step=0):
     }[kind]
     weight = np.ones(rows, np.float32)
     weight[-1] = 0
-    return {
-        "tokens": random.integers(1, 16, shape).astype(np.int32),
-        "segments": segments,
-        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy(),
-        "types": np.zeros(shape, np.int32),
-        "row": random.permutation(100)[:rows].astype(np.int32),
-        "weight": weight,
-        "label": labels if labels.dtype == np.float32 else labels.astype(np.int32),
-    }
+    return batch_of(
+        random.integers(1, 16, shape),
+        segments=segments,
+        row=random.permutation(100)[:rows].astype(np.int32),
+        weight=weight,
+        label=labels if labels.dtype == np.float32 else labels.astype(np.int32),
+    )
 
 
 def quick(f, **more):

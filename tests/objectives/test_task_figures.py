@@ -20,6 +20,7 @@ from test_figures import (
     one_step,
     sigmoid,
 )
+from tests_common import batch_of
 
 from plmjax.models import EncoderConfig
 from plmjax.objectives import (
@@ -270,18 +271,10 @@ def make_texts() -> dict:
     number[5, 2], number[4, 1] = number[3, 1], number[6, 0]
     # What fills the batch up would be right, if it counted.
     number[-1] = number[-1, 0]
-    shape = (ROWS, TEXTS, LENGTH)
     tokens = random.integers(0, VOCABULARY, (ROWS * TEXTS, LENGTH))[number]
     sizes = random.integers(2, LENGTH + 1, ROWS * TEXTS)[number]
-    return {
-        "tokens": tokens.astype(np.int32),
-        "segments": (np.arange(LENGTH) < sizes[..., None]).astype(np.int32),
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), shape).copy(),
-        "types": np.zeros(shape, np.int32),
-        "row": np.arange(ROWS, dtype=np.int32),
-        "weight": WEIGHT,
-        "label": number,
-    }
+    segments = (np.arange(LENGTH) < sizes[..., None]).astype(np.int32)
+    return batch_of(tokens, segments=segments, weight=WEIGHT, label=number)
 
 
 def contrast(params, batch, parts: int):

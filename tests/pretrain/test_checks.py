@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tests_common import WORDS, campaign, sentences
+from tests_common import WORDS, batch_of, campaign, sentences
 
 from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
@@ -32,15 +32,8 @@ def objective(unit: Any = "token", **keys) -> MLM:
 def rows(*words: list[int], tokens: int = LENGTH - 2) -> dict[str, np.ndarray]:
     """Returns a row for each list of words' sizes; 0 is one [UNK]."""
     shape = (len(words), LENGTH)
-    batch = {
-        "tokens": np.zeros(shape, np.int32),
-        "segments": np.zeros(shape, np.int32),
-        "word_start": np.zeros(shape, bool),
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (len(words), 1)),
-        "types": np.zeros(shape, np.int32),
-        "row": np.arange(len(words), dtype=np.int32),
-        "copy": np.zeros(len(words), np.int32),
-    }
+    none, starts = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    batch = batch_of(none, segments=none.copy(), word_start=starts)
     for row, sizes in enumerate(words):
         at = 1
         for size in sizes:

@@ -1,5 +1,6 @@
 """Stores that are verified, merged, copied to object stores, and trained on."""
 
+import contextlib
 import json
 import shutil
 
@@ -121,6 +122,13 @@ def test_a_finished_store_is_kept(made, tmp_path, monkeypatch, capsys):
         code, said = prepare(*given)
         assert code == 2 and "a holds a finished store of other text, or of" in said
         assert files_of(tmp_path / "a") == before
+    # A run in its folder reads it, and no other text.
+    paths = "data.source.paths=one.txt", "data.source.document=line"
+    for key, refused in (("data.held_out_percent", True), ("data.length", False)):
+        given = [*paths, "tokenizer.vocab_size=80", f"{key}=16"]
+        config = config_lib.load(RunConfig, None, given, DEFAULT_CONFIG)
+        with pytest.raises(PlmjaxError) if refused else contextlib.nullcontext():
+            prepare_data(config, Workdir("a"), quiet, quiet)
     code, said = prepare("one.txt")
     assert code == 0 and "Prepared data found" in said
     assert files_of(tmp_path / "a") == before
@@ -238,6 +246,17 @@ def test_a_run_refuses_another_store(made, tmp_path, override, words):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_a_run_cannot_take_the_store_of_its_own_folder(made, tmp_path):
+    shutil.copytree(made / "b", tmp_path / "b")
+    before = files_of(tmp_path / "b")
+    (store,) = (tmp_path / "b" / "data").iterdir()
+    for where in (tmp_path / "b", store):
+        config = config_lib.load(RunConfig, None, [*OPTIONS, f"data.store={where}"])
+        with pytest.raises(PlmjaxError, match="is the folder of the run itself"):
+            prepare_data(config, Workdir(tmp_path / "b"), quiet, quiet)
+    assert files_of(tmp_path / "b") == before
+
+
 def there_and_back(made, tmp_path, where):
     stores.merge([str(made / "a")], where)
     with pytest.raises(PlmjaxError, match="is not empty"):
@@ -253,6 +272,19 @@ def test_a_store_in_an_object_store(made, tmp_path, monkeypatch):
     remote = Remote({"driver": "memory", "path": "ready/"}, "s3://memory/ready")
     monkeypatch.setattr(stores, "open_storage", lambda _: remote)
     there_and_back(made, tmp_path, "s3://memory/ready")
+    broken = Remote({"driver": "memory", "path": "broken/"}, "s3://memory/broken")
+
+    def write(name, data):
+        Remote.write(broken, name, data)
+        if name.endswith("unigram.npy"):
+            raise OSError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "open_storage", lambda _: broken)
+        patch.setattr(broken, "write", write)
+        with pytest.raises(PlmjaxError, match="s3://memory/broken fails: no answer"):
+            stores.merge([str(made / "a")], "s3://memory/broken")
+    assert broken.entries() == []
     name = next(n for n in remote.files("data") if n.endswith("unigram.npy"))
     raw = bytearray(remote.read(f"data/{name}"))
     raw[-1] ^= 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests_common import TINY, run_cli
+from tests_common import TINY, batch_of, run_cli
 
 from plmjax import PlmjaxError, tree
 from plmjax import config as config_lib
@@ -30,16 +30,7 @@ CONFIG = DistillConfig(teacher="somewhere")
 
 def make_batch(rows: int = 4, length: int = 16) -> dict:
     tokens = np.random.default_rng(0).integers(5, 40, (rows, length)).astype(np.int32)
-    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    return {
-        "tokens": tokens,
-        "segments": np.ones_like(tokens),
-        "positions": positions,
-        "types": np.zeros_like(tokens),
-        "word_start": np.ones((rows, length), bool),
-        "row": np.arange(rows, dtype=np.int32),
-        "copy": np.zeros(rows, np.int32),
-    }
+    return batch_of(tokens)
 
 
 def model(config: EncoderConfig, seed: int) -> dict:

@@ -10,7 +10,7 @@ import pytest
 from plmjax import PlmjaxError, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.models import EncoderConfig
-from plmjax.objectives import MLM, Altered, MLMConfig, Pieces
+from plmjax.objectives import MLM, MLMConfig, Pieces, altered
 from plmjax.train import groups
 from plmjax.train.config import OptimizerConfig
 from plmjax.train.optimizer import make_optimizer
@@ -164,7 +164,7 @@ def test_frozen_parameters_get_no_gradient():
 
     objective: Any = MLM(MLMConfig(), EncoderConfig(), Pieces(4, (0,), (1,)))
     stopped = groups.without_frozen(
-        OptimizerConfig(freeze=1), Altered(objective, loss_override=loss)
+        OptimizerConfig(freeze=1), altered(objective, loss=loss)
     )
     grads = jax.grad(lambda p: stopped.loss(p, {}, {}, None, True)[0])(params())
     learns = {n for n, g in tree.flatten(grads).items() if np.abs(g).max() > 0}

@@ -15,7 +15,7 @@ from plmjax import PlmjaxError, processes
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.models import platform
-from plmjax.objectives import MLM, Altered, MLMConfig
+from plmjax.objectives import MLM, MLMConfig, altered
 from plmjax.pretrain.build import check
 from plmjax.train import sharding
 from plmjax.train.config import MeshConfig, OptimizerConfig, TrainConfig
@@ -41,7 +41,7 @@ def run(factors, dtype="float16", mesh=(1, 1, 1), accumulation=1, **keys):
         value, metrics = inner.loss(params, frozen, batch, key, train)
         return value * frozen["factors"][key.step.astype(jnp.int32)], metrics
 
-    objective = Altered(inner, loss_override=loss)
+    objective = altered(inner, loss=loss)
     frozen = inner.tables() | {"factors": np.array(factors, np.float32)}
     step = step_for(objective, config, made, False, 100)
     states, figures = [], []

@@ -12,7 +12,7 @@ from plmjax import Exit, PlmjaxError
 from plmjax import config as config_lib
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.loader import Loader
-from plmjax.objectives import Altered
+from plmjax.objectives import altered
 from plmjax.pretrain import build as run_lib
 from plmjax.pretrain import run as pretrain
 from plmjax.train import rollback, sharding
@@ -58,7 +58,7 @@ def poison(monkeypatch, value, step: int = 8) -> None:
             bad = jnp.isin(batch["row"], poisoned["rows"]).any() & train
             return total * jnp.where(bad, value, 1.0), metrics
 
-        return Altered(real, loss_override=loss)
+        return altered(real, loss=loss)
 
     made = Loader.__init__
 

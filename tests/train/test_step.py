@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests_common import campaign
+from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError, processes
 from plmjax.models import EncoderConfig
@@ -36,17 +36,12 @@ def make_batch(rows: int = 32, length: int = 32, step: int = 0, vocabulary: int 
     segments[:, :half], segments[:, half:end] = 1, 2
     tokens[:, [0, half]], tokens[:, [half - 1, end - 1]] = 2, 3
     tokens[:, end:] = 0
-    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    positions[:, half:] -= half
-    return {
-        "tokens": tokens,
-        "segments": segments,
-        "positions": np.where(segments > 0, positions, 0).astype(np.int32),
-        "types": np.zeros_like(tokens),
-        "word_start": random.random((rows, length)) < 0.6,
-        "row": random.permutation(1000)[:rows].astype(np.int32),
-        "copy": np.zeros(rows, np.int32),
-    }
+    starts = random.random((rows, length)) < 0.6
+    row = random.permutation(1000)[:rows].astype(np.int32)
+    batch = batch_of(tokens, segments=segments, word_start=starts, row=row)
+    batch["positions"][:, half:] -= half
+    batch["positions"] *= segments > 0
+    return batch
 
 
 def run(mesh_sizes, accumulation=1, dtype="float32", steps=3, unit="token", **more):
