@@ -84,6 +84,40 @@ def is_row_parallel(mesh: Mesh) -> bool:
     return mesh.shape["tensor"] == 1
 
 
+def stages(mesh: Mesh, axis: str) -> list[list[list[int]]]:
+    """Returns the groups of devices along an axis that exchange, stage by stage.
+
+    Outermost first, as an array is scattered over them. On a TPU a stage is along lines
+    of chips: over more its compiler sums whole arrays on every chip where a
+    reduce-scatter or an all-gather would send half the bytes.
+    """
+    lengths = _lines(np.moveaxis(mesh.devices, AXES.index(axis), 0)[:, 0, 0])
+    grid = np.arange(mesh.shape[axis]).reshape(lengths)
+    return [
+        np.moveaxis(grid, stage, -1).reshape(-1, length).tolist()
+        for stage, length in enumerate(lengths)
+    ]
+
+
+def _lines(devices: np.ndarray) -> list[int]:
+    """Returns the length of the lines that TPUs stand in, of lines of lines, ...
+
+    Outermost first. All are one line where they go through a slice in another order.
+    """
+    if devices[0].platform != "tpu":
+        return [len(devices)]
+    chips, lengths = np.array([device.coords for device in devices]), []
+    while len(chips) > 1:
+        differs = chips != chips[0]
+        elsewhere = (differs & ~differs[1]).any(axis=1)
+        length = int(elsewhere.argmax()) or len(chips)
+        if differs[1].sum() > 1 or len(chips) % length:
+            return [len(devices)]
+        lengths.insert(0, length)
+        chips = chips[::length]
+    return lengths or [1]
+
+
 def spec(mesh: Mesh, name: str, shape: tuple[int, ...]) -> P:
     """Returns the sharding of a parameter.
 

@@ -186,28 +186,52 @@ def _collectives(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]
     """
     held = tuple(_shardings(mesh, trees))
 
-    def gathered(x, leaf_sharding):
-        for at, axis in enumerate(leaf_sharding.spec):
-            if axis == "fsdp":
-                x = jax.lax.all_gather(x, axis, axis=at, tiled=True)
-        return x
-
     def reduced(grad, leaf_sharding):
-        spec = leaf_sharding.spec
+        spec = tuple(leaf_sharding.spec)
         # fsdp first: then the slower links between copies carry only shards.
         for axis in reversed([axis for axis in ROW_AXES if axis in spec]):
-            at = tuple(spec).index(axis)
-            grad = jax.lax.psum_scatter(grad, axis, scatter_dimension=at, tiled=True)
+            for groups in sharding.stages(mesh, axis):
+                how = {"axis_index_groups": groups, "tiled": True}
+                at = spec.index(axis)
+                grad = jax.lax.psum_scatter(grad, axis, scatter_dimension=at, **how)
         return jax.lax.psum(grad, tuple(a for a in ROW_AXES if a not in spec))
 
     def gather(trees):
-        return jax.tree.map(gathered, trees, held)
+        return _gathered(mesh, trees, held, "fsdp")
 
     def reduce(loss, metrics, grads):
         loss, metrics = jax.lax.psum((loss, metrics), ROW_AXES)
         return loss, metrics, jax.tree.map(reduced, grads, divided)
 
     return gather, reduce
+
+
+def _gathered(mesh: Mesh, arrays, shardings, axis: str):
+    """Returns the arrays not split over an axis; for use inside shard_map."""
+
+    def gathered(x, leaf_sharding):
+        spec = tuple(leaf_sharding.spec)
+        for groups in reversed(sharding.stages(mesh, axis)) if axis in spec else ():
+            how = {"axis_index_groups": groups, "tiled": True}
+            x = jax.lax.all_gather(x, axis, axis=spec.index(axis), **how)
+        return x
+
+    return jax.tree.map(gathered, arrays, shardings)
+
+
+def _gather_copies(mesh: Mesh, params: dict) -> dict:
+    """Returns parameters that each device of the data axis updated a part of."""
+    parts, copies = (
+        sharding.shardings(mesh, _Moments(params), zero1)[0] for zero1 in (True, False)
+    )
+    specs = [jax.tree.map(lambda s: s.spec, tree) for tree in (parts, copies)]
+    return jax.shard_map(
+        lambda params: _gathered(mesh, params, parts, "data"),
+        mesh=mesh,
+        in_specs=(specs[0],),
+        out_specs=specs[1],
+        check_vma=False,
+    )(params)
 
 
 def _constraints(mesh: Mesh, trees: tuple, divided) -> tuple[Callable, Callable]:
@@ -280,6 +304,8 @@ def make_step(
             params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        if zero1 and sharding.is_row_parallel(mesh):
+            params = _gather_copies(mesh, params)
         if prune is not None:  # after a skipped update, too: its stage may be the last
             params = prune(params, state.step)
         average: Any = state.average

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,12 +148,39 @@ def test_zero1_trains_alike_on_a_part_of_the_moments():
 
 
 @pytest.mark.slow
-def test_zero1_shares_the_average_and_goes_with_other_axes():
-    losses, norms, _ = reference("float32")
+def test_zero1_shares_the_average_and_goes_with_other_axes(monkeypatch):
+    """Also where chips exchange line by line, two lines of two."""
+    monkeypatch.setattr(sharding, "_lines", lambda chips: [2] * (len(chips) // 2))
+    losses, norms, whole = reference("float32")
     for sizes in ((2, 2, 2), (4, 2, 1)):
         others = run(sizes, zero1=True, ema=0.9)
         np.testing.assert_allclose(others[0], losses, rtol=1e-5)
         np.testing.assert_allclose(others[1], norms, rtol=1e-5)
+        assert_close(others[2].moments, whole.moments)
+
+
+def assert_close(tree, expected):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_chips_of_a_tpu_exchange_along_their_lines():
+    def stages(*coordinates):
+        chips = [SimpleNamespace(platform="tpu", coords=c) for c in coordinates]
+        devices = np.array(chips).reshape(-1, 1, 1)
+        mesh: Any = SimpleNamespace(devices=devices, shape={"data": len(chips)})
+        return sharding.stages(mesh, "data")
+
+    flat = list(itertools.product(range(2), range(3), [0]))
+    assert stages(*flat) == [[[0, 3], [1, 4], [2, 5]], [[0, 1, 2], [3, 4, 5]]]
+    assert [len(s[0]) for s in stages(*itertools.product(*map(range, (2, 4, 3))))] == [
+        2,
+        4,
+        3,
+    ]
+    ring = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)]
+    assert stages(*ring) == [[[0, 1, 2, 3]]]
+    assert stages((0, 0, 0)) == [[[0]]]
 
 
 @pytest.mark.campaign
