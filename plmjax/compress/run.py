@@ -293,18 +293,19 @@ def as_text(result: dict[str, Any]) -> str:
         figures = {n: (row | {"megabytes": row["bytes"] / 1e6})[n] for n in names}
         figures = {n: "-" if x is None else f"{x:.2f}" for n, x in figures.items()}
         if row["interval"]:
-            figures["drop"] += " ({:.2f} to {:.2f})".format(*row["interval"])
+            low, high = row["interval"]
+            figures["drop"] += f" ±{(high - low) / 2:.2f}"
         cells.append((row["format"], row["run"], *figures.values()))
     lines = [f"ms: a text of {result['length']} tokens, {result['cores']} cores."]
     if any(row["interval"] for row in rows):
         lines.append(
-            f"Scored on {result['scored']}; in brackets is the 95 % interval: where it "
-            "holds 0, the loss may be chance."
+            f"Scored on {result['scored']}; ±: half of the 95 % interval. A loss that "
+            "is not larger may be chance."
         )
     if any(row["bytes"] > rows[0]["bytes"] for row in rows if row["run"] != "jax"):
         lines.append(
-            "A graph is larger than the original where that is tiny, as it also holds "
-            "its operations and tables, or of 16 bits: onnx has 32."
+            "A graph also holds its operations: it is larger than a tiny original, as "
+            "one of 32 bits is than one of 16."
         )
     lines += [f"{result['winner']} meets the target."] if "winner" in result else []
     columns = ["format", "run by", *names.values()]

@@ -63,6 +63,7 @@ def serve(server: Server, bound: socket.socket, limits: Limits) -> str:
         http=_protocol(limits.timeout),
         ws="none",
         lifespan="on",
+        log_config=None,  # the root's: warnings to stderr
         log_level="error",
         proxy_headers=False,
         server_header=False,

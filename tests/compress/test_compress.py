@@ -7,14 +7,17 @@ import onnx
 import pytest
 from finetune_common import make_folder, one_device, records, run, write
 from safetensors import safe_open
-from tests_common import sentences
+from serve_common import make
+from tests_common import campaign, sentences
 
 from plmjax import Exit, PlmjaxError, machine
 from plmjax.compress import run as compress_lib
 from plmjax.compress import score
 from plmjax.compress.run import compress
+from plmjax.data.sources import SourceConfig, open_source
 from plmjax.evaluate.latency import Latency
 from plmjax.evaluate.model import open_models
+from plmjax.evaluate.texts import make_plan, open_contender, score_texts
 from plmjax.finetune.predict import evaluate
 from plmjax.onnx import export as export_lib
 from plmjax.onnx.session import Session
@@ -101,7 +104,9 @@ def test_the_files_hold_numbers_of_so_many_bits(tuned, all_formats):
         assert 0 < np.abs(one - two).max() <= np.abs(one).max() / 256
 
 
-@pytest.mark.parametrize("kept", ["onnx,float16,int8,int8-static", "int8", "float16"])
+@pytest.mark.parametrize(
+    "kept", campaign(["onnx,float16,int8,int8-static", "int8", "float16"], "int8")
+)
 def test_large_graphs_have_their_weights_in_a_second_file(
     tuned, all_formats, tmp_path, monkeypatch, kept
 ):
@@ -197,3 +202,53 @@ def test_an_output_that_is_not_finite_is_refused(tuned, tmp_path, monkeypatch):
     with pytest.raises(PlmjaxError, match="not finite") as error:
         table(tuned, tmp_path / "to", format="hf-float16")
     assert error.value.code == Exit.NUMERIC
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fill", "fill-gpt2", "detect"])
+def test_language_models_have_the_bits_of_evaluate(kind, tmp_path):
+    hub, _ = make(kind, tmp_path)
+    (tmp_path / "text.txt").write_text("\n".join(sentences(40)) + "\n")
+    text = str(tmp_path / "text.txt")
+    result = table(hub, tmp_path / "to", format="onnx,int8", data=text)
+    whole, onnx, _ = result["rows"]
+    assert "A graph also holds its operations" in compress_lib.as_text(result)
+    if kind == "detect":
+        assert whole["score"] is whole["bits_per_byte"] is onnx["interval"] is None
+        return
+    contender = open_contender(str(hub))
+    source = open_source(SourceConfig(paths=(text,)))
+    plan = make_plan([contender], source.documents())
+    (record,) = score_texts([contender], plan, 16)
+    assert whole["bits_per_byte"] == pytest.approx(record["bits_per_byte"], rel=1e-5)
+    assert onnx["bits_per_byte"] == pytest.approx(record["bits_per_byte"], rel=1e-4)
+    if kind == "fill-gpt2":
+        assert result["metric"] == "next tokens"
+        assert whole["score"] == pytest.approx(100 * record["accuracy"])
+
+
+@pytest.mark.slow
+def test_pairs_are_scored_as_evaluate_does_with_an_interval(tuned, tmp_path):
+    random = np.random.default_rng(0)
+    for name, count in (("train", 64), ("held_out", 40)):
+        lines = records("classes", count, seed=count)
+        for one in lines:
+            same = random.integers(2)
+            one["pair"] = one["text"] if same else "the row of a matrix"
+            one["label"] = ("other", "same")[same]
+        write(tmp_path / f"{name}.jsonl", lines)
+    work = tmp_path / "work"
+    folder = tuned.parent / "folder"
+    pair = "task.columns.pair=pair", "train.steps=40"
+    run(work, folder, tmp_path, *pair)
+    result = table(work, tmp_path / "to", format="int8,prune", neurons=0.9)
+    assert result["scored"] == "40 examples"
+    first, int8, pruned = result["rows"]
+    score = evaluate(str(work), log=lambda line: None)["accuracy"]
+    assert first["score"] == pytest.approx(100 * score)
+    assert first["interval"] is None and int8["run"] == "onnxruntime"
+    for row in (int8, pruned):
+        low, high = row["interval"]
+        assert low <= row["drop"] <= high
+        assert (low < high) == (row["agreement"] < 100)
+    assert "±" in compress_lib.as_text(result)

@@ -23,7 +23,7 @@ from plmjax.models.task_heads import POOLERS, POOLINGS, check, init_head
 from plmjax.onnx import export as export_file
 from plmjax.onnx import graph
 from plmjax.onnx.export import export, write_model
-from plmjax.onnx.session import Session
+from plmjax.onnx.session import Session, scores_of
 from plmjax.tasks.task import Task
 from plmjax.tokenizers import TokenizerConfig, train_tokenizer
 
@@ -203,7 +203,8 @@ def test_a_folder_is_what_optimum_reads_and_runs_texts_of_all_lengths(tmp_path, 
 
 def test_models_of_two_parts_and_with_external_data(tmp_path, monkeypatch):
     folder_of(tmp_path / "hub/generator", family="electra")
-    folder_of(tmp_path / "hub/discriminator", ("detector",), family="electra")
+    # A vocabulary head is not what a detector is for.
+    folder_of(tmp_path / "hub/discriminator", ("head", "detector"), family="electra")
     monkeypatch.setattr(export_file, "_FILE_BYTES", 1000)
     to = export(tmp_path / "hub", tmp_path / "to")
     kinds = {"generator": "fill", "discriminator": "detect"}
@@ -213,8 +214,10 @@ def test_models_of_two_parts_and_with_external_data(tmp_path, monkeypatch):
         assert files == {"model.onnx", "model.onnx_data"}
         session = Session(to / name)
         assert session.kind == kind
-        (logits,) = session.run(["the row of a matrix"])["logits"]
-        assert np.isfinite(logits).all()
+        found = session.run(["the row of a matrix"])
+        assert np.isfinite(found["logits"][0]).all()
+        scores = scores_of({output: x[0][None] for output, x in found.items()})
+        assert scores.ndim == (3 if kind == "fill" else 2)
 
 
 def test_what_differs_from_ours_is_refused_and_leaves_nothing(tmp_path, monkeypatch):

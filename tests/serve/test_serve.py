@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from finetune_common import one_device, records, write
 from serve_common import HEADS, TASKS, make, texts
 from starlette.testclient import TestClient
@@ -27,6 +29,7 @@ from plmjax.evaluate.fill import fill
 from plmjax.evaluate.judge import detect
 from plmjax.evaluate.model import open_model
 from plmjax.finetune.predict import predict
+from plmjax.serve import run as serve_run
 from plmjax.serve.answers import Asked, Endpoint
 from plmjax.serve.app import Server
 from plmjax.serve.run import open_server
@@ -424,3 +427,28 @@ def test_what_is_no_model_or_port_is_said(folders, tmp_path, capsys):
         ):
             assert main(["serve", "--port=0", *given]) == code, given
             assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["load", "import", "start"])
+def test_a_signal_before_the_first_request_ends_in_peace(
+    when, folders, monkeypatch, capsys
+):
+
+    def interrupted(*given, **more):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            if when == "import":  # as compiled code does
+                raise ModuleNotFoundError("numpy", name="numpy") from None
+            raise
+        assert given[0].should_exit  # it would begin, and end at once
+
+    owner = uvicorn.Server if when == "start" else serve_run
+    name = "run" if when == "start" else "Session"
+    monkeypatch.setattr(owner, name, interrupted)
+    assert main(["serve", f"--model={folders('tags')[1]}", "--port=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert ("SIGTERM ended it, after 0" in out) == (when == "start")
+    assert ("Ended before it answered." in err) == (when != "start")
