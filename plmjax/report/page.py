@@ -132,6 +132,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums;
   font-size: .9rem; }
 td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; }
 tbody tr:hover { background: #8882; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--good); }
