@@ -83,10 +83,8 @@ def _remarks(some: Sequence[Run]) -> Iterator[str]:
 def _as_html(part: Part) -> str | None:
     body = ""
     if part.rows:
-        cells = [[c if isinstance(c, tuple) else (c, c) for c in r] for r in part.rows]
-        rows = [[page.cell(value, text) for value, text in row] for row in cells]
-        long = any(len(str(text)) > _CUT for row in cells for _, text in row)
-        body = page.table(part.head, rows, "prose" * long)
+        long = any(len(str(c)) > _CUT for r in part.rows for c in r if type(c) is str)
+        body = page.table(part.head, part.rows, "prose" * long)
     body += part.html
     if part.figures:
         first, *others = part.figures.items()
