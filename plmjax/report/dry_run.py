@@ -259,6 +259,7 @@ def attention_table(objective: Objective, kind: str, attention: str = "xla") -> 
         figures = [*(f"{share:.1%}" for share in shares), _mb(kept)]
         rows.append([f"{length:,}", *figures, f"{kept / activations:.1%}"])
     table = as_table("Attention as a share of the encoder", columns, rows)
+    table.columns[0].justify = "right"
     if kind == "cpu" or attention != "xla":
         how = "in tiles, as here," if kind == "cpu" else "by kernels"
         table.caption = f"MB: attention weights kept; {how} none are."
