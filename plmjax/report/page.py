@@ -99,13 +99,24 @@ def plot(title: str, figure: Figure | None, width: int = 0) -> str | None:
     """
     if figure is None:
         return None
-    # The page has the templates once. The JSON contains no "<".
-    values = figure.update_layout(template=None).to_json()
+    # The page has the templates once.
+    values = _escaped(json.loads(figure.update_layout(template=None).to_json()))
+    values = json.dumps(values).replace("<", "\\u003c")  # no end of a script
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
         f'<div class="wide"><div style="min-width: {width}px"></div></div>'
         f"{_JSON}{values}</script></figure>"
     )
+
+
+def _escaped(value: Any, key: str = "") -> Any:
+    """Returns a figure whose words show as they are: plotly reads <b> and the like."""
+    if isinstance(value, dict):
+        return {name: _escaped(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item, key) for item in value]
+    words = isinstance(value, str) and key in ("text", "name", "ticktext", "customdata")
+    return html.escape(value, quote=False) if words else value
 
 
 def plots(drawn: dict[str, Figure]) -> str:

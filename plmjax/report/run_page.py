@@ -108,11 +108,6 @@ def _plain(text: str) -> str:
     return re.sub(marks, r"\\\g<0>", " ".join(str(text).split()))
 
 
-def _escaped(text: str) -> str:
-    """Returns a text for a figure: plotly reads <b> and the like, and %{...}."""
-    return html.escape(text).replace("%{", "%&#123;")
-
-
 _RUNS = """run kind state step tokens training score last best tokens_per_second mfu
 goodput devices commit"""
 _DATA = "run source part documents tokens unknown_tokens digest"
@@ -155,8 +150,7 @@ def _curves(some: Sequence[Run], axes: dict[str, dict[str, list]]) -> Part:
     order = [*dict.fromkeys([*(run.metric for run in some), *_FIRST, *sorted(metrics)])]
     drawn = {}
     for metric in (name for name in order if name in metrics):
-        title = _escaped(axis_title(metric))
-        figure = figures.new("", title, 260 if drawn else 440)
+        figure = figures.new("", axis_title(metric), 260 if drawn else 440)
         figure.update_layout(showlegend=not drawn)
         for number, run in enumerate(some):
             for kind in ("train", "evaluation"):
@@ -186,14 +180,14 @@ def _add_curve(figure: Figure, number: int, name: str, kind: str, y: list) -> No
     held_out = kind == "evaluation"
     figure.add_scatter(
         y=y,
-        name=_escaped(name),
+        name=name,
         legendgroup=name,
-        showlegend=all(other.legendgroup != name for other in figure.data),
+        showlegend=all(other.name != name for other in figure.data),
         mode="lines+markers" if held_out or len(y) == 1 else "lines",
         line={"color": colour, "dash": dash, "width": 2 if held_out else 1.4},
         opacity=1 if held_out else 0.75,
         meta={"axes": f"{number}.{kind}", "smooth": not held_out},
-        hovertemplate=f"{_escaped(name)}, {kind}: %{{y}}<extra></extra>",
+        hovertemplate=f"%{{fullData.name}}, {kind}: %{{y}}<extra></extra>",
     )
 
 
@@ -202,13 +196,13 @@ def _seeds(some: Sequence[Run]) -> Iterator[Part]:
     scored = [(run, run.best()) for run in some if run.state == "finished"]
     best = {run.name: value for run, value in scored if value is not None}
     for kind, metric in dict.fromkeys((run.kind, run.metric) for run in some):
-        figure, rows = figures.new("", _escaped(axis_title(metric)), 380), []
+        figure, rows = figures.new("", axis_title(metric), 380), []
         alike = [run for run in some if (run.kind, run.metric) == (kind, metric)]
         alike = [run for run in alike if run.name in best]
         for name, group in runs.groups(alike).items():
             y, number = [best[run.name] for run in group], str(len(rows) + 1)
             points = {"boxpoints": "all", "jitter": 0.4, "pointpos": 0}
-            points["text"] = [_escaped(run.name) for run in group]
+            points["text"] = [run.name for run in group]
             colour = COLOURS[len(rows) % len(COLOURS)]
             # Its number: the values of several keys would not fit below a box.
             figure.add_box(y=y, name=number, marker_color=colour, **points)
