@@ -118,9 +118,14 @@ sweep tokenizer""".split()
 class _Verb(types.ModuleType):
     """A module that has the name of a verb, such as plmjax.pretrain: it is called."""
 
+    def _function(self) -> Any:
+        api = importlib.import_module("plmjax.api")
+        return getattr(api, self.__name__.partition(".")[2])
+
     def __call__(self, *given: Any, **options: Any) -> Any:
-        api: Any = importlib.import_module("plmjax.api")
-        return getattr(api, self.__name__.partition(".")[2])(*given, **options)
+        return self._function()(*given, **options)
+
+    __doc__ = property(lambda self: self._function().__doc__)  # type: ignore
 
 
 class _Package(types.ModuleType):

@@ -106,8 +106,11 @@ def fit(
     return result[0] if result else {}
 
 
-def load(path: str | Path, checkpoint: str = "newest") -> "Loaded":
-    """Opens a run's workdir, a fine-tuning's, or a Hugging Face folder."""
+def load(path: str | Path, checkpoint: str | int = "newest") -> "Loaded":
+    """Opens a run's workdir, a fine-tuning's, or a Hugging Face folder.
+
+    `checkpoint` of a run is "newest", "best" or a step.
+    """
     return Loaded(path, checkpoint)
 
 
@@ -147,8 +150,8 @@ def _errors_as_python(options: Mapping[str, argparse.Action] = {}) -> Iterator[N
         end = r"(?=[.,:;?)]*(?:\s|$))"  # punctuation of the sentence is no value
         given = rf"(?:=('[^']*'|\S*?{end}))?"
         text = re.sub(rf"--config\.([\w.]*\w){given}", key, text)
-        text = re.sub(r"--(?!help)(\w+)\b(?![=:])", option, text)
-        text = re.sub(r"--(?!help)(\w+)", lambda match: name(match[1]), text)
+        text = re.sub(r"--(?!help)(\w+)\b(?![-=:])", option, text)
+        text = re.sub(r"--(?!help)(\w+)(?![\w-])", lambda match: name(match[1]), text)
         return text.replace("has no option", "has no argument")
 
     try:
@@ -163,15 +166,18 @@ class Loaded:
     """The models of a workdir or folder; a text alone stands for a list of one."""
 
     @_errors_as_python()
-    def __init__(self, path: str | Path, checkpoint: str = "newest"):
+    def __init__(self, path: str | Path, checkpoint: str | int = "newest"):
         """Opens the models; PlmjaxError if there are none."""
         if not isinstance(path, str | Path) or not str(path):
             raise PlmjaxError(f"{path!r} must be the path of a workdir or a folder.")
+        if type(checkpoint) not in (str, int):
+            hint = 'Give "newest", "best" or a step.'
+            raise PlmjaxError(f"checkpoint={checkpoint!r} must be a name.", hint=hint)
         machine.hide_absent_tpu()
         start_jax()
         from plmjax.evaluate.model import open_models
 
-        self.path, self.models = str(path), open_models(str(path), checkpoint)
+        self.path, self.models = str(path), open_models(str(path), str(checkpoint))
 
     def _model(self, head: str) -> "Model":
         from plmjax.evaluate.model import require_head
@@ -281,9 +287,10 @@ def _run(
     if not isinstance(keys, Mapping | None):
         hint = "For example keys={'train.batch': 16}."
         raise PlmjaxError(f"keys={keys!r} must be a dict.", hint=hint)
-    if several := [word for word in words if isinstance(word, list | tuple)]:
-        message = f"plmjax.{verb}({several[0]!r}) must be given single words."
-        raise PlmjaxError(message, hint=f"plmjax.{verb}(*{several[0]!r}) are several.")
+    for word in words:
+        if not isinstance(word, str | Path):
+            hint = f"Several are given as plmjax.{verb}('a', 'b')."
+            raise PlmjaxError(f"plmjax.{verb}({word!r}) must be a text.", hint=hint)
     command = [verb.rstrip("_"), *map(str, words)]
     chosen = parser.of(*command)
     known = chosen._option_string_actions
@@ -320,4 +327,6 @@ def _run(
 def __getattr__(name: str) -> Callable[..., Any]:
     if name not in VERBS:
         raise unknown(__name__, name, VERBS)
-    return functools.partial(call, name)
+    verb = functools.partial(call, name)
+    verb.__doc__ = f"Runs `plmjax {name}`; `plmjax {name} --help` has its options."
+    return verb

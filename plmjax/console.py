@@ -39,14 +39,19 @@ def ignore_line(message: str) -> None:
 def as_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> Table:
-    """Returns a table for the screen; its first column has names."""
-    table = Table(title=Text(title))
+    """Returns a table for the screen; its first column has names.
+
+    A cell is a value, or (value, its text); without columns there is no head.
+    """
+    about = Text(title) if title else None
+    table = Table(title=about, title_style="", show_header=bool(columns))
     for index, name in enumerate(columns):
         justify = "right" if index else "left"
         table.add_column(Text(name), justify=justify, overflow="fold")
     for row in rows:
+        texts = (cell[1] if isinstance(cell, tuple) else cell for cell in row)
         # Text keeps rich from reading "[unused1]" as markup.
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(str(text)) for text in texts))
     return table
 
 

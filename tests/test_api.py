@@ -64,6 +64,9 @@ def test_each_verb_is_a_function():
     }
     assert verbs | {"load", "fit"} <= set(plmjax.VERBS)
     assert all(callable(getattr(plmjax, verb)) for verb in plmjax.VERBS)
+    assert plmjax.pretrain.__doc__ == api.pretrain.__doc__
+    assert all(api.__getattr__(verb).__doc__ for verb in verbs - {*vars(api)})
+    assert "`plmjax data --help`" in (plmjax.data.__doc__ or "")
     tree = ast.parse(Path(plmjax.__file__).read_text())
     typed = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     typed = {n.names[0].name for n in typed if n.module == "plmjax.api"}
@@ -87,6 +90,8 @@ def test_a_module_with_the_name_of_a_verb_is_called():
         lambda model: model.predict(None),
         lambda model: model.predict(["a", {"text": "b"}]),
         lambda model: plmjax.load(None),  # type: ignore[arg-type]
+        lambda model: plmjax.load("a", checkpoint=None),  # type: ignore[arg-type]
+        lambda model: plmjax.pretrain(None),
         lambda model: plmjax.pretrain("a.txt", keys=5),  # type: ignore[arg-type]
     ],
 )
@@ -180,7 +185,7 @@ def test_a_call_is_a_command(words, more, line, monkeypatch):
         (lambda: plmjax.bench("train", steps="x"), "steps: invalid int value: 'x'"),
         (lambda: plmjax.load("nothing"), "nothing"),
         (lambda: plmjax.fit("a.txt"), "the objective 'a.txt' cannot be called."),
-        (lambda: plmjax.pretrain(["a", "b"]), "plmjax.pretrain(*['a', 'b']) are"),
+        (lambda: plmjax.pretrain(["a", "b"]), "must be a text. Several are given as"),
         (
             lambda: plmjax.pretrain("a", minutes=1, steps=3),
             "minutes= cannot be combined with steps=3. minutes= measures what this "
@@ -206,6 +211,7 @@ def test_a_wrong_call_says_what_is_right(call, message, capsys):
             "plmjax.import_(from_='a/b', to='c')",
         ),
         ("`plmjax data --help` has", "`plmjax data --help` has"),
+        ("`hf download NAME --local-dir=a`", "`hf download NAME --local-dir=a`"),
     ],
 )
 def test_hints_speak_python(shell, python):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plmjax import Exit, counted
+from plmjax import Exit, PlmjaxError, counted
 from plmjax.cli.options import json_option, log, print_result, start_jax
 from plmjax.files import disk_errors
 
@@ -68,12 +68,10 @@ def _report(args) -> int:
 
     paths = [Path(path) for path in args.runs]
     folder = Path(args.to) if args.to else paths[0]
-    page, some = _write(paths, folder, args.live)
     if args.live:
-        log(f"Watching; open {page} in a browser. Ctrl-C ends this, not the runs.")
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(paths, folder, some)
-        page, some = _write(paths, folder, live=False)
+            _watch(paths, folder)
+    page, some = _write(paths, folder, live=False)
     facts, twin = [runs.facts(run) for run in some], page.with_suffix(".md")
     remarks = list(dict.fromkeys(remark for run in some for remark in run.remarks))
     result = {"page": str(page), "markdown": str(twin), "remarks": remarks}
@@ -86,17 +84,27 @@ def _report(args) -> int:
     return print_result(args, result | {"runs": facts}, as_text)
 
 
-def _watch(paths: list[Path], folder: Path, some: list) -> None:
+def _watch(paths: list[Path], folder: Path) -> None:
     """Writes the page when a run has written, until none goes on."""
     from plmjax.files import locked_by
 
-    seen = None
-    while any(map(locked_by, {*paths, *(run.directory for run in some)})):
-        files = [run.directory / "metrics.jsonl" for run in some]
-        now = [file.stat().st_mtime for file in files if file.exists()]
+    def below(name: str) -> list[Path]:
+        return [file for path in paths for file in path.rglob(name)]
+
+    seen = said = None
+    while any(locked_by(lock.parent) for lock in below(".lock")):
+        now = [file.stat().st_mtime for file in below("metrics.jsonl")]
         if now != seen:
-            _, some = _write(paths, folder, live=True)
-        seen = now
+            seen, text = now, f"Watching; open {folder}/runs.html in a browser."
+            try:
+                _write(paths, folder, live=True)
+            except PlmjaxError as error:  # of a run that has just begun
+                if error.code == Exit.DISK:
+                    raise
+                text = f"Waiting: {error.message}"
+            if text != said:
+                log(f"{text} Ctrl-C ends this, not the runs.")
+            said = text
         time.sleep(_POLL_SECONDS)
 
 

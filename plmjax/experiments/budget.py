@@ -9,6 +9,7 @@ from rich.table import Table
 from plmjax import PlmjaxError, tree
 from plmjax.console import as_table
 from plmjax.evaluate.model import some_shapes
+from plmjax.experiments.tables import Cell, cell
 from plmjax.models import EncoderConfig, heads
 from plmjax.models.config import resolve
 from plmjax.objectives import OBJECTIVES, Pieces
@@ -103,15 +104,15 @@ def budget_of(name: str, config: RunConfig, vocab_size: int | None = None) -> Bu
 HEAD = ("steps", "tokens", "PFLOPs", "of the first's", "encoder's parameters")
 
 
-def row(budget: Budget, first: Budget) -> list[str]:
+def row(budget: Budget, first: Budget) -> list[Cell]:
     """Returns the figures of a budget, in the order of HEAD."""
     cost = budget.cost
     return [
-        f"{cost.steps:,}",
-        f"{cost.tokens:,}",
-        f"{cost.flops / 1e15:.4g}",
-        f"{cost.flops / first.cost.flops:.1%}",
-        "" if budget.parameters is None else f"{budget.parameters:,}",
+        cell(cost.steps, ","),
+        cell(cost.tokens, ","),
+        cell(cost.flops / 1e15, ".4g"),
+        cell(cost.flops / first.cost.flops, ".1%"),
+        cell(budget.parameters, ","),
     ]
 
 

@@ -14,6 +14,7 @@ from plmjax.experiments import compare_tables as tables
 from plmjax.experiments.cells import Cell
 from plmjax.experiments.compare_plan import Plan
 from plmjax.experiments.outcomes import Outcome
+from plmjax.experiments.tables import cell
 from plmjax.report import figures, page
 
 _BOXES = (
@@ -67,27 +68,14 @@ def headline(plan: Plan, cells: Sequence[Cell]) -> str:
 def _budgets(plan: Plan) -> str | None:
     if not plan.budgets:
         return None
-    first = plan.budgets[0]
-    rows = []
-    for one in plan.budgets:
-        cost = one.cost
-        keys = [cost.steps, cost.tokens, cost.flops, cost.flops, one.parameters]
-        cells = map(page.cell, keys, budget.row(one, first))
-        rows.append([page.cell(one.name, one.name), *cells])
+    rows = ([one.name, *budget.row(one, plan.budgets[0])] for one in plan.budgets)
     return page.table(["", *budget.HEAD], rows)
 
 
 def _task(cells: Sequence[Cell]) -> str | None:
     head = ["", *tables.HEAD, "against the first"]
-    rows = []
-    for name, cell in zip(tables.names_of(cells), cells, strict=True):
-        s = cell.summary
-        keys = [len(cell.outcomes), *([None] * 6)]
-        if s is not None:
-            keys = [s.n, s.mean, s.low, s.deviation, s.least, s.most, cell.ensemble]
-        figured = map(page.cell, keys, tables.row(cell))
-        verdict = page.cell(cell.verdict, cell.verdict)
-        rows.append([page.cell(name, name), *figured, verdict])
+    named = zip(tables.names_of(cells), cells, strict=True)
+    rows = ([name, *tables.row(cell), cell.verdict] for name, cell in named)
     items = "".join(f"<li>{html.escape(text)}\n" for text in tables.sentences(cells))
     title = f"{cells[0].task}: {tables.what(cells[0])}"
     return page.section(title, f"{page.table(head, rows)}\n<ul>{items}</ul>")
@@ -122,19 +110,17 @@ def _runs(root: Path, cells: Sequence[Cell]) -> str:
     return page.table(head, runs)
 
 
-def _run(root: Path, o: Outcome) -> list[str]:
-    path = html.escape(os.path.relpath(o.run.directory, root), quote=True)
-    fold = "" if o.run.fold is None else str(o.run.fold)
+def _run(root: Path, o: Outcome) -> list:
     state = "did not learn" if o.learned is False else o.state
     kind = "failed" if o.learned is False else o.state
     return [
-        *(page.cell(name, name) for name in o.run.cell),
-        f'<td data-value="{o.run.seed}"><a href="{path}/">{o.run.seed}</a>',
-        page.cell(fold, fold),
-        page.cell(o.score, "" if o.score is None else f"{o.score:.4f}"),
-        f'<td class="{kind}">{state}',
-        page.cell(o.step, "" if o.step is None else f"{o.step:,}"),
-        page.cell(o.seconds, "" if o.seconds is None else duration(o.seconds)),
+        *o.run.cell,
+        page.link(o.run.seed, os.path.relpath(o.run.directory, root)),
+        cell(o.run.fold),
+        cell(o.score, ".4f"),
+        page.marked(state, kind),
+        cell(o.step, ","),
+        cell(o.seconds, duration),
     ]
 
 

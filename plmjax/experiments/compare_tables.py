@@ -42,22 +42,18 @@ def what(cell: Cell) -> str:
 HEAD = ("runs", "mean", "95 % of the mean", "deviation", "min", "max", "ensemble")
 
 
-def row(cell: Cell) -> list[str]:
+def row(cell: Cell) -> list[tables.Cell]:
     """Returns the figures of a cell, in the order of HEAD."""
     runs = str(len(cell.outcomes))
     if (s := cell.summary) is None:
-        return [runs, *[""] * (len(HEAD) - 1)]
+        return [(0, runs), *[tables.cell(None)] * (len(HEAD) - 1)]
     runs = runs if s.n == len(cell.outcomes) else f"{s.n} of {runs}"
-    interval = "" if s.low is None else f"{s.low:.4f} to {s.high:.4f}"
-    return [
-        runs,
-        f"{s.mean:.4f}",
-        interval,
-        "" if s.deviation is None else f"{s.deviation:.4f}",
-        f"{s.least:.4f}",
-        f"{s.most:.4f}",
-        "" if cell.ensemble is None else f"{cell.ensemble:.4f}",
-    ]
+    mean, *others = (
+        tables.cell(value, ".4f")
+        for value in (s.mean, s.deviation, s.least, s.most, cell.ensemble)
+    )
+    interval = tables.cell(s.low, lambda low: f"{low:.4f} to {s.high:.4f}")
+    return [(s.n, runs), mean, interval, *others]
 
 
 def screen(cells: Sequence[Cell]) -> Table:

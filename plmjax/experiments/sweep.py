@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from plmjax import RESUME, Exit, PlmjaxError, counted
-from plmjax.console import console
+from plmjax.console import as_table, console
 from plmjax.experiments import sweep_page as page
 from plmjax.experiments import sweep_results as results
 from plmjax.experiments import trials
@@ -105,17 +105,14 @@ def show(plan: Plan) -> Table:
     """Returns the listed trials, or the space of a search, as a table."""
     if plan.space is not None:
         title = f"{counted(plan.study.trials or 0, 'trial')} drawn from"
-        table = Table("key", "range", title=title)
-        for key, values in plan.space.items():
-            table.add_row(key, str(values))
-        return table
+        return as_table(title, ("key", "range"), plan.space.items())
     assert plan.listed is not None
     names = short_names(list(dict.fromkeys(key for t in plan.listed for key in t)))
-    table = Table("trial", *names.values(), title_style="")
-    for number, values in enumerate(plan.listed):
-        cells = (as_text(values[key]) if key in values else "" for key in names)
-        table.add_row(str(number), *cells)
-    return table
+    rows = (
+        [number, *(as_text(values[key]) if key in values else "" for key in names)]
+        for number, values in enumerate(plan.listed)
+    )
+    return as_table("", ("trial", *names.values()), rows)
 
 
 def _open(plan: Plan, root: Path, retry_failed: bool, log: Log) -> Queue:
@@ -178,9 +175,11 @@ def _write(plan: Plan, root: Path) -> Outcome:
 
 
 def _conclude(outcome: Outcome, root: Path, log: Log) -> int:
-    for table in (results.table(outcome), results.settings_table(outcome)):
-        if table is not None:
-            console().print(table)
+    title = f"By {outcome.objective}: {outcome.summary()}"
+    console().print(as_table(title, *results.trial_rows(outcome)))
+    columns, rows = results.setting_rows(outcome)
+    if rows:
+        console().print(as_table("Means over seeds", columns, rows))
     report = with_size(root / "report.html")
     log(f"Results: {report}, results.csv, results.json.")
     unfinished = outcome.count("stopped") + outcome.count("waiting")

@@ -1,19 +1,20 @@
 """Report of a sweep on one page, report.html."""
 
+import functools
 import html
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plmjax import PlmjaxError, counted
-from plmjax.console import duration
 from plmjax.experiments import sweep_plots as plots
 from plmjax.experiments import sweep_results, trials
 from plmjax.experiments.local import how_ended
 from plmjax.experiments.search import study_of
 from plmjax.experiments.space import Choices, Numbers
-from plmjax.experiments.sweep_plan import Plan, as_text, describe, short_names
-from plmjax.experiments.sweep_results import Outcome, settings, value_of
+from plmjax.experiments.sweep_plan import Plan, describe
+from plmjax.experiments.sweep_results import Outcome
+from plmjax.experiments.tables import cell
 from plmjax.experiments.trials import Result
 from plmjax.report import page, scores
 from plmjax.report.run_page import Part
@@ -85,57 +86,24 @@ def _headline(outcome: Outcome) -> str:
 
 
 def _settings(outcome: Outcome) -> str | None:
-    rows = settings(outcome)
-    if not rows:
-        return None
-    names = short_names([*rows[0].values])
-    head = [*names.values(), "trials", outcome.objective, "deviation"]
-    lines = [
-        [
-            *(_cell(value) for value in row.values.values()),
-            _cell(row.trials),
-            _cell(row.mean, f"{row.mean:.4f}"),
-            _cell(row.deviation, f"{row.deviation:.4f}") if row.trials > 1 else "<td>",
-        ]
-        for row in rows
-    ]
-    return page.table(head, lines)
+    columns, rows = sweep_results.setting_rows(outcome)
+    return page.table(columns, rows) if rows else None
 
 
 def _trials(root: Path, outcome: Outcome) -> str:
-    names = short_names(outcome.keys)
     figures = list(dict.fromkeys(n for r in outcome.finished for n in r.figures))
     figures = [n for n in figures if n not in (outcome.objective, "unigram_loss")]
     figures = figures[:_FIGURES]
-    head = ["trial", outcome.objective, *names.values(), "state", "step", "time"]
-    lines = []
-    for r in outcome.results:
-        where = html.escape(os.path.relpath(r.trial.directory, root))
-        number = f'<td data-value="{r.trial.number}"><a href="{where}/">'
-        lines.append(
-            [
-                f"{number}{r.trial.number}</a>",
-                _cell(r.value, "" if r.value is None else f"{r.value:.4f}"),
-                *(_cell(value_of(r, key)) for key in outcome.keys),
-                f'<td class="{r.state}">{r.state}',
-                _cell(r.step, "" if r.step is None else f"{r.step:,}"),
-                _cell(r.seconds, "" if r.seconds is None else duration(r.seconds)),
-                *(_figure(name, r.figures.get(name)) for name in figures),
-            ]
-        )
-    return page.table([*head, *(name.replace("_", " ") for name in figures)], lines)
-
-
-def _cell(value, text: str | None = None) -> str:
-    """Returns a table cell that sorts by `value` and shows `text`."""
-    shown = as_text(value) if text is None else text
-    if value is None and text is None:
-        shown = ""
-    return page.cell(value, shown)
-
-
-def _figure(name: str, value: float | None) -> str:
-    return _cell(value, "" if value is None else scores.as_text(name, value))
+    columns, rows = sweep_results.trial_rows(outcome)
+    for r, row in zip(outcome.results, rows, strict=True):
+        where = os.path.relpath(r.trial.directory, root)
+        row[0] = page.link(r.trial.number, where)
+        row[-3] = page.marked(r.state, r.state)
+        row += [
+            cell(r.figures.get(name), functools.partial(scores.as_text, name))
+            for name in figures
+        ]
+    return page.table([*columns, *(name.replace("_", " ") for name in figures)], rows)
 
 
 def _importance(outcome: Outcome, study: "Study | None", missing: str) -> str | None:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from plmjax import config as config_lib
-from plmjax.console import as_table, duration
+from plmjax.console import duration
 from plmjax.experiments.repeats import finite, summary
 from plmjax.experiments.sweep_plan import as_text, short_names
-from plmjax.experiments.tables import write_results
+from plmjax.experiments.tables import cell, write_results
 from plmjax.experiments.trials import Result
 
 _SEED = "train.seed"
@@ -104,45 +102,36 @@ def settings(outcome: Outcome) -> list[Setting]:
     return sorted(means, key=lambda s: -s.mean if outcome.maximise else s.mean)
 
 
-def table(outcome: Outcome) -> Table:
-    """Returns the table of the trials for the screen, the best first."""
+def trial_rows(outcome: Outcome) -> tuple[list[str], list[list]]:
+    """Returns the columns of the table of the trials, and its rows, the best first."""
     keys = short_names(outcome.keys)
-    return as_table(
-        f"By {outcome.objective}: {outcome.summary()}",
-        ["trial", outcome.objective, *keys.values(), "state", "step", "training"],
+    columns = ["trial", outcome.objective, *keys.values(), "state", "step", "training"]
+    return columns, [
         [
-            [
-                str(r.trial.number),
-                "" if r.value is None else f"{r.value:.4f}",
-                *(as_text(value_of(r, key)) for key in keys),
-                r.state,
-                "" if r.step is None else f"{r.step:,}",
-                "" if r.seconds is None else duration(r.seconds),
-            ]
-            for r in outcome.results
-        ],
-    )
+            cell(r.trial.number),
+            cell(r.value, ".4f"),
+            *((v := value_of(r, key), as_text(v)) for key in keys),
+            cell(r.state),
+            cell(r.step, ","),
+            cell(r.seconds, duration),
+        ]
+        for r in outcome.results
+    ]
 
 
-def settings_table(outcome: Outcome) -> Table | None:
-    """Returns the table of means over seeds for the screen; None if there are none."""
+def setting_rows(outcome: Outcome) -> tuple[list[str], list[list]]:
+    """Returns columns and rows of the table of means over seeds; no rows of one."""
     rows = settings(outcome)
-    if not rows:
-        return None
-    return as_table(
-        "Means over seeds",
-        [*short_names([*rows[0].values]).values(), "trials", outcome.objective]
-        + ["deviation"],
+    names = short_names([*rows[0].values]).values() if rows else ()
+    return [*names, "trials", outcome.objective, "deviation"], [
         [
-            [
-                *map(as_text, row.values.values()),
-                str(row.trials),
-                f"{row.mean:.4f}",
-                f"{row.deviation:.4f}" if row.trials > 1 else "",
-            ]
-            for row in rows
-        ],
-    )
+            *((value, as_text(value)) for value in row.values.values()),
+            cell(row.trials),
+            cell(row.mean, ".4f"),
+            cell(row.deviation if row.trials > 1 else None, ".4f"),
+        ]
+        for row in rows
+    ]
 
 
 def write(root: Path, outcome: Outcome) -> None:

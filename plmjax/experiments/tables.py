@@ -1,10 +1,19 @@
 """Results of an experiment as tables: on the screen, as CSV and as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plmjax.files import write_csv, write_json
+
+Cell = tuple[Any, str]  # what a column is sorted by, and its text
+
+
+def cell(value: Any, form: str | Callable[[Any], str] = "") -> Cell:
+    """Returns a cell of a table; that of None is empty."""
+    if value is None:
+        return None, ""
+    return value, format(value, form) if isinstance(form, str) else form(value)
 
 
 def write_results(

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from rich.table import Table
 
+from plmjax.console import as_table
 from plmjax.finetune.build import FinetuneSetup, build
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
@@ -67,8 +68,7 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
     real = int((features.arrays["segments"] > 0).sum())
     slots = features.arrays["segments"].size
     labels = [example.label for example in setup.data.train]
-    table = Table(title="Fine-tuning", title_style="", show_header=False)
-    for name, value in {
+    rows = {
         "steps": f"{setup.steps:,}",
         "rows a step": f"{setup.batches.size:,} x {lengths} tokens"
         + (f" in {train.accumulation} parts" if train.accumulation > 1 else ""),
@@ -82,6 +82,5 @@ def _task_table(setup: FinetuneSetup, mesh: Mesh, blocks: list[Block]) -> Table:
             f"{name} {total(blocks, name) / 1e6:,.0f}" for name in SIZES
         )
         + " MB, and activations",
-    }.items():
-        table.add_row(name, value)
-    return table
+    }
+    return as_table("Fine-tuning", (), rows.items())

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from plmjax.console import ignore_line, print_line
+from plmjax.console import as_table, ignore_line, print_line
 from plmjax.pretrain.build import PretrainSetup, build, check, held_out
 from plmjax.pretrain.run import training_of
 from plmjax.pretrain.start import frozen_shapes
@@ -77,8 +77,7 @@ def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
     sizes["activations"] = max(map(setup.activation_bytes, phases))
     flops = sum(setup.phase_flops(phase) * phase.steps for phase in phases)
     later = [f"{p.steps:,} of {p.batch:,} x {p.plan.length}" for p in phases[1:]]
-    table = Table(title="Training", title_style="", show_header=False)
-    for name, value in {
+    rows = {
         "steps": f"{setup.steps:,}",
         "rows a step": f"{phase.batch:,} x {length} tokens"
         + (f" in {train.accumulation} micro-batches" if train.accumulation > 1 else ""),
@@ -93,6 +92,5 @@ def _plan_table(setup: PretrainSetup, blocks: list[Block]) -> Table:
         "memory a device": f"about {sum(sizes.values()) / 1e6:,.0f} MB: "
         + ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in sizes.items())
         + " (estimated)",
-    }.items():
-        table.add_row(name, value)
-    return table
+    }
+    return as_table("Training", (), rows.items())

@@ -239,15 +239,9 @@ def attention_table(objective: Objective, kind: str, attention: str = "xla") -> 
             local = encoder.layer_kind(layer) == "local"
             name = "local" if local else encoder.attention
             layers.setdefault(name, []).append((encoder, layer))
-    table = Table(title="Attention as a share of the encoder", title_style="")
-    if kind == "cpu":
-        table.caption = "MB: attention weights kept; in tiles, as here, none are."
-    elif attention != "xla":
-        table.caption = "MB: attention weights kept; by kernels none are."
     several = ("all layers",) if len(layers) > 1 else ()
-    columns = (f"FLOPs, {name}" for name in (*layers, *several))
-    for name in ("tokens", *columns, "MB a row", "of activations"):
-        table.add_column(name, justify="right")
+    columns = [f"FLOPs, {name}" for name in (*layers, *several)]
+    columns, rows = ["tokens", *columns, "MB a row", "of activations"], []
     for length in _LENGTHS:
         row = 1, length, 0
         whole = sum(encoder_flops(one, length) for one in encoders)
@@ -262,12 +256,13 @@ def attention_table(objective: Objective, kind: str, attention: str = "xla") -> 
         ]
         if several:
             shares.append(sum(shares))
-        table.add_row(
-            f"{length:,}",
-            *(f"{share:.1%}" for share in shares),
-            _mb(kept),
-            f"{kept / activations:.1%}",
-        )
+        figures = [*(f"{share:.1%}" for share in shares), _mb(kept)]
+        rows.append([f"{length:,}", *figures, f"{kept / activations:.1%}"])
+    table = as_table("Attention as a share of the encoder", columns, rows)
+    table.columns[0].justify = "right"
+    if kind == "cpu" or attention != "xla":
+        how = "in tiles, as here," if kind == "cpu" else "by kernels"
+        table.caption = f"MB: attention weights kept; {how} none are."
     return table
 
 

@@ -6,6 +6,7 @@ lines for light and dark pages.
 
 import contextlib
 import copy
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def add_curve(
         name=name,
         legendgroup=name,
         showlegend=all(other.name != name for other in figure.data),
-        hovertemplate=f"{hover}<br>step %{{x}}: %{{y:.4f}}<extra></extra>",
+        meta=html.escape(hover, quote=False),
+        hovertemplate="%{meta}<br>step %{x}: %{y:.4f}<extra></extra>",
     )
 
 

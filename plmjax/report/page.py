@@ -8,8 +8,9 @@ import functools
 import gzip
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from plmjax.files import write_file
 from plmjax.report import figures
@@ -54,19 +55,37 @@ def section(title: str, content: str | None, note: str = "") -> str | None:
     return f"<section><h2>{html.escape(title)}</h2>\n{note}{content}</section>"
 
 
-def cell(value, text: str) -> str:
-    """Returns a cell that sorts by its value and shows its text."""
-    key = html.escape(str(value), quote=True)
-    return f'<td data-value="{key}">{html.escape(text)}'
+class Html(str):
+    """A cell of a table that is HTML already."""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], more: str = "") -> str:
-    """Returns a table that a click on a column sorts; its cells are HTML.
+def link(value: Any, folder: str) -> Html:
+    """Returns a cell that leads to a folder."""
+    return Html(
+        f'<td data-value="{value}"><a href="{html.escape(folder)}/">{value}</a>'
+    )
 
-    `more` is a class besides "sortable": "prose" for cells of several lines.
+
+def marked(text: str, kind: str) -> Html:
+    """Returns a cell with the colour of a state, such as "failed"."""
+    return Html(f'<td class="{kind}">{html.escape(text)}')
+
+
+def _cell(content: Any) -> str:
+    if isinstance(content, Html):
+        return content
+    value, text = content if isinstance(content, tuple) else (content, content)
+    return f'<td data-value="{html.escape(str(value))}">{html.escape(str(text))}'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], more: str = "") -> str:
+    """Returns a table that a click on a column sorts.
+
+    A cell is a value, or (value to sort by, its text), or Html. `more` is a class
+    besides "sortable": "prose" for cells of several lines.
     """
     cells = "".join(f"<th><button>{html.escape(name)}</button></th>" for name in head)
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<div class="wide"><table class="sortable {more}">'
         f"<thead><tr>{cells}</tr></thead>\n<tbody>{body}</tbody></table></div>"
@@ -80,13 +99,24 @@ def plot(title: str, figure: Figure | None, width: int = 0) -> str | None:
     """
     if figure is None:
         return None
-    # The page has the templates once. The JSON contains no "<".
-    values = figure.update_layout(template=None).to_json()
+    # The page has the templates once.
+    values = _escaped(json.loads(figure.update_layout(template=None).to_json()))
+    values = json.dumps(values).replace("<", "\\u003c")  # no end of a script
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
         f'<div class="wide"><div style="min-width: {width}px"></div></div>'
         f"{_JSON}{values}</script></figure>"
     )
+
+
+def _escaped(value: Any, key: str = "") -> Any:
+    """Returns a figure whose words show as they are: plotly reads <b> and the like."""
+    if isinstance(value, dict):
+        return {name: _escaped(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item, key) for item in value]
+    words = isinstance(value, str) and key in ("text", "name", "ticktext", "customdata")
+    return html.escape(value, quote=False) if words else value
 
 
 def plots(drawn: dict[str, Figure]) -> str:
@@ -132,6 +162,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums;
   font-size: .9rem; }
 td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; }
 tbody tr:hover { background: #8882; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--good); }

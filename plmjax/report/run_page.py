@@ -22,6 +22,10 @@ _FIRST = ("loss", "accuracy", "bits_per_byte", "learning_rate", "tokens_per_seco
 _HIDDEN = {"kind", "step", "tokens", "seconds", "nats_per_byte", "skipped"}
 _WITH_GUESSES = 3  # runs
 _CUT = 60  # characters of a value
+_SEEDS = (
+    "A dot is a finished run; the runs of a box differ in their seed alone. Runs that "
+    "were stopped or killed, failed, or go on do not count."
+)
 
 
 class Part(NamedTuple):
@@ -48,7 +52,7 @@ def write(folder: Path, some: list[Run], extra: Iterable[Part], live: bool) -> P
     parts = [
         _listed("Runs", "", facts, _RUNS),
         _curves(some, axes),
-        _seeds(some),
+        *_seeds(some),
         _differences(some),
         *extra,
         *_examples(some),
@@ -59,7 +63,7 @@ def write(folder: Path, some: list[Run], extra: Iterable[Part], live: bool) -> P
     title = some[0].name if len(some) == 1 else counted(len(some), "run")
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     lines = [f"Written by plmjax report at {now}.", *_remarks(some)]
-    markdown = [f"# {title}", *lines, *map(_as_markdown, kept)]
+    markdown = [_plain(f"# {title}"), *map(_plain, lines), *map(_as_markdown, kept)]
     write_file(folder / MARKDOWN, ("\n\n".join(markdown) + "\n").encode())
     script = (
         f"const axes = {json.dumps(axes)}, live = {int(live)};\n{_SCRIPT.read_text()}"
@@ -79,10 +83,8 @@ def _remarks(some: Sequence[Run]) -> Iterator[str]:
 def _as_html(part: Part) -> str | None:
     body = ""
     if part.rows:
-        cells = [[c if isinstance(c, tuple) else (c, c) for c in r] for r in part.rows]
-        rows = [[page.cell(value, text) for value, text in row] for row in cells]
-        long = any(len(str(text)) > _CUT for row in cells for _, text in row)
-        body = page.table(part.head, rows, "prose" * long)
+        long = any(len(str(c)) > _CUT for r in part.rows for c in r if type(c) is str)
+        body = page.table(part.head, part.rows, "prose" * long)
     body += part.html
     if part.figures:
         first, *others = part.figures.items()
@@ -93,12 +95,17 @@ def _as_html(part: Part) -> str | None:
 def _as_markdown(part: Part) -> str:
     rows = [[c[1] if isinstance(c, tuple) else c for c in row] for row in part.rows]
     table = [part.head, ["---"] * len(part.head), *rows] if rows else []
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in table]
+    lines = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in table)
     drawn = f"Drawn in {PAGE}: {', '.join(part.figures)}." if part.figures else ""
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in cells)
-    return "\n\n".join(
-        filter(None, [f"## {part.title}", part.note, lines, part.text, drawn])
-    )
+    texts = map(_plain, (f"## {part.title}", part.note, part.text, drawn))
+    title, note, text, drawn = texts
+    return "\n\n".join(filter(None, [title, note, lines, text, drawn]))
+
+
+def _plain(text: str) -> str:
+    """Returns a text in Markdown that shows as it is: no HTML, table cell or link."""
+    marks = r"[\\|<*`]|(?<!\w)_|_(?!\w)|(?<=\])\(|&(?=#?\w+;)"
+    return re.sub(marks, r"\\\g<0>", " ".join(str(text).split()))
 
 
 _RUNS = """run kind state step tokens training score last best tokens_per_second mfu
@@ -114,17 +121,19 @@ _LOST = (
 
 
 def _listed(title: str, note: str, records: Iterable[dict], keys: str) -> Part:
-    names = keys.split()
+    records = list(records)
+    names = [n for n in keys.split() if any(r.get(n) is not None for r in records)]
     rows = [[_cell(name, record.get(name)) for name in names] for record in records]
     return Part(title, note, [name.replace("_", " ") for name in names], rows)
 
 
 def _cell(name: str, value: Any) -> tuple[Any, str]:
     if value is None or isinstance(value, str):
-        return value, _cut(value or "")
+        value = value or ""
+        return value, value[:10] + value[40:] if name == "commit" else _cut(value)
     if name in _CLOCKS:
         return value, duration(value)
-    large = isinstance(value, int) or value >= 1000
+    large = isinstance(value, int) or value >= 100
     form = ".1%" if name in _SHARES else ",.0f" if large else ".4f"
     return value, format(value, form)
 
@@ -178,33 +187,34 @@ def _add_curve(figure: Figure, number: int, name: str, kind: str, y: list) -> No
         line={"color": colour, "dash": dash, "width": 2 if held_out else 1.4},
         opacity=1 if held_out else 0.75,
         meta={"axes": f"{number}.{kind}", "smooth": not held_out},
-        hovertemplate=f"{html.escape(name)}, {kind}: %{{y}}<extra></extra>",
+        hovertemplate=f"%{{fullData.name}}, {kind}: %{{y}}<extra></extra>",
     )
 
 
-def _seeds(some: Sequence[Run]) -> Part:
-    """Draws the scores of runs that differ in their seed alone as boxes."""
-    metric, rows = some[0].metric, []
-    figure = figures.new("", axis_title(metric), 380)
-    for name, group in runs.groups(some).items():
-        pairs = [(r.name, r.best()) for r in group if r.metric == metric]
-        pairs = [(run, value) for run, value in pairs if value is not None]
-        if pairs:
-            labels, y = zip(*pairs, strict=True)
-            points = {"boxpoints": "all", "jitter": 0.4, "pointpos": 0, "text": labels}
+def _seeds(some: Sequence[Run]) -> Iterator[Part]:
+    """Draws the scores of finished runs that differ in their seed alone as boxes."""
+    scored = [(run, run.best()) for run in some if run.state == "finished"]
+    best = {run.name: value for run, value in scored if value is not None}
+    for kind, metric in dict.fromkeys((run.kind, run.metric) for run in some):
+        figure, rows = figures.new("", axis_title(metric), 380), []
+        alike = [run for run in some if (run.kind, run.metric) == (kind, metric)]
+        alike = [run for run in alike if run.name in best]
+        for name, group in runs.groups(alike).items():
+            y, number = [best[run.name] for run in group], str(len(rows) + 1)
+            points = {"boxpoints": "all", "jitter": 0.4, "pointpos": 0}
+            points["text"] = [run.name for run in group]
             colour = COLOURS[len(rows) % len(COLOURS)]
             # Its number: the values of several keys would not fit below a box.
-            figure.add_box(y=y, name=str(len(rows) + 1), marker_color=colour, **points)
+            figure.add_box(y=y, name=number, marker_color=colour, **points)
             figured = sum(y) / len(y), min(y), max(y)
             figured = (_cell("mean", value) for value in figured)
-            rows.append([str(len(rows) + 1), name, str(len(y)), *figured])
-    if all(row[2] == "1" for row in rows):
-        return Part("Seeds")
-    figure.update_layout(showlegend=False)
-    note = "A dot is a run; the runs of a box differ in their seed alone."
-    head = ["box", "runs", "seeds", "mean", "least", "most"]
-    title = f"best held-out {metric.replace('_', ' ')}"
-    return Part("Seeds", note, head, rows, {title: figure})
+            rows.append([number, name, str(len(y)), *figured])
+        if all(row[2] == "1" for row in rows):
+            continue
+        figure.update_layout(showlegend=False)
+        head = ["box", "runs", "seeds", "mean", "least", "most"]
+        title = f"best held-out {metric.replace('_', ' ')}"
+        yield Part(f"Seeds: {kind}", _SEEDS, head, rows, {title: figure})
 
 
 def _differences(some: Sequence[Run]) -> Part:
@@ -233,7 +243,8 @@ def _examples(some: Sequence[Run]) -> Iterator[Part]:
         head = ["text", "was", *(f"step {one['step']:,}" for one in steps)]
         yield Part(f"Guesses over time: {name}", note, head, rows)
     for name, record in kept[:1]:
-        note, seen = f"A held-out row of {name}.", record["seen"].strip()
+        seen, _, legend = record["seen"].strip().partition(" \n")
+        note = f"A held-out row of {name}. {legend}".strip()
         # With what was there: [MASK=word], [other=word], [=word].
         body = re.sub(
             r"\[[^\s\]]*=[^\s\]]+\]", r"<mark>\g<0></mark>", html.escape(seen)

@@ -13,7 +13,7 @@ from plmjax.evaluate.model import is_finetuned, is_folder, is_run
 from plmjax.files import did_you_mean, locked_by
 from plmjax.tasks.scores import cost
 from plmjax.train.metrics import read_starts, scan_metrics
-from plmjax.train.trackers import redacted
+from plmjax.train.trackers import redacted, without_secrets
 from plmjax.workdir import MAY_CHANGE, Workdir
 
 # Two runs that differ in nothing else are repetitions of each other.
@@ -39,6 +39,21 @@ class Run:
     def live(self) -> bool:
         """Whether a process writes there now."""
         return locked_by(self.directory) is not None
+
+    @property
+    def state(self) -> str:
+        """How it stands: running, finished, stopped (by a signal), failed, killed."""
+        starts = read_starts(self.directory)
+        if self.live:
+            return "running"
+        if starts and starts[-1]["ended"] is None:
+            return "killed"
+        if starts and starts[-1]["how"] in ("stopped", "failed"):
+            return starts[-1]["how"]
+        if (self.directory / "scores.json").exists():
+            return "finished"
+        # Its training has ended, but not what follows, such as the export.
+        return "failed" if starts else "not begun"
 
     @property
     def metric(self) -> str:
@@ -133,14 +148,13 @@ def facts(run: Run) -> dict[str, Any]:
     written = [record for record in run.records if record["kind"] != "rollback"]
     last = written[-1] if written else {}
     speeds = sorted(run.values("train", "tokens_per_second"))
-    ended = "finished" if (run.directory / "scores.json").exists() else "stopped"
     noted = run.read("environment.json")
     devices = noted.get("devices", [])
     counts = [f"{devices.count(name)} {name}" for name in dict.fromkeys(devices)]
     return {
         "run": run.name,
         "kind": run.kind,
-        "state": "running" if run.live else ended if written else "not begun",
+        "state": run.state,
         **{name: last.get(name) for name in ("step", "tokens")},
         "training": last.get("seconds"),
         "score": run.metric,
@@ -190,7 +204,7 @@ def data_facts(run: Run) -> Iterator[dict[str, Any]]:
         title = name or ", ".join(map(str, source.get("names", [source.get("kind")])))
         tokens = sum(facts["tokens"] for facts in splits.values())
         unknown = manifest.get("quality", {}).get("unknown_tokens", 0) / max(tokens, 1)
-        more = {"run": run.name, "source": title, "digest": key}
+        more = {"run": run.name, "source": without_secrets(title), "digest": key}
         more["unknown_tokens"] = unknown
         for split, facts in splits.items():
             yield more | facts | {"part": split.replace("_", "-")}

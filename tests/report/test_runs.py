@@ -22,7 +22,7 @@ MANIFEST = {
 }
 EXAMPLES = {
     "texts": [["to be or [ ? ] to be", "not"]],
-    "seen": "[CLS] to be or [MASK=not] [<i>=to] [=be] [SEP]",
+    "seen": "[CLS] to be or [MASK=not] [<i>=to] [=be] [SEP] \n[=x]: x is shown.",
     "causal": False,
     "guesses": [
         {"step": step, "lines": [f"word {step}%"], "right": step // 10}
@@ -50,6 +50,7 @@ def make(folder, schema=RunConfig, losses=(3.0, 2.0), **config):
                 {"step": 10, "began": 1100.0, "ended": 1160.0, "reached": 20},
             ]
         },
+        "scores.json": {"step": 20},
     }
     for name, content in write.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,15 +118,16 @@ def test_a_page_of_several_runs_has_all_that_they_tell(tmp_path, capsys):
     assert code == Exit.OK and f"3 runs: {page} (" in out
     text, twin = page.read_text(), (tmp_path / "to" / "runs.md").read_text()
     assert CANARY not in text + twin and "https://host/b" in twin
-    titles = "Runs|Curves|Seeds|What differs|Guesses over time: b|Guesses over time: s0"
-    titles += "|Guesses over time: s1|Masks as the model sees them|Data|Time"
+    titles = "Runs|Curves|Seeds: pretraining|What differs|Guesses over time: b"
+    titles += "|Guesses over time: s0|Guesses over time: s1"
+    titles += "|Masks as the model sees them|Data|Time"
     assert re.findall("<h2>(.*?)</h2>", text) == titles.split("|")
     assert re.findall("^## (.*)$", twin, re.M) == titles.split("|")
     assert "| train.batch | 4 | 16 | 16 |" in twin
-    assert "| s1 | pretraining | stopped | 20 | 2,000 | 1:10 | loss | 3.1250 |" in twin
+    assert "| s1 | pretraining | finished | 20 | 2,000 | 1:10 | loss | 3.1250 |" in twin
     # 100 s in processes, 70 of them training; steps 10 to 15 were done again.
     assert "| s0 | 2 | 1:40 | 1:10 | 0:30 | 70.0% | 1:00 | 5 |" in twin
-    assert "| s0 | a<b>.txt | train | 90 | 4,000 | 0.5% | k |" in twin
+    assert "| s0 | a\\<b>.txt | train | 90 | 4,000 | 0.5% | k |" in twin
     assert "| to be or [ ? ] to be | not | word 0% | word 10% | word 20% |" in twin
     assert (
         "<mark>[MASK=not]</mark> <mark>[&lt;i&gt;=to]</mark> <mark>[=be]</mark>" in text
@@ -177,6 +179,28 @@ def test_runs_of_two_kinds_share_what_both_have(tmp_path, capsys):
     assert "only figures that both have" in twin and "| b | fine-tuning |" in twin
 
 
+def test_only_finished_runs_of_one_kind_share_a_box(tmp_path, capsys):
+    hows = ("finished", "finished", "stopped", "failed", None)
+    for seed, how in enumerate(hows):
+        run = tmp_path / "runs" / f"<img src=x>|{seed}"
+        make(run, losses=(3.0, 2.0 + seed), train__seed=seed)
+        start = {"step": 0, "began": 1.0, "ended": how and 60.0, "reached": 20}
+        (run / "starts.json").write_text(json.dumps({"starts": [start | {"how": how}]}))
+    for seed in (0, 1):
+        make(tmp_path / "runs" / f"t{seed}", FinetuneConfig, train__seed=seed)
+    assert call(capsys, "report", tmp_path / "runs")[0] == Exit.OK
+    twin = (tmp_path / "runs" / "runs.md").read_text()
+    states = re.findall(r"^\| \\<img src=x>\\\|\d \| pretraining \| (\w+)", twin, re.M)
+    assert states == ["finished", "finished", "stopped", "failed", "killed"]
+    ours, tuned = re.findall(
+        r"^## Seeds: (?:pretraining|fine-tuning)\n.*?\n\nD", twin, re.M | re.S
+    )
+    assert ours.count("\n| ") == 3 and tuned.count("\n| ") == 3
+    assert "| 1 | all runs | 2 | 2.6250 | 2.1250 | 3.1250 |" in ours
+    assert "| 1 | all runs | 2 | 2.1250 | 2.1250 | 2.1250 |" in tuned
+    assert "<img" not in (tmp_path / "runs" / "runs.html").read_text()
+
+
 @pytest.mark.parametrize(
     "name, content, code, said",
     [
@@ -199,12 +223,17 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, name, content, code, said):
 def test_a_live_page_follows_the_run_and_ends_with_it(tmp_path, capsys, monkeypatch):
     run = make(tmp_path / "run")
     monkeypatch.setattr(verbs, "_POLL_SECONDS", 0.05)
-    seen = []
+    seen, said = [], []
+    monkeypatch.setattr(verbs, "log", said.append)
+    (run / "metrics.jsonl").rename(run / "later")
 
     def train():
         with open(run / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             begun.set()
+            for _ in range(200):
+                time.sleep(0.05 * (not said))
+            (run / "later").rename(run / "metrics.jsonl")
             for _ in range(200):
                 if (run / "runs.html").exists() and not seen:
                     seen.append((run / "runs.html").read_text())
@@ -220,6 +249,7 @@ def test_a_live_page_follows_the_run_and_ends_with_it(tmp_path, capsys, monkeypa
     assert call(capsys, "report", run, "--live")[0] == Exit.OK
     thread.join(20)
     end = (run / "runs.html").read_text()
+    assert "run has no metrics yet. Ctrl-C ends" in said[0] and "open" in said[1]
     assert "live = 1;" in seen[0] and "live = 0;" in end and "9.75" in end
     # Ctrl-C ends it, too, with a last page.
     monkeypatch.setattr(
