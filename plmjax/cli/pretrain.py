@@ -67,7 +67,8 @@ def add(verb) -> None:
         "--price_per_hour",
         type=float,
         metavar="N",
-        help="with --dry_run: the price of a device, for the price of the run",
+        help="with --dry_run: what one device costs an hour, in any currency; the run "
+        "costs hours x devices x N",
     )
     added.add_argument(
         "--yes",
