@@ -192,6 +192,7 @@ def plan(
     Raises:
       PlmjaxError: the time is too short, or a key of the config has its own length.
     """
+    print_line(f"Chooses what fits into {duration(clock.seconds)}: reads the text.")
     base = load({"train": dict.fromkeys(INTERVALS, _UNSET)})
     _check_keys(base)
     corpus, choices = None, {}
@@ -287,6 +288,7 @@ def _climb(
                 guess = last.speed * last.flops / flops * clock.left()
                 if guess < rung.wanted / doubt:
                     break
+            print_line(f"Times a model of {encoder.layers} x {encoder.width}.")
             end = end or clock.spent() + _TIMING * clock.seconds
             start, step = time_steps(setup)
         speed = phase.batch * row / step
