@@ -19,6 +19,7 @@ from plmjax.cli import main
 from plmjax.cli import pretrain as cli_pretrain
 from plmjax.cli.options import load_config
 from plmjax.cli.parser import make_parser
+from plmjax.data.store import SPLITS
 from plmjax.models.config import resolve
 from plmjax.objectives import MLM
 from plmjax.pretrain import budget
@@ -282,14 +283,14 @@ def test_a_small_budget_times_only_what_it_would_choose(monkeypatch, seconds, ti
 
     def build(config, workdir, mesh, log, make):
         assert make is MLM
-        encoder = resolve(config.model, vocab_size=99, pad_id=0)
+        encoder, tokens = resolve(config.model, vocab_size=99, pad_id=0), {"tokens": 9}
         plan = SimpleNamespace(length=128, fill=1.0)
         phase = SimpleNamespace(batch=config.train.batch, plan=plan)
         return SimpleNamespace(
             loader=SimpleNamespace(phases=[phase]),
             encoder=encoder,
             flops=lambda step: 6 * budget.weights_of(encoder) * 128 * phase.batch,
-            store=SimpleNamespace(manifest={"splits": {"held_out": {"tokens": 1000}}}),
+            store=SimpleNamespace(manifest={"splits": dict.fromkeys(SPLITS, tokens)}),
         )
 
     monkeypatch.setattr(budget, "build", build)
