@@ -43,13 +43,7 @@ from plmjax.tokenizers import (
 from plmjax.train import sharding, trackers
 from plmjax.train.config import TrainConfig
 from plmjax.train.schedule import make_schedule
-from plmjax.workdir import (
-    RunConfig,
-    Workdir,
-    encoder_config,
-    make_objective,
-    row_plan,
-)
+from plmjax.workdir import RunConfig, Workdir, encoder_config, make_objective, row_plan
 
 # Makes a user's own objective (plmjax.fit); None: the config names one.
 Make = Callable[..., Objective] | None

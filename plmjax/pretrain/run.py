@@ -23,11 +23,7 @@ from plmjax.evaluate.examples import (
     table,
     word_to_hide,
 )
-from plmjax.evaluate.held_out import (
-    source_scores,
-    unigram_loss,
-    without_baseline,
-)
+from plmjax.evaluate.held_out import source_scores, unigram_loss, without_baseline
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
 from plmjax.pretrain import students, teachers
