@@ -254,6 +254,7 @@ def _planned(args, workdir, clock):
         config = budget.resumed(load, saved, own)
         if workdir.begun or workdir.continues(config):
             clock.resume(record)
+            print(clock.used(workdir.done), flush=True)
             return config
     if workdir.begun:
         raise PlmjaxError(
