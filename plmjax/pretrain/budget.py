@@ -417,7 +417,11 @@ def _explained(
         ("text", text, why),
         ("held out", f"{data.held_out_percent:g} %", "100 kB, .1 to 5 %"),
         ("vocabulary", pieces, "8,192 for 10 MB, twice as many for 100"),
-        ("model", "{} x {}".format(*rung.shape), "the largest with tokens enough"),
+        (
+            "model",
+            "{} x {}".format(*rung.shape),
+            "the largest with enough tokens, or 1st",
+        ),
         ("length", f"{data.length}", "short rows learn most in a given time"),
         ("batch", tokens, "many small updates first; more with the tokens"),
         ("rate", f"{train.optimizer.learning_rate:g}", "2e-3 to width 256, then less"),
