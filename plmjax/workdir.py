@@ -357,6 +357,18 @@ class Workdir:
                 hint="plmjax.fit with the first one resumes it.",
             )
 
+    def check_origin(self, ours: Mapping[str, str], meta: Mapping[str, Any]) -> None:
+        """Raises PlmjaxError if a checkpoint's digests (origin) are not `ours`."""
+        for what, digest in ours.items():
+            if meta.get(what) != digest:
+                raise PlmjaxError(
+                    f"the checkpoint in {self.checkpoints} was trained with another "
+                    f"{what} than {self.path} now holds.",
+                    hint=f"Restore the first {what}, or start again in another "
+                    "--workdir.",
+                    code=Exit.MODEL,
+                )
+
     def check_length(self, steps: int) -> None:
         """Raises PlmjaxError if the run in the directory has more steps than these."""
         if self.done > steps:

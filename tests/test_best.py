@@ -146,12 +146,14 @@ def taken(monkeypatch, tmp_path):
             "steps": 4,
         }
         if metric is None:
-            for name in ("held_out", "make_evaluation", "frozen_arrays", "origin"):
+            for name in ("make_evaluation", "frozen_arrays"):
                 monkeypatch.setattr(pretrain, name, lambda *_: {})
             made = SimpleNamespace(
                 workdir=Workdir(tmp_path / "run"),
                 config=RunConfig(),
                 loader=SimpleNamespace(batch=None, rows=None),
+                held_out=dict,
+                origin={},
                 flops=None,
                 objective_at=None,
                 **own,

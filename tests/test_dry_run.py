@@ -143,6 +143,7 @@ LOCAL = {"layer_kinds": ("global", "local"), "window": 8}
     "changes, kind, length, expected",
     [
         ({}, "gpu", 512, ("80.0%", "33.6")),
+        ({}, "gpu", 96, ("42.9%", "1.2")),  # the training's own length
         ({}, "cpu", 16384, ("99.2%", "0.000")),  # in tiles
         (LOCAL, "cpu", 1024, ("79.4%", "0.7%", "80.1%", "0.000")),
         (LOCAL, "gpu", 1024, ("79.4%", "0.7%", "80.1%", "67.7")),
@@ -161,8 +162,12 @@ def test_what_attention_takes_by_length(changes, kind, length, expected):
     and 3 x 32, and once a row 24 of 16 x 16 x 16 a head, 2 of 16 x 16 x 32.
     """
     objective = MLM(MLMConfig(), encoder(layers=4, **changes), pieces(96))
-    shown = text(lib.attention_table(objective, kind))
-    cells = re.search(rf"│ +{length:,} │(.*)", shown)[1].replace(" ", "").split("│")
+    shown = text(lib.attention_table(objective, kind, own=96))
+    cells = (
+        re.search(rf"│ +{length:,}(?: .here.)? │(.*)", shown)[1]
+        .replace(" ", "")
+        .split("│")
+    )
     assert tuple(cells[: len(expected)]) == expected
 
 
@@ -189,6 +194,8 @@ def test_a_dry_run_compiles_the_step_and_reads_it(mesh, corpus, tmp_path, capsys
     assert re.search(r"fsdp \(\d\) +│ +all-gather", shown)
     assert re.search(r"here, by three real steps │ +[\d,.]+ │", shown)
     assert "h100:8, at an MFU of 40%" in shown and "price at 2 an hour" in shown
+    assert "Price: hours x devices x" in shown and "Trust this figure" in shown
+    assert "│ 32 (here) │" in shown
     assert "nothing was trained" in shown
     assert not (workdir / "checkpoints").exists()
 

@@ -67,7 +67,8 @@ def add(verb) -> None:
         "--price_per_hour",
         type=float,
         metavar="N",
-        help="with --dry_run: the price of a device, for the price of the run",
+        help="with --dry_run: what one device costs an hour, in any currency; the run "
+        "costs hours x devices x N",
     )
     added.add_argument(
         "--yes",
@@ -254,6 +255,7 @@ def _planned(args, workdir, clock):
         config = budget.resumed(load, saved, own)
         if workdir.begun or workdir.continues(config):
             clock.resume(record)
+            print(clock.used(workdir.done), flush=True)
             return config
     if workdir.begun:
         raise PlmjaxError(

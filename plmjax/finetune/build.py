@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import DataError, Exit, PlmjaxError, counted, tree
+from plmjax import DataError, PlmjaxError, counted, tree
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.data.examples import Example
 from plmjax.data.features import Features
@@ -481,15 +481,3 @@ def score_split(
     scores = kind.scores(truth, answers, labels, config)
     loss = float(losses[0] / losses[1]) if losses[1] else math.nan
     return predicted, {"loss": loss} | scores
-
-
-def check_origin(ours: dict[str, str], meta: dict, where: Any) -> None:
-    """Raises PlmjaxError if a checkpoint has another origin."""
-    for what, digest in ours.items():
-        if meta.get(what) != digest:
-            raise PlmjaxError(
-                f"the checkpoint in {where} belongs to another {what} than is given "
-                "now.",
-                hint="Restore it, or start again in another --workdir.",
-                code=Exit.MODEL,
-            )

@@ -18,7 +18,7 @@ from plmjax.console import ignore_line, print_line
 from plmjax.evaluate import predictions
 from plmjax.files import replacing, with_nan, write_json
 from plmjax.finetune.added import NOTHING, Added
-from plmjax.finetune.build import FinetuneSetup, build, check_origin, score_split
+from plmjax.finetune.build import FinetuneSetup, build, score_split
 from plmjax.finetune.cached import with_states
 from plmjax.finetune.config import FinetuneConfig
 from plmjax.finetune.export import export_task
@@ -208,7 +208,7 @@ def training_of(setup: FinetuneSetup, workdir: Workdir, predict: Callable) -> Tr
         first_state=first_state,
         score=score,
         origin=origin,
-        check_meta=lambda meta: check_origin(origin, meta, workdir.checkpoints),
+        check_meta=lambda meta: workdir.check_origin(origin, meta),
         rank=lambda scores: cost(metric, scores[metric]),
         describe=describe,
         keep_best=setup.config.select.keep == "best",

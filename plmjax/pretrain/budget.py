@@ -76,8 +76,9 @@ class Corpus(NamedTuple):
 class Rung(NamedTuple):
     """A model of the ladder: weights of its layers, FLOPs a token, tokens a second.
 
-    `row` and `tokens` are tokens without padding: of a row, and those that the time
-    left has room for. `start` are the seconds of the first step, which compiles.
+    `row`, `text` and `tokens` are tokens without padding: of a row, of the text, and
+    those that the time left has room for. `start` are the seconds of the first step,
+    which compiles.
     """
 
     shape: tuple[int, int]
@@ -88,6 +89,7 @@ class Rung(NamedTuple):
     tokens: float = 0.0
     row: float = 0.0
     start: float = 0.0
+    text: int = 1
 
     @property
     def wanted(self) -> float:
@@ -192,6 +194,7 @@ def plan(
     Raises:
       PlmjaxError: the time is too short, or a key of the config has its own length.
     """
+    print_line(f"Chooses what fits into {duration(clock.seconds)}: reads the text.")
     base = load({"train": dict.fromkeys(INTERVALS, _UNSET)})
     _check_keys(base)
     corpus, choices = None, {}
@@ -287,13 +290,15 @@ def _climb(
                 guess = last.speed * last.flops / flops * clock.left()
                 if guess < rung.wanted / doubt:
                     break
+            print_line(f"Times a model of {encoder.layers} x {encoder.width}.")
             end = end or clock.spent() + _TIMING * clock.seconds
             start, step = time_steps(setup)
         speed = phase.batch * row / step
-        held_out = setup.store.manifest["splits"]["held_out"]["tokens"]
-        clock.pause = held_out / speed / 3  # the forward pass alone
+        splits = setup.store.manifest["splits"]
+        clock.pause = splits["held_out"]["tokens"] / speed / 3  # the forward pass alone
         tokens = speed * max(clock.left() - start, 0.0)
-        rungs.append(rung._replace(start=start, speed=speed, tokens=tokens))
+        done = {"start": start, "speed": speed, "text": splits["train"]["tokens"]}
+        rungs.append(rung._replace(tokens=tokens, **done))
         if tokens < rung.wanted:
             break
     return rungs
@@ -406,6 +411,7 @@ def _explained(
         text = f"{corpus.size / 1e6:,.1f} MB, {corpus.documents:,} documents"
         why = f"its first; more takes over {_PREPARING:.0%} of the time" * corpus.cut
     pieces = f"{config.tokenizer.vocab_size:,} {config.tokenizer.kind}"
+    epochs = (train.steps or 0) * train.batch * rung.row / rung.text
     tokens = f"{train.batch} rows, {train.batch * rung.row:,.0f} tokens"
     rows = [
         ("text", text, why),
@@ -413,13 +419,14 @@ def _explained(
         ("vocabulary", pieces, "8,192 for 10 MB, twice as many for 100"),
         (
             "model",
-            timed[rungs.index(rung)][0],
-            "the largest with tokens enough, or 1st",
+            "{} x {}".format(*rung.shape),
+            "the largest with enough tokens, or 1st",
         ),
         ("length", f"{data.length}", "short rows learn most in a given time"),
         ("batch", tokens, "many small updates first; more with the tokens"),
         ("rate", f"{train.optimizer.learning_rate:g}", "2e-3 to width 256, then less"),
         ("steps", f"about {train.steps:,}", "linear to 0, which moves with the time"),
+        ("text read", f"{epochs:,.1f} times", "after 4, new text teaches more"),
         ("evaluated", f"every {train.evaluate_every_steps:,}", "a tenth of the time"),
     ]
     spent = f"{duration(clock.spent())} spent, {duration(clock.after)} for the export"

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, counted
+from plmjax import PlmjaxError, counted
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
@@ -43,13 +43,7 @@ from plmjax.tokenizers import (
 from plmjax.train import sharding, trackers
 from plmjax.train.config import TrainConfig
 from plmjax.train.schedule import make_schedule
-from plmjax.workdir import (
-    RunConfig,
-    Workdir,
-    encoder_config,
-    make_objective,
-    row_plan,
-)
+from plmjax.workdir import RunConfig, Workdir, encoder_config, make_objective, row_plan
 
 # Makes a user's own objective (plmjax.fit); None: the config names one.
 Make = Callable[..., Objective] | None
@@ -105,6 +99,28 @@ class PretrainSetup:
     def phase_flops(self, phase: Phase) -> float:
         """Returns the matrix FLOPs of each step of a phase."""
         return self.objective.flops(phase.plan.length) * phase.batch
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Digests of what a checkpoint is bound to: text, tokenizer, and so on."""
+        digests = {"store": self.store.key, "tokenizer": self.tokenizer.digest}
+        digests |= mixtures.digest(self.loader.phases)
+        noted = self.workdir.read("teacher.json", digest=str)
+        return digests if noted is None else digests | {"teacher": noted["digest"]}
+
+    def held_out(self, alone: bool = False) -> Callable[..., Iterator[dict]]:
+        """Returns a function that iterates over the held-out rows, in micro-batches.
+
+        Each process gets its share of them; with `alone`, it gets all. The function's
+        argument `source` is the number of a source of a mixture, to read its rows.
+        """
+        split, phase = self.store.split("held_out"), self.loader.phases[-1]
+        plan = row_plan(self.config, split, phase.plan.length, self.store)
+        batch = phase.batch // self.config.train.accumulation
+        mine = np.arange if alone else functools.partial(sharding.local_rows, self.mesh)
+        return functools.partial(
+            held_out_batches, split, plan, self.tokenizer, batch, mine=mine
+        )
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
@@ -515,40 +531,3 @@ def inexpressible(objective: Objective, tokenizer: Tokenizer) -> dict[str, str]:
         except PlmjaxError as error:
             problems[name] = str(error)
     return problems
-
-
-def held_out(
-    setup: PretrainSetup, alone: bool = False
-) -> Callable[..., Iterator[dict]]:
-    """Returns a function that iterates over the held-out rows, in micro-batches.
-
-    Each process gets its share of them; with `alone`, it gets all. The function's
-    argument `source` is the number of a source of a mixture, to read its rows alone.
-    """
-    split, phase = setup.store.split("held_out"), setup.loader.phases[-1]
-    plan = row_plan(setup.config, split, phase.plan.length, setup.store)
-    batch = phase.batch // setup.config.train.accumulation
-    mine = np.arange if alone else functools.partial(sharding.local_rows, setup.mesh)
-    return functools.partial(
-        held_out_batches, split, plan, setup.tokenizer, batch, mine=mine
-    )
-
-
-def check_origin(setup: PretrainSetup, meta: dict) -> None:
-    """Raises PlmjaxError if a checkpoint was trained with other text or tokenizer."""
-    for what, ours in origin(setup).items():
-        if meta.get(what) != ours:
-            raise PlmjaxError(
-                f"the checkpoint in {setup.workdir.checkpoints} was trained with "
-                f"another {what} than {setup.workdir.path} now holds.",
-                hint=f"Restore the first {what}, or start again in another --workdir.",
-                code=Exit.MODEL,
-            )
-
-
-def origin(setup: PretrainSetup) -> dict[str, str]:
-    """Returns the digests that bind a checkpoint: of text, tokenizer, and so on."""
-    digests = {"store": setup.store.key, "tokenizer": setup.tokenizer.digest}
-    digests |= mixtures.digest(setup.loader.phases)
-    noted = setup.workdir.read("teacher.json", digest=str)
-    return digests if noted is None else digests | {"teacher": noted["digest"]}

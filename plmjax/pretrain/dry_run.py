@@ -10,7 +10,7 @@ import jax
 from rich.table import Table
 
 from plmjax.console import as_table, ignore_line, print_line
-from plmjax.pretrain.build import PretrainSetup, build, check, held_out
+from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.run import training_of
 from plmjax.pretrain.start import frozen_shapes
 from plmjax.report.cost import NOTHING, Asked
@@ -54,7 +54,7 @@ def dry_run(
         here = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     with training_session(workdir, config, here, ignore_line):
         setup = build(config, workdir, mesh, log)
-        held_out(setup)
+        setup.held_out()
         workdir.check_length(setup.steps)
         show_training(
             training_of(setup, frozen_shapes(setup) if compiles else {}, ignore_line),

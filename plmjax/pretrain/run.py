@@ -23,23 +23,11 @@ from plmjax.evaluate.examples import (
     table,
     word_to_hide,
 )
-from plmjax.evaluate.held_out import (
-    source_scores,
-    unigram_loss,
-    without_baseline,
-)
+from plmjax.evaluate.held_out import source_scores, unigram_loss, without_baseline
 from plmjax.evaluate.model import Trained, with_head
 from plmjax.files import write_json
 from plmjax.pretrain import students, teachers
-from plmjax.pretrain.build import (
-    Make,
-    PretrainSetup,
-    build,
-    check,
-    check_origin,
-    held_out,
-    origin,
-)
+from plmjax.pretrain.build import Make, PretrainSetup, build, check
 from plmjax.pretrain.export import check_target, export_trained, folders_for
 from plmjax.pretrain.start import compare_with_teacher, fresh_state, frozen_arrays
 from plmjax.report.curves import plot_curves
@@ -169,7 +157,7 @@ def _build(
 
     def make(log: Callable[[str], Any]) -> PretrainSetup:
         setup = build(config, workdir, mesh, log, own)
-        held_out(setup)  # writes its plan file, too
+        setup.held_out()  # writes its plan file, too
         workdir.check_length(setup.steps)
         return setup
 
@@ -193,14 +181,14 @@ def _build(
 
     led = processes.run_on_all(lead)
     setup = processes.run_on_all(lambda: make(ignore_line) if led is None else led)
-    first = processes.run_on_first(lambda: origin(setup))
+    first = processes.run_on_first(lambda: setup.origin)
     processes.run_on_all(lambda: _check_same(setup, first))
     return setup
 
 
 def _check_same(setup: PretrainSetup, first: dict) -> None:
     """Raises PlmjaxError unless this process has the first one's text and tokenizer."""
-    ours = origin(setup)
+    ours = setup.origin
     if ours != first:
         what = next(name for name in first if ours.get(name) != first[name])
         raise PlmjaxError(
@@ -215,7 +203,7 @@ def training_of(
     setup: PretrainSetup, frozen: dict, log: Callable[[str], Any]
 ) -> Training:
     """Returns the training of a run; `frozen` is the result of frozen_arrays."""
-    batches, evaluations = held_out(setup), {}
+    batches, evaluations = setup.held_out(), {}
 
     def first_state(shapes: State) -> State:
         del shapes
@@ -254,7 +242,7 @@ def training_of(
         flops=setup.flops,
         first_state=first_state,
         score=score,
-        origin=origin(setup) | {"config": config_lib.to_dict(setup.config)},
+        origin=setup.origin | {"config": config_lib.to_dict(setup.config)},
         check_meta=lambda meta: _check_meta(setup, meta),
         activations=lambda: max(map(setup.activation_bytes, setup.loader.phases)),
         less_memory=f"{LESS_MEMORY} --config.model.remat=True keeps fewer activations.",
@@ -263,7 +251,7 @@ def training_of(
 
 def _check_meta(setup: PretrainSetup, meta: dict) -> None:
     """Raises PlmjaxError if a checkpoint is of another text, tokenizer or config."""
-    check_origin(setup, meta)
+    setup.workdir.check_origin(setup.origin, meta)
     if "config" in meta:
         # The checkpoints may have moved, for example to another disk.
         saved, ours = meta["config"], config_lib.to_dict(setup.config)
@@ -367,7 +355,7 @@ def _finish(setup: PretrainSetup, result: Result, log: Callable[[str], Any]) -> 
         log(f"Curves: {path}")
     figures = without_baseline(values | {"unigram_loss": baseline})
     if setup.teacher is not None:
-        comparison = compare_with_teacher(setup, weights, held_out(setup, alone=True)())
+        comparison = compare_with_teacher(setup, weights, setup.held_out(alone=True)())
         for line in students.lines(comparison):
             log(line)
         names = ("teacher_loss", "teacher_accuracy", "kept", "smaller", "faster")

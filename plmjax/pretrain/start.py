@@ -18,11 +18,7 @@ from plmjax.pretrain import students, teachers
 from plmjax.pretrain.build import PretrainSetup
 from plmjax.pretrain.weights import start_weights
 from plmjax.train import sharding
-from plmjax.train.job import (
-    initialise,
-    step_for,
-    with_params,
-)
+from plmjax.train.job import initialise, step_for, with_params
 from plmjax.train.step import State
 from plmjax.workdir import RunConfig, Workdir, encoder_config
 

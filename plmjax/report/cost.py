@@ -146,7 +146,10 @@ def cost_table(
         rows.append([*row, money] if money else row)
     columns = ["device", "ms a step", "an epoch", f"all {steps:,} steps", "hours"]
     columns += [f"price at {asked.price:g} an hour"] if asked.price else []
-    return as_table("Time, without evaluations", columns, rows) if rows else ""
+    table = as_table("Time, without evaluations", columns, rows)
+    if asked.price:
+        table.caption = "Price: hours x devices x --price_per_hour, of one device."
+    return table if rows else ""
 
 
 def disk_line(training: Training, state: State) -> str:

@@ -226,10 +226,13 @@ def total(blocks: list[Block], name: str) -> int:
 _LENGTHS = tuple(2**n for n in range(9, 15))
 
 
-def attention_table(objective: Objective, kind: str, attention: str = "xla") -> Table:
+def attention_table(
+    objective: Objective, kind: str, attention: str = "xla", own: int = 512
+) -> Table:
     """Returns a table of what attention costs by length, for each kind of layer.
 
-    `kind` is that of the device: cpu, gpu or tpu; `attention` is train.attention.
+    `kind` is that of the device: cpu, gpu or tpu; `attention` is train.attention. The
+    rows of the training have `own` tokens.
     """
     device = {"kind": kind, "attention": attention}
     encoders = [view.encoder for view in objective.models.values()]
@@ -242,7 +245,7 @@ def attention_table(objective: Objective, kind: str, attention: str = "xla") -> 
     several = ("all layers",) if len(layers) > 1 else ()
     columns = [f"FLOPs, {name}" for name in (*layers, *several)]
     columns, rows = ["tokens", *columns, "MB a row", "of activations"], []
-    for length in _LENGTHS:
+    for length in sorted({own, *_LENGTHS}):
         row = 1, length, 0
         whole = sum(encoder_flops(one, length) for one in encoders)
         activations = sum(activation_bytes(one, *row, **device) for one in encoders)
@@ -257,7 +260,8 @@ def attention_table(objective: Objective, kind: str, attention: str = "xla") -> 
         if several:
             shares.append(sum(shares))
         figures = [*(f"{share:.1%}" for share in shares), _mb(kept)]
-        rows.append([f"{length:,}", *figures, f"{kept / activations:.1%}"])
+        here = f"{length:,}{' (here)' * (length == own)}"
+        rows.append([here, *figures, f"{kept / activations:.1%}"])
     table = as_table("Attention as a share of the encoder", columns, rows)
     table.columns[0].justify = "right"
     if kind == "cpu" or attention != "xla":
@@ -360,8 +364,9 @@ def show_training(
     out.print(sharding_table(blocks))
     out.print(figures(blocks))
     kind, attention = mesh.devices.flat[0].platform, training.config.attention
-    out.print(attention_table(training.objective, kind, attention))
-    out.print(work_table(training, state.params, batch["tokens"].shape[-1]))
+    length = batch["tokens"].shape[-1]
+    out.print(attention_table(training.objective, kind, attention, length))
+    out.print(work_table(training, state.params, length))
     print_line(disk_line(training, state))
     check_state(training, state, print_line)
     checkpoints = Checkpoints(training.checkpoints)
@@ -413,7 +418,8 @@ def print_compiled(
         parts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items())
         total, there = sum(sizes.values()), device_memory(mesh)
         out.print(
-            f"  {total / 1e6:,.0f} MB a device: {parts}; it has {there / 1e6:,.0f}.",
+            f"  {total / 1e6:,.0f} MB a device: {parts}; it has {there / 1e6:,.0f}.\n"
+            "  Trust this figure, the compiler's, where it differs from the estimate.",
             markup=False,
         )
     if chip := absent_chip(mesh):

@@ -21,14 +21,7 @@ from plmjax.data.loader import read_ahead
 from plmjax.stop import Stop, Watchdog
 from plmjax.train import memory, rollback, sharding
 from plmjax.train.job import Training, shapes_of, step_for, weights_of
-from plmjax.train.metrics import (
-    MetricWriter,
-    Sums,
-    added,
-    fetch,
-    means,
-    peak_flops,
-)
+from plmjax.train.metrics import MetricWriter, Sums, added, fetch, means, peak_flops
 from plmjax.train.rollback import BadStep
 from plmjax.train.schedule import moved_share
 from plmjax.train.step import State

@@ -1,10 +1,12 @@
 """A budget of time: the choices for given speeds, and a schedule whose end moves."""
 
+import contextlib
 import itertools
 import json
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from test_resume import assert_same_run, flat_state
@@ -17,11 +19,14 @@ from plmjax.cli import main
 from plmjax.cli import pretrain as cli_pretrain
 from plmjax.cli.options import load_config
 from plmjax.cli.parser import make_parser
+from plmjax.data.store import SPLITS
 from plmjax.models.config import resolve
+from plmjax.objectives import MLM
 from plmjax.pretrain import budget
 from plmjax.pretrain.run import pretrain
+from plmjax.train import sharding
 from plmjax.train.clock import Clock
-from plmjax.train.config import ScheduleConfig
+from plmjax.train.config import MeshConfig, ScheduleConfig
 from plmjax.train.schedule import make_schedule, moved_share
 from plmjax.workdir import RunConfig, Workdir
 
@@ -263,6 +268,39 @@ def test_keys_of_a_recipe_that_the_budget_replaces_are_named():
         *(None, "linear"),
         10,
     )
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(290.0, 1), (310.0, 2)])
+def test_a_small_budget_times_only_what_it_would_choose(monkeypatch, seconds, timed):
+    """At the first model's speed the second would see .7 of the tokens that it wants.
+
+    In more than five minutes it is timed, since larger models make more of a device.
+    """
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    monkeypatch.setattr(budget, "training_session", lambda *_: contextlib.nullcontext())
+    second = 2 * (4 * 256**2 + 3 * 256 * 384)
+    a_second = 0.7 * 5 * second * 6 * second / 300  # FLOPs
+
+    def build(config, workdir, mesh, log, make):
+        assert make is MLM
+        encoder, tokens = resolve(config.model, vocab_size=99, pad_id=0), {"tokens": 9}
+        plan = SimpleNamespace(length=128, fill=1.0)
+        phase = SimpleNamespace(batch=config.train.batch, plan=plan)
+        return SimpleNamespace(
+            loader=SimpleNamespace(phases=[phase]),
+            encoder=encoder,
+            flops=lambda step: 6 * budget.weights_of(encoder) * 128 * phase.batch,
+            store=SimpleNamespace(manifest={"splits": dict.fromkeys(SPLITS, tokens)}),
+        )
+
+    monkeypatch.setattr(budget, "build", build)
+    monkeypatch.setattr(
+        budget, "time_steps", lambda made: (1.0, made.flops(0) / a_second)
+    )
+    more = {"mesh": sharding.make_mesh(MeshConfig()), "make": MLM}
+    clock = Clock(seconds, 0.0)
+    rungs = budget._climb(load_with(), {}, None, clock=clock, **more)  # type: ignore
+    assert [rung.shape for rung in rungs] == [(2, 128), (2, 256)][:timed]
 
 
 RECIPE = """

@@ -147,7 +147,7 @@ def _go_on(workdir: Path):
     import jax
 
     from plmjax.checkpoint.checkpoints import Checkpoints
-    from plmjax.pretrain.build import build, check, check_origin
+    from plmjax.pretrain.build import build, check
     from plmjax.train import sharding
     from plmjax.train.job import shapes_of
     from plmjax.workdir import Workdir
@@ -164,7 +164,7 @@ def _go_on(workdir: Path):
         step = checkpoints.good_step()
         if step is not None:
             meta = checkpoints.meta(step)
-            check_origin(made, meta)
+            run.check_origin(made.origin, meta)
             checkpoints.load(step, shapes)
 
 
