@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, counted
+from plmjax import Exit, PlmjaxError, counted, machine
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
@@ -267,6 +267,7 @@ def prepare_data(
     else:
         texts = mixtures.documents(config.data, sources)
         tokenizer = get_tokenizer(settings, texts)
+        machine.return_memory()
         # run.json exists only for a complete pair of tokenizer and store.
         (workdir / "run.json").unlink(missing_ok=True)
         tokenizer.save(workdir / "tokenizer")
@@ -286,6 +287,7 @@ def prepare_data(
             made[name] = _prepare(
                 config, source, tokenizer, workdir=workdir, log=said, tasks=tasks
             )
+    machine.return_memory()
     store = JoinedStore(made) if config.data.mixture else made[""]
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
