@@ -14,7 +14,7 @@ from plmjax import Exit, PlmjaxError, counted, machine
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
-from plmjax.data.corpus import describe_source
+from plmjax.data.corpus import describe_counts, describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.mixture import JoinedStore
 from plmjax.data.parts import Tasks, divide
@@ -331,13 +331,8 @@ def _prepare(
         sentences=_sentences(config),
         tasks=tasks,
     )
-    counts = store.manifest["source"]["counts"]
-    for name in (
-        *("replaced_characters", "control_characters", "cut_documents"),
-        *("empty_files", "empty_records"),
-    ):
-        if counts.get(name):
-            log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
+    for line in describe_counts(store.manifest["source"]["counts"]):
+        log(line)
     return store
 
 
