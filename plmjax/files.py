@@ -114,6 +114,7 @@ def did_you_mean(path: str | Path) -> str:
     with contextlib.suppress(OSError):
         names = sorted(os.listdir(gone.parent))
         near = difflib.get_close_matches(gone.name, names, n=2, cutoff=0.7)
+        near = near or [name for name in names if Path(name).stem == gone.stem][:2]
         if near and not os.path.exists(gone):
             below = Path(path).relative_to(gone)
             found = [gone.with_name(name) for name in near]

@@ -1,5 +1,7 @@
 """Facts about this machine: cores, memory, and versions for measured figures."""
 
+import contextlib
+import ctypes
 import datetime
 import errno
 import importlib
@@ -81,6 +83,12 @@ def out_of_memory(error: BaseException) -> str | None:
         return "out of memory"
     asked = f"{int(size[1]) / 1e9:,.3f} GB" if size[1] else size[2]
     return f"out of memory: {asked} could not be allocated"
+
+
+def return_memory() -> None:
+    """Returns to the system what is freed; glibc would keep much of it."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def facts() -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_paths(fail):
     assert "folder holds no files of kind text" in fail(Exit.USAGE, *pretrain("folder"))
     assert "matches no file" in fail(Exit.USAGE, *pretrain("folder/*.txt"))
     Path("folder/books.txt").write_bytes(TEXT)
-    for wrong in ("folder/boks.txt", "flder/books.txt"):
+    for wrong in ("folder/boks.txt", "flder/books.txt", "folder/books.csv"):
         assert "Did you mean folder/books.txt?" in fail(Exit.USAGE, *pretrain(wrong))
 
 

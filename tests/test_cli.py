@@ -377,6 +377,18 @@ def test_a_signal_after_the_end_leaves_the_exit_code(tmp_path):
         assert (ended.returncode, ended.stderr) == (code, b"")
 
 
+def _starting_devices(_):
+    """jax (0.10) asserts that one of the platforms that are asked for is there."""
+    exec(compile("assert False", "site-packages/jax/_src/xla_bridge.py", "exec"))
+
+
+def test_a_device_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(inference, "_fill", _starting_devices)
+    assert cli.main(["fill", "a [MASK]", "--model=a"]) == Exit.USAGE
+    assert "JAX_PLATFORMS=cuda. Unset it" in capsys.readouterr().err
+
+
 def test_a_signal_in_executed_text_leaves_the_exit_code_as_it_is(tmp_path):
     """dataclasses and namedtuples are made of text, which exec runs."""
     (tmp_path / "interrupted.py").write_text(

@@ -45,7 +45,7 @@ def probe_features(
         raise PlmjaxError(
             f"task.length is {config.length}; the model has positions for "
             f"{model.encoder.max_length} tokens.",
-            hint=f"Set task.length={model.encoder.max_length}.",
+            hint=f"Set --config.task.length={model.encoder.max_length}.",
         )
     params = jax.device_put({"encoder": model.params["encoder"]})
     platform = Platform.of(jax.devices())

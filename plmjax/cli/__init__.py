@@ -154,6 +154,11 @@ def _explain(error: BaseException, args) -> int:
             return _fail(f"{error}.", disk_hint(error), Exit.DISK)
         if (message := machine.out_of_memory(error)) is not None:
             return _fail(f"{message}.", _less_memory(args), Exit.MEMORY)
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms and _starts_devices(error):
+            message = f"jax cannot use the devices of JAX_PLATFORMS={platforms}."
+            hint = "Unset it. A GPU needs the extra: pip install 'plmjax[cuda]'."
+            return _fail(message, hint, Exit.USAGE)
         if _is_one_of_several() and _peer_is_gone(error):
             reason = str(error).strip().partition("\n")[0]
             message = f"another process of this run has ended ({reason})."
@@ -212,6 +217,12 @@ def _less_memory(args) -> str:
 def _is_one_of_several() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
+
+
+def _starts_devices(error: Exception) -> bool:
+    """Whether it is jax's search for devices that failed, by whatever error."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename.endswith("jax/_src/xla_bridge.py")
 
 
 def _peer_is_gone(error: Exception) -> bool:

@@ -139,14 +139,15 @@ def _check_form(
                 f"{shown} has {len(line.fields)} columns, and {often:,} of "
                 f"{len(lines):,} lines have {usual}.",
                 "Separate columns by tabs if tokens contain blanks; if lines may "
-                "differ, set task.columns.tags to the number of the tags' column.",
+                "differ, set --config.task.columns.tags to the column of the tags.",
             )
     if columns.tokens is not None or not lines:
         return
     first = [[line.fields[0] for line in sentence] for sentence in sentences]
     several = sum(len(column) > 1 for column in first)
     numbers = [*map(str, range(len(lines) + 1))]
-    what, hint = "", "Set task.columns.tokens and task.columns.tags to their numbers."
+    what = ""
+    hint = "Set --config.task.columns.tokens and --config.task.columns.tags."
     if not any(itertools.chain(*first)):
         what = "is empty"
     elif several and all(
@@ -154,14 +155,14 @@ def _check_form(
         for column in first
     ):
         what = "counts the words of each sentence"
-        hint += " The ten columns of CoNLL-U are task.format=conllu."
+        hint += " The ten columns of CoNLL-U are --config.task.format=conllu."
     elif len(lines) > _FEW_LINES and several * 2 > len(first):
         if all(len({*column}) == 1 for column in first):
             what = f"is the same in each sentence ({first[0][0][:40]!r})"
     if columns.tags is None and (scheme := find_scheme(itertools.chain(*first))):
         if find_scheme(line.fields[-1] for line in lines) is None:
             what = f"has the tags ({', '.join([*scheme.tags][:3])})"
-            hint = "Set task.columns.tags=1 and task.columns.tokens=2."
+            hint = "Set --config.task.columns.tags=1 --config.task.columns.tokens=2."
     if what:
         raise bad_data(str(path), f"column 1, the tokens, {what}.", hint)
 
@@ -173,7 +174,7 @@ def _numbered(
     known = [str(number) for number in range(1, len(fields) + 1)]
     chosen = str(default) if name is None else name
     if chosen not in known:
-        raise no_column(where, chosen, f"task.columns.{role}", known)
+        raise no_column(where, chosen, f"--config.task.columns.{role}", known)
     return fields[int(chosen) - 1]
 
 
@@ -198,7 +199,7 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
         names = first.removeprefix(_GLOBAL_COLUMNS).split()
     for role, name in chosen.items():
         if name not in names:
-            raise no_column(str(path), name, f"task.columns.{role}", names)
+            raise no_column(str(path), name, f"--config.task.columns.{role}", names)
     indices = {role: names.index(name) for role, name in chosen.items()}
     blank, total = [], 0
     for sentence in sentences:
@@ -209,7 +210,7 @@ def read_conllu(path: Path, columns: ColumnsConfig, notes: Notes) -> Iterator[Re
             fields = text.split("\t")
             if len(fields) != len(names):
                 what = f"{len(fields)} columns; CoNLL-U has {len(names)}, by tabs."
-                hint = "Is it CoNLL? Then set task.format=conll."
+                hint = "Is it CoNLL? Then set --config.task.format=conll."
                 raise bad_data(f"{path}:{line}", what, hint)
             if _RANGE_OR_EMPTY.fullmatch(fields[0]):
                 continue

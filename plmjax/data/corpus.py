@@ -286,6 +286,20 @@ def describe_source(text: dict[str, Any]) -> list[str]:
     return [line, *text.get("notes", ())]
 
 
+_ODD = {
+    "replaced_characters": "Invalid bytes, replaced by U+FFFD",
+    "control_characters": "Control characters, removed",
+    "cut_documents": "Documents that were cut, as they are too long",
+    "empty_files": "Empty files",
+    "empty_records": "Records without text, left out",
+}
+
+
+def describe_counts(counts: Mapping[str, int]) -> list[str]:
+    """Returns a line on each thing that a pass over a source has changed or skipped."""
+    return [f"{what}: {counts[n]:,}." for n, what in _ODD.items() if counts.get(n)]
+
+
 def unreadable(path: Path, error: Exception) -> PlmjaxError:
     """The error (code 3) for a file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -14,7 +14,7 @@ from plmjax.data import quality
 from plmjax.data.clean import SURE, identifier, language_of
 from plmjax.data.clean_corpus import LineCounts, mapped, sign_all
 from plmjax.data.clean_report import excerpt
-from plmjax.data.corpus import Source
+from plmjax.data.corpus import Source, describe_counts
 from plmjax.data.near_duplicates import near_duplicates, text_hash
 from plmjax.data.packing import pack
 from plmjax.data.prepare import count_distinct
@@ -290,6 +290,4 @@ def _problems(result: dict[str, Any], mojibake: str) -> Iterator[str]:
             f"{lines['share']:.1%} of the lines stand in {LINE_DOCUMENTS} documents or "
             f"more, such as {lines['examples'][0][0]!r}. {clean}lines removes them."
         )
-    for name in ("replaced_characters", "control_characters", "cut_documents"):
-        if counts.get(name):
-            yield f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}."
+    yield from describe_counts(counts)

@@ -1,6 +1,7 @@
 """Packs pieces of documents into rows, and lays out their tokens."""
 
 import dataclasses
+from array import array
 
 import numpy as np
 
@@ -55,17 +56,21 @@ def pack(
     size of the pieces in row order, and the first piece of each row. Sizes exclude the
     `overhead`: [CLS] and each [SEP] of a piece.
     """
-    waiting: list[list[tuple[int, int]]] = [[] for _ in range(length + 1)]
-    pieces = zip(start[::-1].tolist(), size[::-1].tolist(), strict=True)
-    for piece in pieces:  # in reverse, so that pop() takes them in corpus order
-        waiting[piece[1] + overhead].append(piece)
+    # Their starts, by the tokens that pieces need; in arrays, as there may be millions.
+    # In reverse, so that pop() takes them in corpus order.
+    order = np.argsort(size[::-1], kind="stable")
+    ends = np.cumsum(np.bincount(size, minlength=length + 1 - overhead))
+    by_size = np.split(start[::-1][order].astype(np.int64), ends[:-1])
+    waiting = [array("q") for _ in range(overhead)]
+    waiting += [array("q", some.tobytes()) for some in by_size]
+    del order, by_size
     # Bit n is set if a piece that needs n tokens is waiting. The longest piece that
     # fits is the highest set bit up to the room.
     available = sum(1 << need for need, pieces in enumerate(waiting) if pieces)
     # Pieces of fewer tokens would be mostly [CLS] and [SEP].
     crumb = max(2, min(6, length // 16))
     smallest = max(overhead + crumb, length // 50 + 1)
-    placed, first = [], [0]
+    starts, sizes, first = array("q"), array("i"), array("q", [0])
     while available:
         room = length
         while True:
@@ -75,21 +80,20 @@ def pack(
                 need = available.bit_length() - 1
             if need < 0:
                 break
-            at, tokens = waiting[need].pop()
+            at, tokens = waiting[need].pop(), need - overhead
             if not waiting[need]:
                 available ^= 1 << need
             if cut:
                 # The remainder must not be shorter than a crumb either.
                 here = min(room - overhead, tokens - min(crumb, tokens // 2))
-                remainder = (at + here, tokens - here)
-                waiting[remainder[1] + overhead].append(remainder)
-                available |= 1 << (remainder[1] + overhead)
+                waiting[need - here].append(at + here)
+                available |= 1 << (need - here)
                 tokens = here
-            placed.append((at, tokens))
+            starts.append(at)
+            sizes.append(tokens)
             room -= tokens + overhead
-        first.append(len(placed))
-    starts, sizes = np.asarray(placed, np.int64).reshape(-1, 2).T
-    return starts, sizes.astype(np.int32), np.asarray(first, np.int64)
+        first.append(len(starts))
+    return np.asarray(starts), np.asarray(sizes), np.asarray(first)
 
 
 def pieces_of(plan: Plan, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

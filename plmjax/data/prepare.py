@@ -135,9 +135,9 @@ def sizes(splits: dict[str, dict[str, Any]]) -> str:
     return ", ".join(
         f"{name} "
         + ", ".join(
-            f"{splits[name][what]:,} {what}"
-            for what in ("documents", "sentences", "tokens")
-            if what in splits[name]
+            counted(splits[name][f"{what}s"], what)
+            for what in ("document", "sentence", "token")
+            if f"{what}s" in splits[name]
         )
         for name in SPLITS
     )

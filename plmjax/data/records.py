@@ -242,7 +242,7 @@ def _check_header(names: list[str], where: str) -> None:
         raise bad_data(
             where,
             f"two columns are called {twice[0]!r}.",
-            "Rename one; labelled data without a header need task.header=False.",
+            "Rename one; labels without a header need --config.task.header=False.",
         )
 
 

@@ -291,7 +291,7 @@ def read_input(
             return read_examples(config, "test", labelled=labelled, option=option)
         except DataError as error:
             # In `plmjax predict`, the keys of the task are those of --config.
-            hint = error.hint.replace("Set task.", "Set --config.")
+            hint = error.hint.replace("--config.task.", "--config.")
             raise DataError(error.message, hint=hint) from None
     kind = KINDS[config.kind]
     lacks = kind.line_lacks

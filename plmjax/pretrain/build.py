@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import PlmjaxError, counted
+from plmjax import Exit, PlmjaxError, counted, machine
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
-from plmjax.data.corpus import describe_source
+from plmjax.data.corpus import describe_counts, describe_source
 from plmjax.data.loader import Loader, Phase, held_out_batches, ramped
 from plmjax.data.mixture import JoinedStore
 from plmjax.data.parts import Tasks, divide
@@ -287,6 +287,7 @@ def prepare_data(
     else:
         texts = mixtures.documents(config.data, sources)
         tokenizer = get_tokenizer(settings, texts)
+        machine.return_memory()
         # run.json exists only for a complete pair of tokenizer and store.
         (workdir / "run.json").unlink(missing_ok=True)
         tokenizer.save(workdir / "tokenizer")
@@ -306,6 +307,7 @@ def prepare_data(
             made[name] = _prepare(
                 config, source, tokenizer, workdir=workdir, log=said, tasks=tasks
             )
+    machine.return_memory()
     store = JoinedStore(made) if config.data.mixture else made[""]
     if config.objective.pairs_config is not None:
         check_pairs(store, log)
@@ -349,13 +351,8 @@ def _prepare(
         sentences=_sentences(config),
         tasks=tasks,
     )
-    counts = store.manifest["source"]["counts"]
-    for name in (
-        *("replaced_characters", "control_characters", "cut_documents"),
-        *("empty_files", "empty_records"),
-    ):
-        if counts.get(name):
-            log(f"{name.replace('_', ' ').capitalize()}: {counts[name]:,}.")
+    for line in describe_counts(store.manifest["source"]["counts"]):
+        log(line)
     return store
 
 

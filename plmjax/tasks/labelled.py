@@ -160,7 +160,7 @@ def _format(path: Path, config: TaskConfig, option: str) -> str:
         raise PlmjaxError(
             f"{option}: {path.name} has an ending that names no format of "
             f"task.kind={config.kind}.",
-            hint=f"Set task.format: {', '.join(kind.formats)}.",
+            hint=f"Set --config.task.format: {', '.join(kind.formats)}.",
         )
     return format
 
@@ -176,7 +176,7 @@ def _check_columns(
                 raise no_column(
                     where,
                     name,
-                    f"task.columns.{field}{_reason(record, name, config)}",
+                    f"--config.task.columns.{field}{_reason(record, name, config)}",
                     [*record.values],
                 )
 
@@ -194,9 +194,11 @@ def _reason(record: Record, name: str, config: TaskConfig) -> str:
     for mark in ";|\t,":
         if mark in "".join(seen):
             mark = "tab" if mark == "\t" else mark
-            return f", or task.separator={mark!r} if that separates the columns"
+            key = f"--config.task.separator={mark!r}"
+            return f", or {key} if that separates the columns"
     if config.header:
-        return ", or task.header=False if the first line does not name the columns"
+        key = "--config.task.header=False"
+        return f", or {key} if the first line does not name the columns"
     return ""
 
 

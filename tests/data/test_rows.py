@@ -1,6 +1,7 @@
 """Packing plans and batches: nothing lost, nothing crosses, nothing twice."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,6 +36,15 @@ def lengths(count: int = 3000, longest: int = 300) -> np.ndarray:
 @pytest.fixture(scope="module")
 def plan():
     return rows.make_plan(Stream(lengths()), 64)
+
+
+def test_a_plan_is_made_in_little_memory():
+    size = np.random.default_rng(0).integers(1, 127, 20_000, np.int32)
+    tracemalloc.start()
+    rows.pack(np.cumsum(size), size, 128)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 60 * len(size)  # bytes: tuples of Python would need 160 a piece
 
 
 def test_a_plan_holds_every_token_once(plan):
