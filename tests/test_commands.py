@@ -173,6 +173,9 @@ FILES = {
     r".*\.jsonl(\.\w+)?": lambda: lines("classes"),
     r".*\.csv": lambda: table('"{text}",{label}\n', "text,label\n"),
     r".*\.json": squad,
+    r"meditations\.txt": lambda: "\n".join(  # a document a line
+        " ".join(map(str.capitalize, sentences(4, seed))) for seed in range(100)
+    ),
     r"(texts|new|many)\.txt": lambda: re.sub(r"\n+", "\n", prose()),
     r".*\.(txt|py|tar)(\.gz)?": prose,
 }
@@ -190,7 +193,7 @@ TRAINED = (
     "plmjax pretrain a.txt --config=electra:tiny --workdir=electra",
     "plmjax finetune --config=classes:small --config.model=run "
     "--config.task.train=train.csv --config.task.test=test.csv --workdir=labels",
-    "plmjax pretrain a.txt --config=nsp --workdir=nsp",
+    "plmjax pretrain meditations.txt --config=nsp --workdir=nsp",
     "plmjax compress --model=labels --format=onnx --to=served",
     "plmjax export --workdir=run --to=hub",
 )
