@@ -60,6 +60,7 @@ SMALLER = {
     r" --config\.train\.steps=\d+": "",
     r"\bsteps=\d+": "steps=2",
     r'(plmjax\.pretrain\("my\.txt"), workdir': r"\1, steps=2, workdir",
+    r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
     r"(start\.|prune --)layers=2": r"\1layers=1",
     r"(distill/docstrings)": r"\1 --config.objective.layers='(0,1)'",
     r" --minutes=60": "",  # a budget depends on the machine
