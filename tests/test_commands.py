@@ -48,6 +48,7 @@ CANNOT = {
     r"trackers=wandb": "needs the extra trackers: tests/train/test_trackers.py",
     r"saved_dataset|kind=tfds": "reads a folder that tests/data/test_sources.py makes",
     r"epo_sentences\.txt --config=electra:tiny$": "stops, as it should, without --yes",
+    r"--executor=slurm": "submits jobs by sbatch",
     r"^tail -f": "follows the log of a job that Slurm would start",
     r"  ssh ": "logs in to other machines",
     r"--coordinator=10\.0\.0\.1": "one of two machines that wait for each other",
@@ -62,6 +63,7 @@ SMALLER = {
     r'(plmjax\.pretrain\("my\.txt"), workdir': r"\1, steps=2, workdir",
     r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
     r"(start\.|prune --)layers=2": r"\1layers=1",
+    r"layers_fraction=0.25": "layers_fraction=0.5",
     r"(distill/docstrings)": r"\1 --config.objective.layers='(0,1)'",
     r" --minutes=60": "",  # a budget depends on the machine
     r"--config\.train\.schedule\.warmup_percent=\d+": "",
@@ -186,6 +188,8 @@ MODELS = {
     r"runs/(labels|sentiment|roles|topics|reviews|genia)": "labels",
     r"runs/meditations": "nsp",
     r"served": "served",
+    r"stores/a": "first",
+    r"stores/b": "second",
     r"runs/\S+": "run",
     r"(path/to/)?bert-base(-uncased)?|published|english|my-bert|books-bert": "hub",
 }
@@ -197,6 +201,8 @@ TRAINED = (
     "plmjax pretrain meditations.txt --config=nsp --workdir=nsp",
     "plmjax compress --model=labels --format=onnx --to=served",
     "plmjax export --workdir=run --to=hub",
+    "plmjax data prepare a.txt --config.tokenizer.path=run/tokenizer --to=first",
+    "plmjax data prepare my.txt --config.tokenizer.path=run/tokenizer --to=second",
 )
 
 
