@@ -64,6 +64,8 @@ SMALLER = {
     r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
     r"(start\.|prune --)layers=2": r"\1layers=1",
     r"layers_fraction=0.25": "layers_fraction=0.5",
+    r"(sweep --config=\S*learning_rate\S*)": r"\1 --config.model.width=64 "
+    "--config.model.heads=4 --config.model.ffn_width=64",
     r"(distill/docstrings)": r"\1 --config.objective.layers='(0,1)'",
     r" --minutes=60": "",  # a budget depends on the machine
     r"--config\.train\.schedule\.warmup_percent=\d+": "",
