@@ -64,6 +64,7 @@ SMALLER = {
     r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
     r"(start\.|prune --)layers=2": r"\1layers=1",
     r"length=4096,task\.buckets=\(1024,2048\)": "length=512,task.buckets=(128,256)",
+    r"(--config=albert:tiny)": r"\1 --config.data.held_out_percent=20",  # pairs
     r"layers_fraction=0.25": "layers_fraction=0.5",
     r"(sweep --config=\S*learning_rate\S*)": r"\1 --config.model.width=64 "
     "--config.model.heads=4 --config.model.ffn_width=64",
