@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import string
 import subprocess
 import sys
 import tarfile
@@ -44,8 +45,10 @@ CANNOT = {
     r"^python run_mlm": "a program of transformers, for comparison",
     r"import AutoModel|torch\.": "imports torch, which tests marked `peer` alone may",
     r"from ray": "Ray is not a dependency",
+    r"trackers=wandb": "needs the extra trackers: tests/train/test_trackers.py",
     r"saved_dataset|kind=tfds": "reads a folder that tests/data/test_sources.py makes",
     r"epo_sentences\.txt --config=electra:tiny$": "stops, as it should, without --yes",
+    r"--executor=slurm": "submits jobs by sbatch",
     r"^tail -f": "follows the log of a job that Slurm would start",
     r"  ssh ": "logs in to other machines",
     r"--coordinator=10\.0\.0\.1": "one of two machines that wait for each other",
@@ -57,6 +60,15 @@ SMALLER = {
     r"(--config\.train\.epochs)=[\d.]+": r"\1=None",
     r" --config\.train\.steps=\d+": "",
     r"\bsteps=\d+": "steps=2",
+    r'(plmjax\.pretrain\("my\.txt"), workdir': r"\1, steps=2, workdir",
+    r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
+    r"(start\.|prune --)layers=2": r"\1layers=1",
+    r"length=4096,task\.buckets=\(1024,2048\)": "length=512,task.buckets=(128,256)",
+    r"(--config=albert:tiny)": r"\1 --config.data.held_out_percent=20",  # pairs
+    r"layers_fraction=0.25": "layers_fraction=0.5",
+    r"(sweep --config=\S*learning_rate\S*)": r"\1 --config.model.width=64 "
+    "--config.model.heads=4 --config.model.ffn_width=64",
+    r"(distill/docstrings)": r"\1 --config.objective.layers='(0,1)'",
     r" --minutes=60": "",  # a budget depends on the machine
     r"--config\.train\.schedule\.warmup_percent=\d+": "",
     r"--seeds=\d+": "--seeds=2",
@@ -72,13 +84,14 @@ SMALLER = {
     r"(benchmarks/attention\.py)": r"\1 --lengths=64,128 --rounds=1",
     r"(inference --preset=scibert)": r"\1 --batch=1 --length=16",
 }
-MODEL = ("layers=1", "width=64", "heads=4", "ffn_width=64")
+MODEL = ("layers=2", "width=64", "heads=4", "ffn_width=64")
 ROWS = 120  # of a labelled file
 TRAIN = " --config.train.batch=4 --config.train.steps=2"
 # {verb: the options that its commands get, too}.
 ADDED = {
     "pretrain": "".join(f" --config.model.{key}" for key in MODEL)
-    + " --config.train.batch=4 --steps=2 --config.train.schedule.warmup_steps=0 --yes",
+    + " --config.train.batch=8 --config.train.accumulation=1 --steps=2 --yes"
+    " --config.train.schedule.warmup_steps=0",
     **dict.fromkeys(
         ("finetune", "compare", "pseudo"), f"{TRAIN} --config.baselines=False"
     ),
@@ -146,7 +159,14 @@ FILES = {
         "".join("acgt"[len(word) % 4] for word in line.split() * 9)
         for line in sentences(60)
     ),
-    r"zh/.*": lambda: "我们学习语言模型。\n矩阵的每一行是一个向量。\n" * 40,
+    r"(.*[-/])?vocab\.txt": lambda: "\n".join(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        + [mark + letter for mark in ("", "##") for letter in string.ascii_lowercase]
+    ),
+    r"zh/.*": lambda: "\n".join(
+        "".join(chr(0x4E00 + ord(word[0]) + len(word)) for word in line.split())
+        for line in sentences(400)
+    ),
     r"GLUE/.*\.tsv": lambda: "".join(
         f"a\t{len(r['text']) % 2}\t\t{r['text']}\n" for r in records("classes", ROWS)
     ),
@@ -160,12 +180,20 @@ FILES = {
     r".*\.jsonl(\.\w+)?": lambda: lines("classes"),
     r".*\.csv": lambda: table('"{text}",{label}\n', "text,label\n"),
     r".*\.json": squad,
+    r"meditations\.txt": lambda: "\n".join(  # a document a line
+        " ".join(map(str.capitalize, sentences(4, seed))) for seed in range(100)
+    ),
+    r"(texts|new|many)\.txt": lambda: re.sub(r"\n+", "\n", prose()),
     r".*\.(txt|py|tar)(\.gz)?": prose,
 }
 # {a pattern of names of trained models: their kind}.
 MODELS = {
     r"runs/electra\S*": "electra",
     r"runs/(labels|sentiment|roles|topics|reviews|genia)": "labels",
+    r"runs/meditations": "nsp",
+    r"served": "served",
+    r"stores/a": "first",
+    r"stores/b": "second",
     r"runs/\S+": "run",
     r"(path/to/)?bert-base(-uncased)?|published|english|my-bert|books-bert": "hub",
 }
@@ -174,7 +202,11 @@ TRAINED = (
     "plmjax pretrain a.txt --config=electra:tiny --workdir=electra",
     "plmjax finetune --config=classes:small --config.model=run "
     "--config.task.train=train.csv --config.task.test=test.csv --workdir=labels",
+    "plmjax pretrain meditations.txt --config=nsp --workdir=nsp",
+    "plmjax compress --model=labels --format=onnx --to=served",
     "plmjax export --workdir=run --to=hub",
+    "plmjax data prepare a.txt --config.tokenizer.path=run/tokenizer --to=first",
+    "plmjax data prepare my.txt --config.tokenizer.path=run/tokenizer --to=second",
 )
 
 
@@ -249,7 +281,7 @@ class Reader:
             return self.ask(words)
         plain = not any(set(word) <= set("|&;<>") for word in words)
         if words[0] == "plmjax" and plain:
-            with one_device():
+            with contextlib.nullcontext() if "mesh." in small else one_device():
                 code = main(words[1:])
         else:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -368,6 +400,7 @@ def test_what_a_page_says_runs(page, request, tmp_path, monkeypatch, capfd):
                 reader.run(command)
 
     factory = request.getfixturevalue("tmp_path_factory")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # of child processes
     monkeypatch.chdir(tmp_path)
     for name in ("benchmarks", "tests"):
         Path(name).symlink_to(ROOT / name)

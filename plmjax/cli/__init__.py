@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         return args
     _prepare(args, restart)
     try:
-        code = args.run(args)  # with several processes, all run the same verb
+        # With several processes, all run the same verb. None means that it is done.
+        code = args.run(args) or Exit.OK
         sys.stdout.flush()  # raises here, not at the exit, if the reader has gone
     except BaseException as error:
         code = _leave(error, args)
