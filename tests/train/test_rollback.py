@@ -63,7 +63,8 @@ def poison(monkeypatch, value, step: int = 8) -> None:
 
     def init(self, *arguments, **more):
         made(self, *arguments, **more)
-        poisoned["rows"] = jnp.asarray(self.rows(step - 1)[1][:1])
+        if self.steps >= step:  # else it reads a sample, to check the text
+            poisoned["rows"] = jnp.asarray(self.rows(step - 1)[1][:1])
 
     monkeypatch.setattr(Loader, "__init__", init)
     monkeypatch.setattr(run_lib, "make_objective", make_poisoned)
