@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import gc
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -39,7 +40,7 @@ os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cach
 import jax
 import jaxlib
 import pytest
-from tests_common import sentences
+from tests_common import one_device, sentences
 
 known = jaxlib.version.__version_info__ < (0, 13)  # A flag that is not known aborts.
 if known and "PLMJAX_TEST_PLATFORM" not in os.environ:
@@ -70,6 +71,28 @@ def optimised(request, monkeypatch):
     quick = request.node.get_closest_marker("optimised") is None
     jax.config.update("jax_disable_most_optimizations", quick)
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Sets the handlers of signals back that a command line has replaced."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    old = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def on_one_device():
+    with one_device():
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_on_one_device():
+    with one_device():
+        yield
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """A tiny pretrained folder, and labelled files whose labels can be learned."""
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
-import pytest
 from interop.cases import draw
 from tests_common import WORDS, sentences
+from tests_common import one_device as one_device
 
 from plmjax import config as config_lib
 from plmjax.finetune.config import FinetuneConfig
@@ -22,17 +19,6 @@ from plmjax.train import sharding
 MESH = sharding.make_mesh
 _SORTED = sorted(set(WORDS))[:40]
 HALVES = _SORTED[:20], _SORTED[20:]
-
-
-@contextlib.contextmanager
-def one_device() -> Iterator[None]:
-    """Programs for one device compile sooner than those for eight."""
-    with pytest.MonkeyPatch.context() as patched:
-        first = jax.devices()[:1]
-        patched.setattr(
-            sharding, "make_mesh", lambda config, _=None: MESH(config, first)
-        )
-        yield
 
 
 def make_folder(path: Path, **changes) -> Path:

@@ -1,7 +1,6 @@
 """What a user may get wrong: the code, one line that says the mend, no traceback."""
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from plmjax.experiments.outcomes import check_study
 def fail(capsys, tmp_path, monkeypatch):
     """fail(code, verb, *arguments) -> the error line of a main that must fail so."""
     monkeypatch.chdir(tmp_path)
-    old = signal.getsignal(signal.SIGTERM)
 
     def run(code: Exit, *arguments) -> str:
         found = cli.main([str(argument) for argument in arguments])
@@ -28,8 +26,7 @@ def fail(capsys, tmp_path, monkeypatch):
         assert err.startswith("error: ") and "bug" not in err
         return err
 
-    yield run
-    signal.signal(signal.SIGTERM, old)
+    return run
 
 
 def pretrain(path, *more: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from finetune_common import (
     MESH,
     config_of,
     make_folder,
-    one_device,
     records,
     run,
     write,
@@ -31,10 +30,7 @@ CACHED = (*FROZEN, "cache_features=True")
 KINDS = ("classes", "multilabel", "regression", "tags", "answers", "choices")
 
 
-@pytest.fixture(autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
 @pytest.fixture(scope="module")

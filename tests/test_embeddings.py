@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from finetune_common import make_folder, one_device, records, run, write
+from finetune_common import make_folder, records, run, write
 
 from plmjax import Exit, PlmjaxError
 from plmjax.baselines.run import run_baselines
@@ -27,10 +27,7 @@ KIND = ("task.kind=embeddings", "start.dropout=0.0")
 HELD_OUT = 40
 
 
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("module_on_one_device")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from finetune_common import MESH, make_folder, one_device, records, run, write
+from finetune_common import MESH, make_folder, records, run, write
 from tests_common import WORDS, campaign, once
 
 from plmjax import Exit, PlmjaxError, tree
@@ -21,11 +21,7 @@ from plmjax.tasks import KINDS
 from plmjax.train import sharding
 from plmjax.train.metrics import read_metrics
 
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("module_on_one_device")
 
 
 @pytest.fixture
@@ -147,18 +143,23 @@ def test_the_best_step_is_exported(done, folder, data):
         assert (place / "plots" / f"{name}.png").stat().st_size > 1000
 
 
+def stop_at(monkeypatch, turn: int) -> None:
+    """Stops a training before a step, as a signal does."""
+    due = Stop.due
+
+    def signalled(self, now):
+        if now == turn:
+            self.received = "SIGTERM"
+        return due(self, now)
+
+    monkeypatch.setattr(Stop, "due", signalled)
+
+
 @pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_bit_equal(
     done, tmp_path, folder, data, monkeypatch
 ):
-    due = Stop.due
-
-    def once(self, turn):
-        if turn == 3:
-            self.received = "SIGTERM"
-        return due(self, turn)
-
-    monkeypatch.setattr(Stop, "due", once)
+    stop_at(monkeypatch, 3)
     place = tmp_path / "run"
     assert run(place, folder, data) == {"stopped": "SIGTERM", "step": 3}
     assert not (place / "export").exists()
@@ -216,15 +217,8 @@ REMEDIES = (
 def test_a_remedy_goes_on_bit_equal(remedy, tmp_path, folder, data, monkeypatch):
     remedy = (*remedy.split(), "train.steps=4")
     whole = run(tmp_path / "whole", folder, data, *remedy)
-    due = Stop.due
-
-    def once(self, turn):
-        if turn == 1:
-            self.received = "SIGTERM"
-        return due(self, turn)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Stop, "due", once)
+        stop_at(patched, 1)
         stopped = run(tmp_path / "run", folder, data, *remedy)
     assert stopped["stopped"] == "SIGTERM"
     assert run(tmp_path / "run", folder, data, *remedy) == whole

@@ -1,14 +1,16 @@
 """What several tests share: a made-up corpus, a tiny config, the command line."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,6 +102,19 @@ def campaign(cases, *kept) -> list:
         return pytest.param(*values, marks=pytest.mark.campaign)
 
     return [case if case in kept else rare(case) for case in cases]
+
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Programs for one device compile sooner than those for eight."""
+    from plmjax.train import sharding
+
+    make, first = sharding.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            sharding, "make_mesh", lambda config, _=None: make(config, first)
+        )
+        yield
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from plmjax import Exit, PlmjaxError, counted, machine
+from plmjax import PlmjaxError, counted, machine
 from plmjax.checkpoint.checkpoints import Checkpoints
 from plmjax.console import ignore_line
 from plmjax.data.coherence import check_pairs
@@ -262,7 +262,8 @@ def prepare_data(
     if config.data.store is not None:
         if keep and known is not None:
             _check_same(workdir, known["recipe"] == stores.recipe_of(config.data.store))
-        return _ready_data(config, config.data.store, workdir, log, check, keep)
+        given = {"log": log, "check": check, "keep": keep}
+        return _ready_data(config, config.data.store, workdir, **given)
     sources = mixtures.open_sources(config.data)
     for source in sources.values() if tasks is not None else ():
         divide(source, 1)  # refuses what it cannot divide
@@ -360,6 +361,7 @@ def _ready_data(
     config: RunConfig,
     where: str,
     workdir: Workdir,
+    *,
     log: Callable[[str], Any],
     check: Callable[[Tokenizer], Any],
     keep: bool,

@@ -3,7 +3,6 @@
 import itertools
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from test_resume import assert_same_run
@@ -177,19 +176,14 @@ def test_a_batch_grows_by_tokens_and_its_epochs_go_on():
 
 @pytest.mark.slow
 def test_a_run_that_stops_before_its_second_phase_goes_on_bit_for_bit(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, on_one_device
 ):
     """It is taken back to what a kill at step 3 of 7 would have left."""
     from plmjax.evaluate.model import open_run
     from plmjax.interop.huggingface import read_folder
     from plmjax.pretrain.run import pretrain
-    from plmjax.train import sharding
     from plmjax.workdir import RunConfig, Workdir
 
-    mesh, first = sharding.make_mesh, jax.devices()[:1]
-    monkeypatch.setattr(
-        sharding, "make_mesh", lambda config, _=None: mesh(config, first)
-    )
     corpus, read = tmp_path / "corpus.txt", {}
     corpus.write_text("\n".join(sentences(60)) + "\n")
     overrides = [*OPTIONS, f"data.source.paths={corpus}"]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from test_epochs import OPTIONS, Ids, Stream
@@ -308,18 +307,13 @@ def test_the_vocabulary_sees_the_mixture():
 
 
 @pytest.mark.slow
-def test_a_run_on_a_mixture_goes_on_bit_for_bit(tmp_path, monkeypatch):
+def test_a_run_on_a_mixture_goes_on_bit_for_bit(tmp_path, on_one_device):
     """It is taken back to what a kill at step 3 of 7 would have left."""
     from plmjax.evaluate.held_out import score_run
     from plmjax.evaluate.model import open_run
     from plmjax.pretrain.run import pretrain
-    from plmjax.train import sharding
     from plmjax.workdir import RunConfig, Workdir
 
-    mesh, first = sharding.make_mesh, jax.devices()[:1]
-    monkeypatch.setattr(
-        sharding, "make_mesh", lambda config, _=None: mesh(config, first)
-    )
     for name, count in (("first", 60), ("late", 30)):
         (tmp_path / name).write_text("\n".join(sentences(count, seed=count)) + "\n")
     mixture = tuple(

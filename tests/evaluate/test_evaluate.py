@@ -56,10 +56,7 @@ LENGTH, BATCH, EXAMPLES = 12, 4, 14
 QUICK_LOSSES = jax.jit(row_losses, static_argnums=0)
 
 
-@pytest.fixture(autouse=True)
-def alone():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetune_common import make_folder, one_device, records, write
+from finetune_common import make_folder, records, write
 from scipy import stats
 from study_common import LABELS, TRUTH, Pretended, probabilities
 from tests_common import TINY, run_cli
@@ -386,15 +386,9 @@ def test_a_single_run_and_a_study_keep_apart(task, tmp_path):
 # --- a whole one
 
 
-@pytest.fixture
-def alone():
-    with one_device():
-        yield
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, alone):
+def test_a_study_runs_reports_grows_and_goes_on(tmp_path, capsys, on_one_device):
     folder = make_folder(tmp_path / "bert")
     for name, count, seed in (("train", 60, 0), ("held_out", 20, 1), ("test", 20, 2)):
         write(tmp_path / f"{name}.jsonl", records("tags", count, seed))

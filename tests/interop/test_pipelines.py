@@ -3,15 +3,9 @@
 import json
 
 import pytest
-from finetune_common import make_folder, one_device, records, run, write
+from finetune_common import make_folder, records, run, write
 
-pytestmark = pytest.mark.peer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    with one_device():
-        yield
+pytestmark = [pytest.mark.peer, pytest.mark.usefixtures("module_on_one_device")]
 
 
 @pytest.fixture(scope="module")

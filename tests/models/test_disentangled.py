@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plmjax import tree
+from plmjax.interop import config_json
+from plmjax.interop.weights import to_tensors
 from plmjax.models import Encoder, EncoderConfig, Noise
 from plmjax.models.disentangled import bucket, position_heads, position_scores, skew
 
@@ -178,73 +179,19 @@ def test_the_table_has_dropout_of_its_own_in_each_layer():
     )
 
 
-def peer(config: EncoderConfig):
-    """Returns transformers' model of a config."""
+def peer(config: EncoderConfig, params: dict):
+    """Returns transformers' model of a config, with our parameters."""
+    import torch
     import transformers
 
-    return transformers.DebertaV2Model(
-        transformers.DebertaV2Config(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.ffn_width,
-            max_position_embeddings=config.max_positions,
-            type_vocab_size=config.token_types,
-            layer_norm_eps=config.norm_eps,
-            relative_attention=True,
-            position_buckets=config.position_buckets,
-            norm_rel_ebd="layer_norm" if config.position_norm else "none",
-            share_att_key=config.share_position_projections,
-            pos_att_type=["p2c", "c2p"],
-            position_biased_input=config.positions == "learned",
-            conv_kernel_size=config.convolution_width,
-            conv_act=config.activation,
-        )
-    ).train(False)
-
-
-def their_name(name: str) -> str:
-    """Returns what transformers calls one of our parameters."""
-    changes = (
-        ("/", "."),
-        ("kernel", "weight"),
-        ("scale", "weight"),
-        ("layer_", "encoder.layer."),
-        ("relative.table", "encoder.rel_embeddings.weight"),
-        ("relative.norm", "encoder.LayerNorm"),
-        ("convolution.norm", "encoder.conv.LayerNorm"),
-        ("convolution", "encoder.conv.conv"),
-        ("embeddings.token", "embeddings.word_embeddings.weight"),
-        ("embeddings.position", "embeddings.position_embeddings.weight"),
-        ("embeddings.type", "embeddings.token_type_embeddings.weight"),
-        ("embeddings.norm", "embeddings.LayerNorm"),
-        ("attention.output", "attention.output.dense"),
-        ("attention.position_key", "attention.self.pos_key_proj"),
-        ("attention.position_query", "attention.self.pos_query_proj"),
-        ("attention.query", "attention.self.query_proj"),
-        ("attention.key", "attention.self.key_proj"),
-        ("attention.value", "attention.self.value_proj"),
-        ("attention_norm", "attention.output.LayerNorm"),
-        ("ffn.up", "intermediate.dense"),
-        ("ffn.down", "output.dense"),
-        ("ffn_norm", "output.LayerNorm"),
+    body = config_json.to_json(config, (), 0, 1, 2)
+    model = transformers.DebertaV2Model(transformers.DebertaV2Config(**body))
+    tensors, _ = to_tensors(config, {"encoder": params})
+    model.load_state_dict(
+        {n.removeprefix("deberta."): torch.from_numpy(x) for n, x in tensors.items()},
+        strict=True,
     )
-    for ours, theirs in changes:
-        name = name.replace(ours, theirs)
-    return name
-
-
-def their_weights(params):
-    """Returns our parameters as transformers' state; every axis of a kernel turns."""
-    import torch
-
-    return {
-        their_name(name): torch.from_numpy(
-            np.ascontiguousarray(leaf.T if name.endswith("kernel") else leaf)
-        )
-        for name, leaf in tree.flatten(params).items()
-    }
+    return model.eval()
 
 
 @pytest.mark.peer
@@ -254,8 +201,7 @@ def test_hidden_states_are_those_of_transformers(variant):
 
     config = dataclasses.replace(TINY, **VARIANTS[variant])
     params = initialised(config)
-    model = peer(config)
-    model.load_state_dict(their_weights(params), strict=True)
+    model = peer(config, params)
     tokens, segments, positions, types = inputs(19)
     segments[1, 13:] = 0
     with torch.no_grad():

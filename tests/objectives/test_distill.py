@@ -8,19 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from test_step import learned, lowered_step
 from tests_common import batch_of
 
 from plmjax import PlmjaxError
 from plmjax.models import EncoderConfig, heads
 from plmjax.objectives import Distill, DistillConfig, Key, Pieces, distances
 from plmjax.objectives.distill import aligned, even_layers
-from plmjax.train import sharding
-from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
-from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
-from plmjax.train.step import init_state, lower, make_step
 
 VOCABULARY = 60
 PIECES = Pieces(4, (0, 1, 2, 3, 4), (2,) * VOCABULARY)
@@ -241,22 +236,8 @@ def test_overfits_one_batch(config, encoder):
         encoder, dropout=0.0, attention_dropout=0.0, init_std=0.2
     )
     config = dataclasses.replace(config, masks="static", mlm_weight=0.1)
-    objective, params, batch = made(config, still)
-    optimizer = optax.adam(3e-3)
-
-    def loss(params):
-        given = objective.tables() | frozen()
-        return objective.loss(params, given, batch, key(), True)
-
-    def step(state, _):
-        params, moments = state
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            updates, moments = optimizer.update(grads, moments)
-        means = {name: total / count for name, (total, count) in metrics.items()}
-        return (optax.apply_updates(params, updates), moments), means
-
-    _, means = jax.lax.scan(step, (params, optimizer.init(params)), length=250)
+    objective = Distill(config, still, PIECES, TEACHER)
+    _, means = learned(objective, make_batch(), key(), 3e-3, 250, frozen=frozen())
     for name, smaller in {"soft": 0.05, "cosine": 0.1}.items():
         values = means[f"{name}_loss"]
         assert values[-1] < smaller * values[0], (name, values[0], values[-1])
@@ -310,30 +291,10 @@ def test_the_teacher_reads_its_own_ids():
 
 @pytest.mark.campaign
 def test_the_data_mesh_gathers_nothing():
-    mesh = sharding.make_mesh(MeshConfig(8), jax.devices())
     objective = Distill(FULL, NARROW, PIECES, TEACHER)
-    optimizer = make_optimizer(OptimizerConfig())
-    schedule = make_schedule(ScheduleConfig(), 1e-3, 10)
-    step = make_step(
-        objective, optimizer, schedule, mesh, seed=0, steps=10, accumulation=1
+    text = (
+        lowered_step(objective, make_batch(16), (8, 1, 1), frozen()).compile().as_text()
     )
-    batch = make_batch(16)
-    state = jax.eval_shape(
-        lambda b: init_state(objective, optimizer, 0, b, False), batch
-    )
-
-    def place(tree, places):
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            tree,
-            places,
-        )
-
-    state = place(state, sharding.shardings(mesh, state))
-    given = objective.tables() | frozen()
-    given = place(given, sharding.shardings(mesh, given))
-    rows = place(batch, {name: sharding.rows(mesh) for name in batch})
-    text = lower(step, state, given, rows).compile().as_text()
     for other in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {other}(" not in text
     assert re.search(r" all-reduce(-start)?\(", text)

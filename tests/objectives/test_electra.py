@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from test_step import learned, lowered_step
 from tests_common import batch_of, campaign
 
 from plmjax import PlmjaxError, tree
@@ -19,11 +19,7 @@ from plmjax.models import noise as noise_lib
 from plmjax.objectives import Electra, ElectraConfig, Key, Pieces
 from plmjax.objectives.electra import VARIANTS, _copy_loss, _stream, substituted
 from plmjax.objectives.generator import TIES, GeneratorConfig, generator_encoder, sample
-from plmjax.train import sharding
-from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
-from plmjax.train.optimizer import make_optimizer
-from plmjax.train.schedule import make_schedule
-from plmjax.train.step import init_state, lower, make_evaluation, make_step
+from plmjax.train.step import make_evaluation
 
 VOCABULARY, SPECIAL, MASK = 60, (0, 1, 2, 3, 4), 4
 PIECES = Pieces(MASK, SPECIAL, (2,) * VOCABULARY)
@@ -463,25 +459,8 @@ def learn(config, steps: int = 150):
     """Trains on one batch with one key; returns the scores before and after."""
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
     objective, batch = Electra(config, encoder, PIECES), make_batch()
-    optimizer, tables = optax.adam(5e-3), objective.tables()
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def train(params, steps):
-        masked = objective.corrupt(tables, batch, key(), jnp.float32(0))
-
-        def step(state, _):
-            params, moments = state
-            f = jax.value_and_grad(objective.loss, has_aux=True)
-            (_, metrics), grads = f(params, tables, masked, key(), True)
-            with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-                updates, moments = optimizer.update(grads, moments)
-            return (optax.apply_updates(params, updates), moments), metrics
-
-        state = (params, optimizer.init(params))
-        return jax.lax.scan(step, state, length=steps)[1]
-
-    metrics = train(initialised(objective), steps)
-    means = {name: s / np.maximum(n, 1) for name, (s, n) in metrics.items()}
+    params = initialised(objective)
+    _, means = learned(objective, batch, key(), 5e-3, steps, params=params)
     return [
         objective.scores({name: float(x[i]) for name, x in means.items()})
         for i in (0, -1)
@@ -546,34 +525,10 @@ def test_flops_grow_with_what_is_run():
     "variant, tie", [("electra", "tokens"), ("all_tokens_mlm", "disentangled")]
 )
 def test_no_row_leaves_its_device(variant, tie):
-    mesh = sharding.make_mesh(MeshConfig(8, 1, 1), jax.devices())
     objective = Electra(config_of(variant, tie), ENCODER, PIECES)
-    optimizer, batch = make_optimizer(OptimizerConfig()), make_batch(16)
-    schedule = make_schedule(ScheduleConfig(), 1e-3, 100)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        step = make_step(
-            objective, optimizer, schedule, mesh, seed=0, steps=100, accumulation=2
-        )
-        state = jax.eval_shape(
-            lambda b: init_state(objective, optimizer, 0, b, False), batch
-        )
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            state,
-            sharding.shardings(mesh, state),
-        )
-        rows = {
-            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
-            for k, v in batch.items()
-        }
-        tables = objective.tables()
-        tables = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=sharding.replicated(mesh)
-            ),
-            tables,
-        )
-        text = lower(step, state, tables, rows).compile().as_text()
+        program = lowered_step(objective, make_batch(16), (8, 1, 1), accumulation=2)
+        text = program.compile().as_text()
     assert "num_partitions=8" in text and " all-reduce(" in text
     for name in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert f" {name}(" not in text

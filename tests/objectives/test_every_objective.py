@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from processes_common import succeed
-from test_step import ENCODER, make_batch, pieces, run
+from test_step import ENCODER, learned, make_batch, pieces, run
 from tests_common import campaign
 
 from plmjax.checkpoint.checkpoints import Checkpoints
@@ -195,24 +195,9 @@ KINDS = ["pairs", "clm", "electra", "deberta", "distill"]
 def test_it_learns_one_batch_by_heart(name):
     case = CASES[name]
     objective = case.without_dropout()
-    frozen = objective.tables() | case.frozen()
-    batch = {key: array[:8] for key, array in case.batches().items()}
+    batch = {name: array[:8] for name, array in case.batches().items()}
     key = Key(jnp.uint32(0), jnp.uint32(0))
-    optimizer = optax.adam(1e-2)
-
-    def loss(params):
-        masked = objective.corrupt(frozen, batch, key, jnp.float32(0))
-        return objective.loss(params, frozen, masked, key, True)[0]
-
-    def step(state, _):
-        params, moments = state
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, moments = optimizer.update(grads, moments)
-        return (optax.apply_updates(params, updates), moments), value
-
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
-    state = (params, optimizer.init(params))
-    _, losses = jax.jit(lambda s: jax.lax.scan(step, s, length=200))(state)
+    losses, _ = learned(objective, batch, key, 1e-2, 200, frozen=case.frozen())
     assert np.isfinite(losses).all() and losses[-1] < 0.1 * losses[0], losses[[0, -1]]
 
 

@@ -7,8 +7,8 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from test_step import learned
 from tests_common import batch_of
 
 from plmjax import PlmjaxError
@@ -119,26 +119,8 @@ def test_overfits_one_batch(unit):
     encoder = dataclasses.replace(ENCODER, dropout=0.0, attention_dropout=0.0)
     config = MLMConfig(masks="static", unit=unit)
     objective = MLM(config, encoder, Pieces(MASK, SPECIAL, (1,) * 1000))
-    batch, tables = make_batch(8, 64), objective.tables()
-    params = jax.jit(objective.init)(jax.random.key(0), batch)
-    optimizer = optax.adam(3e-3)
-
-    def loss(params):
-        masked = objective.corrupt(tables, batch, key(), jnp.float32(0))
-        value, metrics = objective.loss(params, tables, masked, key(), True)
-        return value, metrics["accuracy"]
-
-    def step(state, _):
-        params, moments = state
-        (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            updates, moments = optimizer.update(grads, moments)
-        params = optax.apply_updates(params, updates)
-        return (params, moments), (value, accuracy[0] / accuracy[1])
-
-    state = (params, optimizer.init(params))
-    _, (losses, accuracies) = jax.lax.scan(step, state, length=300)
-    assert losses[0] > 6.5 and losses[-1] < 0.1 and accuracies[-1] > 0.98
+    losses, means = learned(objective, make_batch(8, 64), key(), 3e-3, 300)
+    assert losses[0] > 6.5 and losses[-1] < 0.1 and means["accuracy"][-1] > 0.98
 
 
 def test_causal_models_and_odd_shares_are_refused():

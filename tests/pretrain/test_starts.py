@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-from finetune_common import one_device
 from tests_common import once, sentences
 
 from plmjax import Exit, PlmjaxError, tree
@@ -38,10 +37,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single():
-    with one_device():
-        yield
+pytestmark = pytest.mark.usefixtures("module_on_one_device")
 
 
 @pytest.fixture

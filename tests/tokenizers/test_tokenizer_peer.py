@@ -36,19 +36,28 @@ FAMILIES = ["bert", "electra", "distilbert", "roberta", "gpt2", "albert"]
 FAMILIES += ["xlm-roberta", "deberta-v2"]
 
 
+def auto(folder, model_type: str | None = None):
+    """Returns what AutoTokenizer reads in a folder of a kind of model."""
+    from transformers import AutoTokenizer
+
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode_batch([text]).tokens.tolist()
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("model_type", [None, *FAMILIES])
 def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
-    from transformers import AutoTokenizer
-
     # Without the text with marks, byte-level BPE has GPT-2's words: RobertaTokenizer.
     ours = train_tokenizer(config, (TEXTS[:-1] if config.kind == "bpe" else TEXTS) * 3)
     ours.save(tmp_path, max_length=77)
-    if model_type is not None:
-        (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = auto(tmp_path, model_type)
     for text in TEXTS:
-        expected = ours.encode_batch([text]).tokens.tolist()
+        expected = ids_of(ours, text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == expected
         framed = [ours.cls_id, *expected, ours.sep_id]
         assert theirs(text)["input_ids"] == framed
@@ -76,9 +85,7 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     back = Tokenizer.load(tmp_path / "theirs")
     for text in TEXTS:
-        assert back.encode_batch([text]).tokens.tolist() == (
-            ours.encode_batch([text]).tokens.tolist()
-        )
+        assert ids_of(back, text) == ids_of(ours, text)
     assert back.special_ids == ours.special_ids
 
 
@@ -97,15 +104,12 @@ def test_auto_tokenizer_gives_our_ids(config, model_type, tmp_path):
     ids=str,
 )
 def test_auto_tokenizer_gives_our_ids_with_other_options(config, tmp_path):
-    from transformers import AutoTokenizer
-
     texts = [*TEXTS, "ＡＢＣ ﬁne …", "ACGTNNACGTTTGACA\nACGT acgtnac"]
     ours = train_tokenizer(config, texts * 3)
     ours.save(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = auto(tmp_path, "bert")
     for text in texts:
-        expected = ours.encode_batch([text]).tokens.tolist()
+        expected = ids_of(ours, text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == expected
     prompt = f"acgta {theirs.mask_token} acgtn{theirs.mask_token}ac"
     ids = theirs(prompt, add_special_tokens=False)["input_ids"]
@@ -116,30 +120,25 @@ def test_auto_tokenizer_gives_our_ids_with_other_options(config, tmp_path):
 
 
 def test_words_with_marks(tmp_path):
-    from transformers import AutoTokenizer
-
     texts = [*TEXTS, "वह अपने शहर में नई किताबें पढ़ेगा। क्\u200dष می\u200cخواهم don't"] * 3
     ours = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=400), texts)
     ours.save(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = auto(tmp_path, "roberta")
     for text in texts:
-        expected = ours.encode_batch([text]).tokens.tolist()
+        expected = ids_of(ours, text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == expected
 
 
 def test_token_types_by_the_model(tmp_path):
-    from transformers import AutoTokenizer
-
     ours = train_tokenizer(CONFIGS[0], TEXTS * 3)
     ours.save(tmp_path, token_types=False)  # DistilBERT has no types
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = auto(tmp_path)
     assert sorted(theirs("old", "sea")) == ["attention_mask", "input_ids"]
 
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
 def test_gpt2_as_published(form, tmp_path):
-    from transformers import AutoTokenizer, GPT2Tokenizer
+    from transformers import GPT2Tokenizer
 
     trained = train_tokenizer(CONFIGS[3], TEXTS * 3)
     trained.backend.model.save(str(tmp_path))
@@ -155,12 +154,11 @@ def test_gpt2_as_published(form, tmp_path):
     ends = {ours.cls_id, ours.sep_id, ours.pad_id, ours.unk_id}
     assert ends == {source.convert_tokens_to_ids(end)} == set(ours.special_ids)
     ours.save(tmp_path / "ours")
-    (tmp_path / "ours" / "config.json").write_text('{"model_type": "gpt2"}')
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    theirs = auto(tmp_path / "ours", "gpt2")
     assert type(theirs).__name__ == "GPT2Tokenizer"
     assert theirs.eos_token_id == theirs.pad_token_id == ours.pad_id
     for text in TEXTS:
-        expected = ours.encode_batch([text]).tokens.tolist()
+        expected = ids_of(ours, text)
         assert source(text)["input_ids"] == theirs(text)["input_ids"] == expected
     assert Tokenizer.load(tmp_path / "ours").specials == ours.specials
 
@@ -194,9 +192,9 @@ def test_unigram_as_published(family, tmp_path):
         getattr(source, f"{role}_token_id") for role in roles
     ]
     ours.save(tmp_path / "ours")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    theirs = auto(tmp_path / "ours")
     for text in TEXTS:
-        expected = ours.encode_batch([text]).tokens.tolist()
+        expected = ids_of(ours, text)
         assert source(text, add_special_tokens=False)["input_ids"] == expected
         assert theirs(text)["input_ids"] == source(text)["input_ids"]
     # Spelt in a text they are text for us alone.

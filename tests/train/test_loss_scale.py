@@ -114,12 +114,8 @@ HALF += ("--config.train.loss_scale_steps=4", "--config.train.optimizer.clip_nor
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info:UserWarning")
-def test_a_resumed_run_is_equal_to_the_bit(corpus, tmp_path, monkeypatch):
+def test_a_resumed_run_is_equal_to_the_bit(corpus, tmp_path, on_one_device):
     """The scale of step 5 is not that of the config."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(
-        sharding, "make_mesh", lambda config, _=None: make(config, jax.devices()[:1])
-    )
     train(corpus, tmp_path / "a", *HALF)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     checkpoints = Checkpoints(tmp_path / "b" / "checkpoints")

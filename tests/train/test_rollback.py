@@ -15,7 +15,7 @@ from plmjax.data.loader import Loader
 from plmjax.objectives import altered
 from plmjax.pretrain import build as run_lib
 from plmjax.pretrain import run as pretrain
-from plmjax.train import rollback, sharding
+from plmjax.train import rollback
 from plmjax.train.metrics import read_starts
 from plmjax.train.rollback import BadStep
 from plmjax.workdir import RunConfig
@@ -64,19 +64,15 @@ def poison(monkeypatch, value, step: int = 8) -> None:
 
     def init(self, *arguments, **more):
         made(self, *arguments, **more)
-        poisoned["rows"] = jnp.asarray(self.rows(step - 1)[1][:1])
+        if self.steps >= step:  # else it reads a sample, to check the text
+            poisoned["rows"] = jnp.asarray(self.rows(step - 1)[1][:1])
 
     monkeypatch.setattr(Loader, "__init__", init)
     monkeypatch.setattr(run_lib, "make_objective", make_poisoned)
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Bad steps are the same on any mesh, and compiling for eight devices is slow."""
-    make = sharding.make_mesh
-    monkeypatch.setattr(
-        sharding, "make_mesh", lambda config, _=None: make(config, jax.devices()[:1])
-    )
+# Bad steps are the same on any mesh.
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
 def train(corpus, workdir, *more):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tests_common import batch_of, campaign
 
@@ -16,7 +17,8 @@ from plmjax import PlmjaxError, processes
 from plmjax.models import EncoderConfig
 from plmjax.objectives import MLM, Key, MLMConfig, Pieces
 from plmjax.train import sharding
-from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from plmjax.train.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from plmjax.train.job import shapes_of, step_for
 from plmjax.train.optimizer import make_optimizer
 from plmjax.train.schedule import make_schedule
 from plmjax.train.step import init_state, lower, make_evaluation, make_step
@@ -223,34 +225,61 @@ def test_the_data_mesh_gives_the_losses_of_pmap():
     np.testing.assert_allclose(run((8, 1, 1))[0], losses, rtol=1e-6)
 
 
-def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
+def lowered_step(objective, batch, mesh_sizes, frozen=None, **train):
+    """Returns the program of a step on a mesh, made of shapes alone."""
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(MeshConfig(*mesh_sizes), jax.devices()[:count])
+    config = TrainConfig(batch=len(batch["row"]), **train)
+    frozen = objective.tables() | (frozen or {})
+
+    def placed(arrays, shardings):
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            arrays,
+            shardings,
+        )
+
+    return lower(
+        step_for(objective, config, mesh, False, 100),
+        shapes_of(objective, config, mesh, False, batch),
+        placed(frozen, sharding.shardings(mesh, frozen)),
+        placed(batch, dict.fromkeys(batch, sharding.rows(mesh))),
+    )
+
+
+def lowered(mesh_sizes, accumulation: int, unit: str, seed: int = 0):
     objective = MLM(MLMConfig(unit=unit), ENCODER, pieces(96))
-    optimizer = make_optimizer(OptimizerConfig())
-    step = make_step(
-        objective,
-        optimizer,
-        make_schedule(ScheduleConfig(), 1e-3, 100),
-        mesh,
-        seed=seed,
-        steps=100,
-        accumulation=accumulation,
-    )
-    batch = make_batch()
-    state = jax.eval_shape(
-        lambda b: init_state(objective, optimizer, seed, b, False), batch
-    )
-    state = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        state,
-        sharding.shardings(mesh, state),
-    )
-    rows = {
-        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(mesh))
-        for k, v in batch.items()
-    }
-    return lower(step, state, objective.tables(), rows)
+    given = {"accumulation": accumulation, "seed": seed}
+    return lowered_step(objective, make_batch(), mesh_sizes, **given)
+
+
+def learned(objective, batch, key: Key, rate: float, steps: int, **given):
+    """Trains on one batch with the same draws in each step.
+
+    Returns the losses, and the means of the metrics by name, each [steps].
+    """
+    optimizer = optax.adam(rate)
+    frozen = objective.tables() | given.get("frozen", {})
+
+    def loss(params):
+        masked = objective.corrupt(frozen, batch, key, jnp.float32(0))
+        return objective.loss(params, frozen, masked, key, True)
+
+    def step(state, _):
+        params, moments = state
+        figures, grads = jax.value_and_grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, moments = optimizer.update(grads, moments)
+        return (optax.apply_updates(params, updates), moments), figures
+
+    @jax.jit
+    def train(params):
+        state = params, optimizer.init(params)
+        return jax.lax.scan(step, state, length=steps)[1]
+
+    params = given.get("params") or jax.jit(objective.init)(jax.random.key(0), batch)
+    losses, metrics = jax.device_get(train(params))
+    return losses, {n: total / np.maximum(m, 1) for n, (total, m) in metrics.items()}
 
 
 def test_all_seeds_have_one_program():
