@@ -273,13 +273,12 @@ def make_step(
     """Returns the jitted (state, frozen, batch) -> (state, metrics); state is donated.
 
     The seed is an argument of the program, so that runs of several seeds compile once;
-    so may be the `rate`, which then replaces the schedule's.
-    The average is exponential with `ema_decay`, or the plain mean of the weights after
-    each step from `average_from` on. An update is skipped and counted if its loss or
-    gradient is not finite; where only a float16 loss is scaled too far, it is skipped
-    alone. With `zero1` the gradients, like the moments, are also divided over the data
-    axis. prune(params, step) prunes the parameters after a step; with it, zeros of the
-    layers' kernels neither learn nor count in the gradient.
+    so may be the `rate`, which then replaces the schedule's. The average is exponential
+    with `ema_decay`, or the plain mean of the weights after each step from
+    `average_from` on. An update is skipped and counted if its loss or gradient is not
+    finite; where only a float16 loss is scaled too far, it is skipped alone. With
+    `zero1` the gradients, like the moments, are also divided over the data axis.
+    prune(params, step) prunes after a step; with it, zeros of kernels stay.
     """
 
     def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
@@ -327,8 +326,7 @@ def make_step(
             scale = scale.after(good, overflows, loss_scale_steps)
         last = {"bad_steps": bad_steps, "skipped": skipped, "loss_scale": scale}
         state = State(state.step + 1, params, moments, average, **last)
-        # Without this the compiler may shard leaves that the rules replicate; the next
-        # call would then compile again.
+        # Else the compiler may shard replicated leaves; the next call compiles again.
         shardings = sharding.shardings(mesh, state, zero1)
         return jax.lax.with_sharding_constraint(state, shardings), metrics
 
