@@ -14,7 +14,7 @@ from typing import Any
 
 from plmjax import PlmjaxError, machine
 from plmjax.cli import run_program
-from plmjax.cli.options import at_least_one, json_option, print_result
+from plmjax.cli.options import at_least_one, json_option, log, print_result
 from plmjax.cli.parser import program_parser
 
 
@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--length", type=int, default=128, help="tokens a row")
     add("--layers", type=int, help="layers of the model (default: the preset's)")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    add("--attention", choices=("xla", "pallas"), default="xla", help="by what")
     add("--top", type=int, default=24, help="lines of the table")
     add("--hlo", metavar="FILE", help="write the compiled program there")
     json_option(parser)
@@ -53,7 +54,8 @@ def bench_bytes(args) -> dict[str, Any]:
 
     jax.config.update("jax_platforms", "cpu")  # a device here may be in use
     from compiled import compile_step, objective_of, shapes
-    from plmjax.models import PRESETS, Platform
+    from plmjax.models import PRESETS
+    from plmjax.models.platform import training_platform
     from plmjax.train import hlo, sharding, topologies
     from plmjax.train.config import MeshConfig
     from plmjax.train.metrics import peak_flops
@@ -74,7 +76,8 @@ def bench_bytes(args) -> dict[str, Any]:
     devices = topologies.absent_devices(args.topology)
     mesh = sharding.make_mesh(MeshConfig(), devices)
     sharding.check_batch(mesh, args.rows, 1, "--rows")
-    objective = objective_of(encoder, Platform.of(devices))
+    platform = training_platform(devices, args.attention, [encoder], log)
+    objective = objective_of(encoder, platform)
     begin = time.monotonic()
     compiled = compile_step(objective, mesh, shapes(args.rows, args.length))
     seconds, text = time.monotonic() - begin, compiled.as_text() or ""
@@ -92,7 +95,7 @@ def bench_bytes(args) -> dict[str, Any]:
         "device": f"{len(devices)} x {chip.kind}",
         "config": {
             name: getattr(args, name)
-            for name in ("preset", "topology", "rows", "length", "dtype", "top")
+            for name in "preset topology rows length dtype attention top".split()
         }
         | {"layers": encoder.layers},
         "compile_s": seconds,

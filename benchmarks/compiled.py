@@ -5,6 +5,7 @@ Nothing is executed, and no parameter is allocated. scaling.py starts it as a pr
 
 import dataclasses
 import json
+import math
 import sys
 from typing import Any
 
@@ -123,8 +124,12 @@ def _compile(
     assert all(operation.known for operation in operations)
     totals: dict[tuple[str, str], float] = {}
     for operation in operations:
-        key = (" x ".join(operation.axes(sizes)), operation.kind)
-        totals[key] = totals.get(key, 0.0) + operation.bytes * operation.times
+        axes = operation.axes(sizes)
+        key, size = (" x ".join(axes), operation.kind), operation.bytes
+        if operation.kind in collectives.RING:  # lines of chips send less than an axis
+            ring = 1 - 1 / math.prod(sizes[axis] for axis in axes)
+            size *= (1 - 1 / operation.size) / ring
+        totals[key] = totals.get(key, 0.0) + size * operation.times
     memory = compiled.memory_analysis()
     assert memory is not None
     return {
