@@ -282,14 +282,15 @@ def make_step(
     layers' kernels neither learn nor count in the gradient.
     """
 
+    how = {"accumulation": accumulation, "zero1": zero1}
+    gathers = zero1 and sharding.is_row_parallel(mesh)
+
     def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
-        how = {"accumulation": accumulation, "zero1": zero1}
         summed = gradients(objective, mesh, state.params, frozen, **how)
-        scale = state.loss_scale
-        given = state.params, frozen, batch, key, scale and scale.value
-        loss, metrics, grads = summed(*given)
+        scale, given = state.loss_scale, (state.params, frozen, batch, key)
+        loss, metrics, grads = summed(*given, scale and scale.value)
         if prune is not None:
             grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
@@ -304,8 +305,7 @@ def make_step(
             params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        if zero1 and sharding.is_row_parallel(mesh):
-            params = _gather_copies(mesh, params)
+        params = _gather_copies(mesh, params) if gathers else params
         if prune is not None:  # after a skipped update, too: its stage may be the last
             params = prune(params, state.step)
         average: Any = state.average
