@@ -221,6 +221,8 @@ def _gathered(mesh: Mesh, arrays, shardings, axis: str):
 
 def _gather_copies(mesh: Mesh, params: dict) -> dict:
     """Returns parameters that each device of the data axis updated a part of."""
+    if not sharding.is_row_parallel(mesh):
+        return params  # The compiler does.
     parts, copies = (
         sharding.shardings(mesh, _Moments(params), zero1)[0] for zero1 in (True, False)
     )
@@ -283,7 +285,6 @@ def make_step(
     """
 
     how = {"accumulation": accumulation, "zero1": zero1}
-    gathers = zero1 and sharding.is_row_parallel(mesh)
 
     def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
@@ -298,14 +299,13 @@ def make_step(
         # Not bad: only the scale was too large.
         overflows = scale is not None and jnp.isfinite(loss) & ~good & (scale.value > 1)
         rate = schedule(state.step) if rate is None else rate
-
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         if prune is not None:
             params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        params = _gather_copies(mesh, params) if gathers else params
+        params = _gather_copies(mesh, params) if zero1 else params
         if prune is not None:  # after a skipped update, too: its stage may be the last
             params = prune(params, state.step)
         average: Any = state.average
