@@ -404,7 +404,9 @@ def _paper_table(
 
 
 def _tokens(row: dict[str, Any]) -> str:
-    return "always" if math.isinf(row["bound"]) else f"{row['bound']:,.0f}"
+    if row["bound"] in (None, math.inf):  # JSON has no infinity
+        return "always"
+    return f"{row['bound']:,.0f}"
 
 
 def _speed(row: dict[str, Any]) -> str:

@@ -221,6 +221,8 @@ def _gathered(mesh: Mesh, arrays, shardings, axis: str):
 
 def _gather_copies(mesh: Mesh, params: dict) -> dict:
     """Returns parameters that each device of the data axis updated a part of."""
+    if not sharding.is_row_parallel(mesh):
+        return params  # The compiler does.
     parts, copies = (
         sharding.shardings(mesh, _Moments(params), zero1)[0] for zero1 in (True, False)
     )
@@ -281,14 +283,14 @@ def make_step(
     prune(params, step) prunes after a step; with it, zeros of kernels stay.
     """
 
+    how = {"accumulation": accumulation, "zero1": zero1}
+
     def step(state: State, frozen, batch, seed, rate=None) -> tuple[State, dict]:
         key = Key(seed, state.step.astype(jnp.uint32))
         batch = objective.corrupt(frozen, batch, key, state.step / steps)
-        how = {"accumulation": accumulation, "zero1": zero1}
         summed = gradients(objective, mesh, state.params, frozen, **how)
-        scale = state.loss_scale
-        given = state.params, frozen, batch, key, scale and scale.value
-        loss, metrics, grads = summed(*given)
+        scale, given = state.loss_scale, (state.params, frozen, batch, key)
+        loss, metrics, grads = summed(*given, scale and scale.value)
         if prune is not None:
             grads = hold_zeros(state.params, grads)
         norm = optax.tree.norm(grads)
@@ -296,15 +298,13 @@ def make_step(
         # Not bad: only the scale was too large.
         overflows = scale is not None and jnp.isfinite(loss) & ~good & (scale.value > 1)
         rate = schedule(state.step) if rate is None else rate
-
         direction, moments = optimizer.update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         if prune is not None:
             params = hold_zeros(state.params, params)
         old, new = (state.params, state.moments), (params, moments)
         params, moments = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        if zero1 and sharding.is_row_parallel(mesh):
-            params = _gather_copies(mesh, params)
+        params = _gather_copies(mesh, params) if zero1 else params
         if prune is not None:  # after a skipped update, too: its stage may be the last
             params = prune(params, state.step)
         average: Any = state.average
