@@ -189,7 +189,8 @@ def test_a_call_is_a_command(words, more, line, monkeypatch):
         (
             lambda: plmjax.pretrain("a", minutes=1, steps=3),
             "minutes= cannot be combined with steps=3. minutes= measures what this "
-            "machine can do, and sets steps and schedule; dry_run=True shows what",
+            "machine can do, and sets the steps; the schedule is linear, as its end "
+            "can be moved. dry_run=True shows the choice",
         ),
     ],
 )

@@ -302,6 +302,8 @@ def test_a_signal_while_training_saves_and_says_so(trained, tmp_path, number):
 
 
 def test_an_interrupt_before_the_verb(monkeypatch, capsys):
+    # A shell's job in the background ignores SIGINT, and so would these tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "main", lambda: signal.raise_signal(signal.SIGINT))
     assert __main__.main() == Exit.RESUMABLE
     assert capsys.readouterr().err == "\nInterrupted. Run the same command again.\n"

@@ -512,7 +512,7 @@ def counted(run, params, most: int | None = None) -> dict[str, float]:
         return masked["mask_positions"], masked["weights"] > 0, logits
 
     nats, hits, sizes, seen = [], [], [], 0
-    for batch in pretrain.held_out(run)():
+    for batch in run.held_out()():
         places, used, logits = map(np.asarray, outputs(batch))
         logits = logits.reshape(*places.shape, -1).astype(float)
         for row, slot in np.ndindex(places.shape):
@@ -551,7 +551,7 @@ def test_every_figure_of_a_pretraining(pretrained, monkeypatch, capsys):
     """scores.json, the lines shown, and `evaluate`, whose last batches are not full."""
     run, params = pretrained
     path = run.workdir.path
-    batches = [*pretrain.held_out(run)()]
+    batches = [*run.held_out()()]
     real = [int((b["segments"] > 0).any(1).sum()) for b in batches]
     rows = sum(real)
     last = batches[-1]["segments"]

@@ -136,7 +136,7 @@ def assert_same_form(found, shown):
             assert_same_form(one, other)
 
 
-EXAMPLE = re.compile(r"^curl -s \S+/(\w+) -d '(.+)'\n(.+)$", re.M)
+EXAMPLE = re.compile(r"^curl -s \S+/(\w+) -d '(.+)'\n```\n+```json\n(.+)$", re.M)
 _PATHS = {"tag": "tags", "answer": "answers", "embed": "embeddings"}
 _PATHS["classify"] = "classes"
 # {kind: body and answer of its example in docs/serve.md}.
