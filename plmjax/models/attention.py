@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plmjax.models.global_tokens import GlobalTokens
-from plmjax.models.layers import dropout, einsum, kept, narrow, weigh
+from plmjax.models.layers import einsum, kept, narrow, weigh
 from plmjax.models.noise import Noise
 from plmjax.models.platform import Platform
 from plmjax.models.positions import rotate, within
@@ -184,17 +184,9 @@ def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None):
     Scores and softmax are float32; padding is a separate segment, so that no row of the
     softmax is empty.
     """
-    dtype = value.dtype
     scores = jnp.where(seen, scores, jnp.float32(-1e30))
     number = None if number is None else number.reshape(-1)
-    mixed: Any
-    if way.platform.kind != "cpu":
-        which, rate = None, 0.0
-        if noise is not None and way.rate:
-            which, rate = kept(scores, way.rate, noise, way.site, number), way.rate
-        mixed = weigh(rate, way.platform, scores, value, which)
-        return mixed
-    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
-    weights = dropout(weights, way.rate, noise, way.site, number)
-    mixed = einsum("...qk,...kd->...qd", weights, value, way.platform)
-    return mixed.astype(dtype)
+    which, rate = None, 0.0
+    if noise is not None and way.rate:
+        which, rate = kept(scores, way.rate, noise, way.site, number), way.rate
+    return weigh(rate, way.platform, scores, value, which)

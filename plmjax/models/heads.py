@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from plmjax.models.config import EncoderConfig
 from plmjax.models.encoder import Embeddings, Encoder, dense, norm
-from plmjax.models.layers import ACTIVATIONS, affine, narrow
+from plmjax.models.layers import ACTIVATIONS, narrow, table_scores
 from plmjax.models.noise import Noise
 from plmjax.models.platform import ANY, Platform
 
@@ -45,7 +45,7 @@ class VocabularyHead(nn.Module):
             x_TH = dense(self, config.input_width, "transform")(x_TH)
             x_TH = norm(config, "norm")(ACTIVATIONS[config.activation](x_TH))
             bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
-        logits_TV = affine(x_TH, table_VE.T, bias, config.dtype, self.platform)
+        logits_TV = table_scores(x_TH, table_VE, bias, config.dtype, self.platform)
         return narrow(logits_TV, config.dtype, self.platform)
 
 

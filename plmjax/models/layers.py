@@ -60,19 +60,49 @@ def _affine_backward(dtype, platform, saved, g_TO):
     dbias_O = None if bias_O is None else _column_sums(g_TO, platform)
     g_TO = g_TO.astype(dtype)
     dx_TI = _product(g_TO, kernel_IO.astype(dtype), 1, 1, platform)
-    dx_TI = dx_TI.astype(x_TI.dtype)
-    if _wants_row_major(dtype, platform):
-        # A contraction over rows would not use the matrix unit; transposing a copy of x
-        # avoids it.
-        xt_IT = with_layout_constraint(x_TI.astype(dtype).T, Layout((0, 1)))
-        # The barrier prevents XLA from moving the transpose back into the product.
-        dkernel_IO = jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0, platform))
-        return dx_TI, dkernel_IO, dbias_O
-    dkernel_IO = _product(x_TI.astype(dtype), g_TO, 0, 0, platform)
-    return dx_TI, dkernel_IO, dbias_O
+    dkernel_IO = _kernel_gradient(x_TI.astype(dtype), g_TO, platform)
+    return dx_TI.astype(x_TI.dtype), dkernel_IO, dbias_O
+
+
+def _kernel_gradient(x_TI, g_TO, platform: Platform):
+    """Returns float32 x.T @ g, [I, O], of operands that share a dtype."""
+    if not _wants_row_major(x_TI.dtype, platform):
+        return _product(x_TI, g_TO, 0, 0, platform)
+    # A contraction over rows would not use the matrix unit; transposing a copy of x
+    # avoids it.
+    xt_IT = with_layout_constraint(x_TI.T, Layout((0, 1)))
+    # The barrier prevents XLA from moving the transpose back into the product.
+    return jax.lax.optimization_barrier(_product(xt_IT, g_TO, 1, 0, platform))
 
 
 affine.defvjp(_affine_forward, _affine_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def table_scores(x_TH, table_VH, bias_V, dtype, platform: Platform = ANY):
+    """Returns float32 x @ table.T + bias, [T, V]: `affine` by a table.
+
+    The table is rounded as it lies: XLA:CPU multiplies a transposed one in float32.
+    """
+    y_TV = _product(x_TH.astype(dtype), table_VH.astype(dtype), 1, 1, platform)
+    return y_TV if bias_V is None else y_TV + bias_V[None, :]
+
+
+def _table_scores_forward(x_TH, table_VH, bias_V, dtype, platform):
+    y_TV = table_scores(x_TH, table_VH, bias_V, dtype, platform)
+    return y_TV, (x_TH, table_VH, bias_V)
+
+
+def _table_scores_backward(dtype, platform, saved, g_TV):
+    x_TH, table_VH, bias_V = saved
+    dbias_V = None if bias_V is None else _column_sums(g_TV, platform)
+    g_TV = g_TV.astype(dtype)
+    dx_TH = _product(g_TV, table_VH.astype(dtype), 1, 0, platform)
+    dtable_HV = _kernel_gradient(x_TH.astype(dtype), g_TV, platform)
+    return dx_TH.astype(x_TH.dtype), dtable_HV.T, dbias_V
+
+
+table_scores.defvjp(_table_scores_forward, _table_scores_backward)
 
 
 def _column_sums(g_TO, platform: Platform):
@@ -121,8 +151,15 @@ einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def _einsum(spec: str, a, b, platform: Platform) -> jax.Array:
-    left, _ = spec.split(",")
-    a, b = _operands(a, b, left[-1] not in spec.split("->")[1], platform)
+    left, rest = spec.split(",")
+    over_rows = left[-1] in rest.split("->")[1]
+    if over_rows and platform.kind == "cpu" and platform.one_device:
+        a, left = row_major(jnp.swapaxes(a, -1, -2)), left[:-2] + left[:-3:-1]
+        a, b = _operands(a, b, True, platform)
+        # XLA:CPU has no fast product over rows; the barrier keeps the copy out of it.
+        y = jnp.einsum(f"{left},{rest}", a, b, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(y)
+    a, b = _operands(a, b, not over_rows, platform)
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
@@ -314,7 +351,8 @@ def gelu(x):
 
 
 def _gelu_backward(x, g):
-    wide = x.astype(jnp.float32)
+    # The barrier: XLA:CPU would keep the forward pass's float32 exponentials for it.
+    wide = jax.lax.optimization_barrier(x).astype(jnp.float32)
     cdf, pdf = _normal_cdf_pdf(wide)
     return ((g.astype(jnp.float32) * (cdf + wide * pdf)).astype(x.dtype),)
 
