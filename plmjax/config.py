@@ -549,7 +549,10 @@ def load(
         _merge(values, layer, schema)
     _merge(values, given or {}, schema)
     _merge(values, _nested(overrides, known), schema)
-    return build(schema, values)
+    config = build(schema, values)
+    if check := getattr(config, "check_overrides", None):
+        check([override.partition("=")[0] for override in overrides])
+    return config
 
 
 def described(config: Any) -> Iterator[tuple[str, Any, str, str]]:

@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,17 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     card: CardConfig = dataclasses.field(default_factory=CardConfig)
+
+    def check_overrides(self, keys: Sequence[str]) -> None:
+        """Raises PlmjaxError for a key of a command that has no effect."""
+        for key in ("train.batch", "data.length"):
+            if key in keys and self.data.phases:
+                raise PlmjaxError(
+                    f"--config.{key} has no effect: data.phases sets steps, length "
+                    f"and batch of each phase, {self.data.phases}.",
+                    hint="Change them there, or train in one phase: "
+                    "--config.data.phases='()' --config.train.steps=N.",
+                )
 
 
 # Keys that may change between two starts of a run: they set the length and monitoring

@@ -78,6 +78,8 @@ NYSTROM = "model.preset=nystromformer-tiny"
             "landmarks=64 is more than the 32 tokens",
         ),
         (("data.phases=((9, 16, 8, 50.0),)",), "no effect with model.positions='lear"),
+        (("data.phases=((9, 16, 8),)", "train.batch=9"), "train.batch has no effect"),
+        (("data.phases=((9, 16, 8),)", "data.length=9"), "data.length has no effect"),
         (("train.steps=9", "data.batch_ramp=(90, 16)"), "batch of 16 is no multiple"),
         (("train.epochs=1", "train.batch=12", "mesh.data=8"), "nearest batch .* is 16"),
         (("train.steps=9", "train.schedule.warmup_steps=9"), "does not fit into 9"),

@@ -32,7 +32,7 @@ def add(verb) -> None:
             "show",
             _show,
             "print every key as JSON, with its value, type and range",
-            "plmjax config show modern:tiny --config.train.batch=32",
+            "plmjax config show bert_mini --config.train.batch=32",
         ),
         (
             "validate",
