@@ -209,7 +209,8 @@ def _less_memory(args) -> str:
     """Returns a hint with the options of a verb that lower its memory."""
     for name in ("batch", "batch_tokens"):
         if hasattr(args, name):
-            return f"Lower --{name} (it is {getattr(args, name):,})."
+            value = getattr(args, name)
+            return f"Lower --{name}{f' (it is {value:,})' if value else ''}."
     if hasattr(args, "config"):
         return LESS_MEMORY
     return "Close other programs, or use a machine with more memory."

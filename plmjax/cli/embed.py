@@ -79,8 +79,8 @@ def add(verb) -> None:
     add(
         "--batch_tokens",
         type=int,
-        default=16384,
-        help="number of tokens in a batch, with padding (default: 16384)",
+        help="number of tokens in a batch, with padding (default: 2048 on a CPU, else "
+        "16384)",
     )
     add(
         "--dtype",

@@ -48,7 +48,9 @@ class EmbedConfig:
     # A text longer than a row becomes several windows, or is cut to its beginning.
     long: Literal["window", "truncate"] = "window"
     stride: int | None = None  # tokens from a window's beginning to the next's
-    batch_tokens: int = 16384  # at once, padding included
+    # At once, padding included. None: 2,048 on CPUs, which fit into their caches, and
+    # 16,384 elsewhere.
+    batch_tokens: int | None = None
     # bfloat16 has 8 significant bits, and accelerators compute it fast.
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -83,6 +85,7 @@ class EmbedConfig:
                 "or some would be left out.",
                 hint=f"Leave it out for {usual}.",
             )
+        on_cpu = jax.default_backend() == "cpu"
         trained = model.task.pooling if model.task is not None else "mean"
         pooling = self.pooling or trained
         if encoder.causal and pooling == "cls" and not self.words:
@@ -93,7 +96,12 @@ class EmbedConfig:
             )
         layer = self.layer % (encoder.layers + 1)
         return dataclasses.replace(
-            self, length=length, stride=stride, layer=layer, pooling=pooling
+            self,
+            length=length,
+            stride=stride,
+            layer=layer,
+            pooling=pooling,
+            batch_tokens=self.batch_tokens or (2048 if on_cpu else 16384),
         )
 
 
@@ -122,7 +130,7 @@ class Work:
 
 def plan_work(model: Model, texts: Sequence[str], config: EmbedConfig) -> Work:
     """Splits texts into rows and batches; `config` must be resolved."""
-    assert config.length is not None and config.stride is not None
+    assert config.length and config.stride and config.batch_tokens
     long = (config.length, config.long, config.stride)
     rows = make_rows(model.tokenizer, texts, *long, config.words)
     batches = make_batches(rows.sizes, config.length, config.batch_tokens)

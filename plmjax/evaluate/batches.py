@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Row lengths, two in each doubling: above 8, at most a third of a row is padding.
-_LENGTHS = sorted(size << n for size in (8, 12) for n in range(16))
+# Row lengths, eight in each doubling from 64 on: at most a ninth of a row is padding.
+_EIGHTHS = [eighth << n for n in range(3, 16) for eighth in range(8, 16)]
+_LENGTHS = np.array([*range(8, 64, 8), *_EIGHTHS])
 
 
 class Batch(NamedTuple):
@@ -18,25 +19,17 @@ class Batch(NamedTuple):
 
 def rounded(size: int, longest: int) -> int:
     """Returns the next of few row lengths that holds `size` tokens."""
-    return min(next(n for n in _LENGTHS if n >= size), longest)
+    return min(int(_LENGTHS[np.searchsorted(_LENGTHS, size)]), longest)
 
 
 def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Batch]:
     """Groups rows of `sizes` tokens into batches of few shapes, the longest first.
 
-    A batch has at most `batch_tokens` tokens with padding, or is one row. As each
-    length costs a compilation, it is used only if it saves at least `batch_tokens` of
-    padding; else its rows use the next longer one. The longest come first, as they need
-    most memory.
+    A batch has at most `batch_tokens` tokens with padding, or is one row. The longest
+    come first, as they need most memory.
     """
-    lengths = np.array([n for n in _LENGTHS if n < longest] + [longest])
+    lengths = _best_lengths(sizes, longest, 2 * batch_tokens)
     bucket = np.searchsorted(lengths, sizes)
-    used = np.unique(bucket)
-    for here, longer in zip(used[:-1], used[1:], strict=True):
-        moved = bucket == here
-        saved = moved.sum() * (lengths[longer] - lengths[here])
-        if saved < batch_tokens:
-            bucket[moved] = longer
     batches = []
     for number in np.unique(bucket)[::-1]:
         rows, length = np.flatnonzero(bucket == number), int(lengths[number])
@@ -47,3 +40,23 @@ def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Bat
             for begin in range(0, len(rows), size)
         ]
     return batches
+
+
+def _best_lengths(sizes: np.ndarray, longest: int, price: int) -> list[int]:
+    """Returns the row lengths, rising, that cost the fewest tokens with padding.
+
+    Each length costs `price` tokens more: the time of its compilation.
+    """
+    known = np.append(_LENGTHS[_LENGTHS < longest], longest)
+    known, counts = np.unique(known[np.searchsorted(known, sizes)], return_counts=True)
+    done = np.concatenate([[0], np.cumsum(counts)])
+    # For rows of the first n known lengths: their least cost, and the n below the last.
+    least, below = np.zeros(len(done)), np.zeros(len(done), int)
+    for n, length in enumerate(known, 1):
+        costs = least[:n] + (done[n] - done[:n]) * length + price
+        least[n], below[n] = costs.min(), costs.argmin()
+    kept, n = [], len(known)
+    while n:
+        kept.append(int(known[n - 1]))
+        n = below[n]
+    return kept[::-1]

@@ -421,10 +421,12 @@ def weigh(rate: float, platform: Platform, scores, value, kept):
 
 
 def _weigh_forward(rate, platform, scores, value, kept):
-    weights = jax.nn.softmax(scores, axis=-1)
-    signed = weights if kept is None else jnp.where(kept, weights, -weights)
+    signed = weights = jax.nn.softmax(scores, axis=-1)
+    if kept is not None:
+        signed = jnp.where(kept, weights, -weights)
     signed = signed.astype(value.dtype)
-    mixed: Any = einsum("...qk,...kd->...qd", jax.nn.relu(signed), value, platform)
+    seen = signed if kept is None else jax.nn.relu(signed)
+    mixed: Any = einsum("...qk,...kd->...qd", seen, value, platform)
     mixed = (mixed / (1 - rate)).astype(value.dtype)
     if platform.kind == "gpu" and not divided(platform):
         # Has the product write the order of encoder.Attention, which both users read.
