@@ -13,6 +13,7 @@ from plmjax.cli.options import (
     log,
     not_empty,
     numbers,
+    paths_option,
     print_result,
     start_jax,
 )
@@ -31,10 +32,11 @@ def add(verb) -> None:
         "train",
         _bench_train,
         "time the training step of a config on its own data",
-        "plmjax bench train --config=bert_mini --steps=50",
+        "plmjax bench train my.txt --config=bert_mini --steps=50",
         config=True,
         of=benches,
     )
+    paths_option(added)
     added.add_argument(
         "--steps", type=int, default=20, help="timed steps (default: 20)"
     )
@@ -130,6 +132,12 @@ def _bench_train(args) -> int:
     from plmjax.workdir import RunConfig, Workdir
 
     at_least_one(args, "steps")
+    if args.workdir and args.paths:
+        raise PlmjaxError(
+            f"--workdir={args.workdir} has its own text, so {args.paths[0]} has no "
+            "effect.",
+            hint="Give one of the two.",
+        )
     workdir = Path(args.workdir) if args.workdir else None
     if workdir and args.config is None:
         base = config_lib.to_dict(Workdir(workdir).config())
