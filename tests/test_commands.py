@@ -70,6 +70,9 @@ SMALLER = {
     r"layers_fraction=0.25": "layers_fraction=0.5",
     r"(sweep --config=\S*learning_rate\S*)": r"\1 --config.model.width=64 "
     "--config.model.heads=4 --config.model.ffn_width=64",
+    r"(compare --pretrain=\S+)": r"\1 --pretrain.train.steps=2 --pretrain.train.batch=4"
+    " --pretrain.model.layers=2 --pretrain.model.width=64 --pretrain.model.heads=4"
+    " --pretrain.model.ffn_width=64",
     r"(distill/docstrings\S*)": r"\1 --config.objective.layers='(0,1)'",
     r" --minutes=60": "",  # a budget depends on the machine
     r"--config\.train\.schedule\.warmup_percent=\d+": "",

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import gzip
 import io
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from plmjax.data.inputs import read_inputs
 from plmjax.embed.rows import arrays, make_rows
 from plmjax.embed.run import embed_file, embed_texts, open_encoder
 from plmjax.embed.vectors import EmbedConfig
+from plmjax.evaluate import batches as batches_lib
 from plmjax.evaluate.batches import Batch, make_batches
 from plmjax.evaluate.model import Model
 from plmjax.interop import export_folder
@@ -197,7 +199,7 @@ def test_each_word_of_a_long_text_is_taken_where_most_stands_around_it(model):
     assert len(cut.words) + cut.report["lost_words"] == len(whole.words)
 
 
-def test_batches_hold_each_row_once_in_few_shapes():
+def test_batches_hold_each_row_once_in_few_shapes(monkeypatch):
     sizes = np.random.default_rng(0).integers(2, 200, 3000)
     batches = make_batches(sizes, 256, 2048)
     rows = np.concatenate([batch.rows for batch in batches])
@@ -213,6 +215,17 @@ def test_batches_hold_each_row_once_in_few_shapes():
     assert sizes.sum() < padded < 1.25 * sizes.sum() < 0.7 * 3000 * 200
     # A few rows are not worth a compilation.
     assert len({batch.length for batch in make_batches(sizes[:9], 256, 2048)}) == 1
+    # Of all choices of lengths, that with the fewest tokens, two batches a length.
+    few, known = sizes[:60], [64, 128, 192, 256]
+
+    def cost(chosen):
+        length = np.array(chosen)[np.searchsorted(chosen, few)]
+        return length.sum() + 2 * 1000 * len(chosen)
+
+    monkeypatch.setattr(batches_lib, "_LENGTHS", np.array(known[:3]))
+    found = sorted({batch.length for batch in make_batches(few, 256, 1000)})
+    some = (c for n in range(4) for c in itertools.combinations(known[:3], n))
+    assert found == min(([*c, 256] for c in some), key=cost) and 1 < len(found) < 4
     (one,) = make_batches(np.array([256]), 256, 64)
     assert (one.length, one.size) == (256, 1)
 

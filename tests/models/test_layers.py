@@ -1,5 +1,7 @@
 """The fast layers against their plain definitions, in value and gradient."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,18 @@ import optax
 import pytest
 
 from plmjax.models import layers
-from plmjax.models.layers import affine, einsum, gelu, narrow, normalise, weigh
+from plmjax.models.layers import (
+    affine,
+    einsum,
+    gelu,
+    narrow,
+    normalise,
+    table_scores,
+    weigh,
+)
 from plmjax.models.platform import Platform
 
+CPU = Platform.of(jax.devices("cpu")[:1])
 RANDOM = np.random.default_rng(0)
 
 
@@ -19,7 +30,8 @@ def normal(*shape):
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("bias", [True, False])
-def test_affine_is_x_times_kernel_plus_bias(bias):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_affine_is_x_times_kernel_plus_bias(bias, transposed):
     x, kernel, b = normal(17, 5), normal(5, 7), normal(7) if bias else None
     cotangent = normal(17, 7)
 
@@ -28,6 +40,8 @@ def test_affine_is_x_times_kernel_plus_bias(bias):
         return jnp.sum((y if b is None else y + b[None, :]) * cotangent)
 
     def ours(x, kernel, b):
+        if transposed:
+            return jnp.sum(table_scores(x, kernel.T, b, "float32") * cotangent)
         return jnp.sum(affine(x, kernel, b, "float32") * cotangent)
 
     argnums = (0, 1, 2) if bias else (0, 1)
@@ -53,9 +67,25 @@ def test_bf16_products_round_the_operands_and_nothing_else():
     np.testing.assert_allclose(gradient, np.full(9, 33.0))
 
 
+@pytest.mark.skipif(not CPU.multiplies_bf16, reason="this processor has no bf16")
+def test_a_cpu_multiplies_scores_of_the_vocabulary_in_bf16():
+    x, table, bias = normal(16, 32), normal(512, 32), normal(512)
+
+    def total(*arrays):
+        return jnp.square(table_scores(*arrays, "bfloat16", CPU)).sum()
+
+    program = jax.jit(jax.grad(total, (0, 1, 2))).lower(x, table, bias).compile()
+    found = re.findall(r" dot\(%([\w.-]+), %([\w.-]+)", text := program.as_text())
+    kinds = [re.findall(rf"%{re.escape(a)} = (\w+)", text)[0] for a, _ in found]
+    # The scores, two gradients, and the bias's, which is a sum.
+    assert sorted(kinds) == ["bf16"] * 3 + ["f32"]
+
+
 @pytest.mark.parametrize("spec", ["bnqd,bnkd->bnqk", "bnqk,bnkd->bnqd"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_einsum_has_the_gradient_of_einsum(spec, dtype):
+@pytest.mark.parametrize("one_device", [False, True])
+def test_einsum_has_the_gradient_of_einsum(spec, dtype, one_device):
+    platform = Platform(one_device=one_device)
     sizes = dict(b=2, n=3, q=8, k=8, d=4)
     a, b = (
         normal(*(sizes[i] for i in part)).astype(dtype)
@@ -68,7 +98,7 @@ def test_einsum_has_the_gradient_of_einsum(spec, dtype):
         return jnp.sum(jnp.einsum(spec, a, b) * wide[2])
 
     def ours(a, b):
-        return jnp.sum(einsum(spec, a, b) * cotangent.astype(jnp.float32))
+        return jnp.sum(einsum(spec, a, b, platform) * cotangent.astype(jnp.float32))
 
     expected = jax.grad(plain, (0, 1))(*wide[:2])
     found = jax.jit(jax.grad(ours, (0, 1)))(a, b)
