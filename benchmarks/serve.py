@@ -218,7 +218,12 @@ class Load:
             begin = time.perf_counter()
             _, answer = await connection.ask(body)
             took.append(time.perf_counter() - begin)
-            alone.append(json.loads(answer)["vector"])
+            if "vector" not in (found := json.loads(answer)):
+                raise PlmjaxError(
+                    f"{self.folder} answers with {', '.join(found)}, not a vector.",
+                    hint="Give a model of sentences: task.kind=embeddings.",
+                )
+            alone.append(found["vector"])
         connection.close()
         vectors = np.array(alone, np.float32)
         # Random weights give vectors that differ little from their mean.

@@ -64,9 +64,6 @@ SMALLER = {
     r"(finetune\(.*keys=\{)": r'\1"train.steps": 2, "baselines": False, ',
     r"(start\.|prune --)layers=2": r"\1layers=1",
     r"length=4096,task\.buckets=\(1024,2048\)": "length=512,task.buckets=(128,256)",
-    # Pairs need documents of two sentences in the held-out split.
-    r"(--config=albert:tiny|objective\.pairs=nsp)": r"\1 "
-    "--config.data.held_out_percent=20",
     r"layers_fraction=0.25": "layers_fraction=0.5",
     r"(sweep --config=\S*learning_rate\S*)": r"\1 --config.model.width=64 "
     "--config.model.heads=4 --config.model.ffn_width=64",
@@ -79,7 +76,7 @@ SMALLER = {
     r"--seeds=\d+": "--seeds=2",
     r"--rounds=\d+": "--rounds=1",
     r"--cases=\d+": "--cases=9",
-    r"DIRECTORY --megabytes=\d+": ". --megabytes=4",
+    r"DIRECTORY --megabytes=\d+": "saves --megabytes=4",
     r"--size=\d+": "--size=300",
     r"--sizes=[\d,]+": "--sizes=200,300",
     r"(launch --target=(?!local)\S+)": r"\1 --dry_run",
@@ -95,8 +92,9 @@ TRAIN = " --config.train.batch=4 --config.train.steps=2"
 # {verb: the options that its commands get, too}.
 ADDED = {
     "pretrain": "".join(f" --config.model.{key}" for key in MODEL)
-    + " --config.train.batch=8 --config.train.accumulation=1 --steps=2 --yes"
-    " --config.train.schedule.warmup_steps=0",
+    + " --config.data.phases='()' --config.train.batch=8 --steps=2 --yes"
+    " --config.train.accumulation=1 --config.train.schedule.warmup_steps=0"
+    " --config.data.held_out_percent=20",  # of little text
     **dict.fromkeys(
         ("finetune", "compare", "pseudo"), f"{TRAIN} --config.baselines=False"
     ),
@@ -197,6 +195,7 @@ MODELS = {
     r"runs/electra\S*": "electra",
     r"runs/(labels|sentiment|roles|topics|reviews|genia)": "labels",
     r"runs/meditations": "nsp",
+    r"runs/sentences": "sentences",
     r"served": "served",
     r"stores/a": "first",
     r"stores/b": "second",
@@ -209,7 +208,9 @@ TRAINED = (
     "plmjax finetune --config=classes:small --config.model=run "
     "--config.task.train=train.csv --config.task.test=test.csv --workdir=labels",
     "plmjax pretrain meditations.txt --config=nsp --workdir=nsp",
-    "plmjax compress --model=labels --format=onnx,int8 --to=served",
+    "plmjax finetune --config=embeddings --config.model=run "
+    "--config.task.train=pairs.jsonl --workdir=sentences",
+    "plmjax compress --model=labels --format=onnx --to=served",
     "plmjax export --workdir=run --to=hub",
     "plmjax data prepare a.txt --config.tokenizer.path=run/tokenizer --to=first",
     "plmjax data prepare my.txt --config.tokenizer.path=run/tokenizer --to=second",
@@ -318,7 +319,7 @@ class Reader:
 
     def prepare(self, words: list[str]) -> None:
         """Makes what a command reads; removes what it will write and is of old."""
-        reads = " ".join(words[1:]).startswith(READERS)
+        reads = " ".join(words[1:]).startswith(READERS) or "--collect" in words
         for word in words[1:]:
             option, _, value = word.rpartition("=")
             for name in re.split("[,:]", value):  # NAME:ARGUMENT is a recipe's
@@ -339,7 +340,7 @@ class Reader:
             if re.fullmatch(pattern, name):
                 shutil.copytree(self.models() / kind, path)
                 self.old.add(name)
-                for text in ("a.txt", "train.csv", "test.csv"):  # which it was made of
+                for text in ("a.txt", "train.csv", "test.csv", "pairs.jsonl"):
                     self.provide(text)
                 return
         path = path / "a.txt" if name.endswith("/") else path
