@@ -178,7 +178,7 @@ def scores(query, key, platform: Platform) -> jax.Array:
     return narrow(products * query.shape[-1] ** -0.5, query.dtype, platform)
 
 
-def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None):
+def mix(way: Way, scores, value, seen, noise: Noise | None, *, number=None) -> Any:
     """Returns the values weighted by softmax(scores) of what is seen, [..., Q, D].
 
     Scores and softmax are float32; padding is a separate segment, so that no row of the
