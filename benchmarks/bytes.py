@@ -119,44 +119,18 @@ def by_group(moved: Sequence[Any]) -> list[dict[str, Any]]:
     Those are alike that come from one place of the model, in any of its layers, in the
     same pass; products are apart. The shape is that of the largest one.
     """
+    from plmjax.train import hlo
+
     groups: dict[str, dict[str, Any]] = {}
     for one in sorted(moved, key=lambda one: -one.bytes):
         shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", one.shape)
         group = groups.setdefault(
-            place(one.source), {"bytes": 0, "operations": 0, "shape": shape}
+            hlo.place(one.source), {"bytes": 0, "operations": 0, "shape": shape}
         )
         group["bytes"] += one.total
         group["operations"] += one.times
     found = [{"what": what, **group} for what, group in groups.items()]
     return sorted(found, key=lambda group: -group["bytes"])
-
-
-# Parts of a name that say nothing of where an operation stands in the model.
-_NO_PLACE = re.compile(r"jit\(|shard_map|^Encoder$|layer\._?|\.\.\.")
-
-
-def place(source: str) -> str:
-    """Returns "ffn/up, product, backward" of an operation's name in our code.
-
-    What the compiler adds has no name.
-    """
-    first = source.split(";")[0]
-    if not first.startswith("jit(step)"):  # arguments, or what the compiler added
-        return "(copies and the like)"
-    *parts, operation = first.split("/")[1:]
-    passed = "backward" if any(p.startswith("transpose(") for p in parts) else "forward"
-    passed = passed if any("jvp(" in part for part in parts) else ""
-    names = []
-    for part in parts:
-        inner = re.sub(r"^(transpose\()?jvp\((.*?)\)+$", r"\2", part)
-        inner = re.sub(r"\blayer_\d+", "layer", inner)
-        if inner and not _NO_PLACE.search(inner):
-            names.append(inner)
-    kind = "product" if operation.startswith("dot_general") else ""
-    outside = "loss" if passed else "optimizer and the like"
-    outside = "between the parts of a layer" if "layer_" in source else outside
-    where = "/".join(names) or outside
-    return ", ".join(filter(None, (where, kind, passed)))
 
 
 def as_text(result: dict[str, Any]) -> str:

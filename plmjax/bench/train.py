@@ -15,11 +15,14 @@ from plmjax.console import ignore_line
 from plmjax.data.loader import Phase, read_ahead
 from plmjax.pretrain.build import PretrainSetup, build, check
 from plmjax.pretrain.start import fresh_state, frozen_arrays, step_of
-from plmjax.train import sharding
+from plmjax.train import hlo, sharding
 from plmjax.train.metrics import peak_flops
 from plmjax.train.step import lower
 from plmjax.train.timing import Timed, run_steps
 from plmjax.workdir import RunConfig, Workdir
+
+_PROFILED = 4  # steps under the profiler
+_SHOWN = 24  # rows of the profile that are printed; --json has all
 
 
 def bench_train(
@@ -27,8 +30,13 @@ def bench_train(
     steps: int = 20,
     workdir: Path | None = None,
     log: Callable[[str], Any] = print,
+    *,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Times `steps` steps of each phase of a config, after compiling and two more.
+
+    With `profile`, a few steps more are taken under JAX's profiler, for the
+    milliseconds of each part of the model.
 
     The data are prepared in a temporary directory, or those of the run in `workdir`
     are read. Times are in seconds unless their name has ms; tokens exclude padding and
@@ -46,7 +54,7 @@ def bench_train(
         setup = build(config, Workdir(workdir or folder), mesh, log)
         step, phases = step_of(setup, setup.steps), []
         for number in range(len(setup.loader.phases)):
-            phases.append(_time_phase(setup, step, number, steps))
+            phases.append(_time_phase(setup, step, number, steps, profile))
     devices = jax.devices()
     return {
         "machine": machine.facts(),
@@ -63,7 +71,11 @@ def bench_train(
 
 
 def _time_phase(
-    setup: PretrainSetup, step: functools.partial, number: int, steps: int
+    setup: PretrainSetup,
+    step: functools.partial,
+    number: int,
+    steps: int,
+    profile: bool,
 ) -> dict[str, Any]:
     phase = setup.loader.phases[number]
     start = sum(earlier.steps for earlier in setup.loader.phases[:number])
@@ -75,17 +87,45 @@ def _time_phase(
     state, frozen = fresh_state(setup, ignore_line), frozen_arrays(setup)
     first = sharding.put_rows(setup.mesh, batch(0))
     begin = time.perf_counter()
-    compiled = lower(step, state, frozen, first).compile()
-    compiled = functools.partial(compiled, **step.keywords)
+    program = lower(step, state, frozen, first).compile()
+    compiled = functools.partial(program, **step.keywords)
     compile_s = time.perf_counter() - begin
     run = functools.partial(run_steps, compiled, frozen=frozen, mesh=setup.mesh)
-    batches = read_ahead(batch, 0, steps + 2)
+    batches = read_ahead(batch, 0, steps + 2 + _PROFILED)
     state, _ = run(state=state, batches=batches, steps=2)
-    _, timed = run(state=state, batches=batches, steps=steps)
-    return _figures(setup, phase, timed) | {
+    state, timed = run(state=state, batches=batches, steps=steps)
+    figures = _figures(setup, phase, timed) | {
         "compile_s": compile_s,
         "peak_memory_mb": _peak_memory_bytes() / 1e6,
     }
+    if profile:
+        places = hlo.places(program.as_text() or "")
+        figures["profile"] = _profile(
+            places, lambda: run(state=state, batches=batches, steps=_PROFILED)
+        )
+    return figures
+
+
+def _profile(places: dict[str, str], take: Callable) -> list[dict[str, Any]]:
+    """Returns {what, ms, operations} of each place of the model in a step.
+
+    `take` takes _PROFILED steps. Times of operations that run side by side both count.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            take()
+        files = [str(file) for file in Path(folder).rglob("*.xplane.pb")]
+        data = [jax.profiler.ProfileData.from_file(file) for file in files]
+    groups: dict[str, dict[str, Any]] = {}
+    lines = (line for one in data for plane in one.planes for line in plane.lines)
+    for event in (event for line in lines for event in line.events):
+        name = dict(event.stats).get("hlo_op")
+        if name in places:
+            what = places[name]
+            group = groups.setdefault(what, {"what": what, "ms": 0.0, "operations": 0})
+            group["ms"] += event.duration_ns / 1e6 / _PROFILED
+            group["operations"] += 1 / _PROFILED
+    return sorted(groups.values(), key=lambda group: -group["ms"])
 
 
 def _figures(setup: PretrainSetup, phase: Phase, timed: Timed) -> dict[str, Any]:
@@ -140,4 +180,10 @@ def as_text(result: dict[str, Any]) -> str:
             f"  loader           {phase['loader_share']:.1%} of the time",
             f"  peak memory      {phase['peak_memory_mb']:,.0f} MB",
         ]
+        if profile := phase.get("profile"):
+            total = sum(part["ms"] for part in profile)
+            lines += ["  of a step (operations side by side both count):", ""] + [
+                f"  {part['ms']:9,.1f} ms {part['ms'] / total:6.1%}  {part['what']}"
+                for part in profile[:_SHOWN]
+            ]
     return "\n".join(lines)

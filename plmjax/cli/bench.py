@@ -41,6 +41,11 @@ def add(verb) -> None:
         "--steps", type=int, default=20, help="timed steps (default: 20)"
     )
     added.add_argument("--workdir", help="use the config and data of this run")
+    added.add_argument(
+        "--profile",
+        action="store_true",
+        help="and print the milliseconds of each part of the model",
+    )
     json_option(added)
 
     added = verb(
@@ -147,7 +152,7 @@ def _bench_train(args) -> int:
     start_jax()
     from plmjax.bench import train
 
-    result = train.bench_train(config, args.steps, workdir, log)
+    result = train.bench_train(config, args.steps, workdir, log, profile=args.profile)
     return print_result(args, result, train.as_text)
 
 

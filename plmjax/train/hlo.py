@@ -168,3 +168,44 @@ def movements(text: str) -> list[Movement]:
 def bytes_moved(text: str) -> int:
     """Returns the bytes that a device reads and writes in a compiled program."""
     return sum(one.total for one in movements(text))
+
+
+# Parts of a name that say nothing of where an operation stands in the model.
+_NO_PLACE = re.compile(r"jit\(|shard_map|^Encoder$|layer\._?|\.\.\.")
+
+
+def place(source: str) -> str:
+    """Returns "ffn/up, product, backward" of an operation's name in our code.
+
+    What the compiler adds has no name.
+    """
+    first = source.split(";")[0]
+    if not first.startswith("jit(step)/"):  # arguments, or what the compiler added
+        return "(copies and the like)"
+    *parts, operation = first.split("/")[1:]
+    passed = "backward" if any(p.startswith("transpose(") for p in parts) else "forward"
+    passed = passed if any("jvp(" in part for part in parts) else ""
+    names = []
+    for part in parts:
+        inner = re.sub(r"^(transpose\()?jvp\((.*?)\)+$", r"\2", part)
+        inner = re.sub(r"\blayer_\d+", "layer", inner)
+        if inner and not _NO_PLACE.search(inner):
+            names.append(inner)
+    kind = "product" if operation.startswith("dot_general") else ""
+    outside = "loss" if passed else "optimizer and the like"
+    outside = "between the parts of a layer" if "layer_" in source else outside
+    where = "/".join(names) or outside
+    return ", ".join(filter(None, (where, kind, passed)))
+
+
+def places(text: str) -> dict[str, str]:
+    """Returns {name of an operation of a compiled program: its `place`}.
+
+    What calls others is left out. A profile has the same names.
+    """
+    found = {}
+    for line in text.splitlines():
+        if (one := _INSTRUCTION.match(line)) and one["operation"] not in _CALLS:
+            source = re.search(r'op_name="([^"]*)"', line)
+            found[one["name"].lstrip("%")] = place(source[1] if source else "")
+    return found

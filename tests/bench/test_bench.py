@@ -153,9 +153,17 @@ def test_each_phase_is_timed(corpus):
         "data.phases=((1, 32, 8), (2, 64, 8))",
     ]
     config = load(RunConfig, None, overrides, to_dict(RunConfig()))
-    result = bench_train(config, steps=2, log=lambda _: None)
+    result = bench_train(config, steps=2, log=lambda _: None, profile=True)
     assert [phase["length"] for phase in result["phases"]] == [32, 64]
-    assert "8 rows x 64 tokens" in as_text(result)
+    assert "8 rows x 64 tokens" in (text := as_text(result))
+    for phase in result["phases"]:
+        parts = {part["what"]: part for part in phase["profile"]}
+        layers = result["model"]["layers"]
+        assert parts["ffn/up, product, forward"]["operations"] == layers
+        # Two products a layer, and their operands' copies.
+        assert parts["ffn/up, product, backward"]["operations"] >= 2 * layers
+        assert sum(part["ms"] for part in parts.values()) > 0
+    assert "%  ffn/up, product, backward" in text
 
 
 def test_peak_memory_grows_with_what_is_held():
