@@ -118,7 +118,7 @@ def compare(
             {"word": word, "count": seen[word], "pieces": pieces}
             for word, pieces in zip(shown, spelt, strict=True)
         ],
-        "row": config.data.length,
+        "row": config.data.shapes[0].length,
     }
 
 
@@ -133,7 +133,7 @@ def records_of(
     for name, tokenizer in named.items():
         record: Record = {"name": name} | measure(tokenizer, texts, words)
         tokens = record["tokens"] + _FRAME * len(texts)
-        rows = math.ceil(tokens / config.data.length)
+        rows = math.ceil(tokens / config.data.shapes[0].length)
         flops = rows * row_flops(config, tokenizer.vocab_size)
         records.append(record | {"rows": rows, "flops": flops})
     return records

@@ -436,13 +436,17 @@ def _weigh_forward(rate, platform, scores, value, kept):
 
 def _weigh_backward(rate, platform, saved, g):
     signed, value, mixed = saved
-    # The mean change of a query's weights, without a pass over the scores.
-    along = g.astype(jnp.float32) * mixed.astype(jnp.float32)
-    along = jnp.sum(along, axis=-1, keepdims=True)
     change: Any = einsum("...qd,...kd->...qk", g, value, platform)
     change = change.astype(value.dtype).astype(jnp.float32) / (1 - rate)
     wide = signed.astype(jnp.float32)
-    dscores = jnp.abs(wide) * (jnp.where(wide > 0, change, 0.0) - along)
+    weights, change = jnp.abs(wide), jnp.where(wide > 0, change, 0.0)
+    # The mean change of a query's weights.
+    if platform.kind == "cpu" and value.dtype == jnp.float32:
+        along = jnp.sum(weights * change, axis=-1, keepdims=True)
+    else:  # without a pass over the scores, but less exact where a weight is near 1
+        along = g.astype(jnp.float32) * mixed.astype(jnp.float32)
+        along = jnp.sum(along, axis=-1, keepdims=True)
+    dscores = weights * (change - along)
     dvalue: Any = einsum("...qk,...qd->...kd", jax.nn.relu(signed), g, platform)
     return dscores, (dvalue / (1 - rate)).astype(value.dtype), None
 

@@ -162,9 +162,9 @@ def test_a_probe_compares_on_the_same_hidden_words(call, monkeypatch):
     code, out, err = call(
         *("choose", "text.txt", "--sizes=60,400", "--json", "--to=sizes"),
         *("--probe=0.002", "--config.data.held_out_percent=20"),
-        *("--config.data.source.document=line", "--config.data.length=32"),
-        *("--config.model.width=16", "--config.model.heads=2"),
-        *("--config.model.ffn_width=16", "--config.model.layers=1"),
+        *("--config.data.source.document=line", "--config.model.width=16"),
+        *("--config.model.heads=2", "--config.model.ffn_width=16"),
+        *("--config.model.layers=1",),
         *("--config.data.phases=((900,32,8),)", "--config.data.batch_ramp=(9000,2)"),
         *("--config.train.steps=none", "--config.train.schedule.warmup_steps=100"),
     )
