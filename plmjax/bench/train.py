@@ -181,7 +181,12 @@ def as_text(result: dict[str, Any]) -> str:
             f"  loader           {phase['loader_share']:.1%} of the time",
             f"  peak memory      {phase['peak_memory_mb']:,.0f} MB",
         ]
-        if profile := phase.get("profile"):
+        profile = phase.get("profile")
+        if profile == []:
+            lines.append(
+                "  profile          JAX's profiler saw no operation of the step"
+            )
+        if profile:
             total = sum(part["ms"] for part in profile)
             lines += ["  of a step (operations side by side both count):", ""] + [
                 f"  {part['ms']:9,.1f} ms {part['ms'] / total:6.1%}  {part['what']}"
