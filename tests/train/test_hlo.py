@@ -129,7 +129,7 @@ ATTEND = "layer_7.attend/layer_7._around/attention"
     ],
 )
 def test_what_moves_is_named_by_its_place_in_the_model(source, what):
-    assert program.place(source) == what
+    assert hlo.place(source) == what
 
 
 def test_groups_join_layers_and_are_sorted():
