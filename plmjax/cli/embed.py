@@ -79,7 +79,7 @@ def add(verb) -> None:
     add(
         "--batch_tokens",
         type=int,
-        help="number of tokens in a batch, with padding (default: 2048 on a CPU, else "
+        help="number of tokens in a batch, with padding (default: 1024 on a CPU, else "
         "16384)",
     )
     add(

@@ -29,7 +29,7 @@ from plmjax.embed.vectors import (
 from plmjax.evaluate.model import Model, longest_row, open_models
 from plmjax.stop import Stop
 
-_FORMAT = 2  # increase it if the same job would be split into other batches
+_FORMAT = 3  # increase it if the same job would be split into other batches
 _SAVE_SECONDS = 5.0  # most work that a kill can lose
 
 

@@ -28,7 +28,7 @@ def make_batches(sizes: np.ndarray, longest: int, batch_tokens: int) -> list[Bat
     A batch has at most `batch_tokens` tokens with padding, or is one row. The longest
     come first, as they need most memory.
     """
-    lengths = _best_lengths(sizes, longest, 2 * batch_tokens)
+    lengths = _best_lengths(sizes, longest, 4 * batch_tokens)
     bucket = np.searchsorted(lengths, sizes)
     batches = []
     for number in np.unique(bucket)[::-1]:
