@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,15 @@ def _ways_to_continue(directory: Path, verb: str, keeps_weights: bool = False) -
 
 # Keys whose value none means that the files decide, at the first start of a run.
 INFERRED = ("data.source.kind", "data.source.field")
+
+
+def names_texts(overrides: Iterable[str], config: Any) -> bool:
+    """Returns whether "key=value" overrides name texts, unless of a kind of data sets.
+
+    Texts that a command names are read by their own kind, not by the config's.
+    """
+    named = any(one.startswith("data.source.paths=") for one in overrides)
+    return named and config.data.source.kind not in ("hf", "tfds")
 
 
 class Workdir:

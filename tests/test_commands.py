@@ -80,6 +80,8 @@ SMALLER = {
     r"--size=\d+": "--size=300",
     r"--sizes=[\d,]+": "--sizes=200,300",
     r"(launch --target=(?!local)\S+)": r"\1 --dry_run",
+    # The page is followed in a directory that is no checkout.
+    r"(launch --target=sky)": r"\1 --install='pip install plmjax'",
     # Child processes would read the docstrings of all packages.
     r"(target=local .*-- pretrain|DEVICES=8 plmjax pretrain)": r"\1 a.txt",
     r"bert-base --devices=8,64,512 --batch=4096": "bert-mini --devices=8 --batch=16",

@@ -324,7 +324,7 @@ def load_config(args, workdir: Path | None, chosen: Mapping | None = None):
     from plmjax import config as config_lib
     from plmjax.pretrain.export import imported_layer
     from plmjax.pretrain.run import DEFAULT_CONFIG
-    from plmjax.workdir import RunConfig, Workdir
+    from plmjax.workdir import RunConfig, Workdir, names_texts
 
     saved = saved_config(workdir, RunConfig)
     base = {} if args.config else saved
@@ -343,9 +343,9 @@ def load_config(args, workdir: Path | None, chosen: Mapping | None = None):
         return config_lib.load(RunConfig, args.config, args.overrides, base, given)
 
     config = load()
-    paths = texts or any(o.startswith("data.source.paths=") for o in args.overrides)
     before = saved.get("data", {}).get("source", {}).get("kind")
-    if paths and config.data.source.kind not in ("hf", "tfds", before):
+    named = [*args.overrides, *(f"data.source.{key}=" for key in texts)]
+    if names_texts(named, config) and config.data.source.kind != before:
         texts["kind"] = None  # under an override of the command
         config = load()
     if getattr(args, "train_steps", None) and config.data.phases:

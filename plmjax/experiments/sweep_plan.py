@@ -29,7 +29,7 @@ from plmjax.experiments import budget, hyper
 from plmjax.experiments import space as space_lib
 from plmjax.experiments.runs import as_json, naming
 from plmjax.experiments.verbs import PRETRAIN, choose_objective, verb_of
-from plmjax.workdir import RunConfig
+from plmjax.workdir import RunConfig, names_texts
 
 Values = dict[str, Any]
 
@@ -80,6 +80,9 @@ class Plan:
         overrides = (*self.fixed, *overrides_of(values))
         verb = verb_of(self.base)
         built = config_lib.load(verb.config, None, overrides, self.base)
+        if names_texts(overrides, built):  # as in the trial's command
+            given = {"data": {"source": {"kind": None}}}
+            built = config_lib.load(verb.config, None, overrides, self.base, given)
         flat = config_lib.flatten(config_lib.to_dict(built))
         for key, value in values.items():
             if flat[key] != _plain(value):

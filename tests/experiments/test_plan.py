@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from fakes import BASE, GRID, RATE, SEARCH, SEED, sweep_file
 from finetune_common import records, write
 
 from plmjax import PlmjaxError
+from plmjax import config as config_lib
+from plmjax.cli.options import load_config
 from plmjax.experiments import hyper, space
 from plmjax.experiments import sweep_plan as plan
+from plmjax.experiments.runs import as_json
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -109,6 +113,27 @@ def test_values_come_through_the_command_line_as_they_are():
     assert config["train"]["ema_decay"] is None
     assert config["data"]["source"]["paths"] == "a b's.txt"
     assert config["data"]["phases"] == values["data.phases"]
+
+
+@pytest.mark.parametrize(
+    "base, values, kind",
+    [
+        ("text", {"train.seed": 1}, "text"),
+        ("text", {"data.source.paths": "a.jsonl"}, None),
+        ("docstrings", {"data.source.paths": "a.jsonl"}, None),
+        ("text", {"data.source.paths": "a", "data.source.kind": "tsv"}, "tsv"),
+        ("hf", {"data.source.paths": "saved"}, "hf"),
+    ],
+)
+def test_a_trial_has_the_config_of_its_command(tmp_path, base, values, kind):
+    below = {"data": {"source": {"kind": base}}}
+    (tmp_path / "base.json").write_text(json.dumps(below))
+    made = plan.Plan(below, ("train.steps=3",), plan.StudyConfig(), (values,), None)
+    overrides = [*made.fixed, *plan.overrides_of(values)]
+    args = SimpleNamespace(config=str(tmp_path / "base.json"), overrides=overrides)
+    config = made.config(values)
+    assert config == as_json(config_lib.to_dict(load_config(args, None)))
+    assert config["data"]["source"]["kind"] == kind
 
 
 def test_the_base_may_be_a_recipe_with_an_argument(tmp_path):
